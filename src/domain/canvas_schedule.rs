@@ -1,0 +1,187 @@
+//! The aggregate: one pending send of one Canvas, and what may become of it.
+
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::id::{CanvasId, Etag, PropertiesId, ScheduleId};
+use super::schedule::Schedule;
+use super::wave::{Plan, plan};
+use super::zone::{Zone, ZoneSet};
+use crate::error::Error;
+
+/// The settings that the rules depend on.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy {
+    /// How far past a wave may be and still go at once.
+    pub lateness: TimeDelta,
+    /// How far ahead a wave may be.
+    pub horizon: TimeDelta,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { lateness: TimeDelta::hours(1), horizon: TimeDelta::days(366) }
+    }
+}
+
+/// How far the sending has come; computed, never set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Every zone is open.
+    Pending,
+    /// Some zones are open.
+    Dispatching,
+    /// No zone is open.
+    Dispatched,
+    /// Cancelled.
+    Cancelled,
+}
+
+/// What kind of change made a revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RevisionKind {
+    /// The creation.
+    Create,
+    /// A replaced schedule.
+    Update,
+    /// The cancellation.
+    Cancel,
+}
+
+/// How far a change reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Applied {
+    /// Every zone was open.
+    All,
+    /// Some zones had been handed over before.
+    Some,
+}
+
+/// One pending send of one Canvas.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanvasSchedule {
+    /// Its id.
+    pub id: ScheduleId,
+    /// The Canvas.
+    pub canvas_id: CanvasId,
+    /// When it is sent.
+    pub schedule: Schedule,
+    /// The zone of users with none of their own; copied from the workspace at creation.
+    pub default_zone: Zone,
+    /// The zones that it is about, when not all: those that its recipients state.
+    pub stated_zones: Option<ZoneSet>,
+    /// The zones that were handed over.
+    pub taken: ZoneSet,
+    /// 1 at creation, +1 for each accepted change.
+    pub revision: i64,
+    /// When it was created.
+    pub created_at: DateTime<Utc>,
+    /// When it was last changed.
+    pub updated_at: DateTime<Utc>,
+    /// When it was cancelled.
+    pub cancelled_at: Option<DateTime<Utc>>,
+    /// The properties that it carries.
+    pub properties: Option<PropertiesId>,
+    /// A zone whose last good moment is before this was missed when the schedule was accepted.
+    pub missed_before: DateTime<Utc>,
+    /// When the next wave is due; none when nothing is left to send.
+    pub next_wave: Option<DateTime<Utc>>,
+}
+
+/// One accepted change, as the history keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revision {
+    /// 1 at creation, +1 for each accepted change.
+    pub number: i64,
+    /// What kind of change it was.
+    pub kind: RevisionKind,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// Who made it.
+    pub actor: String,
+    /// The schedule after it.
+    pub schedule: Schedule,
+    /// The properties after it.
+    pub properties: Option<PropertiesId>,
+}
+
+/// What an accepted change came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The schedule after the change.
+    pub after: CanvasSchedule,
+    /// What kind of change it was.
+    pub kind: RevisionKind,
+    /// How far it reached.
+    pub applied: Applied,
+    /// The number of zones that it covers.
+    pub applied_zones: usize,
+    /// Open zones that no wave will serve.
+    pub missed: ZoneSet,
+    /// Properties that this change brought, to be stored under their id: canonical JSON.
+    #[serde(skip)]
+    pub new_properties: Option<(PropertiesId, String)>,
+}
+
+impl CanvasSchedule {
+    /// Every zone that it is about.
+    pub fn zones(&self) -> ZoneSet {
+        self.stated_zones.unwrap_or_else(ZoneSet::all)
+    }
+
+    /// The zones that were not handed over.
+    pub fn open_zones(&self) -> ZoneSet {
+        self.zones().without(&self.taken)
+    }
+
+    /// How far the sending has come.
+    pub fn state(&self) -> State {
+        if self.cancelled_at.is_some() {
+            State::Cancelled
+        } else if self.taken.is_empty() {
+            State::Pending
+        } else if self.open_zones().is_empty() {
+            State::Dispatched
+        } else {
+            State::Dispatching
+        }
+    }
+
+    /// Stands for the revision.
+    pub fn etag(&self) -> Etag {
+        Etag::of(self.id, self.revision)
+    }
+
+    /// The waves to come and the zones missed; empty once cancelled.
+    pub fn plan(&self) -> Plan {
+        match self.cancelled_at {
+            Some(_) => Plan::default(),
+            None => plan(&self.schedule, &self.open_zones(), self.default_zone, self.missed_before),
+        }
+    }
+
+    /// Whether the next change reaches everyone.
+    pub(super) fn applied(&self) -> Applied {
+        if self.taken.is_empty() { Applied::All } else { Applied::Some }
+    }
+
+    /// Refuses a change that the state does not allow, or that was decided on an older revision.
+    pub(super) fn check_changeable(&self, etag: Option<&Etag>) -> Result<(), Error> {
+        let schedule_id = self.id.to_string();
+        if let Some(since) = self.cancelled_at {
+            return Err(Error::Cancelled { schedule_id, since: rfc3339(since) });
+        }
+        if self.open_zones().is_empty() {
+            return Err(Error::NothingLeft { schedule_id, since: rfc3339(self.updated_at) });
+        }
+        match etag {
+            Some(etag) if *etag != self.etag() => Err(Error::StaleEtag { schedule_id, revision: self.revision }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An instant for an error text, to the millisecond.
+pub(super) fn rfc3339(instant: DateTime<Utc>) -> String {
+    instant.to_rfc3339_opts(SecondsFormat::Millis, true)
+}

@@ -1,0 +1,203 @@
+//! What a caller may ask of a schedule, and how the rules answer.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Serialize;
+
+use super::canvas_schedule::{Applied, CanvasSchedule, Outcome, Policy, RevisionKind, rfc3339};
+use super::id::{CanvasId, Etag, ScheduleId};
+use super::payload::{Properties, Target};
+use super::schedule::Schedule;
+use super::wave::{Plan, plan};
+use super::zone::{Zone, ZoneSet};
+use crate::error::{Error, Violation};
+
+/// Asks for a new schedule.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Create {
+    /// The Canvas.
+    pub canvas_id: CanvasId,
+    /// When it is sent.
+    pub schedule: Schedule,
+    /// Values for the message.
+    pub properties: Option<Properties>,
+    /// Whom it is for, duplicates removed.
+    pub target: Target,
+}
+
+/// Asks to replace the schedule, completely, for every open zone.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Overwrite {
+    /// The Canvas; a schedule of another one is not found.
+    pub canvas_id: CanvasId,
+    /// The new schedule; nothing of the old one is kept.
+    pub schedule: Schedule,
+    /// None keeps the stored properties, some replace them whole.
+    pub properties: Option<Properties>,
+    /// The etag that the caller decided on.
+    pub etag: Option<Etag>,
+    /// Refuse a change that would not reach every zone.
+    pub require_all: bool,
+}
+
+/// Asks to cancel for every open zone.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Cancel {
+    /// The Canvas; a schedule of another one is not found.
+    pub canvas_id: CanvasId,
+    /// The etag that the caller decided on.
+    pub etag: Option<Etag>,
+    /// Refuse a cancellation that would not reach every zone.
+    pub require_all: bool,
+}
+
+/// A change of a schedule that exists.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum Command {
+    /// Replace the schedule.
+    Overwrite(Overwrite),
+    /// Cancel it.
+    Cancel(Cancel),
+}
+
+impl Command {
+    /// Decides the change of `current` at `now`.
+    ///
+    /// # Errors
+    /// Why it is refused; then nothing is to be written.
+    pub fn decide(&self, current: &CanvasSchedule, now: DateTime<Utc>, policy: &Policy) -> Result<Outcome, Error> {
+        match self {
+            Self::Overwrite(overwrite) => overwrite.decide(current, now, policy),
+            Self::Cancel(cancel) => cancel.decide(current, now),
+        }
+    }
+}
+
+impl Create {
+    /// Decides the creation as `id` at `now`.
+    ///
+    /// # Errors
+    /// [`Error::TimePast`] and [`Error::BeyondHorizon`].
+    pub fn decide(&self, id: ScheduleId, default_zone: Zone, now: DateTime<Utc>, policy: &Policy) -> Result<Outcome, Error> {
+        let stated_zones = self.target.stated_zones();
+        let open = stated_zones.unwrap_or_else(ZoneSet::all);
+        let accepted = accept(&self.schedule, &open, default_zone, now, policy)?;
+        let new_properties = self.properties.as_ref().map(|properties| (properties.id(id), properties.canonical()));
+        let after = CanvasSchedule {
+            id,
+            canvas_id: self.canvas_id.clone(),
+            schedule: self.schedule,
+            default_zone,
+            stated_zones,
+            taken: ZoneSet::empty(),
+            revision: 1,
+            created_at: now,
+            updated_at: now,
+            cancelled_at: None,
+            properties: new_properties.as_ref().map(|(id, _)| *id),
+            missed_before: accepted.missed_before,
+            next_wave: accepted.next_wave,
+        };
+        let missed = accepted.missed;
+        Ok(Outcome { after, kind: RevisionKind::Create, applied: Applied::All, applied_zones: open.len(), missed, new_properties })
+    }
+}
+
+impl Overwrite {
+    fn decide(&self, current: &CanvasSchedule, now: DateTime<Utc>, policy: &Policy) -> Result<Outcome, Error> {
+        check_canvas(current, &self.canvas_id)?;
+        current.check_changeable(self.etag.as_ref())?;
+        let open = current.open_zones();
+        let accepted = accept(&self.schedule, &open, current.default_zone, now, policy)?;
+        if self.require_all {
+            check_all(current, accepted.missed.len())?;
+        }
+        let new_properties = self.properties.as_ref().map(|properties| (properties.id(current.id), properties.canonical()));
+        let after = CanvasSchedule {
+            schedule: self.schedule,
+            revision: current.revision + 1,
+            updated_at: now,
+            properties: new_properties.as_ref().map(|(id, _)| *id).or(current.properties),
+            missed_before: accepted.missed_before,
+            next_wave: accepted.next_wave,
+            ..current.clone()
+        };
+        let (applied, missed) = (current.applied(), accepted.missed);
+        Ok(Outcome { after, kind: RevisionKind::Update, applied, applied_zones: open.len(), missed, new_properties })
+    }
+}
+
+impl Cancel {
+    fn decide(&self, current: &CanvasSchedule, now: DateTime<Utc>) -> Result<Outcome, Error> {
+        check_canvas(current, &self.canvas_id)?;
+        current.check_changeable(self.etag.as_ref())?;
+        if self.require_all {
+            check_all(current, 0)?;
+        }
+        let after =
+            CanvasSchedule { revision: current.revision + 1, updated_at: now, cancelled_at: Some(now), next_wave: None, ..current.clone() };
+        let (applied, applied_zones) = (current.applied(), current.open_zones().len());
+        let missed = ZoneSet::empty();
+        Ok(Outcome { after, kind: RevisionKind::Cancel, applied, applied_zones, missed, new_properties: None })
+    }
+}
+
+/// A schedule of another Canvas answers as one that does not exist.
+fn check_canvas(current: &CanvasSchedule, canvas_id: &CanvasId) -> Result<(), Error> {
+    if current.canvas_id == *canvas_id { Ok(()) } else { Err(Error::NotFound { schedule_id: current.id.to_string() }) }
+}
+
+fn check_all(current: &CanvasSchedule, missed: usize) -> Result<(), Error> {
+    let taken = current.taken.len();
+    if taken == 0 && missed == 0 { Ok(()) } else { Err(Error::NotAll { schedule_id: current.id.to_string(), taken, missed }) }
+}
+
+/// What the times of an accepted schedule come to.
+struct Accepted {
+    missed_before: DateTime<Utc>,
+    next_wave: Option<DateTime<Utc>>,
+    missed: ZoneSet,
+}
+
+/// No zone is further from UTC than this, so a wall clock outside `now` by more needs no zone rules to be refused.
+const FURTHEST_ZONE: TimeDelta = TimeDelta::hours(48);
+
+/// Holds `schedule` to what may be late and how far ahead it may be. It sees nothing of an earlier schedule.
+fn accept(schedule: &Schedule, open: &ZoneSet, default_zone: Zone, now: DateTime<Utc>, policy: &Policy) -> Result<Accepted, Error> {
+    let wall = schedule.time().and_utc();
+    // An optimal-time wave is on time until its local day ends, any other until the lateness is over.
+    let missed_before = if schedule.at_optimal_time { now } else { now - policy.lateness };
+    if wall > now + policy.horizon + FURTHEST_ZONE {
+        return Err(beyond(schedule, now, policy));
+    }
+    if wall < missed_before - FURTHEST_ZONE {
+        return Err(past(schedule, now, policy));
+    }
+    let Plan { waves, missed } = plan(schedule, open, default_zone, missed_before);
+    let next_wave = waves.first().map(|wave| wave.time);
+    match waves.last() {
+        None => Err(past(schedule, now, policy)),
+        Some(last) if last.time > now + policy.horizon => Err(beyond(schedule, now, policy)),
+        Some(_) => Ok(Accepted { missed_before, next_wave, missed }),
+    }
+}
+
+fn past(schedule: &Schedule, now: DateTime<Utc>, policy: &Policy) -> Error {
+    let bound = if schedule.at_optimal_time {
+        "a local day that has not ended".to_owned()
+    } else {
+        format!("a time that is at most {} minutes past", policy.lateness.num_minutes())
+    };
+    let message = format!("\"{schedule}\" is past in every zone that is left (it is now {}); {bound} is needed", rfc3339(now));
+    Error::TimePast(Violation::new("schedule.time", message))
+}
+
+fn beyond(schedule: &Schedule, now: DateTime<Utc>, policy: &Policy) -> Error {
+    let latest = rfc3339(now + policy.horizon);
+    let days = policy.horizon.num_days();
+    let message = format!("\"{schedule}\" is more than {days} days ahead; a time of which no wave is after {latest} is needed");
+    Error::BeyondHorizon(Violation::new("schedule.time", message))
+}
+
+#[cfg(test)]
+#[path = "command_tests.rs"]
+mod tests;

@@ -1,0 +1,208 @@
+//! Identities: each a type of its own, so that none can stand where another is meant.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::error::quote;
+
+/// The most characters of an opaque id.
+const ID_MAX: usize = 255;
+/// The most characters of a request id.
+const REQUEST_ID_MAX: usize = 128;
+
+/// Checks that an opaque text has 1 to `most` characters and no control character (a NUL cannot be stored by PostgreSQL, the
+/// others hide in logs).
+///
+/// # Errors
+/// What is wrong and what would be right, without the field's name.
+pub fn opaque(value: &str, most: usize) -> Result<(), String> {
+    let length = value.chars().count();
+    if length == 0 {
+        return Err(format!("is empty; 1 to {most} characters are needed"));
+    }
+    if length > most {
+        return Err(format!("{} has {length} characters; at most {most} are allowed", quote(value)));
+    }
+    if value.chars().any(char::is_control) {
+        return Err(format!("{} has a control character; none is allowed", quote(value)));
+    }
+    Ok(())
+}
+
+/// The tenant. Every stored row is scoped by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct WorkspaceId(pub i32);
+
+impl WorkspaceId {
+    /// The workspace `default`, which the first migration makes.
+    pub const DEFAULT: Self = Self(1);
+}
+
+/// A Canvas, known only by this opaque text of 1 to 255 characters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CanvasId(String);
+
+impl CanvasId {
+    /// # Errors
+    /// What is wrong and what would be right, without the field's name.
+    pub fn parse(value: &str) -> Result<Self, String> {
+        opaque(value, ID_MAX).map(|()| Self(value.to_owned()))
+    }
+
+    /// The text as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A canvas schedule: a UUID version 7, so that ids sort by creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ScheduleId(pub Uuid);
+
+impl ScheduleId {
+    /// A new id, later than all that this process made before.
+    pub fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// # Errors
+    /// What is wrong and what would be right, without the field's name.
+    pub fn parse(value: &str) -> Result<Self, String> {
+        // The length keeps out the other spellings that the parser knows: braced, URN, without hyphens.
+        let parsed = if value.len() == 36 { Uuid::try_parse(value).ok() } else { None };
+        parsed.map(Self).ok_or_else(|| {
+            format!(
+                "{} is not a schedule id; a UUID as Create answered it is needed, like 0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11",
+                quote(value)
+            )
+        })
+    }
+}
+
+impl Default for ScheduleId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for ScheduleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_hyphenated().fmt(f)
+    }
+}
+
+/// What a caller chose to name one request by: 1 to 128 characters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RequestId(String);
+
+impl RequestId {
+    /// # Errors
+    /// What is wrong and what would be right, without the field's name.
+    pub fn parse(value: &str) -> Result<Self, String> {
+        opaque(value, REQUEST_ID_MAX).map(|()| Self(value.to_owned()))
+    }
+
+    /// The text as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Names an immutable set of properties of one schedule by its content: the same content has the same id, so it is written
+/// only when it changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PropertiesId(pub Uuid);
+
+impl PropertiesId {
+    /// The id of `canonical` JSON text within `schedule`.
+    pub fn of(schedule: ScheduleId, canonical: &str) -> Self {
+        Self(Uuid::from_bytes(digest_128(&[schedule.0.as_bytes(), canonical.as_bytes()])))
+    }
+}
+
+/// Names the n-th firing of a schedule: 128 bits of SHA-256 over (schedule_id, n), shown as 32 lower-case hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DispatchId([u8; 16]);
+
+impl DispatchId {
+    /// The id of firing `n`, counted from 1.
+    pub fn of(schedule: ScheduleId, n: u32) -> Self {
+        Self(digest_128(&[schedule.0.as_bytes(), &n.to_be_bytes()]))
+    }
+}
+
+impl fmt::Display for DispatchId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Stands for one revision of one schedule. Opaque to callers; never the same for two schedules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Etag(String);
+
+impl Etag {
+    /// The etag of `revision` of `schedule`.
+    pub fn of(schedule: ScheduleId, revision: i64) -> Self {
+        let digest = digest_128(&[schedule.0.as_bytes(), b"etag", &revision.to_be_bytes()]);
+        Self(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// An etag as a caller sent it. Any text is one; what this service never gave out is stale.
+    pub fn from_caller(value: &str) -> Self {
+        Self(value.to_owned())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn digest_128(parts: &[&[u8]]) -> [u8; 16] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part);
+    }
+    let mut first = [0; 16];
+    first.copy_from_slice(&hash.finalize()[..16]);
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dispatch_id_is_128_bits_of_sha_256_over_schedule_and_n() {
+        let id = ScheduleId::parse("0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11").expect("a valid id");
+        let mut bytes = id.0.as_bytes().to_vec();
+        bytes.extend([0, 0, 0, 1]);
+        let whole: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(DispatchId::of(id, 1).to_string(), whole[..32]);
+        assert_ne!(DispatchId::of(id, 1), DispatchId::of(id, 2));
+    }
+
+    #[test]
+    fn ids_say_what_is_wrong() {
+        for (value, said) in [("", "is empty"), ("a\0b", "control character"), (&"x".repeat(256), "has 256 characters")] {
+            let error = CanvasId::parse(value).expect_err(value);
+            assert!(error.contains(said), "{value:?}: {error}");
+        }
+        assert!(CanvasId::parse(&"ü".repeat(255)).is_ok(), "characters are counted, not bytes");
+        for value in ["", "x", "0198c5a07d2e7c649f0b2f1a0c9d3b11", "{0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b1}"] {
+            assert!(ScheduleId::parse(value).is_err(), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn an_etag_is_of_one_schedule_and_one_revision() {
+        let (a, b) = (ScheduleId::new(), ScheduleId::new());
+        assert_eq!(Etag::of(a, 1), Etag::from_caller(Etag::of(a, 1).as_str()));
+        assert_ne!(Etag::of(a, 1), Etag::of(a, 2));
+        assert_ne!(Etag::of(a, 1), Etag::of(b, 1));
+    }
+}

@@ -1,0 +1,17 @@
+//! The rules. Pure: no async, no I/O, no transport, no ORM; `now` is an argument.
+
+pub mod canvas_schedule;
+pub mod command;
+pub mod id;
+pub mod payload;
+pub mod schedule;
+pub mod wave;
+pub mod zone;
+
+pub use canvas_schedule::{Applied, CanvasSchedule, Outcome, Policy, Revision, RevisionKind, State};
+pub use command::{Cancel, Command, Create, Overwrite};
+pub use id::{CanvasId, DispatchId, Etag, PropertiesId, RequestId, ScheduleId, WorkspaceId};
+pub use payload::{Identifier, Properties, Recipient, Target};
+pub use schedule::Schedule;
+pub use wave::{Plan, Wave, WaveMode};
+pub use zone::{Zone, ZoneSet};

@@ -1,0 +1,317 @@
+//! What a schedule carries to the consumer: properties, and whom it is for.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::id::{PropertiesId, ScheduleId, opaque};
+use super::zone::{Zone, ZoneSet};
+use crate::error::{Violation, quote};
+
+/// The most bytes of all properties of a request together, as compact JSON.
+pub const PROPERTIES_MAX_BYTES: usize = 50 * 1024;
+/// How deep properties may nest; the object itself is the first level.
+pub const PROPERTIES_MAX_DEPTH: usize = 30;
+/// The most recipients of one request.
+pub const RECIPIENTS_MAX: usize = 50;
+/// The most characters of an identifier.
+const IDENTIFIER_MAX: usize = 255;
+/// The most entries of `prioritization`.
+const PRIORITIZATION_MAX: usize = 10;
+
+/// A JSON object for templates. Its keys are in order, so equal properties have equal text.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Properties(pub Map<String, Value>);
+
+impl Properties {
+    /// The compact JSON text, the same for equal properties.
+    pub fn canonical(&self) -> String {
+        Value::Object(self.0.clone()).to_string()
+    }
+
+    /// Names this content within `schedule`.
+    pub fn id(&self, schedule: ScheduleId) -> PropertiesId {
+        PropertiesId::of(schedule, &self.canonical())
+    }
+
+    /// Adds what is wrong with these properties, sent as `field`.
+    pub fn check(&self, field: &str, violations: &mut Vec<Violation>) {
+        check_object(&self.0, field, violations);
+    }
+}
+
+/// Who one recipient is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Identifier {
+    /// The caller's own id of the user.
+    ExternalUserId(String),
+    /// An alias.
+    UserAlias {
+        /// The alias.
+        alias_name: String,
+        /// Its kind.
+        alias_label: String,
+    },
+    /// An email address.
+    Email(String),
+}
+
+/// One user to send to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recipient {
+    /// Who it is.
+    pub identifier: Identifier,
+    /// Which of several users with that address is meant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prioritization: Vec<String>,
+    /// Values for this user's message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trigger_properties: Option<Properties>,
+    /// Carried as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_to_existing_only: Option<bool>,
+    /// Carried as it is; only `time_zone` is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attributes: Option<Map<String, Value>>,
+}
+
+impl Recipient {
+    /// The zone that the caller stated, if any. Only meaningful once [`Target::check`] found nothing.
+    fn zone(&self) -> Option<Zone> {
+        let stated = self.attributes.as_ref()?.get("time_zone")?;
+        stated.as_str().and_then(|name| Zone::parse(name).ok())
+    }
+
+    fn check(&self, field: &str, violations: &mut Vec<Violation>) {
+        let mut check = |name: &str, value: &str| {
+            if let Err(why) = opaque(value, IDENTIFIER_MAX) {
+                violations.push(Violation::new(format!("{field}.{name}"), why));
+            }
+        };
+        match &self.identifier {
+            Identifier::ExternalUserId(id) => check("external_user_id", id),
+            Identifier::Email(address) => check("email", address),
+            Identifier::UserAlias { alias_name, alias_label } => {
+                check("user_alias.alias_name", alias_name);
+                check("user_alias.alias_label", alias_label);
+            }
+        }
+        self.prioritization.iter().for_each(|entry| check("prioritization", entry));
+        self.check_prioritization(field, violations);
+        if let Some(properties) = &self.trigger_properties {
+            properties.check(&format!("{field}.trigger_properties"), violations);
+        }
+        if let Some(attributes) = &self.attributes {
+            check_object(attributes, &format!("{field}.attributes"), violations);
+            check_zone(attributes, field, violations);
+        }
+    }
+
+    fn check_prioritization(&self, field: &str, violations: &mut Vec<Violation>) {
+        let field = format!("{field}.prioritization");
+        if !self.prioritization.is_empty() && !matches!(self.identifier, Identifier::Email(_)) {
+            violations.push(Violation::new(&field, "is only allowed beside email; leave it out or state an email"));
+        }
+        if self.prioritization.len() > PRIORITIZATION_MAX {
+            let message = format!("has {} entries; at most {PRIORITIZATION_MAX} are allowed", self.prioritization.len());
+            violations.push(Violation::new(&field, message));
+        }
+    }
+}
+
+/// A zone that is stated must be one that we know: to serve it at another zone's time would be silently wrong.
+fn check_zone(attributes: &Map<String, Value>, field: &str, violations: &mut Vec<Violation>) {
+    let wrong = match attributes.get("time_zone") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(name)) => Zone::parse(name).err(),
+        Some(other) => Some(format!("{} is not text; an IANA time zone name is needed like Europe/Paris", quote(&other.to_string()))),
+    };
+    if let Some(why) = wrong {
+        violations.push(Violation::new(format!("{field}.attributes.time_zone"), why));
+    }
+}
+
+/// Whom a schedule is for. Never changes after creation.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Target {
+    /// Users one by one.
+    pub recipients: Vec<Recipient>,
+    /// A filter that the Canvas engine understands.
+    pub audience: Option<Map<String, Value>>,
+    /// Everyone whom the Canvas targets.
+    pub broadcast: bool,
+}
+
+impl Target {
+    /// Adds everything that is wrong.
+    pub fn check(&self, violations: &mut Vec<Violation>) {
+        let some = !self.recipients.is_empty() || self.audience.is_some();
+        if !some && !self.broadcast {
+            violations.push(Violation::new("recipients", "are missing; one of recipients, audience or broadcast: true is needed"));
+        }
+        if some && self.broadcast {
+            violations.push(Violation::new("broadcast", "is true beside recipients or an audience; state one or the other"));
+        }
+        if self.recipients.len() > RECIPIENTS_MAX {
+            let message = format!("has {} recipients; at most {RECIPIENTS_MAX} are allowed", self.recipients.len());
+            violations.push(Violation::new("recipients", message));
+        }
+        for (n, recipient) in self.recipients.iter().take(RECIPIENTS_MAX).enumerate() {
+            recipient.check(&format!("recipients[{n}]"), violations);
+        }
+        if let Some(audience) = &self.audience {
+            check_object(audience, "audience", violations);
+        }
+    }
+
+    /// The same with duplicates removed: of the same kind and value of identifier the last wins, in its first place.
+    #[must_use]
+    pub fn collapsed(self) -> Self {
+        let mut kept: Vec<Recipient> = Vec::with_capacity(self.recipients.len());
+        for recipient in self.recipients {
+            match kept.iter_mut().find(|earlier| earlier.identifier == recipient.identifier) {
+                Some(earlier) => *earlier = recipient,
+                None => kept.push(recipient),
+            }
+        }
+        Self { recipients: kept, ..self }
+    }
+
+    /// The zones that get waves, when they are not simply all: every recipient states one, and nobody else is meant.
+    pub fn stated_zones(&self) -> Option<ZoneSet> {
+        if self.broadcast || self.audience.is_some() || self.recipients.is_empty() {
+            return None;
+        }
+        self.recipients.iter().map(Recipient::zone).collect()
+    }
+}
+
+/// The bytes of all properties of a create together, as compact JSON.
+pub fn properties_bytes(own: Option<&Properties>, target: &Target) -> usize {
+    let of_recipients = target.recipients.iter().filter_map(|recipient| recipient.trigger_properties.as_ref());
+    own.into_iter().chain(of_recipients).map(|properties| properties.canonical().len()).sum()
+}
+
+/// Adds a violation when the properties of a request are too large together.
+pub fn check_bytes(bytes: usize, violations: &mut Vec<Violation>) {
+    if bytes > PROPERTIES_MAX_BYTES {
+        let message =
+            format!("all properties of the request together are {bytes} bytes of JSON; at most {PROPERTIES_MAX_BYTES} are allowed");
+        violations.push(Violation::new("trigger_properties", message));
+    }
+}
+
+fn check_object(object: &Map<String, Value>, field: &str, violations: &mut Vec<Violation>) {
+    let mut faults = Faults::default();
+    object.iter().for_each(|(key, value)| faults.visit(key, value, 1));
+    if faults.deepest > PROPERTIES_MAX_DEPTH {
+        let message = format!("is nested {} deep; at most {PROPERTIES_MAX_DEPTH} levels are allowed", faults.deepest);
+        violations.push(Violation::new(field, message));
+    }
+    if let Some(key) = faults.nul_under {
+        violations.push(Violation::new(field, format!("has a NUL character at {}; none is allowed", quote(&key))));
+    }
+}
+
+/// What a walk over a JSON object finds.
+#[derive(Default)]
+struct Faults {
+    deepest: usize,
+    nul_under: Option<String>,
+}
+
+impl Faults {
+    /// Visits a value at `depth` levels; its depth is bounded by the decoder that made it.
+    fn visit(&mut self, key: &str, value: &Value, depth: usize) {
+        self.deepest = self.deepest.max(depth);
+        let nul = key.contains('\0') || value.as_str().is_some_and(|text| text.contains('\0'));
+        if nul && self.nul_under.is_none() {
+            self.nul_under = Some(key.to_owned());
+        }
+        match value {
+            Value::Object(inner) => {
+                self.deepest = self.deepest.max(depth + 1);
+                inner.iter().for_each(|(key, value)| self.visit(key, value, depth + 1));
+            }
+            Value::Array(inner) => {
+                self.deepest = self.deepest.max(depth + 1);
+                inner.iter().for_each(|value| self.visit(key, value, depth + 1));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(value: Value) -> Map<String, Value> {
+        value.as_object().expect("an object").clone()
+    }
+
+    fn user(id: &str, zone: Option<&str>) -> Recipient {
+        Recipient {
+            identifier: Identifier::ExternalUserId(id.to_owned()),
+            prioritization: vec![],
+            trigger_properties: None,
+            send_to_existing_only: None,
+            attributes: zone.map(|zone| object(json!({ "time_zone": zone }))),
+        }
+    }
+
+    fn nested(depth: usize) -> Properties {
+        let inner = (1..depth).fold(json!({}), |inner, _| json!({ "a": inner }));
+        Properties(object(inner))
+    }
+
+    fn faults(check: impl FnOnce(&mut Vec<Violation>)) -> Vec<String> {
+        let mut violations = vec![];
+        check(&mut violations);
+        violations.into_iter().map(|one| format!("{}: {}", one.field, one.message)).collect()
+    }
+
+    #[test]
+    fn thirty_levels_pass_and_thirty_one_do_not() {
+        assert_eq!(faults(|all| nested(30).check("p", all)), Vec::<String>::new());
+        assert!(faults(|all| nested(31).check("p", all))[0].contains("nested 31 deep"));
+    }
+
+    #[test]
+    fn every_fault_of_a_target_is_named_at_once() {
+        let mut wrong = user("", Some("Europe/Berln"));
+        wrong.prioritization = vec!["most_recently_updated".to_owned()];
+        let target = Target { recipients: vec![wrong], audience: None, broadcast: true };
+        let all = faults(|all| target.check(all));
+        for field in ["broadcast", "recipients[0].external_user_id", "recipients[0].prioritization", "recipients[0].attributes.time_zone"] {
+            assert!(all.iter().any(|one| one.starts_with(field)), "{field} in {all:?}");
+        }
+    }
+
+    #[test]
+    fn of_duplicates_the_last_wins() {
+        let target = Target { recipients: vec![user("a", None), user("b", None), user("a", Some("Asia/Tokyo"))], ..Target::default() };
+        let kept = target.collapsed().recipients;
+        assert_eq!(kept, [user("a", Some("Asia/Tokyo")), user("b", None)]);
+    }
+
+    #[test]
+    fn only_recipients_that_all_state_a_zone_limit_the_zones() {
+        let of = |recipients| Target { recipients, ..Target::default() }.stated_zones().map(|zones| zones.names());
+        assert_eq!(of(vec![user("a", Some("asia/tokyo")), user("b", Some("UTC"))]), Some(vec!["Asia/Tokyo", "UTC"]));
+        assert_eq!(of(vec![user("a", Some("Asia/Tokyo")), user("b", None)]), None);
+        let with_audience = Target { audience: Some(Map::new()), recipients: vec![user("a", Some("UTC"))], broadcast: false };
+        assert_eq!(with_audience.stated_zones(), None);
+    }
+
+    #[test]
+    fn equal_properties_have_one_id_whatever_the_order_of_their_keys() {
+        let schedule = ScheduleId::new();
+        let a = Properties(object(serde_json::from_str(r#"{"x":1,"y":{"b":2,"a":3}}"#).expect("JSON")));
+        let b = Properties(object(serde_json::from_str(r#"{"y":{"a":3,"b":2},"x":1}"#).expect("JSON")));
+        assert_eq!(a.id(schedule), b.id(schedule));
+        assert_ne!(a.id(schedule), a.id(ScheduleId::new()));
+    }
+}

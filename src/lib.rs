@@ -1,0 +1,4 @@
+//! canvas-scheduler owns the schedules of API-triggered Canvases. `ARCHITECTURE.md` says how the house is built.
+
+pub mod domain;
+pub mod error;
