@@ -1,0 +1,95 @@
+//! The one source of instants. A trait, so that a manual clock drives the tests.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+
+/// Tells the time and waits for it.
+pub trait Clock: Send + Sync + 'static {
+    /// Now, to the millisecond, which is what the store keeps.
+    fn now(&self) -> DateTime<Utc>;
+    /// Returns once [`Self::now`] is at or past `instant`.
+    fn sleep_until(&self, instant: DateTime<Utc>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
+
+/// A clock that many parts share.
+pub type SharedClock = Arc<dyn Clock>;
+
+/// The machine's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[allow(clippy::disallowed_methods, reason = "the one place that asks the machine")]
+    fn now(&self) -> DateTime<Utc> {
+        let now = Utc::now();
+        now.duration_trunc(TimeDelta::milliseconds(1)).unwrap_or(now)
+    }
+
+    fn sleep_until(&self, instant: DateTime<Utc>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            // The machine's clock may be set while we sleep, so look again.
+            while let Ok(left) = (instant - self.now()).to_std() {
+                if left.is_zero() {
+                    break;
+                }
+                tokio::time::sleep(left.min(std::time::Duration::from_secs(1))).await;
+            }
+        })
+    }
+}
+
+/// A clock that stands still until it is moved.
+#[derive(Debug)]
+pub struct ManualClock(tokio::sync::watch::Sender<DateTime<Utc>>);
+
+impl ManualClock {
+    /// A clock that shows `now`.
+    pub fn at(now: DateTime<Utc>) -> Self {
+        Self(tokio::sync::watch::Sender::new(now))
+    }
+
+    /// Moves it by `step`, backwards when negative, and wakes who waited for the new instant.
+    pub fn advance(&self, step: TimeDelta) {
+        self.0.send_modify(|now| *now += step);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> DateTime<Utc> {
+        *self.0.borrow()
+    }
+
+    fn sleep_until(&self, instant: DateTime<Utc>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        let mut moves = self.0.subscribe();
+        Box::pin(async move {
+            // The sender lives as long as `self`, so this ends by the clock alone.
+            let _reached = moves.wait_for(|now| *now >= instant).await;
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_sleeper_wakes_when_the_clock_is_moved_and_not_before() {
+        let start = DateTime::from_timestamp_millis(0).expect("an instant");
+        let clock = Arc::new(ManualClock::at(start));
+        let sleeper = tokio::spawn({
+            let clock = clock.clone();
+            async move {
+                clock.sleep_until(start + TimeDelta::seconds(2)).await;
+                clock.now()
+            }
+        });
+        clock.advance(TimeDelta::seconds(1));
+        tokio::task::yield_now().await;
+        assert!(!sleeper.is_finished());
+        clock.advance(TimeDelta::seconds(1));
+        assert_eq!(sleeper.await.expect("no panic"), start + TimeDelta::seconds(2));
+    }
+}
