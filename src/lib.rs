@@ -3,4 +3,8 @@
 pub mod clock;
 pub mod domain;
 pub mod error;
+pub mod grpc;
+pub mod layers;
 pub mod pb;
+pub mod service;
+pub mod store;

@@ -1,0 +1,222 @@
+//! Requests to domain values: every violation at once.
+
+use crate::domain::payload::{check_bytes, properties_bytes};
+use crate::domain::{
+    Cancel, CanvasId, Create, Etag, Identifier, Overwrite, Properties, Recipient, RequestId, Schedule, ScheduleId, State, Target,
+};
+use crate::error::{Error, Violation};
+use crate::pb::v1;
+use crate::service::{Filter, Mode, Update};
+
+use super::{json, page};
+
+/// Collects what is wrong while a request is read.
+#[derive(Default)]
+struct Reader {
+    violations: Vec<Violation>,
+}
+
+impl Reader {
+    fn field<T>(&mut self, field: &str, parsed: Result<T, String>) -> Option<T> {
+        parsed.map_err(|why| self.violations.push(Violation::new(field, why))).ok()
+    }
+
+    fn canvas_id(&mut self, sent: &str) -> Option<CanvasId> {
+        self.field("canvas_id", CanvasId::parse(sent))
+    }
+
+    fn schedule_id(&mut self, sent: &str) -> Option<ScheduleId> {
+        if sent.is_empty() {
+            self.violations.push(Violation::new("schedule_id", "is missing; a UUID as Create answered it is needed"));
+            return None;
+        }
+        self.field("schedule_id", ScheduleId::parse(sent))
+    }
+
+    fn schedule(&mut self, sent: Option<v1::Schedule>) -> Option<Schedule> {
+        let Some(sent) = sent else {
+            self.violations.push(Violation::new("schedule", "is missing; a schedule with a time is needed"));
+            return None;
+        };
+        self.field("schedule.time", Schedule::parse(&sent.time, sent.in_local_time, sent.at_optimal_time))
+    }
+
+    fn request_id(&mut self, sent: &str) -> Option<RequestId> {
+        if sent.is_empty() { None } else { self.field("request_id", RequestId::parse(sent)) }
+    }
+
+    /// The properties under whichever of their three names they were sent; two names at once are an error.
+    fn properties(&mut self, prefix: &str, sent: [Option<prost_types::Struct>; 3]) -> Option<Properties> {
+        const NAMES: [&str; 3] = ["trigger_properties", "canvas_entry_properties", "context"];
+        let mut found = NAMES.into_iter().zip(sent).filter_map(|(name, sent)| sent.map(|sent| (format!("{prefix}{name}"), sent)));
+        let (field, first) = found.next()?;
+        for (other, _) in found {
+            let message = format!("is another name of {field}, which is there too; send only one of them");
+            self.violations.push(Violation::new(other, message));
+        }
+        let properties = Properties(json::object(first, &field, &mut self.violations));
+        properties.check(&field, &mut self.violations);
+        Some(properties)
+    }
+
+    fn recipient(&mut self, n: usize, sent: v1::Recipient) -> Option<Recipient> {
+        let prefix = format!("recipients[{n}].");
+        let identifier = match sent.identifier {
+            Some(v1::recipient::Identifier::ExternalUserId(id)) => Some(Identifier::ExternalUserId(id)),
+            Some(v1::recipient::Identifier::UserAlias(alias)) => {
+                Some(Identifier::UserAlias { alias_name: alias.alias_name, alias_label: alias.alias_label })
+            }
+            Some(v1::recipient::Identifier::Email(email)) => Some(Identifier::Email(email)),
+            None => {
+                let message = "has no identifier; one of external_user_id, user_alias or email is needed";
+                self.violations.push(Violation::new(prefix.trim_end_matches('.'), message));
+                None
+            }
+        };
+        let trigger_properties = self.properties(&prefix, [sent.trigger_properties, sent.canvas_entry_properties, sent.context]);
+        let field = format!("{prefix}attributes");
+        let attributes = sent.attributes.map(|sent| json::object(sent, &field, &mut self.violations));
+        Some(Recipient {
+            identifier: identifier?,
+            prioritization: sent.prioritization,
+            trigger_properties,
+            send_to_existing_only: sent.send_to_existing_only,
+            attributes,
+        })
+    }
+
+    /// Everything was there, or all that is wrong.
+    fn finish<T>(self, value: Option<T>) -> Result<T, Error> {
+        match value {
+            Some(value) if self.violations.is_empty() => Ok(value),
+            _ => Err(Error::Invalid(self.violations)),
+        }
+    }
+}
+
+/// # Errors
+/// Every violation at once.
+pub fn create(sent: v1::CreateCanvasScheduleRequest) -> Result<(Create, Mode), Error> {
+    let mut reader = Reader::default();
+    let canvas_id = reader.canvas_id(&sent.canvas_id);
+    let schedule = reader.schedule(sent.schedule);
+    let properties = reader.properties("", [sent.trigger_properties, sent.canvas_entry_properties, sent.context]);
+    let sent_recipients = sent.recipients.len();
+    let recipients: Vec<Recipient> = sent.recipients.into_iter().enumerate().filter_map(|(n, sent)| reader.recipient(n, sent)).collect();
+    let audience = sent.audience.map(|sent| json::object(sent, "audience", &mut reader.violations));
+    let target = Target { recipients, audience, broadcast: sent.broadcast };
+    // A recipient without an identifier was named already; what is left could not be told apart from no recipients at all.
+    if target.recipients.len() == sent_recipients {
+        target.check(&mut reader.violations);
+    }
+    check_bytes(properties_bytes(properties.as_ref(), &target), &mut reader.violations);
+    let request_id = reader.request_id(&sent.request_id);
+    let create = canvas_id.zip(schedule);
+    let create = create.map(|(canvas_id, schedule)| Create { canvas_id, schedule, properties, target: target.collapsed() });
+    Ok((reader.finish(create)?, Mode { request_id, validate_only: sent.validate_only }))
+}
+
+/// # Errors
+/// Every violation at once.
+pub fn update(sent: v1::UpdateCanvasScheduleRequest) -> Result<Update, Error> {
+    let mut reader = Reader::default();
+    let canvas_id = reader.canvas_id(&sent.canvas_id);
+    let schedule_id = if sent.schedule_id.is_empty() { None } else { reader.schedule_id(&sent.schedule_id) };
+    let schedule = reader.schedule(sent.schedule);
+    let properties = reader.properties("", [sent.trigger_properties, sent.canvas_entry_properties, sent.context]);
+    check_bytes(properties_bytes(properties.as_ref(), &Target::default()), &mut reader.violations);
+    let request_id = reader.request_id(&sent.request_id);
+    let (etag, require_all) = (etag(&sent.etag), sent.require_all);
+    let overwrite = canvas_id.zip(schedule);
+    let overwrite = overwrite.map(|(canvas_id, schedule)| Overwrite { canvas_id, schedule, properties, etag, require_all });
+    let overwrite = reader.finish(overwrite)?;
+    Ok(Update { schedule_id, overwrite, mode: Mode { request_id, validate_only: sent.validate_only } })
+}
+
+fn etag(sent: &str) -> Option<Etag> {
+    (!sent.is_empty()).then(|| Etag::from_caller(sent))
+}
+
+/// # Errors
+/// Every violation at once.
+pub fn cancel(sent: &v1::CancelCanvasScheduleRequest) -> Result<(ScheduleId, Cancel, Option<RequestId>), Error> {
+    let mut reader = Reader::default();
+    let canvas_id = reader.canvas_id(&sent.canvas_id);
+    let schedule_id = reader.schedule_id(&sent.schedule_id);
+    let request_id = reader.request_id(&sent.request_id);
+    let cancel = canvas_id.map(|canvas_id| Cancel { canvas_id, etag: etag(&sent.etag), require_all: sent.require_all });
+    let (schedule_id, cancel) = reader.finish(schedule_id.zip(cancel))?;
+    Ok((schedule_id, cancel, request_id))
+}
+
+/// # Errors
+/// Every violation at once.
+pub fn get(sent: &v1::GetCanvasScheduleRequest) -> Result<ScheduleId, Error> {
+    let mut reader = Reader::default();
+    let schedule_id = reader.schedule_id(&sent.schedule_id);
+    reader.finish(schedule_id)
+}
+
+/// A page of schedules, as it was asked for.
+pub struct ListPage {
+    /// Which schedules.
+    pub filter: Filter,
+    /// The last one of the page before.
+    pub after: Option<ScheduleId>,
+    /// How many.
+    pub size: u64,
+}
+
+/// # Errors
+/// Every violation at once.
+pub fn list(sent: &v1::ListCanvasSchedulesRequest) -> Result<ListPage, Error> {
+    let mut reader = Reader::default();
+    let canvas_id = if sent.canvas_id.is_empty() { None } else { reader.canvas_id(&sent.canvas_id) };
+    let state = match v1::CanvasScheduleState::try_from(sent.state) {
+        Ok(v1::CanvasScheduleState::Unspecified) => None,
+        Ok(v1::CanvasScheduleState::Pending) => Some(State::Pending),
+        Ok(v1::CanvasScheduleState::Dispatching) => Some(State::Dispatching),
+        Ok(v1::CanvasScheduleState::Dispatched) => Some(State::Dispatched),
+        Ok(v1::CanvasScheduleState::Cancelled) => Some(State::Cancelled),
+        Err(_) => {
+            let message = format!("{} is not a state; PENDING, DISPATCHING, DISPATCHED or CANCELLED is needed, or 0 for all", sent.state);
+            reader.violations.push(Violation::new("state", message));
+            None
+        }
+    };
+    let size = page::size(sent.page_size, &mut reader.violations);
+    let after = page::after(&sent.page_token, &list_query(sent), &mut reader.violations);
+    let after = after.map(|last| ScheduleId(uuid::Uuid::from_u128(last)));
+    reader.finish(Some(ListPage { filter: Filter { canvas_id, state }, after, size }))
+}
+
+/// What makes a list the same list from page to page.
+pub fn list_query(sent: &v1::ListCanvasSchedulesRequest) -> impl std::hash::Hash + use<> {
+    ("schedules", sent.canvas_id.clone(), sent.state)
+}
+
+/// A page of revisions, as it was asked for.
+pub struct RevisionsPage {
+    /// Of which schedule.
+    pub schedule_id: ScheduleId,
+    /// The last one of the page before.
+    pub before: Option<i64>,
+    /// How many.
+    pub size: u64,
+}
+
+/// # Errors
+/// Every violation at once.
+pub fn revisions(sent: &v1::ListCanvasScheduleRevisionsRequest) -> Result<RevisionsPage, Error> {
+    let mut reader = Reader::default();
+    let schedule_id = reader.schedule_id(&sent.schedule_id);
+    let size = page::size(sent.page_size, &mut reader.violations);
+    let before = page::after(&sent.page_token, &revisions_query(sent), &mut reader.violations);
+    let before = before.and_then(|last| i64::try_from(last).ok());
+    reader.finish(schedule_id.map(|schedule_id| RevisionsPage { schedule_id, before, size }))
+}
+
+/// What makes a list the same list from page to page.
+pub fn revisions_query(sent: &v1::ListCanvasScheduleRevisionsRequest) -> impl std::hash::Hash + use<> {
+    ("revisions", sent.schedule_id.clone())
+}

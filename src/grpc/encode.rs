@@ -1,0 +1,173 @@
+//! Domain values to answers.
+
+use chrono::{DateTime, Utc};
+use prost_types::Timestamp;
+
+use super::json;
+use crate::domain::{
+    Applied, CanvasSchedule, Identifier, Outcome, Plan, Properties, Recipient, Revision, RevisionKind, Schedule, State, Wave, WaveMode,
+    ZoneSet,
+};
+use crate::pb::v1;
+use crate::service::{Created, Details};
+
+/// An instant in protobuf's form.
+fn timestamp(instant: DateTime<Utc>) -> Timestamp {
+    Timestamp { seconds: instant.timestamp(), nanos: i32::try_from(instant.timestamp_subsec_nanos()).unwrap_or(0) }
+}
+
+/// A count of zones; there are some six hundred.
+fn count(zones: usize) -> i32 {
+    i32::try_from(zones).unwrap_or(i32::MAX)
+}
+
+fn names(zones: &ZoneSet) -> Vec<String> {
+    zones.names().into_iter().map(str::to_owned).collect()
+}
+
+fn schedule(value: &Schedule) -> v1::Schedule {
+    v1::Schedule { time: value.to_string(), in_local_time: value.in_local_time, at_optimal_time: value.at_optimal_time }
+}
+
+fn state(state: State) -> v1::CanvasScheduleState {
+    match state {
+        State::Pending => v1::CanvasScheduleState::Pending,
+        State::Dispatching => v1::CanvasScheduleState::Dispatching,
+        State::Dispatched => v1::CanvasScheduleState::Dispatched,
+        State::Cancelled => v1::CanvasScheduleState::Cancelled,
+    }
+}
+
+fn applied(applied: Applied) -> i32 {
+    let applied = match applied {
+        Applied::All => v1::Applied::All,
+        Applied::Some => v1::Applied::Some,
+    };
+    applied.into()
+}
+
+/// A schedule.
+pub fn canvas_schedule(value: &CanvasSchedule) -> v1::CanvasSchedule {
+    v1::CanvasSchedule {
+        schedule_id: value.id.to_string(),
+        canvas_id: value.canvas_id.as_str().to_owned(),
+        schedule: Some(schedule(&value.schedule)),
+        state: state(value.state()).into(),
+        revision: value.revision,
+        etag: value.etag().as_str().to_owned(),
+        create_time: Some(timestamp(value.created_at)),
+        update_time: Some(timestamp(value.updated_at)),
+        cancel_time: value.cancelled_at.map(timestamp),
+        default_time_zone: value.default_zone.name().to_owned(),
+        next_wave_time: value.next_wave.map(timestamp),
+        total_zones: count(value.zones().len()),
+        open_zones: count(value.open_zones().len()),
+    }
+}
+
+fn wave(wave: &Wave) -> v1::Wave {
+    let mode = match wave.mode {
+        WaveMode::AtTime => v1::WaveMode::AtTime,
+        WaveMode::OptimalTime => v1::WaveMode::OptimalTime,
+    };
+    v1::Wave {
+        time: Some(timestamp(wave.time)),
+        zones: names(&wave.zones),
+        includes_unlisted_zones: wave.includes_unlisted_zones,
+        mode: mode.into(),
+    }
+}
+
+fn waves(plan: &Plan) -> Vec<v1::Wave> {
+    plan.waves.iter().map(wave).collect()
+}
+
+/// A creation; one that was only validated has no id, and says its waves.
+pub fn created(created: &Created, validate_only: bool) -> v1::CreateCanvasScheduleResponse {
+    let after = &created.outcome.after;
+    let mut value = canvas_schedule(after);
+    if validate_only {
+        (value.schedule_id, value.etag) = (String::new(), String::new());
+        (value.create_time, value.update_time) = (None, None);
+    }
+    v1::CreateCanvasScheduleResponse {
+        canvas_schedule: Some(value),
+        dispatch_id: if validate_only { String::new() } else { created.first_dispatch.to_string() },
+        missed_zones: names(&created.outcome.missed),
+        waves: if validate_only { waves(&after.plan()) } else { vec![] },
+    }
+}
+
+/// An update; one that was only validated says its waves.
+pub fn updated(outcome: &Outcome, validate_only: bool) -> v1::UpdateCanvasScheduleResponse {
+    v1::UpdateCanvasScheduleResponse {
+        canvas_schedule: Some(canvas_schedule(&outcome.after)),
+        applied: applied(outcome.applied),
+        applied_zones: count(outcome.applied_zones),
+        missed_zones: names(&outcome.missed),
+        waves: if validate_only { waves(&outcome.after.plan()) } else { vec![] },
+    }
+}
+
+/// A cancellation.
+pub fn cancelled(outcome: &Outcome) -> v1::CancelCanvasScheduleResponse {
+    v1::CancelCanvasScheduleResponse {
+        canvas_schedule: Some(canvas_schedule(&outcome.after)),
+        applied: applied(outcome.applied),
+        applied_zones: count(outcome.applied_zones),
+    }
+}
+
+fn properties(value: &Properties) -> prost_types::Struct {
+    json::to_struct(&value.0)
+}
+
+fn recipient(value: &Recipient) -> v1::Recipient {
+    let identifier = match value.identifier.clone() {
+        Identifier::ExternalUserId(id) => v1::recipient::Identifier::ExternalUserId(id),
+        Identifier::UserAlias { alias_name, alias_label } => {
+            v1::recipient::Identifier::UserAlias(v1::UserAlias { alias_name, alias_label })
+        }
+        Identifier::Email(email) => v1::recipient::Identifier::Email(email),
+    };
+    v1::Recipient {
+        identifier: Some(identifier),
+        prioritization: value.prioritization.clone(),
+        trigger_properties: value.trigger_properties.as_ref().map(properties),
+        canvas_entry_properties: None,
+        context: None,
+        send_to_existing_only: value.send_to_existing_only,
+        attributes: value.attributes.as_ref().map(json::to_struct),
+    }
+}
+
+/// A schedule, what it carries, and the waves to come.
+pub fn details(details: &Details) -> v1::GetCanvasScheduleResponse {
+    let plan = details.schedule.plan();
+    v1::GetCanvasScheduleResponse {
+        canvas_schedule: Some(canvas_schedule(&details.schedule)),
+        trigger_properties: details.properties.as_ref().map(properties),
+        recipients: details.target.recipients.iter().map(recipient).collect(),
+        audience: details.target.audience.as_ref().map(json::to_struct),
+        broadcast: details.target.broadcast,
+        waves: waves(&plan),
+        missed_zones: names(&plan.missed),
+    }
+}
+
+/// A revision and the properties after it.
+pub fn revision(value: &Revision, carried: Option<&Properties>) -> v1::CanvasScheduleRevision {
+    let kind = match value.kind {
+        RevisionKind::Create => v1::RevisionKind::Create,
+        RevisionKind::Update => v1::RevisionKind::Update,
+        RevisionKind::Cancel => v1::RevisionKind::Cancel,
+    };
+    v1::CanvasScheduleRevision {
+        revision: value.number,
+        kind: kind.into(),
+        create_time: Some(timestamp(value.created_at)),
+        actor: value.actor.clone(),
+        schedule: Some(schedule(&value.schedule)),
+        trigger_properties: carried.map(properties),
+    }
+}

@@ -1,0 +1,99 @@
+//! `google.protobuf.Struct` to JSON and back.
+
+use prost_types::value::Kind;
+use prost_types::{ListValue, Struct, Value as ProtoValue};
+use serde_json::{Map, Number, Value};
+
+use crate::error::Violation;
+
+/// The whole numbers up to this are the same in a double and in JSON text.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
+/// A JSON object from what a caller sent as `field`. Recursion is bounded: the decoder refuses what nests over about 34 deep.
+pub fn object(sent: Struct, field: &str, violations: &mut Vec<Violation>) -> Map<String, Value> {
+    sent.fields.into_iter().map(|(key, sent)| (key, value(sent, field, violations))).collect()
+}
+
+fn value(sent: ProtoValue, field: &str, violations: &mut Vec<Violation>) -> Value {
+    match sent.kind {
+        Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::BoolValue(flag)) => Value::Bool(flag),
+        Some(Kind::StringValue(text)) => Value::String(text),
+        Some(Kind::NumberValue(number)) => self::number(number).unwrap_or_else(|| {
+            violations
+                .push(Violation::new(field, format!("has the number {number}, which JSON cannot hold; send a finite number or text")));
+            Value::Null
+        }),
+        Some(Kind::StructValue(inner)) => Value::Object(object(inner, field, violations)),
+        Some(Kind::ListValue(inner)) => Value::Array(inner.values.into_iter().map(|inner| value(inner, field, violations)).collect()),
+        None => {
+            violations.push(Violation::new(field, "has a value of no kind; state null, a boolean, a number, text, a list or an object"));
+            Value::Null
+        }
+    }
+}
+
+/// The number in its usual form: a whole one without a fraction. None when JSON cannot hold it.
+fn number(number: f64) -> Option<Value> {
+    if number.fract() == 0.0 && number.abs() < EXACT {
+        // Exact by the test above; JSON has no negative zero worth keeping.
+        #[allow(clippy::cast_possible_truncation, reason = "whole and within 2^53")]
+        return Some(Value::Number((number as i64).into()));
+    }
+    Number::from_f64(number).map(Value::Number)
+}
+
+/// The protobuf form of a stored JSON object.
+pub fn to_struct(object: &Map<String, Value>) -> Struct {
+    Struct { fields: object.iter().map(|(key, value)| (key.clone(), to_value(value))).collect() }
+}
+
+fn to_value(value: &Value) -> ProtoValue {
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(flag) => Kind::BoolValue(*flag),
+        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::NAN)),
+        Value::String(text) => Kind::StringValue(text.clone()),
+        Value::Array(list) => Kind::ListValue(ListValue { values: list.iter().map(to_value).collect() }),
+        Value::Object(object) => Kind::StructValue(to_struct(object)),
+    };
+    ProtoValue { kind: Some(kind) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn json() -> impl Strategy<Value = Value> {
+        let whole = (-9_007_199_254_740_991i64..9_007_199_254_740_991).prop_map(|whole| Value::Number(whole.into()));
+        let leaf = prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::Bool), "\\PC{0,8}".prop_map(Value::String), whole];
+        leaf.prop_recursive(4, 32, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::Array),
+                prop::collection::btree_map("\\PC{0,4}", inner, 0..4).prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_comes_back_is_what_was_sent(value in json()) {
+            let sent: Map<String, Value> = [("k".to_owned(), value)].into_iter().collect();
+            let mut violations = vec![];
+            prop_assert_eq!(&object(to_struct(&sent), "p", &mut violations), &sent);
+            prop_assert!(violations.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_json_cannot_hold_is_refused_by_name() {
+        for kind in [Some(Kind::NumberValue(f64::NAN)), Some(Kind::NumberValue(f64::INFINITY)), None] {
+            let mut violations = vec![];
+            let sent = Struct { fields: [("k".to_owned(), ProtoValue { kind: kind.clone() })].into_iter().collect() };
+            object(sent, "trigger_properties", &mut violations);
+            assert_eq!(violations.len(), 1, "{kind:?}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The tonic face: decode, call, encode.
+
+mod decode;
+mod encode;
+mod json;
+mod page;
+pub mod status;
+
+use prost::Message;
+use tonic::{Request, Response, Status};
+
+use crate::domain::WorkspaceId;
+use crate::error::{Error, Violation};
+use crate::layers::deadline::Deadline;
+use crate::pb::v1;
+use crate::pb::v1::canvas_schedule_service_server::CanvasScheduleService;
+use crate::service::{BATCH_MAX, Caller, Service};
+
+/// A page of revisions is cut short where it would pass this many bytes.
+const REVISIONS_PAGE_BYTES: usize = 1024 * 1024;
+
+/// The service as gRPC callers see it.
+#[derive(Clone)]
+pub struct Grpc {
+    service: Service,
+}
+
+impl Grpc {
+    /// The face of `service`.
+    pub fn new(service: Service) -> Self {
+        Self { service }
+    }
+}
+
+/// Who calls. Until there are keys, everyone is the workspace `default`.
+fn caller<T>(request: &Request<T>) -> Caller {
+    let deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
+    Caller { workspace: WorkspaceId::DEFAULT, actor: "anonymous".to_owned(), deadline }
+}
+
+fn refuse(error: Error) -> Status {
+    status::status(&error)
+}
+
+#[tonic::async_trait]
+impl CanvasScheduleService for Grpc {
+    async fn create_canvas_schedule(
+        &self,
+        request: Request<v1::CreateCanvasScheduleRequest>,
+    ) -> Result<Response<v1::CreateCanvasScheduleResponse>, Status> {
+        let caller = caller(&request);
+        let (create, mode) = decode::create(request.into_inner()).map_err(refuse)?;
+        let validate_only = mode.validate_only;
+        let created = self.service.create(caller, create, mode).await.map_err(refuse)?;
+        Ok(Response::new(encode::created(&created, validate_only)))
+    }
+
+    async fn update_canvas_schedule(
+        &self,
+        request: Request<v1::UpdateCanvasScheduleRequest>,
+    ) -> Result<Response<v1::UpdateCanvasScheduleResponse>, Status> {
+        let caller = caller(&request);
+        let update = decode::update(request.into_inner()).map_err(refuse)?;
+        let validate_only = update.mode.validate_only;
+        let outcome = self.service.update(caller, update).await.map_err(refuse)?;
+        Ok(Response::new(encode::updated(&outcome, validate_only)))
+    }
+
+    async fn batch_update_canvas_schedules(
+        &self,
+        request: Request<v1::BatchUpdateCanvasSchedulesRequest>,
+    ) -> Result<Response<v1::BatchUpdateCanvasSchedulesResponse>, Status> {
+        let caller = caller(&request);
+        let sent = request.into_inner().requests;
+        if sent.is_empty() || sent.len() > BATCH_MAX {
+            let message = format!("has {} entries; 1 to {BATCH_MAX} are allowed", sent.len());
+            return Err(refuse(Error::Invalid(vec![Violation::new("requests", message)])));
+        }
+        let validate_only: Vec<bool> = sent.iter().map(|update| update.validate_only).collect();
+        let updates = sent.into_iter().map(decode::update).collect();
+        let answers = self.service.batch_update(&caller, updates).await;
+        let results = answers.iter().zip(validate_only).map(|(answer, validate_only)| result(answer, validate_only)).collect();
+        Ok(Response::new(v1::BatchUpdateCanvasSchedulesResponse { results }))
+    }
+
+    async fn cancel_canvas_schedule(
+        &self,
+        request: Request<v1::CancelCanvasScheduleRequest>,
+    ) -> Result<Response<v1::CancelCanvasScheduleResponse>, Status> {
+        let caller = caller(&request);
+        let (id, cancel, request_id) = decode::cancel(request.get_ref()).map_err(refuse)?;
+        let outcome = self.service.cancel(caller, id, cancel, request_id).await.map_err(refuse)?;
+        Ok(Response::new(encode::cancelled(&outcome)))
+    }
+
+    async fn get_canvas_schedule(
+        &self,
+        request: Request<v1::GetCanvasScheduleRequest>,
+    ) -> Result<Response<v1::GetCanvasScheduleResponse>, Status> {
+        let id = decode::get(request.get_ref()).map_err(refuse)?;
+        let details = self.service.get(&caller(&request), id).await.map_err(refuse)?;
+        Ok(Response::new(encode::details(&details)))
+    }
+
+    async fn list_canvas_schedules(
+        &self,
+        request: Request<v1::ListCanvasSchedulesRequest>,
+    ) -> Result<Response<v1::ListCanvasSchedulesResponse>, Status> {
+        let sent = request.get_ref();
+        let page = decode::list(sent).map_err(refuse)?;
+        // One more than the page tells whether there is a next one.
+        let mut found = self.service.list(&caller(&request), &page.filter, page.after, page.size + 1).await.map_err(refuse)?;
+        let more = u64::try_from(found.len()).is_ok_and(|found| found > page.size);
+        if more {
+            found.pop();
+        }
+        let last = found.last().filter(|_| more);
+        Ok(Response::new(v1::ListCanvasSchedulesResponse {
+            next_page_token: last.map(|last| page::token(&decode::list_query(sent), last.id.0.as_u128())).unwrap_or_default(),
+            canvas_schedules: found.iter().map(encode::canvas_schedule).collect(),
+        }))
+    }
+
+    async fn list_canvas_schedule_revisions(
+        &self,
+        request: Request<v1::ListCanvasScheduleRevisionsRequest>,
+    ) -> Result<Response<v1::ListCanvasScheduleRevisionsResponse>, Status> {
+        let sent = request.get_ref();
+        let page = decode::revisions(sent).map_err(refuse)?;
+        let found = self.service.revisions(&caller(&request), page.schedule_id, page.before, page.size + 1).await;
+        let (found, carried) = found.map_err(refuse)?;
+        let (mut revisions, mut bytes) = (Vec::new(), 0);
+        for value in found.iter().take(usize::try_from(page.size).unwrap_or(usize::MAX)) {
+            let revision = encode::revision(value, value.properties.and_then(|id| carried.get(&id)));
+            bytes += revision.encoded_len();
+            if bytes > REVISIONS_PAGE_BYTES && !revisions.is_empty() {
+                break;
+            }
+            revisions.push(revision);
+        }
+        let last = revisions.last().filter(|_| revisions.len() < found.len()).and_then(|last| u128::try_from(last.revision).ok());
+        let next_page_token = last.map(|last| page::token(&decode::revisions_query(sent), last)).unwrap_or_default();
+        Ok(Response::new(v1::ListCanvasScheduleRevisionsResponse { revisions, next_page_token }))
+    }
+}
+
+/// The answer to one entry of a batch: the same code, message and details as the update would have got on its own.
+fn result(answer: &Result<crate::domain::Outcome, Error>, validate_only: bool) -> v1::BatchUpdateCanvasSchedulesResult {
+    use v1::batch_update_canvas_schedules_result::Result as Entry;
+    let entry = match answer {
+        Ok(outcome) => Entry::Response(encode::updated(outcome, validate_only)),
+        Err(error) => Entry::Error(entry_error(&status::status(error))),
+    };
+    v1::BatchUpdateCanvasSchedulesResult { result: Some(entry) }
+}
+
+fn entry_error(status: &Status) -> v1::BatchUpdateCanvasSchedulesError {
+    // The status carries an encoded google.rpc.Status whose details these are; we wrote it ourselves a moment ago.
+    let details = tonic_types::pb::Status::decode(status.details()).map(|status| status.details).unwrap_or_default();
+    let details = details.into_iter().map(|any| prost_types::Any { type_url: any.type_url, value: any.value }).collect();
+    v1::BatchUpdateCanvasSchedulesError { code: status.code().into(), message: status.message().to_owned(), details }
+}

@@ -1,0 +1,82 @@
+//! Page sizes and page tokens.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::error::{Violation, quote};
+
+/// The size of a page when none is stated.
+const SIZE_DEFAULT: u64 = 50;
+/// The largest page.
+const SIZE_MAX: i32 = 1_000;
+
+/// The size of the page that a caller asks for.
+pub fn size(sent: i32, violations: &mut Vec<Violation>) -> u64 {
+    match sent {
+        0 => SIZE_DEFAULT,
+        1..=SIZE_MAX => u64::from(sent.unsigned_abs()),
+        _ => {
+            violations.push(Violation::new(
+                "page_size",
+                format!("{sent} is not a page size; 1 to {SIZE_MAX} is allowed, 0 means {SIZE_DEFAULT}"),
+            ));
+            SIZE_DEFAULT
+        }
+    }
+}
+
+/// The token of the page after `last` of the list that `query` describes: opaque, and of use for that list only.
+pub fn token(query: &impl Hash, last: u128) -> String {
+    format!("{:016x}{last:032x}", fingerprint(query))
+}
+
+/// Where the page begins that a caller asks for; none for the first.
+pub fn after(sent: &str, query: &impl Hash, violations: &mut Vec<Violation>) -> Option<u128> {
+    if sent.is_empty() {
+        return None;
+    }
+    let split = sent.split_at_checked(16).filter(|(_, last)| last.len() == 32);
+    let last = split.and_then(|(list, last)| {
+        let same = u64::from_str_radix(list, 16).ok()? == fingerprint(query);
+        if same { u128::from_str_radix(last, 16).ok() } else { None }
+    });
+    if last.is_none() {
+        let message =
+            format!("{} is not a page token of this list; the next_page_token of a page with the same filters is needed", quote(sent));
+        violations.push(Violation::new("page_token", message));
+    }
+    last
+}
+
+/// Fixed for a build: a token of another release is refused, and the list is begun again.
+fn fingerprint(query: &impl Hash) -> u64 {
+    let mut hash = DefaultHasher::new();
+    query.hash(&mut hash);
+    hash.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_of_its_own_list_only() {
+        let mut violations = vec![];
+        let token = token(&"a", 7);
+        assert_eq!(after(&token, &"a", &mut violations), Some(7));
+        assert!(violations.is_empty());
+        for (wrong, query) in [(token.as_str(), "b"), ("x", "a"), (&token[1..], "a"), ("ü000000000000000", "a")] {
+            assert_eq!(after(wrong, &query, &mut violations), None, "{wrong}");
+        }
+        assert_eq!(violations.len(), 4);
+    }
+
+    #[test]
+    fn sizes_out_of_bounds_are_refused() {
+        let mut violations = vec![];
+        assert_eq!([0, 1, 1000].map(|sent| size(sent, &mut violations)), [50, 1, 1000]);
+        assert!(violations.is_empty());
+        size(-1, &mut violations);
+        size(1001, &mut violations);
+        assert_eq!(violations.len(), 2);
+    }
+}

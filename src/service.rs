@@ -1,0 +1,208 @@
+//! The use cases. Owns no SQL and no protobuf: it asks the store, lets the domain decide, and answers domain values.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use crate::clock::SharedClock;
+use crate::domain::{
+    Cancel, CanvasSchedule, Command, Create, DispatchId, Outcome, Overwrite, Policy, Properties, PropertiesId, RequestId, Revision,
+    ScheduleId,
+};
+use crate::error::Error;
+pub use crate::store::{Caller, Details, Filter};
+use crate::store::{RequestKey, Store, Work};
+
+/// The most entries of a batch.
+pub const BATCH_MAX: usize = 1_000;
+/// First answers that one housekeeping pass removes.
+const OLD_ANSWERS_AT_ONCE: u64 = 500;
+
+/// How a caller wants a write to be made.
+#[derive(Debug, Clone, Default)]
+pub struct Mode {
+    /// The caller's name for the request.
+    pub request_id: Option<RequestId>,
+    /// Do everything but write.
+    pub validate_only: bool,
+}
+
+/// An update as it was asked for.
+#[derive(Debug, Clone, Serialize)]
+pub struct Update {
+    /// The schedule; none means the one of the Canvas that can still change.
+    pub schedule_id: Option<ScheduleId>,
+    /// What to do.
+    pub overwrite: Overwrite,
+    /// How to write it. No part of what the request is.
+    #[serde(skip)]
+    pub mode: Mode,
+}
+
+/// A new schedule.
+#[derive(Debug, Clone)]
+pub struct Created {
+    /// What it came to.
+    pub outcome: Outcome,
+    /// The id that its first dispatch will have.
+    pub first_dispatch: DispatchId,
+}
+
+/// A kept revision and the properties after it.
+pub type Revisions = (Vec<Revision>, HashMap<PropertiesId, Properties>);
+
+/// What callers may ask. Cheap to clone.
+#[derive(Clone)]
+pub struct Service {
+    store: Store,
+    clock: SharedClock,
+    policy: Policy,
+}
+
+impl Service {
+    /// A service over this store.
+    pub fn new(store: Store, clock: SharedClock, policy: Policy) -> Self {
+        Self { store, clock, policy }
+    }
+
+    /// Schedules a Canvas.
+    ///
+    /// # Errors
+    /// The domain's refusals and the store's.
+    pub async fn create(&self, caller: Caller, create: Create, mode: Mode) -> Result<Created, Error> {
+        let id = ScheduleId::new();
+        let outcome = if mode.validate_only {
+            let zone = self.store.default_zone(caller.workspace).await?;
+            create.decide(id, zone, self.clock.now(), &self.policy)?
+        } else {
+            let request = mode.request_id.map(|id| RequestKey::of(id, &create)).transpose()?;
+            self.store.commit(caller, Work::Create(id, Box::new(create)), request).await?
+        };
+        // A replayed request answers the schedule that it made first.
+        Ok(Created { first_dispatch: DispatchId::of(outcome.after.id, 1), outcome })
+    }
+
+    /// Replaces a schedule for every zone that is open.
+    ///
+    /// # Errors
+    /// The domain's refusals and the store's.
+    pub async fn update(&self, caller: Caller, update: Update) -> Result<Outcome, Error> {
+        self.begin_update(caller, update).await?.answer().await
+    }
+
+    /// Applies updates in their order, each answered on its own.
+    pub async fn batch_update(&self, caller: &Caller, updates: Vec<Result<Update, Error>>) -> Vec<Result<Outcome, Error>> {
+        let mut begun = Vec::with_capacity(updates.len());
+        for update in updates {
+            // Handed over one after the other, so that two of one schedule keep their order; answered all together.
+            begun.push(match update {
+                Ok(update) => self.begin_update(caller.clone(), update).await,
+                Err(error) => Err(error),
+            });
+        }
+        let mut answers = Vec::with_capacity(begun.len());
+        for answer in begun {
+            answers.push(match answer {
+                Ok(answer) => answer.answer().await,
+                Err(error) => Err(error),
+            });
+        }
+        answers
+    }
+
+    /// Looks up what the update means and hands it to its writer.
+    async fn begin_update(
+        &self,
+        caller: Caller,
+        update: Update,
+    ) -> Result<Begun<impl Future<Output = Result<Outcome, Error>> + Send + use<>>, Error> {
+        let request = match (&update.mode.request_id, update.mode.validate_only) {
+            (Some(id), false) => Some(RequestKey::of(id.clone(), &update)?),
+            _ => None,
+        };
+        if let (Some(request), None) = (&request, update.schedule_id) {
+            // The first answer stands whatever schedules the Canvas has by now.
+            if let Some(answered) = self.store.answered(caller.workspace, &request.id).await? {
+                return Ok(Begun::Known(answered.replay(request)));
+            }
+        }
+        let id = match update.schedule_id {
+            Some(id) => id,
+            None => self.store.open_schedule(caller.workspace, &update.overwrite.canvas_id).await?,
+        };
+        let command = Command::Overwrite(update.overwrite);
+        if update.mode.validate_only {
+            let current = self.store.schedule((caller.workspace, id)).await?;
+            return Ok(Begun::Known(command.decide(&current, self.clock.now(), &self.policy)));
+        }
+        let waiting = self.store.enqueue(caller, Work::Change(id, Box::new(command)), request)?;
+        Ok(Begun::Waiting(waiting))
+    }
+
+    /// Cancels a schedule for every zone that is open.
+    ///
+    /// # Errors
+    /// The domain's refusals and the store's.
+    pub async fn cancel(&self, caller: Caller, id: ScheduleId, cancel: Cancel, request_id: Option<RequestId>) -> Result<Outcome, Error> {
+        let request = request_id.map(|request| RequestKey::of(request, &("cancel", id, &cancel))).transpose()?;
+        self.store.commit(caller, Work::Change(id, Box::new(Command::Cancel(cancel))), request).await
+    }
+
+    /// One schedule and what it carries.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] and the store's.
+    pub async fn get(&self, caller: &Caller, id: ScheduleId) -> Result<Details, Error> {
+        self.store.details((caller.workspace, id)).await
+    }
+
+    /// Up to `limit` schedules after `after`, in the order of their ids.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn list(
+        &self,
+        caller: &Caller,
+        filter: &Filter,
+        after: Option<ScheduleId>,
+        limit: u64,
+    ) -> Result<Vec<CanvasSchedule>, Error> {
+        self.store.list(caller.workspace, filter, after, limit).await
+    }
+
+    /// Up to `limit` of the kept revisions before `before`, the newest first, with their properties.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] and the store's.
+    pub async fn revisions(&self, caller: &Caller, id: ScheduleId, before: Option<i64>, limit: u64) -> Result<Revisions, Error> {
+        let revisions = self.store.revisions((caller.workspace, id), before, limit).await?;
+        let ids = revisions.iter().filter_map(|revision| revision.properties).collect();
+        Ok((revisions, self.store.properties(caller.workspace, ids).await?))
+    }
+
+    /// Removes what has outlived its use, until nothing is left to remove.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn clean_up(&self) -> Result<(), Error> {
+        while self.store.remove_old_answers(OLD_ANSWERS_AT_ONCE).await? > 0 {}
+        Ok(())
+    }
+}
+
+/// The answer to an update that was begun.
+enum Begun<F> {
+    /// It is known already.
+    Known(Result<Outcome, Error>),
+    /// It comes with the commit.
+    Waiting(F),
+}
+
+impl<F: Future<Output = Result<Outcome, Error>>> Begun<F> {
+    async fn answer(self) -> Result<Outcome, Error> {
+        match self {
+            Self::Known(answer) => answer,
+            Self::Waiting(answer) => answer.await,
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! The group commit: a writer takes what waits, reads those rows in one statement, lets the domain decide each change, and
+//! makes all of them durable at once. The database's limit is per transaction, not per row (docs/adr/0002).
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sea_orm::{
+    ColumnTrait, Condition, ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
+    EntityTrait, QueryFilter, SqliteTransactionMode, TransactionOptions, TransactionTrait,
+};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::batch::{Answered, Batch, Context, Read};
+use super::entity::{request, revision, workspace};
+use super::error::{connection_lost, deadlock, unique_violation};
+use super::job::{Job, Work};
+use super::{REQUEST_KEPT, convert, insert, sql};
+use crate::clock::SharedClock;
+use crate::domain::{Policy, RequestId, WorkspaceId, Zone};
+use crate::error::Error;
+
+/// After so many rounds lost to another writer, a row is taken under a lock.
+const ROUNDS_BEFORE_LOCK: u8 = 2;
+/// After so many rounds a fault that is not the connection's is the change's own.
+const ROUNDS_MOST: u8 = 10;
+/// How long a round may take: then the connection is taken for lost.
+const ROUND_MOST: Duration = Duration::from_secs(10);
+/// Between rounds while the database is away.
+const OUTAGE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Carries the changes of its share of the schedules, one batch after the other, over one connection.
+pub struct Writer {
+    pub(super) queue: mpsc::Receiver<Job>,
+    pub(super) connect: ConnectOptions,
+    pub(super) db: DatabaseConnection,
+    pub(super) clock: SharedClock,
+    pub(super) policy: Policy,
+    pub(super) batch_max: usize,
+    pub(super) revisions_kept: i64,
+    /// Whether the last round could not reach the database, so that an outage is logged once.
+    pub(super) away: bool,
+}
+
+/// A round that did not end in a commit.
+struct Failed {
+    jobs: Vec<Job>,
+    fault: DbErr,
+}
+
+impl Writer {
+    /// Runs until every [`super::Store`] is gone and the queue is empty. A lone change is committed at once: the writer takes
+    /// what waits and never waits for more.
+    pub async fn run(mut self) {
+        let mut again: Vec<Job> = Vec::new();
+        loop {
+            let mut batch = std::mem::take(&mut again);
+            if batch.is_empty() {
+                if self.queue.recv_many(&mut batch, self.batch_max).await == 0 {
+                    return;
+                }
+            } else {
+                while batch.len() < self.batch_max {
+                    let Ok(job) = self.queue.try_recv() else { break };
+                    batch.push(job);
+                }
+            }
+            let now = Instant::now();
+            let batch = batch.into_iter().filter_map(|job| job.if_still_wanted(now)).collect();
+            again = self.commit(batch).await;
+        }
+    }
+
+    /// Commits a batch and answers the jobs that must go round again, in their order. A part whose statement fails is halved
+    /// until the faulty change stands alone, so that it never fails its neighbours.
+    async fn commit(&mut self, batch: Vec<Job>) -> Vec<Job> {
+        // New schedules are inserted, others changed: different statements, and no row is in both.
+        let (changes, creations): (Vec<Job>, Vec<Job>) = batch.into_iter().partition(|job| matches!(job.work, Work::Change(..)));
+        let mut parts = vec![creations, changes];
+        let mut again = Vec::new();
+        while let Some(part) = parts.pop() {
+            if part.is_empty() {
+                continue;
+            }
+            match self.bounded_round(part).await {
+                Ok(rest) => {
+                    self.away = false;
+                    again.extend(rest);
+                }
+                Err(Failed { jobs, fault }) if connection_lost(&fault) => again.extend(self.outage(jobs, &fault).await),
+                Err(Failed { jobs, fault }) => match settle_fault(jobs, &fault) {
+                    Ok(rest) => again.extend(rest),
+                    Err(mut first) => {
+                        let second = first.split_off(first.len() / 2);
+                        parts.push(second);
+                        parts.push(first);
+                    }
+                },
+            }
+        }
+        again
+    }
+
+    /// A round that ends. One that takes too long is given up with its connection; its callers are told that the outcome is
+    /// unknown, since their answers' senders go with it. SQLite is in this process, and its file answers or fails.
+    async fn bounded_round(&mut self, jobs: Vec<Job>) -> Result<Vec<Job>, Failed> {
+        if self.db.get_database_backend() != DbBackend::Postgres {
+            return self.round(jobs).await;
+        }
+        if let Ok(ended) = tokio::time::timeout(ROUND_MOST, self.round(jobs)).await {
+            return ended;
+        }
+        let fault = DbErr::Custom(format!("no answer for {} seconds", ROUND_MOST.as_secs()));
+        tracing::error!(%fault, "a group commit was given up with its connection");
+        match Database::connect(self.connect.clone()).await {
+            Ok(fresh) => self.db = fresh,
+            Err(fault) => tracing::error!(%fault, "no new connection for the group commit"),
+        }
+        Ok(vec![])
+    }
+
+    /// The jobs that are still to be tried, after a pause.
+    async fn outage(&mut self, jobs: Vec<Job>, fault: &DbErr) -> Vec<Job> {
+        if !self.away {
+            tracing::warn!(%fault, jobs = jobs.len(), "the group commit lost its database; changes are tried again");
+        }
+        self.away = true;
+        tokio::time::sleep(OUTAGE_PAUSE).await;
+        let now = Instant::now();
+        jobs.into_iter().filter_map(|job| job.unless_given_up(now)).collect()
+    }
+
+    /// One round: read, decide, write. Optimistic on PostgreSQL (two round trips, each row guarded by the version that was
+    /// read) until a row was lost too often; then, for new rows, and on SQLite, one transaction.
+    async fn round(&self, jobs: Vec<Job>) -> Result<Vec<Job>, Failed> {
+        let contended = jobs.iter().any(|job| job.rounds_lost >= ROUNDS_BEFORE_LOCK || matches!(job.work, Work::Create(..)));
+        if self.db.get_database_backend() == DbBackend::Postgres && !contended {
+            return match self.decide(&self.db, jobs, false).await {
+                Ok(batch) => match write(&self.db, &batch).await {
+                    Ok(moved) => Ok(self.committed(batch, &moved).await),
+                    Err(fault) => Err(Failed { jobs: batch.into_jobs(connection_lost(&fault)), fault }),
+                },
+                Err(failed) => Err(failed),
+            };
+        }
+        let transaction = match begin(&self.db).await {
+            Ok(transaction) => transaction,
+            Err(fault) => return Err(Failed { jobs, fault }),
+        };
+        let batch = self.decide(&transaction, jobs, true).await?;
+        match write(&transaction, &batch).await {
+            Ok(moved) => match transaction.commit().await {
+                Ok(()) => Ok(self.committed(batch, &moved).await),
+                Err(fault) => Err(Failed { jobs: batch.into_jobs(connection_lost(&fault)), fault }),
+            },
+            Err(fault) => Err(Failed { jobs: batch.into_jobs(false), fault }),
+        }
+    }
+
+    /// Answers the callers, then removes revisions that are not kept any more; what fails there is tried again in its time.
+    async fn committed(&self, batch: Batch, moved: &HashSet<Uuid>) -> Vec<Job> {
+        let trims = batch.trims(moved, self.revisions_kept);
+        let again = batch.answer(moved);
+        for (schedule_id, newest) in trims {
+            let old = revision::Entity::delete_many()
+                .filter(revision::Column::ScheduleId.eq(schedule_id))
+                .filter(revision::Column::Revision.lte(newest));
+            if let Err(fault) = old.exec(&self.db).await {
+                tracing::warn!(%schedule_id, %fault, "old revisions were not removed; the next removal takes them too");
+            }
+        }
+        again
+    }
+
+    async fn decide<C: ConnectionTrait>(&self, db: &C, jobs: Vec<Job>, lock: bool) -> Result<Batch, Failed> {
+        let now = self.clock.now();
+        match read(db, &jobs, now, lock).await {
+            Ok(read) => {
+                let mut batch = Batch::decide(jobs, read, &Context { now, policy: &self.policy, commit_id: commit_id() });
+                batch.answer_refused();
+                Ok(batch)
+            }
+            Err(fault) => Err(Failed { jobs, fault }),
+        }
+    }
+}
+
+/// What becomes of jobs whose statement failed: those to be tried again, or (as an error) those to be halved.
+fn settle_fault(mut jobs: Vec<Job>, fault: &DbErr) -> Result<Vec<Job>, Vec<Job>> {
+    let again = |mut job: Job| {
+        job.rounds_lost = job.rounds_lost.saturating_add(1);
+        job
+    };
+    if deadlock(fault) && jobs.iter().all(|job| job.rounds_lost < ROUNDS_MOST) {
+        return Ok(jobs.into_iter().map(again).collect());
+    }
+    if jobs.len() > 1 {
+        return Err(jobs);
+    }
+    let Some(job) = jobs.pop() else { return Ok(vec![]) };
+    // Its request id was answered by another writer since it was looked up, or its own cut-off creation landed: the next round
+    // finds that.
+    let explained = job.request.is_some() || !job.unsettled.is_empty();
+    if unique_violation(fault) && explained && job.rounds_lost < ROUNDS_MOST {
+        return Ok(vec![again(job)]);
+    }
+    job.answer(Err(Error::internal(fault)));
+    Ok(vec![])
+}
+
+/// Tells the revisions of one commit from all others.
+fn commit_id() -> i64 {
+    // A fresh RandomState is seeded at random once for each thread and counted on from there.
+    i64::from_ne_bytes(RandomState::new().hash_one(Instant::now()).to_ne_bytes())
+}
+
+async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+    // On SQLite the write lock is taken at once: one that reads first and writes later may find it taken.
+    let options = TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..Default::default() };
+    db.begin_with_options(options).await
+}
+
+async fn write<C: ConnectionTrait>(db: &C, batch: &Batch) -> Result<HashSet<Uuid>, DbErr> {
+    let new = batch.new_rows()?;
+    insert::schedules(db, new).await?;
+    let writes = batch.writes()?;
+    if writes.rows.is_empty() { Ok(HashSet::new()) } else { sql::write(db, writes).await }
+}
+
+/// Reads what the database holds about the jobs. Only the rows are asked for in the usual case.
+async fn read<C: ConnectionTrait>(db: &C, jobs: &[Job], now: DateTime<Utc>, lock: bool) -> Result<Read, DbErr> {
+    let mut keys: Vec<(i32, Uuid)> = changes(jobs).map(|(workspace, id)| (workspace.0, id)).collect();
+    keys.sort_unstable_by_key(|(workspace, id)| (*id, *workspace));
+    keys.dedup();
+    let mut read = Read::default();
+    read.answered = answered(db, jobs, now).await?;
+    read.default_zones = default_zones(db, jobs).await?;
+    if !keys.is_empty() {
+        let rows = sql::read_rows(db, &keys, lock).await?;
+        read.rows = rows.into_iter().map(|row| ((WorkspaceId(row.workspace_id), row.id), row)).collect();
+    }
+    // After the rows: a commit that was cut off and lands before they are read is found here, one that lands later moves a
+    // version, so that this round's write is refused.
+    read.settled = settled(db, jobs).await?;
+    Ok(read)
+}
+
+fn changes(jobs: &[Job]) -> impl Iterator<Item = (WorkspaceId, Uuid)> {
+    jobs.iter().filter(|job| matches!(job.work, Work::Change(..))).map(Job::key)
+}
+
+/// First answers to the jobs' request ids. One that is older than a day is removed: the id is free again.
+async fn answered<C: ConnectionTrait>(
+    db: &C,
+    jobs: &[Job],
+    now: DateTime<Utc>,
+) -> Result<HashMap<(WorkspaceId, RequestId), Answered>, DbErr> {
+    let mut ids: HashMap<i32, Vec<&str>> = HashMap::new();
+    for (job, request) in jobs.iter().filter_map(|job| job.request.as_ref().map(|request| (job, request))) {
+        ids.entry(job.caller.workspace.0).or_default().push(request.id.as_str());
+    }
+    let mut found = HashMap::new();
+    for (workspace, ids) in ids {
+        let of_workspace = Condition::all().add(request::Column::WorkspaceId.eq(workspace)).add(request::Column::RequestId.is_in(ids));
+        let oldest = now - TimeDelta::from_std(REQUEST_KEPT).unwrap_or_default();
+        let too_old = request::Column::CreatedMs.lte(oldest.timestamp_millis());
+        let rows = request::Entity::find().filter(of_workspace.clone()).all(db).await?;
+        if rows.iter().any(|row| row.created_ms <= oldest.timestamp_millis()) {
+            request::Entity::delete_many().filter(of_workspace.add(too_old)).exec(db).await?;
+        }
+        for row in rows.into_iter().filter(|row| row.created_ms > oldest.timestamp_millis()) {
+            let id = RequestId::parse(&row.request_id).map_err(convert::broken)?;
+            let outcome = serde_json::from_str(&row.outcome).map_err(convert::broken)?;
+            found.insert((WorkspaceId(workspace), id), Answered { digest: row.digest, outcome });
+        }
+    }
+    Ok(found)
+}
+
+/// Which of the commits that were cut off are there after all.
+async fn settled<C: ConnectionTrait>(db: &C, jobs: &[Job]) -> Result<HashSet<(Uuid, i64)>, DbErr> {
+    let cut: Vec<&Job> = jobs.iter().filter(|job| !job.unsettled.is_empty()).collect();
+    if cut.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let schedules = cut.iter().map(|job| job.work.schedule_id().0);
+    let commits = cut.iter().flat_map(|job| job.unsettled.iter().map(|cut| cut.commit_id));
+    let rows = revision::Entity::find()
+        .filter(revision::Column::ScheduleId.is_in(schedules))
+        .filter(revision::Column::CommitId.is_in(commits))
+        .all(db)
+        .await?;
+    Ok(rows.into_iter().map(|row| (row.schedule_id, row.commit_id)).collect())
+}
+
+async fn default_zones<C: ConnectionTrait>(db: &C, jobs: &[Job]) -> Result<HashMap<WorkspaceId, Zone>, DbErr> {
+    let creating = jobs.iter().filter(|job| matches!(job.work, Work::Create(..)));
+    let workspaces: HashSet<i32> = creating.map(|job| job.caller.workspace.0).collect();
+    if workspaces.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows = workspace::Entity::find().filter(workspace::Column::Id.is_in(workspaces)).all(db).await?;
+    rows.into_iter().map(|row| Ok((WorkspaceId(row.id), Zone::parse(&row.default_time_zone).map_err(convert::broken)?))).collect()
+}

@@ -1,0 +1,149 @@
+//! Connections: how many, how long they may take, and what each session is set to.
+
+use std::time::Duration;
+
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement};
+
+use super::REVISIONS_KEPT;
+use crate::error::{Error, Violation};
+
+/// Where the database is, and the bounds on its use.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `postgres://…` or `sqlite://…`. May hold a password: never logged.
+    pub url: String,
+    /// Writers on PostgreSQL; SQLite has one. More make smaller batches.
+    pub writers: usize,
+    /// The most changes in one commit.
+    pub batch_max: usize,
+    /// The most changes that wait for one writer.
+    pub queue_max: usize,
+    /// The most connections for reading.
+    pub reads_max: u32,
+    /// The newest revisions of a schedule that are kept.
+    pub revisions_kept: i64,
+}
+
+impl Options {
+    /// The usual bounds for this database.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), writers: 2, batch_max: 256, queue_max: 4096, reads_max: 8, revisions_kept: REVISIONS_KEPT }
+    }
+
+    fn is_sqlite(&self) -> bool {
+        self.url.starts_with("sqlite:")
+    }
+
+    /// A database that lives in one connection.
+    fn is_in_memory(&self) -> bool {
+        self.is_sqlite() && (self.url.contains(":memory:") || self.url.contains("mode=memory"))
+    }
+}
+
+/// What a commit of the database is worth.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Durability {
+    /// An acknowledged change survives a crash.
+    Durable,
+    /// The setting makes an acknowledged change survive a crash of this server, but perhaps not a failover.
+    Weakened {
+        /// The setting and its value.
+        setting: String,
+    },
+    /// An acknowledged change may be lost.
+    Lost {
+        /// The setting and its value.
+        setting: String,
+    },
+}
+
+/// How long a caller waits for a connection.
+const ACQUIRE_MOST: Duration = Duration::from_secs(3);
+
+fn base(options: &Options) -> ConnectOptions {
+    let mut connect = ConnectOptions::new(options.url.clone());
+    connect.sqlx_logging(false).record_stmt_in_spans(false);
+    // A lost connection shows itself at first use, and what failed is told apart from what is safe to repeat.
+    connect.test_before_acquire(false);
+    connect.acquire_timeout(ACQUIRE_MOST).connect_timeout(ACQUIRE_MOST);
+    connect.map_sqlx_postgres_opts(|postgres| postgres.application_name("canvas-scheduler").statement_cache_capacity(200));
+    connect.map_sqlx_sqlite_opts(|sqlite| {
+        use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+        // FULL: an acknowledged change is on the disk, not only in the operating system's memory.
+        sqlite
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(5))
+            .pragma("cache_size", "-65536")
+            .pragma("mmap_size", "268435456")
+    });
+    connect
+}
+
+/// Connects the pool that reads.
+pub(super) async fn reads(options: &Options) -> Result<DatabaseConnection, Error> {
+    let mut connect = base(options);
+    let most = if options.is_in_memory() { 1 } else { options.reads_max };
+    connect.max_connections(most).min_connections(u32::from(options.is_in_memory()));
+    if options.is_in_memory() {
+        // The database is gone with its connection.
+        connect.idle_timeout(None::<Duration>).max_lifetime(None::<Duration>);
+    }
+    Database::connect(connect).await.map_err(|fault| unusable(&fault))
+}
+
+pub(super) fn writer_count(options: &Options) -> usize {
+    if options.is_sqlite() { 1 } else { options.writers.max(1) }
+}
+
+/// The one connection of a writer.
+pub(super) fn writer(options: &Options) -> ConnectOptions {
+    let mut connect = base(options);
+    connect.max_connections(1).connect_lazy(true).idle_timeout(None::<Duration>).max_lifetime(None::<Duration>);
+    connect.map_sqlx_postgres_opts(|postgres| {
+        // Its few statements are planned once: their arrays differ only in length, and each row is found by its key.
+        postgres.application_name("canvas-scheduler writer").options([
+            ("plan_cache_mode", "force_generic_plan"),
+            ("enable_seqscan", "off"),
+            ("lock_timeout", "5s"),
+            ("statement_timeout", "9s"),
+        ])
+    });
+    connect
+}
+
+pub(super) async fn writer_connection(
+    options: &Options,
+    connect: &ConnectOptions,
+    reads: &DatabaseConnection,
+) -> Result<DatabaseConnection, Error> {
+    if options.is_in_memory() {
+        return Ok(reads.clone());
+    }
+    Database::connect(connect.clone()).await.map_err(|fault| unusable(&fault))
+}
+
+fn unusable(fault: &DbErr) -> Error {
+    // The text may repeat the URL's host but never its password: the driver keeps that to itself.
+    Error::Invalid(vec![Violation::new("database-url", format!("the database cannot be opened: {fault}"))])
+}
+
+pub(super) async fn durability(db: &DatabaseConnection) -> Result<Durability, DbErr> {
+    if db.get_database_backend() != DbBackend::Postgres {
+        return Ok(Durability::Durable);
+    }
+    let fsync = show(db, "fsync").await?;
+    let full_page_writes = show(db, "full_page_writes").await?;
+    let synchronous_commit = show(db, "synchronous_commit").await?;
+    Ok(match (fsync.as_str(), full_page_writes.as_str(), synchronous_commit.as_str()) {
+        ("off", _, _) => Durability::Lost { setting: "fsync=off".to_owned() },
+        (_, "off", _) => Durability::Weakened { setting: "full_page_writes=off".to_owned() },
+        (_, _, "off" | "local" | "remote_write") => Durability::Weakened { setting: format!("synchronous_commit={synchronous_commit}") },
+        _ => Durability::Durable,
+    })
+}
+
+async fn show(db: &DatabaseConnection, setting: &str) -> Result<String, DbErr> {
+    let row = db.query_one_raw(Statement::from_string(DbBackend::Postgres, format!("SHOW {setting}"))).await?;
+    row.map_or_else(|| Ok(String::new()), |row| row.try_get_by_index(0))
+}

@@ -1,0 +1,204 @@
+//! The tables, as sea-orm entities. Instants are milliseconds since 1970 (UTC), so that both databases hold the same.
+
+/// The hot row: narrow, since every update rewrites it. What it carries lives in tables of its own.
+pub mod canvas_schedule {
+    use sea_orm::entity::prelude::*;
+
+    /// One canvas schedule.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "canvas_schedule")]
+    pub struct Model {
+        /// The tenant; leads the key, so that no row is reached without it.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub workspace_id: i32,
+        /// The schedule id.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: Uuid,
+        /// The Canvas.
+        pub canvas_id: String,
+        /// 1 at creation, +1 for each accepted change.
+        pub revision: i64,
+        /// Moved by every write of the row; guards a write against another one since the read.
+        pub version: i64,
+        /// UTC when the schedule is an instant, else the wall clock's digits.
+        pub time_ms: i64,
+        /// The wall-clock time in each zone.
+        pub in_local_time: bool,
+        /// Only the date counts.
+        pub at_optimal_time: bool,
+        /// 0 pending, 1 dispatching, 2 dispatched, 3 cancelled: computed by the domain, kept for the filter of List.
+        pub state: i16,
+        /// When the next wave is due.
+        pub next_wave_ms: Option<i64>,
+        /// Never after `next_wave_ms`, and what the due index is on. A wave that moves later leaves it alone, so that the
+        /// update touches no index; whoever finds the row too early moves it on.
+        pub wake_ms: Option<i64>,
+        /// A zone whose last good moment is before this was missed.
+        pub missed_before_ms: i64,
+        /// When it was created.
+        pub created_ms: i64,
+        /// When it was last changed.
+        pub updated_ms: i64,
+        /// When it was cancelled.
+        pub cancelled_ms: Option<i64>,
+        /// IANA name.
+        pub default_zone: String,
+        /// The zones that its recipients state, as a JSON array of names; null means all.
+        pub stated_zones: Option<String>,
+        /// The properties that it carries.
+        pub properties_id: Option<Uuid>,
+    }
+
+    /// None: rows are found by key.
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The history: one row for each accepted change, never changed. The key ends in the time, so that the table can be
+/// partitioned by it.
+pub mod revision {
+    use sea_orm::entity::prelude::*;
+
+    /// One accepted change and the value after it.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "canvas_schedule_revision")]
+    pub struct Model {
+        /// The schedule.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub schedule_id: Uuid,
+        /// 1 at creation, +1 for each accepted change.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub revision: i64,
+        /// When it was made.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub created_ms: i64,
+        /// The tenant.
+        pub workspace_id: i32,
+        /// 0 create, 1 update, 2 cancel.
+        pub kind: i16,
+        /// As in the hot row.
+        pub time_ms: i64,
+        /// As in the hot row.
+        pub in_local_time: bool,
+        /// As in the hot row.
+        pub at_optimal_time: bool,
+        /// The properties after it.
+        pub properties_id: Option<Uuid>,
+        /// Who made it.
+        pub actor: String,
+        /// The commit that wrote it: a random number by which a writer that lost its connection at commit knows its own.
+        pub commit_id: i64,
+    }
+
+    /// None: rows are found by key.
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// Immutable property sets, named by their content.
+pub mod properties {
+    use sea_orm::entity::prelude::*;
+
+    /// One set of properties of one schedule.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "canvas_schedule_properties")]
+    pub struct Model {
+        /// Hash of schedule and content.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: Uuid,
+        /// The tenant.
+        pub workspace_id: i32,
+        /// The schedule.
+        pub schedule_id: Uuid,
+        /// Canonical JSON.
+        pub body: String,
+    }
+
+    /// None: rows are found by key.
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// Whom a schedule is for; written at creation, never changed.
+pub mod target {
+    use sea_orm::entity::prelude::*;
+
+    /// The recipients, audience or broadcast of one schedule.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "canvas_schedule_target")]
+    pub struct Model {
+        /// The schedule.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub schedule_id: Uuid,
+        /// The tenant.
+        pub workspace_id: i32,
+        /// JSON.
+        pub body: String,
+    }
+
+    /// None: rows are found by key.
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The first answers to requests that carried a request id, for 24 hours.
+pub mod request {
+    use sea_orm::entity::prelude::*;
+
+    /// One answered request.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "answered_request")]
+    pub struct Model {
+        /// The tenant.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub workspace_id: i32,
+        /// What the caller chose.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub request_id: String,
+        /// SHA-256 of the request in its canonical form, in hex: the same id with another request is an error.
+        pub digest: String,
+        /// The answer, as JSON.
+        pub outcome: String,
+        /// When it was answered.
+        pub created_ms: i64,
+    }
+
+    /// None: rows are found by key.
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The tenants.
+pub mod workspace {
+    use sea_orm::entity::prelude::*;
+
+    /// One tenant.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "workspace")]
+    pub struct Model {
+        /// Its number.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: i32,
+        /// Its name.
+        #[sea_orm(unique)]
+        pub name: String,
+        /// IANA name; copied into each schedule at creation.
+        pub default_time_zone: String,
+    }
+
+    /// None: rows are found by key.
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}

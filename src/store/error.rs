@@ -1,0 +1,57 @@
+//! What a database fault means to a caller.
+
+use std::time::Duration;
+
+use sea_orm::{DbErr, RuntimeErr, SqlErr, SqlxError};
+
+use crate::error::Error;
+
+/// When to try again while the database is away.
+pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Whether the connection is gone or could not be had, so that the statement may or may not have been carried out.
+pub fn connection_lost(fault: &DbErr) -> bool {
+    if matches!(fault, DbErr::ConnectionAcquire(_) | DbErr::Conn(_)) {
+        return true;
+    }
+    match driver_error(fault) {
+        Some(SqlxError::Io(_) | SqlxError::Protocol(_) | SqlxError::PoolClosed | SqlxError::PoolTimedOut | SqlxError::WorkerCrashed) => {
+            true
+        }
+        // 57P01 to 57P05: the server is shutting down, crashed, or refuses connections. 08xxx: connection exceptions.
+        Some(SqlxError::Database(said)) => said.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08")),
+        _ => false,
+    }
+}
+
+/// Whether transactions waited for each other and this one was chosen to give way; it may simply be tried again.
+pub fn deadlock(fault: &DbErr) -> bool {
+    match driver_error(fault) {
+        // 40P01: deadlock; 40001: serialization failure; 55P03: a lock was not had in time.
+        Some(SqlxError::Database(said)) => said.code().is_some_and(|code| ["40P01", "40001", "55P03"].contains(&code.as_ref())),
+        _ => false,
+    }
+}
+
+fn driver_error(fault: &DbErr) -> Option<&SqlxError> {
+    match fault {
+        DbErr::Exec(RuntimeErr::SqlxError(why)) | DbErr::Query(RuntimeErr::SqlxError(why)) | DbErr::Conn(RuntimeErr::SqlxError(why)) => {
+            Some(why)
+        }
+        _ => None,
+    }
+}
+
+/// Whether a unique key stood in the way.
+pub fn unique_violation(fault: &DbErr) -> bool {
+    matches!(fault.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)))
+}
+
+/// The fault as a caller hears of it.
+pub fn public(fault: &DbErr) -> Error {
+    if connection_lost(fault) {
+        tracing::warn!(error = %fault, "the database is not available");
+        return Error::StoreUnavailable { retry_after: RETRY_AFTER };
+    }
+    Error::internal(fault)
+}

@@ -1,0 +1,61 @@
+//! The schema, as steps that only ever go forward: expand first, contract in a later release, so that old and new replicas
+//! run side by side.
+
+mod m0001_schedules;
+
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, Statement, TransactionTrait};
+use sea_orm_migration::{MigrationTrait, MigratorTrait, seaql_migrations};
+
+/// Every step, in order.
+pub struct Migrator;
+
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m0001_schedules::Migration)]
+    }
+}
+
+/// The key of the advisory lock that is held around migrations: any constant that nothing else in the database uses.
+const LOCK_KEY: i64 = 0x6361_6e76_6173;
+
+/// Applies every pending step and answers their names. Two at once wait for each other.
+///
+/// # Errors
+/// What the database says.
+pub async fn migrate(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
+    if db.get_database_backend() != DbBackend::Postgres {
+        return apply(db).await;
+    }
+    // The lock ends with its transaction, also when this process is killed.
+    let lock = db.begin().await?;
+    lock.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, "SELECT pg_advisory_xact_lock($1)", [LOCK_KEY.into()])).await?;
+    let applied = apply(db).await;
+    lock.rollback().await?;
+    applied
+}
+
+async fn apply(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
+    let names = pending(db).await?;
+    Migrator::up(db, None).await?;
+    Ok(names)
+}
+
+/// The names of the steps that were not applied yet; needs no right to change the schema. Steps that a newer release applied
+/// are none of our business (the migrator's own function would call them missing files).
+///
+/// # Errors
+/// What the database says.
+pub async fn pending(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
+    let applied = if has_been_migrated(db).await? { seaql_migrations::Entity::find().all(db).await? } else { vec![] };
+    let known = Migrator::migrations().into_iter().map(|step| step.name().to_owned());
+    Ok(known.filter(|name| !applied.iter().any(|step| step.version == *name)).collect())
+}
+
+async fn has_been_migrated(db: &DatabaseConnection) -> Result<bool, DbErr> {
+    let backend = db.get_database_backend();
+    let sql = match backend {
+        DbBackend::Postgres => "SELECT 1 AS found WHERE to_regclass('seaql_migrations') IS NOT NULL",
+        _ => "SELECT 1 AS found FROM sqlite_master WHERE name = 'seaql_migrations'",
+    };
+    Ok(db.query_one_raw(Statement::from_string(backend, sql)).await?.is_some())
+}

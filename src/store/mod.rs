@@ -1,0 +1,135 @@
+//! The only place with sea-orm: what the service may ask, and nothing else.
+
+mod batch;
+mod commit;
+mod connect;
+mod convert;
+mod entity;
+mod error;
+mod insert;
+mod job;
+mod migration;
+mod read;
+mod sql;
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sea_orm::DatabaseConnection;
+use tokio::sync::mpsc;
+
+pub use batch::Answered;
+pub use commit::Writer;
+pub use connect::{Durability, Options};
+pub use error::RETRY_AFTER;
+pub use job::{Caller, RequestKey, Work};
+pub use read::{Details, Filter};
+
+use crate::clock::SharedClock;
+use crate::domain::{Outcome, Policy, ScheduleId, WorkspaceId};
+use crate::error::Error;
+use job::Job;
+
+/// How long the first answer to a request id is kept.
+pub const REQUEST_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// How many revisions of a schedule are kept and shown: its newest.
+pub const REVISIONS_KEPT: i64 = 100;
+/// When to try again while a writer's queue is full.
+const BUSY_RETRY_AFTER: Duration = Duration::from_millis(200);
+
+/// The database, and the writers that carry changes to it.
+#[derive(Clone)]
+pub struct Store {
+    reads: DatabaseConnection,
+    writers: Arc<[mpsc::Sender<Job>]>,
+    clock: SharedClock,
+    revisions_kept: i64,
+}
+
+impl Store {
+    /// Opens the database. The second part of the answer does the writing: each is to be run for as long as the store is used,
+    /// on a runtime of its choice; it ends once every clone of the store is gone.
+    ///
+    /// # Errors
+    /// What is wrong with the URL, or [`Error::StoreUnavailable`] with the cause in the log.
+    pub async fn open(options: &Options, clock: SharedClock, policy: Policy) -> Result<(Self, Vec<Writer>), Error> {
+        let reads = connect::reads(options).await?;
+        let mut senders = Vec::new();
+        let mut writers = Vec::new();
+        for _ in 0..connect::writer_count(options) {
+            let (sender, queue) = mpsc::channel(options.queue_max);
+            let connect = connect::writer(options);
+            let db = connect::writer_connection(options, &connect, &reads).await?;
+            let (clock, batch_max, revisions_kept) = (clock.clone(), options.batch_max, options.revisions_kept);
+            writers.push(Writer { queue, connect, db, clock, policy, batch_max, revisions_kept, away: false });
+            senders.push(sender);
+        }
+        let revisions_kept = options.revisions_kept;
+        Ok((Self { reads, writers: senders.into(), clock, revisions_kept }, writers))
+    }
+
+    /// Hands a change to its writer and waits for its commit.
+    ///
+    /// # Errors
+    /// The domain's refusals, and those of a full queue, an expired deadline, or a database that is away.
+    pub async fn commit(&self, caller: Caller, work: Work, request: Option<RequestKey>) -> Result<Outcome, Error> {
+        self.enqueue(caller, work, request)?.await
+    }
+
+    /// Hands a change to its writer now; the answer comes with the future. Changes of one schedule are applied in the order in
+    /// which they were handed over.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when the writer's queue is full.
+    pub fn enqueue(
+        &self,
+        caller: Caller,
+        work: Work,
+        request: Option<RequestKey>,
+    ) -> Result<impl Future<Output = Result<Outcome, Error>> + Send + use<>, Error> {
+        let writer = self.writer_of(work.schedule_id())?;
+        let (job, answer) = Job::new(caller, work, request);
+        writer.try_send(job).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => Error::Busy { retry_after: BUSY_RETRY_AFTER },
+            mpsc::error::TrySendError::Closed(_) => Error::Draining,
+        })?;
+        // The sender goes unanswered only when the round that held it was given up.
+        Ok(async move { answer.await.unwrap_or(Err(Error::OutcomeUnknown)) })
+    }
+
+    /// A schedule has one writer in this process, so that the process never conflicts with itself.
+    fn writer_of(&self, id: ScheduleId) -> Result<&mpsc::Sender<Job>, Error> {
+        let mut hash = DefaultHasher::new();
+        id.hash(&mut hash);
+        let index = usize::try_from(hash.finish() % self.writers.len().max(1) as u64).unwrap_or(0);
+        self.writers.get(index).ok_or_else(|| Error::internal("the store has no writer"))
+    }
+
+    /// Applies pending migrations and answers their names.
+    ///
+    /// # Errors
+    /// What the database says, for the log.
+    pub async fn migrate(&self) -> Result<Vec<String>, Error> {
+        migration::migrate(&self.reads).await.map_err(|fault| error::public(&fault))
+    }
+
+    /// The names of migrations that were not applied yet.
+    ///
+    /// # Errors
+    /// What the database says, for the log.
+    pub async fn pending_migrations(&self) -> Result<Vec<String>, Error> {
+        migration::pending(&self.reads).await.map_err(|fault| error::public(&fault))
+    }
+
+    /// Whether an acknowledged change survives a crash of the database's machine.
+    ///
+    /// # Errors
+    /// What the database says, for the log.
+    pub async fn durability(&self) -> Result<Durability, Error> {
+        connect::durability(&self.reads).await.map_err(|fault| error::public(&fault))
+    }
+}
+
+/// A workspace and the id of a schedule in it: the only way to name a row.
+pub type Key = (WorkspaceId, ScheduleId);
