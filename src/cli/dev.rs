@@ -1,0 +1,96 @@
+//! `dev`: the first thing that a newcomer runs. A SQLite file, two sample schedules, and lines to paste.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Datelike, TimeDelta, Utc};
+
+use super::serve::{Stop, drain};
+use super::{Faults, block_on, fault};
+use crate::clock::{Clock, SystemClock};
+use crate::config::Serve;
+use crate::domain::{CanvasId, CanvasSchedule, Create, Schedule, Target, WorkspaceId};
+use crate::error::Error;
+use crate::server::Server;
+use crate::service::{Caller, Filter, Mode, Service};
+
+/// The Canvas of the first sample; the second has one of its own, so that an update of either needs no `schedule_id`.
+const CANVASES: [&str; 2] = ["welcome", "spring-sale"];
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// What is wrong, a line each.
+pub fn run(settings: &Serve) -> Result<(), Faults> {
+    block_on(async {
+        let mut stop = Stop::new()?;
+        let clock = Arc::new(SystemClock);
+        let server = Server::start_migrated(settings, clock.clone()).await.map_err(fault)?;
+        let samples = samples(server.service(), clock.now()).await.map_err(fault)?;
+        print_lines(&server.grpc_addr().to_string(), &samples, clock.now());
+        stop.asked().await;
+        drain(server, stop).await;
+        Ok(())
+    })
+}
+
+/// The sample schedules that can still change; made anew where there is none.
+async fn samples(service: &Service, now: DateTime<Utc>) -> Result<Vec<CanvasSchedule>, Error> {
+    let caller = Caller { workspace: WorkspaceId::DEFAULT, actor: "dev".to_owned(), deadline: None };
+    let mut samples = Vec::new();
+    for (name, in_local_time) in CANVASES.into_iter().zip([true, false]) {
+        let canvas_id = CanvasId::parse(name).map_err(Error::internal)?;
+        let of_canvas = Filter { canvas_id: Some(canvas_id.clone()), state: Some(crate::domain::State::Pending) };
+        let found = service.list(&caller, &of_canvas, None, 1).await?;
+        samples.push(match found.into_iter().next() {
+            Some(sample) => sample,
+            None => {
+                let schedule = Schedule::parse(&next_week(now, "13:14:47"), in_local_time, false).map_err(Error::internal)?;
+                let target = Target { broadcast: true, ..Target::default() };
+                let create = Create { canvas_id, schedule, properties: None, target };
+                service.create(caller.clone(), create, Mode::default()).await?.outcome.after
+            }
+        });
+    }
+    Ok(samples)
+}
+
+fn next_week(now: DateTime<Utc>, time: &str) -> String {
+    let day = now + TimeDelta::days(7);
+    format!("{:04}-{:02}-{:02}T{time}", day.year(), day.month(), day.day())
+}
+
+/// Ready-made lines. Every one works as it is pasted, in this order.
+#[allow(clippy::print_stdout, reason = "the screen is what dev is for")]
+fn print_lines(addr: &str, samples: &[CanvasSchedule], now: DateTime<Utc>) {
+    println!("canvas-scheduler listens for gRPC at {addr} (workspace default, no key needed yet). Paste, one at a time:\n");
+    let call = format!("grpcurl -plaintext {addr}");
+    println!("{call} list");
+    println!("{call} describe canvas.schedule.v1.CanvasScheduleService");
+    let method = "canvas.schedule.v1.CanvasScheduleService";
+    let data = |data: serde_json::Value, rpc: &str| println!("grpcurl -plaintext -d '{data}' {addr} {method}/{rpc}");
+    // A Canvas of its own at each start, so that it has one schedule and the update needs no id.
+    let canvas_id = format!("my-canvas-{}", now.timestamp());
+    data(
+        serde_json::json!({
+            "canvas_id": canvas_id,
+            "schedule": { "time": next_week(now, "09:30:00"), "in_local_time": true },
+            "recipients": [{ "external_user_id": "user-1" }],
+            "trigger_properties": { "greeting": "hello" },
+        }),
+        "CreateCanvasSchedule",
+    );
+    data(serde_json::json!({ "canvas_id": canvas_id, "schedule": { "time": next_week(now, "10:00:00Z") } }), "UpdateCanvasSchedule");
+    for sample in samples.iter().take(1) {
+        let (canvas_id, schedule_id) = (sample.canvas_id.as_str(), sample.id.to_string());
+        let schedule = serde_json::json!({ "time": next_week(now, "14:14:47") });
+        data(serde_json::json!({ "canvas_id": canvas_id, "schedule_id": schedule_id, "schedule": schedule }), "UpdateCanvasSchedule");
+        data(serde_json::json!({ "schedule_id": schedule_id }), "GetCanvasSchedule");
+        data(serde_json::json!({ "schedule_id": schedule_id }), "ListCanvasScheduleRevisions");
+    }
+    for sample in samples.iter().skip(1) {
+        let (canvas_id, schedule_id) = (sample.canvas_id.as_str(), sample.id.to_string());
+        data(serde_json::json!({ "canvas_id": canvas_id, "schedule_id": schedule_id }), "CancelCanvasSchedule");
+    }
+    data(serde_json::json!({}), "ListCanvasSchedules");
+    println!("\nCtrl-C stops it. What was made stays in the database file.");
+}

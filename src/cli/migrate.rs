@@ -1,0 +1,21 @@
+//! `migrate`: applies pending migrations and ends.
+
+use std::sync::Arc;
+
+use super::{Faults, block_on, fault};
+use crate::clock::SystemClock;
+use crate::domain::Policy;
+use crate::store::{Options, Store};
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// What is wrong, a line each.
+pub fn run(database_url: &str) -> Result<(), Faults> {
+    block_on(async {
+        let (store, _writers) = Store::open(&Options::new(database_url), Arc::new(SystemClock), Policy::default()).await.map_err(fault)?;
+        let applied = store.migrate().await.map_err(fault)?;
+        tracing::info!(applied = applied.len(), steps = applied.join(", "), "the schema is up to date");
+        Ok(())
+    })
+}

@@ -1,0 +1,166 @@
+//! The stack that every call passes, from the network and in process alike. Outermost first: trace, details, panic, drain,
+//! deadline. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response, Uri};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::body::Body;
+use tonic::transport::server::TcpConnectInfo;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+use tower::{Service, ServiceExt};
+
+use self::drain::Phase;
+
+mod body;
+pub mod deadline;
+pub mod details;
+pub mod drain;
+pub mod panic;
+pub mod trace;
+
+/// The domain of every `google.rpc.ErrorInfo`.
+pub const DOMAIN: &str = "canvas-scheduler";
+
+/// What the layers need to know of the process.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    /// Where the process stands. Keep the sender: once it is dropped, calls that wait are ended as in [`Phase::Ending`].
+    pub phase: watch::Receiver<Phase>,
+    /// The longest that a unary call may take.
+    pub max_call: Duration,
+}
+
+impl Stack {
+    /// The stack with a bound of 60 s for a unary call.
+    pub fn new(phase: watch::Receiver<Phase>) -> Self {
+        Self { phase, max_call: Duration::from_secs(60) }
+    }
+
+    /// `inner` within the layers.
+    pub fn wrap<S>(self, inner: S) -> Wrapped<S> {
+        Wrapped { inner, stack: Arc::new(self) }
+    }
+}
+
+/// A service within the layers; what a server serves and what a generated client takes in place of a channel.
+#[derive(Debug, Clone)]
+pub struct Wrapped<S> {
+    inner: S,
+    stack: Arc<Stack>,
+}
+
+impl<S> Service<Request<Body>> for Wrapped<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // The call itself waits until the service within is ready, so that the deadline bounds that too.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let (inner, stack) = (self.inner.clone(), self.stack.clone());
+        Box::pin(async move {
+            let call = Call::of(&request);
+            let bound = deadline::read(&mut request, &call, stack.max_call);
+            // Each future is pinned once and the layers borrow it: passing them on by value would double their size each time.
+            let mut handled = pin!(async move {
+                let Ok(response) = inner.oneshot(request).await;
+                response
+            });
+            let mut bounded = pin!(deadline::enforce(handled.as_mut(), bound, &call));
+            let mut drained = pin!(drain::heed(bounded.as_mut(), &stack.phase, &call));
+            let mut caught = pin!(panic::catch(drained.as_mut()));
+            let mut detailed = pin!(details::complete(caught.as_mut(), &call));
+            Ok(trace::record(detailed.as_mut(), &call).await)
+        })
+    }
+}
+
+/// What kind of call a path stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// One request, one answer.
+    Unary,
+    /// The answer goes on: `Health/Watch`, reflection, and whatever is not known to be unary.
+    Stream,
+    /// A unary health call, which is never refused.
+    Health,
+}
+
+/// What the layers know of a call.
+#[derive(Debug, Clone)]
+struct Call {
+    uri: Uri,
+    kind: Kind,
+    began: Instant,
+    peer: Option<SocketAddr>,
+}
+
+impl Call {
+    fn of(request: &Request<Body>) -> Self {
+        let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+        Self { uri: request.uri().clone(), kind: kind_of(request.uri().path()), began: Instant::now(), peer }
+    }
+
+    fn streams(&self) -> bool {
+        self.kind == Kind::Stream
+    }
+}
+
+fn kind_of(path: &str) -> Kind {
+    if path.starts_with("/canvas.schedule.v1.") {
+        Kind::Unary
+    } else if path.starts_with("/grpc.health.v1.Health/") && !path.ends_with("/Watch") {
+        Kind::Health
+    } else {
+        Kind::Stream
+    }
+}
+
+/// A status with its `ErrorInfo`.
+fn refusal(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, []))
+}
+
+/// The name of a code as the gRPC documents write it.
+fn name_of(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod support;
+#[cfg(test)]
+#[path = "layers_tests.rs"]
+mod tests;

@@ -1,0 +1,121 @@
+//! A stack around handlers that the tests write in place.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body_util::BodyExt;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+use tower::{ServiceExt, service_fn};
+
+use super::{DOMAIN, Phase, Stack};
+
+pub const UNARY: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
+pub const STREAM: &str = "/grpc.health.v1.Health/Watch";
+pub const CHECK: &str = "/grpc.health.v1.Health/Check";
+
+pub struct Server {
+    stack: Stack,
+    begin: mpsc::UnboundedSender<()>,
+    begins: mpsc::UnboundedReceiver<()>,
+    _phase: Option<watch::Sender<Phase>>,
+}
+
+impl Server {
+    pub fn of(stack: Stack) -> Self {
+        let (begin, begins) = mpsc::unbounded_channel();
+        Self { stack, begin, begins, _phase: None }
+    }
+
+    /// Calls `path`, which `handler` answers.
+    pub async fn call(&mut self, path: &str, handler: impl Future<Output = Response<Body>> + Send + 'static) -> Response<Body> {
+        pass(self.stack.clone(), request(path), |_| handler).await
+    }
+
+    /// As [`Self::call`], in a task.
+    pub fn start(&self, path: &str, handler: impl Future<Output = Response<Body>> + Send + 'static) -> JoinHandle<Response<Body>> {
+        let begin = self.begin.clone();
+        tokio::spawn(pass(self.stack.clone(), request(path), |_| async move {
+            begin.send(()).expect("the test waits");
+            handler.await
+        }))
+    }
+
+    /// Returns once a call that was started has reached its handler.
+    pub async fn begun(&mut self) {
+        self.begins.recv().await.expect("a handler");
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        let (sender, phase) = watch::channel(Phase::Serving);
+        Self { _phase: Some(sender), ..Self::of(Stack::new(phase)) }
+    }
+}
+
+/// `request` through `stack` to `handler`.
+pub async fn pass<H, F>(stack: Stack, request: Request<Body>, handler: H) -> Response<Body>
+where
+    H: FnOnce(Request<Body>) -> F + Send + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let handler = Arc::new(Mutex::new(Some(handler)));
+    let service = service_fn(move |request| {
+        let handler = handler.lock().expect("no panic under the lock").take().expect("called once");
+        let answer = handler(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let Ok(response) = stack.wrap(service).oneshot(request).await;
+    response
+}
+
+pub fn request(path: &str) -> Request<Body> {
+    Request::post(format!("http://host{path}")).header("content-type", "application/grpc").body(Body::empty()).expect("a request")
+}
+
+/// A successful answer without a message.
+pub fn done() -> Response<Body> {
+    Status::ok("").into_http()
+}
+
+/// A body that says nothing and does not end.
+pub fn endless() -> Body {
+    struct Endless;
+    impl http_body::Body for Endless {
+        type Data = Bytes;
+        type Error = Status;
+        fn poll_frame(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
+            std::task::Poll::Pending
+        }
+    }
+    Body::new(Endless)
+}
+
+/// The code and the reason that the head of `response` states.
+pub fn verdict(response: &Response<Body>) -> (Code, String) {
+    verdict_of(response.headers())
+}
+
+/// The code and the reason at the end of the body of `response`.
+pub async fn verdict_of_stream(response: Response<Body>) -> (Code, String) {
+    let ended = response.into_body().collect().await.expect("a body");
+    verdict_of(ended.trailers().expect("trailers"))
+}
+
+fn verdict_of(headers: &HeaderMap) -> (Code, String) {
+    let Some(status) = Status::from_header_map(headers) else { return (Code::Ok, String::new()) };
+    let reason = status.get_details_error_info().map(|info| {
+        assert_eq!(info.domain, DOMAIN);
+        info.reason
+    });
+    (status.code(), reason.unwrap_or_default())
+}

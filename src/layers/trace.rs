@@ -1,0 +1,113 @@
+//! A request id for every call, and one line in the log when it ends.
+
+use std::error::Error;
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::header::HeaderName;
+use http::{HeaderMap, HeaderValue, Response, Uri};
+use tokio::time::Instant;
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use super::{Call, body, name_of};
+
+const HEADER: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Starts anywhere, so that two processes hardly ever use the same ids.
+static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(0)));
+
+tokio::task_local! {
+    static REQUEST_ID: u64;
+}
+
+/// The id of the call that this code runs for, 16 hex digits. None outside of a call, and in a task that a call has spawned.
+pub fn current_request_id() -> Option<String> {
+    REQUEST_ID.try_with(|id| format!("{id:016x}")).ok()
+}
+
+/// The answer of `inner` with its id in `x-request-id`; logged when the answer, or its body if that streams, has ended.
+pub(super) async fn record<F>(inner: Pin<&mut F>, call: &Call) -> Response<Body>
+where
+    F: Future<Output = Response<Body>>,
+{
+    let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut line = Line { uri: call.uri.clone(), streams: call.streams(), began: call.began, peer: call.peer, id, written: false };
+    let mut response = REQUEST_ID.scope(id, inner).await;
+    if let Ok(id) = HeaderValue::try_from(format!("{id:016x}")) {
+        response.headers_mut().insert(HEADER, id);
+    }
+    if !call.streams() || http_body::Body::is_end_stream(response.body()) {
+        let cause = response.extensions().get::<Status>().and_then(Error::source);
+        line.write(code_of(response.headers()), cause);
+        return response;
+    }
+    body::see_trailers(response, move |trailers| line.write(code_of(trailers), None))
+}
+
+fn code_of(headers: &HeaderMap) -> Code {
+    headers.get(Status::GRPC_STATUS).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
+}
+
+/// The line of one call; written as CANCELLED when the call is dropped before it has ended.
+struct Line {
+    uri: Uri,
+    streams: bool,
+    began: Instant,
+    peer: Option<SocketAddr>,
+    id: u64,
+    written: bool,
+}
+
+impl Line {
+    /// `cause` is what an operator may read and the caller may not: the source of the [`Status`] that a handler answered.
+    fn write(&mut self, code: Code, cause: Option<&(dyn Error + 'static)>) {
+        self.written = true;
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    method = self.uri.path().trim_start_matches('/'),
+                    code = name_of(code),
+                    // To the microsecond.
+                    duration_ms = (self.began.elapsed().as_secs_f64() * 1e6).round() / 1e3,
+                    request_id = format_args!("{:016x}", self.id),
+                    peer = self.peer.map(tracing::field::display),
+                    cause = cause.map(tracing::field::display),
+                    "call ended"
+                )
+            };
+        }
+        match code {
+            Code::Internal | Code::Unknown | Code::DataLoss => line!(error),
+            // That a stream ends at its deadline or when we stop is its ordinary end.
+            Code::Unavailable | Code::DeadlineExceeded if self.streams => line!(debug),
+            Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted => line!(warn),
+            Code::Ok
+            | Code::Cancelled
+            | Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::FailedPrecondition
+            | Code::Aborted
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::Unauthenticated => line!(debug),
+        }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if !self.written {
+            self.write(Code::Cancelled, None);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "trace_tests.rs"]
+mod tests;

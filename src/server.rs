@@ -1,0 +1,248 @@
+//! Wiring: opens the store, builds the service, mounts the face, runs the cores, drains in order.
+
+pub mod accept;
+mod routes;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::clock::SharedClock;
+use crate::config::Serve;
+use crate::domain::Policy;
+use crate::error::{Error, Violation};
+use crate::layers::drain::Phase;
+use crate::layers::{Stack, Wrapped};
+use crate::service::Service;
+use crate::store::{Durability, Options, Store, Writer};
+use accept::{Bounds, Connection, Core};
+use routes::{HEALTH_NAMES, Routes};
+
+/// Between looks at the schema while migrations are pending.
+const SCHEMA_POLL: Duration = Duration::from_secs(1);
+/// Between passes that remove what has outlived its use.
+const CLEAN_UP_EVERY: TimeDelta = TimeDelta::minutes(10);
+/// After the drain: how long connections have to flush and writers to end.
+const AFTER_DRAIN: Duration = Duration::from_secs(3);
+
+/// A running server.
+pub struct Server {
+    grpc_addr: SocketAddr,
+    service: Service,
+    health: HealthReporter,
+    phase: watch::Sender<Phase>,
+    drain: Duration,
+    cores: Vec<oneshot::Receiver<()>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Opens the database, binds the port and serves; not ready while migrations are pending.
+    ///
+    /// # Errors
+    /// What is wrong with the database or the address.
+    pub async fn start(settings: &Serve, clock: SharedClock) -> Result<Self, Error> {
+        let (store, writers) = open(settings, clock.clone()).await?;
+        Self::serve(settings, clock, store, writers).await
+    }
+
+    /// As [`Self::start`], after applying pending migrations.
+    ///
+    /// # Errors
+    /// What is wrong with the database or the address.
+    pub async fn start_migrated(settings: &Serve, clock: SharedClock) -> Result<Self, Error> {
+        let (store, writers) = open(settings, clock.clone()).await?;
+        store.migrate().await?;
+        Self::serve(settings, clock, store, writers).await
+    }
+
+    async fn serve(settings: &Serve, clock: SharedClock, store: Store, mut writers: Vec<Writer>) -> Result<Self, Error> {
+        check_durability(&store).await?;
+        let listener = bind(settings.grpc_addr).await?;
+        let grpc_addr = listener.local_addr().map_err(Error::internal)?;
+        let service = Service::new(store.clone(), clock.clone(), policy(settings));
+        let (health, ready) = (HealthReporter::new(), Arc::new(AtomicBool::new(false)));
+        set_health(&health, ServingStatus::NotServing).await;
+        let (phase, phases) = watch::channel(Phase::Serving);
+        let bounds = bounds(settings);
+        let stack = Stack { phase: phases.clone(), max_call: settings.max_call_time };
+        let routes = Routes::new(&service, health.clone(), ready.clone())?;
+        let (mut mouths, mut cores) = (Vec::new(), Vec::new());
+        for n in 0..settings.cores {
+            let (mouth, incoming) = Core::new();
+            // Writers are spread over the cores; where there are more writers than cores, the last core runs the rest.
+            let own = if n + 1 == settings.cores { std::mem::take(&mut writers) } else { writers.pop().into_iter().collect() };
+            cores.push(run_core(n, incoming, stack.clone().wrap(routes.clone()), own, bounds, phases.clone())?);
+            mouths.push(mouth);
+        }
+        let mut tasks = vec![tokio::spawn(clean_up(service.clone(), clock))];
+        if store.pending_migrations().await?.is_empty() {
+            let_in(&health, &ready).await;
+        } else {
+            tasks.push(tokio::spawn(until_schema(store, health.clone(), ready)));
+        }
+        tasks.push(tokio::spawn(accept::accept(listener, mouths, bounds, phases)));
+        Ok(Self { grpc_addr, service, health, phase, drain: settings.drain, cores, tasks })
+    }
+
+    /// Where gRPC callers connect.
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.grpc_addr
+    }
+
+    /// The use cases, for the sample schedules of `dev`.
+    pub fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// Stops: health says NOT_SERVING, the port closes, streams end, calls in flight finish within the drain bound, what still
+    /// runs then is answered UNAVAILABLE, and the writers commit what they hold. Always returns.
+    pub async fn stop(self) {
+        set_health(&self.health, ServingStatus::NotServing).await;
+        self.phase.send_replace(Phase::Draining);
+        for task in &self.tasks {
+            // The accept loop ends by the phase; the others hold the store, which must go for the writers to end.
+            task.abort();
+        }
+        drop(self.service);
+        let ended = async {
+            for core in self.cores {
+                // A core that panicked has ended too.
+                let _ended = core.await;
+            }
+        };
+        tokio::pin!(ended);
+        if tokio::time::timeout(self.drain, &mut ended).await.is_ok() {
+            return;
+        }
+        tracing::warn!(drain_ms = self.drain.as_millis(), "calls were still in flight at the end of the drain; they are told UNAVAILABLE");
+        self.phase.send_replace(Phase::Ending);
+        if tokio::time::timeout(AFTER_DRAIN, ended).await.is_err() {
+            tracing::error!("a core did not end in time; what it held is given up");
+        }
+    }
+}
+
+async fn open(settings: &Serve, clock: SharedClock) -> Result<(Store, Vec<Writer>), Error> {
+    let options = Options {
+        writers: settings.writers,
+        batch_max: settings.commit_max,
+        queue_max: settings.queue_max,
+        reads_max: settings.read_connections,
+        revisions_kept: i64::from(settings.revisions_kept),
+        ..Options::new(&settings.database_url)
+    };
+    Store::open(&options, clock, policy(settings)).await
+}
+
+fn policy(settings: &Serve) -> Policy {
+    Policy {
+        lateness: TimeDelta::from_std(settings.lateness).unwrap_or(TimeDelta::MAX),
+        horizon: TimeDelta::days(i64::from(settings.horizon_days)),
+    }
+}
+
+fn bounds(settings: &Serve) -> Bounds {
+    Bounds {
+        first_byte: settings.first_byte_timeout,
+        max_age: settings.max_connection_age,
+        max_connections: settings.max_connections,
+        ..Bounds::default()
+    }
+}
+
+async fn bind(addr: SocketAddr) -> Result<TcpListener, Error> {
+    let unbound = |why: std::io::Error| Error::Invalid(vec![Violation::new("grpc-addr", format!("{addr} cannot be bound: {why}"))]);
+    TcpListener::bind(addr).await.map_err(unbound)
+}
+
+/// Refuses a database that forgets what was acknowledged, and warns of one that may in a failover.
+async fn check_durability(store: &Store) -> Result<(), Error> {
+    match store.durability().await? {
+        Durability::Durable => Ok(()),
+        Durability::Weakened { setting } => {
+            tracing::warn!(setting, "the database may lose acknowledged changes in a failover; see docs/operations.md");
+            Ok(())
+        }
+        Durability::Lost { setting } => {
+            let message = format!("the database has {setting}, which loses acknowledged changes in a crash; fsync=on is needed");
+            Err(Error::Invalid(vec![Violation::new("database-url", message)]))
+        }
+    }
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for name in HEALTH_NAMES {
+        health.set_service_status(name, status).await;
+    }
+}
+
+/// From here on calls are served.
+async fn let_in(health: &HealthReporter, ready: &AtomicBool) {
+    ready.store(true, Ordering::Relaxed);
+    set_health(health, ServingStatus::Serving).await;
+}
+
+/// Lets callers in once no migration is pending.
+async fn until_schema(store: Store, health: HealthReporter, ready: Arc<AtomicBool>) {
+    tracing::warn!("not ready: migrations are pending; run `canvas-scheduler migrate`");
+    loop {
+        match store.pending_migrations().await {
+            Ok(pending) if pending.is_empty() => break,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "not ready: the schema cannot be looked at"),
+        }
+        tokio::time::sleep(SCHEMA_POLL).await;
+    }
+    let_in(&health, &ready).await;
+    tracing::info!("ready: the schema is there");
+}
+
+async fn clean_up(service: Service, clock: SharedClock) {
+    loop {
+        clock.sleep_until(clock.now() + CLEAN_UP_EVERY).await;
+        if let Err(error) = service.clean_up().await {
+            tracing::warn!(%error, "what has outlived its use was not removed; the next pass takes it too");
+        }
+    }
+}
+
+/// Starts a thread with a runtime of its own, which serves the connections that it is handed and runs its share of the
+/// writers. Answers when both have ended.
+fn run_core(
+    n: usize,
+    incoming: mpsc::Receiver<Connection>,
+    service: Wrapped<Routes>,
+    writers: Vec<Writer>,
+    bounds: Bounds,
+    phases: watch::Receiver<Phase>,
+) -> Result<oneshot::Receiver<()>, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::internal)?;
+    let (ended, ends) = oneshot::channel();
+    let work = async move {
+        let writers: Vec<_> = writers.into_iter().map(|writer| tokio::spawn(writer.run())).collect();
+        accept::serve(incoming, service, bounds, phases).await;
+        // The service is gone with the connections; once every core has come this far the queues close and the writers end.
+        for writer in writers {
+            if let Err(panic) = writer.await {
+                tracing::error!(%panic, "a writer ended by a fault of ours");
+            }
+        }
+    };
+    let run = move || {
+        runtime.block_on(work);
+        runtime.shutdown_background();
+        // Nobody waits once the bound on stopping has passed.
+        let _late = ended.send(());
+    };
+    std::thread::Builder::new().name(format!("core-{n}")).spawn(run).map_err(Error::internal)?;
+    Ok(ends)
+}

@@ -1,0 +1,174 @@
+//! The accept loop: one task takes connections and hands each to the core with the fewest.
+//!
+//! tonic's own server never ends a drain while a silent connection or a stream is open, and closes at an age without GOAWAY;
+//! so the life of a connection is ours (`connection.rs`).
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+
+use crate::layers::drain::Phase;
+
+mod connection;
+
+pub use self::connection::serve;
+
+/// How long connections live and how many there are.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Within this the preface of HTTP/2, 24 bytes, must have come from a new connection. 10 s.
+    pub first_byte: Duration,
+    /// At this age a connection is told to go (GOAWAY), each a tenth earlier to a tenth later by chance, so that those that
+    /// came together do not come again together. 30 min.
+    pub max_age: Duration,
+    /// How long the calls of a connection that is too old may go on before it is closed. 30 s.
+    pub age_grace: Duration,
+    /// How long calls may go on in [`Phase::Draining`]; for whoever moves the phase to [`Phase::Ending`]. 20 s.
+    pub drain: Duration,
+    /// Connections at once, over all cores; one more is closed at once. 10,000.
+    pub max_connections: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            first_byte: Duration::from_secs(10),
+            max_age: Duration::from_secs(30 * 60),
+            age_grace: Duration::from_secs(30),
+            drain: Duration::from_secs(20),
+            max_connections: 10_000,
+        }
+    }
+}
+
+impl Bounds {
+    /// The age for one connection.
+    fn age(&self) -> Duration {
+        // Every RandomState hashes by other keys.
+        let permille = u32::try_from(RandomState::new().hash_one(0) % 1001).unwrap_or(500);
+        (self.max_age - self.max_age / 10).saturating_add(self.max_age / 5 / 1000 * permille)
+    }
+}
+
+/// A core as the accept loop sees it: where its connections go, and how many live there.
+#[derive(Debug)]
+pub struct Core {
+    connections: mpsc::Sender<Connection>,
+    live: Arc<AtomicUsize>,
+}
+
+/// How many connections may wait for a busy core before the accept loop waits too, and the kernel's backlog with it.
+const WAITING: usize = 64;
+
+impl Core {
+    /// A core, and what [`serve`] takes on its runtime.
+    pub fn new() -> (Self, mpsc::Receiver<Connection>) {
+        let (connections, incoming) = mpsc::channel(WAITING);
+        (Self { connections, live: Arc::default() }, incoming)
+    }
+
+    /// The connections that wait for this core or are served by it.
+    fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+}
+
+/// A connection on its way to a core, not yet bound to a runtime. It counts until it is dropped.
+#[derive(Debug)]
+pub struct Connection {
+    stream: std::net::TcpStream,
+    peer: SocketAddr,
+    slot: Slot,
+}
+
+/// A place among the connections of a core, free again when dropped.
+#[derive(Debug)]
+struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn of(core: &Core) -> Self {
+        core.live.fetch_add(1, Ordering::Relaxed);
+        Self(core.live.clone())
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Connection {
+    fn new(stream: TcpStream, peer: SocketAddr, core: &Core) -> io::Result<Self> {
+        // Small answers must not wait for the acknowledgement of earlier ones.
+        stream.set_nodelay(true)?;
+        Ok(Self { stream: stream.into_std()?, peer, slot: Slot::of(core) })
+    }
+}
+
+/// Accepts until `phase` leaves [`Phase::Serving`] and then closes the port.
+pub async fn accept(listener: TcpListener, cores: Vec<Core>, bounds: Bounds, mut phase: watch::Receiver<Phase>) {
+    tokio::select! {
+        biased;
+        () = Phase::Draining.reached(&mut phase) => {}
+        () = accept_forever(&listener, &cores, bounds) => {}
+    }
+}
+
+async fn accept_forever(listener: &TcpListener, cores: &[Core], bounds: Bounds) {
+    let mut faults = 0;
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                faults = 0;
+                hand_over(stream, peer, cores, bounds.max_connections).await;
+            }
+            Err(why) if one_connections_own(&why) => tracing::debug!(%why, "a connection was lost before it was accepted"),
+            Err(why) => {
+                let pause = pause_after(faults);
+                faults += 1;
+                // Out of file descriptors or memory, most likely. The connection stays in the backlog, so without a pause we
+                // would spin; it is over when others have closed.
+                tracing::warn!(%why, pause_ms = pause.as_millis(), "cannot accept connections");
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+async fn hand_over(stream: TcpStream, peer: SocketAddr, cores: &[Core], max_connections: usize) {
+    let live: usize = cores.iter().map(Core::live).sum();
+    if live >= max_connections {
+        tracing::debug!(%peer, live, max_connections, "too many connections; a new one is closed");
+        return;
+    }
+    let Some(core) = cores.iter().min_by_key(|core| core.live()) else { return };
+    match Connection::new(stream, peer, core) {
+        Ok(connection) => {
+            if core.connections.send(connection).await.is_err() {
+                tracing::debug!(%peer, "the core has stopped; a new connection is closed");
+            }
+        }
+        Err(why) => tracing::debug!(%peer, %why, "a connection was lost as it was accepted"),
+    }
+}
+
+/// Whether an error of accept concerns only the connection that would have been next.
+fn one_connections_own(why: &io::Error) -> bool {
+    matches!(why.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
+}
+
+/// 10 ms after the first fault, doubled with each that follows, at most 1 s.
+fn pause_after(faults: u32) -> Duration {
+    Duration::from_millis(10 << faults.min(7)).min(Duration::from_secs(1))
+}
+
+#[cfg(test)]
+#[path = "accept_tests.rs"]
+mod tests;

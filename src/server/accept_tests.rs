@@ -1,0 +1,244 @@
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tonic::Code;
+use tonic::body::Body;
+use tonic::transport::server::TcpConnectInfo;
+use tower::service_fn;
+
+use super::*;
+use crate::layers::Stack;
+use crate::layers::support::{STREAM, done, endless, request, verdict, verdict_of_stream};
+
+const QUICK: &str = "/canvas.schedule.v1.Test/Quick";
+/// Begins, and ends when it is released.
+const SLOW: &str = "/canvas.schedule.v1.Test/Slow";
+/// Begins, and never ends.
+const HANG: &str = "/canvas.schedule.v1.Test/Hang";
+
+/// Ends a test that hangs.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(10), future).await.expect("it hangs")
+}
+
+struct Server {
+    addr: SocketAddr,
+    phase: watch::Sender<Phase>,
+    live: Arc<AtomicUsize>,
+    begun: mpsc::UnboundedReceiver<()>,
+    release: Arc<Notify>,
+    accepted: JoinHandle<()>,
+    served: JoinHandle<()>,
+}
+
+async fn start(bounds: Bounds) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("an address");
+    let (phase, phases) = watch::channel(Phase::Serving);
+    let (begin, begun) = mpsc::unbounded_channel();
+    let release = Arc::new(Notify::new());
+    let released = release.clone();
+    let service = service_fn(move |request: Request<Body>| {
+        let (begin, released) = (begin.clone(), released.clone());
+        async move {
+            let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+            assert!(peer.expect("the peer's address").ip().is_loopback());
+            match request.uri().path() {
+                STREAM => return Ok(Response::new(endless())),
+                QUICK => {}
+                slow => {
+                    begin.send(()).expect("the test waits");
+                    released.notified().await;
+                    assert_eq!(slow, SLOW);
+                }
+            }
+            Ok::<_, std::convert::Infallible>(done())
+        }
+    });
+    let (core, incoming) = Core::new();
+    let live = core.live.clone();
+    let accepted = tokio::spawn(accept(listener, vec![core], bounds, phases.clone()));
+    let served = tokio::spawn(serve(incoming, Stack::new(phases.clone()).wrap(service), bounds, phases));
+    Server { addr, phase, live, begun, release, accepted, served }
+}
+
+/// A connection of a client, whose task ends when it is told to go and has no calls.
+struct Client(SendRequest<Body>, JoinHandle<hyper::Result<()>>);
+
+impl Client {
+    async fn to(server: &Server) -> Self {
+        let stream = TcpStream::connect(server.addr).await.expect("a connection");
+        let (send, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+        Self(send, tokio::spawn(connection))
+    }
+
+    fn begin(&self, path: &str) -> JoinHandle<hyper::Result<Response<Body>>> {
+        let (mut send, request) = (self.0.clone(), request(path));
+        tokio::spawn(async move {
+            send.ready().await?;
+            send.send_request(request).await.map(|response| response.map(Body::new))
+        })
+    }
+
+    async fn call(&self, path: &str) -> Response<Body> {
+        soon(self.begin(path)).await.expect("no panic").expect("an answer")
+    }
+}
+
+const OK: (Code, String) = (Code::Ok, String::new());
+
+fn draining() -> (Code, String) {
+    (Code::Unavailable, "DRAINING".into())
+}
+
+/// A connection that says no more than `words`; known to be served, since the server has spoken.
+async fn mute(server: &Server, words: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(server.addr).await.expect("a connection");
+    stream.write_all(words).await.expect("sent");
+    soon(stream.read_u8()).await.expect("the server's settings");
+    stream
+}
+
+async fn closed(mut stream: TcpStream) {
+    // A reset is an end too.
+    let _end = soon(stream.read_to_end(&mut Vec::new())).await;
+}
+
+#[tokio::test]
+async fn a_silent_connection_is_closed_and_one_that_spoke_is_not() {
+    let server = start(Bounds { first_byte: Duration::from_millis(200), ..Bounds::default() }).await;
+    let client = Client::to(&server).await;
+    assert_eq!(verdict(&client.call(QUICK).await), OK);
+    let (silent, halting) = (mute(&server, b"").await, mute(&server, b"PRI * HTTP/2").await);
+    closed(silent).await;
+    closed(halting).await;
+    assert_eq!(verdict(&client.call(QUICK).await), OK);
+}
+
+#[tokio::test]
+async fn what_is_not_http2_is_closed() {
+    let server = start(Bounds::default()).await;
+    closed(mute(&server, b"GET / HTTP/1.1\r\nHost: somewhere\r\n\r\n").await).await;
+}
+
+#[tokio::test]
+async fn draining_ends_what_would_not_and_lets_calls_finish() {
+    let mut server = start(Bounds::default()).await;
+    let silent = mute(&server, b"").await;
+    let (first, second) = (Client::to(&server).await, Client::to(&server).await);
+    let stream = first.call(STREAM).await;
+    let slow = second.begin(SLOW);
+    soon(server.begun.recv()).await.expect("begun");
+
+    server.phase.send_replace(Phase::Draining);
+    soon(server.accepted).await.expect("no panic");
+    assert!(TcpStream::connect(server.addr).await.is_err(), "the port is closed");
+    closed(silent).await;
+    assert_eq!(soon(verdict_of_stream(stream)).await, draining());
+    soon(first.1).await.expect("no panic").expect("told to go");
+    assert!(!server.served.is_finished());
+
+    server.release.notify_one();
+    let response = soon(slow).await.expect("no panic").expect("an answer");
+    assert_eq!(verdict(&response), OK);
+    soon(server.served).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn ending_answers_calls_that_hang_and_leaves_peers_that_do_not_go() {
+    let mut server = start(Bounds::default()).await;
+    let client = Client::to(&server).await;
+    let hangs = client.begin(HANG);
+    soon(server.begun.recv()).await.expect("begun");
+    // It speaks once and keeps the connection open, without a call and without an answer to a ping.
+    let stubborn = mute(&server, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    server.phase.send_replace(Phase::Draining);
+    soon(server.accepted).await.expect("no panic");
+    assert!(!server.served.is_finished() && !hangs.is_finished());
+
+    server.phase.send_replace(Phase::Ending);
+    assert_eq!(verdict(&soon(hangs).await.expect("no panic").expect("an answer")), draining());
+    soon(server.served).await.expect("no panic");
+    closed(stubborn).await;
+}
+
+#[tokio::test]
+async fn an_old_connection_is_told_to_go_and_a_new_one_serves() {
+    let server = start(Bounds { max_age: Duration::from_millis(300), ..Bounds::default() }).await;
+    let client = Client::to(&server).await;
+    soon(client.1).await.expect("no panic").expect("told to go, no error");
+    let next = Client::to(&server).await;
+    assert_eq!(verdict(&next.call(QUICK).await), OK);
+}
+
+#[tokio::test]
+async fn an_old_connection_is_closed_when_its_grace_is_over() {
+    let bounds = Bounds { max_age: Duration::from_millis(300), age_grace: Duration::from_millis(100), ..Bounds::default() };
+    let mut server = start(bounds).await;
+    let client = Client::to(&server).await;
+    let hangs = client.begin(HANG);
+    soon(server.begun.recv()).await.expect("begun");
+    assert!(soon(hangs).await.expect("no panic").is_err());
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_closed_until_another_ends() {
+    let server = start(Bounds { max_connections: 1, ..Bounds::default() }).await;
+    let client = Client::to(&server).await;
+    assert_eq!(verdict(&client.call(QUICK).await), OK);
+    closed(TcpStream::connect(server.addr).await.expect("the kernel takes it")).await;
+    assert_eq!(verdict(&client.call(QUICK).await), OK);
+
+    drop(client);
+    soon(async {
+        while server.live.load(Ordering::Relaxed) > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let response = Client::to(&server).await.call(QUICK).await;
+    assert_eq!(verdict(&response), OK);
+    assert!(response.into_body().collect().await.is_ok());
+}
+
+#[tokio::test]
+async fn the_core_with_the_fewest_connections_gets_the_next() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("an address");
+    let (phase, phases) = watch::channel(Phase::Serving);
+    let ((first, mut firsts), (second, mut seconds)) = (Core::new(), Core::new());
+    let _two_more = [Slot::of(&first), Slot::of(&first)];
+    let accepted = tokio::spawn(accept(listener, vec![first, second], Bounds::default(), phases));
+    let mut taken = Vec::new();
+    for core in [2, 2, 1, 2, 1] {
+        let _client = TcpStream::connect(addr).await.expect("a connection");
+        let (connection, which) = soon(async {
+            tokio::select! {
+                connection = firsts.recv() => (connection, 1),
+                connection = seconds.recv() => (connection, 2),
+            }
+        })
+        .await;
+        assert_eq!(which, core, "after {}", taken.len());
+        taken.push(connection.expect("a connection"));
+    }
+    drop(phase);
+    soon(accepted).await.expect("no panic");
+}
+
+#[test]
+fn ages_differ_by_a_tenth_and_pauses_double() {
+    let bounds = Bounds::default();
+    let ages: Vec<Duration> = (0..100).map(|_| bounds.age()).collect();
+    let (least, most) = (Duration::from_secs(27 * 60), Duration::from_secs(33 * 60));
+    assert!(ages.iter().all(|age| (least..=most).contains(age)), "{ages:?}");
+    assert!(ages.iter().any(|age| *age != ages[0]), "by chance");
+    assert!(Bounds { max_age: Duration::MAX, ..bounds }.age() >= Duration::MAX / 2, "no overflow");
+
+    let pauses: Vec<u128> = [0, 1, 2, 6, 7, 8, u32::MAX].into_iter().map(|faults| pause_after(faults).as_millis()).collect();
+    assert_eq!(pauses, [10, 20, 40, 640, 1000, 1000, 1000]);
+}

@@ -1,0 +1,87 @@
+//! What stands on the gRPC port: our service, health, reflection.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use tonic::body::Body;
+use tonic::service::Routes as TonicRoutes;
+use tonic_health::server::{HealthReporter, HealthService};
+use tower::Service as TowerService;
+
+use crate::error::Error;
+use crate::grpc::Grpc;
+use crate::grpc::status::status;
+use crate::pb::FILE_DESCRIPTOR_SET;
+use crate::pb::v1::canvas_schedule_service_server::{CanvasScheduleServiceServer, SERVICE_NAME};
+use crate::service::Service;
+use crate::store::RETRY_AFTER;
+
+/// The largest request.
+const MESSAGE_MAX: usize = 1024 * 1024;
+/// The largest batch.
+const BATCH_MESSAGE_MAX: usize = 4 * 1024 * 1024;
+
+/// The service that a name belongs to in health answers: ours, and the empty one for the whole server.
+pub const HEALTH_NAMES: [&str; 2] = ["", SERVICE_NAME];
+
+/// Routes a call by its path. Ours are told apart before the general router, which costs more than an empty call.
+#[derive(Clone)]
+pub struct Routes {
+    ours: CanvasScheduleServiceServer<Grpc>,
+    batches: CanvasScheduleServiceServer<Grpc>,
+    others: TonicRoutes,
+    ready: Arc<AtomicBool>,
+}
+
+impl Routes {
+    /// The routes to `service`, refused until `ready`.
+    ///
+    /// # Errors
+    /// Never in practice: the descriptors are compiled in.
+    pub fn new(service: &Service, health: HealthReporter, ready: Arc<AtomicBool>) -> Result<Self, Error> {
+        let server = |bytes| CanvasScheduleServiceServer::new(Grpc::new(service.clone())).max_decoding_message_size(bytes);
+        let health = tonic_health::pb::health_server::HealthServer::new(HealthService::from_health_reporter(health));
+        let v1 = reflection().build_v1().map_err(Error::internal)?;
+        let v1alpha = reflection().build_v1alpha().map_err(Error::internal)?;
+        let others = TonicRoutes::new(health).add_service(v1).add_service(v1alpha).prepare();
+        Ok(Self { ours: server(MESSAGE_MAX), batches: server(BATCH_MESSAGE_MAX), others, ready })
+    }
+}
+
+/// Our protos, health's, and those of error details, without which clients show details as base64.
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+impl TowerService<Request<Body>> for Routes {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answer {
+        let method = request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME));
+        match method {
+            Some(_) if !self.ready.load(Ordering::Relaxed) => {
+                let refused = status(&Error::StoreUnavailable { retry_after: RETRY_AFTER });
+                Box::pin(std::future::ready(Ok(refused.into_http())))
+            }
+            Some("/BatchUpdateCanvasSchedules") => TowerService::call(&mut self.batches, request),
+            Some(_) => TowerService::call(&mut self.ours, request),
+            None => Box::pin(TowerService::call(&mut self.others, request)),
+        }
+    }
+}
