@@ -7,6 +7,7 @@ use prost::Message as _;
 const ROOT: &str = "proto";
 const FILES: [&str; 2] = ["canvas/schedule/v1/canvas_schedule.proto", "canvas/schedule/v1/canvas_schedule_service.proto"];
 
+#[allow(clippy::disallowed_methods, reason = "cargo speaks to a build script by variables")]
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={ROOT}");
     let mut compiler = protox::Compiler::new([ROOT])?;

@@ -123,7 +123,7 @@ impl Service {
         if let (Some(request), None) = (&request, update.schedule_id) {
             // The first answer stands whatever schedules the Canvas has by now.
             if let Some(answered) = self.store.answered(caller.workspace, &request.id).await? {
-                return Ok(Begun::Known(answered.replay(request)));
+                return Ok(Begun::Known(Box::new(answered.replay(request))));
             }
         }
         let id = match update.schedule_id {
@@ -133,7 +133,7 @@ impl Service {
         let command = Command::Overwrite(update.overwrite);
         if update.mode.validate_only {
             let current = self.store.schedule((caller.workspace, id)).await?;
-            return Ok(Begun::Known(command.decide(&current, self.clock.now(), &self.policy)));
+            return Ok(Begun::Known(Box::new(command.decide(&current, self.clock.now(), &self.policy))));
         }
         let waiting = self.store.enqueue(caller, Work::Change(id, Box::new(command)), request)?;
         Ok(Begun::Waiting(waiting))
@@ -193,7 +193,7 @@ impl Service {
 /// The answer to an update that was begun.
 enum Begun<F> {
     /// It is known already.
-    Known(Result<Outcome, Error>),
+    Known(Box<Result<Outcome, Error>>),
     /// It comes with the commit.
     Waiting(F),
 }
@@ -201,7 +201,7 @@ enum Begun<F> {
 impl<F: Future<Output = Result<Outcome, Error>>> Begun<F> {
     async fn answer(self) -> Result<Outcome, Error> {
         match self {
-            Self::Known(answer) => answer,
+            Self::Known(answer) => *answer,
             Self::Waiting(answer) => answer.await,
         }
     }

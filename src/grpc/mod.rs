@@ -149,7 +149,13 @@ fn result(answer: &Result<crate::domain::Outcome, Error>, validate_only: bool) -
     use v1::batch_update_canvas_schedules_result::Result as Entry;
     let entry = match answer {
         Ok(outcome) => Entry::Response(encode::updated(outcome, validate_only)),
-        Err(error) => Entry::Error(entry_error(&status::status(error))),
+        Err(error) => {
+            if let Error::Internal(cause) = error {
+                // The call itself ends well, so its own log line does not tell.
+                tracing::error!(cause, "an entry of a batch failed");
+            }
+            Entry::Error(entry_error(&status::status(error)))
+        }
     };
     v1::BatchUpdateCanvasSchedulesResult { result: Some(entry) }
 }

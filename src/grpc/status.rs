@@ -1,16 +1,16 @@
 //! [`Error`] to [`Status`]: one exhaustive table of code, reason and details.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::error::{Error, Violation};
+use crate::layers::DOMAIN;
 use crate::layers::trace::current_request_id;
 
-/// The domain of every `google.rpc.ErrorInfo`.
-pub const DOMAIN: &str = "canvas-scheduler";
 /// The type of resource in `google.rpc.ResourceInfo`.
 const CANVAS_SCHEDULE: &str = "canvas.schedule.v1.CanvasSchedule";
 
@@ -37,7 +37,12 @@ pub fn code_and_reason(error: &Error) -> (Code, &'static str) {
     }
 }
 
-/// The error as a caller gets it. An internal cause is logged here, once, and the caller gets the request id to name it by.
+/// The cause of an internal fault: the trace layer logs it with the call, and no caller sees it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Cause(String);
+
+/// The error as a caller gets it. Of an internal fault the caller gets the request id to name it by, the log its cause.
 pub fn status(error: &Error) -> Status {
     let (code, reason) = code_and_reason(error);
     let mut details = ErrorDetails::new();
@@ -67,15 +72,18 @@ pub fn status(error: &Error) -> Status {
         Error::Draining => {
             details.set_retry_info(Some(Duration::ZERO));
         }
-        Error::Internal(cause) => {
+        Error::Internal(_) => {
             let request_id = current_request_id().unwrap_or_default();
-            tracing::error!(cause, request_id, "internal error");
             message = format!("internal error; request id {request_id}");
             details.set_request_info(request_id, "");
         }
         Error::RequestIdReused { .. } | Error::OutcomeUnknown | Error::DeadlineExceeded => {}
     }
-    Status::with_error_details(code, message, details)
+    let mut status = Status::with_error_details(code, message, details);
+    if let Error::Internal(cause) = error {
+        status.set_source(Arc::new(Cause(cause.clone())));
+    }
+    status
 }
 
 fn violations(details: &mut ErrorDetails, all: &[Violation]) {
@@ -107,8 +115,10 @@ mod tests {
         Violation::new("schedule.time", "\"x\" is wrong")
     }
 
+    type Row = (Error, Code, &'static str, fn(&ErrorDetails) -> bool);
+
     /// One row for each error: code, reason, and what its details must hold.
-    fn table() -> Vec<(Error, Code, &'static str, fn(&ErrorDetails) -> bool)> {
+    fn table() -> Vec<Row> {
         let id = || "id".to_owned();
         let second = Duration::from_secs(1);
         let bad: fn(&ErrorDetails) -> bool = |details| details.bad_request().is_some_and(|bad| !bad.field_violations.is_empty());

@@ -235,9 +235,8 @@ async fn read<C: ConnectionTrait>(db: &C, jobs: &[Job], now: DateTime<Utc>, lock
     let mut keys: Vec<(i32, Uuid)> = changes(jobs).map(|(workspace, id)| (workspace.0, id)).collect();
     keys.sort_unstable_by_key(|(workspace, id)| (*id, *workspace));
     keys.dedup();
-    let mut read = Read::default();
-    read.answered = answered(db, jobs, now).await?;
-    read.default_zones = default_zones(db, jobs).await?;
+    let (answered, default_zones) = (answered(db, jobs, now).await?, default_zones(db, jobs).await?);
+    let mut read = Read { answered, default_zones, ..Read::default() };
     if !keys.is_empty() {
         let rows = sql::read_rows(db, &keys, lock).await?;
         read.rows = rows.into_iter().map(|row| ((WorkspaceId(row.workspace_id), row.id), row)).collect();
