@@ -1,0 +1,336 @@
+//! A PostgreSQL server of one's own: made in a temporary folder from the binaries on this machine, gone when dropped.
+//!
+//! Include it with `#[path = ".../support/postgres.rs"] mod postgres;`. It listens on 127.0.0.1 only, and trusts whoever
+//! comes from there: it holds nothing but the caller's own test data.
+
+#![allow(dead_code, reason = "shared: not every one of its users needs all of it")]
+
+#[path = "process.rs"]
+pub mod process;
+
+use std::fmt;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use process::{Running, run, send};
+
+/// The superuser of the server.
+const SUPERUSER: &str = "postgres";
+/// Where distributions keep the server's binaries, one folder for each version.
+const VERSIONED: [&str; 2] = ["/usr/lib/postgresql", "/usr/pgsql"];
+/// How long a start may take; after a kill it includes the recovery.
+const START_MOST: Duration = Duration::from_secs(120);
+/// How long a fast stop may take; it ends with a checkpoint.
+const STOP_MOST: Duration = Duration::from_secs(60);
+/// How long one command of ours may take; loading ten million rows is one.
+const COMMAND_MOST: Duration = Duration::from_secs(1800);
+
+/// Why there is no server.
+#[derive(Debug)]
+pub enum Problem {
+    /// This machine has no PostgreSQL server binaries: a test may skip, by name.
+    NotInstalled,
+    /// Something went wrong.
+    Failed(String),
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotInstalled => {
+                write!(f, "no PostgreSQL server on this machine: neither PATH nor {}/*/bin has initdb and postgres", VERSIONED[0])
+            }
+            Self::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for Problem {}
+
+impl From<String> for Problem {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Postgres {
+    binaries: PathBuf,
+    account: Option<Account>,
+    folder: Folder,
+    settings: Vec<String>,
+    port: u16,
+    server: Option<Running>,
+}
+
+impl Postgres {
+    /// Makes a server with these settings, each like `fsync=on`, and waits until it answers.
+    ///
+    /// # Errors
+    /// [`Problem::NotInstalled`] where there are no binaries, else what went wrong.
+    pub fn start(settings: &[&str]) -> Result<Self, Problem> {
+        let binaries = binaries().ok_or(Problem::NotInstalled)?;
+        let account = Account::needed()?;
+        let folder = Folder::make(account.as_ref())?;
+        let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let mut postgres = Self { binaries, account, folder, settings, port: 0, server: None };
+        let data = postgres.data();
+        let mut initdb = postgres.command("initdb");
+        initdb.args(["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions", "-U", SUPERUSER, "-D"]).arg(data);
+        run(&mut initdb, START_MOST)?;
+        postgres.launch()?;
+        Ok(postgres)
+    }
+
+    /// Where a client finds this database.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://{SUPERUSER}@{}:{}/{database}", Ipv4Addr::LOCALHOST, self.port)
+    }
+
+    /// Makes an empty database.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub fn createdb(&self, database: &str) -> Result<(), Problem> {
+        self.psql("postgres", &format!("CREATE DATABASE \"{database}\"")).map(drop)
+    }
+
+    /// Runs SQL, each statement on its own, and answers the rows: a line each, columns parted by `|`.
+    ///
+    /// # Errors
+    /// What the server says; at the first fault the rest is not run.
+    pub fn psql(&self, database: &str, sql: &str) -> Result<String, Problem> {
+        let mut psql = self.client("psql", database);
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]);
+        Ok(run(&mut psql, COMMAND_MOST)?.trim_end().to_owned())
+    }
+
+    /// One of PostgreSQL's client programs, set to talk to this database.
+    pub fn client(&self, program: &str, database: &str) -> Command {
+        let mut command = Command::new(self.bin(program));
+        command.env("PGHOST", Ipv4Addr::LOCALHOST.to_string()).env("PGPORT", self.port.to_string());
+        command.env("PGUSER", SUPERUSER).env("PGDATABASE", database).env("PGCONNECT_TIMEOUT", "10");
+        command
+    }
+
+    /// The path of one of PostgreSQL's programs.
+    pub fn bin(&self, program: &str) -> PathBuf {
+        let beside = self.binaries.join(program);
+        if beside.exists() { beside } else { PathBuf::from(program) }
+    }
+
+    /// The folder of the server, for files that are to go with it; the data lies in `data` below it.
+    pub fn folder(&self) -> &Path {
+        &self.folder.0
+    }
+
+    /// The process id of the postmaster; none while the server is down.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.as_ref().map(Running::pid)
+    }
+
+    /// The port, the same over restarts.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Stops the server at once and without mercy, as a power cut would: postmaster and backends get SIGKILL.
+    pub fn kill9(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let mut pids = vec![server.pid()];
+            pids.extend(children_of(server.pid()));
+            send("KILL", &pids);
+            server.kill();
+        }
+    }
+
+    /// Stops the server fast, with a checkpoint.
+    ///
+    /// # Errors
+    /// That it did not end.
+    pub fn stop(&mut self) -> Result<(), Problem> {
+        let Some(mut server) = self.server.take() else { return Ok(()) };
+        server.stop("INT", STOP_MOST).map(drop).map_err(Problem::Failed)
+    }
+
+    /// Starts the server again on the same data and port; one that still runs is stopped first.
+    ///
+    /// # Errors
+    /// What went wrong.
+    pub fn restart(&mut self) -> Result<(), Problem> {
+        self.stop()?;
+        self.launch()
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.0.join("data")
+    }
+
+    /// One of the server's own programs, as the account that may run it.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bin(program));
+        command.current_dir(&self.folder.0).env_remove("PGDATA");
+        if let Some(account) = &self.account {
+            command.uid(account.uid).gid(account.gid);
+        }
+        command
+    }
+
+    /// Tries until the server answers: a free port may be taken by somebody else meanwhile, and the backends of a killed
+    /// server need a moment to go.
+    fn launch(&mut self) -> Result<(), Problem> {
+        let until = Instant::now() + START_MOST;
+        loop {
+            let keep_port = self.data().join("postmaster.opts").exists();
+            if !keep_port {
+                self.port = free_port()?;
+            }
+            let mut server = self.spawn()?;
+            if self.answers(&mut server, until) {
+                self.server = Some(server);
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(Problem::Failed(format!("the server does not start: {}", self.log_end())));
+            }
+        }
+    }
+
+    fn spawn(&self) -> Result<Running, Problem> {
+        let open = |_| File::options().create(true).append(true).open(self.folder.0.join("log"));
+        let log = [open(0), open(1)].map(|file| file.map_err(|fault| format!("the server's log cannot be opened: {fault}")));
+        let [output, complaints] = log;
+        let mut postgres = self.command("postgres");
+        postgres.arg("-D").arg(self.data()).args(["-p", &self.port.to_string()]);
+        for setting in ["listen_addresses=127.0.0.1", "unix_socket_directories="] {
+            postgres.args(["-c", setting]);
+        }
+        for setting in &self.settings {
+            postgres.args(["-c", setting]);
+        }
+        postgres.stdin(Stdio::null()).stdout(output?).stderr(complaints?);
+        Ok(Running::start(&mut postgres)?)
+    }
+
+    /// Whether it accepts connections before it ends and before `until`.
+    fn answers(&self, server: &mut Running, until: Instant) -> bool {
+        while server.ended().is_none() && Instant::now() < until {
+            let mut ready = self.client("pg_isready", "postgres");
+            if run(ready.arg("-q"), Duration::from_secs(10)).is_ok() {
+                return server.ended().is_none();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+
+    fn log_end(&self) -> String {
+        let log = fs::read_to_string(self.folder.0.join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join(" / ")
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // One that does not stop is killed; then its folder goes.
+        let _stopped = self.stop();
+    }
+}
+
+/// The processes that this one started and that still run.
+pub fn children_of(pid: u32) -> Vec<u32> {
+    let Ok(processes) = fs::read_dir("/proc") else { return vec![] };
+    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|child| parent_of(*child) == Some(pid)).collect()
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // "1234 (name, which may hold anything) S PARENT ..."
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The folder of the server's binaries: from the PATH, else of the newest version that is installed.
+fn binaries() -> Option<PathBuf> {
+    let usable = |folder: &PathBuf| ["initdb", "postgres"].iter().all(|program| folder.join(program).exists());
+    path_folders().into_iter().find(usable).or_else(|| versioned().into_iter().find(usable))
+}
+
+#[allow(clippy::disallowed_methods, reason = "PATH is no setting of ours")]
+fn path_folders() -> Vec<PathBuf> {
+    std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
+}
+
+/// The binaries' folders of every version, the newest first.
+fn versioned() -> Vec<PathBuf> {
+    let entries = VERSIONED.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    let mut found: Vec<(u32, PathBuf)> = entries
+        .filter_map(|entry| {
+            let version = entry.file_name().to_str()?.split('.').next()?.parse().ok()?;
+            Some((version, entry.path().join("bin")))
+        })
+        .collect();
+    found.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
+    found.into_iter().map(|(_, folder)| folder).collect()
+}
+
+/// Whom the server runs as: it refuses to run as root.
+#[derive(Debug, Clone, Copy)]
+struct Account {
+    uid: u32,
+    gid: u32,
+}
+
+impl Account {
+    /// None when we are not root; else the account `postgres`, or `nobody` where there is none.
+    fn needed() -> Result<Option<Self>, Problem> {
+        if id(&["-u"]) != Some(0) {
+            return Ok(None);
+        }
+        let of = |name: &str| Some(Self { uid: id(&["-u", name])?, gid: id(&["-g", name])? });
+        let found = of("postgres").or_else(|| of("nobody"));
+        found.map(Some).ok_or_else(|| Problem::Failed("PostgreSQL refuses to run as root, and there is no other account".to_owned()))
+    }
+}
+
+fn id(args: &[&str]) -> Option<u32> {
+    run(Command::new("id").args(args), Duration::from_secs(10)).ok()?.trim().parse().ok()
+}
+
+/// A temporary folder that goes with this value.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+impl Folder {
+    fn make(owner: Option<&Account>) -> Result<Self, Problem> {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let name = format!("canvas-scheduler-postgres-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let folder = Self(std::env::temp_dir().join(name));
+        let failed = |fault| Problem::Failed(format!("{} cannot be made: {fault}", folder.0.display()));
+        fs::DirBuilder::new().mode(0o700).create(&folder.0).map_err(failed)?;
+        if let Some(owner) = owner.filter(|owner| fs::metadata(&folder.0).is_ok_and(|made| made.uid() != owner.uid)) {
+            chown(&folder.0, Some(owner.uid), Some(owner.gid)).map_err(failed)?;
+        }
+        Ok(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What cannot be removed is left to whoever empties the temporary folder.
+        let _removed = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn free_port() -> Result<u16, Problem> {
+    let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    address.map(|address| address.port()).map_err(|fault| Problem::Failed(format!("no free port: {fault}")))
+}
