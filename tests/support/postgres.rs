@@ -188,8 +188,9 @@ impl Postgres {
     fn launch(&mut self) -> Result<(), Problem> {
         let until = Instant::now() + START_MOST;
         loop {
-            let keep_port = self.data().join("postmaster.opts").exists();
-            if !keep_port {
+            // Written once it has its port.
+            let has_run = self.data().join("postmaster.opts").exists();
+            if !has_run {
                 self.port = free_port()?;
             }
             let mut server = self.spawn()?;
@@ -200,6 +201,7 @@ impl Postgres {
             if Instant::now() >= until {
                 return Err(Problem::Failed(format!("the server does not start: {}", self.log_end())));
             }
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 
