@@ -1,0 +1,86 @@
+//! How many updates a second the service makes durable, beside what the database does by itself in the same minutes.
+//! `docs/performance.md` says how to run it and how to read it.
+
+#![allow(
+    missing_docs,
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a program for developers: its settings are BENCH_* variables, its output is lines, and a broken assumption ends it"
+)]
+
+#[path = "update/load.rs"]
+mod load;
+#[path = "update/machine.rs"]
+mod machine;
+#[path = "update/on_postgres.rs"]
+mod on_postgres;
+#[path = "update/on_sqlite.rs"]
+mod on_sqlite;
+#[path = "update/pgbench.rs"]
+mod pgbench;
+#[path = "update/report.rs"]
+mod report;
+#[path = "update/rows.rs"]
+mod rows;
+#[path = "update/server.rs"]
+mod server;
+#[path = "update/settings.rs"]
+mod settings;
+#[path = "../tests/support/postgres.rs"]
+mod support_postgres;
+
+/// What tests and benches share.
+mod support {
+    pub use super::support_postgres::{Postgres, Problem, children_of, process};
+}
+
+use std::process::ExitCode;
+
+use report::Verdict;
+use settings::Settings;
+
+/// The load generator's connections come from the same allocator as the service's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What keeps the run from being made.
+type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// The argument that makes this program the load generator; its order follows.
+const LOAD: &str = "--load";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip_while(|argument| argument != LOAD).skip(1);
+    let ended = match arguments.next() {
+        Some(order) => load::main(&order).map(|()| true),
+        None => measure(),
+    };
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(fault) => {
+            eprintln!("{fault}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures what is wanted; whether everything that was checked held.
+fn measure() -> Fallible<bool> {
+    let settings = Settings::read()?;
+    let mut verdict = Verdict::default();
+    println!("settings {settings:?}");
+    let before = machine::sync_line("at the start")?;
+    if settings.wants("postgres") {
+        on_postgres::measure(&settings, &mut verdict)?;
+    }
+    if settings.wants("sqlite") {
+        on_sqlite::measure(&settings, &mut verdict)?;
+    }
+    println!("{before}");
+    println!("{}", machine::sync_line("at the end")?);
+    println!("{}", machine::shape()?);
+    Ok(verdict.is_clean())
+}

@@ -1,0 +1,286 @@
+//! The load generator, a process of its own: closed-loop callers that update schedules and check every answer.
+
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use canvas_scheduler::pb::v1;
+use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
+use chrono::DateTime;
+use hdrhistogram::Histogram;
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+use tonic::body::Body;
+use tonic::codegen::Service;
+use tonic::codegen::http::{Request, Response, Uri};
+
+use super::rows::{Random, Times, canvas, id};
+use super::settings::WARM_UP;
+use super::{Fallible, LOAD};
+
+/// So many connections carry the callers, or one for each caller.
+const CONNECTIONS_MOST: u64 = 16;
+/// How long the last answers may take.
+const ANSWER_MOST: Duration = Duration::from_secs(20);
+/// A caller that failed so often stops.
+const FAILURES_MOST: u64 = 20;
+
+/// What a load generator is asked to do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Order {
+    /// The server, as address and port.
+    pub address: String,
+    /// How many callers.
+    pub callers: u64,
+    /// How many schedules there are.
+    pub schedules: u64,
+    /// How long to measure, after the warm-up.
+    pub seconds: u64,
+    /// The times to send.
+    pub times: Times,
+}
+
+/// What came of it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// Every acknowledged update, those of the warm-up too.
+    pub acknowledged: u64,
+    /// Acknowledged updates a second while it was measured.
+    pub per_second: f64,
+    /// Calls that failed or got a wrong answer.
+    pub failures: u64,
+    /// The first failure.
+    pub first_failure: Option<String>,
+    /// Microseconds that half of the calls stayed below.
+    pub p50_us: u64,
+    /// 99 % of them.
+    pub p99_us: u64,
+    /// 99.9 % of them.
+    pub p999_us: u64,
+}
+
+/// Runs in a process of its own, so that its cost is told apart from the server's.
+///
+/// # Errors
+/// It fails, or takes too long.
+pub fn in_own_process(order: &Order) -> Fallible<Report> {
+    let most = WARM_UP + Duration::from_secs(order.seconds) + 3 * ANSWER_MOST;
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    let printed = super::support::process::run(command.arg(LOAD).arg(serde_json::to_string(order)?), most)?;
+    Ok(serde_json::from_str(printed.trim())?)
+}
+
+/// The process of [`in_own_process`]: does what the order says and prints the report.
+///
+/// # Errors
+/// The order cannot be read, or the server cannot be reached.
+pub fn main(order: &str) -> Fallible<()> {
+    let order: Order = serde_json::from_str(order)?;
+    let threads = if order.callers >= 64 { 2 } else { 1 };
+    let begin = Instant::now() + Duration::from_millis(200);
+    let share = |n: u64| n * order.callers / threads..(n + 1) * order.callers / threads;
+    let tallies: Vec<Fallible<Tally>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|n| {
+                let (order, share) = (&order, share(n));
+                scope.spawn(move || serve_callers(order, share, threads, begin).map_err(|fault| fault.to_string()))
+            })
+            .collect();
+        let joined = workers.into_iter().map(|worker| worker.join().map_err(|_| "a thread of the load generator panicked"));
+        joined.map(|tally| Ok(tally??)).collect()
+    });
+    let mut all = Tally::new();
+    for tally in tallies {
+        all.add(tally?);
+    }
+    println!("{}", serde_json::to_string(&all.report(order.seconds))?);
+    Ok(())
+}
+
+/// Counts of some callers.
+struct Tally {
+    latencies: Histogram<u64>,
+    acknowledged: u64,
+    failures: u64,
+    first_failure: Option<String>,
+}
+
+impl Tally {
+    fn new() -> Self {
+        let latencies = Histogram::new_with_bounds(1, 100_000_000, 3).expect("bounds that a histogram can have");
+        Self { latencies, acknowledged: 0, failures: 0, first_failure: None }
+    }
+
+    fn fail(&mut self, why: String) {
+        self.failures += 1;
+        self.first_failure.get_or_insert(why);
+    }
+
+    fn add(&mut self, other: Self) {
+        self.latencies.add(other.latencies).expect("histograms with equal bounds");
+        self.acknowledged += other.acknowledged;
+        self.failures += other.failures;
+        self.first_failure = self.first_failure.take().or(other.first_failure);
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+    fn report(self, seconds: u64) -> Report {
+        Report {
+            acknowledged: self.acknowledged,
+            per_second: self.latencies.len() as f64 / seconds as f64,
+            failures: self.failures,
+            first_failure: self.first_failure,
+            p50_us: self.latencies.value_at_quantile(0.5),
+            p99_us: self.latencies.value_at_quantile(0.99),
+            p999_us: self.latencies.value_at_quantile(0.999),
+        }
+    }
+}
+
+/// One thread's callers, on a runtime of its own.
+fn serve_callers(order: &Order, callers: Range<u64>, threads: u64, begin: Instant) -> Fallible<Tally> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let connections = (CONNECTIONS_MOST / threads).min(callers.end - callers.start);
+        let mut clients = Vec::new();
+        for _ in 0..connections {
+            clients.push(connect(&order.address).await?);
+        }
+        let measured = begin + WARM_UP..begin + WARM_UP + Duration::from_secs(order.seconds);
+        let mut running = tokio::task::JoinSet::new();
+        for (n, client) in callers.zip(clients.iter().cycle()) {
+            let caller = Caller::new(order, n, client, measured.clone());
+            running.spawn(caller.run(begin));
+        }
+        let mut all = Tally::new();
+        let last = tokio::time::Instant::from_std(measured.end + ANSWER_MOST);
+        while let Ok(Some(ended)) = tokio::time::timeout_at(last, running.join_next()).await {
+            all.add(ended?);
+        }
+        if !running.is_empty() {
+            all.fail(format!("{} callers waited for an answer for {ANSWER_MOST:?}", running.len()));
+        }
+        Ok(all)
+    })
+}
+
+/// One connection and what is needed to call over it.
+#[derive(Clone)]
+pub struct Connection(SendRequest<Body>, Uri);
+
+/// Connects to `address`.
+///
+/// # Errors
+/// Nobody listens there.
+pub async fn connect(address: &str) -> Fallible<Connection> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let (requests, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(Connection(requests, format!("http://{address}").parse()?))
+}
+
+impl Connection {
+    /// Where it leads.
+    pub fn origin(&self) -> Uri {
+        self.1.clone()
+    }
+}
+
+impl Service<Request<Body>> for Connection {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}
+
+/// One caller: owner of a slice of the schedules, waiting for each answer before it asks again.
+struct Caller {
+    client: CanvasScheduleServiceClient<Connection>,
+    times: Times,
+    slice: Range<u64>,
+    /// The last revision seen of each schedule of the slice; 0: none yet.
+    seen: Vec<u32>,
+    random: Random,
+    measured: Range<Instant>,
+    tally: Tally,
+}
+
+impl Caller {
+    fn new(order: &Order, n: u64, connection: &Connection, measured: Range<Instant>) -> Self {
+        let slice = n * order.schedules / order.callers..(n + 1) * order.schedules / order.callers;
+        let length = usize::try_from(slice.end - slice.start).expect("a slice that fits into memory");
+        let client = CanvasScheduleServiceClient::with_origin(connection.clone(), connection.origin());
+        let seed = u64::from(std::process::id()) << 32 | n;
+        Self { client, times: order.times, slice, seen: vec![0; length], random: Random(seed), measured, tally: Tally::new() }
+    }
+
+    async fn run(mut self, begin: Instant) -> Tally {
+        tokio::time::sleep_until(tokio::time::Instant::from_std(begin)).await;
+        while Instant::now() < self.measured.end && self.tally.failures < FAILURES_MOST {
+            let at = self.random.below(self.slice.end - self.slice.start);
+            if let Err(why) = self.update(at).await {
+                self.tally.fail(why);
+            }
+        }
+        self.tally
+    }
+
+    /// Updates the schedule number `at` of the slice.
+    async fn update(&mut self, at: u64) -> Result<(), String> {
+        let number = self.slice.start + at;
+        let schedule_id = id(number);
+        let request = v1::UpdateCanvasScheduleRequest {
+            canvas_id: canvas(number),
+            schedule_id: schedule_id.clone(),
+            schedule: Some(v1::Schedule { time: self.time(), in_local_time: self.times.local, at_optimal_time: false }),
+            ..Default::default()
+        };
+        let seen = &mut self.seen[usize::try_from(at).expect("an index into the slice")];
+        // Until it is known again what the schedule's revision is.
+        let before = std::mem::take(seen);
+        let begin = Instant::now();
+        let answer = self.client.update_canvas_schedule(request).await;
+        let end = Instant::now();
+        let answer = answer.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?.into_inner();
+        self.tally.acknowledged += 1;
+        *seen = checked(&schedule_id, before, &answer)?;
+        if self.measured.contains(&end) {
+            let micros = u64::try_from((end - begin).as_micros()).unwrap_or(u64::MAX);
+            self.tally.latencies.saturating_record(micros);
+        }
+        Ok(())
+    }
+
+    fn time(&mut self) -> String {
+        let n = self.random.below(self.times.span_ms().unsigned_abs());
+        let millis = self.times.earliest_ms() + i64::try_from(n).expect("a number of milliseconds");
+        let time = DateTime::from_timestamp_millis(millis).expect("an instant in this century");
+        let form = if self.times.local { "%Y-%m-%dT%H:%M:%S%.3f" } else { "%Y-%m-%dT%H:%M:%S%.3fZ" };
+        time.format(form).to_string()
+    }
+}
+
+/// The revision of an answer that is as it must be: about the schedule that was asked for, and one change further.
+fn checked(schedule_id: &str, before: u32, answer: &v1::UpdateCanvasScheduleResponse) -> Result<u32, String> {
+    let after = answer.canvas_schedule.as_ref().ok_or("an answer without a schedule")?;
+    if after.schedule_id != schedule_id {
+        return Err(format!("asked for {schedule_id}, answered {}", after.schedule_id));
+    }
+    let revision = u32::try_from(after.revision).map_err(|_| format!("{schedule_id} is answered with revision {}", after.revision))?;
+    let right = if before == 0 { revision >= 2 } else { revision == before + 1 };
+    if right { Ok(revision) } else { Err(format!("{schedule_id} went from revision {before} to {revision}")) }
+}

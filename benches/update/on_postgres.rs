@@ -1,0 +1,257 @@
+//! The run on PostgreSQL: yardstick and service in turn, so that the noise of the machine hits both.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::Fallible;
+use super::load::{self, Order, Report};
+use super::machine::Cpu;
+use super::pgbench::{self, CLIENTS, Length, Yardstick};
+use super::report::{self, Verdict, callers, grouped};
+use super::rows::{self, Dialect, Times};
+use super::server::{Server, migrate};
+use super::settings::{Settings, WARM_UP};
+use super::support::{Postgres, Problem};
+
+const DATABASE: &str = "bench";
+/// The longest that backends keep their counters to themselves.
+const STATISTICS_MOST: Duration = Duration::from_secs(20);
+
+/// Measures on PostgreSQL, or says that there is none.
+///
+/// # Errors
+/// What keeps it from being measured.
+pub fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
+    let server_settings = server_settings(settings);
+    let borrowed: Vec<&str> = server_settings.iter().map(String::as_str).collect();
+    let postgres = match Postgres::start(&borrowed) {
+        Ok(postgres) => postgres,
+        Err(Problem::NotInstalled) => {
+            println!("postgres skipped: {}", Problem::NotInstalled);
+            return Ok(());
+        }
+        Err(problem) => return Err(problem.into()),
+    };
+    println!("postgres version {}", postgres.psql("postgres", "SHOW server_version")?);
+    println!("postgres settings {}", server_settings.join(" "));
+    let mut run = Run::prepare(settings, postgres)?;
+    if settings.warm_updates > 0 {
+        run.cold(verdict)?;
+    }
+    run.warm_up()?;
+    run.warm(verdict)?;
+    run.check_history(verdict)
+}
+
+/// Nothing here trades durability; memory for the working set, and no checkpoint in the middle of a measurement.
+fn server_settings(settings: &Settings) -> Vec<String> {
+    let gigabytes = settings.schedules.div_ceil(1_250_000).max(1);
+    vec![
+        "fsync=on".to_owned(),
+        "synchronous_commit=on".to_owned(),
+        "full_page_writes=on".to_owned(),
+        format!("shared_buffers={gigabytes}GB"),
+        "max_wal_size=16GB".to_owned(),
+        "checkpoint_timeout=1h".to_owned(),
+        format!("wal_compression={}", settings.wal_compression),
+    ]
+}
+
+/// What the counters of the database stand at.
+#[derive(Debug, Clone, Copy)]
+struct Counters {
+    wal_bytes: f64,
+    updated: f64,
+    hot: f64,
+}
+
+/// The counters before a measurement.
+struct Before {
+    counters: Counters,
+    cpu: Cpu,
+}
+
+struct Run<'a> {
+    settings: &'a Settings,
+    postgres: Postgres,
+    times: Times,
+    script: PathBuf,
+    /// What the sum of all revisions must be.
+    revisions: u64,
+}
+
+impl<'a> Run<'a> {
+    fn prepare(settings: &'a Settings, postgres: Postgres) -> Fallible<Self> {
+        let begin = Instant::now();
+        let times = Times::of(settings.workload);
+        postgres.createdb(DATABASE)?;
+        migrate(&postgres.url(DATABASE))?;
+        for statement in rows::load(Dialect::Postgres, settings.schedules, &times) {
+            postgres.psql(DATABASE, &statement)?;
+        }
+        for statement in ["VACUUM ANALYZE", "CHECKPOINT"] {
+            postgres.psql(DATABASE, statement)?;
+        }
+        let size = postgres.psql(DATABASE, "SELECT pg_size_pretty(pg_database_size(current_database()))")?;
+        println!("postgres loaded {} schedules, {size}, in {:.0?}", settings.schedules, begin.elapsed());
+        let script = postgres.folder().join("update.sql");
+        fs::write(&script, rows::pgbench_script(settings.schedules, &times))?;
+        Ok(Self { settings, postgres, times, script, revisions: settings.schedules })
+    }
+
+    /// What a restart and a checkpoint leave of the speed: no page in shared buffers, and each is logged whole once.
+    fn cold(&mut self, verdict: &mut Verdict) -> Fallible<()> {
+        self.checkpoint_and_restart()?;
+        let cold = self.yardstick("postgres cold", CLIENTS, Length::Seconds(self.settings.seconds), verdict)?;
+        for count in [64, 256] {
+            self.checkpoint_and_restart()?;
+            let server = Server::start(&self.postgres.url(DATABASE))?;
+            let title = format!("postgres cold {}", callers(count));
+            let report = self.service(&title, &server, count, verdict)?;
+            report::throughput(&title, &report, cold.per_second);
+            server.stop()?;
+        }
+        Ok(())
+    }
+
+    fn checkpoint_and_restart(&mut self) -> Fallible<()> {
+        self.postgres.psql(DATABASE, "CHECKPOINT")?;
+        Ok(self.postgres.restart()?)
+    }
+
+    /// Updates until most pages are in shared buffers, and were logged whole since the last checkpoint.
+    fn warm_up(&mut self) -> Fallible<()> {
+        let length = match self.settings.warm_updates {
+            0 => Length::Seconds(self.settings.seconds),
+            updates => Length::Transactions(updates.div_ceil(CLIENTS)),
+        };
+        let begin = Instant::now();
+        let done = pgbench::measure(&self.postgres, DATABASE, &self.script, CLIENTS, length)?;
+        self.revisions += done.updates;
+        #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
+        let updates = done.updates as f64;
+        println!("postgres warmed by {} updates in {:.0?}", grouped(updates), begin.elapsed());
+        Ok(())
+    }
+
+    /// Yardstick, service, yardstick, service ...: each measurement stands between two of the yardstick.
+    fn warm(&mut self, verdict: &mut Verdict) -> Fallible<()> {
+        let server = Server::start(&self.postgres.url(DATABASE))?;
+        let length = Length::Seconds(self.settings.seconds);
+        let mut last: Option<(u64, Yardstick)> = None;
+        for &count in &self.settings.callers {
+            let clients = if count == 1 { 1 } else { CLIENTS };
+            let before = match last {
+                Some((of, yardstick)) if of == clients => yardstick,
+                _ => self.yardstick("postgres", clients, length, verdict)?,
+            };
+            let title = format!("postgres {}", callers(count));
+            let report = self.service(&title, &server, count, verdict)?;
+            let after = self.yardstick("postgres", clients, length, verdict)?;
+            report::throughput(&title, &report, f64::midpoint(before.per_second, after.per_second));
+            if clients == 1 {
+                report::p50(&title, &report, f64::midpoint(before.p50_us, after.p50_us));
+            }
+            last = Some((clients, after));
+        }
+        server.stop()
+    }
+
+    /// One measurement of the yardstick, after a warm-up of its own.
+    fn yardstick(&mut self, title: &str, clients: u64, length: Length, verdict: &mut Verdict) -> Fallible<Yardstick> {
+        let is_cold = title.ends_with("cold");
+        let warm_up = Length::Seconds(WARM_UP.as_secs());
+        let before_warm_up = self.before(None)?;
+        let warmed = pgbench::measure(&self.postgres, DATABASE, &self.script, clients, warm_up)?;
+        self.revisions += warmed.updates;
+        // Cold pages are touched in the warm-up too: there its costs count.
+        let before = if is_cold { before_warm_up } else { self.before(None)? };
+        let measured = pgbench::measure(&self.postgres, DATABASE, &self.script, clients, length)?;
+        self.revisions += measured.updates;
+        let p50 = if clients == 1 { format!(", p50 {:.0} us", measured.p50_us) } else { String::new() };
+        let title = format!("{title} pgbench {clients} client{}", if clients == 1 { "" } else { "s" });
+        println!("{title}: {}/s{p50}", grouped(measured.per_second));
+        let updates = measured.updates + if is_cold { warmed.updates } else { 0 };
+        self.print_costs(&title, &before, None, updates)?;
+        self.check_revisions(&title, verdict)?;
+        Ok(measured)
+    }
+
+    /// One measurement of the service.
+    fn service(&mut self, title: &str, server: &Server, count: u64, verdict: &mut Verdict) -> Fallible<Report> {
+        let order = Order {
+            address: server.address().to_owned(),
+            callers: count,
+            schedules: self.settings.schedules,
+            seconds: self.settings.seconds,
+            times: self.times,
+        };
+        let before = self.before(Some(server))?;
+        let report = load::in_own_process(&order)?;
+        self.revisions += report.acknowledged;
+        self.print_costs(title, &before, Some(server), report.acknowledged)?;
+        verdict.check_calls(title, &report);
+        for complaint in server.complaints().iter().take(3) {
+            println!("{title}: the service logged {complaint}");
+        }
+        self.check_revisions(title, verdict)?;
+        Ok(report)
+    }
+
+    fn before(&self, server: Option<&Server>) -> Fallible<Before> {
+        Ok(Before { counters: self.counters()?, cpu: Cpu::now(server.map(Server::pid), Some(&self.postgres)) })
+    }
+
+    fn counters(&self) -> Fallible<Counters> {
+        let sql = "SELECT pg_current_wal_insert_lsn() - '0/0', n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables \
+                   WHERE relname = 'canvas_schedule'";
+        let line = self.postgres.psql(DATABASE, sql)?;
+        let numbers: Vec<f64> = line.split('|').filter_map(|number| number.parse().ok()).collect();
+        let &[wal_bytes, updated, hot] = numbers.as_slice() else { return Err(format!("counters that are none: {line}").into()) };
+        Ok(Counters { wal_bytes, updated, hot })
+    }
+
+    /// WAL, HOT share and processor time of `updates` since `before`. Backends hand in their counts late.
+    #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
+    fn print_costs(&self, title: &str, before: &Before, server: Option<&Server>, updates: u64) -> Fallible<()> {
+        let cpu = Cpu::now(server.map(Server::pid), Some(&self.postgres)).since(before.cpu);
+        let wal_bytes = self.counters()?.wal_bytes - before.counters.wal_bytes;
+        let until = Instant::now() + STATISTICS_MOST;
+        let mut now = self.counters()?;
+        while now.updated - before.counters.updated < updates as f64 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(200));
+            now = self.counters()?;
+        }
+        let (updated, hot) = (now.updated - before.counters.updated, now.hot - before.counters.hot);
+        let share = 100.0 * hot / updated.max(1.0);
+        println!(
+            "{title}: {:.0} bytes of WAL per update, {share:.1} % HOT, processor per 1,000 updates: {}",
+            wal_bytes / updates.max(1) as f64,
+            cpu.per_thousand(updates)
+        );
+        Ok(())
+    }
+
+    /// Nothing acknowledged is missing, and nothing else is there.
+    fn check_revisions(&mut self, title: &str, verdict: &mut Verdict) -> Fallible<()> {
+        let sum: u64 = self.postgres.psql(DATABASE, "SELECT sum(revision) FROM canvas_schedule")?.parse()?;
+        if sum != self.revisions {
+            verdict.fault(&format!("{title}: the revisions come to {sum}, the acknowledged updates to {}", self.revisions));
+            self.revisions = sum;
+        }
+        Ok(())
+    }
+
+    /// Every revision is in the history, unless some were old enough to be removed.
+    fn check_history(&self, verdict: &mut Verdict) -> Fallible<()> {
+        let sql = "SELECT (SELECT max(revision) FROM canvas_schedule), (SELECT count(*) FROM canvas_schedule_revision)";
+        let line = self.postgres.psql(DATABASE, sql)?;
+        let (most, kept) = line.split_once('|').ok_or("a row of two columns")?;
+        let (most, kept): (u64, u64) = (most.parse()?, kept.parse()?);
+        if most <= 100 && kept != self.revisions {
+            verdict.fault(&format!("postgres: {} revisions, of which the history has {kept}", self.revisions));
+        }
+        Ok(())
+    }
+}

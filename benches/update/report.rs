@@ -1,0 +1,73 @@
+//! The lines that the run prints: one for each result, to be found by grep.
+
+use super::load::Report;
+
+/// Whether everything that was checked held; what did not is printed when it is found.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    faults: u32,
+}
+
+impl Verdict {
+    /// Something is not as it must be.
+    pub fn fault(&mut self, what: &str) {
+        self.faults += 1;
+        println!("FAULT {what}");
+    }
+
+    /// Holds a measurement to having no failures.
+    pub fn check_calls(&mut self, title: &str, report: &Report) {
+        if report.failures > 0 {
+            let first = report.first_failure.as_deref().unwrap_or("unknown");
+            self.fault(&format!("{title}: {} calls failed, the first: {first}", report.failures));
+        }
+    }
+
+    /// Whether nothing was found.
+    pub fn is_clean(&self) -> bool {
+        self.faults == 0
+    }
+}
+
+/// `postgres 64 callers ratio 2.13 (31,200/s against 14,650/s) p50 1.9 ms p99 4.2 ms p99.9 9.1 ms`
+pub fn throughput(title: &str, report: &Report, yardstick: f64) {
+    println!(
+        "{title} ratio {:.2} ({}/s against {}/s) p50 {} p99 {} p99.9 {}",
+        report.per_second / yardstick,
+        grouped(report.per_second),
+        grouped(yardstick),
+        latency(report.p50_us),
+        latency(report.p99_us),
+        latency(report.p999_us),
+    );
+}
+
+/// `postgres 1 caller p50 ratio 1.62 (355 us against 219 us)`, after the throughput of the same run.
+pub fn p50(title: &str, report: &Report, yardstick_us: f64) {
+    #[allow(clippy::cast_precision_loss, reason = "microseconds")]
+    let p50_us = report.p50_us as f64;
+    println!("{title} p50 ratio {:.2} ({p50_us:.0} us against {yardstick_us:.0} us)", p50_us / yardstick_us);
+}
+
+/// `64 callers`, `1 caller`.
+pub fn callers(count: u64) -> String {
+    if count == 1 { "1 caller".to_owned() } else { format!("{count} callers") }
+}
+
+/// A whole number with a comma between thousands.
+pub fn grouped(number: f64) -> String {
+    let digits = format!("{number:.0}");
+    let mut text = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[allow(clippy::cast_precision_loss, reason = "microseconds")]
+fn latency(micros: u64) -> String {
+    if micros < 1000 { format!("{micros} us") } else { format!("{:.1} ms", micros as f64 / 1000.0) }
+}

@@ -1,0 +1,141 @@
+//! The service under test, as a child process that is set to nothing but documented flags.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::Fallible;
+use super::load::connect;
+use super::support::process::{Running, run};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_canvas-scheduler");
+/// How long it may take until it serves.
+const START_MOST: Duration = Duration::from_secs(30);
+/// How long it may take to drain.
+const STOP_MOST: Duration = Duration::from_secs(40);
+
+/// The service, serving.
+pub struct Server {
+    process: Running,
+    address: String,
+    log: Receiver<String>,
+}
+
+/// The command without what the caller's environment would set it to.
+fn command() -> Command {
+    let mut command = Command::new(BINARY);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CANVAS_SCHEDULER_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Makes the schema.
+///
+/// # Errors
+/// What the command says.
+pub fn migrate(url: &str) -> Fallible<()> {
+    run(command().args(["migrate", "--database-url", url]), Duration::from_secs(60))?;
+    Ok(())
+}
+
+impl Server {
+    /// Starts it on a free port and waits until it serves.
+    ///
+    /// # Errors
+    /// It ends, or does not serve in time.
+    pub fn start(url: &str) -> Fallible<Self> {
+        let mut command = command();
+        command.args(["serve", "--database-url", url, "--grpc-addr", "127.0.0.1:0", "--log-format", "json"]);
+        let mut process = Running::start(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+        let (lines, log) = channel();
+        if let Some(output) = process.child().stdout.take() {
+            forward(output, lines.clone());
+        }
+        if let Some(output) = process.child().stderr.take() {
+            forward(output, lines);
+        }
+        let address = bound_address(&log)?;
+        let server = Self { process, address, log };
+        server.wait_until_serving()?;
+        Ok(server)
+    }
+
+    /// Its address and port.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// What it warned of since the last time.
+    pub fn complaints(&self) -> Vec<String> {
+        let complains = |line: &String| ["\"WARN\"", "\"ERROR\"", "panicked"].iter().any(|word| line.contains(word));
+        self.log.try_iter().filter(complains).collect()
+    }
+
+    /// Asks it to end, as Kubernetes does.
+    ///
+    /// # Errors
+    /// It does not end in time, or not with 0.
+    pub fn stop(mut self) -> Fallible<()> {
+        let status = self.process.stop("TERM", STOP_MOST)?;
+        if status.success() { Ok(()) } else { Err(format!("the service ended with {status} on SIGTERM").into()) }
+    }
+
+    fn wait_until_serving(&self) -> Fallible<()> {
+        let until = Instant::now() + START_MOST;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        loop {
+            let asked = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), serving(&self.address)).await });
+            match asked {
+                Ok(Ok(true)) => return Ok(()),
+                other if Instant::now() >= until => return Err(format!("the service does not serve: {other:?}").into()),
+                _ => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+}
+
+async fn serving(address: &str) -> Fallible<bool> {
+    let connection = connect(address).await?;
+    let origin = connection.origin();
+    let answer = HealthClient::with_origin(connection, origin).check(HealthCheckRequest::default()).await?;
+    Ok(answer.into_inner().status() == ServingStatus::Serving)
+}
+
+/// Reads the log to its end, so that the service never waits for us.
+fn forward(output: impl Read + Send + 'static, lines: Sender<String>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if lines.send(line).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// The address in the line that the service logs once it listens.
+fn bound_address(log: &Receiver<String>) -> Fallible<String> {
+    let until = Instant::now() + START_MOST;
+    let mut lines = Vec::new();
+    loop {
+        let Ok(line) = log.recv_timeout(until.saturating_duration_since(Instant::now())) else {
+            return Err(format!("the service does not say where it listens: {}", lines.join(" / ")).into());
+        };
+        let parsed: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+        let found = [&parsed["grpc_addr"], &parsed["fields"]["grpc_addr"]].into_iter().find_map(serde_json::Value::as_str);
+        if let Some(address) = found {
+            return Ok(address.to_owned());
+        }
+        lines.push(line);
+    }
+}

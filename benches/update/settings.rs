@@ -1,0 +1,84 @@
+//! What the run is set to, from `BENCH_*` variables.
+
+use std::env;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::Fallible;
+
+/// Which schedules are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workload {
+    /// Instants.
+    Utc,
+    /// Wall-clock times in each zone.
+    Local,
+}
+
+/// What the run is set to.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Pending schedules that are loaded.
+    pub schedules: u64,
+    /// How long each measurement takes, after its warm-up.
+    pub seconds: u64,
+    /// The numbers of callers, each a measurement.
+    pub callers: Vec<u64>,
+    /// Updates between the cold and the warm figures; 0: no cold figures.
+    pub warm_updates: u64,
+    /// Which schedules are sent.
+    pub workload: Workload,
+    /// PostgreSQL's `wal_compression`.
+    pub wal_compression: String,
+    only: Option<String>,
+}
+
+/// How long each measurement runs before it counts.
+pub const WARM_UP: Duration = Duration::from_secs(2);
+
+impl Settings {
+    /// Reads the variables.
+    ///
+    /// # Errors
+    /// The variable that cannot be read.
+    pub fn read() -> Fallible<Self> {
+        let callers: Result<Vec<u64>, _> = text("BENCH_CALLERS", "1,32,64,256").split(',').map(|count| count.trim().parse()).collect();
+        let settings = Self {
+            schedules: number("BENCH_SCHEDULES", 1_000_000)?,
+            seconds: number("BENCH_SECONDS", 8)?,
+            callers: callers.map_err(|fault| format!("BENCH_CALLERS: {fault}"))?,
+            warm_updates: number("BENCH_WARM_UPDATES", 0)?,
+            workload: match text("BENCH_WORKLOAD", "utc").as_str() {
+                "utc" => Workload::Utc,
+                "local" => Workload::Local,
+                other => return Err(format!("BENCH_WORKLOAD: {other}; utc or local is needed").into()),
+            },
+            wal_compression: text("BENCH_WAL_COMPRESSION", "off"),
+            only: env::var("BENCH_ONLY").ok(),
+        };
+        let most = settings.callers.iter().copied().max().unwrap_or(0);
+        if settings.seconds == 0 || most == 0 || settings.callers.contains(&0) {
+            return Err("BENCH_SECONDS and every one of BENCH_CALLERS must be over 0".into());
+        }
+        if !(most..=20_000_000).contains(&settings.schedules) {
+            return Err(format!("BENCH_SCHEDULES: {most} (the callers) to 20000000 are needed").into());
+        }
+        Ok(settings)
+    }
+
+    /// Whether `database` is to be measured.
+    pub fn wants(&self, database: &str) -> bool {
+        self.only.as_deref().is_none_or(|only| only == database)
+    }
+}
+
+fn text(name: &str, default: &str) -> String {
+    env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
+fn number<T: FromStr<Err: std::fmt::Display>>(name: &str, default: T) -> Fallible<T> {
+    match env::var(name) {
+        Ok(value) => value.replace('_', "").parse().map_err(|fault| format!("{name}: {fault}").into()),
+        Err(_) => Ok(default),
+    }
+}
