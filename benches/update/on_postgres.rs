@@ -188,15 +188,27 @@ impl<'a> Run<'a> {
             times: self.times,
         };
         let before = self.before(Some(server))?;
+        let began = self.postgres.psql(DATABASE, "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")?;
         let report = load::in_own_process(&order)?;
         self.revisions += report.acknowledged;
         self.print_costs(title, &before, Some(server), report.acknowledged)?;
+        self.print_batches(title, &began)?;
         verdict.check_calls(title, &report);
         for complaint in server.complaints().iter().take(3) {
             println!("{title}: the service logged {complaint}");
         }
         self.check_revisions(title, verdict)?;
         Ok(report)
+    }
+
+    /// How many updates shared a commit since `began`.
+    fn print_batches(&self, title: &str, began: &str) -> Fallible<()> {
+        let sql = format!(
+            "SELECT round(count(*)::numeric / greatest(count(DISTINCT commit_id), 1), 1) FROM canvas_schedule_revision \
+             WHERE created_ms >= {began}"
+        );
+        println!("{title}: {} updates to a commit", self.postgres.psql(DATABASE, &sql)?);
+        Ok(())
     }
 
     fn before(&self, server: Option<&Server>) -> Fallible<Before> {

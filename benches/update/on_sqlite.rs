@@ -180,6 +180,7 @@ async fn update(connection: &mut SqliteConnection, times: &Times, schedules: u64
     sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
     let update = sqlx::query(rows::SQLITE_UPDATE).bind(values.time_ms).bind(times.local).bind(values.wave_ms).bind(values.wave_ms);
     let updated = update.bind(values.late_ms).bind(times.now_ms).bind(id).execute(&mut *connection).await?;
+    sqlx::query(rows::SQLITE_WAKE).bind(id).execute(&mut *connection).await?;
     sqlx::query(rows::SQLITE_HISTORY).bind(commit).bind(id).execute(&mut *connection).await?;
     sqlx::query("COMMIT").execute(&mut *connection).await?;
     if updated.rows_affected() == 1 { Ok(()) } else { Err(format!("schedule {number} is not there").into()) }

@@ -100,7 +100,7 @@ impl Dialect {
 }
 
 /// The statements that load `schedules` pending schedules, each at its first revision.
-pub fn load(dialect: Dialect, schedules: u64, times: &Times) -> [String; 3] {
+pub fn load(dialect: Dialect, schedules: u64, times: &Times) -> [String; 4] {
     let (id, numbers) = (dialect.id("i"), dialect.numbers(schedules, times));
     let Times { now_ms, local } = times;
     let (lead, missed_before) = (times.lead_ms(), now_ms - HOUR_MS);
@@ -111,6 +111,7 @@ pub fn load(dialect: Dialect, schedules: u64, times: &Times) -> [String; 3] {
              SELECT 1, {id}, 1, 1, t, t - {lead}, t - {lead}, {missed_before}, {now_ms}, {now_ms}, 0, {local}, false, 'UTC', \
                'canvas-' || (i % {CANVASES}) FROM {numbers}"
         ),
+        format!("INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) SELECT t - {lead}, 1, {id} FROM {numbers}"),
         format!(
             "INSERT INTO canvas_schedule_revision ({REVISION_COLUMNS}) \
              SELECT {id}, 1, {now_ms}, t, i, 1, 0, {local}, false, NULL, 'anonymous' FROM {numbers}"
@@ -138,7 +139,10 @@ pub fn pgbench_script(schedules: u64, times: &Times) -> String {
          in_local_time = {local}, at_optimal_time = false, state = 0, next_wave_ms = :wave, wake_ms = LEAST(wake_ms, :wave), \
          missed_before_ms = :late, updated_ms = :now, cancelled_ms = NULL, properties_id = properties_id \
          WHERE workspace_id = 1 AND id = {id} \
-         RETURNING id, revision, updated_ms, time_ms, workspace_id, in_local_time, at_optimal_time, properties_id) \
+         RETURNING id, revision, updated_ms, time_ms, workspace_id, in_local_time, at_optimal_time, properties_id, \
+         wake_ms, next_wave_ms), \
+         wakes AS (INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
+         SELECT wake_ms, workspace_id, id FROM moved WHERE wake_ms = next_wave_ms ON CONFLICT DO NOTHING) \
          INSERT INTO canvas_schedule_revision ({REVISION_COLUMNS}) \
          SELECT id, revision, updated_ms, time_ms, CAST(:commit AS bigint), workspace_id, 1, in_local_time, at_optimal_time, \
          properties_id, 'anonymous' FROM moved;\n",
@@ -156,6 +160,10 @@ pub const SQLITE_HISTORY: &str = "INSERT INTO canvas_schedule_revision (schedule
      workspace_id, kind, in_local_time, at_optimal_time, properties_id, actor) \
      SELECT id, revision, updated_ms, time_ms, ?, workspace_id, 1, in_local_time, at_optimal_time, properties_id, 'anonymous' \
      FROM canvas_schedule WHERE workspace_id = 1 AND id = ?";
+
+/// The yardstick on SQLite: when to look at it. Binds the id.
+pub const SQLITE_WAKE: &str = "INSERT OR IGNORE INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
+     SELECT wake_ms, workspace_id, id FROM canvas_schedule WHERE workspace_id = 1 AND id = ? AND wake_ms = next_wave_ms";
 
 /// The values of one update on SQLite.
 pub struct SqliteUpdate {

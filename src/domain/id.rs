@@ -148,7 +148,9 @@ impl Etag {
     /// The etag of `revision` of `schedule`.
     pub fn of(schedule: ScheduleId, revision: i64) -> Self {
         let digest = digest_128(&[schedule.0.as_bytes(), b"etag", &revision.to_be_bytes()]);
-        Self(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+        let mut first = [0; 8];
+        first.copy_from_slice(&digest[..8]);
+        Self(format!("{:016x}", u64::from_be_bytes(first)))
     }
 
     /// An etag as a caller sent it. Any text is one; what this service never gave out is stale.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use chrono::{Datelike, NaiveDate, NaiveDateTime, TimeDelta};
+use chrono::{Datelike, NaiveDate, NaiveDateTime, TimeDelta, Timelike};
 use serde::{Deserialize, Serialize};
 
 use crate::error::quote;
@@ -63,8 +63,14 @@ impl Schedule {
 /// digits only when there is one.
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let form = if self.millis().rem_euclid(1000) == 0 { "%Y-%m-%dT%H:%M:%S" } else { "%Y-%m-%dT%H:%M:%S%.3f" };
-        write!(f, "{}{}", self.time.format(form), if self.is_local() { "" } else { "Z" })
+        let time = self.time;
+        let (year, month, day) = (time.year(), time.month(), time.day());
+        write!(f, "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}", time.hour(), time.minute(), time.second())?;
+        match self.millis().rem_euclid(1000) {
+            0 => {}
+            millis => write!(f, ".{millis:03}")?,
+        }
+        f.write_str(if self.is_local() { "" } else { "Z" })
     }
 }
 

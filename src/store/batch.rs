@@ -7,7 +7,7 @@ use sea_orm::DbErr;
 use uuid::Uuid;
 
 use super::convert;
-use super::entity::{canvas_schedule, properties, request, revision, target};
+use super::entity::{canvas_schedule, properties, request, revision, target, wake};
 use super::insert::NewRows;
 use super::job::{Job, RequestKey, Unsettled, Work};
 use super::sql::{RequestWrite, Writes};
@@ -174,6 +174,7 @@ impl Batch {
             let workspace_id = job.caller.workspace.0;
             let body = serde_json::to_string(&create.target).map_err(convert::broken)?;
             new.schedules.push(convert::new_row(job.caller.workspace, &outcome.after)?);
+            new.wakes.extend(outcome.after.next_wave.map(|at| wake::Model { wake_ms: at.timestamp_millis(), workspace_id, id: id.0 }));
             new.revisions.push(revision_row(job, outcome, self.commit_id));
             new.targets.push(target::Model { schedule_id: id.0, workspace_id, body });
             new.properties.extend(properties_row(job, outcome));
@@ -237,8 +238,8 @@ impl Entry {
             at_optimal_time: after.schedule.at_optimal_time,
             state: convert::state_code(after.state()),
             next_wave_ms,
-            // Never later than it was: a wave that moves later then costs no index entry (see the entity).
-            wake_ms: next_wave_ms.map(|next| before.wake_ms.map_or(next, |wake| wake.min(next))),
+            // Never later than it was: the entry that is there stays (see the entity).
+            wake_ms: before.wake_ms.into_iter().chain(next_wave_ms).min(),
             missed_before_ms: after.missed_before.timestamp_millis(),
             updated_ms: after.updated_at.timestamp_millis(),
             cancelled_ms: after.cancelled_at.map(|at| at.timestamp_millis()),

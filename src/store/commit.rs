@@ -58,15 +58,14 @@ impl Writer {
         let mut again: Vec<Job> = Vec::new();
         loop {
             let mut batch = std::mem::take(&mut again);
-            if batch.is_empty() {
-                if self.queue.recv_many(&mut batch, self.batch_max).await == 0 {
-                    return;
-                }
-            } else {
-                while batch.len() < self.batch_max {
-                    let Ok(job) = self.queue.try_recv() else { break };
-                    batch.push(job);
-                }
+            if batch.is_empty() && self.queue.recv_many(&mut batch, self.batch_max).await == 0 {
+                return;
+            }
+            // Answers go out and calls that have arrived come in before the next batch is closed: a look, not a wait.
+            tokio::task::yield_now().await;
+            while batch.len() < self.batch_max {
+                let Ok(job) = self.queue.try_recv() else { break };
+                batch.push(job);
             }
             let now = Instant::now();
             let batch = batch.into_iter().filter_map(|job| job.if_still_wanted(now)).collect();

@@ -30,8 +30,8 @@ pub mod canvas_schedule {
         pub state: i16,
         /// When the next wave is due.
         pub next_wave_ms: Option<i64>,
-        /// Never after `next_wave_ms`, and what the due index is on. A wave that moves later leaves it alone, so that the
-        /// update touches no index; whoever finds the row too early moves it on.
+        /// The earliest entry that the schedule has in `canvas_schedule_wake`, never after `next_wave_ms`. In no index, so that
+        /// an update touches none.
         pub wake_ms: Option<i64>,
         /// A zone whose last good moment is before this was missed.
         pub missed_before_ms: i64,
@@ -47,6 +47,33 @@ pub mod canvas_schedule {
         pub stated_zones: Option<String>,
         /// The properties that it carries.
         pub properties_id: Option<Uuid>,
+    }
+
+    /// None: rows are found by key.
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// When to look at which schedule: the queue of the due. A schedule that has a wave to come has an entry at it or before it;
+/// a wave that moves earlier adds one, a wave that moves later leaves the old one, and whoever takes an entry asks the hot row.
+pub mod wake {
+    use sea_orm::entity::prelude::*;
+
+    /// One entry.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "canvas_schedule_wake")]
+    pub struct Model {
+        /// When to look.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub wake_ms: i64,
+        /// The tenant.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub workspace_id: i32,
+        /// The schedule id.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: Uuid,
     }
 
     /// None: rows are found by key.

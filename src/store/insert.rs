@@ -10,6 +10,8 @@ use super::entity;
 pub struct NewRows {
     /// The hot rows.
     pub schedules: Vec<entity::canvas_schedule::Model>,
+    /// When to look at them first.
+    pub wakes: Vec<entity::wake::Model>,
     /// Their first revisions.
     pub revisions: Vec<entity::revision::Model>,
     /// Whom they are for.
@@ -29,6 +31,7 @@ pub async fn schedules<C: ConnectionTrait>(db: &C, new: NewRows) -> Result<(), D
         return Ok(());
     }
     entity::canvas_schedule::Entity::insert_many(active(new.schedules)).exec_without_returning(db).await?;
+    entity::wake::Entity::insert_many(active(new.wakes)).exec_without_returning(db).await?;
     entity::revision::Entity::insert_many(active(new.revisions)).exec_without_returning(db).await?;
     entity::target::Entity::insert_many(active(new.targets)).exec_without_returning(db).await?;
     properties(db, new.properties).await?;

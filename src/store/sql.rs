@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use sea_orm::sea_query::ArrayType;
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, Statement, Value};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, QueryResult, Statement, Value};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -43,14 +43,42 @@ pub struct Writes {
 pub async fn read_rows<C: ConnectionTrait>(db: &C, keys: &[(i32, Uuid)], lock: bool) -> Result<Vec<canvas_schedule::Model>, DbErr> {
     let backend = db.get_database_backend();
     let statement = if backend == DbBackend::Postgres {
-        let sql = if lock { POSTGRES_READ_LOCKED } else { POSTGRES_READ };
+        let sql: &str = if lock { &POSTGRES_READ_LOCKED } else { &POSTGRES_READ };
         Statement::from_sql_and_values(backend, sql, [ints(keys.iter().map(|key| key.0)), uuids(keys.iter().map(|key| key.1))])
     } else {
         let keys: Vec<_> = keys.iter().map(|(workspace, id)| json!([workspace, hex(*id)])).collect();
-        Statement::from_sql_and_values(backend, SQLITE_READ, [Value::from(json!(keys).to_string())])
+        Statement::from_sql_and_values(backend, SQLITE_READ.as_str(), [Value::from(json!(keys).to_string())])
     };
     let rows = db.query_all_raw(statement).await?;
-    rows.iter().map(|row| canvas_schedule::Model::from_query_result(row, "")).collect()
+    rows.iter().map(row_of).collect()
+}
+
+/// The columns of the reads, in the order in which [`row_of`] takes them: by place, which costs a third of by name.
+const COLUMNS: &str = "s.workspace_id, s.id, s.canvas_id, s.revision, s.version, s.time_ms, s.in_local_time, s.at_optimal_time, \
+     s.state, s.next_wave_ms, s.wake_ms, s.missed_before_ms, s.created_ms, s.updated_ms, s.cancelled_ms, s.default_zone, \
+     s.stated_zones, s.properties_id";
+
+fn row_of(row: &QueryResult) -> Result<canvas_schedule::Model, DbErr> {
+    Ok(canvas_schedule::Model {
+        workspace_id: row.try_get_by_index(0)?,
+        id: row.try_get_by_index(1)?,
+        canvas_id: row.try_get_by_index(2)?,
+        revision: row.try_get_by_index(3)?,
+        version: row.try_get_by_index(4)?,
+        time_ms: row.try_get_by_index(5)?,
+        in_local_time: row.try_get_by_index(6)?,
+        at_optimal_time: row.try_get_by_index(7)?,
+        state: row.try_get_by_index(8)?,
+        next_wave_ms: row.try_get_by_index(9)?,
+        wake_ms: row.try_get_by_index(10)?,
+        missed_before_ms: row.try_get_by_index(11)?,
+        created_ms: row.try_get_by_index(12)?,
+        updated_ms: row.try_get_by_index(13)?,
+        cancelled_ms: row.try_get_by_index(14)?,
+        default_zone: row.try_get_by_index(15)?,
+        stated_zones: row.try_get_by_index(16)?,
+        properties_id: row.try_get_by_index(17)?,
+    })
 }
 
 /// Writes a batch and answers the ids of the rows that still had the version that was read; of the others nothing is written.
@@ -64,13 +92,21 @@ pub async fn write<C: ConnectionTrait>(db: &C, writes: Writes) -> Result<HashSet
     }
 }
 
-const POSTGRES_READ: &str = "SELECT s.* FROM unnest($1::int4[], $2::uuid[]) AS k (workspace_id, id) \
-     JOIN canvas_schedule s ON s.workspace_id = k.workspace_id AND s.id = k.id";
+static POSTGRES_READ: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "SELECT {COLUMNS} FROM unnest($1::int4[], $2::uuid[]) AS k (workspace_id, id) \
+         JOIN canvas_schedule s ON s.workspace_id = k.workspace_id AND s.id = k.id"
+    )
+});
 
-const POSTGRES_READ_LOCKED: &str = "SELECT s.* FROM canvas_schedule s WHERE (s.workspace_id, s.id) IN \
-     (SELECT * FROM unnest($1::int4[], $2::uuid[])) ORDER BY s.id FOR UPDATE";
+static POSTGRES_READ_LOCKED: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "SELECT {COLUMNS} FROM canvas_schedule s WHERE (s.workspace_id, s.id) IN \
+         (SELECT * FROM unnest($1::int4[], $2::uuid[])) ORDER BY s.id FOR UPDATE"
+    )
+});
 
-/// The rows, guarded by their versions, and the history of those that were written: one statement, one round trip, one commit.
+/// The rows, guarded by their versions, and the wakes and the history of those that were written: one statement, one round trip, one commit.
 const POSTGRES_WRITE: &str = "WITH moved AS ( \
        UPDATE canvas_schedule s SET revision = i.revision, version = s.version + 1, time_ms = i.time_ms, \
          in_local_time = i.in_local_time, at_optimal_time = i.at_optimal_time, state = i.state, \
@@ -83,7 +119,10 @@ const POSTGRES_WRITE: &str = "WITH moved AS ( \
          AS i (workspace_id, id, version, revision, time_ms, in_local_time, at_optimal_time, state, next_wave_ms, wake_ms, \
                missed_before_ms, updated_ms, cancelled_ms, properties_id) \
        WHERE s.workspace_id = i.workspace_id AND s.id = i.id AND s.version = i.version \
-       RETURNING s.id \
+       RETURNING s.id, s.workspace_id, s.wake_ms, s.next_wave_ms \
+     ), wakes AS ( \
+       INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
+       SELECT wake_ms, workspace_id, id FROM moved WHERE wake_ms = next_wave_ms ON CONFLICT DO NOTHING \
      ), history AS ( \
        INSERT INTO canvas_schedule_revision (schedule_id, revision, created_ms, workspace_id, kind, time_ms, in_local_time, \
          at_optimal_time, properties_id, actor, commit_id) \
@@ -217,8 +256,12 @@ fn hex(id: Uuid) -> String {
     id.as_simple().to_string()
 }
 
-const SQLITE_READ: &str = "SELECT s.* FROM json_each(?) k \
-     JOIN canvas_schedule s ON s.workspace_id = k.value ->> 0 AND s.id = unhex(k.value ->> 1)";
+static SQLITE_READ: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "SELECT {COLUMNS} FROM json_each(?) k \
+         JOIN canvas_schedule s ON s.workspace_id = k.value ->> 0 AND s.id = unhex(k.value ->> 1)"
+    )
+});
 
 const SQLITE_WRITE_ROWS: &str = "UPDATE canvas_schedule AS s SET revision = i.value ->> 3, version = s.version + 1, \
        time_ms = i.value ->> 4, in_local_time = i.value ->> 5, at_optimal_time = i.value ->> 6, state = i.value ->> 7, \
@@ -232,14 +275,19 @@ const SQLITE_WRITE_REVISIONS: &str = "INSERT INTO canvas_schedule_revision (sche
      SELECT unhex(r.value ->> 0), r.value ->> 1, r.value ->> 2, r.value ->> 3, r.value ->> 4, r.value ->> 5, r.value ->> 6, \
        r.value ->> 7, unhex(r.value ->> 8), r.value ->> 9, r.value ->> 10 FROM json_each(?) AS r";
 
+const SQLITE_WRITE_WAKES: &str = "INSERT OR IGNORE INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
+     SELECT i.value ->> 9, i.value ->> 0, unhex(i.value ->> 1) FROM json_each(?) AS i WHERE i.value ->> 9 = i.value ->> 8";
+
 /// Within a transaction that has the one write lock, so that every row still has the version that was read.
 async fn write_sqlite<C: ConnectionTrait>(db: &C, writes: Writes) -> Result<HashSet<Uuid>, DbErr> {
     let backend = db.get_database_backend();
     let statement = |sql: &str, rows: String| Statement::from_sql_and_values(backend, sql, [Value::from(rows)]);
-    let updated = db.execute_raw(statement(SQLITE_WRITE_ROWS, sqlite_rows(&writes.rows))).await?.rows_affected();
+    let rows = sqlite_rows(&writes.rows);
+    let updated = db.execute_raw(statement(SQLITE_WRITE_ROWS, rows.clone())).await?.rows_affected();
     if updated != writes.rows.len() as u64 {
         return Err(DbErr::Custom(format!("{updated} of {} rows had the version that was read", writes.rows.len())));
     }
+    db.execute_raw(statement(SQLITE_WRITE_WAKES, rows)).await?;
     db.execute_raw(statement(SQLITE_WRITE_REVISIONS, sqlite_revisions(&writes.revisions))).await?;
     super::insert::properties(db, writes.properties).await?;
     super::insert::requests(db, writes.requests.into_iter().map(|write| write.row).collect()).await?;

@@ -15,7 +15,7 @@ impl MigrationName for Migration {
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        for table in [workspace(), canvas_schedule(), revision(), properties(), target(), request()] {
+        for table in [workspace(), canvas_schedule(), wake(), revision(), properties(), target(), request()] {
             manager.create_table(table).await?;
         }
         let db = manager.get_connection();
@@ -32,9 +32,8 @@ impl MigrationTrait for Migration {
     }
 }
 
-const INDEXES: [&str; 5] = [
-    // Due rows, by the time to look at them.
-    "CREATE INDEX canvas_schedule_wake ON canvas_schedule (wake_ms) WHERE wake_ms IS NOT NULL",
+// On the hot table none is on what an update changes.
+const INDEXES: [&str; 4] = [
     // List of one Canvas.
     "CREATE INDEX canvas_schedule_canvas ON canvas_schedule (workspace_id, canvas_id, id)",
     // "The one schedule of this Canvas that can still change", however many are finished.
@@ -81,6 +80,16 @@ fn canvas_schedule() -> TableCreateStatement {
         .col(string("canvas_id"))
         .col(ColumnDef::new("stated_zones").text())
         .primary_key(Index::create().col("workspace_id").col("id"))
+        .take()
+}
+
+fn wake() -> TableCreateStatement {
+    Table::create()
+        .table("canvas_schedule_wake")
+        .col(big_integer("wake_ms"))
+        .col(integer("workspace_id"))
+        .col(uuid("id"))
+        .primary_key(Index::create().col("wake_ms").col("workspace_id").col("id"))
         .take()
 }
 
