@@ -205,7 +205,7 @@ impl<'a> Run<'a> {
     fn print_batches(&self, title: &str, began: &str) -> Fallible<()> {
         let sql = format!(
             "SELECT round(count(*)::numeric / greatest(count(DISTINCT commit_id), 1), 1) FROM canvas_schedule_revision \
-             WHERE created_ms >= {began}"
+             WHERE created_ms >= {began} AND actor = 'anonymous'"
         );
         println!("{title}: {} updates to a commit", self.postgres.psql(DATABASE, &sql)?);
         Ok(())

@@ -145,7 +145,7 @@ pub fn pgbench_script(schedules: u64, times: &Times) -> String {
          SELECT wake_ms, workspace_id, id FROM moved WHERE wake_ms = next_wave_ms ON CONFLICT DO NOTHING) \
          INSERT INTO canvas_schedule_revision ({REVISION_COLUMNS}) \
          SELECT id, revision, updated_ms, time_ms, CAST(:commit AS bigint), workspace_id, 1, in_local_time, at_optimal_time, \
-         properties_id, 'anonymous' FROM moved;\n",
+         properties_id, 'yardstick' FROM moved;\n",
         span = times.span_ms(),
     )
 }

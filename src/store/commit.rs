@@ -61,15 +61,24 @@ impl Writer {
             if batch.is_empty() && self.queue.recv_many(&mut batch, self.batch_max).await == 0 {
                 return;
             }
-            // Answers go out and calls that have arrived come in before the next batch is closed: a look, not a wait.
+            self.take_what_has_arrived(&mut batch).await;
+            let now = Instant::now();
+            let batch = batch.into_iter().filter_map(|job| job.if_still_wanted(now)).collect();
+            again = self.commit(batch).await;
+        }
+    }
+
+    /// Closes the batch when nothing more comes in: lets this runtime read what its connections have received, for as long as
+    /// each such round brings changes. A look, never a wait: on an idle service the first round brings none.
+    async fn take_what_has_arrived(&mut self, batch: &mut Vec<Job>) {
+        let mut before = 0;
+        while batch.len() < self.batch_max && batch.len() > before {
+            before = batch.len();
             tokio::task::yield_now().await;
             while batch.len() < self.batch_max {
                 let Ok(job) = self.queue.try_recv() else { break };
                 batch.push(job);
             }
-            let now = Instant::now();
-            let batch = batch.into_iter().filter_map(|job| job.if_still_wanted(now)).collect();
-            again = self.commit(batch).await;
         }
     }
 

@@ -27,7 +27,7 @@ pub struct Options {
 impl Options {
     /// The usual bounds for this database.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), writers: 2, batch_max: 256, queue_max: 4096, reads_max: 8, revisions_kept: REVISIONS_KEPT }
+        Self { url: url.into(), writers: 1, batch_max: 256, queue_max: 4096, reads_max: 8, revisions_kept: REVISIONS_KEPT }
     }
 
     fn is_sqlite(&self) -> bool {

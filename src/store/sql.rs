@@ -135,6 +135,31 @@ const POSTGRES_WRITE: &str = "WITH moved AS ( \
        WHERE r.schedule_id IN (SELECT id FROM moved) \
      )";
 
+/// The usual batch: each row has one revision, and there is nothing else. The revision then travels with its row, which spares
+/// eleven arrays and a join: a third of the statement.
+const POSTGRES_WRITE_SINGLE: &str = "WITH moved AS ( \
+       UPDATE canvas_schedule s SET revision = i.revision, version = s.version + 1, time_ms = i.time_ms, \
+         in_local_time = i.in_local_time, at_optimal_time = i.at_optimal_time, state = i.state, \
+         next_wave_ms = NULLIF(i.next_wave_ms, -9223372036854775808), wake_ms = NULLIF(i.wake_ms, -9223372036854775808), \
+         missed_before_ms = i.missed_before_ms, updated_ms = i.updated_ms, \
+         cancelled_ms = NULLIF(i.cancelled_ms, -9223372036854775808), \
+         properties_id = NULLIF(i.properties_id, '00000000-0000-0000-0000-000000000000'::uuid) \
+       FROM unnest($1::int4[], $2::uuid[], $3::int8[], $4::int8[], $5::int8[], $6::bool[], $7::bool[], $8::int2[], $9::int8[], \
+         $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::uuid[], $15::int2[], $16::text[]) \
+         AS i (workspace_id, id, version, revision, time_ms, in_local_time, at_optimal_time, state, next_wave_ms, wake_ms, \
+               missed_before_ms, updated_ms, cancelled_ms, properties_id, kind, actor) \
+       WHERE s.workspace_id = i.workspace_id AND s.id = i.id AND s.version = i.version \
+       RETURNING s.id, s.workspace_id, s.wake_ms, s.next_wave_ms, s.revision, s.updated_ms, s.time_ms, s.in_local_time, \
+         s.at_optimal_time, s.properties_id, i.kind, i.actor \
+     ), wakes AS ( \
+       INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
+       SELECT wake_ms, workspace_id, id FROM moved WHERE wake_ms = next_wave_ms ON CONFLICT DO NOTHING \
+     ) \
+     INSERT INTO canvas_schedule_revision (schedule_id, revision, created_ms, workspace_id, kind, time_ms, in_local_time, \
+       at_optimal_time, properties_id, actor, commit_id) \
+     SELECT id, revision, updated_ms, workspace_id, kind, time_ms, in_local_time, at_optimal_time, properties_id, actor, $17::int8 \
+     FROM moved RETURNING schedule_id";
+
 /// What only some batches bring.
 const POSTGRES_WRITE_EXTRAS: &str = ", contents AS ( \
        INSERT INTO canvas_schedule_properties (id, workspace_id, schedule_id, body) \
@@ -155,12 +180,19 @@ static POSTGRES_WRITE_ALL: LazyLock<String> = LazyLock::new(|| format!("{POSTGRE
 async fn write_postgres<C: ConnectionTrait>(db: &C, writes: Writes) -> Result<HashSet<Uuid>, DbErr> {
     let plain = writes.properties.is_empty() && writes.requests.is_empty();
     let mut values = row_values(&writes.rows);
-    values.extend(revision_values(&writes.revisions));
-    if !plain {
+    let sql: &str = if plain && writes.revisions.len() == writes.rows.len() {
+        // As many as there are rows, and no row is without one: one each, in the same order.
+        values.extend(single_revision_values(&writes.revisions));
+        POSTGRES_WRITE_SINGLE
+    } else if plain {
+        values.extend(revision_values(&writes.revisions));
+        &POSTGRES_WRITE_PLAIN
+    } else {
+        values.extend(revision_values(&writes.revisions));
         values.extend(property_values(&writes.properties));
         values.extend(request_values(&writes.requests));
-    }
-    let sql: &str = if plain { &POSTGRES_WRITE_PLAIN } else { &POSTGRES_WRITE_ALL };
+        &POSTGRES_WRITE_ALL
+    };
     let moved = db.query_all_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await?;
     moved.iter().map(|row| row.try_get_by_index::<Uuid>(0)).collect()
 }
@@ -183,6 +215,13 @@ fn row_values(rows: &[canvas_schedule::Model]) -> Vec<Value> {
         bigints(rows().map(|row| row.cancelled_ms.unwrap_or(NO_INSTANT))),
         uuids(rows().map(|row| row.properties_id.unwrap_or_default())),
     ]
+}
+
+/// What a revision has that its row has not.
+fn single_revision_values(revisions: &[revision::Model]) -> Vec<Value> {
+    let all = || revisions.iter();
+    let commit_id = revisions.first().map(|one| one.commit_id).unwrap_or_default();
+    vec![smallints(all().map(|one| one.kind)), texts(all().map(|one| one.actor.clone())), commit_id.into()]
 }
 
 fn revision_values(revisions: &[revision::Model]) -> Vec<Value> {
