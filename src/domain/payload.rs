@@ -82,6 +82,7 @@ impl Recipient {
         stated.as_str().and_then(|name| Zone::parse(name).ok())
     }
 
+    /// Its properties are checked by [`Properties::check`], under the name that they were sent by.
     fn check(&self, field: &str, violations: &mut Vec<Violation>) {
         let mut check = |name: &str, value: &str| {
             if let Err(why) = opaque(value, IDENTIFIER_MAX) {
@@ -98,9 +99,6 @@ impl Recipient {
         }
         self.prioritization.iter().for_each(|entry| check("prioritization", entry));
         self.check_prioritization(field, violations);
-        if let Some(properties) = &self.trigger_properties {
-            properties.check(&format!("{field}.trigger_properties"), violations);
-        }
         if let Some(attributes) = &self.attributes {
             check_object(attributes, &format!("{field}.attributes"), violations);
             check_zone(attributes, field, violations);
