@@ -1,6 +1,6 @@
 //! Requests to domain values: every violation at once.
 
-use crate::domain::payload::{check_bytes, properties_bytes};
+use crate::domain::payload::{RECIPIENTS_MAX, check_bytes, check_count, properties_bytes};
 use crate::domain::{
     Cancel, CanvasId, Create, Etag, Identifier, Overwrite, Properties, Recipient, RequestId, Schedule, ScheduleId, State, Target,
 };
@@ -102,7 +102,9 @@ pub fn create(sent: v1::CreateCanvasScheduleRequest) -> Result<(Create, Mode), E
     let canvas_id = reader.canvas_id(&sent.canvas_id);
     let schedule = reader.schedule(sent.schedule);
     let properties = reader.properties("", [sent.trigger_properties, sent.canvas_entry_properties, sent.context]);
-    let recipients = sent.recipients.into_iter().enumerate().map(|(n, sent)| reader.recipient(n, sent)).collect();
+    check_count(sent.recipients.len(), &mut reader.violations);
+    let recipients = sent.recipients.into_iter().take(RECIPIENTS_MAX).enumerate();
+    let recipients = recipients.map(|(n, sent)| reader.recipient(n, sent)).collect();
     let audience = sent.audience.map(|sent| json::object(sent, "audience", &mut reader.violations));
     let target = Target { recipients, audience, broadcast: sent.broadcast };
     target.check(&mut reader.violations);
