@@ -17,6 +17,7 @@ on_both![
     a_replay_gets_the_first_answer_and_makes_nothing,
     a_replay_of_an_update_without_an_id_stands_whatever_came_since,
     entries_of_a_batch_replay_as_updates_do,
+    an_entry_that_was_refused_leaves_its_id_and_its_twins_place,
     an_id_with_another_payload_is_refused,
     an_id_is_free_again_after_a_day,
     many_callers_at_once_make_one_revision,
@@ -113,6 +114,22 @@ async fn entries_of_a_batch_replay_as_updates_do(database: &Database) {
     }
     refused(again[3].clone(), Code::AlreadyExists, "REQUEST_ID_REUSED");
     assert_eq!((app.seen(&one).await, app.seen(&two).await), before, "nothing was made");
+}
+
+async fn an_entry_that_was_refused_leaves_its_id_and_its_twins_place(database: &Database) {
+    let app = TestApp::start(database).await;
+    let schedule = app.created(create("canvas", at(LATER))).await;
+    let stale = v1::UpdateCanvasScheduleRequest { etag: "stale".to_owned(), ..update(&schedule, at(LATER)) };
+    let entries = vec![
+        updated_as("r", stale),
+        updated_as("r", update(&schedule, at("2026-03-21T01:00:00Z"))),
+        update(&schedule, at("2026-03-21T02:00:00Z")),
+    ];
+    let answers = app.batch(entries).await.expect("answers");
+    refused(answers[0].clone(), Code::Aborted, "ETAG_STALE");
+    let revisions = [1, 2].map(|n| schedule_of(answers[n].as_ref().expect("updated")).revision);
+    assert_eq!(revisions, [2, 3], "in their order");
+    assert_eq!(time_of(&app.get(&schedule).await.canvas_schedule.expect("a schedule")), "2026-03-21T02:00:00Z");
 }
 
 async fn an_id_with_another_payload_is_refused(database: &Database) {
