@@ -149,12 +149,25 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// The violations of one refusal that fit its text and its details, which travel in headers: many clients take 8 KB of those,
+/// and one that gets more gives up the connection with all its calls. At least one.
+pub fn told(all: &[Violation]) -> &[Violation] {
+    const MOST_BYTES: usize = 1024;
+    let mut bytes = 0;
+    let fits = all.iter().take_while(|one| {
+        bytes += one.field.len() + one.message.len();
+        bytes <= MOST_BYTES
+    });
+    &all[..fits.count().max(1).min(all.len())]
+}
+
 fn write_violations(f: &mut fmt::Formatter<'_>, all: &[Violation]) -> fmt::Result {
-    for (n, one) in all.iter().enumerate() {
+    let told = told(all);
+    for (n, one) in told.iter().enumerate() {
         let separator = if n == 0 { "" } else { "; " };
         write!(f, "{separator}{}: {}", one.field, one.message)?;
     }
-    Ok(())
+    if told.len() < all.len() { write!(f, "; and {} more", all.len() - told.len()) } else { Ok(()) }
 }
 
 /// The value in quotes for an error text: control characters escaped, cut after 64 characters.

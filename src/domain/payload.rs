@@ -82,6 +82,7 @@ impl Recipient {
         stated.as_str().and_then(|name| Zone::parse(name).ok())
     }
 
+    /// Its properties are checked by [`Properties::check`], under the name that they were sent by.
     fn check(&self, field: &str, violations: &mut Vec<Violation>) {
         let mut check = |name: &str, value: &str| {
             if let Err(why) = opaque(value, IDENTIFIER_MAX) {
@@ -98,9 +99,6 @@ impl Recipient {
         }
         self.prioritization.iter().for_each(|entry| check("prioritization", entry));
         self.check_prioritization(field, violations);
-        if let Some(properties) = &self.trigger_properties {
-            properties.check(&format!("{field}.trigger_properties"), violations);
-        }
         if let Some(attributes) = &self.attributes {
             check_object(attributes, &format!("{field}.attributes"), violations);
             check_zone(attributes, field, violations);
@@ -152,11 +150,7 @@ impl Target {
         if some && self.broadcast {
             violations.push(Violation::new("broadcast", "is true beside recipients or an audience; state one or the other"));
         }
-        if self.recipients.len() > RECIPIENTS_MAX {
-            let message = format!("has {} recipients; at most {RECIPIENTS_MAX} are allowed", self.recipients.len());
-            violations.push(Violation::new("recipients", message));
-        }
-        for (n, recipient) in self.recipients.iter().take(RECIPIENTS_MAX).enumerate() {
+        for (n, recipient) in self.recipients.iter().enumerate() {
             recipient.check(&format!("recipients[{n}]"), violations);
         }
         if let Some(audience) = &self.audience {
@@ -190,6 +184,14 @@ impl Target {
 pub fn properties_bytes(own: Option<&Properties>, target: &Target) -> usize {
     let of_recipients = target.recipients.iter().filter_map(|recipient| recipient.trigger_properties.as_ref());
     own.into_iter().chain(of_recipients).map(|properties| properties.canonical().len()).sum()
+}
+
+/// Adds a violation when a request has too many recipients; then the rest of them need not be looked at.
+pub fn check_count(recipients: usize, violations: &mut Vec<Violation>) {
+    if recipients > RECIPIENTS_MAX {
+        let message = format!("has {recipients} recipients; at most {RECIPIENTS_MAX} are allowed");
+        violations.push(Violation::new("recipients", message));
+    }
 }
 
 /// Adds a violation when the properties of a request are too large together.

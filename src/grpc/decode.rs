@@ -1,6 +1,6 @@
 //! Requests to domain values: every violation at once.
 
-use crate::domain::payload::{check_bytes, properties_bytes};
+use crate::domain::payload::{RECIPIENTS_MAX, check_bytes, check_count, properties_bytes};
 use crate::domain::{
     Cancel, CanvasId, Create, Etag, Identifier, Overwrite, Properties, Recipient, RequestId, Schedule, ScheduleId, State, Target,
 };
@@ -59,30 +59,31 @@ impl Reader {
         Some(properties)
     }
 
-    fn recipient(&mut self, n: usize, sent: v1::Recipient) -> Option<Recipient> {
+    fn recipient(&mut self, n: usize, sent: v1::Recipient) -> Recipient {
         let prefix = format!("recipients[{n}].");
         let identifier = match sent.identifier {
-            Some(v1::recipient::Identifier::ExternalUserId(id)) => Some(Identifier::ExternalUserId(id)),
+            Some(v1::recipient::Identifier::ExternalUserId(id)) => Identifier::ExternalUserId(id),
             Some(v1::recipient::Identifier::UserAlias(alias)) => {
-                Some(Identifier::UserAlias { alias_name: alias.alias_name, alias_label: alias.alias_label })
+                Identifier::UserAlias { alias_name: alias.alias_name, alias_label: alias.alias_label }
             }
-            Some(v1::recipient::Identifier::Email(email)) => Some(Identifier::Email(email)),
+            Some(v1::recipient::Identifier::Email(email)) => Identifier::Email(email),
             None => {
                 let message = "has no identifier; one of external_user_id, user_alias or email is needed";
                 self.violations.push(Violation::new(prefix.trim_end_matches('.'), message));
-                None
+                // A stand-in that nothing is wrong with, so that the rest is checked too; the request is refused.
+                Identifier::Email("-".to_owned())
             }
         };
         let trigger_properties = self.properties(&prefix, [sent.trigger_properties, sent.canvas_entry_properties, sent.context]);
         let field = format!("{prefix}attributes");
         let attributes = sent.attributes.map(|sent| json::object(sent, &field, &mut self.violations));
-        Some(Recipient {
-            identifier: identifier?,
+        Recipient {
+            identifier,
             prioritization: sent.prioritization,
             trigger_properties,
             send_to_existing_only: sent.send_to_existing_only,
             attributes,
-        })
+        }
     }
 
     /// Everything was there, or all that is wrong.
@@ -101,14 +102,12 @@ pub fn create(sent: v1::CreateCanvasScheduleRequest) -> Result<(Create, Mode), E
     let canvas_id = reader.canvas_id(&sent.canvas_id);
     let schedule = reader.schedule(sent.schedule);
     let properties = reader.properties("", [sent.trigger_properties, sent.canvas_entry_properties, sent.context]);
-    let sent_recipients = sent.recipients.len();
-    let recipients: Vec<Recipient> = sent.recipients.into_iter().enumerate().filter_map(|(n, sent)| reader.recipient(n, sent)).collect();
+    check_count(sent.recipients.len(), &mut reader.violations);
+    let recipients = sent.recipients.into_iter().take(RECIPIENTS_MAX).enumerate();
+    let recipients = recipients.map(|(n, sent)| reader.recipient(n, sent)).collect();
     let audience = sent.audience.map(|sent| json::object(sent, "audience", &mut reader.violations));
     let target = Target { recipients, audience, broadcast: sent.broadcast };
-    // A recipient without an identifier was named already; what is left could not be told apart from no recipients at all.
-    if target.recipients.len() == sent_recipients {
-        target.check(&mut reader.violations);
-    }
+    target.check(&mut reader.violations);
     check_bytes(properties_bytes(properties.as_ref(), &target), &mut reader.violations);
     let request_id = reader.request_id(&sent.request_id);
     let create = canvas_id.zip(schedule);

@@ -20,16 +20,24 @@ fn value(sent: ProtoValue, field: &str, violations: &mut Vec<Violation>) -> Valu
         Some(Kind::BoolValue(flag)) => Value::Bool(flag),
         Some(Kind::StringValue(text)) => Value::String(text),
         Some(Kind::NumberValue(number)) => self::number(number).unwrap_or_else(|| {
-            violations
-                .push(Violation::new(field, format!("has the number {number}, which JSON cannot hold; send a finite number or text")));
+            let message = format!("has the number {number}, which JSON cannot hold; send a finite number or text");
+            once(violations, Violation::new(field, message));
             Value::Null
         }),
         Some(Kind::StructValue(inner)) => Value::Object(object(inner, field, violations)),
         Some(Kind::ListValue(inner)) => Value::Array(inner.values.into_iter().map(|inner| value(inner, field, violations)).collect()),
         None => {
-            violations.push(Violation::new(field, "has a value of no kind; state null, a boolean, a number, text, a list or an object"));
+            let message = "has a value of no kind; state null, a boolean, a number, text, a list or an object";
+            once(violations, Violation::new(field, message));
             Value::Null
         }
+    }
+}
+
+/// Adds a violation, unless the last one is of the same field: a message can hold tens of thousands.
+fn once(violations: &mut Vec<Violation>, one: Violation) {
+    if violations.last().is_none_or(|last| last.field != one.field) {
+        violations.push(one);
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::error::{Error, Violation};
+use crate::error::{Error, Violation, told};
 use crate::layers::DOMAIN;
 use crate::layers::trace::current_request_id;
 
@@ -87,13 +87,14 @@ pub fn status(error: &Error) -> Status {
 }
 
 fn violations(details: &mut ErrorDetails, all: &[Violation]) {
-    for one in all {
+    for one in told(all) {
         details.add_bad_request_violation(&one.field, &one.message);
     }
 }
 
 fn metadata(error: &Error) -> HashMap<String, String> {
     let entries: Vec<(&str, String)> = match error {
+        Error::Invalid(all) if told(all).len() < all.len() => vec![("violations", all.len().to_string())],
         Error::NoOpenSchedule { .. } => vec![("open_schedules", "0".to_owned())],
         Error::ScheduleIdNeeded { open, .. } => vec![("open_schedules", open.to_string())],
         Error::StaleEtag { revision, .. } => vec![("revision", revision.to_string())],

@@ -86,17 +86,21 @@ impl Batch {
         for job in jobs {
             let Some(job) = answer_what_is_known(job, &read) else { continue };
             let request = job.request.as_ref().map(|request| (job.caller.workspace, request.id.clone()));
-            if request.is_some_and(|request| !seen.insert(request)) {
+            if request.as_ref().is_some_and(|request| seen.contains(request)) {
                 // Its twin is in this batch: the next round finds the twin's answer.
                 batch.again.push(job);
                 continue;
             }
-            batch.decide_one(job, &mut read, context);
+            if batch.decide_one(job, &mut read, context) {
+                // One that was refused has no answer to find; its twin keeps its place in the order.
+                seen.extend(request);
+            }
         }
         batch
     }
 
-    fn decide_one(&mut self, job: Job, read: &mut Read, context: &Context<'_>) {
+    /// Whether the job was accepted.
+    fn decide_one(&mut self, job: Job, read: &mut Read, context: &Context<'_>) -> bool {
         match &job.work {
             Work::Create(id, create) => {
                 let decided = match read.default_zones.get(&job.caller.workspace) {
@@ -104,7 +108,10 @@ impl Batch {
                     None => Err(Error::internal("the workspace does not exist")),
                 };
                 match decided {
-                    Ok(outcome) => self.created.push((job, outcome)),
+                    Ok(outcome) => {
+                        self.created.push((job, outcome));
+                        return true;
+                    }
                     Err(error) => job.answer(Err(error)),
                 }
             }
@@ -114,7 +121,9 @@ impl Batch {
                     if let Ok(outcome) = &decided {
                         entry.after = outcome.after.clone();
                     }
+                    let accepted = decided.is_ok();
                     entry.jobs.push((job, decided));
+                    return accepted;
                 }
                 Ok(None) => {
                     let schedule_id = id.to_string();
@@ -123,6 +132,7 @@ impl Batch {
                 Err(fault) => job.answer(Err(Error::internal(fault))),
             },
         }
+        false
     }
 
     /// The row that a job is about, with what the jobs before it made of it; none when its workspace has no such row.
@@ -193,7 +203,7 @@ impl Batch {
 
     /// Answers every job whose row was written, after its commit; the others go round again.
     pub fn answer(self, moved: &HashSet<Uuid>) -> Vec<Job> {
-        let mut again = self.again;
+        let mut again = Vec::new();
         for (job, outcome) in self.created {
             job.answer(Ok(outcome));
         }
@@ -207,6 +217,8 @@ impl Batch {
                 }
             }
         }
+        // After the twins that they wait for.
+        again.extend(self.again);
         again
     }
 

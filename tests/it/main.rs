@@ -1,0 +1,13 @@
+//! The service as its callers meet it: a server in this process, its own database, a clock that stands still until a test moves
+//! it. What depends on the store runs on SQLite and on PostgreSQL, as two tests of one name.
+
+#![allow(clippy::expect_used, reason = "a test says what it expected")]
+
+mod bad_input;
+mod lifecycle;
+mod lists;
+mod operate;
+mod requests;
+mod store;
+mod support;
+mod update;

@@ -1,0 +1,247 @@
+//! `TestApp`: a server on a free port over the test's own database, with a clock that the test moves.
+
+pub mod calls;
+pub mod database;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, Once};
+use std::time::Duration;
+
+use canvas_scheduler::clock::ManualClock;
+use canvas_scheduler::config::Serve;
+use canvas_scheduler::pb::v1;
+use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
+use canvas_scheduler::server::Server;
+use chrono::{DateTime, Utc};
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+pub use calls::*;
+pub use database::{Database, Kind};
+
+/// What every clock shows at first.
+pub const NOW: &str = "2026-03-01T12:00:00Z";
+
+/// A time that is well ahead of [`NOW`].
+pub const LATER: &str = "2026-03-20T08:00:00Z";
+
+/// How long anything may take before it counts as hanging. Far beyond what anything takes: no test fails on time alone.
+const HANGS: Duration = Duration::from_secs(120);
+
+/// Runs each test on both databases, as `NAME::sqlite` and `NAME::postgres`. With `file:` SQLite keeps a file, for tests that
+/// look at the database from outside or open it twice.
+macro_rules! on_both {
+    (file: $($test:ident),+ $(,)?) => { $crate::support::on_both!(@ File $($test)+); };
+    ($($test:ident),+ $(,)?) => { $crate::support::on_both!(@ Memory $($test)+); };
+    (@ $sqlite:ident $($test:ident)+) => { $(
+        mod $test {
+            #[tokio::test]
+            async fn sqlite() {
+                let name = concat!(module_path!(), "::sqlite");
+                $crate::support::run($crate::support::Kind::$sqlite, name, super::$test).await;
+            }
+
+            #[tokio::test]
+            async fn postgres() {
+                let name = concat!(module_path!(), "::postgres");
+                $crate::support::run($crate::support::Kind::Postgres, name, super::$test).await;
+            }
+        }
+    )+ };
+}
+pub(crate) use on_both;
+
+/// Runs one test on a migrated database of its own; no thread of a server may have panicked by then.
+pub async fn run(kind: Kind, name: &str, test: impl AsyncFnOnce(&Database)) {
+    count_panics();
+    let Some(database) = Database::new(kind, name) else { return };
+    soon(test(&database)).await;
+    drop(database);
+    let panics = PANICS.lock().expect("no panic while counting");
+    assert!(panics.is_empty(), "the server panicked, in this test or one beside it: {panics:?}");
+}
+
+/// What `future` comes to; a test that hangs ends here.
+pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(HANGS, future).await.expect("it hangs")
+}
+
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Notes every panic on a server's own threads, also one that the stack turns into an answer.
+fn count_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if std::thread::current().name().is_some_and(|name| name.starts_with("core-")) {
+                PANICS.lock().expect("no panic while counting").push(panic.to_string());
+            }
+            usual(panic);
+        }));
+    });
+}
+
+/// Small bounds, a free port.
+pub fn settings(database: &Database) -> Serve {
+    Serve {
+        database_url: database.url().to_owned(),
+        grpc_addr: ([127, 0, 0, 1], 0).into(),
+        cores: 2,
+        writers: 2,
+        commit_max: 256,
+        queue_max: 4096,
+        read_connections: 4,
+        lateness: Duration::from_secs(3600),
+        horizon_days: 366,
+        revisions_kept: 100,
+        max_connections: 100,
+        first_byte_timeout: Duration::from_secs(60),
+        max_connection_age: Duration::from_secs(1800),
+        max_call_time: Duration::from_secs(60),
+        drain: Duration::from_secs(30),
+    }
+}
+
+/// An instant as a test writes it.
+pub fn instant(text: &str) -> DateTime<Utc> {
+    DateTime::parse_from_rfc3339(text).expect(text).to_utc()
+}
+
+/// The generated client over HTTP/2.
+pub type Client = CanvasScheduleServiceClient<Channel>;
+
+/// A running server and a client of it.
+pub struct TestApp {
+    pub clock: Arc<ManualClock>,
+    pub channel: Channel,
+    addr: SocketAddr,
+    server: Server,
+}
+
+impl TestApp {
+    /// A server over a migrated database.
+    pub async fn start(database: &Database) -> Self {
+        Self::start_with(database, |_| {}).await
+    }
+
+    /// The same, with settings that differ.
+    pub async fn start_with(database: &Database, change: impl FnOnce(&mut Serve)) -> Self {
+        let mut settings = settings(database);
+        change(&mut settings);
+        let clock = Arc::new(ManualClock::at(instant(NOW)));
+        let server = Server::start_migrated(&settings, clock.clone()).await.expect("the server starts");
+        Self::of(server, clock)
+    }
+
+    /// A server over a database as it is.
+    pub async fn start_unmigrated(database: &Database) -> Self {
+        let clock = Arc::new(ManualClock::at(instant(NOW)));
+        let server = Server::start(&settings(database), clock.clone()).await.expect("the server starts");
+        Self::of(server, clock)
+    }
+
+    fn of(server: Server, clock: Arc<ManualClock>) -> Self {
+        let addr = server.grpc_addr();
+        Self { clock, channel: channel_to(addr), addr, server }
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// A client on the app's one connection.
+    pub fn client(&self) -> Client {
+        client_on(self.channel.clone())
+    }
+
+    /// A client on a connection of its own.
+    pub fn fresh_client(&self) -> Client {
+        client_on(channel_to(self.addr))
+    }
+
+    /// Stops the server.
+    pub async fn stop(self) {
+        self.server.stop().await;
+    }
+
+    pub async fn create(&self, request: v1::CreateCanvasScheduleRequest) -> Result<v1::CreateCanvasScheduleResponse, Status> {
+        self.client().create_canvas_schedule(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// A schedule that was created.
+    pub async fn created(&self, request: v1::CreateCanvasScheduleRequest) -> v1::CanvasSchedule {
+        self.create(request).await.expect("created").canvas_schedule.expect("a schedule")
+    }
+
+    pub async fn update(&self, request: v1::UpdateCanvasScheduleRequest) -> Result<v1::UpdateCanvasScheduleResponse, Status> {
+        self.client().update_canvas_schedule(request).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn batch(&self, requests: Vec<v1::UpdateCanvasScheduleRequest>) -> Result<Vec<Entry>, Status> {
+        let request = v1::BatchUpdateCanvasSchedulesRequest { requests };
+        let answer = self.client().batch_update_canvas_schedules(request).await?.into_inner();
+        Ok(answer.results.into_iter().map(entry).collect())
+    }
+
+    pub async fn cancel(&self, request: v1::CancelCanvasScheduleRequest) -> Result<v1::CancelCanvasScheduleResponse, Status> {
+        self.client().cancel_canvas_schedule(request).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn try_get(&self, schedule_id: &str) -> Result<v1::GetCanvasScheduleResponse, Status> {
+        let request = v1::GetCanvasScheduleRequest { schedule_id: schedule_id.to_owned() };
+        self.client().get_canvas_schedule(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// All that the service tells of a schedule.
+    pub async fn get(&self, of: &v1::CanvasSchedule) -> v1::GetCanvasScheduleResponse {
+        self.try_get(&of.schedule_id).await.expect("it is there")
+    }
+
+    pub async fn list(&self, request: v1::ListCanvasSchedulesRequest) -> Result<v1::ListCanvasSchedulesResponse, Status> {
+        self.client().list_canvas_schedules(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// The ids of all schedules that match the filters of `request`, page after page.
+    pub async fn list_ids(&self, mut request: v1::ListCanvasSchedulesRequest) -> Vec<String> {
+        let mut ids = Vec::new();
+        loop {
+            let page = self.list(request.clone()).await.expect("a page");
+            ids.extend(page.canvas_schedules.into_iter().map(|one| one.schedule_id));
+            if page.next_page_token.is_empty() {
+                return ids;
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    pub async fn revisions_page(
+        &self,
+        request: v1::ListCanvasScheduleRevisionsRequest,
+    ) -> Result<v1::ListCanvasScheduleRevisionsResponse, Status> {
+        self.client().list_canvas_schedule_revisions(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// The kept revisions of a schedule, at most 1,000, the newest first.
+    pub async fn revisions(&self, of: &v1::CanvasSchedule) -> Vec<v1::CanvasScheduleRevision> {
+        let request =
+            v1::ListCanvasScheduleRevisionsRequest { schedule_id: of.schedule_id.clone(), page_size: 1000, page_token: String::new() };
+        self.revisions_page(request).await.expect("revisions").revisions
+    }
+
+    /// What the service tells of a schedule and its history: to show that nothing changed.
+    pub async fn seen(&self, of: &v1::CanvasSchedule) -> (v1::GetCanvasScheduleResponse, Vec<v1::CanvasScheduleRevision>) {
+        (self.get(of).await, self.revisions(of).await)
+    }
+}
+
+/// A channel that connects at its first call.
+pub fn channel_to(addr: SocketAddr) -> Channel {
+    Endpoint::from_shared(format!("http://{addr}")).expect("an address").connect_lazy()
+}
+
+/// A client on `channel`.
+pub fn client_on(channel: Channel) -> Client {
+    Client::new(channel).max_decoding_message_size(64 * 1024 * 1024)
+}
