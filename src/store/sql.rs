@@ -106,59 +106,62 @@ static POSTGRES_READ_LOCKED: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// The rows, guarded by their versions, and the wakes and the history of those that were written: one statement, one round trip, one commit.
-const POSTGRES_WRITE: &str = "WITH moved AS ( \
-       UPDATE canvas_schedule s SET revision = i.revision, version = s.version + 1, time_ms = i.time_ms, \
-         in_local_time = i.in_local_time, at_optimal_time = i.at_optimal_time, state = i.state, \
-         next_wave_ms = NULLIF(i.next_wave_ms, -9223372036854775808), wake_ms = NULLIF(i.wake_ms, -9223372036854775808), \
-         missed_before_ms = i.missed_before_ms, updated_ms = i.updated_ms, \
-         cancelled_ms = NULLIF(i.cancelled_ms, -9223372036854775808), \
-         properties_id = NULLIF(i.properties_id, '00000000-0000-0000-0000-000000000000'::uuid) \
-       FROM unnest($1::int4[], $2::uuid[], $3::int8[], $4::int8[], $5::int8[], $6::bool[], $7::bool[], $8::int2[], $9::int8[], \
-         $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::uuid[]) \
-         AS i (workspace_id, id, version, revision, time_ms, in_local_time, at_optimal_time, state, next_wave_ms, wake_ms, \
-               missed_before_ms, updated_ms, cancelled_ms, properties_id) \
-       WHERE s.workspace_id = i.workspace_id AND s.id = i.id AND s.version = i.version \
-       RETURNING s.id, s.workspace_id, s.wake_ms, s.next_wave_ms \
-     ), wakes AS ( \
-       INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
-       SELECT wake_ms, workspace_id, id FROM moved WHERE wake_ms = next_wave_ms ON CONFLICT DO NOTHING \
-     ), history AS ( \
-       INSERT INTO canvas_schedule_revision (schedule_id, revision, created_ms, workspace_id, kind, time_ms, in_local_time, \
-         at_optimal_time, properties_id, actor, commit_id) \
-       SELECT r.schedule_id, r.revision, r.created_ms, r.workspace_id, r.kind, r.time_ms, r.in_local_time, r.at_optimal_time, \
-         NULLIF(r.properties_id, '00000000-0000-0000-0000-000000000000'::uuid), r.actor, r.commit_id \
-       FROM unnest($15::uuid[], $16::int8[], $17::int8[], $18::int4[], $19::int2[], $20::int8[], $21::bool[], $22::bool[], \
-         $23::uuid[], $24::text[], $25::int8[]) \
-         AS r (schedule_id, revision, created_ms, workspace_id, kind, time_ms, in_local_time, at_optimal_time, properties_id, \
-               actor, commit_id) \
-       WHERE r.schedule_id IN (SELECT id FROM moved) \
-     )";
+/// What becomes of a row; `i` is the batch.
+const POSTGRES_UPDATE: &str = "UPDATE canvas_schedule s SET revision = i.revision, version = s.version + 1, time_ms = i.time_ms, \
+     in_local_time = i.in_local_time, at_optimal_time = i.at_optimal_time, state = i.state, \
+     next_wave_ms = NULLIF(i.next_wave_ms, -9223372036854775808), wake_ms = NULLIF(i.wake_ms, -9223372036854775808), \
+     missed_before_ms = i.missed_before_ms, updated_ms = i.updated_ms, \
+     cancelled_ms = NULLIF(i.cancelled_ms, -9223372036854775808), \
+     properties_id = NULLIF(i.properties_id, '00000000-0000-0000-0000-000000000000'::uuid)";
+
+/// Which rows: those that still have the version that was read.
+const POSTGRES_GUARD: &str = "WHERE s.workspace_id = i.workspace_id AND s.id = i.id AND s.version = i.version";
+
+/// The arrays of every batch and their columns.
+const POSTGRES_ARRAYS: &str = "$1::int4[], $2::uuid[], $3::int8[], $4::int8[], $5::int8[], $6::bool[], $7::bool[], $8::int2[], \
+     $9::int8[], $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::uuid[]";
+const POSTGRES_COLUMNS: &str = "workspace_id, id, version, revision, time_ms, in_local_time, at_optimal_time, state, next_wave_ms, \
+     wake_ms, missed_before_ms, updated_ms, cancelled_ms, properties_id";
+
+/// An entry for each wave that is now the earliest of its schedule.
+const POSTGRES_WAKES: &str = "INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
+     SELECT wake_ms, workspace_id, id FROM moved WHERE wake_ms = next_wave_ms ON CONFLICT DO NOTHING";
+
+const POSTGRES_REVISION_COLUMNS: &str = "schedule_id, revision, created_ms, workspace_id, kind, time_ms, in_local_time, \
+     at_optimal_time, properties_id, actor, commit_id";
+
+/// The rows, the wakes, and the history of those that were written: one statement, one round trip, one commit.
+fn postgres_write(extras: &str) -> String {
+    format!(
+        "WITH moved AS ( \
+           {POSTGRES_UPDATE} FROM unnest({POSTGRES_ARRAYS}) AS i ({POSTGRES_COLUMNS}) {POSTGRES_GUARD} \
+           RETURNING s.id, s.workspace_id, s.wake_ms, s.next_wave_ms \
+         ), wakes AS ({POSTGRES_WAKES}), history AS ( \
+           INSERT INTO canvas_schedule_revision ({POSTGRES_REVISION_COLUMNS}) \
+           SELECT r.schedule_id, r.revision, r.created_ms, r.workspace_id, r.kind, r.time_ms, r.in_local_time, r.at_optimal_time, \
+             NULLIF(r.properties_id, '00000000-0000-0000-0000-000000000000'::uuid), r.actor, r.commit_id \
+           FROM unnest($15::uuid[], $16::int8[], $17::int8[], $18::int4[], $19::int2[], $20::int8[], $21::bool[], $22::bool[], \
+             $23::uuid[], $24::text[], $25::int8[]) AS r ({POSTGRES_REVISION_COLUMNS}) \
+           WHERE r.schedule_id IN (SELECT id FROM moved) \
+         ){extras} SELECT id FROM moved"
+    )
+}
 
 /// The usual batch: each row has one revision, and there is nothing else. The revision then travels with its row, which spares
-/// eleven arrays and a join: a third of the statement.
-const POSTGRES_WRITE_SINGLE: &str = "WITH moved AS ( \
-       UPDATE canvas_schedule s SET revision = i.revision, version = s.version + 1, time_ms = i.time_ms, \
-         in_local_time = i.in_local_time, at_optimal_time = i.at_optimal_time, state = i.state, \
-         next_wave_ms = NULLIF(i.next_wave_ms, -9223372036854775808), wake_ms = NULLIF(i.wake_ms, -9223372036854775808), \
-         missed_before_ms = i.missed_before_ms, updated_ms = i.updated_ms, \
-         cancelled_ms = NULLIF(i.cancelled_ms, -9223372036854775808), \
-         properties_id = NULLIF(i.properties_id, '00000000-0000-0000-0000-000000000000'::uuid) \
-       FROM unnest($1::int4[], $2::uuid[], $3::int8[], $4::int8[], $5::int8[], $6::bool[], $7::bool[], $8::int2[], $9::int8[], \
-         $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::uuid[], $15::int2[], $16::text[]) \
-         AS i (workspace_id, id, version, revision, time_ms, in_local_time, at_optimal_time, state, next_wave_ms, wake_ms, \
-               missed_before_ms, updated_ms, cancelled_ms, properties_id, kind, actor) \
-       WHERE s.workspace_id = i.workspace_id AND s.id = i.id AND s.version = i.version \
-       RETURNING s.id, s.workspace_id, s.wake_ms, s.next_wave_ms, s.revision, s.updated_ms, s.time_ms, s.in_local_time, \
-         s.at_optimal_time, s.properties_id, i.kind, i.actor \
-     ), wakes AS ( \
-       INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
-       SELECT wake_ms, workspace_id, id FROM moved WHERE wake_ms = next_wave_ms ON CONFLICT DO NOTHING \
-     ) \
-     INSERT INTO canvas_schedule_revision (schedule_id, revision, created_ms, workspace_id, kind, time_ms, in_local_time, \
-       at_optimal_time, properties_id, actor, commit_id) \
-     SELECT id, revision, updated_ms, workspace_id, kind, time_ms, in_local_time, at_optimal_time, properties_id, actor, $17::int8 \
-     FROM moved RETURNING schedule_id";
+/// eleven arrays and a join: a fifth of PostgreSQL's work at 64 callers.
+static POSTGRES_WRITE_SINGLE: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "WITH moved AS ( \
+           {POSTGRES_UPDATE} FROM unnest({POSTGRES_ARRAYS}, $15::int2[], $16::text[]) AS i ({POSTGRES_COLUMNS}, kind, actor) \
+           {POSTGRES_GUARD} \
+           RETURNING s.id, s.workspace_id, s.wake_ms, s.next_wave_ms, s.revision, s.updated_ms, s.time_ms, s.in_local_time, \
+             s.at_optimal_time, s.properties_id, i.kind, i.actor \
+         ), wakes AS ({POSTGRES_WAKES}) \
+         INSERT INTO canvas_schedule_revision ({POSTGRES_REVISION_COLUMNS}) \
+         SELECT id, revision, updated_ms, workspace_id, kind, time_ms, in_local_time, at_optimal_time, properties_id, actor, $17::int8 \
+         FROM moved RETURNING schedule_id"
+    )
+});
 
 /// What only some batches bring.
 const POSTGRES_WRITE_EXTRAS: &str = ", contents AS ( \
@@ -174,8 +177,8 @@ const POSTGRES_WRITE_EXTRAS: &str = ", contents AS ( \
        WHERE a.schedule_id IN (SELECT id FROM moved) \
      )";
 
-static POSTGRES_WRITE_PLAIN: LazyLock<String> = LazyLock::new(|| format!("{POSTGRES_WRITE} SELECT id FROM moved"));
-static POSTGRES_WRITE_ALL: LazyLock<String> = LazyLock::new(|| format!("{POSTGRES_WRITE}{POSTGRES_WRITE_EXTRAS} SELECT id FROM moved"));
+static POSTGRES_WRITE_PLAIN: LazyLock<String> = LazyLock::new(|| postgres_write(""));
+static POSTGRES_WRITE_ALL: LazyLock<String> = LazyLock::new(|| postgres_write(POSTGRES_WRITE_EXTRAS));
 
 async fn write_postgres<C: ConnectionTrait>(db: &C, writes: Writes) -> Result<HashSet<Uuid>, DbErr> {
     let plain = writes.properties.is_empty() && writes.requests.is_empty();
@@ -183,7 +186,7 @@ async fn write_postgres<C: ConnectionTrait>(db: &C, writes: Writes) -> Result<Ha
     let sql: &str = if plain && writes.revisions.len() == writes.rows.len() {
         // As many as there are rows, and no row is without one: one each, in the same order.
         values.extend(single_revision_values(&writes.revisions));
-        POSTGRES_WRITE_SINGLE
+        &POSTGRES_WRITE_SINGLE
     } else if plain {
         values.extend(revision_values(&writes.revisions));
         &POSTGRES_WRITE_PLAIN
