@@ -1,0 +1,181 @@
+//! The command line: settings, exit codes, migrations.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Output, Stdio};
+
+use tonic_health::pb::health_check_response::ServingStatus;
+
+use super::database::{Database, Folder, own_postgres};
+use super::load::schedules;
+use super::postgres::process::{Running, run};
+use super::server::{PATIENCE, Server, command, migrate, next_status};
+
+/// Runs the binary to its end, which is near.
+fn ended(args: &[&str]) -> Output {
+    let folder = Folder::new();
+    let mut command = command(args);
+    command.current_dir(folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = Running::start(&mut command).unwrap();
+    assert!(running.wait(PATIENCE).is_some(), "{args:?} does not end");
+    let left = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(left, 0, "{args:?} left something behind");
+    let [mut stdout, mut stderr] = [vec![], vec![]];
+    std::io::Read::read_to_end(&mut running.child().stdout.take().unwrap(), &mut stdout).unwrap();
+    std::io::Read::read_to_end(&mut running.child().stderr.take().unwrap(), &mut stderr).unwrap();
+    Output { status: running.wait(PATIENCE).unwrap(), stdout, stderr }
+}
+
+/// Runs `serve`, which must refuse to, and answers its complaints.
+fn refused(args: &[&str]) -> String {
+    let output = ended(&[&["serve"], args].concat());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && !said.is_empty(), "{args:?}: {} {said}", output.status);
+    assert!(!said.contains("listening"), "{said}");
+    said
+}
+
+#[test]
+fn every_bad_setting_is_told_in_one_go_before_a_port_is_bound() {
+    let bad = [
+        ("log-level", "=x="),
+        ("log-format", "xml"),
+        ("database-url", "mysql://u:secret@h/d"),
+        ("grpc-addr", "here"),
+        ("cores", "-1"),
+        ("writers", "0"),
+        ("commit-max", "many"),
+        ("queue-max", "0"),
+        ("read-connections", "0"),
+        ("lateness", "soon"),
+        ("horizon-days", "0"),
+        ("revisions-kept", "0"),
+        ("max-connections", "0"),
+        ("first-byte-timeout", "x"),
+        ("max-connection-age", "0s"),
+        ("max-call-time", "-1s"),
+        ("drain", "20"),
+    ];
+    let args: Vec<String> = bad.iter().map(|(flag, value)| format!("--{flag}={value}")).collect();
+    let said = refused(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    for (flag, _) in bad {
+        assert!(said.contains(&format!("--{flag}:")), "{flag} is missing: {said}");
+    }
+    assert!(!said.contains("secret"), "{said}");
+}
+
+#[test]
+fn help_lists_every_setting_with_its_variable() {
+    let output = ended(&["serve", "--help"]);
+    assert!(output.status.success());
+    let help = String::from_utf8(output.stdout).unwrap();
+    let flags = [
+        "database-url",
+        "database-url-file",
+        "grpc-addr",
+        "cores",
+        "writers",
+        "commit-max",
+        "queue-max",
+        "read-connections",
+        "lateness",
+        "horizon-days",
+        "revisions-kept",
+        "max-connections",
+        "first-byte-timeout",
+        "max-connection-age",
+        "max-call-time",
+        "drain",
+        "log-level",
+        "log-format",
+    ];
+    for flag in flags {
+        let variable = format!("CANVAS_SCHEDULER_{}", flag.replace('-', "_").to_uppercase());
+        assert!(help.contains(&format!("--{flag} ")) && help.contains(&variable), "{flag}: {help}");
+    }
+}
+
+#[test]
+fn an_address_that_is_not_loopback_is_refused() {
+    for addr in ["0.0.0.0:0", "[::]:0", "192.0.2.1:50051"] {
+        let said = refused(&["--grpc-addr", addr]);
+        assert!(said.contains(addr) && said.contains("loopback"), "{said}");
+    }
+}
+
+#[test]
+fn a_port_in_use_is_a_clear_error() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let database = Database::sqlite();
+    let said = refused(&["--grpc-addr", &addr, "--database-url", &database.url()]);
+    assert!(said.contains("--grpc-addr") && said.contains(&addr) && said.contains("in use"), "{said}");
+}
+
+#[test]
+fn a_database_that_cannot_be_opened_is_a_clear_error() {
+    let said = refused(&["--database-url", "sqlite://no/such/folder/x.db?mode=rwc", "--grpc-addr", "127.0.0.1:0"]);
+    assert!(said.contains("--database-url"), "{said}");
+}
+
+#[test]
+fn a_postgres_without_fsync_is_refused() {
+    let Some(postgres) = own_postgres(&["fsync=off"]) else { return };
+    postgres.createdb("test").unwrap();
+    migrate(&postgres.url("test"));
+    let said = refused(&["--database-url", &postgres.url("test"), "--grpc-addr", "127.0.0.1:0"]);
+    assert!(said.contains("fsync=off"), "{said}");
+}
+
+/// Asks by `healthcheck`; answers its exit code.
+fn healthcheck(addr: &str) -> Option<i32> {
+    let output = ended(&["healthcheck", "--grpc-addr", addr]);
+    let silent = output.stderr.is_empty();
+    assert_eq!(silent, output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.status.code()
+}
+
+#[tokio::test]
+async fn it_serves_once_it_is_migrated_without_a_restart_sqlite() {
+    let folder = Folder::new();
+    let url = format!("sqlite://{}?mode=rwc", folder.path().join("test.db").display());
+    until_migrated(&url).await;
+}
+
+#[tokio::test]
+async fn it_serves_once_it_is_migrated_without_a_restart_postgres() {
+    let Some(database) = Database::postgres_empty() else { return };
+    until_migrated(&database.url()).await;
+}
+
+async fn until_migrated(url: &str) {
+    let mut server = Server::listening(url, &[]).await;
+    let mut health = server.watch().await;
+    assert_eq!(next_status(&mut health).await, Some(ServingStatus::NotServing));
+    assert_eq!(healthcheck(server.addr()), Some(1));
+    let mut client = server.connect().await;
+    let refused = super::load::create(&mut client, super::load::unique_time(), String::new()).await.expect_err("not ready");
+    assert_eq!(super::load::reason(&refused), "STORE_UNAVAILABLE");
+    migrate(url);
+    let serving = tokio::time::timeout(PATIENCE, next_status(&mut health)).await.expect("it looks again");
+    assert_eq!(serving, Some(ServingStatus::Serving));
+    assert_eq!(healthcheck(server.addr()), Some(0));
+    schedules(&mut client, 1).await;
+    server.signal("TERM");
+    assert!(server.ended(PATIENCE).await.expect("it ends").success());
+    assert_eq!(healthcheck(server.addr()), Some(1), "nobody is there");
+}
+
+#[test]
+fn several_migrations_at_once_all_succeed_postgres() {
+    let Some(database) = Database::postgres_empty() else { return };
+    let url = database.url();
+    let migrate = || run(&mut command(&["migrate", "--database-url", &url]), PATIENCE);
+    let ended: Vec<_> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..4).map(|_| scope.spawn(migrate)).collect();
+        running.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    for one in ended {
+        one.unwrap();
+    }
+    migrate().unwrap();
+}

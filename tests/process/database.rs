@@ -1,0 +1,114 @@
+//! Databases for one test each: a SQLite file, or a database of a PostgreSQL server that tests at the same time share.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::postgres::{Postgres, Problem};
+use super::server;
+
+/// A migrated, empty database.
+pub enum Database {
+    /// A file in a folder of its own.
+    Sqlite(Folder),
+    /// A database of the shared server.
+    Postgres {
+        /// It runs until its last user drops it.
+        server: Arc<Postgres>,
+        /// Of the database.
+        name: String,
+    },
+}
+
+impl Database {
+    /// A SQLite file.
+    pub fn sqlite() -> Self {
+        let database = Self::Sqlite(Folder::new());
+        server::migrate(&database.url());
+        database
+    }
+
+    /// A PostgreSQL database; none where it is not installed, which is told by the name of the test.
+    pub fn postgres() -> Option<Self> {
+        let database = Self::postgres_empty()?;
+        server::migrate(&database.url());
+        Some(database)
+    }
+
+    /// As [`Self::postgres`], not migrated.
+    pub fn postgres_empty() -> Option<Self> {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let server = shared()?;
+        let name = format!("test_{}", MADE.fetch_add(1, Ordering::Relaxed));
+        server.createdb(&name).unwrap();
+        Some(Self::Postgres { server, name })
+    }
+
+    /// Where a client finds it.
+    pub fn url(&self) -> String {
+        match self {
+            Self::Sqlite(folder) => format!("sqlite://{}?mode=rwc", folder.path().join("test.db").display()),
+            Self::Postgres { server, name } => server.url(name),
+        }
+    }
+}
+
+/// A PostgreSQL server for a test that stops it or needs settings of its own; none where it is not installed.
+pub fn own_postgres(settings: &[&str]) -> Option<Postgres> {
+    match Postgres::start(settings) {
+        Ok(postgres) => Some(postgres),
+        Err(Problem::NotInstalled) if !required() => {
+            println!("skipped: {} needs PostgreSQL", test_name());
+            None
+        }
+        Err(problem) => panic!("{problem}"),
+    }
+}
+
+/// The name of the test that runs.
+pub fn test_name() -> String {
+    std::thread::current().name().unwrap_or("a test").to_owned()
+}
+
+/// The server that tests at the same time share; it stops with the last of them.
+fn shared() -> Option<Arc<Postgres>> {
+    static SHARED: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(running) = shared.upgrade() {
+        return Some(running);
+    }
+    let started = Arc::new(own_postgres(&[])?);
+    *shared = Arc::downgrade(&started);
+    Some(started)
+}
+
+#[allow(clippy::disallowed_methods, reason = "a setting of the tests, not of the product")]
+fn required() -> bool {
+    std::env::var("REQUIRE_POSTGRES").is_ok_and(|value| value == "1")
+}
+
+/// A temporary folder that goes with this value.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// An empty one.
+    pub fn new() -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let name = format!("canvas-scheduler-test-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        Self(folder)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What cannot be removed is left to whoever empties the temporary folder.
+        let _removed = std::fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,58 @@
+//! `dev`, as a newcomer runs it.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::database::{Folder, test_name};
+use super::postgres::process::{Running, run};
+use super::server::{Lines, PATIENCE, command};
+
+/// Starts `dev` in a folder, waits for its last line, and answers everything on the screen.
+async fn start(folder: &Folder) -> (Running, Vec<String>) {
+    let mut dev = command(&["dev", "--grpc-addr", "127.0.0.1:0"]);
+    let mut running = Running::start(dev.current_dir(folder.path()).stdout(Stdio::piped()).stderr(Stdio::null())).unwrap();
+    let screen = Lines::of(running.child().stdout.take().unwrap());
+    screen.first(|line| line.contains("Ctrl-C stops it").then_some(())).await;
+    (running, screen.all())
+}
+
+fn interrupt(mut running: Running) {
+    let status = running.stop("INT", PATIENCE).unwrap();
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
+async fn it_starts_in_an_empty_folder_stops_by_sigint_and_starts_again() {
+    let folder = Folder::new();
+    let began = Instant::now();
+    let (running, screen) = start(&folder).await;
+    println!("{}: the lines were there after {:?}", test_name(), began.elapsed());
+    assert!(screen.iter().filter(|line| line.starts_with("grpcurl ")).count() >= 5, "{screen:#?}");
+    interrupt(running);
+    let (running, again) = start(&folder).await;
+    assert_eq!(sample(&screen), sample(&again), "the same sample is offered again");
+    interrupt(running);
+}
+
+/// The line that reads a sample, without the address.
+fn sample(screen: &[String]) -> Option<&str> {
+    screen.iter().find(|line| line.ends_with("/GetCanvasSchedule"))?.split('\'').nth(1)
+}
+
+#[tokio::test]
+async fn every_printed_line_works_as_it_is_pasted() {
+    if Command::new("grpcurl").arg("--version").output().is_err() {
+        println!("skipped: {} needs grpcurl", test_name());
+        return;
+    }
+    let folder = Folder::new();
+    // The second time on what the lines of the first left behind.
+    for time in ["first", "second"] {
+        let (running, screen) = start(&folder).await;
+        for line in screen.iter().filter(|line| line.starts_with("grpcurl ")) {
+            let output = run(Command::new("sh").args(["-c", line]), Duration::from_secs(60));
+            assert!(output.as_ref().is_ok_and(|output| !output.trim().is_empty()), "the {time} time, {line}: {output:?}");
+        }
+        interrupt(running);
+    }
+}

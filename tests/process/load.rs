@@ -1,0 +1,238 @@
+//! Callers in a closed loop, each call with a time that no other has, so that the history can be matched one to one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use canvas_scheduler::pb::v1;
+use chrono::DateTime;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use super::server::{Client, PATIENCE};
+
+/// The most calls of one caller: a bound, not a goal.
+const CALLS_MOST: usize = 200_000;
+/// After a call that was refused: a client's politeness, without which a dead server would be asked in a tight loop.
+const BACK_OFF: Duration = Duration::from_millis(10);
+/// How often a call with a request id is repeated until its outcome is known.
+const REPEATS_MOST: usize = 500;
+
+/// One call and how it ended.
+#[derive(Debug)]
+pub struct Call {
+    /// The time that it asked for, in milliseconds; no other call asks for it.
+    pub time_ms: i64,
+    /// The schedule and the revision that it was told, or why not.
+    pub end: Result<(String, i64), Status>,
+    /// How often it was repeated under its request id.
+    pub repeats: usize,
+}
+
+impl Call {
+    /// Whether the answer says for sure that nothing was written.
+    pub fn certainly_not_done(&self) -> bool {
+        let refused = |status: &Status| ["STORE_UNAVAILABLE", "BUSY"].contains(&reason(status).as_str());
+        self.end.as_ref().is_err_and(refused) || self.was_never_begun()
+    }
+
+    /// Whether a GOAWAY came between its being handed to the client's library and its being sent, or the server left it alone by
+    /// the word of that GOAWAY. Other libraries repeat such a call by themselves; this one says CANCELLED or INTERNAL.
+    pub fn was_never_begun(&self) -> bool {
+        let Err(status) = &self.end else { return false };
+        let mut cause = std::error::Error::source(status);
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<hyper::Error>() {
+                return error.is_canceled() || format!("{error:?}").contains("GoAway(b\"\", NO_ERROR, Remote)");
+            }
+            cause = error.source();
+        }
+        false
+    }
+
+    /// Whether it ended well or with an error that is documented for a database or a server that goes away.
+    pub fn is_documented(&self) -> bool {
+        self.end.as_ref().err().is_none_or(|status| match status.code() {
+            Code::Unavailable => true,
+            Code::Unknown => reason(status) == "OUTCOME_UNKNOWN",
+            _ => false,
+        })
+    }
+}
+
+/// The reason in the details of a status, or nothing.
+pub fn reason(status: &Status) -> String {
+    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
+}
+
+/// What callers ask for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Mix {
+    /// One call in so many is a creation; 0 for none.
+    pub create_every: usize,
+    /// One call in so many has a request id, and is repeated with it until its outcome is known; 0 for none.
+    pub request_id_every: usize,
+    /// Stop at the first call that fails.
+    pub until_refused: bool,
+}
+
+/// A time of one's own, a day ahead and later.
+pub fn unique_time() -> i64 {
+    static NEXT: AtomicI64 = AtomicI64::new(0);
+    let tomorrow = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() + Duration::from_secs(24 * 60 * 60);
+    let _first = NEXT.compare_exchange(0, i64::try_from(tomorrow.as_millis()).unwrap(), Ordering::Relaxed, Ordering::Relaxed);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// The schedule of that instant.
+pub fn schedule_at(time_ms: i64) -> Option<v1::Schedule> {
+    let time = DateTime::from_timestamp_millis(time_ms).unwrap().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+    Some(v1::Schedule { time, ..v1::Schedule::default() })
+}
+
+/// The instant of a schedule.
+pub fn millis(schedule: Option<&v1::Schedule>) -> i64 {
+    DateTime::parse_from_rfc3339(&schedule.expect("a schedule").time).expect("a time").timestamp_millis()
+}
+
+/// Creates a schedule.
+pub async fn create(client: &mut Client, time_ms: i64, request_id: String) -> Result<(String, i64), Status> {
+    let request = v1::CreateCanvasScheduleRequest {
+        canvas_id: "canvas".to_owned(),
+        schedule: schedule_at(time_ms),
+        broadcast: true,
+        request_id,
+        ..Default::default()
+    };
+    let answer = client.create_canvas_schedule(request).await?.into_inner();
+    Ok(told(answer.canvas_schedule, time_ms))
+}
+
+/// Updates a schedule.
+pub async fn update(client: &mut Client, schedule_id: &str, time_ms: i64, request_id: String) -> Result<(String, i64), Status> {
+    let request = v1::UpdateCanvasScheduleRequest {
+        canvas_id: "canvas".to_owned(),
+        schedule_id: schedule_id.to_owned(),
+        schedule: schedule_at(time_ms),
+        request_id,
+        ..Default::default()
+    };
+    let answer = client.update_canvas_schedule(request).await?.into_inner();
+    let (told_id, revision) = told(answer.canvas_schedule, time_ms);
+    assert_eq!(told_id, schedule_id, "an answer is about the schedule that was asked for");
+    Ok((told_id, revision))
+}
+
+/// The id and revision of an answer, which must be about the time that was asked for.
+fn told(schedule: Option<v1::CanvasSchedule>, time_ms: i64) -> (String, i64) {
+    let schedule = schedule.expect("a schedule in the answer");
+    assert_eq!(millis(schedule.schedule.as_ref()), time_ms, "an answer is the caller's own");
+    (schedule.schedule_id, schedule.revision)
+}
+
+/// Makes schedules to work on.
+pub async fn schedules(client: &mut Client, n: usize) -> (Vec<String>, Vec<Call>) {
+    let mut calls = Vec::new();
+    for _ in 0..n {
+        let time_ms = unique_time();
+        calls.push(Call { time_ms, end: create(client, time_ms, String::new()).await, repeats: 0 });
+    }
+    (calls.iter().map(|call| call.end.as_ref().expect("created").0.clone()).collect(), calls)
+}
+
+/// Callers at work.
+pub struct Callers {
+    tasks: JoinSet<Vec<Call>>,
+    acknowledged: watch::Receiver<u64>,
+    stop: watch::Sender<bool>,
+}
+
+impl Callers {
+    /// Starts `n` callers over these connections.
+    pub fn start(clients: &[Client], schedules: &[String], n: usize, mix: Mix) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let (count, acknowledged) = watch::channel(0);
+        let (count, schedules): (_, Arc<[String]>) = (Arc::new(count), schedules.into());
+        let mut tasks = JoinSet::new();
+        for caller in 0..n {
+            let client = clients[caller % clients.len()].clone();
+            tasks.spawn(work(caller, client, schedules.clone(), mix, count.clone(), stopped.clone()));
+        }
+        Self { tasks, acknowledged, stop }
+    }
+
+    /// Waits until `more` further calls were acknowledged.
+    pub async fn acknowledged(&mut self, more: u64) {
+        let enough = *self.acknowledged.borrow() + more;
+        let waited = tokio::time::timeout(PATIENCE * 2, self.acknowledged.wait_for(|count| *count >= enough)).await;
+        assert!(matches!(waited, Ok(Ok(_))), "{more} more acknowledged calls did not come");
+    }
+
+    /// Tells everyone to stop and answers what they did.
+    pub async fn stop(self) -> Vec<Call> {
+        self.stop.send_replace(true);
+        self.ended().await
+    }
+
+    /// What they did, once all of them have ended by themselves.
+    pub async fn ended(mut self) -> Vec<Call> {
+        let mut calls = Vec::new();
+        let all = async {
+            while let Some(done) = self.tasks.join_next().await {
+                calls.extend(done.expect("no caller panics"));
+            }
+        };
+        tokio::time::timeout(PATIENCE * 2, all).await.expect("every call ends");
+        calls
+    }
+}
+
+async fn work(
+    caller: usize,
+    mut client: Client,
+    schedules: Arc<[String]>,
+    mix: Mix,
+    acknowledged: Arc<watch::Sender<u64>>,
+    stopped: watch::Receiver<bool>,
+) -> Vec<Call> {
+    let mut calls = Vec::new();
+    let every = |n: usize, of: usize| of > 0 && n % of == of - 1;
+    for n in 0..CALLS_MOST {
+        if *stopped.borrow() {
+            break;
+        }
+        let creates = every(n, mix.create_every);
+        let schedule_id = (!creates).then(|| schedules[(caller + n) % schedules.len()].as_str());
+        let call = one(&mut client, schedule_id, every(n, mix.request_id_every)).await;
+        let well = call.end.is_ok();
+        calls.push(call);
+        if well {
+            acknowledged.send_modify(|count| *count += 1);
+        } else if mix.until_refused {
+            break;
+        } else {
+            tokio::time::sleep(BACK_OFF).await;
+        }
+    }
+    calls
+}
+
+/// One call; with a request id it is repeated until its outcome is known, as a caller would.
+async fn one(client: &mut Client, schedule_id: Option<&str>, named: bool) -> Call {
+    let time_ms = unique_time();
+    let request_id = if named { format!("request-{time_ms}") } else { String::new() };
+    for repeats in 0.. {
+        let end = match schedule_id {
+            Some(id) => update(client, id, time_ms, request_id.clone()).await,
+            None => create(client, time_ms, request_id.clone()).await,
+        };
+        let call = Call { time_ms, end, repeats };
+        if !named || call.end.is_ok() || !call.is_documented() || repeats == REPEATS_MOST {
+            return call;
+        }
+        tokio::time::sleep(BACK_OFF).await;
+    }
+    unreachable!("the loop ends by its bound")
+}

@@ -1,0 +1,175 @@
+//! The server as a child process.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
+use serde_json::Value;
+use tokio::sync::watch;
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+use super::postgres::process::{Running, run};
+
+/// How long anything may take that should be quick; a machine under load is slow.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The generated client.
+pub type Client = CanvasScheduleServiceClient<Channel>;
+
+/// The binary with these arguments and no setting from the environment.
+pub fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_canvas-scheduler"));
+    command.env_clear().args(args).stdin(Stdio::null());
+    command
+}
+
+/// Runs `migrate`.
+pub fn migrate(url: &str) {
+    run(&mut command(&["migrate", "--database-url", url]), PATIENCE).unwrap();
+}
+
+/// What a process writes to a pipe, line by line.
+#[derive(Clone)]
+pub struct Lines(watch::Receiver<Vec<String>>);
+
+impl Lines {
+    /// Reads in a thread of its own until the pipe closes.
+    pub fn of(pipe: impl std::io::Read + Send + 'static) -> Self {
+        let (sender, lines) = watch::channel(vec![]);
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                sender.send_modify(|lines: &mut Vec<String>| lines.push(line));
+            }
+        });
+        Self(lines)
+    }
+
+    /// Waits for the first line that `wanted` answers something for.
+    pub async fn first<T>(&self, wanted: impl Fn(&str) -> Option<T>) -> T {
+        let mut lines = self.0.clone();
+        let found = |lines: &[String]| lines.iter().find_map(|line| wanted(line));
+        let waited = tokio::time::timeout(PATIENCE, lines.wait_for(|lines| found(lines).is_some())).await;
+        let all = self.all();
+        assert!(matches!(waited, Ok(Ok(_))), "the line did not come; these did: {all:#?}");
+        found(&all).expect("it was there")
+    }
+
+    /// Waits until the pipe is closed and answers everything.
+    pub async fn to_the_end(&self) -> Vec<String> {
+        let mut lines = self.0.clone();
+        let closed = async { while lines.changed().await.is_ok() {} };
+        tokio::time::timeout(PATIENCE, closed).await.expect("the pipe closes");
+        self.all()
+    }
+
+    /// What came until now.
+    pub fn all(&self) -> Vec<String> {
+        self.0.borrow().clone()
+    }
+}
+
+/// A running `serve`.
+pub struct Server {
+    running: Running,
+    log: Lines,
+    addr: String,
+}
+
+impl Server {
+    /// Starts it and waits until it serves.
+    pub async fn start(url: &str, more: &[&str]) -> Self {
+        let server = Self::listening(url, more).await;
+        let mut health = server.watch().await;
+        let serving = async { while next_status(&mut health).await != Some(ServingStatus::Serving) {} };
+        tokio::time::timeout(PATIENCE, serving).await.expect("SERVING in time");
+        server
+    }
+
+    /// Starts it and waits until it listens.
+    pub async fn listening(url: &str, more: &[&str]) -> Self {
+        let args = ["serve", "--database-url", url, "--grpc-addr", "127.0.0.1:0", "--log-format", "json", "--revisions-kept", "1000000"];
+        // Later flags must not repeat earlier ones, so what `more` sets is left out.
+        let mut all: Vec<&str> = args[..1].to_vec();
+        all.extend(args[1..].chunks(2).filter(|pair| !more.contains(&pair[0])).flatten());
+        all.extend(more);
+        let mut running = Running::start(command(&all).stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
+        let log = Lines::of(running.child().stderr.take().unwrap());
+        let addr = log.first(|line| message(line, "listening")?["grpc_addr"].as_str().map(str::to_owned)).await;
+        Self { running, log, addr }
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> &str {
+        &self.addr
+    }
+
+    /// Its log.
+    pub fn log(&self) -> &Lines {
+        &self.log
+    }
+
+    /// The lines of its log with this message.
+    pub fn logged(&self, text: &str) -> Vec<Value> {
+        self.log.all().iter().filter_map(|line| message(line, text)).collect()
+    }
+
+    /// A connection of its own.
+    pub async fn connect(&self) -> Client {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect_timeout(PATIENCE);
+        CanvasScheduleServiceClient::new(endpoint.connect().await.expect("it listens")).max_decoding_message_size(16 << 20)
+    }
+
+    /// Several connections.
+    pub async fn connections(&self, n: usize) -> Vec<Client> {
+        let mut clients = Vec::new();
+        for _ in 0..n {
+            clients.push(self.connect().await);
+        }
+        clients
+    }
+
+    /// An open `Health/Watch`.
+    pub async fn watch(&self) -> Streaming<HealthCheckResponse> {
+        let channel = Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect().await.expect("it listens");
+        HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("it watches").into_inner()
+    }
+
+    /// Sends a signal such as `TERM`.
+    pub fn signal(&mut self, signal: &str) {
+        self.running.signal(signal);
+    }
+
+    /// Kills it at once.
+    pub fn kill9(&mut self) {
+        self.running.kill();
+    }
+
+    /// Waits for its end without holding up the runtime; it takes at most `most`.
+    pub async fn ended(&mut self, most: Duration) -> Option<ExitStatus> {
+        let looked = async {
+            loop {
+                if let Some(status) = self.running.ended() {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(most, looked).await.ok()
+    }
+}
+
+/// The fields of a JSON log line with this message.
+pub fn message(line: &str, text: &str) -> Option<Value> {
+    let fields: Value = serde_json::from_str(line).ok()?;
+    (fields["message"] == text).then_some(fields)
+}
+
+/// The next status that a watcher is told; none when it is told no more.
+pub async fn next_status(health: &mut Streaming<HealthCheckResponse>) -> Option<ServingStatus> {
+    health.message().await.ok().flatten().map(|answer| answer.status())
+}
