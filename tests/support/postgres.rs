@@ -263,7 +263,10 @@ fn parent_of(pid: u32) -> Option<u32> {
 /// The folder of the server's binaries: from the PATH, else of the newest version that is installed.
 fn binaries() -> Option<PathBuf> {
     let usable = |folder: &PathBuf| ["initdb", "postgres"].iter().all(|program| folder.join(program).exists());
-    path_folders().into_iter().find(usable).or_else(|| versioned().into_iter().find(usable))
+    // A link on the PATH leads to the folder that has the client programs of the same version too.
+    let behind_link = |folder: PathBuf| Some(fs::canonicalize(folder.join("postgres")).ok()?.parent()?.to_path_buf());
+    let on_path = path_folders().into_iter().filter(usable).flat_map(|folder| [behind_link(folder.clone()), Some(folder)]);
+    on_path.flatten().chain(versioned()).find(usable)
 }
 
 #[allow(clippy::disallowed_methods, reason = "PATH is no setting of ours")]
