@@ -150,6 +150,7 @@ impl<'a> Run<'a> {
             let report = self.service(&title, &server, count, verdict)?;
             let after = self.yardstick("postgres", clients, length, verdict)?;
             report::throughput(&title, &report, f64::midpoint(before.per_second, after.per_second));
+            report::steadiness(&title, before.per_second, after.per_second);
             if clients == 1 {
                 report::p50(&title, &report, f64::midpoint(before.p50_us, after.p50_us));
             }

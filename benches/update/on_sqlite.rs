@@ -47,6 +47,7 @@ pub fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
         println!("{title}: processor per 1,000 updates: {}", cpu.per_thousand(report.acknowledged));
         let after = run.yardstick(verdict)?;
         report::throughput(&title, &report, f64::midpoint(before.per_second, after.per_second));
+        report::steadiness(&title, before.per_second, after.per_second);
         if count == 1 {
             report::p50(&title, &report, f64::midpoint(before.p50_us, after.p50_us));
         }

@@ -2,6 +2,9 @@
 
 use super::load::Report;
 
+/// How far apart two yardsticks may be.
+const STEADY: f64 = 1.25;
+
 /// Whether everything that was checked held; what did not is printed when it is found.
 #[derive(Debug, Default)]
 pub struct Verdict {
@@ -52,6 +55,15 @@ pub fn p50(title: &str, report: &Report, yardstick_us: f64) {
 /// `64 callers`, `1 caller`.
 pub fn callers(count: u64) -> String {
     if count == 1 { "1 caller".to_owned() } else { format!("{count} callers") }
+}
+
+/// Says so when the yardsticks before and after a measurement are too far apart for their mean to mean anything: the machine
+/// changed meanwhile, and the ratio beside it is no result.
+pub fn steadiness(title: &str, before: f64, after: f64) {
+    let apart = before.max(after) / before.min(after);
+    if apart > STEADY {
+        println!("{title} UNSTEADY: the yardstick went from {}/s to {}/s, measure again", grouped(before), grouped(after));
+    }
 }
 
 /// A whole number with a comma between thousands.
