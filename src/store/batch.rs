@@ -82,12 +82,15 @@ impl Batch {
     /// Lets the domain decide each job, in order, on what the jobs before it left. Answers at once what needs no write.
     pub fn decide(jobs: Vec<Job>, mut read: Read, context: &Context<'_>) -> Self {
         let mut batch = Self { entries: BTreeMap::new(), created: vec![], again: vec![], commit_id: context.commit_id };
-        let mut seen = HashSet::new();
+        let (mut seen, mut held) = (HashSet::new(), HashSet::new());
         for job in jobs {
             let Some(job) = answer_what_is_known(job, &read) else { continue };
             let request = job.request.as_ref().map(|request| (job.caller.workspace, request.id.clone()));
-            if request.is_some_and(|request| !seen.insert(request)) {
-                // Its twin is in this batch: the next round finds the twin's answer.
+            // Its twin is in this batch: the next round finds the twin's answer.
+            let is_twin = request.is_some_and(|request| !seen.insert(request));
+            if is_twin || held.contains(&job.key()) {
+                // What follows on its schedule follows it there too.
+                held.insert(job.key());
                 batch.again.push(job);
                 continue;
             }
@@ -193,7 +196,7 @@ impl Batch {
 
     /// Answers every job whose row was written, after its commit; the others go round again.
     pub fn answer(self, moved: &HashSet<Uuid>) -> Vec<Job> {
-        let mut again = self.again;
+        let mut again = Vec::new();
         for (job, outcome) in self.created {
             job.answer(Ok(outcome));
         }
@@ -207,6 +210,8 @@ impl Batch {
                 }
             }
         }
+        // They waited for changes before them.
+        again.extend(self.again);
         again
     }
 
