@@ -82,12 +82,15 @@ impl Batch {
     /// Lets the domain decide each job, in order, on what the jobs before it left. Answers at once what needs no write.
     pub fn decide(jobs: Vec<Job>, mut read: Read, context: &Context<'_>) -> Self {
         let mut batch = Self { entries: BTreeMap::new(), created: vec![], again: vec![], commit_id: context.commit_id };
-        let mut seen = HashSet::new();
+        let (mut seen, mut held) = (HashSet::new(), HashSet::new());
         for job in jobs {
             let Some(job) = answer_what_is_known(job, &read) else { continue };
             let request = job.request.as_ref().map(|request| (job.caller.workspace, request.id.clone()));
-            if request.as_ref().is_some_and(|request| seen.contains(request)) {
-                // Its twin is in this batch: the next round finds the twin's answer.
+            // Its twin is in this batch: the next round finds the twin's answer.
+            let is_twin = request.as_ref().is_some_and(|request| seen.contains(request));
+            if is_twin || held.contains(&job.key()) {
+                // What follows on its schedule follows it there too.
+                held.insert(job.key());
                 batch.again.push(job);
                 continue;
             }
@@ -217,7 +220,7 @@ impl Batch {
                 }
             }
         }
-        // After the twins that they wait for.
+        // They waited for changes before them.
         again.extend(self.again);
         again
     }

@@ -90,6 +90,7 @@ impl Writer {
         let mut parts = vec![creations, changes];
         let mut again = Vec::new();
         while let Some(part) = parts.pop() {
+            let part = hold_back(part, &mut again);
             if part.is_empty() {
                 continue;
             }
@@ -194,6 +195,18 @@ impl Writer {
             Err(fault) => Err(Failed { jobs, fault }),
         }
     }
+}
+
+/// The jobs of a part that may go on. Those whose schedules have a change that goes round again follow it, so that changes of
+/// one schedule keep their order.
+fn hold_back(part: Vec<Job>, again: &mut Vec<Job>) -> Vec<Job> {
+    if again.is_empty() {
+        return part;
+    }
+    let waiting: HashSet<_> = again.iter().map(Job::key).collect();
+    let (held, free): (Vec<Job>, Vec<Job>) = part.into_iter().partition(|job| waiting.contains(&job.key()));
+    again.extend(held);
+    free
 }
 
 /// What becomes of jobs whose statement failed: those to be tried again, or (as an error) those to be halved.

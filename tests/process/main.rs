@@ -18,6 +18,7 @@ mod command_line;
 mod crash;
 mod cut;
 mod dev;
+mod order;
 mod replicas;
 mod stop;
 mod updates;
