@@ -67,7 +67,7 @@ pub struct ServeArgs {
     #[arg(long, env = "CANVAS_SCHEDULER_CORES", default_value = "0", help_heading = "Tuning")]
     pub cores: String,
     /// Writers of the group commit on PostgreSQL, each with a connection (1 to 64); SQLite has one
-    #[arg(long, env = "CANVAS_SCHEDULER_WRITERS", default_value = "1", help_heading = "Tuning")]
+    #[arg(long, env = "CANVAS_SCHEDULER_WRITERS", default_value = "2", help_heading = "Tuning")]
     pub writers: String,
     /// The most changes in one commit (1 to 1000)
     #[arg(long, env = "CANVAS_SCHEDULER_COMMIT_MAX", default_value = "256", help_heading = "Tuning")]

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::batch::{Answered, Batch, Context, Read};
 use super::entity::{request, revision, workspace};
-use super::error::{connection_lost, deadlock, unique_violation};
+use super::error::{RETRY_AFTER, connection_lost, deadlock, unique_violation};
 use super::job::{Job, Work};
 use super::{REQUEST_KEPT, convert, insert, sql};
 use crate::clock::SharedClock;
@@ -228,7 +228,8 @@ fn settle_fault(mut jobs: Vec<Job>, fault: &DbErr) -> Result<Vec<Job>, Vec<Job>>
     if unique_violation(fault) && explained && job.rounds_lost < ROUNDS_MOST {
         return Ok(vec![again(job)]);
     }
-    job.answer(Err(Error::internal(fault)));
+    // What waited in vain to the end was not written, and is no fault of ours.
+    job.answer(Err(if deadlock(fault) { Error::StoreUnavailable { retry_after: RETRY_AFTER } } else { Error::internal(fault) }));
     Ok(vec![])
 }
 

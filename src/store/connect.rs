@@ -27,7 +27,7 @@ pub struct Options {
 impl Options {
     /// The usual bounds for this database.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), writers: 1, batch_max: 256, queue_max: 4096, reads_max: 8, revisions_kept: REVISIONS_KEPT }
+        Self { url: url.into(), writers: 2, batch_max: 256, queue_max: 4096, reads_max: 8, revisions_kept: REVISIONS_KEPT }
     }
 
     fn is_sqlite(&self) -> bool {
@@ -85,6 +85,8 @@ pub(super) async fn reads(options: &Options) -> Result<DatabaseConnection, Error
     let mut connect = base(options);
     let most = if options.is_in_memory() { 1 } else { options.reads_max };
     connect.max_connections(most).min_connections(u32::from(options.is_in_memory()));
+    // A read may be repeated on another connection: those that a restart of the server has ended are sorted out first.
+    connect.test_before_acquire(!options.is_sqlite());
     if options.is_in_memory() {
         // The database is gone with its connection.
         connect.idle_timeout(None::<Duration>).max_lifetime(None::<Duration>);

@@ -19,7 +19,8 @@ pub fn connection_lost(fault: &DbErr) -> bool {
             true
         }
         // 57P01 to 57P05: the server is shutting down, crashed, or refuses connections. 08xxx: connection exceptions.
-        Some(SqlxError::Database(said)) => said.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08")),
+        // 5: another process held SQLite's file for longer than the busy timeout.
+        Some(SqlxError::Database(said)) => said.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08") || code == "5"),
         _ => false,
     }
 }

@@ -59,14 +59,6 @@ impl Lines {
         found(&all).expect("it was there")
     }
 
-    /// Waits until the pipe is closed and answers everything.
-    pub async fn to_the_end(&self) -> Vec<String> {
-        let mut lines = self.0.clone();
-        let closed = async { while lines.changed().await.is_ok() {} };
-        tokio::time::timeout(PATIENCE, closed).await.expect("the pipe closes");
-        self.all()
-    }
-
     /// What came until now.
     pub fn all(&self) -> Vec<String> {
         self.0.borrow().clone()
