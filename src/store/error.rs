@@ -33,6 +33,11 @@ pub fn deadlock(fault: &DbErr) -> bool {
     }
 }
 
+/// Whether another session held a lock for longer than a writer waits.
+pub fn lock_not_had(fault: &DbErr) -> bool {
+    matches!(driver_error(fault), Some(SqlxError::Database(said)) if said.code().is_some_and(|code| code == "55P03"))
+}
+
 fn driver_error(fault: &DbErr) -> Option<&SqlxError> {
     match fault {
         DbErr::Exec(RuntimeErr::SqlxError(why)) | DbErr::Query(RuntimeErr::SqlxError(why)) | DbErr::Conn(RuntimeErr::SqlxError(why)) => {
