@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::batch::{Answered, Batch, Context, Read};
 use super::entity::{request, revision, workspace};
-use super::error::{RETRY_AFTER, connection_lost, deadlock, lock_not_had, unique_violation};
+use super::error::{RETRY_AFTER, away, connection_lost, deadlock, lock_not_had, unique_violation};
 use super::job::{Job, Work};
 use super::sql::Lock;
 use super::{REQUEST_KEPT, convert, insert, sql};
@@ -96,7 +96,7 @@ impl Writer {
                     self.away = false;
                     again.extend(rest);
                 }
-                Err(Failed { jobs, fault }) if connection_lost(&fault) => again.extend(self.outage(jobs, &fault).await),
+                Err(Failed { jobs, fault }) if away(&fault) => again.extend(self.outage(jobs, &fault).await),
                 Err(Failed { jobs, fault }) => match settle_fault(jobs, &fault) {
                     Ok(rest) => again.extend(rest),
                     Err(mut first) => {
@@ -121,11 +121,20 @@ impl Writer {
         }
         let fault = DbErr::Custom(format!("no answer for {} seconds", ROUND_MOST.as_secs()));
         tracing::error!(%fault, "a group commit was given up with its connection");
+        self.reconnect().await;
+        Ok(vec![])
+    }
+
+    /// Leaves the connection for a new one, which is made when it is needed: the old one may be to a server that only reads now,
+    /// or that does not answer any more. SQLite has no other server.
+    async fn reconnect(&mut self) {
+        if self.db.get_database_backend() != DbBackend::Postgres {
+            return;
+        }
         match Database::connect(self.connect.clone()).await {
             Ok(fresh) => self.db = fresh,
             Err(fault) => tracing::error!(%fault, "no new connection for the group commit"),
         }
-        Ok(vec![])
     }
 
     /// The jobs that are still to be tried, after a pause.
@@ -135,6 +144,7 @@ impl Writer {
         }
         self.away = true;
         tokio::time::sleep(OUTAGE_PAUSE).await;
+        self.reconnect().await;
         let now = Instant::now();
         jobs.into_iter().filter_map(|job| job.unless_given_up(now)).collect()
     }

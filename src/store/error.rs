@@ -24,6 +24,24 @@ pub fn connection_lost(fault: &DbErr) -> bool {
     }
 }
 
+/// Whether the database cannot be written to for now: it is gone, or there but full, busy, or read-only. Of the latter nothing
+/// was carried out.
+pub fn away(fault: &DbErr) -> bool {
+    connection_lost(fault) || cannot_write_now(fault)
+}
+
+fn cannot_write_now(fault: &DbErr) -> bool {
+    let Some(SqlxError::Database(said)) = driver_error(fault) else { return false };
+    let Some(code) = said.code() else { return false };
+    match code.parse::<u32>() {
+        // SQLite, whose codes are numbers with a refinement above the lowest byte. 5: another process holds the write lock;
+        // 13: the disk is full.
+        Ok(number) if code.len() < 5 => [5, 13].contains(&(number & 0xff)),
+        // PostgreSQL. 25006: a server that only reads, as one that was demoted; 53xxx: out of disk, memory or connections.
+        _ => code == "25006" || code.starts_with("53"),
+    }
+}
+
 /// Whether transactions waited for each other and this one was chosen to give way; it may simply be tried again.
 pub fn deadlock(fault: &DbErr) -> bool {
     match driver_error(fault) {
@@ -54,7 +72,7 @@ pub fn unique_violation(fault: &DbErr) -> bool {
 
 /// The fault as a caller hears of it.
 pub fn public(fault: &DbErr) -> Error {
-    if connection_lost(fault) {
+    if away(fault) {
         tracing::warn!(error = %fault, "the database is not available");
         return Error::StoreUnavailable { retry_after: RETRY_AFTER };
     }
