@@ -69,7 +69,7 @@ fn print_lines(addr: &str, samples: &[CanvasSchedule], now: DateTime<Utc>) {
     let method = "canvas.schedule.v1.CanvasScheduleService";
     let data = |data: serde_json::Value, rpc: &str| println!("grpcurl -plaintext -d '{data}' {addr} {method}/{rpc}");
     // A Canvas of its own at each start, so that it has one schedule and the update needs no id.
-    let canvas_id = format!("my-canvas-{}", now.timestamp());
+    let canvas_id = format!("my-canvas-{}", now.timestamp_millis());
     data(
         serde_json::json!({
             "canvas_id": canvas_id,

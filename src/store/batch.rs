@@ -44,6 +44,8 @@ impl Answered {
 pub struct Read {
     /// The rows that exist.
     pub rows: HashMap<(WorkspaceId, Uuid), canvas_schedule::Model>,
+    /// Rows that another session holds.
+    pub held: HashSet<(WorkspaceId, Uuid)>,
     /// First answers to their request ids.
     pub answered: HashMap<(WorkspaceId, RequestId), Answered>,
     /// Commits that are there after all.
@@ -82,7 +84,7 @@ impl Batch {
     /// Lets the domain decide each job, in order, on what the jobs before it left. Answers at once what needs no write.
     pub fn decide(jobs: Vec<Job>, mut read: Read, context: &Context<'_>) -> Self {
         let mut batch = Self { entries: BTreeMap::new(), created: vec![], again: vec![], commit_id: context.commit_id };
-        let (mut seen, mut held) = (HashSet::new(), HashSet::new());
+        let (mut seen, mut held) = (HashSet::new(), std::mem::take(&mut read.held));
         for job in jobs {
             let Some(job) = answer_what_is_known(job, &read) else { continue };
             let request = job.request.as_ref().map(|request| (job.caller.workspace, request.id.clone()));

@@ -16,8 +16,9 @@ use uuid::Uuid;
 
 use super::batch::{Answered, Batch, Context, Read};
 use super::entity::{request, revision, workspace};
-use super::error::{RETRY_AFTER, connection_lost, deadlock, unique_violation};
+use super::error::{RETRY_AFTER, away, connection_lost, deadlock, lock_not_had, unique_violation};
 use super::job::{Job, Work};
+use super::sql::Lock;
 use super::{REQUEST_KEPT, convert, insert, sql};
 use crate::clock::SharedClock;
 use crate::domain::{Policy, RequestId, WorkspaceId, Zone};
@@ -31,6 +32,8 @@ const ROUNDS_MOST: u8 = 10;
 const ROUND_MOST: Duration = Duration::from_secs(10);
 /// Between rounds while the database is away.
 const OUTAGE_PAUSE: Duration = Duration::from_millis(100);
+/// Between rounds while another session holds a row.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Carries the changes of its share of the schedules, one batch after the other, over one connection.
 pub struct Writer {
@@ -65,6 +68,9 @@ impl Writer {
             let now = Instant::now();
             let batch = batch.into_iter().filter_map(|job| job.if_still_wanted(now)).collect();
             again = self.commit(batch).await;
+            if again.iter().any(|job| job.lock_awaited) {
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
         }
     }
 
@@ -99,7 +105,7 @@ impl Writer {
                     self.away = false;
                     again.extend(rest);
                 }
-                Err(Failed { jobs, fault }) if connection_lost(&fault) => again.extend(self.outage(jobs, &fault).await),
+                Err(Failed { jobs, fault }) if away(&fault) => again.extend(self.outage(jobs, &fault).await),
                 Err(Failed { jobs, fault }) => match settle_fault(jobs, &fault) {
                     Ok(rest) => again.extend(rest),
                     Err(mut first) => {
@@ -124,11 +130,20 @@ impl Writer {
         }
         let fault = DbErr::Custom(format!("no answer for {} seconds", ROUND_MOST.as_secs()));
         tracing::error!(%fault, "a group commit was given up with its connection");
+        self.reconnect().await;
+        Ok(vec![])
+    }
+
+    /// Leaves the connection for a new one, which is made when it is needed: the old one may be to a server that only reads now,
+    /// or that does not answer any more. SQLite has no other server.
+    async fn reconnect(&mut self) {
+        if self.db.get_database_backend() != DbBackend::Postgres {
+            return;
+        }
         match Database::connect(self.connect.clone()).await {
             Ok(fresh) => self.db = fresh,
             Err(fault) => tracing::error!(%fault, "no new connection for the group commit"),
         }
-        Ok(vec![])
     }
 
     /// The jobs that are still to be tried, after a pause.
@@ -138,6 +153,7 @@ impl Writer {
         }
         self.away = true;
         tokio::time::sleep(OUTAGE_PAUSE).await;
+        self.reconnect().await;
         let now = Instant::now();
         jobs.into_iter().filter_map(|job| job.unless_given_up(now)).collect()
     }
@@ -145,9 +161,9 @@ impl Writer {
     /// One round: read, decide, write. Optimistic on PostgreSQL (two round trips, each row guarded by the version that was
     /// read) until a row was lost too often; then, for new rows, and on SQLite, one transaction.
     async fn round(&self, jobs: Vec<Job>) -> Result<Vec<Job>, Failed> {
-        let contended = jobs.iter().any(|job| job.rounds_lost >= ROUNDS_BEFORE_LOCK || matches!(job.work, Work::Create(..)));
-        if self.db.get_database_backend() == DbBackend::Postgres && !contended {
-            return match self.decide(&self.db, jobs, false).await {
+        let lock = lock_for(&jobs);
+        if self.db.get_database_backend() == DbBackend::Postgres && lock == Lock::None {
+            return match self.decide(&self.db, jobs, lock).await {
                 Ok(batch) => match write(&self.db, &batch).await {
                     Ok(moved) => Ok(self.committed(batch, &moved).await),
                     Err(fault) => Err(Failed { jobs: batch.into_jobs(connection_lost(&fault)), fault }),
@@ -159,7 +175,7 @@ impl Writer {
             Ok(transaction) => transaction,
             Err(fault) => return Err(Failed { jobs, fault }),
         };
-        let batch = self.decide(&transaction, jobs, true).await?;
+        let batch = self.decide(&transaction, jobs, lock).await?;
         match write(&transaction, &batch).await {
             Ok(moved) => match transaction.commit().await {
                 Ok(()) => Ok(self.committed(batch, &moved).await),
@@ -184,7 +200,7 @@ impl Writer {
         again
     }
 
-    async fn decide<C: ConnectionTrait>(&self, db: &C, jobs: Vec<Job>, lock: bool) -> Result<Batch, Failed> {
+    async fn decide<C: ConnectionTrait>(&self, db: &C, jobs: Vec<Job>, lock: Lock) -> Result<Batch, Failed> {
         let now = self.clock.now();
         match read(db, &jobs, now, lock).await {
             Ok(read) => {
@@ -195,6 +211,15 @@ impl Writer {
             Err(fault) => Err(Failed { jobs, fault }),
         }
     }
+}
+
+/// How the rows of these jobs are read.
+fn lock_for(jobs: &[Job]) -> Lock {
+    if jobs.iter().any(|job| job.lock_awaited) {
+        return Lock::Skip;
+    }
+    let contended = jobs.iter().any(|job| job.rounds_lost >= ROUNDS_BEFORE_LOCK || matches!(job.work, Work::Create(..)));
+    if contended { Lock::Wait } else { Lock::None }
 }
 
 /// The jobs of a part that may go on. Those whose schedules have a change that goes round again follow it, so that changes of
@@ -213,6 +238,7 @@ fn hold_back(part: Vec<Job>, again: &mut Vec<Job>) -> Vec<Job> {
 fn settle_fault(mut jobs: Vec<Job>, fault: &DbErr) -> Result<Vec<Job>, Vec<Job>> {
     let again = |mut job: Job| {
         job.rounds_lost = job.rounds_lost.saturating_add(1);
+        job.lock_awaited |= lock_not_had(fault);
         job
     };
     if deadlock(fault) && jobs.iter().all(|job| job.rounds_lost < ROUNDS_MOST) {
@@ -253,7 +279,7 @@ async fn write<C: ConnectionTrait>(db: &C, batch: &Batch) -> Result<HashSet<Uuid
 }
 
 /// Reads what the database holds about the jobs. Only the rows are asked for in the usual case.
-async fn read<C: ConnectionTrait>(db: &C, jobs: &[Job], now: DateTime<Utc>, lock: bool) -> Result<Read, DbErr> {
+async fn read<C: ConnectionTrait>(db: &C, jobs: &[Job], now: DateTime<Utc>, lock: Lock) -> Result<Read, DbErr> {
     let mut keys: Vec<(i32, Uuid)> = changes(jobs).map(|(workspace, id)| (workspace.0, id)).collect();
     keys.sort_unstable_by_key(|(workspace, id)| (*id, *workspace));
     keys.dedup();
@@ -262,6 +288,11 @@ async fn read<C: ConnectionTrait>(db: &C, jobs: &[Job], now: DateTime<Utc>, lock
     if !keys.is_empty() {
         let rows = sql::read_rows(db, &keys, lock).await?;
         read.rows = rows.into_iter().map(|row| ((WorkspaceId(row.workspace_id), row.id), row)).collect();
+        if lock == Lock::Skip && read.rows.len() < keys.len() {
+            keys.retain(|(workspace, id)| !read.rows.contains_key(&(WorkspaceId(*workspace), *id)));
+            let held = sql::read_rows(db, &keys, Lock::None).await?;
+            read.held = held.iter().map(|row| (WorkspaceId(row.workspace_id), row.id)).collect();
+        }
     }
     // After the rows: a commit that was cut off and lands before they are read is found here, one that lands later moves a
     // version, so that this round's write is refused.

@@ -107,7 +107,8 @@ pub(super) fn writer(options: &Options) -> ConnectOptions {
         postgres.application_name("canvas-scheduler writer").options([
             ("plan_cache_mode", "force_generic_plan"),
             ("enable_seqscan", "off"),
-            ("lock_timeout", "5s"),
+            // What another session holds for longer is left aside, so that the changes of other rows go on.
+            ("lock_timeout", "1s"),
             ("statement_timeout", "9s"),
         ])
     });

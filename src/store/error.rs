@@ -19,9 +19,26 @@ pub fn connection_lost(fault: &DbErr) -> bool {
             true
         }
         // 57P01 to 57P05: the server is shutting down, crashed, or refuses connections. 08xxx: connection exceptions.
-        // 5: another process held SQLite's file for longer than the busy timeout.
-        Some(SqlxError::Database(said)) => said.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08") || code == "5"),
+        Some(SqlxError::Database(said)) => said.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08")),
         _ => false,
+    }
+}
+
+/// Whether the database cannot be written to for now: it is gone, or there but full, busy, or read-only. Of the latter nothing
+/// was carried out.
+pub fn away(fault: &DbErr) -> bool {
+    connection_lost(fault) || cannot_write_now(fault)
+}
+
+fn cannot_write_now(fault: &DbErr) -> bool {
+    let Some(SqlxError::Database(said)) = driver_error(fault) else { return false };
+    let Some(code) = said.code() else { return false };
+    match code.parse::<u32>() {
+        // SQLite, whose codes are numbers with a refinement above the lowest byte. 5: another process holds the write lock;
+        // 13: the disk is full.
+        Ok(number) if code.len() < 5 => [5, 13].contains(&(number & 0xff)),
+        // PostgreSQL. 25006: a server that only reads, as one that was demoted; 53xxx: out of disk, memory or connections.
+        _ => code == "25006" || code.starts_with("53"),
     }
 }
 
@@ -32,6 +49,11 @@ pub fn deadlock(fault: &DbErr) -> bool {
         Some(SqlxError::Database(said)) => said.code().is_some_and(|code| ["40P01", "40001", "55P03"].contains(&code.as_ref())),
         _ => false,
     }
+}
+
+/// Whether another session held a lock for longer than a writer waits.
+pub fn lock_not_had(fault: &DbErr) -> bool {
+    matches!(driver_error(fault), Some(SqlxError::Database(said)) if said.code().is_some_and(|code| code == "55P03"))
 }
 
 fn driver_error(fault: &DbErr) -> Option<&SqlxError> {
@@ -50,7 +72,7 @@ pub fn unique_violation(fault: &DbErr) -> bool {
 
 /// The fault as a caller hears of it.
 pub fn public(fault: &DbErr) -> Error {
-    if connection_lost(fault) {
+    if away(fault) {
         tracing::warn!(error = %fault, "the database is not available");
         return Error::StoreUnavailable { retry_after: RETRY_AFTER };
     }

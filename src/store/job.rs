@@ -83,6 +83,8 @@ pub struct Job {
     pub request: Option<RequestKey>,
     /// How often another writer was quicker.
     pub rounds_lost: u8,
+    /// Whether its round was lost to a lock that another session held for long.
+    pub lock_awaited: bool,
     /// Writes whose commits were cut off.
     pub unsettled: Vec<Unsettled>,
     give_up_at: Instant,
@@ -94,7 +96,7 @@ impl Job {
     pub fn new(caller: Caller, work: Work, request: Option<RequestKey>) -> (Self, oneshot::Receiver<Result<Outcome, Error>>) {
         let (answer, arrives) = oneshot::channel();
         let give_up_at = Instant::now() + GIVE_UP_AFTER;
-        (Self { caller, work, request, rounds_lost: 0, unsettled: vec![], give_up_at, answer }, arrives)
+        (Self { caller, work, request, rounds_lost: 0, lock_awaited: false, unsettled: vec![], give_up_at, answer }, arrives)
     }
 
     /// The key of its row.
@@ -108,16 +110,16 @@ impl Job {
         let _gone = self.answer.send(answer);
     }
 
-    /// The job, unless nobody waits for it any more and nothing of it was begun.
+    /// The job, unless nobody waits for it any more, or its time is up and nothing of it was begun.
     pub fn if_still_wanted(self, now: Instant) -> Option<Self> {
-        if !self.unsettled.is_empty() {
-            return Some(self);
+        if self.answer.is_closed() {
+            return None;
         }
-        if self.caller.deadline.is_some_and(|deadline| deadline <= now) {
+        if self.unsettled.is_empty() && self.caller.deadline.is_some_and(|deadline| deadline <= now) {
             self.answer(Err(Error::DeadlineExceeded));
             return None;
         }
-        (!self.answer.is_closed()).then_some(self)
+        Some(self)
     }
 
     /// The job, unless the database was away for too long.

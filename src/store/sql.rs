@@ -36,14 +36,29 @@ pub struct Writes {
     pub requests: Vec<RequestWrite>,
 }
 
-/// Reads the rows of these keys, in the order of their ids; with `lock` they stay as they are until the transaction ends.
+/// Whether the rows that are read stay as they are until the transaction ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lock {
+    /// They may change.
+    None,
+    /// They stay; rows that another session holds are waited for.
+    Wait,
+    /// They stay; rows that another session holds are left out.
+    Skip,
+}
+
+/// Reads the rows of these keys, in the order of their ids. SQLite locks the whole file, and heeds no `lock`.
 ///
 /// # Errors
 /// What the database says.
-pub async fn read_rows<C: ConnectionTrait>(db: &C, keys: &[(i32, Uuid)], lock: bool) -> Result<Vec<canvas_schedule::Model>, DbErr> {
+pub async fn read_rows<C: ConnectionTrait>(db: &C, keys: &[(i32, Uuid)], lock: Lock) -> Result<Vec<canvas_schedule::Model>, DbErr> {
     let backend = db.get_database_backend();
     let statement = if backend == DbBackend::Postgres {
-        let sql: &str = if lock { &POSTGRES_READ_LOCKED } else { &POSTGRES_READ };
+        let sql: &str = match lock {
+            Lock::None => &POSTGRES_READ,
+            Lock::Wait => &POSTGRES_READ_LOCKED,
+            Lock::Skip => &POSTGRES_READ_UNLOCKED,
+        };
         Statement::from_sql_and_values(backend, sql, [ints(keys.iter().map(|key| key.0)), uuids(keys.iter().map(|key| key.1))])
     } else {
         let keys: Vec<_> = keys.iter().map(|(workspace, id)| json!([workspace, hex(*id)])).collect();
@@ -105,6 +120,8 @@ static POSTGRES_READ_LOCKED: LazyLock<String> = LazyLock::new(|| {
          (SELECT * FROM unnest($1::int4[], $2::uuid[])) ORDER BY s.id FOR UPDATE"
     )
 });
+
+static POSTGRES_READ_UNLOCKED: LazyLock<String> = LazyLock::new(|| format!("{} SKIP LOCKED", *POSTGRES_READ_LOCKED));
 
 /// What becomes of a row; `i` is the batch.
 const POSTGRES_UPDATE: &str = "UPDATE canvas_schedule s SET revision = i.revision, version = s.version + 1, time_ms = i.time_ms, \

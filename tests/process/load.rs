@@ -166,8 +166,9 @@ impl Callers {
     /// Waits until `more` further calls were acknowledged.
     pub async fn acknowledged(&mut self, more: u64) {
         let enough = *self.acknowledged.borrow() + more;
-        let waited = tokio::time::timeout(PATIENCE * 2, self.acknowledged.wait_for(|count| *count >= enough)).await;
-        assert!(matches!(waited, Ok(Ok(_))), "{more} more acknowledged calls did not come");
+        let waiting = self.acknowledged.wait_for(|count| *count >= enough);
+        let came = tokio::time::timeout(PATIENCE * 2, waiting).await.is_ok_and(|came| came.is_ok());
+        assert!(came, "{more} more acknowledged calls did not come");
     }
 
     /// Tells everyone to stop and answers what they did.

@@ -12,12 +12,14 @@ mod postgres;
 mod database;
 mod history;
 mod load;
+mod lock;
 mod server;
 
 mod command_line;
 mod crash;
 mod cut;
 mod dev;
+mod locked;
 mod order;
 mod replicas;
 mod stop;

@@ -53,10 +53,19 @@ impl Lines {
     pub async fn first<T>(&self, wanted: impl Fn(&str) -> Option<T>) -> T {
         let mut lines = self.0.clone();
         let found = |lines: &[String]| lines.iter().find_map(|line| wanted(line));
-        let waited = tokio::time::timeout(PATIENCE, lines.wait_for(|lines| found(lines).is_some())).await;
+        // What `wait_for` answers holds the lines locked, so it is dropped at once.
+        let came = tokio::time::timeout(PATIENCE, lines.wait_for(|lines| found(lines).is_some())).await.is_ok_and(|came| came.is_ok());
         let all = self.all();
-        assert!(matches!(waited, Ok(Ok(_))), "the line did not come; these did: {all:#?}");
+        assert!(came, "the line did not come; these did: {all:#?}");
         found(&all).expect("it was there")
+    }
+
+    /// Waits until the pipe is closed and answers everything.
+    pub async fn to_the_end(&self) -> Vec<String> {
+        let mut lines = self.0.clone();
+        let closed = async { while lines.changed().await.is_ok() {} };
+        tokio::time::timeout(PATIENCE, closed).await.expect("the pipe closes");
+        self.all()
     }
 
     /// What came until now.

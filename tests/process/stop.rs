@@ -1,6 +1,6 @@
 //! SIGTERM and SIGINT.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -9,8 +9,9 @@ use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::database::{Database, test_name};
 use super::history::History;
-use super::load::{Callers, Mix, schedules};
-use super::server::{PATIENCE, Server, next_status};
+use super::load::{Callers, Mix, reason, schedules, unique_time, update};
+use super::lock::Locked;
+use super::server::{PATIENCE, Server, message, next_status};
 
 const CALLERS: usize = 64;
 const CONNECTIONS: usize = 8;
@@ -66,4 +67,69 @@ async fn under_load(database: &Database) {
 /// Whether calls were cut off or a core did not end.
 fn warned(server: &Server) -> bool {
     server.log().all().iter().any(|line| line.contains("\"WARN\"") || line.contains("\"ERROR\""))
+}
+
+#[tokio::test]
+async fn a_call_that_hangs_is_told_at_the_end_of_the_drain_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    let mut server = Server::start(&database.url(), &["--drain", "1s"]).await;
+    let mut client = server.connect().await;
+    let (ids, _) = schedules(&mut client, 1).await;
+    let _locked = Locked::row(&database, &ids[0]).await;
+    let call = hanging(&server, &ids[0]).await;
+    let began = Instant::now();
+    server.signal("TERM");
+    let status = call.await.unwrap().expect_err("the row is locked");
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "DRAINING"), "{status:?}");
+    let told = began.elapsed();
+    let ended = server.ended(PATIENCE).await.expect("it ends by itself");
+    assert!(ended.success(), "{ended}");
+    let given_up = server.log().to_the_end().await.iter().any(|line| line.contains("did not end in time"));
+    assert!(!given_up, "{:#?}", server.log().all());
+    println!("{}: told after {told:?}, ended after {:?}", test_name(), began.elapsed());
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    for second in ["TERM", "INT"] {
+        // The drain alone would outlast the test's patience.
+        let mut server = Server::start(&database.url(), &["--drain", "1h", "--max-call-time", "1h"]).await;
+        let mut client = server.connect().await;
+        let (ids, _) = schedules(&mut client, 1).await;
+        let _locked = Locked::row(&database, &ids[0]).await;
+        let call = hanging(&server, &ids[0]).await;
+        server.signal("TERM");
+        let stopping = |line: &str| line.contains("stopping:").then_some(());
+        server.log().first(stopping).await;
+        assert!(server.ended(Duration::from_millis(200)).await.is_none(), "a call is in flight");
+        let began = Instant::now();
+        server.signal(second);
+        let ended = server.ended(PATIENCE).await.expect("it ends at once");
+        assert!(ended.success(), "{ended}");
+        println!("{} {second}: ended after {:?}", test_name(), began.elapsed());
+        // Its connection went with the process.
+        call.await.unwrap().expect_err("the row is locked");
+        let cut = "ended by a second signal; calls in flight were cut off";
+        assert!(server.log().to_the_end().await.iter().any(|line| message(line, cut).is_some()));
+    }
+}
+
+type Hanging = tokio::task::JoinHandle<Result<(String, i64), tonic::Status>>;
+
+/// Starts an update that waits for its row, and returns once the server has it: a later call over the same connection was
+/// answered.
+async fn hanging(server: &Server, id: &str) -> Hanging {
+    let mut client = server.connect().await;
+    let (mut own, id) = (client.clone(), id.to_owned());
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let (asked, request) = (id.clone(), async move {
+        begun.send(()).expect("somebody waits");
+        update(&mut own, &id, unique_time(), String::new()).await
+    });
+    let call = tokio::spawn(request);
+    begins.await.unwrap();
+    let request = canvas_scheduler::pb::v1::GetCanvasScheduleRequest { schedule_id: asked };
+    client.get_canvas_schedule(request).await.expect("reading does not wait");
+    call
 }
