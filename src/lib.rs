@@ -10,5 +10,6 @@ pub mod layers;
 pub mod pb;
 pub mod server;
 pub mod service;
+pub mod sink;
 pub mod store;
 pub mod telemetry;

@@ -8,15 +8,18 @@ use std::path::{Path, PathBuf};
 /// Leaves lie under every floor, and import nothing.
 const LEAF: i8 = -1;
 /// The floor of each top module.
-const FLOORS: [(&str, i8); 14] = [
+const FLOORS: [(&str, i8); 17] = [
     ("main", 5),
     ("lib", 5),
     ("server", 4),
     ("cli", 4),
     ("grpc", 3),
     ("layers", 3),
+    ("rest", 3),
+    ("dispatcher", 3),
     ("service", 2),
     ("store", 1),
+    ("sink", 1),
     ("domain", 0),
     ("error", LEAF),
     ("pb", LEAF),
@@ -27,8 +30,11 @@ const FLOORS: [(&str, i8); 14] = [
 /// Imports within one floor: cli runs the server, grpc reads what layers leave with a call, telemetry is told its settings.
 const BESIDE: [(&str, &str); 3] = [("cli", "server"), ("grpc", "layers"), ("telemetry", "config")];
 /// What only some modules may name.
-const KEPT_TO: [(&str, &[&str]); 3] =
-    [("crate::pb", &["pb", "grpc", "server"]), ("sea_orm", &["store"]), ("tonic", &["pb", "grpc", "layers", "server", "cli"])];
+const KEPT_TO: [(&str, &[&str]); 3] = [
+    ("crate::pb", &["pb", "grpc", "rest", "sink", "server"]),
+    ("sea_orm", &["store"]),
+    ("tonic", &["pb", "grpc", "rest", "sink", "layers", "server", "cli"]),
+];
 /// What the domain, being pure, never names.
 const NOT_PURE: [&str; 8] = ["tokio", "hyper", "http::", "async ", "std::fs", "std::net", "std::env", "std::thread"];
 

@@ -2,6 +2,7 @@
 
 pub mod canvas_schedule;
 pub mod command;
+pub mod dispatch;
 pub mod id;
 pub mod payload;
 pub mod schedule;
@@ -10,6 +11,7 @@ pub mod zone;
 
 pub use canvas_schedule::{Applied, CanvasSchedule, Outcome, Policy, Revision, RevisionKind, State};
 pub use command::{Cancel, Command, Create, Overwrite};
+pub use dispatch::Dispatch;
 pub use id::{CanvasId, DispatchId, Etag, PropertiesId, RequestId, ScheduleId, WorkspaceId};
 pub use payload::{Identifier, Properties, Recipient, Target};
 pub use schedule::Schedule;

@@ -1,0 +1,36 @@
+//! What is handed to the consumer: one wave of one schedule, whole.
+
+use chrono::TimeDelta;
+
+use super::id::{CanvasId, DispatchId, ScheduleId};
+use super::payload::{Properties, Target};
+use super::wave::Wave;
+
+/// One wave of a schedule as a sink hands it over. Every retry of it carries the same [`DispatchId`], by which the consumer
+/// tells that it has seen it before.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dispatch {
+    /// The consumer's key to de-duplicate by.
+    pub id: DispatchId,
+    /// The name of the tenant.
+    pub workspace: String,
+    /// The Canvas.
+    pub canvas_id: CanvasId,
+    /// The schedule.
+    pub schedule_id: ScheduleId,
+    /// The revision that was in force when the wave was fired.
+    pub revision: i64,
+    /// The number of the firing, counted from 1; never used again for this schedule.
+    pub n: u32,
+    /// When, and for which zones.
+    pub wave: Wave,
+    /// Whom it is for: of recipients only those whom this wave serves, each with the properties of the schedule merged into
+    /// its own, which win key by key.
+    pub target: Target,
+    /// The properties of the schedule, for an audience or a broadcast.
+    pub properties: Properties,
+    /// How long after the wave's time this attempt begins.
+    pub lateness: TimeDelta,
+    /// The number of this attempt, counted from 1.
+    pub attempt: u32,
+}
