@@ -30,6 +30,8 @@ mod server;
 mod settings;
 #[path = "../tests/support/postgres.rs"]
 mod support_postgres;
+#[path = "update/wire.rs"]
+mod wire;
 
 /// What tests and benches share.
 mod support {

@@ -1,31 +1,23 @@
 //! The load generator, a process of its own: closed-loop callers that update schedules and check every answer.
 
-use std::future::Future;
 use std::ops::Range;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use canvas_scheduler::pb::v1;
-use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
 use chrono::DateTime;
 use hdrhistogram::Histogram;
-use hyper::body::Incoming;
-use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
-use tonic::body::Body;
-use tonic::codegen::Service;
-use tonic::codegen::http::{Request, Response, Uri};
 
 use super::rows::{Random, Times, canvas, id};
 use super::settings::WARM_UP;
+use super::wire::Method;
 use super::{Fallible, LOAD};
 
+/// The call under test.
+const UPDATE: &str = "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule";
 /// So many connections carry the callers, or one for each caller.
-const CONNECTIONS_MOST: u64 = 16;
+const CONNECTIONS_MOST: u64 = 8;
 /// How long the last answers may take.
 const ANSWER_MOST: Duration = Duration::from_secs(20);
 /// A caller that failed so often stops.
@@ -150,7 +142,7 @@ fn serve_callers(order: &Order, callers: Range<u64>, threads: u64, begin: Instan
         let connections = (CONNECTIONS_MOST / threads).min(callers.end - callers.start);
         let mut clients = Vec::new();
         for _ in 0..connections {
-            clients.push(connect(&order.address).await?);
+            clients.push(Method::connect(&order.address, UPDATE).await?);
         }
         let measured = begin + WARM_UP..begin + WARM_UP + Duration::from_secs(order.seconds);
         let mut running = tokio::task::JoinSet::new();
@@ -170,46 +162,9 @@ fn serve_callers(order: &Order, callers: Range<u64>, threads: u64, begin: Instan
     })
 }
 
-/// One connection and what is needed to call over it.
-#[derive(Clone)]
-pub struct Connection(SendRequest<Body>, Uri);
-
-/// Connects to `address`.
-///
-/// # Errors
-/// Nobody listens there.
-pub async fn connect(address: &str) -> Fallible<Connection> {
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    let (requests, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    Ok(Connection(requests, format!("http://{address}").parse()?))
-}
-
-impl Connection {
-    /// Where it leads.
-    pub fn origin(&self) -> Uri {
-        self.1.clone()
-    }
-}
-
-impl Service<Request<Body>> for Connection {
-    type Response = Response<Incoming>;
-    type Error = hyper::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
-    }
-}
-
 /// One caller: owner of a slice of the schedules, waiting for each answer before it asks again.
 struct Caller {
-    client: CanvasScheduleServiceClient<Connection>,
+    update: Method,
     times: Times,
     slice: Range<u64>,
     /// The last revision seen of each schedule of the slice; 0: none yet.
@@ -220,12 +175,19 @@ struct Caller {
 }
 
 impl Caller {
-    fn new(order: &Order, n: u64, connection: &Connection, measured: Range<Instant>) -> Self {
+    fn new(order: &Order, n: u64, update: &Method, measured: Range<Instant>) -> Self {
         let slice = n * order.schedules / order.callers..(n + 1) * order.schedules / order.callers;
         let length = usize::try_from(slice.end - slice.start).expect("a slice that fits into memory");
-        let client = CanvasScheduleServiceClient::with_origin(connection.clone(), connection.origin());
         let seed = u64::from(std::process::id()) << 32 | n;
-        Self { client, times: order.times, slice, seen: vec![0; length], random: Random(seed), measured, tally: Tally::new() }
+        Self {
+            update: update.clone(),
+            times: order.times,
+            slice,
+            seen: vec![0; length],
+            random: Random(seed),
+            measured,
+            tally: Tally::new(),
+        }
     }
 
     async fn run(mut self, begin: Instant) -> Tally {
@@ -253,9 +215,9 @@ impl Caller {
         // Until it is known again what the schedule's revision is.
         let before = std::mem::take(seen);
         let begin = Instant::now();
-        let answer = self.client.update_canvas_schedule(request).await;
+        let answer = self.update.call(&request).await;
         let end = Instant::now();
-        let answer = answer.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?.into_inner();
+        let answer: v1::UpdateCanvasScheduleResponse = answer?;
         self.tally.acknowledged += 1;
         *seen = checked(&schedule_id, before, &answer)?;
         if self.measured.contains(&end) {
@@ -269,8 +231,11 @@ impl Caller {
         let n = self.random.below(self.times.span_ms().unsigned_abs());
         let millis = self.times.earliest_ms() + i64::try_from(n).expect("a number of milliseconds");
         let time = DateTime::from_timestamp_millis(millis).expect("an instant in this century");
-        let form = if self.times.local { "%Y-%m-%dT%H:%M:%S%.3f" } else { "%Y-%m-%dT%H:%M:%S%.3fZ" };
-        time.format(form).to_string()
+        let mut time = time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+        if self.times.local {
+            time.pop();
+        }
+        time
     }
 }
 

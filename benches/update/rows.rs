@@ -20,7 +20,7 @@ const FIRST_ZONE_MS: i64 = 14 * HOUR_MS;
 const HOUR_MS: i64 = 3_600_000;
 
 /// The columns of a revision, in the order of the `SELECT`s below.
-const REVISION_COLUMNS: &str = "schedule_id, revision, created_ms, time_ms, commit_id, workspace_id, kind, in_local_time, \
+const REVISION_COLUMNS: &str = "schedule_id, revision, created_ms, previous_ms, time_ms, commit_id, workspace_id, kind, in_local_time, \
      at_optimal_time, properties_id, actor";
 
 /// The id of schedule `i`.
@@ -114,7 +114,7 @@ pub fn load(dialect: Dialect, schedules: u64, times: &Times) -> [String; 4] {
         format!("INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) SELECT t - {lead}, 1, {id} FROM {numbers}"),
         format!(
             "INSERT INTO canvas_schedule_revision ({REVISION_COLUMNS}) \
-             SELECT {id}, 1, {now_ms}, t, i, 1, 0, {local}, false, NULL, 'anonymous' FROM {numbers}"
+             SELECT {id}, 1, {now_ms}, 0, t, i, 1, 0, {local}, false, NULL, 'anonymous' FROM {numbers}"
         ),
         format!(
             "INSERT INTO canvas_schedule_target (schedule_id, workspace_id, body) \
@@ -144,7 +144,7 @@ pub fn pgbench_script(schedules: u64, times: &Times) -> String {
          wakes AS (INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
          SELECT wake_ms, workspace_id, id FROM moved WHERE wake_ms = next_wave_ms ON CONFLICT DO NOTHING) \
          INSERT INTO canvas_schedule_revision ({REVISION_COLUMNS}) \
-         SELECT id, revision, updated_ms, time_ms, CAST(:commit AS bigint), workspace_id, 1, in_local_time, at_optimal_time, \
+         SELECT id, revision, updated_ms, 0, time_ms, CAST(:commit AS bigint), workspace_id, 1, in_local_time, at_optimal_time, \
          properties_id, 'yardstick' FROM moved;\n",
         span = times.span_ms(),
     )
@@ -156,9 +156,9 @@ pub const SQLITE_UPDATE: &str = "UPDATE canvas_schedule SET revision = revision 
      updated_ms = ?, cancelled_ms = NULL, properties_id = properties_id WHERE workspace_id = 1 AND id = ?";
 
 /// The yardstick on SQLite: its history. Binds the commit and the id.
-pub const SQLITE_HISTORY: &str = "INSERT INTO canvas_schedule_revision (schedule_id, revision, created_ms, time_ms, commit_id, \
-     workspace_id, kind, in_local_time, at_optimal_time, properties_id, actor) \
-     SELECT id, revision, updated_ms, time_ms, ?, workspace_id, 1, in_local_time, at_optimal_time, properties_id, 'anonymous' \
+pub const SQLITE_HISTORY: &str = "INSERT INTO canvas_schedule_revision (schedule_id, revision, created_ms, previous_ms, time_ms, \
+     commit_id, workspace_id, kind, in_local_time, at_optimal_time, properties_id, actor) \
+     SELECT id, revision, updated_ms, 0, time_ms, ?, workspace_id, 1, in_local_time, at_optimal_time, properties_id, 'anonymous' \
      FROM canvas_schedule WHERE workspace_id = 1 AND id = ?";
 
 /// The yardstick on SQLite: when to look at it. Binds the id.

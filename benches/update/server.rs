@@ -5,12 +5,12 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::Fallible;
-use super::load::connect;
 use super::support::process::{Running, run};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_canvas-scheduler");
@@ -106,9 +106,8 @@ impl Server {
 }
 
 async fn serving(address: &str) -> Fallible<bool> {
-    let connection = connect(address).await?;
-    let origin = connection.origin();
-    let answer = HealthClient::with_origin(connection, origin).check(HealthCheckRequest::default()).await?;
+    let channel = Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
+    let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await?;
     Ok(answer.into_inner().status() == ServingStatus::Serving)
 }
 

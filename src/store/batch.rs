@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::convert;
 use super::entity::{canvas_schedule, properties, request, revision, target, wake};
+use super::history::RowKey;
 use super::insert::NewRows;
 use super::job::{Job, RequestKey, Unsettled, Work};
 use super::sql::{RequestWrite, Writes};
@@ -167,8 +168,11 @@ impl Batch {
         let mut writes = Writes::default();
         for (id, entry) in &self.entries {
             writes.rows.push(entry.row());
+            let mut previous_ms = entry.before.updated_ms;
             for (job, outcome) in entry.jobs.iter().filter_map(|(job, decided)| decided.as_ref().ok().map(|outcome| (job, outcome))) {
-                writes.revisions.push(revision_row(job, outcome, self.commit_id));
+                let revision = revision_row(job, outcome, previous_ms, self.commit_id);
+                previous_ms = revision.created_ms;
+                writes.revisions.push(revision);
                 writes.properties.extend(properties_row(job, outcome));
                 if let Some(row) = request_row(job, outcome)? {
                     writes.requests.push(RequestWrite { schedule_id: *id, row });
@@ -190,7 +194,7 @@ impl Batch {
             let body = serde_json::to_string(&create.target).map_err(convert::broken)?;
             new.schedules.push(convert::new_row(job.caller.workspace, &outcome.after)?);
             new.wakes.extend(outcome.after.next_wave.map(|at| wake::Model { wake_ms: at.timestamp_millis(), workspace_id, id: id.0 }));
-            new.revisions.push(revision_row(job, outcome, self.commit_id));
+            new.revisions.push(revision_row(job, outcome, 0, self.commit_id));
             new.targets.push(target::Model { schedule_id: id.0, workspace_id, body });
             new.properties.extend(properties_row(job, outcome));
             new.requests.extend(request_row(job, outcome)?);
@@ -199,11 +203,11 @@ impl Batch {
     }
 
     /// Written schedules that have passed another [`TRIM_EVERY`] revisions, with the newest one that is not kept any more.
-    pub fn trims(&self, moved: &HashSet<Uuid>, kept: i64) -> Vec<(Uuid, i64)> {
+    pub fn trims(&self, moved: &HashSet<Uuid>, kept: i64) -> Vec<(RowKey, i64)> {
         let written = self.entries.iter().filter(|(id, _)| moved.contains(id));
-        let revised = written.map(|(id, entry)| (*id, entry.before.revision, entry.after.revision));
+        let revised = written.map(|(id, entry)| ((entry.before.workspace_id, *id), entry.before.revision, entry.after.revision));
         let due = revised.filter(|(_, before, after)| before / TRIM_EVERY != after / TRIM_EVERY && *after > kept);
-        due.map(|(id, _, after)| (id, after - kept)).collect()
+        due.map(|(key, _, after)| (key, after - kept)).collect()
     }
 
     /// Answers every job whose row was written, after its commit; the others go round again.
@@ -285,12 +289,13 @@ fn answer_what_is_known(mut job: Job, read: &Read) -> Option<Job> {
     }
 }
 
-fn revision_row(job: &Job, outcome: &Outcome, commit_id: i64) -> revision::Model {
+fn revision_row(job: &Job, outcome: &Outcome, previous_ms: i64, commit_id: i64) -> revision::Model {
     let after = &outcome.after;
     revision::Model {
         schedule_id: after.id.0,
         revision: after.revision,
         created_ms: after.updated_at.timestamp_millis(),
+        previous_ms,
         workspace_id: job.caller.workspace.0,
         kind: convert::kind_code(outcome.kind),
         time_ms: after.schedule.millis(),

@@ -15,11 +15,12 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::batch::{Answered, Batch, Context, Read};
-use super::entity::{request, revision, workspace};
+use super::entity::{request, workspace};
 use super::error::{RETRY_AFTER, away, connection_lost, deadlock, lock_not_had, unique_violation};
+use super::held::Held;
 use super::job::{Job, Work};
 use super::sql::Lock;
-use super::{REQUEST_KEPT, convert, insert, sql};
+use super::{REQUEST_KEPT, convert, history, insert, sql};
 use crate::clock::SharedClock;
 use crate::domain::{Policy, RequestId, WorkspaceId, Zone};
 use crate::error::Error;
@@ -40,6 +41,8 @@ pub struct Writer {
     pub(super) queue: mpsc::Receiver<Job>,
     pub(super) connect: ConnectOptions,
     pub(super) db: DatabaseConnection,
+    /// PostgreSQL's connection for what needs no transaction.
+    pub(super) held: Option<Held>,
     pub(super) clock: SharedClock,
     pub(super) policy: Policy,
     pub(super) batch_max: usize,
@@ -137,6 +140,7 @@ impl Writer {
     /// Leaves the connection for a new one, which is made when it is needed: the old one may be to a server that only reads now,
     /// or that does not answer any more. SQLite has no other server.
     async fn reconnect(&mut self) {
+        self.held = None;
         if self.db.get_database_backend() != DbBackend::Postgres {
             return;
         }
@@ -160,17 +164,35 @@ impl Writer {
 
     /// One round: read, decide, write. Optimistic on PostgreSQL (two round trips, each row guarded by the version that was
     /// read) until a row was lost too often; then, for new rows, and on SQLite, one transaction.
-    async fn round(&self, jobs: Vec<Job>) -> Result<Vec<Job>, Failed> {
+    async fn round(&mut self, jobs: Vec<Job>) -> Result<Vec<Job>, Failed> {
         let lock = lock_for(&jobs);
-        if self.db.get_database_backend() == DbBackend::Postgres && lock == Lock::None {
-            return match self.decide(&self.db, jobs, lock).await {
-                Ok(batch) => match write(&self.db, &batch).await {
-                    Ok(moved) => Ok(self.committed(batch, &moved).await),
-                    Err(fault) => Err(Failed { jobs: batch.into_jobs(connection_lost(&fault)), fault }),
-                },
-                Err(failed) => Err(failed),
-            };
+        if self.db.get_database_backend() != DbBackend::Postgres || lock != Lock::None {
+            return self.round_in_transaction(jobs, lock).await;
         }
+        let held = match self.held.take() {
+            Some(held) => held,
+            None => match Held::take(&self.db).await {
+                Ok(held) => held,
+                Err(fault) => return Err(Failed { jobs, fault }),
+            },
+        };
+        let ended = self.round_at_once(&held, jobs, lock).await;
+        // Dropped, and closed, when this round is given up meanwhile or its connection is lost.
+        if !matches!(&ended, Err(Failed { fault, .. }) if connection_lost(fault)) {
+            self.held = Some(held);
+        }
+        ended
+    }
+
+    async fn round_at_once(&self, held: &Held, jobs: Vec<Job>, lock: Lock) -> Result<Vec<Job>, Failed> {
+        let batch = self.decide(held, jobs, lock).await?;
+        match write(held, &batch).await {
+            Ok(moved) => Ok(self.committed(batch, &moved).await),
+            Err(fault) => Err(Failed { jobs: batch.into_jobs(connection_lost(&fault)), fault }),
+        }
+    }
+
+    async fn round_in_transaction(&self, jobs: Vec<Job>, lock: Lock) -> Result<Vec<Job>, Failed> {
         let transaction = match begin(&self.db).await {
             Ok(transaction) => transaction,
             Err(fault) => return Err(Failed { jobs, fault }),
@@ -189,12 +211,9 @@ impl Writer {
     async fn committed(&self, batch: Batch, moved: &HashSet<Uuid>) -> Vec<Job> {
         let trims = batch.trims(moved, self.revisions_kept);
         let again = batch.answer(moved);
-        for (schedule_id, newest) in trims {
-            let old = revision::Entity::delete_many()
-                .filter(revision::Column::ScheduleId.eq(schedule_id))
-                .filter(revision::Column::Revision.lte(newest));
-            if let Err(fault) = old.exec(&self.db).await {
-                tracing::warn!(%schedule_id, %fault, "old revisions were not removed; the next removal takes them too");
+        for (key, newest) in trims {
+            if let Err(fault) = history::remove(&self.db, key, newest).await {
+                tracing::warn!(schedule_id = %key.1, %fault, "old revisions were not removed; the next removal takes them too");
             }
         }
         again
@@ -334,18 +353,14 @@ async fn answered<C: ConnectionTrait>(
 
 /// Which of the commits that were cut off are there after all.
 async fn settled<C: ConnectionTrait>(db: &C, jobs: &[Job]) -> Result<HashSet<(Uuid, i64)>, DbErr> {
-    let cut: Vec<&Job> = jobs.iter().filter(|job| !job.unsettled.is_empty()).collect();
-    if cut.is_empty() {
-        return Ok(HashSet::new());
+    let mut settled = HashSet::new();
+    for job in jobs.iter().filter(|job| !job.unsettled.is_empty()) {
+        let (workspace, id) = job.key();
+        let commits: Vec<i64> = job.unsettled.iter().map(|cut| cut.commit_id).collect();
+        let found = history::written_by(db, (workspace.0, id), &commits).await?;
+        settled.extend(found.into_iter().map(|commit| (id, commit)));
     }
-    let schedules = cut.iter().map(|job| job.work.schedule_id().0);
-    let commits = cut.iter().flat_map(|job| job.unsettled.iter().map(|cut| cut.commit_id));
-    let rows = revision::Entity::find()
-        .filter(revision::Column::ScheduleId.is_in(schedules))
-        .filter(revision::Column::CommitId.is_in(commits))
-        .all(db)
-        .await?;
-    Ok(rows.into_iter().map(|row| (row.schedule_id, row.commit_id)).collect())
+    Ok(settled)
 }
 
 async fn default_zones<C: ConnectionTrait>(db: &C, jobs: &[Job]) -> Result<HashMap<WorkspaceId, Zone>, DbErr> {

@@ -98,10 +98,14 @@ pub(super) fn writer_count(options: &Options) -> usize {
     if options.is_sqlite() { 1 } else { options.writers.max(1) }
 }
 
-/// The one connection of a writer.
+/// The connections of a writer: on PostgreSQL one that it holds, and one for its transactions.
 pub(super) fn writer(options: &Options) -> ConnectOptions {
     let mut connect = base(options);
-    connect.max_connections(1).connect_lazy(true).idle_timeout(None::<Duration>).max_lifetime(None::<Duration>);
+    connect
+        .max_connections(if options.is_sqlite() { 1 } else { 2 })
+        .connect_lazy(true)
+        .idle_timeout(None::<Duration>)
+        .max_lifetime(None::<Duration>);
     connect.map_sqlx_postgres_opts(|postgres| {
         // Its few statements are planned once: their arrays differ only in length, and each row is found by its key.
         postgres.application_name("canvas-scheduler writer").options([

@@ -83,8 +83,8 @@ pub mod wake {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// The history: one row for each accepted change, never changed. The key ends in the time, so that the table can be
-/// partitioned by it.
+/// The history: one row for each accepted change, never changed. The key leads with the time: rows are added at its end, and
+/// the table can be partitioned by it. Who looks for the history of one schedule goes from its hot row back (`history.rs`).
 pub mod revision {
     use sea_orm::entity::prelude::*;
 
@@ -92,15 +92,17 @@ pub mod revision {
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "canvas_schedule_revision")]
     pub struct Model {
+        /// When it was made.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub created_ms: i64,
         /// The schedule.
         #[sea_orm(primary_key, auto_increment = false)]
         pub schedule_id: Uuid,
         /// 1 at creation, +1 for each accepted change.
         #[sea_orm(primary_key, auto_increment = false)]
         pub revision: i64,
-        /// When it was made.
-        #[sea_orm(primary_key, auto_increment = false)]
-        pub created_ms: i64,
+        /// When the revision before it was made; of the first, 0.
+        pub previous_ms: i64,
         /// The tenant.
         pub workspace_id: i32,
         /// 0 create, 1 update, 2 cancel.

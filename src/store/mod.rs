@@ -6,6 +6,8 @@ mod connect;
 mod convert;
 mod entity;
 mod error;
+mod held;
+mod history;
 mod insert;
 mod job;
 mod migration;
@@ -62,7 +64,7 @@ impl Store {
             let connect = connect::writer(options);
             let db = connect::writer_connection(options, &connect, &reads).await?;
             let (clock, batch_max, revisions_kept) = (clock.clone(), options.batch_max, options.revisions_kept);
-            writers.push(Writer { queue, connect, db, clock, policy, batch_max, revisions_kept, away: false });
+            writers.push(Writer { queue, connect, db, clock, policy, batch_max, revisions_kept, held: None, away: false });
             senders.push(sender);
         }
         let revisions_kept = options.revisions_kept;

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use sea_orm::{ColumnTrait, DbErr, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use super::batch::Answered;
-use super::entity::{canvas_schedule, properties, request, revision, target, workspace};
+use super::entity::{canvas_schedule, properties, request, target, workspace};
 use super::error::public;
-use super::{Key, REQUEST_KEPT, Store, convert};
+use super::{Key, REQUEST_KEPT, Store, convert, history};
 use crate::domain::{
     CanvasId, CanvasSchedule, Properties, PropertiesId, RequestId, Revision, ScheduleId, State, Target, WorkspaceId, Zone,
 };
@@ -142,14 +142,9 @@ impl Store {
     pub async fn revisions(&self, key: Key, before: Option<i64>, limit: u64) -> Result<Vec<Revision>, Error> {
         let newest = self.schedule(key).await?.revision;
         let (workspace, id) = key;
-        let mut query = revision::Entity::find()
-            .filter(revision::Column::ScheduleId.eq(id.0))
-            .filter(revision::Column::WorkspaceId.eq(workspace.0))
-            .filter(revision::Column::Revision.gt(newest - self.revisions_kept));
-        if let Some(before) = before {
-            query = query.filter(revision::Column::Revision.lt(before));
-        }
-        let rows = query.order_by_desc(revision::Column::Revision).limit(limit).all(&self.reads).await;
+        let (before, oldest) = (before.unwrap_or(i64::MAX), newest - self.revisions_kept);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = history::newest(&self.reads, (workspace.0, id.0), before, oldest, limit).await;
         let revisions = rows.and_then(|rows| rows.into_iter().map(convert::revision).collect());
         revisions.map_err(|fault: DbErr| public(&fault))
     }

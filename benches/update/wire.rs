@@ -1,0 +1,79 @@
+//! A gRPC call with no more work than it takes: the load generator runs on the same processors as what it measures, as
+//! pgbench does, so its own cost is part of every figure.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use h2::client::SendRequest;
+use prost::Message;
+use tokio::net::TcpStream;
+use tonic::codegen::http::{HeaderMap, Request, Uri};
+
+use super::Fallible;
+
+/// What precedes a message: a byte that says it is not compressed, and its length.
+const PREFIX: usize = 5;
+
+/// One connection and one method. Clones share the connection.
+#[derive(Clone)]
+pub struct Method {
+    requests: SendRequest<Bytes>,
+    uri: Uri,
+}
+
+impl Method {
+    /// Connects to `address`, to call the method of this path.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub async fn connect(address: &str, path: &str) -> Fallible<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (requests, connection) = h2::client::handshake(stream).await?;
+        tokio::spawn(async move {
+            // Every call on it fails with it, and tells why.
+            let _ended = connection.await;
+        });
+        Ok(Self { requests, uri: format!("http://{address}{path}").parse()? })
+    }
+
+    /// Calls the method.
+    ///
+    /// # Errors
+    /// The status other than OK, or what is wrong with the answer.
+    pub async fn call<T: Message + Default>(&self, message: &impl Message) -> Result<T, String> {
+        let request = Request::post(self.uri.clone()).header("content-type", "application/grpc").header("te", "trailers");
+        let request = request.body(()).map_err(|why| why.to_string())?;
+        let mut requests = self.requests.clone().ready().await.map_err(|why| why.to_string())?;
+        let (response, mut sending) = requests.send_request(request, false).map_err(|why| why.to_string())?;
+        sending.send_data(framed(message)?, true).map_err(|why| why.to_string())?;
+        let (head, mut body) = response.await.map_err(|why| why.to_string())?.into_parts();
+        let mut received = BytesMut::new();
+        while let Some(piece) = body.data().await {
+            let piece = piece.map_err(|why| why.to_string())?;
+            body.flow_control().release_capacity(piece.len()).map_err(|why| why.to_string())?;
+            received.extend_from_slice(&piece);
+        }
+        let trailers = body.trailers().await.map_err(|why| why.to_string())?;
+        // A refusal has no body, and its status in the first headers.
+        check_status(trailers.as_ref().unwrap_or(&head.headers))?;
+        let message = received.get(PREFIX..).ok_or("an answer without a message")?;
+        T::decode(message).map_err(|why| why.to_string())
+    }
+}
+
+fn framed(message: &impl Message) -> Result<Bytes, String> {
+    let length = message.encoded_len();
+    let mut framed = BytesMut::with_capacity(PREFIX + length);
+    framed.put_u8(0);
+    framed.put_u32(u32::try_from(length).map_err(|why| why.to_string())?);
+    message.encode(&mut framed).map_err(|why| why.to_string())?;
+    Ok(framed.freeze())
+}
+
+fn check_status(headers: &HeaderMap) -> Result<(), String> {
+    let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    match text("grpc-status") {
+        Some(code) if code == "0" => Ok(()),
+        Some(code) => Err(format!("status {code}: {}", text("grpc-message").unwrap_or_default())),
+        None => Err("an answer without a status".to_owned()),
+    }
+}
