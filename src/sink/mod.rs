@@ -1,5 +1,8 @@
 //! Where dispatches go. The Canvas engine behind a sink owns users and messages; this service owns *when*.
 
+pub mod json;
+pub mod log;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
