@@ -1,7 +1,11 @@
 //! Where dispatches go. The Canvas engine behind a sink owns users and messages; this service owns *when*.
 
+mod answer;
+pub mod grpc;
 pub mod json;
 pub mod log;
+mod sent;
+mod tls;
 
 use std::future::Future;
 use std::pin::Pin;
