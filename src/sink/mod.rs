@@ -6,6 +6,7 @@ pub mod json;
 pub mod log;
 mod sent;
 mod tls;
+pub mod webhook;
 
 use std::future::Future;
 use std::pin::Pin;
