@@ -4,6 +4,7 @@ mod answer;
 pub mod grpc;
 pub mod json;
 pub mod log;
+pub mod nats;
 mod sent;
 mod tls;
 pub mod webhook;
