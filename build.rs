@@ -5,7 +5,11 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 
 const ROOT: &str = "proto";
-const FILES: [&str; 2] = ["canvas/schedule/v1/canvas_schedule.proto", "canvas/schedule/v1/canvas_schedule_service.proto"];
+const FILES: [&str; 3] = [
+    "canvas/schedule/v1/canvas_schedule.proto",
+    "canvas/schedule/v1/canvas_schedule_service.proto",
+    "canvas/schedule/v1/canvas_trigger_service.proto",
+];
 
 #[allow(clippy::disallowed_methods, reason = "cargo speaks to a build script by variables")]
 fn main() -> Result<(), Box<dyn Error>> {

@@ -1,11 +1,15 @@
 //! The settings: flags and `CANVAS_SCHEDULER_*` variables, read here alone. Every value is read as text first, so that all
 //! faults are told at once.
 
+mod sink;
+
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+
+pub use sink::{Reach, Secret, SinkArgs, SinkSettings};
 
 /// A self-hosted gRPC service that owns the schedules of API-triggered Canvases.
 #[derive(Debug, Parser)]
@@ -63,6 +67,9 @@ pub struct ServeArgs {
     /// The address for gRPC; loopback only until there are keys and TLS. Port 0 takes a free one
     #[arg(long, env = "CANVAS_SCHEDULER_GRPC_ADDR", default_value = "127.0.0.1:50051")]
     pub grpc_addr: String,
+    /// Where dispatches go.
+    #[command(flatten)]
+    pub sink: SinkArgs,
     /// Threads that serve, each with a runtime of its own; 0 means one for each core
     #[arg(long, env = "CANVAS_SCHEDULER_CORES", default_value = "0", help_heading = "Tuning")]
     pub cores: String,
@@ -122,6 +129,8 @@ pub struct Serve {
     pub database_url: String,
     /// Loopback.
     pub grpc_addr: SocketAddr,
+    /// Where dispatches go, if they go at all.
+    pub sink: Option<SinkSettings>,
     /// At least 1.
     pub cores: usize,
     /// At least 1.
@@ -206,6 +215,14 @@ impl Reader {
         self.fault(flag, value, "a loopback address; this release has no keys and no TLS, so it binds 127.0.0.1 or [::1] only")
     }
 
+    /// The text of a file.
+    fn file(&mut self, flag: &str, path: &str) -> Option<String> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Some(text),
+            Err(why) => self.fault(flag, path, &format!("a file that can be read ({why})")),
+        }
+    }
+
     fn database(&mut self, args: &DatabaseArgs) -> Option<String> {
         let url = match (&args.database_url, &args.database_url_file) {
             (Some(_), Some(_)) => {
@@ -213,10 +230,7 @@ impl Reader {
                 return None;
             }
             (Some(url), None) => url.clone(),
-            (None, Some(file)) => match std::fs::read_to_string(file) {
-                Ok(text) => text.trim().to_owned(),
-                Err(why) => return self.fault("database-url-file", file, &format!("a file that can be read ({why})")),
-            },
+            (None, Some(file)) => self.file("database-url-file", file)?.trim().to_owned(),
             (None, None) => DATABASE_DEFAULT.to_owned(),
         };
         let known = ["postgres://", "postgresql://", "sqlite:"].iter().any(|scheme| url.starts_with(scheme));
@@ -243,6 +257,7 @@ impl ServeArgs {
         let mut reader = Reader::default();
         let database_url = reader.database(&self.database);
         let grpc_addr = reader.loopback("grpc-addr", &self.grpc_addr);
+        let sink = reader.sink(&self.sink);
         let cores = reader.number("cores", &self.cores, 0, 1024);
         let writers = reader.number("writers", &self.writers, 1, 64);
         let commit_max = reader.number("commit-max", &self.commit_max, 1, 1000);
@@ -260,6 +275,7 @@ impl ServeArgs {
             Some(Serve {
                 database_url: database_url?,
                 grpc_addr: grpc_addr?,
+                sink,
                 cores: cores_or_all(cores?),
                 writers: writers?,
                 commit_max: commit_max?,

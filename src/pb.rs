@@ -1,6 +1,7 @@
-//! What the protos under `proto/` compile to, and the codec that carries it.
+//! What the protos under `proto/` compile to, the codec that carries it, and the domain's values in that form.
 
 pub mod codec;
+pub mod values;
 
 /// The package `canvas.schedule.v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated; the comments stand in the protos")]

@@ -20,15 +20,16 @@ const FLOORS: [(&str, i8); 17] = [
     ("service", 2),
     ("store", 1),
     ("sink", 1),
+    ("pb", 1),
     ("domain", 0),
     ("error", LEAF),
-    ("pb", LEAF),
     ("clock", LEAF),
     ("config", LEAF),
     ("telemetry", LEAF),
 ];
-/// Imports within one floor: cli runs the server, grpc reads what layers leave with a call, telemetry is told its settings.
-const BESIDE: [(&str, &str); 3] = [("cli", "server"), ("grpc", "layers"), ("telemetry", "config")];
+/// Imports within one floor: cli runs the server, grpc reads what layers leave with a call, a sink speaks protobuf, telemetry
+/// is told its settings.
+const BESIDE: [(&str, &str); 4] = [("cli", "server"), ("grpc", "layers"), ("sink", "pb"), ("telemetry", "config")];
 /// What only some modules may name.
 const KEPT_TO: [(&str, &[&str]); 3] = [
     ("crate::pb", &["pb", "grpc", "rest", "sink", "server"]),

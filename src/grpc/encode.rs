@@ -1,28 +1,13 @@
 //! Domain values to answers.
 
-use chrono::{DateTime, Utc};
-use prost_types::Timestamp;
-
-use super::json;
-use crate::domain::{
-    Applied, CanvasSchedule, Identifier, Outcome, Plan, Properties, Recipient, Revision, RevisionKind, Schedule, State, Wave, WaveMode,
-    ZoneSet,
-};
+use crate::domain::{Applied, CanvasSchedule, Outcome, Plan, Properties, Revision, RevisionKind, Schedule, State};
 use crate::pb::v1;
+use crate::pb::values::{names, object, properties, recipient, timestamp, wave};
 use crate::service::{Created, Details};
-
-/// An instant in protobuf's form.
-fn timestamp(instant: DateTime<Utc>) -> Timestamp {
-    Timestamp { seconds: instant.timestamp(), nanos: i32::try_from(instant.timestamp_subsec_nanos()).unwrap_or(0) }
-}
 
 /// A count of zones; there are some six hundred.
 fn count(zones: usize) -> i32 {
     i32::try_from(zones).unwrap_or(i32::MAX)
-}
-
-fn names(zones: &ZoneSet) -> Vec<String> {
-    zones.names().into_iter().map(str::to_owned).collect()
 }
 
 fn schedule(value: &Schedule) -> v1::Schedule {
@@ -62,19 +47,6 @@ pub fn canvas_schedule(value: &CanvasSchedule) -> v1::CanvasSchedule {
         next_wave_time: value.next_wave.map(timestamp),
         total_zones: count(value.zones().len()),
         open_zones: count(value.open_zones().len()),
-    }
-}
-
-fn wave(wave: &Wave) -> v1::Wave {
-    let mode = match wave.mode {
-        WaveMode::AtTime => v1::WaveMode::AtTime,
-        WaveMode::OptimalTime => v1::WaveMode::OptimalTime,
-    };
-    v1::Wave {
-        time: Some(timestamp(wave.time)),
-        zones: names(&wave.zones),
-        includes_unlisted_zones: wave.includes_unlisted_zones,
-        mode: mode.into(),
     }
 }
 
@@ -118,29 +90,6 @@ pub fn cancelled(outcome: &Outcome) -> v1::CancelCanvasScheduleResponse {
     }
 }
 
-fn properties(value: &Properties) -> prost_types::Struct {
-    json::to_struct(&value.0)
-}
-
-fn recipient(value: &Recipient) -> v1::Recipient {
-    let identifier = match value.identifier.clone() {
-        Identifier::ExternalUserId(id) => v1::recipient::Identifier::ExternalUserId(id),
-        Identifier::UserAlias { alias_name, alias_label } => {
-            v1::recipient::Identifier::UserAlias(v1::UserAlias { alias_name, alias_label })
-        }
-        Identifier::Email(email) => v1::recipient::Identifier::Email(email),
-    };
-    v1::Recipient {
-        identifier: Some(identifier),
-        prioritization: value.prioritization.clone(),
-        trigger_properties: value.trigger_properties.as_ref().map(properties),
-        canvas_entry_properties: None,
-        context: None,
-        send_to_existing_only: value.send_to_existing_only,
-        attributes: value.attributes.as_ref().map(json::to_struct),
-    }
-}
-
 /// A schedule, what it carries, and the waves to come.
 pub fn details(details: &Details) -> v1::GetCanvasScheduleResponse {
     let plan = details.schedule.plan();
@@ -148,7 +97,7 @@ pub fn details(details: &Details) -> v1::GetCanvasScheduleResponse {
         canvas_schedule: Some(canvas_schedule(&details.schedule)),
         trigger_properties: details.properties.as_ref().map(properties),
         recipients: details.target.recipients.iter().map(recipient).collect(),
-        audience: details.target.audience.as_ref().map(json::to_struct),
+        audience: details.target.audience.as_ref().map(object),
         broadcast: details.target.broadcast,
         waves: waves(&plan),
         missed_zones: names(&plan.missed),

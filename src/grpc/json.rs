@@ -1,7 +1,7 @@
-//! `google.protobuf.Struct` to JSON and back.
+//! `google.protobuf.Struct` to JSON; the way back is `pb/values.rs`.
 
 use prost_types::value::Kind;
-use prost_types::{ListValue, Struct, Value as ProtoValue};
+use prost_types::{Struct, Value as ProtoValue};
 use serde_json::{Map, Number, Value};
 
 use crate::error::Violation;
@@ -51,28 +51,12 @@ fn number(number: f64) -> Option<Value> {
     Number::from_f64(number).map(Value::Number)
 }
 
-/// The protobuf form of a stored JSON object.
-pub fn to_struct(object: &Map<String, Value>) -> Struct {
-    Struct { fields: object.iter().map(|(key, value)| (key.clone(), to_value(value))).collect() }
-}
-
-fn to_value(value: &Value) -> ProtoValue {
-    let kind = match value {
-        Value::Null => Kind::NullValue(0),
-        Value::Bool(flag) => Kind::BoolValue(*flag),
-        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::NAN)),
-        Value::String(text) => Kind::StringValue(text.clone()),
-        Value::Array(list) => Kind::ListValue(ListValue { values: list.iter().map(to_value).collect() }),
-        Value::Object(object) => Kind::StructValue(to_struct(object)),
-    };
-    ProtoValue { kind: Some(kind) }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::pb::values;
 
     fn json() -> impl Strategy<Value = Value> {
         let whole = (-9_007_199_254_740_991i64..9_007_199_254_740_991).prop_map(|whole| Value::Number(whole.into()));
@@ -90,7 +74,7 @@ mod tests {
         fn what_comes_back_is_what_was_sent(value in json()) {
             let sent: Map<String, Value> = [("k".to_owned(), value)].into_iter().collect();
             let mut violations = vec![];
-            prop_assert_eq!(&object(to_struct(&sent), "p", &mut violations), &sent);
+            prop_assert_eq!(&object(values::object(&sent), "p", &mut violations), &sent);
             prop_assert!(violations.is_empty());
         }
     }

@@ -11,6 +11,8 @@ use http::{Request, Response};
 use tonic::body::Body;
 use tonic::service::Routes as TonicRoutes;
 use tonic_health::server::{HealthReporter, HealthService};
+use tonic_reflection::pb::v1::server_reflection_server as reflection_v1;
+use tonic_reflection::pb::v1alpha::server_reflection_server as reflection_v1alpha;
 use tower::Service as TowerService;
 
 use crate::error::Error;
@@ -46,16 +48,20 @@ impl Routes {
     pub fn new(service: &Service, health: HealthReporter, ready: Arc<AtomicBool>) -> Result<Self, Error> {
         let server = |bytes| CanvasScheduleServiceServer::new(Grpc::new(service.clone())).max_decoding_message_size(bytes);
         let health = tonic_health::pb::health_server::HealthServer::new(HealthService::from_health_reporter(health));
-        let v1 = reflection().build_v1().map_err(Error::internal)?;
-        let v1alpha = reflection().build_v1alpha().map_err(Error::internal)?;
+        let v1 = reflection(reflection_v1::SERVICE_NAME).build_v1().map_err(Error::internal)?;
+        let v1alpha = reflection(reflection_v1alpha::SERVICE_NAME).build_v1alpha().map_err(Error::internal)?;
         let others = TonicRoutes::new(health).add_service(v1).add_service(v1alpha).prepare();
         Ok(Self { ours: server(MESSAGE_MAX), batches: server(BATCH_MESSAGE_MAX), others, ready })
     }
 }
 
-/// Our protos, health's, and those of error details, without which clients show details as base64.
-fn reflection() -> tonic_reflection::server::Builder<'static> {
+/// Our protos, health's, and those of error details, without which clients show details as base64. Only what is served is
+/// listed, with reflection itself as `own`: the protos also have the service that a consumer implements.
+fn reflection(own: &str) -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
+        .with_service_name(SERVICE_NAME)
+        .with_service_name(tonic_health::pb::health_server::SERVICE_NAME)
+        .with_service_name(own)
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)

@@ -1,11 +1,23 @@
 //! Where dispatches go. The Canvas engine behind a sink owns users and messages; this service owns *when*.
 
+mod answer;
+pub mod grpc;
+pub mod json;
+pub mod log;
+pub mod nats;
+mod sent;
+mod tls;
+pub mod webhook;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::SharedClock;
+use crate::config::SinkSettings;
 use crate::domain::Dispatch;
+use crate::error::Error;
 
 /// What a sink says of one dispatch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,3 +54,17 @@ pub trait Sink: Send + Sync + 'static {
 
 /// A sink that many workers share.
 pub type SharedSink = Arc<dyn Sink>;
+
+/// Makes the sink that is asked for. Nothing is connected yet: a consumer that is down holds up no start. Must be called on the
+/// runtime that delivers.
+///
+/// # Errors
+/// What is wrong with the settings.
+pub async fn open(settings: &SinkSettings, clock: SharedClock) -> Result<SharedSink, Error> {
+    Ok(match settings {
+        SinkSettings::Log => Arc::new(log::Log),
+        SinkSettings::Grpc { reach, token, connections } => Arc::new(grpc::Grpc::open(reach, token.as_ref(), *connections)?),
+        SinkSettings::Webhook { reach, keys } => Arc::new(webhook::Webhook::open(reach, keys, clock)?),
+        SinkSettings::Nats { reach, token, subject } => Arc::new(nats::Nats::open(reach, token.as_ref(), subject).await?),
+    })
+}

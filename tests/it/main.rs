@@ -8,6 +8,7 @@ mod lifecycle;
 mod lists;
 mod operate;
 mod requests;
+mod sinks;
 mod store;
 mod support;
 mod update;

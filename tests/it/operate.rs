@@ -80,6 +80,7 @@ macro_rules! reflection {
                 for name in [SERVICE_NAME, "grpc.health.v1.Health"] {
                     assert!(names.iter().any(|one| one == name), "{name} in {names:?}");
                 }
+                assert!(!names.iter().any(|one| one.contains("CanvasTriggerService")), "only what is served: {names:?}");
                 let ours = files(&app, MessageRequest::FileContainingSymbol(SERVICE_NAME.to_owned())).await;
                 let service = ours.iter().flat_map(|file| &file.service).find(|service| service.name() == "CanvasScheduleService");
                 let methods: Vec<&str> = service.expect("our service").method.iter().map(|method| method.name()).collect();

@@ -87,6 +87,7 @@ pub fn settings(database: &Database) -> Serve {
     Serve {
         database_url: database.url().to_owned(),
         grpc_addr: ([127, 0, 0, 1], 0).into(),
+        sink: None,
         cores: 2,
         writers: 2,
         commit_max: 256,

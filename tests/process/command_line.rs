@@ -39,8 +39,15 @@ fn every_bad_setting_is_told_in_one_go_before_a_port_is_bound() {
     let bad = [
         ("log-level", "=x="),
         ("log-format", "xml"),
-        ("database-url", "mysql://u:secret@h/d"),
+        ("database-url", "mysql://u:hidden@h/d"),
         ("grpc-addr", "here"),
+        ("sink", "stdout"),
+        ("sink-timeout", "x"),
+        ("sink-connect-timeout", "0s"),
+        ("sink-connections", "0"),
+        ("sink-subject", "a b"),
+        ("sink-ca-file", "no/such/file"),
+        ("sink-secret-file", "no/such/file"),
         ("cores", "-1"),
         ("writers", "0"),
         ("commit-max", "many"),
@@ -60,7 +67,7 @@ fn every_bad_setting_is_told_in_one_go_before_a_port_is_bound() {
     for (flag, _) in bad {
         assert!(said.contains(&format!("--{flag}:")), "{flag} is missing: {said}");
     }
-    assert!(!said.contains("secret"), "{said}");
+    assert!(!said.contains("hidden"), "{said}");
 }
 
 #[test]
@@ -72,6 +79,15 @@ fn help_lists_every_setting_with_its_variable() {
         "database-url",
         "database-url-file",
         "grpc-addr",
+        "sink",
+        "sink-url",
+        "sink-secret",
+        "sink-secret-file",
+        "sink-ca-file",
+        "sink-timeout",
+        "sink-connect-timeout",
+        "sink-connections",
+        "sink-subject",
         "cores",
         "writers",
         "commit-max",

@@ -1,7 +1,7 @@
 //! A database for each test, gone after it. All of PostgreSQL's live on one server, which ends with this process.
 
 #[path = "../../support/postgres.rs"]
-mod postgres;
+pub mod postgres;
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;

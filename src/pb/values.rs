@@ -1,0 +1,80 @@
+//! Domain values in their protobuf form, for every face and sink that speaks it.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use prost_types::value::Kind;
+use prost_types::{Duration, ListValue, Struct, Timestamp, Value as ProtoValue};
+use serde_json::{Map, Value};
+
+use super::v1;
+use crate::domain::{Identifier, Properties, Recipient, Wave, WaveMode, ZoneSet};
+
+/// An instant.
+pub fn timestamp(instant: DateTime<Utc>) -> Timestamp {
+    Timestamp { seconds: instant.timestamp(), nanos: i32::try_from(instant.timestamp_subsec_nanos()).unwrap_or(0) }
+}
+
+/// A span of time.
+pub fn duration(span: TimeDelta) -> Duration {
+    Duration { seconds: span.num_seconds(), nanos: span.subsec_nanos() }
+}
+
+/// The names of zones, in alphabetical order.
+pub fn names(zones: &ZoneSet) -> Vec<String> {
+    zones.names().into_iter().map(str::to_owned).collect()
+}
+
+/// A wave.
+pub fn wave(wave: &Wave) -> v1::Wave {
+    let mode = match wave.mode {
+        WaveMode::AtTime => v1::WaveMode::AtTime,
+        WaveMode::OptimalTime => v1::WaveMode::OptimalTime,
+    };
+    v1::Wave {
+        time: Some(timestamp(wave.time)),
+        zones: names(&wave.zones),
+        includes_unlisted_zones: wave.includes_unlisted_zones,
+        mode: mode.into(),
+    }
+}
+
+/// Properties.
+pub fn properties(value: &Properties) -> Struct {
+    object(&value.0)
+}
+
+/// A recipient.
+pub fn recipient(value: &Recipient) -> v1::Recipient {
+    let identifier = match value.identifier.clone() {
+        Identifier::ExternalUserId(id) => v1::recipient::Identifier::ExternalUserId(id),
+        Identifier::UserAlias { alias_name, alias_label } => {
+            v1::recipient::Identifier::UserAlias(v1::UserAlias { alias_name, alias_label })
+        }
+        Identifier::Email(email) => v1::recipient::Identifier::Email(email),
+    };
+    v1::Recipient {
+        identifier: Some(identifier),
+        prioritization: value.prioritization.clone(),
+        trigger_properties: value.trigger_properties.as_ref().map(properties),
+        canvas_entry_properties: None,
+        context: None,
+        send_to_existing_only: value.send_to_existing_only,
+        attributes: value.attributes.as_ref().map(object),
+    }
+}
+
+/// A JSON object.
+pub fn object(object: &Map<String, Value>) -> Struct {
+    Struct { fields: object.iter().map(|(key, one)| (key.clone(), value(one))).collect() }
+}
+
+fn value(value: &Value) -> ProtoValue {
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(flag) => Kind::BoolValue(*flag),
+        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::NAN)),
+        Value::String(text) => Kind::StringValue(text.clone()),
+        Value::Array(list) => Kind::ListValue(ListValue { values: list.iter().map(self::value).collect() }),
+        Value::Object(inner) => Kind::StructValue(object(inner)),
+    };
+    ProtoValue { kind: Some(kind) }
+}

@@ -1,0 +1,54 @@
+//! Connections to consumers: TCP, with TLS by rustls where the URL asks for it.
+
+use std::sync::Arc;
+
+use hyper_util::client::legacy::connect::HttpConnector;
+use rustls::crypto::ring;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::config::Reach;
+use crate::error::{Error, Violation};
+
+/// TLS that trusts the certificates that were stated, else the system's.
+///
+/// # Errors
+/// What is wrong with the certificates.
+pub fn client_config(reach: &Reach) -> Result<ClientConfig, Error> {
+    let mut roots = RootCertStore::empty();
+    match &reach.ca {
+        Some(pem) => {
+            let stated: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+            let stated = stated.map_err(|why| wrong(format!("has a certificate that cannot be read ({why})")))?;
+            roots.add_parsable_certificates(stated);
+        }
+        // Plain text asks for no certificates, and a container may have none.
+        None if matches!(reach.url.0.scheme_str(), Some("https" | "tls")) => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+        None => return build(roots),
+    }
+    if roots.is_empty() {
+        return Err(wrong("has no certificate, or is missing and the system has none; state a PEM file of those to trust".to_owned()));
+    }
+    build(roots)
+}
+
+fn build(roots: RootCertStore) -> Result<ClientConfig, Error> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions();
+    Ok(builder.map_err(Error::internal)?.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn wrong(message: String) -> Error {
+    Error::Invalid(vec![Violation::new("sink-ca-file", message)])
+}
+
+/// Connects by TCP within the bound; it leaves TLS to what wraps it.
+pub fn tcp(reach: &Reach) -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(reach.connect_timeout));
+    tcp
+}

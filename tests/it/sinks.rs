@@ -1,0 +1,136 @@
+//! The sinks, each against a consumer on loopback that does what the test tells it to.
+
+mod grpc;
+mod log;
+mod nats;
+mod tls;
+mod webhook;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use canvas_scheduler::clock::SystemClock;
+use canvas_scheduler::config::{Reach, Secret, SinkSettings};
+use canvas_scheduler::domain::{
+    CanvasId, Dispatch, DispatchId, Identifier, Properties, Recipient, ScheduleId, Target, Wave, WaveMode, Zone, ZoneSet,
+};
+use canvas_scheduler::sink::{self, Answer, SharedSink};
+use chrono::TimeDelta;
+use serde_json::{Map, Value, json};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::support::{instant, soon};
+
+/// The bound of one delivery where the test is about reaching it.
+const SHORT: Duration = Duration::from_millis(300);
+/// The bound of one delivery where the test is not about it.
+const LONG: Duration = Duration::from_secs(60);
+
+/// How to reach `url` within `timeout`.
+fn reach(url: &str, timeout: Duration) -> Reach {
+    Reach { url: Secret(url.parse().expect(url)), timeout, connect_timeout: LONG, ca: None }
+}
+
+async fn open(settings: SinkSettings) -> SharedSink {
+    sink::open(&settings, Arc::new(SystemClock)).await.expect("good settings")
+}
+
+/// What the sink says of `dispatch`.
+async fn deliver(sink: &SharedSink, dispatch: &Dispatch) -> Answer {
+    soon(sink.deliver(dispatch)).await
+}
+
+/// Delivers until the answer is the one that is waited for: a bound of [`SHORT`] may be too short for a busy machine.
+async fn until(sink: &SharedSink, dispatch: &Dispatch, expected: impl Fn(&Answer) -> bool) {
+    soon(async { while !expected(&deliver(sink, dispatch).await) {} }).await;
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    value.as_object().expect("an object").clone()
+}
+
+/// A dispatch with something in every field.
+fn dispatch() -> Dispatch {
+    let recipient = |identifier| Recipient {
+        identifier,
+        prioritization: vec![],
+        trigger_properties: Some(Properties(object(json!({ "greeting": "hello", "name": "Ada" })))),
+        send_to_existing_only: None,
+        attributes: None,
+    };
+    let alias = Identifier::UserAlias { alias_name: "ada".to_owned(), alias_label: "nick".to_owned() };
+    let first = Recipient {
+        prioritization: vec!["most_recently_updated".to_owned()],
+        send_to_existing_only: Some(false),
+        attributes: Some(object(json!({ "time_zone": "Europe/Paris" }))),
+        ..recipient(Identifier::Email("ada@example.org".to_owned()))
+    };
+    let schedule_id = ScheduleId::parse("0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11").expect("an id");
+    Dispatch {
+        id: DispatchId::of(schedule_id, 2),
+        workspace: "default".to_owned(),
+        canvas_id: CanvasId::parse("spring-sale").expect("an id"),
+        schedule_id,
+        revision: 3,
+        n: 2,
+        wave: Wave {
+            time: instant("2026-03-20T08:00:00Z"),
+            zones: ["Europe/Paris", "Europe/Berlin"].iter().map(|name| Zone::parse(name).expect("a zone")).collect::<ZoneSet>(),
+            includes_unlisted_zones: true,
+            mode: WaveMode::AtTime,
+        },
+        target: Target {
+            recipients: vec![first, recipient(Identifier::ExternalUserId("user-2".to_owned())), recipient(alias)],
+            audience: Some(object(json!({ "AND": [{ "plan": "gold" }] }))),
+            broadcast: false,
+        },
+        properties: Properties(object(json!({ "greeting": "hello", "nested": { "list": [1, 2.5, null] } }))),
+        lateness: TimeDelta::milliseconds(1500),
+        attempt: 4,
+    }
+}
+
+/// The same for everyone, by optimal time.
+fn broadcast() -> Dispatch {
+    let mut dispatch = dispatch();
+    dispatch.wave.mode = WaveMode::OptimalTime;
+    dispatch.target = Target { broadcast: true, ..Target::default() };
+    dispatch
+}
+
+/// A port that nothing listens on: it was free, and is kept from others by a socket that is bound but does not listen.
+fn refusing() -> (tokio::net::TcpSocket, String) {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let addr = socket.local_addr().expect("bound").to_string();
+    (socket, addr)
+}
+
+/// A listener and its address.
+async fn listener() -> (TcpListener, String) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let addr = listener.local_addr().expect("bound").to_string();
+    (listener, addr)
+}
+
+/// Takes connections and holds them without a word, until the test ends.
+async fn silent(listener: TcpListener) {
+    let mut held: Vec<TcpStream> = Vec::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        held.push(stream);
+    }
+}
+
+/// Nothing was taken, and nobody says when to try again.
+fn assert_not_taken(answer: &Answer) {
+    assert!(matches!(answer, Answer::NotTaken { retry_after: None, why } if !why.is_empty()), "{answer:?}");
+}
+
+/// It may have been taken.
+fn assert_unknown(answer: &Answer) {
+    assert!(is_unknown(answer), "{answer:?}");
+}
+
+fn is_unknown(answer: &Answer) -> bool {
+    matches!(answer, Answer::Unknown { why } if !why.is_empty())
+}
