@@ -1,6 +1,7 @@
 //! The one source of instants. A trait, so that a manual clock drives the tests.
 
 use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -12,6 +13,12 @@ pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> DateTime<Utc>;
     /// Returns once [`Self::now`] is at or past `instant`.
     fn sleep_until(&self, instant: DateTime<Utc>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
+
+/// A number from 0 to 1, by which replicas that wait for the same thing do not all come at once.
+pub fn jitter() -> f64 {
+    // A fresh RandomState is seeded at random once for each thread and counted on from there.
+    f64::from(u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default()) / f64::from(u32::MAX)
 }
 
 /// A clock that many parts share.

@@ -108,7 +108,7 @@ pub struct Fired {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Settled {
     /// It stands otherwise.
-    Kept(Firing),
+    Kept(Box<Firing>),
     /// It was not taken: as if it had never been fired. Its zones are open again.
     TakenBack {
         /// When the schedule is looked at again.
@@ -178,9 +178,10 @@ impl Firing {
         jitter: f64,
         delivery: &Delivery,
     ) -> Option<Settled> {
+        let kept = |firing| Settled::Kept(Box::new(firing));
         if *answer == Answer::Delivered {
             let news = self.state != DispatchState::Delivered;
-            return news.then(|| Settled::Kept(self.finished(DispatchState::Delivered, "", now)));
+            return news.then(|| kept(self.finished(DispatchState::Delivered, "", now)));
         }
         if self.state != DispatchState::InHand || self.attempt != attempt {
             return None;
@@ -192,10 +193,10 @@ impl Firing {
             Answer::NotTaken { why, retry_after } => {
                 // An attempt before this one may have reached the consumer. This one did not, and does not count.
                 let pause = delivery.not_taken_pause(*retry_after, jitter);
-                Settled::Kept(self.unknown(attempt - 1, why, held, now, pause))
+                kept(self.unknown(attempt - 1, why, held, now, pause))
             }
-            Answer::Rejected { why } => Settled::Kept(self.finished(DispatchState::Dead, why, now)),
-            Answer::Unknown { why } => Settled::Kept(self.unknown(attempt, why, held, now, delivery.pause(attempt, jitter))),
+            Answer::Rejected { why } => kept(self.finished(DispatchState::Dead, why, now)),
+            Answer::Unknown { why } => kept(self.unknown(attempt, why, held, now, delivery.pause(attempt, jitter))),
             Answer::Delivered => return None,
         })
     }

@@ -2,6 +2,7 @@
 
 pub mod calls;
 pub mod database;
+pub mod stores;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, Once};
