@@ -85,6 +85,15 @@ pub struct ServeArgs {
     /// The most database connections for reading (1 to 1000)
     #[arg(long, env = "CANVAS_SCHEDULER_READ_CONNECTIONS", default_value = "8", help_heading = "Tuning")]
     pub read_connections: String,
+    /// The most dispatches that are in flight at once, whatever is due (1 to 10000)
+    #[arg(long, env = "CANVAS_SCHEDULER_WORKERS", default_value = "256", help_heading = "Sending")]
+    pub workers: String,
+    /// How long a dispatch is its worker's alone; a delivery may take three quarters of it. Then somebody else tries
+    #[arg(long, env = "CANVAS_SCHEDULER_LEASE", default_value = "60s", help_heading = "Sending")]
+    pub lease: String,
+    /// After so many attempts whose outcome is unknown a dispatch is a dead letter (1 to 1000)
+    #[arg(long, env = "CANVAS_SCHEDULER_ATTEMPTS", default_value = "10", help_heading = "Sending")]
+    pub attempts: String,
     /// How far past a time may be and still be sent at once, such as 1h or 90m
     #[arg(long, env = "CANVAS_SCHEDULER_LATENESS", default_value = "1h", help_heading = "Rules")]
     pub lateness: String,
@@ -141,6 +150,12 @@ pub struct Serve {
     pub queue_max: usize,
     /// At least 1.
     pub read_connections: u32,
+    /// At least 1.
+    pub workers: usize,
+    /// From the firing of a dispatch to when somebody else may have it.
+    pub lease: Duration,
+    /// At least 1.
+    pub attempts: u32,
     /// How far past a wave may be and still go at once.
     pub lateness: Duration,
     /// How many days ahead a wave may be.
@@ -263,6 +278,9 @@ impl ServeArgs {
         let commit_max = reader.number("commit-max", &self.commit_max, 1, 1000);
         let queue_max = reader.number("queue-max", &self.queue_max, 1, 1_000_000);
         let read_connections = reader.number("read-connections", &self.read_connections, 1, 1000);
+        let workers = reader.number("workers", &self.workers, 1, 10_000);
+        let lease = reader.duration("lease", &self.lease);
+        let attempts = reader.number("attempts", &self.attempts, 1, 1_000);
         let lateness = reader.duration("lateness", &self.lateness);
         let horizon_days = reader.number("horizon-days", &self.horizon_days, 1, 3660);
         let revisions_kept = reader.number("revisions-kept", &self.revisions_kept, 1, 1_000_000_000);
@@ -281,6 +299,9 @@ impl ServeArgs {
                 commit_max: commit_max?,
                 queue_max: queue_max?,
                 read_connections: read_connections?,
+                workers: workers?,
+                lease: lease?,
+                attempts: attempts?,
                 lateness: lateness?,
                 horizon_days: horizon_days?,
                 revisions_kept: revisions_kept?,

@@ -17,11 +17,13 @@ use tonic_health::server::HealthReporter;
 
 use crate::clock::SharedClock;
 use crate::config::Serve;
-use crate::domain::Policy;
+use crate::dispatcher::Dispatcher;
+use crate::domain::{Delivery, Policy};
 use crate::error::{Error, Violation};
 use crate::layers::drain::Phase;
 use crate::layers::{Stack, Wrapped};
 use crate::service::Service;
+use crate::sink::SharedSink;
 use crate::store::{Durability, Options, Store, Writer};
 use accept::{Bounds, Connection, Core};
 use routes::{HEALTH_NAMES, Routes};
@@ -40,57 +42,67 @@ pub struct Server {
     health: HealthReporter,
     phase: watch::Sender<Phase>,
     drain: Duration,
-    cores: Vec<oneshot::Receiver<()>>,
+    threads: Vec<oneshot::Receiver<()>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Opens the database, binds the port and serves; not ready while migrations are pending.
+    /// Opens the database, binds the port, serves, and sends to `sink` if there is one; not ready while migrations are pending.
     ///
     /// # Errors
     /// What is wrong with the database or the address.
-    pub async fn start(settings: &Serve, clock: SharedClock) -> Result<Self, Error> {
+    pub async fn start(settings: &Serve, clock: SharedClock, sink: Option<SharedSink>) -> Result<Self, Error> {
         let (store, writers) = open(settings, clock.clone()).await?;
-        Self::serve(settings, clock, store, writers).await
+        Self::serve(settings, clock, sink, store, writers).await
     }
 
     /// As [`Self::start`], after applying pending migrations.
     ///
     /// # Errors
     /// What is wrong with the database or the address.
-    pub async fn start_migrated(settings: &Serve, clock: SharedClock) -> Result<Self, Error> {
+    pub async fn start_migrated(settings: &Serve, clock: SharedClock, sink: Option<SharedSink>) -> Result<Self, Error> {
         let (store, writers) = open(settings, clock.clone()).await?;
         store.migrate().await?;
-        Self::serve(settings, clock, store, writers).await
+        Self::serve(settings, clock, sink, store, writers).await
     }
 
-    async fn serve(settings: &Serve, clock: SharedClock, store: Store, mut writers: Vec<Writer>) -> Result<Self, Error> {
+    async fn serve(
+        settings: &Serve,
+        clock: SharedClock,
+        sink: Option<SharedSink>,
+        store: Store,
+        mut writers: Vec<Writer>,
+    ) -> Result<Self, Error> {
         check_durability(&store).await?;
         let listener = bind(settings.grpc_addr).await?;
         let grpc_addr = listener.local_addr().map_err(Error::internal)?;
-        let service = Service::new(store.clone(), clock.clone(), policy(settings));
-        let (health, ready) = (HealthReporter::new(), Arc::new(AtomicBool::new(false)));
-        set_health(&health, ServingStatus::NotServing).await;
+        let service = Service::new(store.clone(), clock.clone(), policy(settings), delivery(settings));
+        let entry = Entry::shut().await;
         let (phase, phases) = watch::channel(Phase::Serving);
         let bounds = bounds(settings);
         let stack = Stack { phase: phases.clone(), max_call: settings.max_call_time };
-        let routes = Routes::new(&service, health.clone(), ready.clone())?;
-        let (mut mouths, mut cores) = (Vec::new(), Vec::new());
+        let routes = Routes::new(&service, entry.health.clone(), entry.ready.clone())?;
+        let (mut mouths, mut threads) = (Vec::new(), Vec::new());
         for n in 0..settings.cores {
             let (mouth, incoming) = Core::new();
             // Writers are spread over the cores; where there are more writers than cores, the last core runs the rest.
             let own = if n + 1 == settings.cores { std::mem::take(&mut writers) } else { writers.pop().into_iter().collect() };
-            cores.push(run_core(n, incoming, stack.clone().wrap(routes.clone()), own, bounds, phases.clone())?);
+            threads.push(run_core(n, incoming, stack.clone().wrap(routes.clone()), own, bounds, phases.clone())?);
             mouths.push(mouth);
         }
+        if let Some(sink) = sink {
+            let dispatcher = Sending { service: service.clone(), sink, clock: clock.clone(), workers: settings.workers };
+            threads.push(dispatcher.start(entry.opened.subscribe(), phases.clone())?);
+        }
         let mut tasks = vec![tokio::spawn(clean_up(service.clone(), clock))];
+        let health = entry.health.clone();
         if store.pending_migrations().await?.is_empty() {
-            let_in(&health, &ready).await;
+            entry.open().await;
         } else {
-            tasks.push(tokio::spawn(until_schema(store, health.clone(), ready)));
+            tasks.push(tokio::spawn(until_schema(store, entry)));
         }
         tasks.push(tokio::spawn(accept::accept(listener, mouths, bounds, phases)));
-        Ok(Self { grpc_addr, service, health, phase, drain: settings.drain, cores, tasks })
+        Ok(Self { grpc_addr, service, health, phase, drain: settings.drain, threads, tasks })
     }
 
     /// Where gRPC callers connect.
@@ -114,19 +126,22 @@ impl Server {
         }
         drop(self.service);
         let ended = async {
-            for core in self.cores {
-                // A core that panicked has ended too.
-                let _ended = core.await;
+            for thread in self.threads {
+                // One that panicked has ended too.
+                let _ended = thread.await;
             }
         };
         tokio::pin!(ended);
         if tokio::time::timeout(self.drain, &mut ended).await.is_ok() {
             return;
         }
-        tracing::warn!(drain_ms = self.drain.as_millis(), "calls were still in flight at the end of the drain; they are told UNAVAILABLE");
+        tracing::warn!(
+            drain_ms = self.drain.as_millis(),
+            "calls or deliveries were still in flight at the end of the drain; callers are told UNAVAILABLE"
+        );
         self.phase.send_replace(Phase::Ending);
         if tokio::time::timeout(AFTER_DRAIN, ended).await.is_err() {
-            tracing::error!("a core did not end in time; what it held is given up");
+            tracing::error!("a thread did not end in time; what it held is given up");
         }
     }
 }
@@ -148,6 +163,10 @@ fn policy(settings: &Serve) -> Policy {
         lateness: TimeDelta::from_std(settings.lateness).unwrap_or(TimeDelta::MAX),
         horizon: TimeDelta::days(i64::from(settings.horizon_days)),
     }
+}
+
+fn delivery(settings: &Serve) -> Delivery {
+    Delivery { lease: TimeDelta::from_std(settings.lease).unwrap_or(TimeDelta::MAX), attempts: settings.attempts, ..Delivery::default() }
 }
 
 fn bounds(settings: &Serve) -> Bounds {
@@ -185,14 +204,32 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
-/// From here on calls are served.
-async fn let_in(health: &HealthReporter, ready: &AtomicBool) {
-    ready.store(true, Ordering::Relaxed);
-    set_health(health, ServingStatus::Serving).await;
+/// Whether calls are served and waves fired: not before the schema is there.
+struct Entry {
+    health: HealthReporter,
+    /// Looked at for each call.
+    ready: Arc<AtomicBool>,
+    /// The same, to be waited for.
+    opened: watch::Sender<bool>,
+}
+
+impl Entry {
+    async fn shut() -> Self {
+        let health = HealthReporter::new();
+        set_health(&health, ServingStatus::NotServing).await;
+        Self { health, ready: Arc::new(AtomicBool::new(false)), opened: watch::Sender::new(false) }
+    }
+
+    /// From here on calls are served and waves fired.
+    async fn open(self) {
+        self.ready.store(true, Ordering::Relaxed);
+        self.opened.send_replace(true);
+        set_health(&self.health, ServingStatus::Serving).await;
+    }
 }
 
 /// Lets callers in once no migration is pending.
-async fn until_schema(store: Store, health: HealthReporter, ready: Arc<AtomicBool>) {
+async fn until_schema(store: Store, entry: Entry) {
     tracing::warn!("not ready: migrations are pending; run `canvas-scheduler migrate`");
     loop {
         match store.pending_migrations().await {
@@ -202,7 +239,7 @@ async fn until_schema(store: Store, health: HealthReporter, ready: Arc<AtomicBoo
         }
         tokio::time::sleep(SCHEMA_POLL).await;
     }
-    let_in(&health, &ready).await;
+    entry.open().await;
     tracing::info!("ready: the schema is there");
 }
 
@@ -225,8 +262,6 @@ fn run_core(
     bounds: Bounds,
     phases: watch::Receiver<Phase>,
 ) -> Result<oneshot::Receiver<()>, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::internal)?;
-    let (ended, ends) = oneshot::channel();
     let work = async move {
         let writers: Vec<_> = writers.into_iter().map(|writer| tokio::spawn(writer.run())).collect();
         accept::serve(incoming, service, bounds, phases).await;
@@ -237,12 +272,45 @@ fn run_core(
             }
         }
     };
+    run_thread(format!("core-{n}"), work)
+}
+
+/// What the dispatcher's thread is made of.
+struct Sending {
+    service: Service,
+    sink: SharedSink,
+    clock: SharedClock,
+    workers: usize,
+}
+
+impl Sending {
+    /// Starts the thread of the dispatcher, which fires from when the schema is there until the drain begins.
+    fn start(self, mut opened: watch::Receiver<bool>, phases: watch::Receiver<Phase>) -> Result<oneshot::Receiver<()>, Error> {
+        run_thread("dispatcher".to_owned(), async move {
+            let (mut draining, mut ending) = (phases.clone(), phases);
+            let stop = async move { Phase::Draining.reached(&mut draining).await };
+            tokio::pin!(stop);
+            tokio::select! {
+                () = &mut stop => return,
+                // Nobody opens any more once the sender is gone; then the drain has begun, too.
+                opened = opened.wait_for(|opened| *opened) => if opened.is_err() { return },
+            }
+            let dispatcher = Dispatcher::new(self.service, self.sink, self.clock, self.workers);
+            dispatcher.run(stop, Phase::Ending.reached(&mut ending)).await;
+        })
+    }
+}
+
+/// Starts a thread with a runtime of its own. Answers when its work has ended.
+fn run_thread(name: String, work: impl Future<Output = ()> + Send + 'static) -> Result<oneshot::Receiver<()>, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::internal)?;
+    let (ended, ends) = oneshot::channel();
     let run = move || {
         runtime.block_on(work);
         runtime.shutdown_background();
         // Nobody waits once the bound on stopping has passed.
         let _late = ended.send(());
     };
-    std::thread::Builder::new().name(format!("core-{n}")).spawn(run).map_err(Error::internal)?;
+    std::thread::Builder::new().name(name).spawn(run).map_err(Error::internal)?;
     Ok(ends)
 }

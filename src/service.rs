@@ -1,17 +1,20 @@
 //! The use cases. Owns no SQL and no protobuf: it asks the store, lets the domain decide, and answers domain values.
 
+mod dispatching;
+
 use std::collections::HashMap;
 
 use serde::Serialize;
 
 use crate::clock::SharedClock;
 use crate::domain::{
-    Cancel, CanvasSchedule, Command, Create, DispatchId, Outcome, Overwrite, Policy, Properties, PropertiesId, RequestId, Revision,
-    ScheduleId,
+    Cancel, CanvasSchedule, Command, Create, Delivery, DispatchId, Outcome, Overwrite, Policy, Properties, PropertiesId, RequestId,
+    Revision, ScheduleId,
 };
 use crate::error::Error;
 pub use crate::store::{Caller, Details, Filter};
 use crate::store::{RequestKey, Store, Work};
+pub use dispatching::{Bell, Finished, Leased, Next, POLL, Taken};
 
 /// The most entries of a batch.
 pub const BATCH_MAX: usize = 1_000;
@@ -57,12 +60,14 @@ pub struct Service {
     store: Store,
     clock: SharedClock,
     policy: Policy,
+    delivery: Delivery,
+    bell: Bell,
 }
 
 impl Service {
     /// A service over this store.
-    pub fn new(store: Store, clock: SharedClock, policy: Policy) -> Self {
-        Self { store, clock, policy }
+    pub fn new(store: Store, clock: SharedClock, policy: Policy, delivery: Delivery) -> Self {
+        Self { store, clock, policy, delivery, bell: Bell::default() }
     }
 
     /// Schedules a Canvas.
@@ -76,7 +81,9 @@ impl Service {
             create.decide(id, zone, self.clock.now(), &self.policy)?
         } else {
             let request = mode.request_id.map(|id| RequestKey::of(id, &create)).transpose()?;
-            self.store.commit(caller, Work::Create(id, Box::new(create)), request).await?
+            let outcome = self.store.commit(caller, Work::Create(id, Box::new(create)), request).await?;
+            self.ring(&outcome);
+            outcome
         };
         // A replayed request answers the schedule that it made first.
         Ok(Created { first_dispatch: DispatchId::of(outcome.after.id, 1), outcome })
@@ -87,7 +94,15 @@ impl Service {
     /// # Errors
     /// The domain's refusals and the store's.
     pub async fn update(&self, caller: Caller, update: Update) -> Result<Outcome, Error> {
-        self.begin_update(caller, update).await?.answer().await
+        self.answer(self.begin_update(caller, update).await?).await
+    }
+
+    /// The answer to an update that was begun; a dispatcher of this process hears of a wave that is due at once.
+    async fn answer<F: Future<Output = Result<Outcome, Error>>>(&self, begun: Begun<F>) -> Result<Outcome, Error> {
+        match begun {
+            Begun::Known(answer) => *answer,
+            Begun::Waiting(answer) => answer.await.inspect(|outcome| self.ring(outcome)),
+        }
     }
 
     /// Applies updates in their order, each answered on its own.
@@ -103,7 +118,7 @@ impl Service {
         let mut answers = Vec::with_capacity(begun.len());
         for answer in begun {
             answers.push(match answer {
-                Ok(answer) => answer.answer().await,
+                Ok(begun) => self.answer(begun).await,
                 Err(error) => Err(error),
             });
         }
@@ -196,13 +211,4 @@ enum Begun<F> {
     Known(Box<Result<Outcome, Error>>),
     /// It comes with the commit.
     Waiting(F),
-}
-
-impl<F: Future<Output = Result<Outcome, Error>>> Begun<F> {
-    async fn answer(self) -> Result<Outcome, Error> {
-        match self {
-            Self::Known(answer) => *answer,
-            Self::Waiting(answer) => answer.await,
-        }
-    }
 }

@@ -24,7 +24,7 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
     block_on(async {
         let mut stop = Stop::new()?;
         let clock = Arc::new(SystemClock);
-        let server = Server::start_migrated(settings, clock.clone()).await.map_err(fault)?;
+        let server = Server::start_migrated(settings, clock.clone(), None).await.map_err(fault)?;
         let samples = samples(server.service(), clock.now()).await.map_err(fault)?;
         print_lines(&server.grpc_addr().to_string(), &samples, clock.now());
         stop.asked().await;

@@ -17,7 +17,7 @@ use crate::server::Server;
 pub fn run(settings: &Serve) -> Result<(), Faults> {
     block_on(async {
         let mut stop = Stop::new()?;
-        let server = Server::start(settings, Arc::new(SystemClock)).await.map_err(fault)?;
+        let server = Server::start(settings, Arc::new(SystemClock), None).await.map_err(fault)?;
         tracing::info!(
             grpc_addr = %server.grpc_addr(),
             version = env!("CARGO_PKG_VERSION"),

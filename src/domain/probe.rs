@@ -33,7 +33,12 @@ impl Probe {
     /// How many further dispatches may go to the sink at `now`, with `in_flight` under way.
     pub fn room(&self, now: DateTime<Utc>, in_flight: usize) -> usize {
         let quiet = self.quiet_until.is_some_and(|until| now < until);
-        if quiet { 0 } else { self.window.saturating_sub(in_flight) }
+        if quiet { 0 } else { self.free(in_flight) }
+    }
+
+    /// The same once it is quiet no more.
+    pub fn free(&self, in_flight: usize) -> usize {
+        self.window.saturating_sub(in_flight)
     }
 
     /// Until when nothing goes to the sink.

@@ -5,13 +5,14 @@ use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, Statement};
+use uuid::Uuid;
 
-use super::carried::{Payloads, Taking};
+use super::carried::{Leased, Payloads, Taking};
 use super::commit::begin;
 use super::dispatches::{self, DISPATCH, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch};
 use super::error::public;
-use super::fire::Taken;
+use super::fire::{Taken, UNREADABLE_REST};
 use super::rows::{Texts, names};
 use super::sql::{self, Lock};
 use super::{Store, convert};
@@ -51,10 +52,9 @@ impl Store {
                 db.rollback().await?;
                 return Ok(Taken::default());
             }
-            let more = due.len() >= limit;
-            let leased = lease_all(&db, due, now, delivery).await?;
+            let (leased, moved) = lease_all(&db, due, now, delivery).await?;
             db.commit().await?;
-            Ok(Taken { leased, more })
+            Ok(Taken { leased, more: moved })
         };
         retry.await.map_err(|fault: DbErr| public(&fault))
     }
@@ -71,34 +71,57 @@ async fn due<C: ConnectionTrait>(db: &C, now: DateTime<Utc>, limit: usize) -> Re
     due.collect()
 }
 
+/// The dispatches, and whether any was decided.
 async fn lease_all<C: ConnectionTrait>(
     db: &C,
     due: Vec<Due>,
     now: DateTime<Utc>,
     delivery: &Delivery,
-) -> Result<Vec<super::carried::Leased>, DbErr> {
+) -> Result<(Vec<Leased>, bool), DbErr> {
     let rows = schedules(db, &due).await?;
     let (mut written, mut takings) = (vec![], vec![]);
-    for Due { dispatch, workspace_name, paused } in due {
+    for due in due {
         // Its row is in other hands at the moment, or gone: another look will tell.
-        let Some(row) = rows.get(&dispatch.schedule_id) else { continue };
-        let workspace = WorkspaceId(dispatch.workspace_id);
-        let schedule = convert::schedule(row.clone())?;
-        let held = Held { cancelled: schedule.cancelled_at.is_some(), paused };
-        let firing = convert::firing(dispatch, &schedule)?.again(held, now, delivery);
-        written.push(convert::dispatch_row(workspace, &schedule, &firing)?);
-        if firing.state == DispatchState::InHand {
-            takings.push(Taking { workspace, workspace_name, schedule, firing });
+        let Some(row) = rows.get(&due.dispatch.schedule_id) else { continue };
+        match decide(row, &due, now, delivery) {
+            Ok(taking) => takings.push(taking),
+            Err(fault) => written.push(unreadable(due.dispatch, now, &fault)),
         }
     }
-    let payloads = Payloads::read(db, takings.iter()).await?;
-    let leased = takings.iter().map(|taking| payloads.lease(taking, now)).collect::<Result<Vec<_>, _>>()?;
+    let in_hand = |taking: &&Taking| taking.firing.state == DispatchState::InHand;
+    let payloads = Payloads::read(db, takings.iter().filter(in_hand)).await?;
+    let mut leased = vec![];
+    for taking in &takings {
+        let row = convert::dispatch_row(taking.workspace, &taking.schedule, &taking.firing)?;
+        match in_hand(&taking).then(|| payloads.lease(taking, now)).transpose() {
+            Ok(one) => {
+                leased.extend(one);
+                written.push(row);
+            }
+            Err(fault) => written.push(unreadable(row, now, &fault)),
+        }
+    }
     dispatches::update(db, &written).await?;
-    Ok(leased)
+    Ok((leased, !written.is_empty()))
+}
+
+/// Lets the domain decide what becomes of one.
+fn decide(row: &canvas_schedule::Model, due: &Due, now: DateTime<Utc>, delivery: &Delivery) -> Result<Taking, DbErr> {
+    let schedule = convert::schedule(row.clone())?;
+    let held = Held { cancelled: schedule.cancelled_at.is_some(), paused: due.paused };
+    let firing = convert::firing(due.dispatch.clone(), &schedule)?.again(held, now, delivery);
+    Ok(Taking { workspace: WorkspaceId(row.workspace_id), workspace_name: due.workspace_name.clone(), schedule, firing })
+}
+
+/// One that this build cannot read rests as it is, so that it is in nobody's way.
+fn unreadable(row: dispatch::Model, now: DateTime<Utc>, fault: &DbErr) -> dispatch::Model {
+    let (schedule_id, n) = (row.schedule_id, row.n);
+    tracing::error!(%schedule_id, n, %fault, "a dispatch cannot be read; it is looked at again in a minute");
+    dispatch::Model { retry_ms: Some((now + UNREADABLE_REST).timestamp_millis()), ..row }
 }
 
 /// The rows of these dispatches, locked: a cancellation waits for us or we see it.
-async fn schedules<C: ConnectionTrait>(db: &C, due: &[Due]) -> Result<HashMap<uuid::Uuid, canvas_schedule::Model>, DbErr> {
+async fn schedules<C: ConnectionTrait>(db: &C, due: &[Due]) -> Result<HashMap<Uuid, canvas_schedule::Model>, DbErr> {
     let key = |due: &Due| ScheduleKey { id: due.dispatch.schedule_id, workspace_id: due.dispatch.workspace_id };
     let mut keys: Vec<ScheduleKey> = due.iter().map(key).collect();
     keys.sort_unstable();

@@ -107,7 +107,10 @@ async fn settle<C: ConnectionTrait>(db: &C, finished: &[&Finished], now: DateTim
     let mut settling = Settling { now, delivery, moves: Moves::default(), kept: vec![], removed: vec![] };
     for row in rows {
         let answers = of_schedule.remove(&ScheduleKey::of(&row)).unwrap_or_default();
-        settling.schedule(row.clone(), dispatches.remove(&row.id).unwrap_or_default(), &answers)?;
+        let (schedule_id, dispatches) = (row.id, dispatches.remove(&row.id).unwrap_or_default());
+        if let Err(fault) = settling.schedule(row, dispatches, &answers) {
+            tracing::error!(%schedule_id, %fault, "what became of a dispatch cannot be written; its lease will run out");
+        }
     }
     dispatches::update(db, &settling.kept).await?;
     dispatches::remove(db, &settling.removed).await?;

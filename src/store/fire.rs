@@ -21,14 +21,14 @@ use crate::domain::{CanvasSchedule, Delivery, WorkspaceId};
 use crate::error::Error;
 
 /// When to look again at a row that this build cannot read.
-const UNREADABLE_REST: TimeDelta = TimeDelta::minutes(1);
+pub const UNREADABLE_REST: TimeDelta = TimeDelta::minutes(1);
 
 /// What one look at the queue brought.
 #[derive(Debug, Default)]
 pub struct Taken {
     /// Dispatches for the asker to deliver.
     pub leased: Vec<Leased>,
-    /// Whether as many entries were due as were asked for, so that there may be more.
+    /// Whether anything moved on, so that there may be more to do at once: further entries, or a further wave of the same row.
     pub more: bool,
 }
 
@@ -69,16 +69,33 @@ impl Store {
         let fire = async {
             let db = begin(&self.dispatching).await?;
             let found = due(&db, now, limit).await?;
-            let more = found.looked >= limit;
             if found.looked == 0 {
                 db.rollback().await?;
                 return Ok(Taken::default());
             }
-            let leased = fire_all(&db, found, now, delivery).await?;
+            let (leased, moved) = fire_all(&db, found, now, delivery).await?;
             db.commit().await?;
-            Ok(Taken { leased, more })
+            Ok(Taken { leased, more: moved })
         };
         fire.await.map_err(|fault: DbErr| public(&fault))
+    }
+
+    /// Looks at the first entry that is due at `now` later, since it stands in the way of those behind it.
+    ///
+    /// # Errors
+    /// What the database says, for the log.
+    pub async fn set_first_aside(&self, now: DateTime<Utc>) -> Result<(), Error> {
+        let set_aside = async {
+            let db = begin(&self.dispatching).await?;
+            let Found { due, .. } = due(&db, now, 1).await?;
+            let entries: Vec<wake::Model> = due.into_values().flat_map(|due| due.entries).collect();
+            for entry in &entries {
+                tracing::error!(schedule_id = %entry.id, "a due schedule cannot be fired; it is looked at again in a minute");
+            }
+            moves::postpone_entries(&db, entries, (now + UNREADABLE_REST).timestamp_millis()).await?;
+            db.commit().await
+        };
+        set_aside.await.map_err(|fault: DbErr| public(&fault))
     }
 }
 
@@ -100,9 +117,10 @@ async fn due<C: ConnectionTrait>(db: &C, now: DateTime<Utc>, limit: usize) -> Re
     Ok(found)
 }
 
-async fn fire_all<C: ConnectionTrait>(db: &C, found: Found, now: DateTime<Utc>, delivery: &Delivery) -> Result<Vec<Leased>, DbErr> {
+/// The dispatches, and whether any entry has left the head of the queue.
+async fn fire_all<C: ConnectionTrait>(db: &C, found: Found, now: DateTime<Utc>, delivery: &Delivery) -> Result<(Vec<Leased>, bool), DbErr> {
     moves::park_entries(db, &found.paused).await?;
-    let Found { mut due, .. } = found;
+    let Found { mut due, paused, .. } = found;
     let keys: Vec<(i32, Uuid)> = due.keys().map(ScheduleKey::pair).collect();
     let rows = if keys.is_empty() { vec![] } else { sql::read_rows(db, &keys, Lock::None).await? };
     let mut dispatches = dispatches::of_rows(db, rows.iter()).await?;
@@ -115,7 +133,8 @@ async fn fire_all<C: ConnectionTrait>(db: &C, found: Found, now: DateTime<Utc>, 
     // What is left has no row any more.
     let ownerless: Vec<wake::Model> = due.into_values().flat_map(|due| due.entries).collect();
     moves::remove_entries(db, &ownerless).await?;
-    round.write(db).await
+    let (leased, moved) = round.write(db).await?;
+    Ok((leased, moved || !paused.is_empty() || !ownerless.is_empty()))
 }
 
 /// A row and what the domain decided of it.
@@ -159,7 +178,7 @@ impl<'a> Round<'a> {
         self.unreadable.extend(entries);
     }
 
-    async fn write<C: ConnectionTrait>(mut self, db: &C) -> Result<Vec<Leased>, DbErr> {
+    async fn write<C: ConnectionTrait>(mut self, db: &C) -> Result<(Vec<Leased>, bool), DbErr> {
         let payloads = Payloads::read(db, self.decided.iter().filter_map(|decided| decided.taking.as_ref())).await?;
         let (mut moves, mut leased) = (Moves::default(), HashMap::new());
         for decided in std::mem::take(&mut self.decided) {
@@ -180,8 +199,9 @@ impl<'a> Round<'a> {
             moves.row(&before, &after, None, self.now.timestamp_millis())?;
         }
         let moved = moves.write(db).await?;
+        let any = !moved.is_empty() || !self.unreadable.is_empty();
         moves::postpone_entries(db, self.unreadable, (self.now + UNREADABLE_REST).timestamp_millis()).await?;
         leased.retain(|id, _| moved.contains(id));
-        Ok(leased.into_values().collect())
+        Ok((leased.into_values().collect(), any))
     }
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, reason = "a test says what it expected")]
 
 mod bad_input;
+mod dispatch;
 mod fire;
 mod lifecycle;
 mod lists;

@@ -141,7 +141,7 @@ mod it_is_not_ready_until_the_schema_is_there {
         assert_eq!(next().await, ServingStatus::NotServing);
 
         let (store, _writers) = Store::open(&Options::new(database.url()), app.clock.clone(), Policy::default()).await.expect("a store");
-        assert_eq!(store.migrate().await.expect("migrated"), ["m0001_schedules"]);
+        assert_eq!(store.migrate().await.expect("migrated"), ["m0001_schedules", "m0002_dispatches"]);
         assert_eq!(store.migrate().await.expect("nothing to do"), Vec::<String>::new(), "a second time changes nothing");
         assert_eq!(next().await, ServingStatus::Serving, "without a restart");
         app.create(create("canvas", at(LATER))).await.expect("created");

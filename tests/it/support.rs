@@ -2,6 +2,7 @@
 
 pub mod calls;
 pub mod database;
+pub mod sink;
 pub mod stores;
 
 use std::net::SocketAddr;
@@ -13,12 +14,14 @@ use canvas_scheduler::config::Serve;
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
 use canvas_scheduler::server::Server;
+use canvas_scheduler::sink::SharedSink;
 use chrono::{DateTime, Utc};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 pub use calls::*;
 pub use database::{Database, Kind};
+pub use sink::RecordingSink;
 
 /// What every clock shows at first.
 pub const NOW: &str = "2026-03-01T12:00:00Z";
@@ -75,7 +78,7 @@ fn count_panics() {
     ONCE.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            if std::thread::current().name().is_some_and(|name| name.starts_with("core-")) {
+            if std::thread::current().name().is_some_and(|name| name.starts_with("core-") || name == "dispatcher") {
                 PANICS.lock().expect("no panic while counting").push(panic.to_string());
             }
             usual(panic);
@@ -94,6 +97,10 @@ pub fn settings(database: &Database) -> Serve {
         commit_max: 256,
         queue_max: 4096,
         read_connections: 4,
+        workers: 16,
+        // The clock of a test moves by days while a delivery is under way.
+        lease: Duration::from_secs(300 * 86_400),
+        attempts: 10,
         lateness: Duration::from_secs(3600),
         horizon_days: 366,
         revisions_kept: 100,
@@ -132,14 +139,21 @@ impl TestApp {
         let mut settings = settings(database);
         change(&mut settings);
         let clock = Arc::new(ManualClock::at(instant(NOW)));
-        let server = Server::start_migrated(&settings, clock.clone()).await.expect("the server starts");
+        let server = Server::start_migrated(&settings, clock.clone(), None).await.expect("the server starts");
         Self::of(server, clock)
+    }
+
+    /// The same with a dispatcher that sends to `sink`, and the time that `clock` shows.
+    pub async fn start_sending(database: &Database, sink: &Arc<RecordingSink>, clock: &Arc<ManualClock>) -> Self {
+        let sink: SharedSink = sink.clone();
+        let server = Server::start_migrated(&settings(database), clock.clone(), Some(sink)).await.expect("the server starts");
+        Self::of(server, clock.clone())
     }
 
     /// A server over a database as it is.
     pub async fn start_unmigrated(database: &Database) -> Self {
         let clock = Arc::new(ManualClock::at(instant(NOW)));
-        let server = Server::start(&settings(database), clock.clone()).await.expect("the server starts");
+        let server = Server::start(&settings(database), clock.clone(), None).await.expect("the server starts");
         Self::of(server, clock)
     }
 
