@@ -14,7 +14,7 @@ use crate::domain::{
 use crate::error::Error;
 pub use crate::store::{Caller, Details, Filter};
 use crate::store::{RequestKey, Store, Work};
-pub use dispatching::{Bell, Finished, Leased, Next, POLL, Taken};
+pub use dispatching::{Bell, DispatchFilter, Finished, Leased, Next, POLL, Taken};
 
 /// The most entries of a batch.
 pub const BATCH_MAX: usize = 1_000;

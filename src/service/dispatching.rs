@@ -7,9 +7,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::Notify;
 
 use super::Service;
-use crate::domain::Outcome;
+use crate::domain::{DispatchId, Firing, Outcome, ScheduleId};
 use crate::error::Error;
-pub use crate::store::{Finished, Leased, Next, Taken};
+use crate::store::Caller;
+pub use crate::store::{DispatchFilter, Finished, Leased, Next, Taken};
 
 /// How long a dispatcher sleeps at most before it looks again: what another replica's callers made due is found by then.
 pub const POLL: TimeDelta = TimeDelta::milliseconds(25);
@@ -76,6 +77,30 @@ impl Service {
     /// The store's. To write them again changes nothing.
     pub async fn finish(&self, finished: &[Finished]) -> Result<(), Error> {
         self.store.finish(finished, self.clock.now(), &self.delivery).await
+    }
+
+    /// Up to `limit` dispatches after `after`, in the order of schedule and number.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn dispatches(
+        &self,
+        caller: &Caller,
+        filter: DispatchFilter,
+        after: Option<(ScheduleId, u32)>,
+        limit: u64,
+    ) -> Result<Vec<(ScheduleId, Firing)>, Error> {
+        self.store.dispatches(caller.workspace, filter, after, limit).await
+    }
+
+    /// Tries a dead letter again.
+    ///
+    /// # Errors
+    /// The domain's refusals and the store's.
+    pub async fn retry_dispatch(&self, caller: &Caller, id: ScheduleId, dispatch: DispatchId) -> Result<Firing, Error> {
+        let revived = self.store.revive((caller.workspace, id), dispatch, self.clock.now(), &self.delivery).await?;
+        self.bell.0.notify_one();
+        Ok(revived)
     }
 
     /// How long a delivery may take: well within its lease, so that its answer is written before somebody else tries.

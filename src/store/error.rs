@@ -72,7 +72,8 @@ pub fn unique_violation(fault: &DbErr) -> bool {
 
 /// The fault as a caller hears of it.
 pub fn public(fault: &DbErr) -> Error {
-    if away(fault) {
+    // What waited in vain for others was not carried out, and is no fault of ours.
+    if away(fault) || deadlock(fault) {
         tracing::warn!(error = %fault, "the database is not available");
         return Error::StoreUnavailable { retry_after: RETRY_AFTER };
     }

@@ -16,6 +16,7 @@ mod held;
 mod history;
 mod insert;
 mod job;
+mod letters;
 mod migration;
 mod moves;
 mod read;
@@ -38,6 +39,7 @@ pub use error::RETRY_AFTER;
 pub use finish::Finished;
 pub use fire::Taken;
 pub use job::{Caller, RequestKey, Work};
+pub use letters::DispatchFilter;
 pub use read::{Details, Filter};
 
 use crate::clock::SharedClock;

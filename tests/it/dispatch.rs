@@ -1,9 +1,8 @@
 //! Schedules that are sent: what reaches the sink, and what callers are told meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use canvas_scheduler::clock::{Clock, ManualClock};
+use canvas_scheduler::clock::Clock;
 use canvas_scheduler::domain::{Dispatch, Identifier};
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::{Applied, CanvasScheduleState};
@@ -12,6 +11,7 @@ use chrono::TimeDelta;
 use serde_json::json;
 use tonic::Code;
 
+use crate::support::sending::Sending;
 use crate::support::sink::Reply;
 use crate::support::stores::{not_taken, unknown};
 use crate::support::*;
@@ -29,23 +29,6 @@ on_both![
 
 /// The first day after [`NOW`].
 const DAY: &str = "2026-03-02";
-
-struct Sending {
-    app: TestApp,
-    sink: Arc<RecordingSink>,
-    clock: Arc<ManualClock>,
-}
-
-impl Sending {
-    async fn start(database: &Database) -> Self {
-        let (sink, clock) = (RecordingSink::new(), Arc::new(ManualClock::at(instant(NOW))));
-        Self { app: TestApp::start_sending(database, &sink, &clock).await, sink, clock }
-    }
-
-    fn move_to(&self, time: &str) {
-        self.clock.advance(instant(time) - self.clock.now());
-    }
-}
 
 fn everyone(schedule: Option<v1::Schedule>) -> v1::CreateCanvasScheduleRequest {
     create("canvas", schedule)

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod dispatch;
+mod dispatches;
 mod fire;
 mod lifecycle;
 mod lists;

@@ -84,7 +84,7 @@ macro_rules! reflection {
                 let ours = files(&app, MessageRequest::FileContainingSymbol(SERVICE_NAME.to_owned())).await;
                 let service = ours.iter().flat_map(|file| &file.service).find(|service| service.name() == "CanvasScheduleService");
                 let methods: Vec<&str> = service.expect("our service").method.iter().map(|method| method.name()).collect();
-                assert!(methods.contains(&"UpdateCanvasSchedule") && methods.len() == 7, "{methods:?}");
+                assert!(methods.contains(&"UpdateCanvasSchedule") && methods.len() == 9, "{methods:?}");
                 // With these a client shows the details of an error as text.
                 let mut named: Vec<String> = ours.iter().flat_map(|file| file.dependency.clone()).collect();
                 for (symbol, message) in [("google.rpc.BadRequest", "BadRequest"), ("google.rpc.ErrorInfo", "ErrorInfo")] {

@@ -2,6 +2,7 @@
 
 pub mod calls;
 pub mod database;
+pub mod sending;
 pub mod sink;
 pub mod stores;
 
@@ -244,6 +245,15 @@ impl TestApp {
         let request =
             v1::ListCanvasScheduleRevisionsRequest { schedule_id: of.schedule_id.clone(), page_size: 1000, page_token: String::new() };
         self.revisions_page(request).await.expect("revisions").revisions
+    }
+
+    pub async fn dispatches(&self, request: v1::ListDispatchesRequest) -> Result<v1::ListDispatchesResponse, Status> {
+        self.client().list_dispatches(request).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn retry(&self, of: &v1::Dispatch) -> Result<v1::Dispatch, Status> {
+        let request = v1::RetryDispatchRequest { schedule_id: of.schedule_id.clone(), dispatch_id: of.dispatch_id.clone() };
+        Ok(self.client().retry_dispatch(request).await?.into_inner().dispatch.expect("a dispatch"))
     }
 
     /// What the service tells of a schedule and its history: to show that nothing changed.
