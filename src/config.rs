@@ -70,6 +70,9 @@ pub struct ServeArgs {
     /// Where dispatches go.
     #[command(flatten)]
     pub sink: SinkArgs,
+    /// What this process does: api serves callers, dispatcher sends; one of them, or both with a comma between
+    #[arg(long, env = "CANVAS_SCHEDULER_ROLES", default_value = "api,dispatcher")]
+    pub roles: String,
     /// Threads that serve, each with a runtime of its own; 0 means one for each core
     #[arg(long, env = "CANVAS_SCHEDULER_CORES", default_value = "0", help_heading = "Tuning")]
     pub cores: String,
@@ -100,6 +103,9 @@ pub struct ServeArgs {
     /// How many days ahead a time may be (1 to 3660)
     #[arg(long, env = "CANVAS_SCHEDULER_HORIZON_DAYS", default_value = "366", help_heading = "Rules")]
     pub horizon_days: String,
+    /// How many days a schedule is kept after it was sent or cancelled (1 to 3660)
+    #[arg(long, env = "CANVAS_SCHEDULER_RETENTION_DAYS", default_value = "90", help_heading = "Rules")]
+    pub retention_days: String,
     /// The newest revisions of a schedule that are kept (1 to 1000000000)
     #[arg(long, env = "CANVAS_SCHEDULER_REVISIONS_KEPT", default_value = "100", help_heading = "Rules")]
     pub revisions_kept: String,
@@ -140,6 +146,8 @@ pub struct Serve {
     pub grpc_addr: SocketAddr,
     /// Where dispatches go, if they go at all.
     pub sink: Option<SinkSettings>,
+    /// What this process does.
+    pub roles: Roles,
     /// At least 1.
     pub cores: usize,
     /// At least 1.
@@ -160,6 +168,8 @@ pub struct Serve {
     pub lateness: Duration,
     /// How many days ahead a wave may be.
     pub horizon_days: u32,
+    /// How many days a finished schedule is kept.
+    pub retention_days: u32,
     /// At least 1.
     pub revisions_kept: u32,
     /// At least 1.
@@ -172,6 +182,15 @@ pub struct Serve {
     pub max_call_time: Duration,
     /// From SIGTERM to the end of every call.
     pub drain: Duration,
+}
+
+/// What a process does; at least one of them. Health is told by each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    /// It serves callers.
+    pub api: bool,
+    /// It sends.
+    pub dispatcher: bool,
 }
 
 /// What `healthcheck` is set to.
@@ -238,6 +257,14 @@ impl Reader {
         }
     }
 
+    fn roles(&mut self, value: &str) -> Option<Roles> {
+        let named: Vec<&str> = value.split(',').map(str::trim).collect();
+        if named.iter().all(|name| ["api", "dispatcher"].contains(name)) {
+            return Some(Roles { api: named.contains(&"api"), dispatcher: named.contains(&"dispatcher") });
+        }
+        self.fault("roles", value, "api, dispatcher, or api,dispatcher")
+    }
+
     fn database(&mut self, args: &DatabaseArgs) -> Option<String> {
         let url = match (&args.database_url, &args.database_url_file) {
             (Some(_), Some(_)) => {
@@ -273,6 +300,7 @@ impl ServeArgs {
         let database_url = reader.database(&self.database);
         let grpc_addr = reader.loopback("grpc-addr", &self.grpc_addr);
         let sink = reader.sink(&self.sink);
+        let roles = reader.roles(&self.roles);
         let cores = reader.number("cores", &self.cores, 0, 1024);
         let writers = reader.number("writers", &self.writers, 1, 64);
         let commit_max = reader.number("commit-max", &self.commit_max, 1, 1000);
@@ -283,6 +311,7 @@ impl ServeArgs {
         let attempts = reader.number("attempts", &self.attempts, 1, 1_000);
         let lateness = reader.duration("lateness", &self.lateness);
         let horizon_days = reader.number("horizon-days", &self.horizon_days, 1, 3660);
+        let retention_days = reader.number("retention-days", &self.retention_days, 1, 3660);
         let revisions_kept = reader.number("revisions-kept", &self.revisions_kept, 1, 1_000_000_000);
         let max_connections = reader.number("max-connections", &self.max_connections, 1, 1_000_000);
         let first_byte_timeout = reader.duration("first-byte-timeout", &self.first_byte_timeout);
@@ -294,6 +323,7 @@ impl ServeArgs {
                 database_url: database_url?,
                 grpc_addr: grpc_addr?,
                 sink,
+                roles: roles?,
                 cores: cores_or_all(cores?),
                 writers: writers?,
                 commit_max: commit_max?,
@@ -304,6 +334,7 @@ impl ServeArgs {
                 attempts: attempts?,
                 lateness: lateness?,
                 horizon_days: horizon_days?,
+                retention_days: retention_days?,
                 revisions_kept: revisions_kept?,
                 max_connections: max_connections?,
                 first_byte_timeout: first_byte_timeout?,
@@ -361,6 +392,7 @@ mod tests {
     fn the_defaults_are_good() {
         let read = serve(&[]).expect("no fault");
         assert_eq!((read.database_url.as_str(), read.grpc_addr.port()), (DATABASE_DEFAULT, 50051));
+        assert_eq!(read.roles, Roles { api: true, dispatcher: true });
         assert_eq!((read.lateness, read.horizon_days, read.drain), (Duration::from_secs(3600), 366, Duration::from_secs(20)));
     }
 
@@ -373,14 +405,19 @@ mod tests {
             "--commit-max=0",
             "--drain=-3s",
             "--cores=x",
+            "--roles=api,sender",
         ])
-        .expect_err("six faults");
-        for (flag, value) in
-            [("database-url", "postgres://"), ("grpc-addr", "0.0.0.0:1"), ("lateness", "soon"), ("commit-max", "1 to 1000")]
-        {
+        .expect_err("seven faults");
+        for (flag, value) in [
+            ("database-url", "postgres://"),
+            ("grpc-addr", "0.0.0.0:1"),
+            ("lateness", "soon"),
+            ("commit-max", "1 to 1000"),
+            ("roles", "api,sender"),
+        ] {
             assert!(faults.iter().any(|fault| fault.contains(flag) && fault.contains(value)), "{flag}: {faults:?}");
         }
-        assert_eq!(faults.len(), 6);
+        assert_eq!(faults.len(), 7);
         assert!(!faults.concat().contains("secret"));
     }
 

@@ -2,6 +2,7 @@
 //! `run()` is the loop around `run_once()`; no transaction is open while a sink is called.
 
 mod hands;
+mod upkeep;
 
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ impl Dispatcher {
     /// somebody when its lease has run out.
     pub async fn run(mut self, stop: impl Future<Output = ()>, end: impl Future<Output = ()>) {
         tokio::pin!(stop);
+        let mut upkeep = JoinSet::new();
+        upkeep.spawn(upkeep::run(self.service.clone(), self.clock.clone()));
         loop {
             let now = self.clock.now();
             // Never cut off: what it takes it hands on.
@@ -90,6 +93,8 @@ impl Dispatcher {
                 () = wait => {}
             }
         }
+        // It holds the service, whose end others wait for.
+        upkeep.shutdown().await;
         self.finish_what_is_in_flight(end).await;
     }
 

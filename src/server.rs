@@ -77,11 +77,11 @@ impl Server {
         let listener = bind(settings.grpc_addr).await?;
         let grpc_addr = listener.local_addr().map_err(Error::internal)?;
         let service = Service::new(store.clone(), clock.clone(), policy(settings), delivery(settings));
-        let entry = Entry::shut().await;
+        let entry = Entry::shut(settings.roles.api).await;
         let (phase, phases) = watch::channel(Phase::Serving);
         let bounds = bounds(settings);
         let stack = Stack { phase: phases.clone(), max_call: settings.max_call_time };
-        let routes = Routes::new(&service, entry.health.clone(), entry.ready.clone())?;
+        let routes = Routes::new(&service, entry.health.clone(), entry.ready.clone(), settings.roles.api)?;
         let (mut mouths, mut threads) = (Vec::new(), Vec::new());
         for n in 0..settings.cores {
             let (mouth, incoming) = Core::new();
@@ -90,7 +90,7 @@ impl Server {
             threads.push(run_core(n, incoming, stack.clone().wrap(routes.clone()), own, bounds, phases.clone())?);
             mouths.push(mouth);
         }
-        if let Some(sink) = sink {
+        if let Some(sink) = sink.filter(|_| settings.roles.dispatcher) {
             let dispatcher = Sending { service: service.clone(), sink, clock: clock.clone(), workers: settings.workers };
             threads.push(dispatcher.start(entry.opened.subscribe(), phases.clone())?);
         }
@@ -118,7 +118,7 @@ impl Server {
     /// Stops: health says NOT_SERVING, the port closes, streams end, calls in flight finish within the drain bound, what still
     /// runs then is answered UNAVAILABLE, and the writers commit what they hold. Always returns.
     pub async fn stop(self) {
-        set_health(&self.health, ServingStatus::NotServing).await;
+        set_health(&self.health, &HEALTH_NAMES, ServingStatus::NotServing).await;
         self.phase.send_replace(Phase::Draining);
         for task in &self.tasks {
             // The accept loop ends by the phase; the others hold the store, which must go for the writers to end.
@@ -162,6 +162,7 @@ fn policy(settings: &Serve) -> Policy {
     Policy {
         lateness: TimeDelta::from_std(settings.lateness).unwrap_or(TimeDelta::MAX),
         horizon: TimeDelta::days(i64::from(settings.horizon_days)),
+        retention: TimeDelta::days(i64::from(settings.retention_days)),
     }
 }
 
@@ -198,9 +199,9 @@ async fn check_durability(store: &Store) -> Result<(), Error> {
     }
 }
 
-async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for name in HEALTH_NAMES {
-        health.set_service_status(name, status).await;
+async fn set_health(health: &HealthReporter, names: &[&str], status: ServingStatus) {
+    for name in names {
+        health.set_service_status(*name, status).await;
     }
 }
 
@@ -211,20 +212,23 @@ struct Entry {
     ready: Arc<AtomicBool>,
     /// The same, to be waited for.
     opened: watch::Sender<bool>,
+    /// What serves once it is open.
+    names: &'static [&'static str],
 }
 
 impl Entry {
-    async fn shut() -> Self {
+    async fn shut(api: bool) -> Self {
         let health = HealthReporter::new();
-        set_health(&health, ServingStatus::NotServing).await;
-        Self { health, ready: Arc::new(AtomicBool::new(false)), opened: watch::Sender::new(false) }
+        set_health(&health, &HEALTH_NAMES, ServingStatus::NotServing).await;
+        let names = if api { &HEALTH_NAMES[..] } else { &HEALTH_NAMES[..1] };
+        Self { health, ready: Arc::new(AtomicBool::new(false)), opened: watch::Sender::new(false), names }
     }
 
     /// From here on calls are served and waves fired.
     async fn open(self) {
         self.ready.store(true, Ordering::Relaxed);
         self.opened.send_replace(true);
-        set_health(&self.health, ServingStatus::Serving).await;
+        set_health(&self.health, self.names, ServingStatus::Serving).await;
     }
 }
 

@@ -3,6 +3,8 @@
 mod dispatching;
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI32;
 
 use serde::Serialize;
 
@@ -20,6 +22,8 @@ pub use dispatching::{Bell, DispatchFilter, Finished, Leased, Next, POLL, Taken}
 pub const BATCH_MAX: usize = 1_000;
 /// First answers that one housekeeping pass removes.
 const OLD_ANSWERS_AT_ONCE: u64 = 500;
+/// Finished schedules that one housekeeping transaction removes.
+const FINISHED_AT_ONCE: u64 = 100;
 
 /// How a caller wants a write to be made.
 #[derive(Debug, Clone, Default)]
@@ -62,12 +66,15 @@ pub struct Service {
     policy: Policy,
     delivery: Delivery,
     bell: Bell,
+    /// The number of the zone data that is in force, as far as is known: until then any may be newer than ours.
+    rules_in_force: Arc<AtomicI32>,
 }
 
 impl Service {
     /// A service over this store.
     pub fn new(store: Store, clock: SharedClock, policy: Policy, delivery: Delivery) -> Self {
-        Self { store, clock, policy, delivery, bell: Bell::default() }
+        let rules_in_force = Arc::new(AtomicI32::new(i32::MAX));
+        Self { store, clock, policy, delivery, bell: Bell::default(), rules_in_force }
     }
 
     /// Schedules a Canvas.
@@ -201,6 +208,8 @@ impl Service {
     /// The store's.
     pub async fn clean_up(&self) -> Result<(), Error> {
         while self.store.remove_old_answers(OLD_ANSWERS_AT_ONCE).await? > 0 {}
+        let before = self.clock.now() - self.policy.retention;
+        while self.store.remove_finished(before, FINISHED_AT_ONCE).await? > 0 {}
         Ok(())
     }
 }

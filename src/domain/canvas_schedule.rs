@@ -16,11 +16,13 @@ pub struct Policy {
     pub lateness: TimeDelta,
     /// How far ahead a wave may be.
     pub horizon: TimeDelta,
+    /// How long a finished schedule is kept.
+    pub retention: TimeDelta,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { lateness: TimeDelta::hours(1), horizon: TimeDelta::days(366) }
+        Self { lateness: TimeDelta::hours(1), horizon: TimeDelta::days(366), retention: TimeDelta::days(90) }
     }
 }
 

@@ -159,6 +159,15 @@ impl CanvasSchedule {
         Some(Fired { firing, after: taken.replanned() })
     }
 
+    /// Since when nothing more will come of it by itself; none while a wave is to come or a dispatch may still be tried.
+    pub fn finished_since(&self, firings: &[Firing]) -> Option<DateTime<Utc>> {
+        let waits = firings.iter().any(|firing| firing.finished_at.is_none());
+        if self.next_wave.is_some() || waits {
+            return None;
+        }
+        firings.iter().filter_map(|firing| firing.finished_at).chain([self.updated_at]).max()
+    }
+
     /// The same with its next wave by the zone rules of this build.
     #[must_use]
     pub fn replanned(self) -> Self {

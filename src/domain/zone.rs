@@ -85,6 +85,13 @@ fn number_of(version: &str) -> i32 {
     year.parse::<i32>().ok().zip(letter).map_or(0, |(year, letter)| year * 100 + letter)
 }
 
+/// Whether a build may fire a local schedule whose next wave was computed with the zone data numbered `stamp`, while that
+/// numbered `in_force` is in force: one with older data leaves alone what was computed with newer.
+pub fn may_fire(stamp: i32, in_force: i32) -> bool {
+    let own = data_number();
+    stamp <= own || in_force <= own
+}
+
 /// A set of zones, as a bit for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ZoneSet([u64; Self::WORDS]);

@@ -1,19 +1,23 @@
 //! The use cases of the dispatcher: what is due, taken, and what became of it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::Notify;
 
 use super::Service;
-use crate::domain::{DispatchId, Firing, Outcome, ScheduleId};
+use crate::domain::{DispatchId, Firing, Outcome, ScheduleId, zone};
 use crate::error::Error;
 use crate::store::Caller;
 pub use crate::store::{DispatchFilter, Finished, Leased, Next, Taken};
 
 /// How long a dispatcher sleeps at most before it looks again: what another replica's callers made due is found by then.
 pub const POLL: TimeDelta = TimeDelta::milliseconds(25);
+
+/// Entries that one transaction of the upkeep moves.
+const AT_ONCE: u64 = 500;
 
 /// Wakes a dispatcher of this process.
 #[derive(Debug, Clone, Default)]
@@ -52,7 +56,7 @@ impl Service {
     /// # Errors
     /// The store's.
     pub async fn fire(&self, limit: usize) -> Result<Taken, Error> {
-        self.store.fire(limit, self.clock.now(), &self.delivery).await
+        self.store.fire(limit, self.clock.now(), &self.delivery, self.rules_in_force.load(Ordering::Relaxed)).await
     }
 
     /// Puts the first that is due aside for a while: what stands in the way of everything behind it.
@@ -101,6 +105,39 @@ impl Service {
         let revived = self.store.revive((caller.workspace, id), dispatch, self.clock.now(), &self.delivery).await?;
         self.bell.0.notify_one();
         Ok(revived)
+    }
+
+    /// Puts what was put aside while sending was paused back where it is fired from.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn release_parked(&self) -> Result<(), Error> {
+        while self.store.unpark(AT_ONCE).await? > 0 {}
+        Ok(())
+    }
+
+    /// Says which zone data this process has, and recomputes what was computed with other data if ours is in force.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn keep_zone_rules(&self) -> Result<(), Error> {
+        let now = self.clock.now();
+        let in_force = self.store.announce_zone_rules(now).await?;
+        self.rules_in_force.store(in_force, Ordering::Relaxed);
+        if in_force > zone::data_number() {
+            return Ok(());
+        }
+        let mut recomputed = 0;
+        loop {
+            match self.store.recompute(now, AT_ONCE).await? {
+                0 => break,
+                more => recomputed += more,
+            }
+        }
+        if recomputed > 0 {
+            tracing::info!(recomputed, time_zone_data = zone::data_version(), "waiting schedules were recomputed with our zone data");
+        }
+        Ok(())
     }
 
     /// How long a delivery may take: well within its lease, so that its answer is written before somebody else tries.

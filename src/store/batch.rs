@@ -13,7 +13,7 @@ use super::history::RowKey;
 use super::insert::NewRows;
 use super::job::{Job, RequestKey, Unsettled, Work};
 use super::sql::{RequestWrite, Writes};
-use crate::domain::{CanvasSchedule, Outcome, Policy, RequestId, WorkspaceId, Zone};
+use crate::domain::{CanvasSchedule, Outcome, Policy, RequestId, WorkspaceId, Zone, zone};
 use crate::error::Error;
 
 /// Old revisions are removed once for so many new ones.
@@ -214,9 +214,16 @@ impl Batch {
         written.map(|(_, entry)| ScheduleKey::of(&entry.before)).collect()
     }
 
+    /// Of these rows, those whose next wave is by other zone data than they are marked with: a release with other data is about.
+    pub fn restamped(&self, moved: impl Fn(&Uuid) -> bool) -> Vec<ScheduleKey> {
+        let other = |entry: &Entry| entry.after.schedule.is_local() && entry.before.zone_rules != zone::data_number();
+        let written = self.entries.iter().filter(|(id, entry)| moved(id) && other(entry));
+        written.map(|(_, entry)| ScheduleKey::of(&entry.before)).collect()
+    }
+
     /// Whether all that it writes is one statement.
     pub fn is_one_statement(&self) -> bool {
-        self.created.is_empty() && self.abandoned(|_| true).is_empty()
+        self.created.is_empty() && self.abandoned(|_| true).is_empty() && self.restamped(|_| true).is_empty()
     }
 
     /// Written schedules that have passed another [`TRIM_EVERY`] revisions, with the newest one that is not kept any more.

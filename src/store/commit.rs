@@ -20,7 +20,7 @@ use super::error::{RETRY_AFTER, away, connection_lost, deadlock, lock_not_had, u
 use super::held::Held;
 use super::job::{Job, Work};
 use super::sql::Lock;
-use super::{REQUEST_KEPT, convert, dispatches, history, insert, sql};
+use super::{REQUEST_KEPT, convert, dispatches, history, insert, sql, zone_rules};
 use crate::clock::SharedClock;
 use crate::domain::{Policy, RequestId, WorkspaceId, Zone};
 use crate::error::Error;
@@ -313,6 +313,10 @@ async fn write<C: ConnectionTrait>(db: &C, batch: &Batch) -> Result<HashSet<Uuid
     let abandoned = batch.abandoned(|id| moved.contains(id));
     if !abandoned.is_empty() {
         dispatches::abandon(db, &abandoned, batch.now).await?;
+    }
+    let restamped = batch.restamped(|id| moved.contains(id));
+    if !restamped.is_empty() {
+        zone_rules::stamp(db, &restamped).await?;
     }
     Ok(moved)
 }

@@ -17,7 +17,7 @@ use super::moves::{self, Moves};
 use super::rows::Texts;
 use super::sql::{self, Lock};
 use super::{Store, convert};
-use crate::domain::{CanvasSchedule, Delivery, WorkspaceId};
+use crate::domain::{CanvasSchedule, Delivery, WorkspaceId, zone};
 use crate::error::Error;
 
 /// When to look again at a row that this build cannot read.
@@ -60,12 +60,12 @@ struct Found {
 }
 
 impl Store {
-    /// Fires up to `limit` waves that are due at `now`.
+    /// Fires up to `limit` waves that are due at `now`, while the zone data numbered `in_force` is in force.
     ///
     /// # Errors
     /// What the database says, for the log. Nothing was fired, unless the connection was lost at the commit: then the leases run
     /// out.
-    pub async fn fire(&self, limit: usize, now: DateTime<Utc>, delivery: &Delivery) -> Result<Taken, Error> {
+    pub async fn fire(&self, limit: usize, now: DateTime<Utc>, delivery: &Delivery, in_force: i32) -> Result<Taken, Error> {
         let fire = async {
             let db = begin(&self.dispatching).await?;
             let found = due(&db, now, limit).await?;
@@ -73,7 +73,7 @@ impl Store {
                 db.rollback().await?;
                 return Ok(Taken::default());
             }
-            let (leased, moved) = fire_all(&db, found, now, delivery).await?;
+            let (leased, moved) = fire_all(&db, found, Round::new(now, delivery, in_force)).await?;
             db.commit().await?;
             Ok(Taken { leased, more: moved })
         };
@@ -118,13 +118,12 @@ async fn due<C: ConnectionTrait>(db: &C, now: DateTime<Utc>, limit: usize) -> Re
 }
 
 /// The dispatches, and whether any entry has left the head of the queue.
-async fn fire_all<C: ConnectionTrait>(db: &C, found: Found, now: DateTime<Utc>, delivery: &Delivery) -> Result<(Vec<Leased>, bool), DbErr> {
+async fn fire_all<C: ConnectionTrait>(db: &C, found: Found, mut round: Round<'_>) -> Result<(Vec<Leased>, bool), DbErr> {
     moves::park_entries(db, &found.paused).await?;
     let Found { mut due, paused, .. } = found;
     let keys: Vec<(i32, Uuid)> = due.keys().map(ScheduleKey::pair).collect();
     let rows = if keys.is_empty() { vec![] } else { sql::read_rows(db, &keys, Lock::None).await? };
     let mut dispatches = dispatches::of_rows(db, rows.iter()).await?;
-    let mut round = Round::new(now, delivery);
     for row in rows {
         let Some(due) = due.remove(&ScheduleKey::of(&row)) else { continue };
         let dispatches = dispatches.remove(&row.id).unwrap_or_default();
@@ -149,13 +148,14 @@ struct Decided {
 struct Round<'a> {
     now: DateTime<Utc>,
     delivery: &'a Delivery,
+    in_force: i32,
     decided: Vec<Decided>,
     unreadable: Vec<wake::Model>,
 }
 
 impl<'a> Round<'a> {
-    fn new(now: DateTime<Utc>, delivery: &'a Delivery) -> Self {
-        Self { now, delivery, decided: vec![], unreadable: vec![] }
+    fn new(now: DateTime<Utc>, delivery: &'a Delivery, in_force: i32) -> Self {
+        Self { now, delivery, in_force, decided: vec![], unreadable: vec![] }
     }
 
     /// Lets the domain decide a row: its earliest wave is fired, or it only moves on to its next one.
@@ -164,6 +164,10 @@ impl<'a> Round<'a> {
             Ok((schedule, _)) => schedule,
             Err(fault) => return self.unreadable(before.id, due.entries, &fault),
         };
+        if schedule.schedule.is_local() && !zone::may_fire(before.zone_rules, self.in_force) {
+            // Its entries stay where they are, for a replica that has the newer data.
+            return;
+        }
         let (after, firing) = match schedule.fire(self.now, self.delivery) {
             Some(fired) => (fired.after, Some(fired.firing)),
             None => (schedule.replanned(), None),

@@ -2,6 +2,7 @@
 
 mod again;
 mod batch;
+mod brake;
 mod carried;
 mod commit;
 mod connect;
@@ -20,8 +21,10 @@ mod letters;
 mod migration;
 mod moves;
 mod read;
+mod retire;
 mod rows;
 mod sql;
+mod zone_rules;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;

@@ -177,6 +177,16 @@ static ADD_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
     })
 });
 
+static UNPARK_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let entries = table(backend, "t", WAKE, 1);
+        format!(
+            "WITH {entries} DELETE FROM canvas_schedule_parked \
+             WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM t)"
+        )
+    })
+});
+
 static PARK_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
         let entries = table(backend, "t", WAKE, 1);
@@ -202,6 +212,15 @@ pub async fn remove_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model])
 pub async fn park_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model]) -> Result<(), DbErr> {
     run(db, &PARK_ENTRIES, entries).await?;
     remove_entries(db, entries).await
+}
+
+/// Puts entries that were put aside back into the queue.
+///
+/// # Errors
+/// What the database says.
+pub async fn unpark_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model]) -> Result<(), DbErr> {
+    run(db, &UNPARK_ENTRIES, entries).await?;
+    run(db, &ADD_ENTRIES, entries).await
 }
 
 /// Looks at these entries later, at `at_ms`.

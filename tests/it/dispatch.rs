@@ -1,8 +1,10 @@
 //! Schedules that are sent: what reaches the sink, and what callers are told meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use canvas_scheduler::clock::Clock;
+use canvas_scheduler::clock::{Clock, ManualClock};
+use canvas_scheduler::config::Roles;
 use canvas_scheduler::domain::{Dispatch, Identifier};
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::{Applied, CanvasScheduleState};
@@ -26,6 +28,8 @@ on_both![
     a_sink_that_takes_nothing_is_probed_and_updates_reach_all,
     a_stop_finishes_what_is_in_flight,
 ];
+
+on_both![file: the_roles_can_be_split_over_processes];
 
 /// The first day after [`NOW`].
 const DAY: &str = "2026-03-02";
@@ -224,6 +228,20 @@ async fn until_open(test: &Sending, of: &v1::CanvasSchedule) -> v1::UpdateCanvas
         }
     })
     .await
+}
+
+async fn the_roles_can_be_split_over_processes(database: &Database) {
+    let clock = Arc::new(ManualClock::at(instant(NOW)));
+    let sinks = [RecordingSink::new(), RecordingSink::new()];
+    let api = TestApp::start_in_roles(database, &sinks[0], &clock, Roles { api: true, dispatcher: false }).await;
+    let dispatcher = TestApp::start_in_roles(database, &sinks[1], &clock, Roles { api: false, dispatcher: true }).await;
+    api.created(everyone(at("2026-03-01T12:00:10Z"))).await;
+    clock.advance(TimeDelta::seconds(10));
+    assert_eq!(sinks[1].at_least(1).await.len(), 1);
+    assert_eq!(sinks[0].count(), 0, "the other one does not send");
+    refused(dispatcher.create(everyone(at(LATER))).await, Code::Unimplemented, "METHOD_UNKNOWN");
+    dispatcher.stop().await;
+    api.stop().await;
 }
 
 async fn a_stop_finishes_what_is_in_flight(database: &Database) {

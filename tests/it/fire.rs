@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use canvas_scheduler::clock::Clock;
-use canvas_scheduler::domain::{Answer, Applied, Delivery, DispatchState, Policy, State, WorkspaceId, ZoneSet};
+use canvas_scheduler::domain::{Answer, Applied, Delivery, DispatchState, Policy, State, WorkspaceId, ZoneSet, zone};
 use canvas_scheduler::error::Error;
 use canvas_scheduler::store::Leased;
 use chrono::TimeDelta;
@@ -218,7 +218,7 @@ async fn takers_at_once_share_what_is_due(database: &Database) {
         takers.spawn(async move {
             let mut taken = Vec::new();
             loop {
-                let fired = store.fire(5, now, &Delivery::default()).await.expect("fired");
+                let fired = store.fire(5, now, &Delivery::default(), zone::data_number()).await.expect("fired");
                 assert!(fired.leased.len() <= 5);
                 let done = fired.leased.is_empty();
                 taken.extend(fired.leased.into_iter().map(|one| one.dispatch.id.to_string()));
@@ -230,7 +230,7 @@ async fn takers_at_once_share_what_is_due(database: &Database) {
     }
     let mut all = takers.join_all().await.concat();
     // One that found everything held by the others may have left early: what is left is fired now.
-    let left = tests[0].store.fire(100, now, &Delivery::default()).await.expect("fired").leased;
+    let left = tests[0].store.fire(100, now, &Delivery::default(), zone::data_number()).await.expect("fired").leased;
     all.extend(left.into_iter().map(|one| one.dispatch.id.to_string()));
     let unique: BTreeSet<_> = all.iter().collect();
     assert_eq!((all.len(), unique.len()), (60, 60), "each once");
@@ -252,7 +252,7 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
         tasks.spawn(async move {
             let mut zones = Vec::new();
             for round in 0..60 {
-                let fired = store.fire(3, now, &Delivery::default()).await.expect("fired").leased;
+                let fired = store.fire(3, now, &Delivery::default(), zone::data_number()).await.expect("fired").leased;
                 let answer = if round % 3 == 0 { not_taken() } else { Answer::Delivered };
                 let done: Vec<_> = fired.iter().map(|one| finished(one, &answer)).collect();
                 store.finish(&done, now, &Delivery::default()).await.expect("finished");

@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, reason = "a test says what it expected")]
 
 mod bad_input;
+mod brake;
 mod dispatch;
 mod dispatches;
 mod fire;
@@ -11,6 +12,7 @@ mod lifecycle;
 mod lists;
 mod operate;
 mod requests;
+mod rules;
 mod sinks;
 mod store;
 mod support;

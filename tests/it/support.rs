@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use canvas_scheduler::clock::ManualClock;
-use canvas_scheduler::config::Serve;
+use canvas_scheduler::config::{Roles, Serve};
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
 use canvas_scheduler::server::Server;
@@ -92,6 +92,7 @@ pub fn settings(database: &Database) -> Serve {
     Serve {
         database_url: database.url().to_owned(),
         grpc_addr: ([127, 0, 0, 1], 0).into(),
+        roles: Roles { api: true, dispatcher: true },
         sink: None,
         cores: 2,
         writers: 2,
@@ -104,6 +105,7 @@ pub fn settings(database: &Database) -> Serve {
         attempts: 10,
         lateness: Duration::from_secs(3600),
         horizon_days: 366,
+        retention_days: 90,
         revisions_kept: 100,
         max_connections: 100,
         first_byte_timeout: Duration::from_secs(60),
@@ -146,8 +148,13 @@ impl TestApp {
 
     /// The same with a dispatcher that sends to `sink`, and the time that `clock` shows.
     pub async fn start_sending(database: &Database, sink: &Arc<RecordingSink>, clock: &Arc<ManualClock>) -> Self {
-        let sink: SharedSink = sink.clone();
-        let server = Server::start_migrated(&settings(database), clock.clone(), Some(sink)).await.expect("the server starts");
+        Self::start_in_roles(database, sink, clock, Roles { api: true, dispatcher: true }).await
+    }
+
+    /// The same in some of the roles.
+    pub async fn start_in_roles(database: &Database, sink: &Arc<RecordingSink>, clock: &Arc<ManualClock>, roles: Roles) -> Self {
+        let (sink, settings): (SharedSink, _) = (sink.clone(), Serve { roles, ..settings(database) });
+        let server = Server::start_migrated(&settings, clock.clone(), Some(sink)).await.expect("the server starts");
         Self::of(server, clock.clone())
     }
 

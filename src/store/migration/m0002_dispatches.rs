@@ -40,7 +40,7 @@ const COLUMNS: [&str; 4] = [
 ];
 
 // Those of the hot table are on what no update changes.
-const INDEXES: [&str; 5] = [
+const INDEXES: [&str; 6] = [
     // What must be looked at again.
     "CREATE INDEX dispatch_retry ON dispatch (retry_ms) WHERE retry_ms IS NOT NULL",
     // Lists of what is not as it should be; what is in hand or delivered costs nothing here.
@@ -48,6 +48,8 @@ const INDEXES: [&str; 5] = [
     // Waiting local schedules by the zone data that their next wave was computed with.
     "CREATE INDEX canvas_schedule_zone_rules ON canvas_schedule (zone_rules, workspace_id, id) \
      WHERE state <= 1 AND (in_local_time OR at_optimal_time)",
+    // All properties of a schedule that is removed.
+    "CREATE INDEX canvas_schedule_properties_schedule ON canvas_schedule_properties (workspace_id, schedule_id)",
     // What may be removed, by age.
     "CREATE INDEX canvas_schedule_finished ON canvas_schedule (finished_ms) WHERE finished_ms IS NOT NULL",
     "CREATE INDEX canvas_schedule_cancelled ON canvas_schedule (cancelled_ms) WHERE cancelled_ms IS NOT NULL",

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use canvas_scheduler::clock::{Clock, ManualClock};
 use canvas_scheduler::domain::{
-    Answer, Cancel, CanvasId, Command, Create, Delivery, Outcome, Overwrite, Policy, Schedule, ScheduleId, Target, WorkspaceId,
+    Answer, Cancel, CanvasId, Command, Create, Delivery, Outcome, Overwrite, Policy, Schedule, ScheduleId, Target, WorkspaceId, zone,
 };
 use canvas_scheduler::error::Error;
 use canvas_scheduler::store::{Caller, Finished, Leased, Options, Store, Work};
@@ -59,7 +59,7 @@ impl TestStore {
 
     /// What is due, at most `limit`.
     pub async fn fire(&self, limit: usize) -> Vec<Leased> {
-        self.store.fire(limit, self.clock.now(), &Delivery::default()).await.expect("fired").leased
+        self.store.fire(limit, self.clock.now(), &Delivery::default(), zone::data_number()).await.expect("fired").leased
     }
 
     /// What is due again, at most `limit`.
