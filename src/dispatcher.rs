@@ -98,13 +98,16 @@ impl Dispatcher {
         self.finish_what_is_in_flight(end).await;
     }
 
-    /// One pass at `now`: takes what is due for another attempt and then what is due for the first time, as many as workers are
+    /// One pass at `now`, unless nobody can say how late it is: takes what is due for another attempt and then what is due for the first time, as many as workers are
     /// free, and hands them to the sink.
     ///
     /// # Errors
     /// The service's; what was taken before is handed over.
     pub async fn run_once(&mut self, now: DateTime<Utc>) -> Result<Pass, Error> {
         while self.deliveries.try_join_next().is_some() {}
+        if self.clock.unsteady().is_some() {
+            return Ok(Pass::Idle(now + poll()));
+        }
         let room = self.hands.room(now).min(BATCH_MOST);
         if room == 0 {
             return Ok(Pass::Full(self.hands.quiet_until(now)));

@@ -1,6 +1,7 @@
 //! Wiring: opens the store, builds the service, mounts the face, runs the cores, drains in order.
 
 pub mod accept;
+mod one_clock;
 mod routes;
 
 use std::net::SocketAddr;
@@ -90,11 +91,14 @@ impl Server {
             threads.push(run_core(n, incoming, stack.clone().wrap(routes.clone()), own, bounds, phases.clone())?);
             mouths.push(mouth);
         }
-        if let Some(sink) = sink.filter(|_| settings.roles.dispatcher) {
+        let sink = sink.filter(|_| settings.roles.dispatcher);
+        let sends = sink.is_some();
+        if let Some(sink) = sink {
             let dispatcher = Sending { service: service.clone(), sink, clock: clock.clone(), workers: settings.workers };
             threads.push(dispatcher.start(entry.opened.subscribe(), phases.clone())?);
         }
-        let mut tasks = vec![tokio::spawn(clean_up(service.clone(), clock))];
+        let mut tasks = vec![tokio::spawn(one_clock::keep(store.clone(), clock.clone(), entry.health.clone(), sends))];
+        tasks.push(tokio::spawn(clean_up(service.clone(), clock)));
         let health = entry.health.clone();
         if store.pending_migrations().await?.is_empty() {
             entry.open().await;

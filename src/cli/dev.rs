@@ -6,7 +6,7 @@ use chrono::{DateTime, Datelike, TimeDelta, Utc};
 
 use super::serve::{Stop, drain};
 use super::{Faults, block_on, fault};
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, SteadyClock};
 use crate::config::Serve;
 use crate::domain::{CanvasId, CanvasSchedule, Create, Schedule, Target, WorkspaceId};
 use crate::error::Error;
@@ -23,7 +23,7 @@ const CANVASES: [&str; 2] = ["welcome", "spring-sale"];
 pub fn run(settings: &Serve) -> Result<(), Faults> {
     block_on(async {
         let mut stop = Stop::new()?;
-        let clock = Arc::new(SystemClock);
+        let clock = Arc::new(SteadyClock::new());
         let server = Server::start_migrated(settings, clock.clone(), None).await.map_err(fault)?;
         let samples = samples(server.service(), clock.now()).await.map_err(fault)?;
         print_lines(&server.grpc_addr().to_string(), &samples, clock.now());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Faults, block_on, fault};
-use crate::clock::SystemClock;
+use crate::clock::SteadyClock;
 use crate::config::Serve;
 use crate::domain::zone;
 use crate::server::Server;
@@ -17,7 +17,7 @@ use crate::server::Server;
 pub fn run(settings: &Serve) -> Result<(), Faults> {
     block_on(async {
         let mut stop = Stop::new()?;
-        let server = Server::start(settings, Arc::new(SystemClock), None).await.map_err(fault)?;
+        let server = Server::start(settings, Arc::new(SteadyClock::new()), None).await.map_err(fault)?;
         tracing::info!(
             grpc_addr = %server.grpc_addr(),
             version = env!("CARGO_PKG_VERSION"),

@@ -11,7 +11,7 @@ use super::carried::{Leased, Payloads, Taking};
 use super::commit::begin;
 use super::dispatches::{self, DISPATCH, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch};
-use super::error::public;
+use super::error::background;
 use super::fire::{Taken, UNREADABLE_REST};
 use super::rows::{Texts, names};
 use super::sql::{self, Lock};
@@ -56,7 +56,7 @@ impl Store {
             db.commit().await?;
             Ok(Taken { leased, more: moved })
         };
-        retry.await.map_err(|fault: DbErr| public(&fault))
+        retry.await.map_err(|fault: DbErr| background(&fault))
     }
 }
 

@@ -6,7 +6,7 @@ use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, Sta
 use super::Store;
 use super::commit::begin;
 use super::entity::{wake, workspace};
-use super::error::public;
+use super::error::{background, public};
 use super::moves;
 use crate::error::Error;
 
@@ -50,7 +50,7 @@ impl Store {
             }
             Ok(moved)
         };
-        unpark.await.map_err(|fault: DbErr| public(&fault))
+        unpark.await.map_err(|fault: DbErr| background(&fault))
     }
 
     async fn unpark_one(&self, workspace: i32, most: u64) -> Result<usize, DbErr> {

@@ -57,8 +57,8 @@ pub enum Durability {
     },
 }
 
-/// One that fires, one that finishes, one for housekeeping.
-const DISPATCHING_MOST: u32 = 3;
+/// One that fires, one that finishes, one for its upkeep, and one that looks at the clock.
+const DISPATCHING_MOST: u32 = 4;
 
 /// How long a caller waits for a connection.
 const ACQUIRE_MOST: Duration = Duration::from_secs(3);

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::commit::begin;
 use super::dispatches::{self, DISPATCH_KEY, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch};
-use super::error::public;
+use super::error::background;
 use super::moves::Moves;
 use super::rows::{Texts, json, table};
 use super::sql::{self, Lock};
@@ -80,7 +80,7 @@ impl Store {
             settle(&db, &others, now, delivery).await?;
             db.commit().await
         };
-        finish.await.map_err(|fault: DbErr| public(&fault))
+        finish.await.map_err(|fault: DbErr| background(&fault))
     }
 }
 

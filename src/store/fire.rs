@@ -12,7 +12,7 @@ use super::carried::{Leased, Payloads, Taking};
 use super::commit::begin;
 use super::dispatches::{self, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch, wake};
-use super::error::public;
+use super::error::background;
 use super::moves::{self, Moves};
 use super::rows::Texts;
 use super::sql::{self, Lock};
@@ -77,7 +77,7 @@ impl Store {
             db.commit().await?;
             Ok(Taken { leased, more: moved })
         };
-        fire.await.map_err(|fault: DbErr| public(&fault))
+        fire.await.map_err(|fault: DbErr| background(&fault))
     }
 
     /// Looks at the first entry that is due at `now` later, since it stands in the way of those behind it.
@@ -95,7 +95,7 @@ impl Store {
             moves::postpone_entries(&db, entries, (now + UNREADABLE_REST).timestamp_millis()).await?;
             db.commit().await
         };
-        set_aside.await.map_err(|fault: DbErr| public(&fault))
+        set_aside.await.map_err(|fault: DbErr| background(&fault))
     }
 }
 

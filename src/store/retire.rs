@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::Store;
 use super::commit::begin;
 use super::dispatches::{self, SCHEDULE_KEY, ScheduleKey};
-use super::error::public;
+use super::error::background;
 use super::rows::{Columns, Kind, Texts, json, table};
 use super::sql::{self, Lock};
 use crate::error::Error;
@@ -81,7 +81,7 @@ impl Store {
             let by_finish = self.remove_candidates(CANDIDATES, before, most).await?;
             Ok(by_finish + self.remove_candidates(CANCELLED, before, most).await?)
         };
-        remove.await.map_err(|fault: DbErr| public(&fault))
+        remove.await.map_err(|fault: DbErr| background(&fault))
     }
 
     async fn remove_candidates(&self, candidates: &str, before: DateTime<Utc>, most: u64) -> Result<usize, DbErr> {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::Store;
 use super::commit::begin;
 use super::dispatches::{self, SCHEDULE_KEY, ScheduleKey};
-use super::error::public;
+use super::error::background;
 use super::moves::Moves;
 use super::rows::{Texts, json, table};
 use super::sql::{self, Lock};
@@ -55,7 +55,7 @@ impl Store {
             let newest: Option<i32> = row.map(|row| row.try_get_by_index(0)).transpose()?.flatten();
             Ok(newest.unwrap_or_else(zone::data_number))
         };
-        announce.await.map_err(|fault: DbErr| public(&fault))
+        announce.await.map_err(|fault: DbErr| background(&fault))
     }
 
     /// Computes the next waves of up to `most` waiting schedules anew that were computed with other zone data than ours, and
@@ -65,7 +65,7 @@ impl Store {
     /// What the database says, for the log.
     pub async fn recompute(&self, now: DateTime<Utc>, most: u64) -> Result<usize, Error> {
         let recompute = async { Ok(self.recompute_those(OLDER, now, most).await? + self.recompute_those(NEWER, now, most).await?) };
-        recompute.await.map_err(|fault: DbErr| public(&fault))
+        recompute.await.map_err(|fault: DbErr| background(&fault))
     }
 
     async fn recompute_those(&self, which: &str, now: DateTime<Utc>, most: u64) -> Result<usize, DbErr> {

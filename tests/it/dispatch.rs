@@ -27,6 +27,8 @@ on_both![
     no_more_is_in_flight_than_there_are_workers,
     a_sink_that_takes_nothing_is_probed_and_updates_reach_all,
     a_stop_finishes_what_is_in_flight,
+    a_clock_that_steps_by_an_hour_fires_nothing_twice_or_early_and_loses_nothing,
+    nothing_is_fired_while_nobody_can_say_how_late_it_is,
 ];
 
 on_both![file: the_roles_can_be_split_over_processes];
@@ -258,4 +260,42 @@ async fn a_stop_finishes_what_is_in_flight(database: &Database) {
     test.app.stop().await;
     assert_eq!(database.count("SELECT count(*) FROM dispatch WHERE state = 2 AND retry_ms IS NULL").await, 10);
     assert_eq!(database.count("SELECT count(*) FROM dispatch").await, 10);
+}
+
+async fn a_clock_that_steps_by_an_hour_fires_nothing_twice_or_early_and_loses_nothing(database: &Database) {
+    let test = Sending::start(database).await;
+    let mut times = vec![];
+    for minute in (0..60).step_by(5) {
+        let time = format!("2026-03-01T13:{minute:02}:00Z");
+        test.app.created(everyone(at(&time))).await;
+        times.push(instant(&time));
+    }
+    // What the clock shows is what counts: never before it has shown the time, and once.
+    let mut shown = instant(NOW);
+    for to in ["13:20:00", "12:20:00", "13:20:00", "13:30:00", "14:30:00", "13:35:00", "12:00:00", "14:31:00"] {
+        test.move_to(&format!("2026-03-01T{to}Z"));
+        shown = shown.max(test.clock.now());
+        let due = times.iter().filter(|time| **time <= shown).count();
+        let seen = test.sink.at_least(due).await;
+        assert_eq!(seen.len(), due, "{to}");
+        assert!(seen.iter().all(|one| one.wave.time <= shown), "{to}");
+    }
+    let ids: BTreeSet<_> = test.sink.seen().iter().map(|one| one.id.to_string()).collect();
+    assert_eq!((test.sink.count(), ids.len()), (times.len(), times.len()));
+    test.app.stop().await;
+}
+
+async fn nothing_is_fired_while_nobody_can_say_how_late_it_is(database: &Database) {
+    let test = Sending::start(database).await;
+    let early = test.app.created(everyone(at("2026-03-01T12:00:10Z"))).await;
+    test.clock.set_unsteady(true);
+    test.move_to("2026-03-01T12:01:00Z");
+    // An update goes on, and shows that the wave was not taken although its time has come.
+    let moved = test.app.update(update(&early, at("2026-03-01T12:00:30Z"))).await.expect("updates go on");
+    assert_eq!((moved.applied(), test.sink.count()), (Applied::All, 0));
+    test.clock.set_unsteady(false);
+    test.clock.advance(TimeDelta::milliseconds(25));
+    let seen = test.sink.at_least(1).await;
+    assert_eq!((seen.len(), seen[0].wave.time), (1, instant("2026-03-01T12:00:30Z")));
+    test.app.stop().await;
 }
