@@ -265,6 +265,23 @@ impl Reader {
         self.fault("roles", value, "api, dispatcher, or api,dispatcher")
     }
 
+    /// An attempt must have its answer well before somebody else tries.
+    fn lease(&mut self, value: &str, sink: Option<&SinkSettings>) -> Option<Duration> {
+        let lease = self.duration("lease", value)?;
+        let timeout = sink.and_then(SinkSettings::timeout).unwrap_or_default();
+        if timeout < lease * 3 / 4 {
+            return Some(lease);
+        }
+        self.fault("lease", value, "long enough: three quarters of it must be more than --sink-timeout")
+    }
+
+    /// A process that does nothing but send needs a place to send to.
+    fn sending(&mut self, roles: Option<Roles>, args: &SinkArgs) {
+        if roles.is_some_and(|roles| !roles.api) && args.sink.is_none() {
+            self.faults.push("--sink: is needed with --roles dispatcher; log, grpc, webhook or nats".to_owned());
+        }
+    }
+
     fn database(&mut self, args: &DatabaseArgs) -> Option<String> {
         let url = match (&args.database_url, &args.database_url_file) {
             (Some(_), Some(_)) => {
@@ -307,7 +324,8 @@ impl ServeArgs {
         let queue_max = reader.number("queue-max", &self.queue_max, 1, 1_000_000);
         let read_connections = reader.number("read-connections", &self.read_connections, 1, 1000);
         let workers = reader.number("workers", &self.workers, 1, 10_000);
-        let lease = reader.duration("lease", &self.lease);
+        let lease = reader.lease(&self.lease, sink.as_ref());
+        reader.sending(roles, &self.sink);
         let attempts = reader.number("attempts", &self.attempts, 1, 1_000);
         let lateness = reader.duration("lateness", &self.lateness);
         let horizon_days = reader.number("horizon-days", &self.horizon_days, 1, 3660);
@@ -419,6 +437,16 @@ mod tests {
         }
         assert_eq!(faults.len(), 7);
         assert!(!faults.concat().contains("secret"));
+    }
+
+    #[test]
+    fn sending_is_set_to_what_can_work() {
+        let grpc = ["--sink=grpc", "--sink-url=http://127.0.0.1:1", "--sink-timeout=45s"];
+        for (args, needed) in [(&["--roles=dispatcher"][..], "--sink:"), (&grpc[..], "--sink-timeout")] {
+            let faults = serve(args).expect_err("a fault");
+            assert!(faults.len() == 1 && faults[0].contains(needed), "{faults:?}");
+        }
+        assert!(serve(&[&grpc[..], &["--lease=61s", "--roles=dispatcher"]].concat()).is_ok());
     }
 
     #[test]

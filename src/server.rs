@@ -17,14 +17,14 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::clock::SharedClock;
-use crate::config::Serve;
+use crate::config::{Serve, SinkSettings};
 use crate::dispatcher::Dispatcher;
 use crate::domain::{Delivery, Policy};
 use crate::error::{Error, Violation};
 use crate::layers::drain::Phase;
 use crate::layers::{Stack, Wrapped};
 use crate::service::Service;
-use crate::sink::SharedSink;
+use crate::sink::{self, SharedSink};
 use crate::store::{Durability, Options, Store, Writer};
 use accept::{Bounds, Connection, Core};
 use routes::{HEALTH_NAMES, Routes};
@@ -48,7 +48,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the database, binds the port, serves, and sends to `sink` if there is one; not ready while migrations are pending.
+    /// Opens the database, binds the port, serves, and sends to `sink`, or else to the one that is set, if any; not ready while
+    /// migrations are pending.
     ///
     /// # Errors
     /// What is wrong with the database or the address.
@@ -91,11 +92,11 @@ impl Server {
             threads.push(run_core(n, incoming, stack.clone().wrap(routes.clone()), own, bounds, phases.clone())?);
             mouths.push(mouth);
         }
-        let sink = sink.filter(|_| settings.roles.dispatcher);
+        let sink = sink.map(Place::Made).or_else(|| settings.sink.clone().map(Place::Set)).filter(|_| settings.roles.dispatcher);
         let sends = sink.is_some();
         if let Some(sink) = sink {
-            let dispatcher = Sending { service: service.clone(), sink, clock: clock.clone(), workers: settings.workers };
-            threads.push(dispatcher.start(entry.opened.subscribe(), phases.clone())?);
+            let sending = Sending { service: service.clone(), sink, clock: clock.clone(), workers: settings.workers };
+            threads.push(sending.start(entry.opened.subscribe(), phases.clone()).await?);
         }
         let mut tasks = vec![tokio::spawn(one_clock::keep(store.clone(), clock.clone(), entry.health.clone(), sends))];
         tasks.push(tokio::spawn(clean_up(service.clone(), clock)));
@@ -283,30 +284,64 @@ fn run_core(
     run_thread(format!("core-{n}"), work)
 }
 
+/// Where dispatches go.
+enum Place {
+    /// To this sink.
+    Made(SharedSink),
+    /// To the one that is set.
+    Set(SinkSettings),
+}
+
+impl Place {
+    /// The sink, made on the runtime that delivers.
+    async fn open(self, clock: &SharedClock) -> Result<SharedSink, Error> {
+        match self {
+            Self::Made(sink) => Ok(sink),
+            Self::Set(settings) => sink::open(&settings, clock.clone()).await,
+        }
+    }
+}
+
 /// What the dispatcher's thread is made of.
 struct Sending {
     service: Service,
-    sink: SharedSink,
+    sink: Place,
     clock: SharedClock,
     workers: usize,
 }
 
 impl Sending {
     /// Starts the thread of the dispatcher, which fires from when the schema is there until the drain begins.
-    fn start(self, mut opened: watch::Receiver<bool>, phases: watch::Receiver<Phase>) -> Result<oneshot::Receiver<()>, Error> {
-        run_thread("dispatcher".to_owned(), async move {
-            let (mut draining, mut ending) = (phases.clone(), phases);
-            let stop = async move { Phase::Draining.reached(&mut draining).await };
-            tokio::pin!(stop);
-            tokio::select! {
-                () = &mut stop => return,
-                // Nobody opens any more once the sender is gone; then the drain has begun, too.
-                opened = opened.wait_for(|opened| *opened) => if opened.is_err() { return },
-            }
-            let dispatcher = Dispatcher::new(self.service, self.sink, self.clock, self.workers);
-            dispatcher.run(stop, Phase::Ending.reached(&mut ending)).await;
-        })
+    ///
+    /// # Errors
+    /// What is wrong with the sink.
+    async fn start(self, opened: watch::Receiver<bool>, phases: watch::Receiver<Phase>) -> Result<oneshot::Receiver<()>, Error> {
+        let (tell, told) = oneshot::channel();
+        let ends = run_thread("dispatcher".to_owned(), async move {
+            let Self { service, sink, clock, workers } = self;
+            let sink = match sink.open(&clock).await {
+                Ok(sink) => sink,
+                Err(error) => return drop(tell.send(Err(error))),
+            };
+            drop(tell.send(Ok(())));
+            send(Dispatcher::new(service, sink, clock, workers), opened, phases).await;
+        })?;
+        told.await.map_err(Error::internal)??;
+        Ok(ends)
     }
+}
+
+/// Runs a dispatcher once the schema is there, until the drain begins.
+async fn send(dispatcher: Dispatcher, mut opened: watch::Receiver<bool>, phases: watch::Receiver<Phase>) {
+    let (mut draining, mut ending) = (phases.clone(), phases);
+    let stop = Phase::Draining.reached(&mut draining);
+    tokio::pin!(stop);
+    tokio::select! {
+        () = &mut stop => return,
+        // Nobody opens any more once the sender is gone; then the drain has begun, too.
+        opened = opened.wait_for(|opened| *opened) => if opened.is_err() { return },
+    }
+    dispatcher.run(stop, Phase::Ending.reached(&mut ending)).await;
 }
 
 /// Starts a thread with a runtime of its own. Answers when its work has ended.

@@ -1,4 +1,5 @@
-//! `dev`: the first thing that a newcomer runs. A SQLite file, two sample schedules, and lines to paste.
+//! `dev`: the first thing that a newcomer runs. A SQLite file, two sample schedules, lines to paste, and
+//! a line of the log for each dispatch.
 
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use super::serve::{Stop, drain};
 use super::{Faults, block_on, fault};
 use crate::clock::{Clock, SteadyClock};
-use crate::config::Serve;
+use crate::config::{Serve, SinkSettings};
 use crate::domain::{CanvasId, CanvasSchedule, Create, Schedule, Target, WorkspaceId};
 use crate::error::Error;
 use crate::server::Server;
@@ -21,6 +22,7 @@ const CANVASES: [&str; 2] = ["welcome", "spring-sale"];
 /// # Errors
 /// What is wrong, a line each.
 pub fn run(settings: &Serve) -> Result<(), Faults> {
+    let settings = &Serve { sink: settings.sink.clone().or(Some(SinkSettings::Log)), ..settings.clone() };
     block_on(async {
         let mut stop = Stop::new()?;
         let clock = Arc::new(SteadyClock::new());
