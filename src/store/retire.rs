@@ -7,12 +7,12 @@ use sea_orm::{ConnectionTrait, DbErr, Statement};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::Store;
 use super::commit::begin;
 use super::dispatches::{self, SCHEDULE_KEY, ScheduleKey};
 use super::error::background;
 use super::rows::{Columns, Kind, Texts, json, table};
 use super::sql::{self, Lock};
+use super::{Store, history};
 use crate::error::Error;
 
 /// Those that have had no wave to come for long enough, as the dispatcher saw them; the domain decides each.
@@ -64,13 +64,6 @@ static REMOVE: LazyLock<[Texts; 4]> = LazyLock::new(|| {
     ]
 });
 
-static REMOVE_REVISIONS: LazyLock<Texts> = LazyLock::new(|| {
-    Texts::of(|backend| {
-        let keys = table(backend, "k", SCHEDULE_KEY, 1);
-        format!("WITH {keys} DELETE FROM canvas_schedule_revision WHERE schedule_id IN (SELECT id FROM k)")
-    })
-});
-
 impl Store {
     /// Removes up to `most` schedules that have been finished since before `before`, and answers how many it looked at.
     ///
@@ -116,15 +109,14 @@ impl Store {
 }
 
 async fn remove_all<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<(), DbErr> {
-    remove_revisions(db, keys).await?;
+    for key in keys {
+        // From the hot row back, so before it.
+        history::remove(db, key.pair(), i64::MAX).await?;
+    }
     for part in &*REMOVE {
         run(db, part, keys).await?;
     }
     Ok(())
-}
-
-async fn remove_revisions<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<(), DbErr> {
-    run(db, &REMOVE_REVISIONS, keys).await
 }
 
 async fn run<C: ConnectionTrait>(db: &C, texts: &Texts, rows: &[impl Serialize]) -> Result<(), DbErr> {

@@ -282,3 +282,65 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
     let unique: BTreeSet<_> = zones.iter().collect();
     assert_eq!((zones.len(), unique.len()), (4 * ZoneSet::all().len(), 4 * ZoneSet::all().len()));
 }
+
+mod on_postgres {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_due_is_found_by_indexes_and_updates_touch_none() {
+        run(Kind::Postgres, concat!(module_path!(), "::what_is_due_is_found_by_indexes_and_updates_touch_none"), counted).await;
+    }
+}
+
+/// As many rows again of each table as a big one has, none of them due.
+const MANY: &str = "
+    INSERT INTO canvas_schedule (workspace_id, id, revision, version, time_ms, next_wave_ms, wake_ms, missed_before_ms, created_ms,
+      updated_ms, state, in_local_time, at_optimal_time, default_zone, canvas_id)
+      SELECT 1, gen_random_uuid(), 1, 1, 0, 4102444800000 + n, 4102444800000 + n, 0, 0, 0, 0, false, false, 'UTC', 'many'
+      FROM generate_series(1, 20000) AS n;
+    INSERT INTO canvas_schedule_wake SELECT wake_ms, workspace_id, id FROM canvas_schedule;
+    INSERT INTO canvas_schedule_target SELECT id, 1, '{}' FROM canvas_schedule;
+    INSERT INTO dispatch (workspace_id, schedule_id, n, revision, wave_ms, fired_ms, finished_ms, attempt, last_attempt, state, optimal_time,
+      includes_unlisted, why) SELECT 1, id, 1, 1, 0, 0, 0, 1, 10, 2, false, true, '' FROM canvas_schedule;
+    ANALYZE";
+
+/// Rows that were read past any index, and rows that were fetched by one, of the tables that grow.
+const READ: &str =
+    "SELECT sum(seq_tup_read)::bigint FROM pg_stat_user_tables WHERE relname LIKE 'canvas_schedule%' OR relname = 'dispatch'";
+const FETCHED: &str =
+    "SELECT sum(idx_tup_fetch)::bigint FROM pg_stat_user_tables WHERE relname LIKE 'canvas_schedule%' OR relname = 'dispatch'";
+
+async fn counted(database: &Database) {
+    database.sql(MANY, "").await;
+    let (read, fetched) = (database.count(READ).await, database.count(FETCHED).await);
+    let (n, updates) = (60, 40);
+    {
+        let test = TestStore::open(database).await;
+        let mut ids = vec![];
+        for _ in 0..n {
+            ids.push(test.create(DUE, false).await);
+        }
+        for n in 0..updates {
+            test.update(ids[n], &format!("2026-03-20T07:00:{n:02}Z"), false).await.expect("updated");
+        }
+        test.at(DUE);
+        // Those that moved earlier have an entry for their old time, too.
+        let leased = test.fire(n + updates).await;
+        assert_eq!(leased.len(), n);
+        let (lost, delivered) = leased.split_at(n / 2);
+        test.finish(delivered, &Answer::Delivered).await;
+        test.finish(lost, &unknown()).await;
+        test.clock.advance(TimeDelta::seconds(2));
+        test.finish(&test.retry(n).await, &Answer::Delivered).await;
+        assert_eq!(test.store.next_due().await.expect("a look").retry, None);
+    }
+    // Each session tells its counts when it ends.
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'canvas-scheduler%'";
+    soon(async { while database.count(sessions).await > 0 {} }).await;
+    assert_eq!(database.count(READ).await - read, 0, "nothing was searched for row by row");
+    let fetched = database.count(FETCHED).await - fetched;
+    assert!(fetched < 3000, "{fetched} rows were fetched for {n} schedules");
+    let hot = "SELECT n_tup_upd - n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'canvas_schedule'";
+    let cold = database.count(hot).await;
+    assert_eq!(cold, i64::try_from(n).expect("few"), "only firing, which changes the state, touches an index");
+}
