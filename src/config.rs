@@ -1,6 +1,7 @@
 //! The settings: flags and `CANVAS_SCHEDULER_*` variables, read here alone. Every value is read as text first, so that all
 //! faults are told at once.
 
+mod sending;
 mod sink;
 
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use sending::{Sending, SendingArgs, WorkspaceCommand};
 pub use sink::{Reach, Secret, SinkArgs, SinkSettings};
 
 /// A self-hosted gRPC service that owns the schedules of API-triggered Canvases.
@@ -32,6 +34,9 @@ pub enum Command {
     Serve(ServeArgs),
     /// Apply pending migrations and end
     Migrate(DatabaseArgs),
+    /// Set workspaces
+    #[command(subcommand)]
+    Workspace(WorkspaceCommand),
     /// Ask a running server whether it serves; ends with 0 when it does, with 1 when not
     Healthcheck(HealthcheckArgs),
 }

@@ -10,7 +10,8 @@ use tokio::task::JoinSet;
 use super::consumer::{Came, Consumer, Mode};
 use super::database::{Database, test_name};
 use super::load::{Callers, Mix, schedule_at, schedules};
-use super::server::{Client, PATIENCE, Server};
+use super::postgres::process::run;
+use super::server::{Client, PATIENCE, Server, command};
 
 /// A key of the webhooks' signature; nobody checks it here.
 const SECRET: &str = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz";
@@ -198,4 +199,37 @@ async fn update_all(client: &mut Client, ids: &BTreeSet<String>) -> usize {
         }
     }
     open
+}
+
+#[tokio::test]
+async fn the_brake_stops_a_running_server_and_lets_it_go_on_sqlite() {
+    the_brake(&Database::sqlite()).await;
+}
+
+#[tokio::test]
+async fn the_brake_stops_a_running_server_and_lets_it_go_on_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    the_brake(&database).await;
+}
+
+async fn the_brake(database: &Database) {
+    let consumer = Consumer::start().await;
+    let server = sender(database, &consumer).await;
+    let set = |whose: &str, sending: &str| {
+        run(&mut command(&["workspace", "set", whose, "--sending", sending, "--database-url", &database.url()]), PATIENCE)
+    };
+    for whose in ["default", "--all"] {
+        let before = consumer.came().len();
+        set(whose, "paused").unwrap();
+        let ids = due(&server.connections(1).await, 5, now_ms() + 200, 100).await;
+        // Long past the time of all of them, and of the look that would find them.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(consumer.came().len(), before, "{whose}: paused");
+        assert_eq!(update_all(&mut server.connect().await, &ids).await, ids.len(), "{whose}: updates go on");
+        set(whose, "on").unwrap();
+        consumer.until(|came| ids.is_subset(&arrived(came))).await;
+    }
+    assert!(set("nobody", "paused").expect_err("no such workspace").contains("nobody"));
+    let faults = run(&mut command(&["workspace", "set", "--sending", "off"]), PATIENCE).expect_err("two faults");
+    assert!(faults.contains("paused or on") && faults.contains("--all"), "{faults}");
 }
