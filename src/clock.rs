@@ -1,10 +1,28 @@
 //! The one source of instants. A trait, so that a manual clock drives the tests.
 
+mod steady;
+
 use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+
+pub use steady::SteadyClock;
+
+/// A look at the clock that all replicas share: it showed `time` at some moment between `asked` and `told`.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    /// What it showed.
+    pub time: DateTime<Utc>,
+    /// When it was asked, by our monotonic time.
+    pub asked: Instant,
+    /// When the answer was there.
+    pub told: Instant,
+}
 
 /// Tells the time and waits for it.
 pub trait Clock: Send + Sync + 'static {
@@ -12,6 +30,18 @@ pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> DateTime<Utc>;
     /// Returns once [`Self::now`] is at or past `instant`.
     fn sleep_until(&self, instant: DateTime<Utc>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    /// Why nothing may be fired by it at the moment, if so.
+    fn unsteady(&self) -> Option<&'static str> {
+        None
+    }
+    /// Learns what the shared clock shows; of no use to a clock that is one by itself.
+    fn learn(&self, _sample: Sample) {}
+}
+
+/// A number from 0 to 1, by which replicas that wait for the same thing do not all come at once.
+pub fn jitter() -> f64 {
+    // A fresh RandomState is seeded at random once for each thread and counted on from there.
+    f64::from(u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default()) / f64::from(u32::MAX)
 }
 
 /// A clock that many parts share.
@@ -29,45 +59,59 @@ impl Clock for SystemClock {
     }
 
     fn sleep_until(&self, instant: DateTime<Utc>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(async move {
-            // The machine's clock may be set while we sleep, so look again.
-            while let Ok(left) = (instant - self.now()).to_std() {
-                if left.is_zero() {
-                    break;
-                }
-                tokio::time::sleep(left.min(std::time::Duration::from_secs(1))).await;
-            }
-        })
+        Box::pin(sleep_by(self, instant))
+    }
+}
+
+/// Sleeps until `clock` shows `instant`. It may be set meanwhile, so look again.
+async fn sleep_by(clock: &impl Clock, instant: DateTime<Utc>) {
+    while let Ok(left) = (instant - clock.now()).to_std() {
+        if left.is_zero() {
+            break;
+        }
+        tokio::time::sleep(left.min(std::time::Duration::from_secs(1))).await;
     }
 }
 
 /// A clock that stands still until it is moved.
 #[derive(Debug)]
-pub struct ManualClock(tokio::sync::watch::Sender<DateTime<Utc>>);
+pub struct ManualClock {
+    now: tokio::sync::watch::Sender<DateTime<Utc>>,
+    unsteady: AtomicBool,
+}
 
 impl ManualClock {
     /// A clock that shows `now`.
     pub fn at(now: DateTime<Utc>) -> Self {
-        Self(tokio::sync::watch::Sender::new(now))
+        Self { now: tokio::sync::watch::Sender::new(now), unsteady: AtomicBool::new(false) }
+    }
+
+    /// Sets whether it may be fired by.
+    pub fn set_unsteady(&self, unsteady: bool) {
+        self.unsteady.store(unsteady, Ordering::Relaxed);
     }
 
     /// Moves it by `step`, backwards when negative, and wakes who waited for the new instant.
     pub fn advance(&self, step: TimeDelta) {
-        self.0.send_modify(|now| *now += step);
+        self.now.send_modify(|now| *now += step);
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> DateTime<Utc> {
-        *self.0.borrow()
+        *self.now.borrow()
     }
 
     fn sleep_until(&self, instant: DateTime<Utc>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        let mut moves = self.0.subscribe();
+        let mut moves = self.now.subscribe();
         Box::pin(async move {
             // The sender lives as long as `self`, so this ends by the clock alone.
             let _reached = moves.wait_for(|now| *now >= instant).await;
         })
+    }
+
+    fn unsteady(&self) -> Option<&'static str> {
+        self.unsteady.load(Ordering::Relaxed).then_some("a test says so")
     }
 }
 

@@ -1,6 +1,7 @@
 //! The settings: flags and `CANVAS_SCHEDULER_*` variables, read here alone. Every value is read as text first, so that all
 //! faults are told at once.
 
+mod sending;
 mod sink;
 
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use sending::{Sending, SendingArgs, WorkspaceCommand};
 pub use sink::{Reach, Secret, SinkArgs, SinkSettings};
 
 /// A self-hosted gRPC service that owns the schedules of API-triggered Canvases.
@@ -32,6 +34,9 @@ pub enum Command {
     Serve(ServeArgs),
     /// Apply pending migrations and end
     Migrate(DatabaseArgs),
+    /// Set workspaces
+    #[command(subcommand)]
+    Workspace(WorkspaceCommand),
     /// Ask a running server whether it serves; ends with 0 when it does, with 1 when not
     Healthcheck(HealthcheckArgs),
 }
@@ -70,6 +75,9 @@ pub struct ServeArgs {
     /// Where dispatches go.
     #[command(flatten)]
     pub sink: SinkArgs,
+    /// What this process does: api serves callers, dispatcher sends; one of them, or both with a comma between
+    #[arg(long, env = "CANVAS_SCHEDULER_ROLES", default_value = "api,dispatcher")]
+    pub roles: String,
     /// Threads that serve, each with a runtime of its own; 0 means one for each core
     #[arg(long, env = "CANVAS_SCHEDULER_CORES", default_value = "0", help_heading = "Tuning")]
     pub cores: String,
@@ -85,12 +93,24 @@ pub struct ServeArgs {
     /// The most database connections for reading (1 to 1000)
     #[arg(long, env = "CANVAS_SCHEDULER_READ_CONNECTIONS", default_value = "8", help_heading = "Tuning")]
     pub read_connections: String,
+    /// The most dispatches that are in flight at once, whatever is due (1 to 10000)
+    #[arg(long, env = "CANVAS_SCHEDULER_WORKERS", default_value = "256", help_heading = "Sending")]
+    pub workers: String,
+    /// How long a dispatch is its worker's alone; a delivery may take three quarters of it. Then somebody else tries
+    #[arg(long, env = "CANVAS_SCHEDULER_LEASE", default_value = "60s", help_heading = "Sending")]
+    pub lease: String,
+    /// After so many attempts whose outcome is unknown a dispatch is a dead letter (1 to 1000)
+    #[arg(long, env = "CANVAS_SCHEDULER_ATTEMPTS", default_value = "10", help_heading = "Sending")]
+    pub attempts: String,
     /// How far past a time may be and still be sent at once, such as 1h or 90m
     #[arg(long, env = "CANVAS_SCHEDULER_LATENESS", default_value = "1h", help_heading = "Rules")]
     pub lateness: String,
     /// How many days ahead a time may be (1 to 3660)
     #[arg(long, env = "CANVAS_SCHEDULER_HORIZON_DAYS", default_value = "366", help_heading = "Rules")]
     pub horizon_days: String,
+    /// How many days a schedule is kept after it was sent or cancelled (1 to 3660)
+    #[arg(long, env = "CANVAS_SCHEDULER_RETENTION_DAYS", default_value = "90", help_heading = "Rules")]
+    pub retention_days: String,
     /// The newest revisions of a schedule that are kept (1 to 1000000000)
     #[arg(long, env = "CANVAS_SCHEDULER_REVISIONS_KEPT", default_value = "100", help_heading = "Rules")]
     pub revisions_kept: String,
@@ -131,6 +151,8 @@ pub struct Serve {
     pub grpc_addr: SocketAddr,
     /// Where dispatches go, if they go at all.
     pub sink: Option<SinkSettings>,
+    /// What this process does.
+    pub roles: Roles,
     /// At least 1.
     pub cores: usize,
     /// At least 1.
@@ -141,10 +163,18 @@ pub struct Serve {
     pub queue_max: usize,
     /// At least 1.
     pub read_connections: u32,
+    /// At least 1.
+    pub workers: usize,
+    /// From the firing of a dispatch to when somebody else may have it.
+    pub lease: Duration,
+    /// At least 1.
+    pub attempts: u32,
     /// How far past a wave may be and still go at once.
     pub lateness: Duration,
     /// How many days ahead a wave may be.
     pub horizon_days: u32,
+    /// How many days a finished schedule is kept.
+    pub retention_days: u32,
     /// At least 1.
     pub revisions_kept: u32,
     /// At least 1.
@@ -157,6 +187,15 @@ pub struct Serve {
     pub max_call_time: Duration,
     /// From SIGTERM to the end of every call.
     pub drain: Duration,
+}
+
+/// What a process does; at least one of them. Health is told by each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    /// It serves callers.
+    pub api: bool,
+    /// It sends.
+    pub dispatcher: bool,
 }
 
 /// What `healthcheck` is set to.
@@ -223,6 +262,31 @@ impl Reader {
         }
     }
 
+    fn roles(&mut self, value: &str) -> Option<Roles> {
+        let named: Vec<&str> = value.split(',').map(str::trim).collect();
+        if named.iter().all(|name| ["api", "dispatcher"].contains(name)) {
+            return Some(Roles { api: named.contains(&"api"), dispatcher: named.contains(&"dispatcher") });
+        }
+        self.fault("roles", value, "api, dispatcher, or api,dispatcher")
+    }
+
+    /// An attempt must have its answer well before somebody else tries.
+    fn lease(&mut self, value: &str, sink: Option<&SinkSettings>) -> Option<Duration> {
+        let lease = self.duration("lease", value)?;
+        let timeout = sink.and_then(SinkSettings::timeout).unwrap_or_default();
+        if timeout < lease * 3 / 4 {
+            return Some(lease);
+        }
+        self.fault("lease", value, "long enough: three quarters of it must be more than --sink-timeout")
+    }
+
+    /// A process that does nothing but send needs a place to send to.
+    fn sending(&mut self, roles: Option<Roles>, args: &SinkArgs) {
+        if roles.is_some_and(|roles| !roles.api) && args.sink.is_none() {
+            self.faults.push("--sink: is needed with --roles dispatcher; log, grpc, webhook or nats".to_owned());
+        }
+    }
+
     fn database(&mut self, args: &DatabaseArgs) -> Option<String> {
         let url = match (&args.database_url, &args.database_url_file) {
             (Some(_), Some(_)) => {
@@ -258,13 +322,19 @@ impl ServeArgs {
         let database_url = reader.database(&self.database);
         let grpc_addr = reader.loopback("grpc-addr", &self.grpc_addr);
         let sink = reader.sink(&self.sink);
+        let roles = reader.roles(&self.roles);
         let cores = reader.number("cores", &self.cores, 0, 1024);
         let writers = reader.number("writers", &self.writers, 1, 64);
         let commit_max = reader.number("commit-max", &self.commit_max, 1, 1000);
         let queue_max = reader.number("queue-max", &self.queue_max, 1, 1_000_000);
         let read_connections = reader.number("read-connections", &self.read_connections, 1, 1000);
+        let workers = reader.number("workers", &self.workers, 1, 10_000);
+        let lease = reader.lease(&self.lease, sink.as_ref());
+        reader.sending(roles, &self.sink);
+        let attempts = reader.number("attempts", &self.attempts, 1, 1_000);
         let lateness = reader.duration("lateness", &self.lateness);
         let horizon_days = reader.number("horizon-days", &self.horizon_days, 1, 3660);
+        let retention_days = reader.number("retention-days", &self.retention_days, 1, 3660);
         let revisions_kept = reader.number("revisions-kept", &self.revisions_kept, 1, 1_000_000_000);
         let max_connections = reader.number("max-connections", &self.max_connections, 1, 1_000_000);
         let first_byte_timeout = reader.duration("first-byte-timeout", &self.first_byte_timeout);
@@ -276,13 +346,18 @@ impl ServeArgs {
                 database_url: database_url?,
                 grpc_addr: grpc_addr?,
                 sink,
+                roles: roles?,
                 cores: cores_or_all(cores?),
                 writers: writers?,
                 commit_max: commit_max?,
                 queue_max: queue_max?,
                 read_connections: read_connections?,
+                workers: workers?,
+                lease: lease?,
+                attempts: attempts?,
                 lateness: lateness?,
                 horizon_days: horizon_days?,
+                retention_days: retention_days?,
                 revisions_kept: revisions_kept?,
                 max_connections: max_connections?,
                 first_byte_timeout: first_byte_timeout?,
@@ -340,6 +415,7 @@ mod tests {
     fn the_defaults_are_good() {
         let read = serve(&[]).expect("no fault");
         assert_eq!((read.database_url.as_str(), read.grpc_addr.port()), (DATABASE_DEFAULT, 50051));
+        assert_eq!(read.roles, Roles { api: true, dispatcher: true });
         assert_eq!((read.lateness, read.horizon_days, read.drain), (Duration::from_secs(3600), 366, Duration::from_secs(20)));
     }
 
@@ -352,15 +428,30 @@ mod tests {
             "--commit-max=0",
             "--drain=-3s",
             "--cores=x",
+            "--roles=api,sender",
         ])
-        .expect_err("six faults");
-        for (flag, value) in
-            [("database-url", "postgres://"), ("grpc-addr", "0.0.0.0:1"), ("lateness", "soon"), ("commit-max", "1 to 1000")]
-        {
+        .expect_err("seven faults");
+        for (flag, value) in [
+            ("database-url", "postgres://"),
+            ("grpc-addr", "0.0.0.0:1"),
+            ("lateness", "soon"),
+            ("commit-max", "1 to 1000"),
+            ("roles", "api,sender"),
+        ] {
             assert!(faults.iter().any(|fault| fault.contains(flag) && fault.contains(value)), "{flag}: {faults:?}");
         }
-        assert_eq!(faults.len(), 6);
+        assert_eq!(faults.len(), 7);
         assert!(!faults.concat().contains("secret"));
+    }
+
+    #[test]
+    fn sending_is_set_to_what_can_work() {
+        let grpc = ["--sink=grpc", "--sink-url=http://127.0.0.1:1", "--sink-timeout=45s"];
+        for (args, needed) in [(&["--roles=dispatcher"][..], "--sink:"), (&grpc[..], "--sink-timeout")] {
+            let faults = serve(args).expect_err("a fault");
+            assert!(faults.len() == 1 && faults[0].contains(needed), "{faults:?}");
+        }
+        assert!(serve(&[&grpc[..], &["--lease=61s", "--roles=dispatcher"]].concat()).is_ok());
     }
 
     #[test]

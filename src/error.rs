@@ -67,6 +67,16 @@ pub enum Error {
         /// Since when, RFC 3339.
         since: String,
     },
+    /// No such dispatch of this schedule.
+    DispatchNotFound {
+        /// The id that was asked for.
+        dispatch_id: String,
+    },
+    /// Only a dead letter can be tried again by hand.
+    NotDead {
+        /// The dispatch.
+        dispatch_id: String,
+    },
     /// `require_all` was asked for and the change would not have reached every zone.
     NotAll {
         /// The schedule.
@@ -127,6 +137,10 @@ impl fmt::Display for Error {
             Self::Cancelled { schedule_id, since } => write!(f, "canvas schedule {schedule_id} was cancelled at {since}"),
             Self::NothingLeft { schedule_id, since } => {
                 write!(f, "nothing is left to change: every zone of canvas schedule {schedule_id} was handed over by {since}")
+            }
+            Self::DispatchNotFound { dispatch_id } => write!(f, "dispatch {} does not exist", quote(dispatch_id)),
+            Self::NotDead { dispatch_id } => {
+                write!(f, "dispatch {dispatch_id} is not a dead letter; only those can be tried again by hand")
             }
             Self::NotAll { schedule_id, taken, missed } => write!(
                 f,

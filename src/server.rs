@@ -1,6 +1,7 @@
 //! Wiring: opens the store, builds the service, mounts the face, runs the cores, drains in order.
 
 pub mod accept;
+mod one_clock;
 mod routes;
 
 use std::net::SocketAddr;
@@ -16,12 +17,14 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::clock::SharedClock;
-use crate::config::Serve;
-use crate::domain::Policy;
+use crate::config::{Serve, SinkSettings};
+use crate::dispatcher::Dispatcher;
+use crate::domain::{Delivery, Policy};
 use crate::error::{Error, Violation};
 use crate::layers::drain::Phase;
 use crate::layers::{Stack, Wrapped};
 use crate::service::Service;
+use crate::sink::{self, SharedSink};
 use crate::store::{Durability, Options, Store, Writer};
 use accept::{Bounds, Connection, Core};
 use routes::{HEALTH_NAMES, Routes};
@@ -40,57 +43,71 @@ pub struct Server {
     health: HealthReporter,
     phase: watch::Sender<Phase>,
     drain: Duration,
-    cores: Vec<oneshot::Receiver<()>>,
+    threads: Vec<oneshot::Receiver<()>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Opens the database, binds the port and serves; not ready while migrations are pending.
+    /// Opens the database, binds the port, serves, and sends to `sink`, or else to the one that is set, if any; not ready while
+    /// migrations are pending.
     ///
     /// # Errors
     /// What is wrong with the database or the address.
-    pub async fn start(settings: &Serve, clock: SharedClock) -> Result<Self, Error> {
+    pub async fn start(settings: &Serve, clock: SharedClock, sink: Option<SharedSink>) -> Result<Self, Error> {
         let (store, writers) = open(settings, clock.clone()).await?;
-        Self::serve(settings, clock, store, writers).await
+        Self::serve(settings, clock, sink, store, writers).await
     }
 
     /// As [`Self::start`], after applying pending migrations.
     ///
     /// # Errors
     /// What is wrong with the database or the address.
-    pub async fn start_migrated(settings: &Serve, clock: SharedClock) -> Result<Self, Error> {
+    pub async fn start_migrated(settings: &Serve, clock: SharedClock, sink: Option<SharedSink>) -> Result<Self, Error> {
         let (store, writers) = open(settings, clock.clone()).await?;
         store.migrate().await?;
-        Self::serve(settings, clock, store, writers).await
+        Self::serve(settings, clock, sink, store, writers).await
     }
 
-    async fn serve(settings: &Serve, clock: SharedClock, store: Store, mut writers: Vec<Writer>) -> Result<Self, Error> {
+    async fn serve(
+        settings: &Serve,
+        clock: SharedClock,
+        sink: Option<SharedSink>,
+        store: Store,
+        mut writers: Vec<Writer>,
+    ) -> Result<Self, Error> {
         check_durability(&store).await?;
         let listener = bind(settings.grpc_addr).await?;
         let grpc_addr = listener.local_addr().map_err(Error::internal)?;
-        let service = Service::new(store.clone(), clock.clone(), policy(settings));
-        let (health, ready) = (HealthReporter::new(), Arc::new(AtomicBool::new(false)));
-        set_health(&health, ServingStatus::NotServing).await;
+        let service = Service::new(store.clone(), clock.clone(), policy(settings), delivery(settings));
+        let entry = Entry::shut(settings.roles.api).await;
         let (phase, phases) = watch::channel(Phase::Serving);
         let bounds = bounds(settings);
         let stack = Stack { phase: phases.clone(), max_call: settings.max_call_time };
-        let routes = Routes::new(&service, health.clone(), ready.clone())?;
-        let (mut mouths, mut cores) = (Vec::new(), Vec::new());
+        let routes = Routes::new(&service, entry.health.clone(), entry.ready.clone(), settings.roles.api)?;
+        let (mut mouths, mut threads) = (Vec::new(), Vec::new());
         for n in 0..settings.cores {
             let (mouth, incoming) = Core::new();
             // Writers are spread over the cores; where there are more writers than cores, the last core runs the rest.
             let own = if n + 1 == settings.cores { std::mem::take(&mut writers) } else { writers.pop().into_iter().collect() };
-            cores.push(run_core(n, incoming, stack.clone().wrap(routes.clone()), own, bounds, phases.clone())?);
+            threads.push(run_core(n, incoming, stack.clone().wrap(routes.clone()), own, bounds, phases.clone())?);
             mouths.push(mouth);
         }
-        let mut tasks = vec![tokio::spawn(clean_up(service.clone(), clock))];
+        let sink = sink.map(Place::Made).or_else(|| settings.sink.clone().map(Place::Set)).filter(|_| settings.roles.dispatcher);
+        let sends = sink.is_some();
+        if let Some(sink) = sink {
+            let sending = Sending { service: service.clone(), sink, clock: clock.clone(), workers: settings.workers };
+            threads.push(sending.start(entry.opened.subscribe(), phases.clone()).await?);
+        }
+        let mut tasks = vec![tokio::spawn(one_clock::keep(store.clone(), clock.clone(), entry.health.clone(), sends))];
+        tasks.push(tokio::spawn(clean_up(service.clone(), clock)));
+        let health = entry.health.clone();
         if store.pending_migrations().await?.is_empty() {
-            let_in(&health, &ready).await;
+            entry.open().await;
         } else {
-            tasks.push(tokio::spawn(until_schema(store, health.clone(), ready)));
+            tasks.push(tokio::spawn(until_schema(store, entry)));
         }
         tasks.push(tokio::spawn(accept::accept(listener, mouths, bounds, phases)));
-        Ok(Self { grpc_addr, service, health, phase, drain: settings.drain, cores, tasks })
+        Ok(Self { grpc_addr, service, health, phase, drain: settings.drain, threads, tasks })
     }
 
     /// Where gRPC callers connect.
@@ -106,7 +123,7 @@ impl Server {
     /// Stops: health says NOT_SERVING, the port closes, streams end, calls in flight finish within the drain bound, what still
     /// runs then is answered UNAVAILABLE, and the writers commit what they hold. Always returns.
     pub async fn stop(self) {
-        set_health(&self.health, ServingStatus::NotServing).await;
+        set_health(&self.health, &HEALTH_NAMES, ServingStatus::NotServing).await;
         self.phase.send_replace(Phase::Draining);
         for task in &self.tasks {
             // The accept loop ends by the phase; the others hold the store, which must go for the writers to end.
@@ -114,19 +131,22 @@ impl Server {
         }
         drop(self.service);
         let ended = async {
-            for core in self.cores {
-                // A core that panicked has ended too.
-                let _ended = core.await;
+            for thread in self.threads {
+                // One that panicked has ended too.
+                let _ended = thread.await;
             }
         };
         tokio::pin!(ended);
         if tokio::time::timeout(self.drain, &mut ended).await.is_ok() {
             return;
         }
-        tracing::warn!(drain_ms = self.drain.as_millis(), "calls were still in flight at the end of the drain; they are told UNAVAILABLE");
+        tracing::warn!(
+            drain_ms = self.drain.as_millis(),
+            "calls or deliveries were still in flight at the end of the drain; callers are told UNAVAILABLE"
+        );
         self.phase.send_replace(Phase::Ending);
         if tokio::time::timeout(AFTER_DRAIN, ended).await.is_err() {
-            tracing::error!("a core did not end in time; what it held is given up");
+            tracing::error!("a thread did not end in time; what it held is given up");
         }
     }
 }
@@ -147,7 +167,12 @@ fn policy(settings: &Serve) -> Policy {
     Policy {
         lateness: TimeDelta::from_std(settings.lateness).unwrap_or(TimeDelta::MAX),
         horizon: TimeDelta::days(i64::from(settings.horizon_days)),
+        retention: TimeDelta::days(i64::from(settings.retention_days)),
     }
+}
+
+fn delivery(settings: &Serve) -> Delivery {
+    Delivery { lease: TimeDelta::from_std(settings.lease).unwrap_or(TimeDelta::MAX), attempts: settings.attempts, ..Delivery::default() }
 }
 
 fn bounds(settings: &Serve) -> Bounds {
@@ -179,20 +204,41 @@ async fn check_durability(store: &Store) -> Result<(), Error> {
     }
 }
 
-async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for name in HEALTH_NAMES {
-        health.set_service_status(name, status).await;
+async fn set_health(health: &HealthReporter, names: &[&str], status: ServingStatus) {
+    for name in names {
+        health.set_service_status(*name, status).await;
     }
 }
 
-/// From here on calls are served.
-async fn let_in(health: &HealthReporter, ready: &AtomicBool) {
-    ready.store(true, Ordering::Relaxed);
-    set_health(health, ServingStatus::Serving).await;
+/// Whether calls are served and waves fired: not before the schema is there.
+struct Entry {
+    health: HealthReporter,
+    /// Looked at for each call.
+    ready: Arc<AtomicBool>,
+    /// The same, to be waited for.
+    opened: watch::Sender<bool>,
+    /// What serves once it is open.
+    names: &'static [&'static str],
+}
+
+impl Entry {
+    async fn shut(api: bool) -> Self {
+        let health = HealthReporter::new();
+        set_health(&health, &HEALTH_NAMES, ServingStatus::NotServing).await;
+        let names = if api { &HEALTH_NAMES[..] } else { &HEALTH_NAMES[..1] };
+        Self { health, ready: Arc::new(AtomicBool::new(false)), opened: watch::Sender::new(false), names }
+    }
+
+    /// From here on calls are served and waves fired.
+    async fn open(self) {
+        self.ready.store(true, Ordering::Relaxed);
+        self.opened.send_replace(true);
+        set_health(&self.health, self.names, ServingStatus::Serving).await;
+    }
 }
 
 /// Lets callers in once no migration is pending.
-async fn until_schema(store: Store, health: HealthReporter, ready: Arc<AtomicBool>) {
+async fn until_schema(store: Store, entry: Entry) {
     tracing::warn!("not ready: migrations are pending; run `canvas-scheduler migrate`");
     loop {
         match store.pending_migrations().await {
@@ -202,7 +248,7 @@ async fn until_schema(store: Store, health: HealthReporter, ready: Arc<AtomicBoo
         }
         tokio::time::sleep(SCHEMA_POLL).await;
     }
-    let_in(&health, &ready).await;
+    entry.open().await;
     tracing::info!("ready: the schema is there");
 }
 
@@ -225,8 +271,6 @@ fn run_core(
     bounds: Bounds,
     phases: watch::Receiver<Phase>,
 ) -> Result<oneshot::Receiver<()>, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::internal)?;
-    let (ended, ends) = oneshot::channel();
     let work = async move {
         let writers: Vec<_> = writers.into_iter().map(|writer| tokio::spawn(writer.run())).collect();
         accept::serve(incoming, service, bounds, phases).await;
@@ -237,12 +281,79 @@ fn run_core(
             }
         }
     };
+    run_thread(format!("core-{n}"), work)
+}
+
+/// Where dispatches go.
+enum Place {
+    /// To this sink.
+    Made(SharedSink),
+    /// To the one that is set.
+    Set(SinkSettings),
+}
+
+impl Place {
+    /// The sink, made on the runtime that delivers.
+    async fn open(self, clock: &SharedClock) -> Result<SharedSink, Error> {
+        match self {
+            Self::Made(sink) => Ok(sink),
+            Self::Set(settings) => sink::open(&settings, clock.clone()).await,
+        }
+    }
+}
+
+/// What the dispatcher's thread is made of.
+struct Sending {
+    service: Service,
+    sink: Place,
+    clock: SharedClock,
+    workers: usize,
+}
+
+impl Sending {
+    /// Starts the thread of the dispatcher, which fires from when the schema is there until the drain begins.
+    ///
+    /// # Errors
+    /// What is wrong with the sink.
+    async fn start(self, opened: watch::Receiver<bool>, phases: watch::Receiver<Phase>) -> Result<oneshot::Receiver<()>, Error> {
+        let (tell, told) = oneshot::channel();
+        let ends = run_thread("dispatcher".to_owned(), async move {
+            let Self { service, sink, clock, workers } = self;
+            let sink = match sink.open(&clock).await {
+                Ok(sink) => sink,
+                Err(error) => return drop(tell.send(Err(error))),
+            };
+            drop(tell.send(Ok(())));
+            send(Dispatcher::new(service, sink, clock, workers), opened, phases).await;
+        })?;
+        told.await.map_err(Error::internal)??;
+        Ok(ends)
+    }
+}
+
+/// Runs a dispatcher once the schema is there, until the drain begins.
+async fn send(dispatcher: Dispatcher, mut opened: watch::Receiver<bool>, phases: watch::Receiver<Phase>) {
+    let (mut draining, mut ending) = (phases.clone(), phases);
+    let stop = Phase::Draining.reached(&mut draining);
+    tokio::pin!(stop);
+    tokio::select! {
+        () = &mut stop => return,
+        // Nobody opens any more once the sender is gone; then the drain has begun, too.
+        opened = opened.wait_for(|opened| *opened) => if opened.is_err() { return },
+    }
+    dispatcher.run(stop, Phase::Ending.reached(&mut ending)).await;
+}
+
+/// Starts a thread with a runtime of its own. Answers when its work has ended.
+fn run_thread(name: String, work: impl Future<Output = ()> + Send + 'static) -> Result<oneshot::Receiver<()>, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::internal)?;
+    let (ended, ends) = oneshot::channel();
     let run = move || {
         runtime.block_on(work);
         runtime.shutdown_background();
         // Nobody waits once the bound on stopping has passed.
         let _late = ended.send(());
     };
-    std::thread::Builder::new().name(format!("core-{n}")).spawn(run).map_err(Error::internal)?;
+    std::thread::Builder::new().name(name).spawn(run).map_err(Error::internal)?;
     Ok(ends)
 }

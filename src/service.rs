@@ -1,22 +1,29 @@
 //! The use cases. Owns no SQL and no protobuf: it asks the store, lets the domain decide, and answers domain values.
 
+mod dispatching;
+
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI32;
 
 use serde::Serialize;
 
 use crate::clock::SharedClock;
 use crate::domain::{
-    Cancel, CanvasSchedule, Command, Create, DispatchId, Outcome, Overwrite, Policy, Properties, PropertiesId, RequestId, Revision,
-    ScheduleId,
+    Cancel, CanvasSchedule, Command, Create, Delivery, DispatchId, Outcome, Overwrite, Policy, Properties, PropertiesId, RequestId,
+    Revision, ScheduleId,
 };
 use crate::error::Error;
 pub use crate::store::{Caller, Details, Filter};
 use crate::store::{RequestKey, Store, Work};
+pub use dispatching::{Bell, DispatchFilter, Finished, Leased, Next, POLL, Taken};
 
 /// The most entries of a batch.
 pub const BATCH_MAX: usize = 1_000;
 /// First answers that one housekeeping pass removes.
 const OLD_ANSWERS_AT_ONCE: u64 = 500;
+/// Finished schedules that one housekeeping transaction removes.
+const FINISHED_AT_ONCE: u64 = 100;
 
 /// How a caller wants a write to be made.
 #[derive(Debug, Clone, Default)]
@@ -57,12 +64,17 @@ pub struct Service {
     store: Store,
     clock: SharedClock,
     policy: Policy,
+    delivery: Delivery,
+    bell: Bell,
+    /// The number of the zone data that is in force, as far as is known: until then any may be newer than ours.
+    rules_in_force: Arc<AtomicI32>,
 }
 
 impl Service {
     /// A service over this store.
-    pub fn new(store: Store, clock: SharedClock, policy: Policy) -> Self {
-        Self { store, clock, policy }
+    pub fn new(store: Store, clock: SharedClock, policy: Policy, delivery: Delivery) -> Self {
+        let rules_in_force = Arc::new(AtomicI32::new(i32::MAX));
+        Self { store, clock, policy, delivery, bell: Bell::default(), rules_in_force }
     }
 
     /// Schedules a Canvas.
@@ -76,7 +88,9 @@ impl Service {
             create.decide(id, zone, self.clock.now(), &self.policy)?
         } else {
             let request = mode.request_id.map(|id| RequestKey::of(id, &create)).transpose()?;
-            self.store.commit(caller, Work::Create(id, Box::new(create)), request).await?
+            let outcome = self.store.commit(caller, Work::Create(id, Box::new(create)), request).await?;
+            self.ring(&outcome);
+            outcome
         };
         // A replayed request answers the schedule that it made first.
         Ok(Created { first_dispatch: DispatchId::of(outcome.after.id, 1), outcome })
@@ -87,7 +101,15 @@ impl Service {
     /// # Errors
     /// The domain's refusals and the store's.
     pub async fn update(&self, caller: Caller, update: Update) -> Result<Outcome, Error> {
-        self.begin_update(caller, update).await?.answer().await
+        self.answer(self.begin_update(caller, update).await?).await
+    }
+
+    /// The answer to an update that was begun; a dispatcher of this process hears of a wave that is due at once.
+    async fn answer<F: Future<Output = Result<Outcome, Error>>>(&self, begun: Begun<F>) -> Result<Outcome, Error> {
+        match begun {
+            Begun::Known(answer) => *answer,
+            Begun::Waiting(answer) => answer.await.inspect(|outcome| self.ring(outcome)),
+        }
     }
 
     /// Applies updates in their order, each answered on its own.
@@ -103,7 +125,7 @@ impl Service {
         let mut answers = Vec::with_capacity(begun.len());
         for answer in begun {
             answers.push(match answer {
-                Ok(answer) => answer.answer().await,
+                Ok(begun) => self.answer(begun).await,
                 Err(error) => Err(error),
             });
         }
@@ -186,6 +208,8 @@ impl Service {
     /// The store's.
     pub async fn clean_up(&self) -> Result<(), Error> {
         while self.store.remove_old_answers(OLD_ANSWERS_AT_ONCE).await? > 0 {}
+        let before = self.clock.now() - self.policy.retention;
+        while self.store.remove_finished(before, FINISHED_AT_ONCE).await? > 0 {}
         Ok(())
     }
 }
@@ -196,13 +220,4 @@ enum Begun<F> {
     Known(Box<Result<Outcome, Error>>),
     /// It comes with the commit.
     Waiting(F),
-}
-
-impl<F: Future<Output = Result<Outcome, Error>>> Begun<F> {
-    async fn answer(self) -> Result<Outcome, Error> {
-        match self {
-            Self::Known(answer) => *answer,
-            Self::Waiting(answer) => answer.await,
-        }
-    }
 }

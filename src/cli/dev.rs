@@ -1,4 +1,5 @@
-//! `dev`: the first thing that a newcomer runs. A SQLite file, two sample schedules, and lines to paste.
+//! `dev`: the first thing that a newcomer runs. A SQLite file, two sample schedules, lines to paste, and
+//! a line of the log for each dispatch.
 
 use std::sync::Arc;
 
@@ -6,8 +7,8 @@ use chrono::{DateTime, Datelike, TimeDelta, Utc};
 
 use super::serve::{Stop, drain};
 use super::{Faults, block_on, fault};
-use crate::clock::{Clock, SystemClock};
-use crate::config::Serve;
+use crate::clock::{Clock, SteadyClock};
+use crate::config::{Serve, SinkSettings};
 use crate::domain::{CanvasId, CanvasSchedule, Create, Schedule, Target, WorkspaceId};
 use crate::error::Error;
 use crate::server::Server;
@@ -21,10 +22,11 @@ const CANVASES: [&str; 2] = ["welcome", "spring-sale"];
 /// # Errors
 /// What is wrong, a line each.
 pub fn run(settings: &Serve) -> Result<(), Faults> {
+    let settings = &Serve { sink: settings.sink.clone().or(Some(SinkSettings::Log)), ..settings.clone() };
     block_on(async {
         let mut stop = Stop::new()?;
-        let clock = Arc::new(SystemClock);
-        let server = Server::start_migrated(settings, clock.clone()).await.map_err(fault)?;
+        let clock = Arc::new(SteadyClock::new());
+        let server = Server::start_migrated(settings, clock.clone(), None).await.map_err(fault)?;
         let samples = samples(server.service(), clock.now()).await.map_err(fault)?;
         print_lines(&server.grpc_addr().to_string(), &samples, clock.now());
         stop.asked().await;

@@ -3,6 +3,7 @@
 pub mod dev;
 pub mod healthcheck;
 pub mod migrate;
+pub mod sending;
 pub mod serve;
 
 use std::future::Future;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Faults, block_on, fault};
-use crate::clock::SystemClock;
+use crate::clock::SteadyClock;
 use crate::config::Serve;
 use crate::domain::zone;
 use crate::server::Server;
@@ -17,7 +17,7 @@ use crate::server::Server;
 pub fn run(settings: &Serve) -> Result<(), Faults> {
     block_on(async {
         let mut stop = Stop::new()?;
-        let server = Server::start(settings, Arc::new(SystemClock)).await.map_err(fault)?;
+        let server = Server::start(settings, Arc::new(SteadyClock::new()), None).await.map_err(fault)?;
         tracing::info!(
             grpc_addr = %server.grpc_addr(),
             version = env!("CARGO_PKG_VERSION"),
@@ -26,6 +26,9 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
             "listening"
         );
         tracing::info!("this release has no keys and no TLS: it binds loopback only, and every caller is the workspace default");
+        if settings.roles.dispatcher && settings.sink.is_none() {
+            tracing::warn!("no --sink is set: schedules are kept, and nothing is sent by this process");
+        }
         stop.asked().await;
         drain(server, stop).await;
         Ok(())

@@ -102,6 +102,16 @@ pub struct Reach {
     pub ca: Option<Vec<u8>>,
 }
 
+impl SinkSettings {
+    /// The longest that a delivery may take, where it may take any time.
+    pub fn timeout(&self) -> Option<Duration> {
+        match self {
+            Self::Log => None,
+            Self::Grpc { reach, .. } | Self::Webhook { reach, .. } | Self::Nats { reach, .. } => Some(reach.timeout),
+        }
+    }
+}
+
 impl Reader {
     /// The sink that is asked for. None also when something is wrong with it.
     pub(super) fn sink(&mut self, args: &SinkArgs) -> Option<SinkSettings> {

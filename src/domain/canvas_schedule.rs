@@ -16,11 +16,13 @@ pub struct Policy {
     pub lateness: TimeDelta,
     /// How far ahead a wave may be.
     pub horizon: TimeDelta,
+    /// How long a finished schedule is kept.
+    pub retention: TimeDelta,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { lateness: TimeDelta::hours(1), horizon: TimeDelta::days(366) }
+        Self { lateness: TimeDelta::hours(1), horizon: TimeDelta::days(366), retention: TimeDelta::days(90) }
     }
 }
 
@@ -70,8 +72,17 @@ pub struct CanvasSchedule {
     pub default_zone: Zone,
     /// The zones that it is about, when not all: those that its recipients state.
     pub stated_zones: Option<ZoneSet>,
-    /// The zones that were handed over.
+    /// The zones that were handed over: those of its firings.
     pub taken: ZoneSet,
+    /// When the latest of them was handed over.
+    #[serde(default)]
+    pub last_taken: Option<DateTime<Utc>>,
+    /// How often it was fired: the highest number that a dispatch of it has had, for none is used again.
+    #[serde(default)]
+    pub fired: u32,
+    /// How many of its dispatches the consumer may or may not have, and are tried again.
+    #[serde(default)]
+    pub unknown: usize,
     /// 1 at creation, +1 for each accepted change.
     pub revision: i64,
     /// When it was created.
@@ -165,14 +176,15 @@ impl CanvasSchedule {
         if self.taken.is_empty() { Applied::All } else { Applied::Some }
     }
 
-    /// Refuses a change that the state does not allow, or that was decided on an older revision.
-    pub(super) fn check_changeable(&self, etag: Option<&Etag>) -> Result<(), Error> {
+    /// Refuses a change that the state does not allow, or that was decided on an older revision. `reaches` says whether there
+    /// is anything left that the change would reach.
+    pub(super) fn check_changeable(&self, reaches: bool, etag: Option<&Etag>) -> Result<(), Error> {
         let schedule_id = self.id.to_string();
         if let Some(since) = self.cancelled_at {
             return Err(Error::Cancelled { schedule_id, since: rfc3339(since) });
         }
-        if self.open_zones().is_empty() {
-            return Err(Error::NothingLeft { schedule_id, since: rfc3339(self.updated_at) });
+        if !reaches {
+            return Err(Error::NothingLeft { schedule_id, since: rfc3339(self.last_taken.unwrap_or(self.updated_at)) });
         }
         match etag {
             Some(etag) if *etag != self.etag() => Err(Error::StaleEtag { schedule_id, revision: self.revision }),

@@ -89,6 +89,9 @@ impl Create {
             default_zone,
             stated_zones,
             taken: ZoneSet::empty(),
+            last_taken: None,
+            fired: 0,
+            unknown: 0,
             revision: 1,
             created_at: now,
             updated_at: now,
@@ -105,8 +108,8 @@ impl Create {
 impl Overwrite {
     fn decide(&self, current: &CanvasSchedule, now: DateTime<Utc>, policy: &Policy) -> Result<Outcome, Error> {
         check_canvas(current, &self.canvas_id)?;
-        current.check_changeable(self.etag.as_ref())?;
         let open = current.open_zones();
+        current.check_changeable(!open.is_empty(), self.etag.as_ref())?;
         let accepted = accept(&self.schedule, &open, current.default_zone, now, policy)?;
         if self.require_all {
             check_all(current, accepted.missed.len())?;
@@ -129,13 +132,15 @@ impl Overwrite {
 impl Cancel {
     fn decide(&self, current: &CanvasSchedule, now: DateTime<Utc>) -> Result<Outcome, Error> {
         check_canvas(current, &self.canvas_id)?;
-        current.check_changeable(self.etag.as_ref())?;
+        // With no zone open it still stops the attempts at what the consumer may or may not have.
+        let applied_zones = current.open_zones().len();
+        current.check_changeable(applied_zones > 0 || current.unknown > 0, self.etag.as_ref())?;
         if self.require_all {
             check_all(current, 0)?;
         }
-        let after =
-            CanvasSchedule { revision: current.revision + 1, updated_at: now, cancelled_at: Some(now), next_wave: None, ..current.clone() };
-        let (applied, applied_zones) = (current.applied(), current.open_zones().len());
+        let (revision, cancelled_at) = (current.revision + 1, Some(now));
+        let after = CanvasSchedule { revision, updated_at: now, cancelled_at, next_wave: None, ..current.clone() };
+        let applied = current.applied();
         let missed = ZoneSet::empty();
         Ok(Outcome { after, kind: RevisionKind::Cancel, applied, applied_zones, missed, new_properties: None })
     }

@@ -1,4 +1,6 @@
-//! What is handed to the consumer: one wave of one schedule, whole.
+//! What is handed to the consumer: one wave of one schedule, whole; and what the consumer says of it.
+
+use std::time::Duration;
 
 use chrono::TimeDelta;
 
@@ -33,4 +35,28 @@ pub struct Dispatch {
     pub lateness: TimeDelta,
     /// The number of this attempt, counted from 1.
     pub attempt: u32,
+}
+
+/// What a sink says of one dispatch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The consumer has it.
+    Delivered,
+    /// The consumer certainly has not taken it: as if it had never been fired.
+    NotTaken {
+        /// For the log and for people; never a secret, never a recipient.
+        why: String,
+        /// When the consumer asks to be tried again, where it says.
+        retry_after: Option<Duration>,
+    },
+    /// The consumer has refused it for good.
+    Rejected {
+        /// As above.
+        why: String,
+    },
+    /// The consumer may or may not have it.
+    Unknown {
+        /// As above.
+        why: String,
+    },
 }

@@ -134,6 +134,18 @@ impl DispatchId {
     }
 }
 
+impl DispatchId {
+    /// # Errors
+    /// What is wrong and what would be right, without the field's name.
+    pub fn parse(value: &str) -> Result<Self, String> {
+        let digits = value.len() == 32 && value.bytes().all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit));
+        let number = if digits { u128::from_str_radix(value, 16).ok() } else { None };
+        number.map(|number| Self(number.to_be_bytes())).ok_or_else(|| {
+            format!("{} is not a dispatch id; 32 lower-case hex digits are needed, as ListDispatches answers them", quote(value))
+        })
+    }
+}
+
 impl fmt::Display for DispatchId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -186,6 +198,10 @@ mod tests {
         let whole: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(DispatchId::of(id, 1).to_string(), whole[..32]);
         assert_ne!(DispatchId::of(id, 1), DispatchId::of(id, 2));
+        assert_eq!(DispatchId::parse(&whole[..32]), Ok(DispatchId::of(id, 1)));
+        for value in ["", &whole[..31], &whole, &whole[..32].to_uppercase(), "ü000000000000000000000000000000"] {
+            assert!(DispatchId::parse(value).is_err(), "{value:?}");
+        }
     }
 
     #[test]

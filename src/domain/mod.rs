@@ -3,17 +3,21 @@
 pub mod canvas_schedule;
 pub mod command;
 pub mod dispatch;
+pub mod firing;
 pub mod id;
 pub mod payload;
+pub mod probe;
 pub mod schedule;
 pub mod wave;
 pub mod zone;
 
 pub use canvas_schedule::{Applied, CanvasSchedule, Outcome, Policy, Revision, RevisionKind, State};
 pub use command::{Cancel, Command, Create, Overwrite};
-pub use dispatch::Dispatch;
+pub use dispatch::{Answer, Dispatch};
+pub use firing::{Delivery, DispatchState, Fired, Firing, Held, Settled};
 pub use id::{CanvasId, DispatchId, Etag, PropertiesId, RequestId, ScheduleId, WorkspaceId};
 pub use payload::{Identifier, Properties, Recipient, Target};
+pub use probe::Probe;
 pub use schedule::Schedule;
 pub use wave::{Plan, Wave, WaveMode};
 pub use zone::{Zone, ZoneSet};

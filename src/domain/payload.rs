@@ -171,6 +171,19 @@ impl Target {
         Self { recipients: kept, ..self }
     }
 
+    /// Whom a wave of these zones is for, each with `shared` merged into its own properties, which win key by key. Who states a
+    /// zone is in that zone's wave only; the consumer knows the zone of everyone else.
+    #[must_use]
+    pub fn within(mut self, zones: &ZoneSet, shared: &Properties) -> Self {
+        self.recipients.retain(|recipient| recipient.zone().is_none_or(|zone| zones.contains(zone)));
+        for recipient in &mut self.recipients {
+            let mut merged = shared.clone();
+            merged.0.extend(recipient.trigger_properties.take().unwrap_or_default().0);
+            recipient.trigger_properties = (!merged.0.is_empty()).then_some(merged);
+        }
+        self
+    }
+
     /// The zones that get waves, when they are not simply all: every recipient states one, and nobody else is meant.
     pub fn stated_zones(&self) -> Option<ZoneSet> {
         if self.broadcast || self.audience.is_some() || self.recipients.is_empty() {
@@ -306,6 +319,19 @@ mod tests {
         assert_eq!(of(vec![user("a", Some("Asia/Tokyo")), user("b", None)]), None);
         let with_audience = Target { audience: Some(Map::new()), recipients: vec![user("a", Some("UTC"))], broadcast: false };
         assert_eq!(with_audience.stated_zones(), None);
+    }
+
+    #[test]
+    fn a_wave_is_for_those_in_its_zones_with_their_own_properties_on_top() {
+        let shared = Properties(object(json!({ "a": 1, "b": 1 })));
+        let own = Recipient { trigger_properties: Some(Properties(object(json!({ "b": 2, "c": 2 })))), ..user("a", Some("Asia/Tokyo")) };
+        let target = Target { recipients: vec![own, user("b", Some("UTC")), user("c", None)], ..Target::default() };
+        let zones = [Zone::parse("Asia/Tokyo").expect("a zone")].into_iter().collect();
+        let wave = target.clone().within(&zones, &shared).recipients;
+        let carried = wave.iter().map(|user| (user.identifier.clone(), json!(user.trigger_properties))).collect::<Vec<_>>();
+        let id = |id: &str| Identifier::ExternalUserId(id.to_owned());
+        assert_eq!(carried, [(id("a"), json!({ "a": 1, "b": 2, "c": 2 })), (id("c"), json!({ "a": 1, "b": 1 }))]);
+        assert_eq!(target.within(&zones, &Properties::default()).recipients[1].trigger_properties, None, "nothing to carry is nothing");
     }
 
     #[test]

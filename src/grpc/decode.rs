@@ -2,11 +2,12 @@
 
 use crate::domain::payload::{RECIPIENTS_MAX, check_bytes, check_count, properties_bytes};
 use crate::domain::{
-    Cancel, CanvasId, Create, Etag, Identifier, Overwrite, Properties, Recipient, RequestId, Schedule, ScheduleId, State, Target,
+    Cancel, CanvasId, Create, DispatchId, DispatchState, Etag, Identifier, Overwrite, Properties, Recipient, RequestId, Schedule,
+    ScheduleId, State, Target,
 };
 use crate::error::{Error, Violation};
 use crate::pb::v1;
-use crate::service::{Filter, Mode, Update};
+use crate::service::{DispatchFilter, Filter, Mode, Update};
 
 use super::{json, page};
 
@@ -185,7 +186,7 @@ pub fn list(sent: &v1::ListCanvasSchedulesRequest) -> Result<ListPage, Error> {
     };
     let size = page::size(sent.page_size, &mut reader.violations);
     let after = page::after(&sent.page_token, &list_query(sent), &mut reader.violations);
-    let after = after.map(|last| ScheduleId(uuid::Uuid::from_u128(last)));
+    let after = after.map(|(last, _)| ScheduleId(uuid::Uuid::from_u128(last)));
     reader.finish(Some(ListPage { filter: Filter { canvas_id, state }, after, size }))
 }
 
@@ -211,11 +212,59 @@ pub fn revisions(sent: &v1::ListCanvasScheduleRevisionsRequest) -> Result<Revisi
     let schedule_id = reader.schedule_id(&sent.schedule_id);
     let size = page::size(sent.page_size, &mut reader.violations);
     let before = page::after(&sent.page_token, &revisions_query(sent), &mut reader.violations);
-    let before = before.and_then(|last| i64::try_from(last).ok());
+    let before = before.and_then(|(last, _)| i64::try_from(last).ok());
     reader.finish(schedule_id.map(|schedule_id| RevisionsPage { schedule_id, before, size }))
 }
 
 /// What makes a list the same list from page to page.
 pub fn revisions_query(sent: &v1::ListCanvasScheduleRevisionsRequest) -> impl std::hash::Hash + use<> {
     ("revisions", sent.schedule_id.clone())
+}
+
+/// A page of dispatches, as it was asked for.
+pub struct DispatchesPage {
+    /// Which dispatches.
+    pub filter: DispatchFilter,
+    /// The last one of the page before.
+    pub after: Option<(ScheduleId, u32)>,
+    /// How many.
+    pub size: u64,
+}
+
+/// # Errors
+/// Every violation at once.
+pub fn dispatches(sent: &v1::ListDispatchesRequest) -> Result<DispatchesPage, Error> {
+    let mut reader = Reader::default();
+    let schedule_id = if sent.schedule_id.is_empty() { None } else { reader.schedule_id(&sent.schedule_id) };
+    let state = match v1::DispatchState::try_from(sent.state) {
+        Ok(v1::DispatchState::Unspecified) => None,
+        Ok(v1::DispatchState::InHand) => Some(DispatchState::InHand),
+        Ok(v1::DispatchState::Unknown) => Some(DispatchState::Unknown),
+        Ok(v1::DispatchState::Delivered) => Some(DispatchState::Delivered),
+        Ok(v1::DispatchState::Dead) => Some(DispatchState::Dead),
+        Ok(v1::DispatchState::Abandoned) => Some(DispatchState::Abandoned),
+        Err(_) => {
+            let message = format!("{} is not a state; IN_HAND, UNKNOWN, DELIVERED, DEAD or ABANDONED is needed, or 0 for all", sent.state);
+            reader.violations.push(Violation::new("state", message));
+            None
+        }
+    };
+    let size = page::size(sent.page_size, &mut reader.violations);
+    let after = page::after(&sent.page_token, &dispatches_query(sent), &mut reader.violations);
+    let after = after.map(|(schedule, n)| (ScheduleId(uuid::Uuid::from_u128(schedule)), n));
+    reader.finish(Some(DispatchesPage { filter: DispatchFilter { schedule_id, state }, after, size }))
+}
+
+/// What makes a list the same list from page to page.
+pub fn dispatches_query(sent: &v1::ListDispatchesRequest) -> impl std::hash::Hash + use<> {
+    ("dispatches", sent.schedule_id.clone(), sent.state)
+}
+
+/// # Errors
+/// Every violation at once.
+pub fn retry(sent: &v1::RetryDispatchRequest) -> Result<(ScheduleId, DispatchId), Error> {
+    let mut reader = Reader::default();
+    let schedule_id = reader.schedule_id(&sent.schedule_id);
+    let dispatch_id = reader.field("dispatch_id", DispatchId::parse(&sent.dispatch_id));
+    reader.finish(schedule_id.zip(dispatch_id))
 }

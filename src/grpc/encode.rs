@@ -1,6 +1,8 @@
 //! Domain values to answers.
 
-use crate::domain::{Applied, CanvasSchedule, Outcome, Plan, Properties, Revision, RevisionKind, Schedule, State};
+use crate::domain::{
+    Applied, CanvasSchedule, DispatchState, Firing, Outcome, Plan, Properties, Revision, RevisionKind, Schedule, ScheduleId, State,
+};
 use crate::pb::v1;
 use crate::pb::values::{names, object, properties, recipient, timestamp, wave};
 use crate::service::{Created, Details};
@@ -87,6 +89,7 @@ pub fn cancelled(outcome: &Outcome) -> v1::CancelCanvasScheduleResponse {
         canvas_schedule: Some(canvas_schedule(&outcome.after)),
         applied: applied(outcome.applied),
         applied_zones: count(outcome.applied_zones),
+        abandoned_dispatches: count(outcome.after.unknown),
     }
 }
 
@@ -101,7 +104,49 @@ pub fn details(details: &Details) -> v1::GetCanvasScheduleResponse {
         broadcast: details.target.broadcast,
         waves: waves(&plan),
         missed_zones: names(&plan.missed),
+        dispatches: Some(counts(&details.firings)),
     }
+}
+
+fn counts(firings: &[Firing]) -> v1::DispatchCounts {
+    let of = |state| count(firings.iter().filter(|firing| firing.state == state).count());
+    v1::DispatchCounts {
+        in_hand: of(DispatchState::InHand),
+        unknown: of(DispatchState::Unknown),
+        delivered: of(DispatchState::Delivered),
+        dead: of(DispatchState::Dead),
+        abandoned: of(DispatchState::Abandoned),
+    }
+}
+
+/// A dispatch of a schedule.
+pub fn dispatch(schedule: ScheduleId, firing: &Firing) -> v1::Dispatch {
+    let state = match firing.state {
+        DispatchState::InHand => v1::DispatchState::InHand,
+        DispatchState::Unknown => v1::DispatchState::Unknown,
+        DispatchState::Delivered => v1::DispatchState::Delivered,
+        DispatchState::Dead => v1::DispatchState::Dead,
+        DispatchState::Abandoned => v1::DispatchState::Abandoned,
+    };
+    let next_attempt = firing.again_at.filter(|_| firing.state == DispatchState::Unknown);
+    v1::Dispatch {
+        dispatch_id: firing.id(schedule).to_string(),
+        schedule_id: schedule.to_string(),
+        number: number(firing.n),
+        revision: firing.revision,
+        wave: Some(wave(&firing.wave)),
+        state: state.into(),
+        attempt: number(firing.attempt),
+        fire_time: Some(timestamp(firing.fired_at)),
+        finish_time: firing.finished_at.map(timestamp),
+        next_attempt_time: next_attempt.map(timestamp),
+        detail: firing.why.clone(),
+    }
+}
+
+/// A number that counts from 1, and never comes near what does not fit.
+fn number(value: u32) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
 }
 
 /// A revision and the properties after it.

@@ -9,7 +9,7 @@ pub mod status;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use crate::domain::WorkspaceId;
+use crate::domain::{Firing, ScheduleId, WorkspaceId};
 use crate::error::{Error, Violation};
 use crate::layers::deadline::Deadline;
 use crate::pb::v1;
@@ -116,7 +116,7 @@ impl CanvasScheduleService for Grpc {
         }
         let last = found.last().filter(|_| more);
         Ok(Response::new(v1::ListCanvasSchedulesResponse {
-            next_page_token: last.map(|last| page::token(&decode::list_query(sent), last.id.0.as_u128())).unwrap_or_default(),
+            next_page_token: last.map(|last| page::token(&decode::list_query(sent), (last.id.0.as_u128(), 0))).unwrap_or_default(),
             canvas_schedules: found.iter().map(encode::canvas_schedule).collect(),
         }))
     }
@@ -139,8 +139,30 @@ impl CanvasScheduleService for Grpc {
             revisions.push(revision);
         }
         let last = revisions.last().filter(|_| revisions.len() < found.len()).and_then(|last| u128::try_from(last.revision).ok());
-        let next_page_token = last.map(|last| page::token(&decode::revisions_query(sent), last)).unwrap_or_default();
+        let next_page_token = last.map(|last| page::token(&decode::revisions_query(sent), (last, 0))).unwrap_or_default();
         Ok(Response::new(v1::ListCanvasScheduleRevisionsResponse { revisions, next_page_token }))
+    }
+
+    async fn list_dispatches(&self, request: Request<v1::ListDispatchesRequest>) -> Result<Response<v1::ListDispatchesResponse>, Status> {
+        let sent = request.get_ref();
+        let page = decode::dispatches(sent).map_err(refuse)?;
+        let mut found = self.service.dispatches(&caller(&request), page.filter, page.after, page.size + 1).await.map_err(refuse)?;
+        let more = u64::try_from(found.len()).is_ok_and(|found| found > page.size);
+        if more {
+            found.pop();
+        }
+        let last = found.last().filter(|_| more);
+        let token = |(schedule, firing): &(ScheduleId, Firing)| (schedule.0.as_u128(), firing.n);
+        Ok(Response::new(v1::ListDispatchesResponse {
+            next_page_token: last.map(|last| page::token(&decode::dispatches_query(sent), token(last))).unwrap_or_default(),
+            dispatches: found.iter().map(|(schedule, firing)| encode::dispatch(*schedule, firing)).collect(),
+        }))
+    }
+
+    async fn retry_dispatch(&self, request: Request<v1::RetryDispatchRequest>) -> Result<Response<v1::RetryDispatchResponse>, Status> {
+        let (schedule, dispatch) = decode::retry(request.get_ref()).map_err(refuse)?;
+        let revived = self.service.retry_dispatch(&caller(&request), schedule, dispatch).await.map_err(refuse)?;
+        Ok(Response::new(v1::RetryDispatchResponse { dispatch: Some(encode::dispatch(schedule, &revived)) }))
     }
 }
 

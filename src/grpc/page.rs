@@ -24,20 +24,24 @@ pub fn size(sent: i32, violations: &mut Vec<Violation>) -> u64 {
     }
 }
 
+/// The last entry of a page: a number, and a second one where the first alone does not say it.
+pub type Last = (u128, u32);
+
 /// The token of the page after `last` of the list that `query` describes: opaque, and of use for that list only.
-pub fn token(query: &impl Hash, last: u128) -> String {
-    format!("{:016x}{last:032x}", fingerprint(query))
+pub fn token(query: &impl Hash, (last, second): Last) -> String {
+    format!("{:016x}{last:032x}{second:08x}", fingerprint(query))
 }
 
 /// Where the page begins that a caller asks for; none for the first.
-pub fn after(sent: &str, query: &impl Hash, violations: &mut Vec<Violation>) -> Option<u128> {
+pub fn after(sent: &str, query: &impl Hash, violations: &mut Vec<Violation>) -> Option<Last> {
     if sent.is_empty() {
         return None;
     }
-    let split = sent.split_at_checked(16).filter(|(_, last)| last.len() == 32);
+    let split = sent.split_at_checked(16).filter(|(_, last)| last.len() == 40 && last.is_ascii());
     let last = split.and_then(|(list, last)| {
         let same = u64::from_str_radix(list, 16).ok()? == fingerprint(query);
-        if same { u128::from_str_radix(last, 16).ok() } else { None }
+        let (last, second) = last.split_at_checked(32).filter(|_| same)?;
+        Some((u128::from_str_radix(last, 16).ok()?, u32::from_str_radix(second, 16).ok()?))
     });
     if last.is_none() {
         let message =
@@ -61,8 +65,8 @@ mod tests {
     #[test]
     fn a_token_is_of_its_own_list_only() {
         let mut violations = vec![];
-        let token = token(&"a", 7);
-        assert_eq!(after(&token, &"a", &mut violations), Some(7));
+        let token = token(&"a", (7, 9));
+        assert_eq!(after(&token, &"a", &mut violations), Some((7, 9)));
         assert!(violations.is_empty());
         for (wrong, query) in [(token.as_str(), "b"), ("x", "a"), (&token[1..], "a"), ("ü000000000000000", "a")] {
             assert_eq!(after(wrong, &query, &mut violations), None, "{wrong}");

@@ -11,8 +11,10 @@ use crate::error::{Error, Violation, told};
 use crate::layers::DOMAIN;
 use crate::layers::trace::current_request_id;
 
-/// The type of resource in `google.rpc.ResourceInfo`.
+/// The types of resources in `google.rpc.ResourceInfo`.
 const CANVAS_SCHEDULE: &str = "canvas.schedule.v1.CanvasSchedule";
+
+const DISPATCH: &str = "canvas.schedule.v1.Dispatch";
 
 /// The code and the reason of an error: the first half of the table.
 pub fn code_and_reason(error: &Error) -> (Code, &'static str) {
@@ -23,6 +25,8 @@ pub fn code_and_reason(error: &Error) -> (Code, &'static str) {
         Error::NotFound { .. } => (Code::NotFound, "SCHEDULE_NOT_FOUND"),
         Error::NoOpenSchedule { .. } => (Code::NotFound, "NO_OPEN_SCHEDULE"),
         Error::ScheduleIdNeeded { .. } => (Code::FailedPrecondition, "SCHEDULE_ID_NEEDED"),
+        Error::DispatchNotFound { .. } => (Code::NotFound, "DISPATCH_NOT_FOUND"),
+        Error::NotDead { .. } => (Code::FailedPrecondition, "DISPATCH_NOT_DEAD"),
         Error::StaleEtag { .. } => (Code::Aborted, "ETAG_STALE"),
         Error::Cancelled { .. } => (Code::FailedPrecondition, "SCHEDULE_CANCELLED"),
         Error::NothingLeft { .. } | Error::NotAll { .. } => (Code::FailedPrecondition, "NOTHING_LEFT_TO_CHANGE"),
@@ -57,7 +61,11 @@ pub fn status(error: &Error) -> Status {
         Error::NoOpenSchedule { canvas_id } => {
             details.set_resource_info(CANVAS_SCHEDULE, format!("canvases/{canvas_id}/schedules/-"), "", &message);
         }
+        Error::DispatchNotFound { dispatch_id } => {
+            details.set_resource_info(DISPATCH, dispatch_id, "", &message);
+        }
         Error::ScheduleIdNeeded { canvas_id: subject, .. }
+        | Error::NotDead { dispatch_id: subject }
         | Error::Cancelled { schedule_id: subject, .. }
         | Error::NothingLeft { schedule_id: subject, .. }
         | Error::NotAll { schedule_id: subject, .. } => {
@@ -140,6 +148,8 @@ mod tests {
             (Error::Cancelled { schedule_id: id(), since: id() }, Code::FailedPrecondition, "SCHEDULE_CANCELLED", precondition),
             (Error::NothingLeft { schedule_id: id(), since: id() }, Code::FailedPrecondition, "NOTHING_LEFT_TO_CHANGE", precondition),
             (Error::NotAll { schedule_id: id(), taken: 1, missed: 2 }, Code::FailedPrecondition, "NOTHING_LEFT_TO_CHANGE", precondition),
+            (Error::DispatchNotFound { dispatch_id: id() }, Code::NotFound, "DISPATCH_NOT_FOUND", resource),
+            (Error::NotDead { dispatch_id: id() }, Code::FailedPrecondition, "DISPATCH_NOT_DEAD", precondition),
             (Error::RequestIdReused { request_id: id() }, Code::AlreadyExists, "REQUEST_ID_REUSED", nothing),
             (Error::Busy { retry_after: second }, Code::Unavailable, "BUSY", retry),
             (Error::Draining, Code::Unavailable, "DRAINING", retry),

@@ -37,21 +37,23 @@ pub struct Routes {
     ours: CanvasScheduleServiceServer<Grpc>,
     batches: CanvasScheduleServiceServer<Grpc>,
     others: TonicRoutes,
+    /// Whether this process serves callers.
+    api: bool,
     ready: Arc<AtomicBool>,
 }
 
 impl Routes {
-    /// The routes to `service`, refused until `ready`.
+    /// The routes to `service`, refused until `ready`, and unknown where this process has no `api`.
     ///
     /// # Errors
     /// Never in practice: the descriptors are compiled in.
-    pub fn new(service: &Service, health: HealthReporter, ready: Arc<AtomicBool>) -> Result<Self, Error> {
+    pub fn new(service: &Service, health: HealthReporter, ready: Arc<AtomicBool>, api: bool) -> Result<Self, Error> {
         let server = |bytes| CanvasScheduleServiceServer::new(Grpc::new(service.clone())).max_decoding_message_size(bytes);
         let health = tonic_health::pb::health_server::HealthServer::new(HealthService::from_health_reporter(health));
         let v1 = reflection(reflection_v1::SERVICE_NAME).build_v1().map_err(Error::internal)?;
         let v1alpha = reflection(reflection_v1alpha::SERVICE_NAME).build_v1alpha().map_err(Error::internal)?;
         let others = TonicRoutes::new(health).add_service(v1).add_service(v1alpha).prepare();
-        Ok(Self { ours: server(MESSAGE_MAX), batches: server(BATCH_MESSAGE_MAX), others, ready })
+        Ok(Self { ours: server(MESSAGE_MAX), batches: server(BATCH_MESSAGE_MAX), others, api, ready })
     }
 }
 
@@ -79,7 +81,7 @@ impl TowerService<Request<Body>> for Routes {
     }
 
     fn call(&mut self, request: Request<Body>) -> Answer {
-        let method = request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME));
+        let method = request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME)).filter(|_| self.api);
         match method {
             Some(_) if !self.ready.load(Ordering::Relaxed) => {
                 let refused = status(&Error::StoreUnavailable { retry_after: RETRY_AFTER });

@@ -12,36 +12,12 @@ pub mod webhook;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::clock::SharedClock;
 use crate::config::SinkSettings;
 use crate::domain::Dispatch;
+pub use crate::domain::dispatch::Answer;
 use crate::error::Error;
-
-/// What a sink says of one dispatch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// The consumer has it.
-    Delivered,
-    /// The consumer certainly has not taken it: as if it had never been fired.
-    NotTaken {
-        /// For the log and for people; never a secret, never a recipient.
-        why: String,
-        /// When the consumer asks to be tried again, where it says.
-        retry_after: Option<Duration>,
-    },
-    /// The consumer has refused it for good.
-    Rejected {
-        /// As above.
-        why: String,
-    },
-    /// The consumer may or may not have it.
-    Unknown {
-        /// As above.
-        why: String,
-    },
-}
 
 /// The future of an answer.
 pub type Answering<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;

@@ -7,12 +7,13 @@ use sea_orm::DbErr;
 use uuid::Uuid;
 
 use super::convert;
-use super::entity::{canvas_schedule, properties, request, revision, target, wake};
+use super::dispatches::{self, ScheduleKey};
+use super::entity::{canvas_schedule, dispatch, properties, request, revision, target, wake};
 use super::history::RowKey;
 use super::insert::NewRows;
 use super::job::{Job, RequestKey, Unsettled, Work};
 use super::sql::{RequestWrite, Writes};
-use crate::domain::{CanvasSchedule, Outcome, Policy, RequestId, WorkspaceId, Zone};
+use crate::domain::{CanvasSchedule, Outcome, Policy, RequestId, WorkspaceId, Zone, zone};
 use crate::error::Error;
 
 /// Old revisions are removed once for so many new ones.
@@ -45,6 +46,8 @@ impl Answered {
 pub struct Read {
     /// The rows that exist.
     pub rows: HashMap<(WorkspaceId, Uuid), canvas_schedule::Model>,
+    /// The dispatches of those that have been fired, read after the rows: what opens or takes zones moves a row's version.
+    pub dispatches: HashMap<Uuid, Vec<dispatch::Model>>,
     /// Rows that another session holds.
     pub held: HashSet<(WorkspaceId, Uuid)>,
     /// First answers to their request ids.
@@ -76,6 +79,8 @@ struct Entry {
 pub struct Batch {
     entries: BTreeMap<Uuid, Entry>,
     created: Vec<(Job, Outcome)>,
+    /// The instant of every change in it.
+    pub now: DateTime<Utc>,
     /// Jobs that must wait for the next round.
     pub again: Vec<Job>,
     commit_id: i64,
@@ -84,7 +89,7 @@ pub struct Batch {
 impl Batch {
     /// Lets the domain decide each job, in order, on what the jobs before it left. Answers at once what needs no write.
     pub fn decide(jobs: Vec<Job>, mut read: Read, context: &Context<'_>) -> Self {
-        let mut batch = Self { entries: BTreeMap::new(), created: vec![], again: vec![], commit_id: context.commit_id };
+        let mut batch = Self { entries: BTreeMap::new(), created: vec![], now: context.now, again: vec![], commit_id: context.commit_id };
         let (mut seen, mut held) = (HashSet::new(), std::mem::take(&mut read.held));
         for job in jobs {
             let Some(job) = answer_what_is_known(job, &read) else { continue };
@@ -145,7 +150,7 @@ impl Batch {
     fn entry(&mut self, job: &Job, read: &mut Read) -> Result<Option<&mut Entry>, DbErr> {
         let key = job.key();
         if let Some(before) = read.rows.remove(&key) {
-            let after = convert::schedule(before.clone())?;
+            let (after, _) = dispatches::schedule(before.clone(), read.dispatches.remove(&key.1).unwrap_or_default())?;
             self.entries.insert(key.1, Entry { before, after, jobs: vec![] });
         }
         Ok(self.entries.get_mut(&key.1).filter(|entry| entry.before.workspace_id == key.0.0))
@@ -200,6 +205,25 @@ impl Batch {
             new.requests.extend(request_row(job, outcome)?);
         }
         Ok(new)
+    }
+
+    /// Of these rows, those that are cancelled now and have been fired: their unknown dispatches are tried no more.
+    pub fn abandoned(&self, moved: impl Fn(&Uuid) -> bool) -> Vec<ScheduleKey> {
+        let cancelled = |entry: &Entry| entry.after.cancelled_at.is_some() && entry.before.fired > 0;
+        let written = self.entries.iter().filter(|(id, entry)| moved(id) && cancelled(entry));
+        written.map(|(_, entry)| ScheduleKey::of(&entry.before)).collect()
+    }
+
+    /// Of these rows, those whose next wave is by other zone data than they are marked with: a release with other data is about.
+    pub fn restamped(&self, moved: impl Fn(&Uuid) -> bool) -> Vec<ScheduleKey> {
+        let other = |entry: &Entry| entry.after.schedule.is_local() && entry.before.zone_rules != zone::data_number();
+        let written = self.entries.iter().filter(|(id, entry)| moved(id) && other(entry));
+        written.map(|(_, entry)| ScheduleKey::of(&entry.before)).collect()
+    }
+
+    /// Whether all that it writes is one statement.
+    pub fn is_one_statement(&self) -> bool {
+        self.created.is_empty() && self.abandoned(|_| true).is_empty() && self.restamped(|_| true).is_empty()
     }
 
     /// Written schedules that have passed another [`TRIM_EVERY`] revisions, with the newest one that is not kept any more.

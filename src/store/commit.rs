@@ -20,7 +20,7 @@ use super::error::{RETRY_AFTER, away, connection_lost, deadlock, lock_not_had, u
 use super::held::Held;
 use super::job::{Job, Work};
 use super::sql::Lock;
-use super::{REQUEST_KEPT, convert, history, insert, sql};
+use super::{REQUEST_KEPT, convert, dispatches, history, insert, sql, zone_rules};
 use crate::clock::SharedClock;
 use crate::domain::{Policy, RequestId, WorkspaceId, Zone};
 use crate::error::Error;
@@ -186,6 +186,12 @@ impl Writer {
 
     async fn round_at_once(&self, held: &Held, jobs: Vec<Job>, lock: Lock) -> Result<Vec<Job>, Failed> {
         let batch = self.decide(held, jobs, lock).await?;
+        if !batch.is_one_statement() {
+            return match begin(&self.db).await {
+                Ok(transaction) => self.write_all(transaction, batch).await,
+                Err(fault) => Err(Failed { jobs: batch.into_jobs(false), fault }),
+            };
+        }
         match write(held, &batch).await {
             Ok(moved) => Ok(self.committed(batch, &moved).await),
             Err(fault) => Err(Failed { jobs: batch.into_jobs(connection_lost(&fault)), fault }),
@@ -198,6 +204,11 @@ impl Writer {
             Err(fault) => return Err(Failed { jobs, fault }),
         };
         let batch = self.decide(&transaction, jobs, lock).await?;
+        self.write_all(transaction, batch).await
+    }
+
+    /// Writes a batch of several statements and ends their transaction.
+    async fn write_all(&self, transaction: DatabaseTransaction, batch: Batch) -> Result<Vec<Job>, Failed> {
         match write(&transaction, &batch).await {
             Ok(moved) => match transaction.commit().await {
                 Ok(()) => Ok(self.committed(batch, &moved).await),
@@ -284,7 +295,8 @@ fn commit_id() -> i64 {
     i64::from_ne_bytes(RandomState::new().hash_one(Instant::now()).to_ne_bytes())
 }
 
-async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+/// Begins a transaction that writes.
+pub(super) async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
     // On SQLite the write lock is taken at once: one that reads first and writes later may find it taken.
     let options = TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..Default::default() };
     db.begin_with_options(options).await
@@ -294,7 +306,19 @@ async fn write<C: ConnectionTrait>(db: &C, batch: &Batch) -> Result<HashSet<Uuid
     let new = batch.new_rows()?;
     insert::schedules(db, new).await?;
     let writes = batch.writes()?;
-    if writes.rows.is_empty() { Ok(HashSet::new()) } else { sql::write(db, writes).await }
+    if writes.rows.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let moved = sql::write(db, writes).await?;
+    let abandoned = batch.abandoned(|id| moved.contains(id));
+    if !abandoned.is_empty() {
+        dispatches::abandon(db, &abandoned, batch.now).await?;
+    }
+    let restamped = batch.restamped(|id| moved.contains(id));
+    if !restamped.is_empty() {
+        zone_rules::stamp(db, &restamped).await?;
+    }
+    Ok(moved)
 }
 
 /// Reads what the database holds about the jobs. Only the rows are asked for in the usual case.
@@ -306,6 +330,7 @@ async fn read<C: ConnectionTrait>(db: &C, jobs: &[Job], now: DateTime<Utc>, lock
     let mut read = Read { answered, default_zones, ..Read::default() };
     if !keys.is_empty() {
         let rows = sql::read_rows(db, &keys, lock).await?;
+        read.dispatches = dispatches::of_rows(db, rows.iter()).await?;
         read.rows = rows.into_iter().map(|row| ((WorkspaceId(row.workspace_id), row.id), row)).collect();
         if lock == Lock::Skip && read.rows.len() < keys.len() {
             keys.retain(|(workspace, id)| !read.rows.contains_key(&(WorkspaceId(*workspace), *id)));

@@ -57,6 +57,9 @@ pub enum Durability {
     },
 }
 
+/// One that fires, one that finishes, one for its upkeep, and one that looks at the clock.
+const DISPATCHING_MOST: u32 = 4;
+
 /// How long a caller waits for a connection.
 const ACQUIRE_MOST: Duration = Duration::from_secs(3);
 
@@ -128,6 +131,28 @@ pub(super) async fn writer_connection(
         return Ok(reads.clone());
     }
     Database::connect(connect.clone()).await.map_err(|fault| unusable(&fault))
+}
+
+/// The connections that fire and finish: of their own on PostgreSQL, and on SQLite `writer`, since it has one that writes; whoever
+/// waits for it is served in turn.
+pub(super) async fn dispatching(options: &Options, writer: &DatabaseConnection) -> Result<DatabaseConnection, Error> {
+    if options.is_sqlite() {
+        return Ok(writer.clone());
+    }
+    let mut connect = base(options);
+    connect.max_connections(DISPATCHING_MOST).connect_lazy(true);
+    connect.map_sqlx_postgres_opts(|postgres| {
+        // Each row is found by its key or by the head of a queue, whatever the sizes of tables and batches.
+        postgres.application_name("canvas-scheduler dispatcher").options([
+            ("plan_cache_mode", "force_generic_plan"),
+            ("enable_seqscan", "off"),
+            ("enable_hashjoin", "off"),
+            ("enable_mergejoin", "off"),
+            ("lock_timeout", "1s"),
+            ("statement_timeout", "9s"),
+        ])
+    });
+    Database::connect(connect).await.map_err(|fault| unusable(&fault))
 }
 
 fn unusable(fault: &DbErr) -> Error {

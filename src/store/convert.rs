@@ -3,9 +3,10 @@
 use chrono::{DateTime, Utc};
 use sea_orm::DbErr;
 
-use super::entity::{canvas_schedule, revision};
+use super::entity::{canvas_schedule, dispatch, revision};
 use crate::domain::{
-    CanvasId, CanvasSchedule, PropertiesId, Revision, RevisionKind, Schedule, ScheduleId, State, WorkspaceId, Zone, ZoneSet,
+    CanvasId, CanvasSchedule, DispatchState, Firing, PropertiesId, Revision, RevisionKind, Schedule, ScheduleId, State, Wave, WaveMode,
+    WorkspaceId, Zone, ZoneSet, zone,
 };
 
 /// The value that `state` has for a filter.
@@ -45,6 +46,94 @@ fn instant(millis: i64) -> Result<DateTime<Utc>, DbErr> {
     DateTime::from_timestamp_millis(millis).ok_or_else(|| broken(millis))
 }
 
+fn unsigned(number: i32) -> Result<u32, DbErr> {
+    u32::try_from(number).map_err(broken)
+}
+
+/// # Errors
+/// Never in practice: nothing is fired two thousand million times.
+pub fn signed(number: u32) -> Result<i32, DbErr> {
+    i32::try_from(number).map_err(broken)
+}
+
+/// The value that `state` has in a dispatch.
+pub fn dispatch_state_code(state: DispatchState) -> i16 {
+    match state {
+        DispatchState::InHand => 0,
+        DispatchState::Unknown => 1,
+        DispatchState::Delivered => 2,
+        DispatchState::Dead => 3,
+        DispatchState::Abandoned => 4,
+    }
+}
+
+fn dispatch_state(code: i16) -> Result<DispatchState, DbErr> {
+    match code {
+        0 => Ok(DispatchState::InHand),
+        1 => Ok(DispatchState::Unknown),
+        2 => Ok(DispatchState::Delivered),
+        3 => Ok(DispatchState::Dead),
+        4 => Ok(DispatchState::Abandoned),
+        other => Err(broken(format!("dispatch state {other}"))),
+    }
+}
+
+/// A firing of `of`.
+///
+/// # Errors
+/// A stored value that this build cannot read.
+pub fn firing(row: dispatch::Model, of: &CanvasSchedule) -> Result<Firing, DbErr> {
+    let zones = row.zones.as_deref().map(serde_json::from_str).transpose().map_err(broken)?;
+    let mode = if row.optimal_time { WaveMode::OptimalTime } else { WaveMode::AtTime };
+    Ok(Firing {
+        n: unsigned(row.n)?,
+        revision: row.revision,
+        wave: Wave {
+            time: instant(row.wave_ms)?,
+            zones: zones.unwrap_or_else(|| of.zones()),
+            includes_unlisted_zones: row.includes_unlisted,
+            mode,
+        },
+        properties: row.properties_id.map(PropertiesId),
+        state: dispatch_state(row.state)?,
+        attempt: unsigned(row.attempt)?,
+        last_attempt: unsigned(row.last_attempt)?,
+        again_at: row.retry_ms.map(instant).transpose()?,
+        fired_at: instant(row.fired_ms)?,
+        finished_at: row.finished_ms.map(instant).transpose()?,
+        why: row.why,
+    })
+}
+
+/// The row of a firing of `of`.
+///
+/// # Errors
+/// Never in practice: zone names always make JSON.
+pub fn dispatch_row(workspace: WorkspaceId, of: &CanvasSchedule, firing: &Firing) -> Result<dispatch::Model, DbErr> {
+    let every_zone = firing.wave.zones == of.zones();
+    let zones = (!every_zone).then(|| serde_json::to_string(&firing.wave.zones)).transpose().map_err(broken)?;
+    Ok(dispatch::Model {
+        workspace_id: workspace.0,
+        schedule_id: of.id.0,
+        n: signed(firing.n)?,
+        revision: firing.revision,
+        wave_ms: firing.wave.time.timestamp_millis(),
+        retry_ms: firing.again_at.map(|at| at.timestamp_millis()),
+        fired_ms: firing.fired_at.timestamp_millis(),
+        finished_ms: firing.finished_at.map(|at| at.timestamp_millis()),
+        attempt: signed(firing.attempt)?,
+        last_attempt: signed(firing.last_attempt)?,
+        state: dispatch_state_code(firing.state),
+        optimal_time: firing.wave.mode == WaveMode::OptimalTime,
+        includes_unlisted: firing.wave.includes_unlisted_zones,
+        properties_id: firing.properties.map(|id| id.0),
+        zones,
+        why: firing.why.clone(),
+    })
+}
+
+/// A schedule whose firings, if it has any, are still to be added.
+///
 /// # Errors
 /// A stored value that this build cannot read.
 pub fn schedule(row: canvas_schedule::Model) -> Result<CanvasSchedule, DbErr> {
@@ -57,6 +146,9 @@ pub fn schedule(row: canvas_schedule::Model) -> Result<CanvasSchedule, DbErr> {
         default_zone: Zone::parse(&row.default_zone).map_err(broken)?,
         stated_zones,
         taken: ZoneSet::empty(),
+        last_taken: None,
+        fired: unsigned(row.fired)?,
+        unknown: 0,
         revision: row.revision,
         created_at: instant(row.created_ms)?,
         updated_at: instant(row.updated_ms)?,
@@ -92,6 +184,9 @@ pub fn new_row(workspace: WorkspaceId, new: &CanvasSchedule) -> Result<canvas_sc
         default_zone: new.default_zone.name().to_owned(),
         stated_zones: new.stated_zones.map(|zones| serde_json::to_string(&zones)).transpose().map_err(broken)?,
         properties_id: new.properties.map(|id| id.0),
+        fired: 0,
+        zone_rules: zone::data_number(),
+        finished_ms: None,
     })
 }
 

@@ -47,6 +47,12 @@ pub mod canvas_schedule {
         pub stated_zones: Option<String>,
         /// The properties that it carries.
         pub properties_id: Option<Uuid>,
+        /// The highest number that a dispatch of it has had; 0 when it has none, so that they need not be read.
+        pub fired: i32,
+        /// The zone data that `next_wave_ms` was computed with, as a number.
+        pub zone_rules: i32,
+        /// Since when it has no wave to come, as the dispatcher saw it: then it may be removed some day.
+        pub finished_ms: Option<i64>,
     }
 
     /// None: rows are found by key.
@@ -62,7 +68,7 @@ pub mod wake {
     use sea_orm::entity::prelude::*;
 
     /// One entry.
-    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, serde::Serialize)]
     #[sea_orm(table_name = "canvas_schedule_wake")]
     pub struct Model {
         /// When to look.
@@ -223,6 +229,60 @@ pub mod workspace {
         pub name: String,
         /// IANA name; copied into each schedule at creation.
         pub default_time_zone: String,
+        /// Whether nothing is fired and nothing tried again.
+        pub sending_paused: bool,
+    }
+
+    /// None: rows are found by key.
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The waves that were fired. What it is about is fixed at the firing; where it stands changes.
+pub mod dispatch {
+    use sea_orm::entity::prelude::*;
+
+    /// One dispatch. Its id is computed from `schedule_id` and `n`.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, serde::Serialize)]
+    #[sea_orm(table_name = "dispatch")]
+    pub struct Model {
+        /// The tenant.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub workspace_id: i32,
+        /// The schedule.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub schedule_id: Uuid,
+        /// The number of the firing, from 1.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub n: i32,
+        /// The revision that was in force.
+        pub revision: i64,
+        /// The wave's time.
+        pub wave_ms: i64,
+        /// When the lease of one in hand ends, or when an unknown one is tried again; null when it is finished.
+        pub retry_ms: Option<i64>,
+        /// When it was fired.
+        pub fired_ms: i64,
+        /// When it was delivered, died or was abandoned.
+        pub finished_ms: Option<i64>,
+        /// The latest attempt, from 1.
+        pub attempt: i32,
+        /// The last attempt before it is a dead letter.
+        pub last_attempt: i32,
+        /// 0 in hand, 1 unknown, 2 delivered, 3 dead, 4 abandoned.
+        pub state: i16,
+        /// Whether the consumer chooses each user's moment.
+        pub optimal_time: bool,
+        /// Whether it serves users with no zone, too.
+        pub includes_unlisted: bool,
+        /// The properties that it carries.
+        pub properties_id: Option<Uuid>,
+        /// The wave's zones, as a JSON array of names; null means every zone of the schedule.
+        pub zones: Option<String>,
+        /// What the consumer said last.
+        pub why: String,
     }
 
     /// None: rows are found by key.

@@ -72,8 +72,18 @@ pub fn unique_violation(fault: &DbErr) -> bool {
 
 /// The fault as a caller hears of it.
 pub fn public(fault: &DbErr) -> Error {
-    if away(fault) {
+    let error = background(fault);
+    if !matches!(error, Error::Internal(_)) {
         tracing::warn!(error = %fault, "the database is not available");
+    }
+    error
+}
+
+/// The same for what tries again many times a second, and logs an outage once.
+pub fn background(fault: &DbErr) -> Error {
+    // What waited in vain for others was not carried out, and is no fault of ours.
+    if away(fault) || deadlock(fault) {
+        tracing::debug!(error = %fault, "the database is not available");
         return Error::StoreUnavailable { retry_after: RETRY_AFTER };
     }
     Error::internal(fault)

@@ -1,18 +1,30 @@
 //! The only place with sea-orm: what the service may ask, and nothing else.
 
+mod again;
 mod batch;
+mod brake;
+mod carried;
 mod commit;
 mod connect;
 mod convert;
+mod dispatches;
+mod due;
 mod entity;
 mod error;
+mod finish;
+mod fire;
 mod held;
 mod history;
 mod insert;
 mod job;
+mod letters;
 mod migration;
+mod moves;
 mod read;
+mod retire;
+mod rows;
 mod sql;
+mod zone_rules;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -22,10 +34,15 @@ use sea_orm::DatabaseConnection;
 use tokio::sync::mpsc;
 
 pub use batch::Answered;
+pub use carried::Leased;
 pub use commit::Writer;
 pub use connect::{Durability, Options};
+pub use due::Next;
 pub use error::RETRY_AFTER;
+pub use finish::Finished;
+pub use fire::Taken;
 pub use job::{Caller, RequestKey, Work};
+pub use letters::DispatchFilter;
 pub use read::{Details, Filter};
 
 use crate::clock::SharedClock;
@@ -44,6 +61,8 @@ const BUSY_RETRY_AFTER: Duration = Duration::from_millis(200);
 #[derive(Clone)]
 pub struct Store {
     reads: DatabaseConnection,
+    /// For what fires and finishes; on SQLite the one connection that writes.
+    dispatching: DatabaseConnection,
     writers: Arc<[mpsc::Sender<Job>]>,
     clock: SharedClock,
     revisions_kept: i64,
@@ -67,8 +86,9 @@ impl Store {
             writers.push(Writer { queue, connect, db, clock, policy, batch_max, revisions_kept, held: None, away: false });
             senders.push(sender);
         }
+        let dispatching = connect::dispatching(options, writers.first().map_or(&reads, |writer| &writer.db)).await?;
         let revisions_kept = options.revisions_kept;
-        Ok((Self { reads, writers: senders.into(), clock, revisions_kept }, writers))
+        Ok((Self { reads, dispatching, writers: senders.into(), clock, revisions_kept }, writers))
     }
 
     /// Hands a change to its writer and waits for its commit.

@@ -7,9 +7,9 @@ use sea_orm::{ColumnTrait, DbErr, EntityTrait, PaginatorTrait, QueryFilter, Quer
 use super::batch::Answered;
 use super::entity::{canvas_schedule, properties, request, target, workspace};
 use super::error::public;
-use super::{Key, REQUEST_KEPT, Store, convert, history};
+use super::{Key, REQUEST_KEPT, Store, convert, dispatches, history};
 use crate::domain::{
-    CanvasId, CanvasSchedule, Properties, PropertiesId, RequestId, Revision, ScheduleId, State, Target, WorkspaceId, Zone,
+    CanvasId, CanvasSchedule, Firing, Properties, PropertiesId, RequestId, Revision, ScheduleId, State, Target, WorkspaceId, Zone,
 };
 use crate::error::Error;
 
@@ -18,6 +18,8 @@ use crate::error::Error;
 pub struct Details {
     /// The schedule.
     pub schedule: CanvasSchedule,
+    /// The waves of it that were fired.
+    pub firings: Vec<Firing>,
     /// Whom it is for.
     pub target: Target,
     /// The values for the message.
@@ -39,12 +41,23 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`], also when it is another workspace's.
     pub async fn schedule(&self, key: Key) -> Result<CanvasSchedule, Error> {
-        self.find(key).await.map_err(|fault| public(&fault))?.ok_or_else(|| Error::NotFound { schedule_id: key.1.to_string() })
+        Ok(self.schedule_and_firings(key).await?.0)
     }
 
-    async fn find(&self, (workspace, id): Key) -> Result<Option<CanvasSchedule>, DbErr> {
-        let row = canvas_schedule::Entity::find_by_id((workspace.0, id.0)).one(&self.reads).await?;
-        row.map(convert::schedule).transpose()
+    /// One schedule and its firings, in their order.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], also when it is another workspace's.
+    pub async fn schedule_and_firings(&self, key: Key) -> Result<(CanvasSchedule, Vec<Firing>), Error> {
+        let found = self.find(key).await.map_err(|fault| public(&fault))?;
+        found.ok_or_else(|| Error::NotFound { schedule_id: key.1.to_string() })
+    }
+
+    async fn find(&self, (workspace, id): Key) -> Result<Option<(CanvasSchedule, Vec<Firing>)>, DbErr> {
+        let Some(row) = canvas_schedule::Entity::find_by_id((workspace.0, id.0)).one(&self.reads).await? else { return Ok(None) };
+        let mut dispatches = dispatches::of_rows(&self.reads, std::iter::once(&row)).await?;
+        let of_row = dispatches.remove(&row.id).unwrap_or_default();
+        dispatches::schedule(row, of_row).map(Some)
     }
 
     /// One schedule and what it carries.
@@ -52,7 +65,7 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`], also when it is another workspace's.
     pub async fn details(&self, key: Key) -> Result<Details, Error> {
-        let schedule = self.schedule(key).await?;
+        let (schedule, firings) = self.schedule_and_firings(key).await?;
         let (workspace, id) = key;
         let read = async {
             let of_workspace = target::Column::WorkspaceId.eq(workspace.0);
@@ -61,7 +74,7 @@ impl Store {
             let target = serde_json::from_str(&target.body).map_err(convert::broken)?;
             let mut bodies = self.find_properties(workspace, schedule.properties.into_iter().collect()).await?;
             let properties = schedule.properties.and_then(|id| bodies.remove(&id));
-            Ok(Details { schedule, target, properties })
+            Ok(Details { schedule, firings, target, properties })
         };
         read.await.map_err(|fault: DbErr| public(&fault))
     }
@@ -130,9 +143,16 @@ impl Store {
         if let Some(after) = after {
             query = query.filter(canvas_schedule::Column::Id.gt(after.0));
         }
-        let rows = query.order_by_asc(canvas_schedule::Column::Id).limit(limit).all(&self.reads).await;
-        let schedules = rows.and_then(|rows| rows.into_iter().map(convert::schedule).collect());
-        schedules.map_err(|fault: DbErr| public(&fault))
+        let read = async {
+            let rows = query.order_by_asc(canvas_schedule::Column::Id).limit(limit).all(&self.reads).await?;
+            let mut dispatches = dispatches::of_rows(&self.reads, rows.iter()).await?;
+            let schedule = |row: canvas_schedule::Model| {
+                let of_row = dispatches.remove(&row.id).unwrap_or_default();
+                Ok(dispatches::schedule(row, of_row)?.0)
+            };
+            rows.into_iter().map(schedule).collect::<Result<_, DbErr>>()
+        };
+        read.await.map_err(|fault| public(&fault))
     }
 
     /// Up to `limit` of the kept revisions before `before`, the newest first.

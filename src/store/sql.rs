@@ -63,7 +63,7 @@ pub async fn read_rows<C: ConnectionTrait>(db: &C, keys: &[(i32, Uuid)], lock: L
 /// The columns of the reads, in the order in which [`row_of`] takes them: by place, which costs a third of by name.
 const COLUMNS: &str = "s.workspace_id, s.id, s.canvas_id, s.revision, s.version, s.time_ms, s.in_local_time, s.at_optimal_time, \
      s.state, s.next_wave_ms, s.wake_ms, s.missed_before_ms, s.created_ms, s.updated_ms, s.cancelled_ms, s.default_zone, \
-     s.stated_zones, s.properties_id";
+     s.stated_zones, s.properties_id, s.fired, s.zone_rules, s.finished_ms";
 
 fn row_of(row: &QueryResult) -> Result<canvas_schedule::Model, DbErr> {
     Ok(canvas_schedule::Model {
@@ -85,6 +85,9 @@ fn row_of(row: &QueryResult) -> Result<canvas_schedule::Model, DbErr> {
         default_zone: row.try_get_by_index(15)?,
         stated_zones: row.try_get_by_index(16)?,
         properties_id: row.try_get_by_index(17)?,
+        fired: row.try_get_by_index(18)?,
+        zone_rules: row.try_get_by_index(19)?,
+        finished_ms: row.try_get_by_index(20)?,
     })
 }
 

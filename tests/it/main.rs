@@ -4,10 +4,15 @@
 #![allow(clippy::expect_used, reason = "a test says what it expected")]
 
 mod bad_input;
+mod brake;
+mod dispatch;
+mod dispatches;
+mod fire;
 mod lifecycle;
 mod lists;
 mod operate;
 mod requests;
+mod rules;
 mod sinks;
 mod store;
 mod support;

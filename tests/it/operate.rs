@@ -84,7 +84,7 @@ macro_rules! reflection {
                 let ours = files(&app, MessageRequest::FileContainingSymbol(SERVICE_NAME.to_owned())).await;
                 let service = ours.iter().flat_map(|file| &file.service).find(|service| service.name() == "CanvasScheduleService");
                 let methods: Vec<&str> = service.expect("our service").method.iter().map(|method| method.name()).collect();
-                assert!(methods.contains(&"UpdateCanvasSchedule") && methods.len() == 7, "{methods:?}");
+                assert!(methods.contains(&"UpdateCanvasSchedule") && methods.len() == 9, "{methods:?}");
                 // With these a client shows the details of an error as text.
                 let mut named: Vec<String> = ours.iter().flat_map(|file| file.dependency.clone()).collect();
                 for (symbol, message) in [("google.rpc.BadRequest", "BadRequest"), ("google.rpc.ErrorInfo", "ErrorInfo")] {
@@ -141,7 +141,7 @@ mod it_is_not_ready_until_the_schema_is_there {
         assert_eq!(next().await, ServingStatus::NotServing);
 
         let (store, _writers) = Store::open(&Options::new(database.url()), app.clock.clone(), Policy::default()).await.expect("a store");
-        assert_eq!(store.migrate().await.expect("migrated"), ["m0001_schedules"]);
+        assert_eq!(store.migrate().await.expect("migrated"), ["m0001_schedules", "m0002_dispatches"]);
         assert_eq!(store.migrate().await.expect("nothing to do"), Vec::<String>::new(), "a second time changes nothing");
         assert_eq!(next().await, ServingStatus::Serving, "without a restart");
         app.create(create("canvas", at(LATER))).await.expect("created");

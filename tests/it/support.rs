@@ -2,22 +2,27 @@
 
 pub mod calls;
 pub mod database;
+pub mod sending;
+pub mod sink;
+pub mod stores;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use canvas_scheduler::clock::ManualClock;
-use canvas_scheduler::config::Serve;
+use canvas_scheduler::config::{Roles, Serve};
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
 use canvas_scheduler::server::Server;
+use canvas_scheduler::sink::SharedSink;
 use chrono::{DateTime, Utc};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 pub use calls::*;
 pub use database::{Database, Kind};
+pub use sink::RecordingSink;
 
 /// What every clock shows at first.
 pub const NOW: &str = "2026-03-01T12:00:00Z";
@@ -74,7 +79,7 @@ fn count_panics() {
     ONCE.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            if std::thread::current().name().is_some_and(|name| name.starts_with("core-")) {
+            if std::thread::current().name().is_some_and(|name| name.starts_with("core-") || name == "dispatcher") {
                 PANICS.lock().expect("no panic while counting").push(panic.to_string());
             }
             usual(panic);
@@ -87,14 +92,20 @@ pub fn settings(database: &Database) -> Serve {
     Serve {
         database_url: database.url().to_owned(),
         grpc_addr: ([127, 0, 0, 1], 0).into(),
+        roles: Roles { api: true, dispatcher: true },
         sink: None,
         cores: 2,
         writers: 2,
         commit_max: 256,
         queue_max: 4096,
         read_connections: 4,
+        workers: 16,
+        // The clock of a test moves by days while a delivery is under way.
+        lease: Duration::from_secs(300 * 86_400),
+        attempts: 10,
         lateness: Duration::from_secs(3600),
         horizon_days: 366,
+        retention_days: 90,
         revisions_kept: 100,
         max_connections: 100,
         first_byte_timeout: Duration::from_secs(60),
@@ -131,14 +142,26 @@ impl TestApp {
         let mut settings = settings(database);
         change(&mut settings);
         let clock = Arc::new(ManualClock::at(instant(NOW)));
-        let server = Server::start_migrated(&settings, clock.clone()).await.expect("the server starts");
+        let server = Server::start_migrated(&settings, clock.clone(), None).await.expect("the server starts");
         Self::of(server, clock)
+    }
+
+    /// The same with a dispatcher that sends to `sink`, and the time that `clock` shows.
+    pub async fn start_sending(database: &Database, sink: &Arc<RecordingSink>, clock: &Arc<ManualClock>) -> Self {
+        Self::start_in_roles(database, sink, clock, Roles { api: true, dispatcher: true }).await
+    }
+
+    /// The same in some of the roles.
+    pub async fn start_in_roles(database: &Database, sink: &Arc<RecordingSink>, clock: &Arc<ManualClock>, roles: Roles) -> Self {
+        let (sink, settings): (SharedSink, _) = (sink.clone(), Serve { roles, ..settings(database) });
+        let server = Server::start_migrated(&settings, clock.clone(), Some(sink)).await.expect("the server starts");
+        Self::of(server, clock.clone())
     }
 
     /// A server over a database as it is.
     pub async fn start_unmigrated(database: &Database) -> Self {
         let clock = Arc::new(ManualClock::at(instant(NOW)));
-        let server = Server::start(&settings(database), clock.clone()).await.expect("the server starts");
+        let server = Server::start(&settings(database), clock.clone(), None).await.expect("the server starts");
         Self::of(server, clock)
     }
 
@@ -229,6 +252,15 @@ impl TestApp {
         let request =
             v1::ListCanvasScheduleRevisionsRequest { schedule_id: of.schedule_id.clone(), page_size: 1000, page_token: String::new() };
         self.revisions_page(request).await.expect("revisions").revisions
+    }
+
+    pub async fn dispatches(&self, request: v1::ListDispatchesRequest) -> Result<v1::ListDispatchesResponse, Status> {
+        self.client().list_dispatches(request).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn retry(&self, of: &v1::Dispatch) -> Result<v1::Dispatch, Status> {
+        let request = v1::RetryDispatchRequest { schedule_id: of.schedule_id.clone(), dispatch_id: of.dispatch_id.clone() };
+        Ok(self.client().retry_dispatch(request).await?.into_inner().dispatch.expect("a dispatch"))
     }
 
     /// What the service tells of a schedule and its history: to show that nothing changed.

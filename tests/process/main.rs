@@ -9,6 +9,7 @@
 #[path = "../support/postgres.rs"]
 mod postgres;
 
+mod consumer;
 mod database;
 mod history;
 mod load;
@@ -22,5 +23,6 @@ mod dev;
 mod locked;
 mod order;
 mod replicas;
+mod sending;
 mod stop;
 mod updates;

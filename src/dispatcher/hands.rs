@@ -1,0 +1,75 @@
+//! How many dispatches are in the dispatcher's hands, and how many more the sink is trusted with.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::watch;
+
+use crate::clock::jitter;
+use crate::domain::{Answer, Probe};
+
+/// Shared by whoever takes, delivers and finishes. Cheap to clone.
+#[derive(Clone)]
+pub struct Hands(Arc<watch::Sender<State>>);
+
+struct State {
+    in_flight: usize,
+    probe: Probe,
+}
+
+impl Hands {
+    /// Empty hands of so many workers.
+    pub fn new(workers: usize) -> Self {
+        Self(Arc::new(watch::Sender::new(State { in_flight: 0, probe: Probe::new(workers) })))
+    }
+
+    /// How many more may be taken at `now`.
+    pub fn room(&self, now: DateTime<Utc>) -> usize {
+        let state = self.0.borrow();
+        state.probe.room(now, state.in_flight)
+    }
+
+    /// Until when nothing may be taken, whatever is free.
+    pub fn quiet_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        self.0.borrow().probe.quiet_until().filter(|until| *until > now)
+    }
+
+    /// Returns once a worker is free, be the sink quiet or not.
+    pub async fn freed(&self) {
+        self.once(|state| state.probe.free(state.in_flight) > 0).await;
+    }
+
+    /// Returns once the sink is not quiet, before its time since something that was under way was taken.
+    pub async fn trusted(&self) {
+        self.once(|state| !state.probe.is_probing()).await;
+    }
+
+    async fn once(&self, holds: impl FnMut(&State) -> bool) {
+        // The sender lives as long as `self`, so this ends by the state alone.
+        let mut states = self.0.subscribe();
+        let _held = states.wait_for(holds).await;
+    }
+
+    /// So many were taken.
+    pub fn take_up(&self, n: usize) {
+        self.0.send_modify(|state| state.in_flight += n);
+    }
+
+    /// So many were finished.
+    pub fn put_down(&self, n: usize) {
+        self.0.send_modify(|state| state.in_flight = state.in_flight.saturating_sub(n));
+    }
+
+    /// Learns from an answer of the sink.
+    pub fn answered(&self, answer: &Answer, now: DateTime<Utc>) {
+        self.0.send_modify(|state| {
+            let before = state.probe.is_probing();
+            state.probe.answered(answer, now, jitter());
+            match (before, state.probe.is_probing()) {
+                (false, true) => tracing::warn!(?answer, "the sink takes nothing; it is probed until it does"),
+                (true, false) => tracing::info!("the sink takes dispatches again"),
+                _ => {}
+            }
+        });
+    }
+}

@@ -1,0 +1,152 @@
+//! The use cases of the dispatcher: what is due, taken, and what became of it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::Notify;
+
+use super::Service;
+use crate::domain::{DispatchId, Firing, Outcome, ScheduleId, zone};
+use crate::error::Error;
+use crate::store::Caller;
+pub use crate::store::{DispatchFilter, Finished, Leased, Next, Taken};
+
+/// How long a dispatcher sleeps at most before it looks again: what another replica's callers made due is found by then.
+pub const POLL: TimeDelta = TimeDelta::milliseconds(25);
+
+/// Entries that one transaction of the upkeep moves.
+const AT_ONCE: u64 = 500;
+
+/// Wakes a dispatcher of this process.
+#[derive(Debug, Clone, Default)]
+pub struct Bell(Arc<Notify>);
+
+impl Bell {
+    /// Returns once it was rung since this was last waited for.
+    pub async fn rung(&self) {
+        self.0.notified().await;
+    }
+}
+
+impl Service {
+    /// What a dispatcher of this process waits for beside the time.
+    pub fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// Rings for a wave that a dispatcher may sleep past.
+    pub(super) fn ring(&self, outcome: &Outcome) {
+        if outcome.after.next_wave.is_some_and(|at| at <= self.clock.now() + POLL) {
+            self.bell.0.notify_one();
+        }
+    }
+
+    /// When there is something to do next.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn next_due(&self) -> Result<Next, Error> {
+        self.store.next_due().await
+    }
+
+    /// Fires up to `limit` waves that are due.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn fire(&self, limit: usize) -> Result<Taken, Error> {
+        self.store.fire(limit, self.clock.now(), &self.delivery, self.rules_in_force.load(Ordering::Relaxed)).await
+    }
+
+    /// Puts the first that is due aside for a while: what stands in the way of everything behind it.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn set_first_aside(&self) -> Result<(), Error> {
+        self.store.set_first_aside(self.clock.now()).await
+    }
+
+    /// Takes up to `limit` dispatches that are due for another attempt.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn retry(&self, limit: usize) -> Result<Taken, Error> {
+        self.store.retry(limit, self.clock.now(), &self.delivery).await
+    }
+
+    /// Writes what became of attempts.
+    ///
+    /// # Errors
+    /// The store's. To write them again changes nothing.
+    pub async fn finish(&self, finished: &[Finished]) -> Result<(), Error> {
+        self.store.finish(finished, self.clock.now(), &self.delivery).await
+    }
+
+    /// Up to `limit` dispatches after `after`, in the order of schedule and number.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn dispatches(
+        &self,
+        caller: &Caller,
+        filter: DispatchFilter,
+        after: Option<(ScheduleId, u32)>,
+        limit: u64,
+    ) -> Result<Vec<(ScheduleId, Firing)>, Error> {
+        self.store.dispatches(caller.workspace, filter, after, limit).await
+    }
+
+    /// Tries a dead letter again.
+    ///
+    /// # Errors
+    /// The domain's refusals and the store's.
+    pub async fn retry_dispatch(&self, caller: &Caller, id: ScheduleId, dispatch: DispatchId) -> Result<Firing, Error> {
+        let revived = self.store.revive((caller.workspace, id), dispatch, self.clock.now(), &self.delivery).await?;
+        self.bell.0.notify_one();
+        Ok(revived)
+    }
+
+    /// Puts what was put aside while sending was paused back where it is fired from.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn release_parked(&self) -> Result<(), Error> {
+        while self.store.unpark(AT_ONCE).await? > 0 {}
+        Ok(())
+    }
+
+    /// Says which zone data this process has, and recomputes what was computed with other data if ours is in force.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn keep_zone_rules(&self) -> Result<(), Error> {
+        let now = self.clock.now();
+        let in_force = self.store.announce_zone_rules(now).await?;
+        self.rules_in_force.store(in_force, Ordering::Relaxed);
+        if in_force > zone::data_number() {
+            return Ok(());
+        }
+        let mut recomputed = 0;
+        loop {
+            match self.store.recompute(now, AT_ONCE).await? {
+                0 => break,
+                more => recomputed += more,
+            }
+        }
+        if recomputed > 0 {
+            tracing::info!(recomputed, time_zone_data = zone::data_version(), "waiting schedules were recomputed with our zone data");
+        }
+        Ok(())
+    }
+
+    /// How long a delivery may take: well within its lease, so that its answer is written before somebody else tries.
+    pub fn delivery_most(&self) -> Duration {
+        (self.delivery.lease * 3 / 4).to_std().unwrap_or_default()
+    }
+
+    /// Whether a lease still holds.
+    pub fn holds(&self, until: DateTime<Utc>) -> bool {
+        self.clock.now() < until
+    }
+}

@@ -1,0 +1,132 @@
+//! Dispatches that must be looked at again: of unknown outcome and due for another attempt, or with a lease that ran out.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, Statement};
+use uuid::Uuid;
+
+use super::carried::{Leased, Payloads, Taking};
+use super::commit::begin;
+use super::dispatches::{self, DISPATCH, ScheduleKey};
+use super::entity::{canvas_schedule, dispatch};
+use super::error::background;
+use super::fire::{Taken, UNREADABLE_REST};
+use super::rows::{Texts, names};
+use super::sql::{self, Lock};
+use super::{Store, convert};
+use crate::domain::{Delivery, DispatchState, Held, WorkspaceId};
+use crate::error::Error;
+
+static DUE: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let skip = if backend == DbBackend::Postgres { "FOR UPDATE SKIP LOCKED" } else { "" };
+        let columns = names(DISPATCH, "d.");
+        format!(
+            "SELECT {columns}, t.name, t.sending_paused OR (SELECT paused FROM sending WHERE id = 1) AS paused FROM ( \
+               SELECT * FROM dispatch WHERE retry_ms <= $1 ORDER BY retry_ms LIMIT $2 {skip} \
+             ) AS d JOIN workspace t ON t.id = d.workspace_id"
+        )
+    })
+});
+
+/// A dispatch that is due again, and what its workspace says.
+struct Due {
+    dispatch: dispatch::Model,
+    workspace_name: String,
+    paused: bool,
+}
+
+impl Store {
+    /// Leases up to `limit` dispatches for another attempt at `now`. One whose schedule was cancelled, or that has no attempt
+    /// left, is laid down instead; both are looked up under the lock that leases it.
+    ///
+    /// # Errors
+    /// What the database says, for the log.
+    pub async fn retry(&self, limit: usize, now: DateTime<Utc>, delivery: &Delivery) -> Result<Taken, Error> {
+        let retry = async {
+            let db = begin(&self.dispatching).await?;
+            let due = due(&db, now, limit).await?;
+            if due.is_empty() {
+                db.rollback().await?;
+                return Ok(Taken::default());
+            }
+            let (leased, moved) = lease_all(&db, due, now, delivery).await?;
+            db.commit().await?;
+            Ok(Taken { leased, more: moved })
+        };
+        retry.await.map_err(|fault: DbErr| background(&fault))
+    }
+}
+
+async fn due<C: ConnectionTrait>(db: &C, now: DateTime<Utc>, limit: usize) -> Result<Vec<Due>, DbErr> {
+    let backend = db.get_database_backend();
+    let values = [now.timestamp_millis().into(), i64::try_from(limit).unwrap_or(i64::MAX).into()];
+    let rows = db.query_all_raw(Statement::from_sql_and_values(backend, DUE.get(backend), values)).await?;
+    let due = rows.iter().map(|row| {
+        let dispatch = dispatch::Model::from_query_result(row, "")?;
+        Ok(Due { dispatch, workspace_name: row.try_get("", "name")?, paused: row.try_get("", "paused")? })
+    });
+    due.collect()
+}
+
+/// The dispatches, and whether any was decided.
+async fn lease_all<C: ConnectionTrait>(
+    db: &C,
+    due: Vec<Due>,
+    now: DateTime<Utc>,
+    delivery: &Delivery,
+) -> Result<(Vec<Leased>, bool), DbErr> {
+    let rows = schedules(db, &due).await?;
+    let (mut written, mut takings) = (vec![], vec![]);
+    for due in due {
+        // Its row is in other hands at the moment, or gone: another look will tell.
+        let Some(row) = rows.get(&due.dispatch.schedule_id) else { continue };
+        match decide(row, &due, now, delivery) {
+            Ok(taking) => takings.push(taking),
+            Err(fault) => written.push(unreadable(due.dispatch, now, &fault)),
+        }
+    }
+    let in_hand = |taking: &&Taking| taking.firing.state == DispatchState::InHand;
+    let payloads = Payloads::read(db, takings.iter().filter(in_hand)).await?;
+    let mut leased = vec![];
+    for taking in &takings {
+        let row = convert::dispatch_row(taking.workspace, &taking.schedule, &taking.firing)?;
+        match in_hand(&taking).then(|| payloads.lease(taking, now)).transpose() {
+            Ok(one) => {
+                leased.extend(one);
+                written.push(row);
+            }
+            Err(fault) => written.push(unreadable(row, now, &fault)),
+        }
+    }
+    dispatches::update(db, &written).await?;
+    Ok((leased, !written.is_empty()))
+}
+
+/// Lets the domain decide what becomes of one.
+fn decide(row: &canvas_schedule::Model, due: &Due, now: DateTime<Utc>, delivery: &Delivery) -> Result<Taking, DbErr> {
+    let schedule = convert::schedule(row.clone())?;
+    let held = Held { cancelled: schedule.cancelled_at.is_some(), paused: due.paused };
+    let firing = convert::firing(due.dispatch.clone(), &schedule)?.again(held, now, delivery);
+    Ok(Taking { workspace: WorkspaceId(row.workspace_id), workspace_name: due.workspace_name.clone(), schedule, firing })
+}
+
+/// One that this build cannot read rests as it is, so that it is in nobody's way.
+fn unreadable(row: dispatch::Model, now: DateTime<Utc>, fault: &DbErr) -> dispatch::Model {
+    let (schedule_id, n) = (row.schedule_id, row.n);
+    tracing::error!(%schedule_id, n, %fault, "a dispatch cannot be read; it is looked at again in a minute");
+    dispatch::Model { retry_ms: Some((now + UNREADABLE_REST).timestamp_millis()), ..row }
+}
+
+/// The rows of these dispatches, locked: a cancellation waits for us or we see it.
+async fn schedules<C: ConnectionTrait>(db: &C, due: &[Due]) -> Result<HashMap<Uuid, canvas_schedule::Model>, DbErr> {
+    let key = |due: &Due| ScheduleKey { id: due.dispatch.schedule_id, workspace_id: due.dispatch.workspace_id };
+    let mut keys: Vec<ScheduleKey> = due.iter().map(key).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let keys: Vec<_> = keys.iter().map(ScheduleKey::pair).collect();
+    let rows = sql::read_rows(db, &keys, Lock::Skip).await?;
+    Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+}

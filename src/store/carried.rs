@@ -1,0 +1,135 @@
+//! From a firing to what a sink hands over: with whom it is for and the properties that were fixed when it was fired.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sea_orm::{ConnectionTrait, DbErr, Statement};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::convert;
+use super::dispatches::{SCHEDULE_KEY, ScheduleKey};
+use super::rows::{Columns, Kind, Texts, json, table};
+use crate::domain::{CanvasSchedule, Dispatch, Firing, Properties, Target, WorkspaceId};
+
+/// A dispatch in the hand of whoever took it, until its lease ends.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Leased {
+    /// The tenant.
+    pub workspace: WorkspaceId,
+    /// What is handed over.
+    pub dispatch: Dispatch,
+    /// From then on somebody else may have it too.
+    pub until: DateTime<Utc>,
+}
+
+/// A firing that was taken, before its payload is read.
+pub struct Taking {
+    /// The tenant.
+    pub workspace: WorkspaceId,
+    /// Its name.
+    pub workspace_name: String,
+    /// The schedule.
+    pub schedule: CanvasSchedule,
+    /// The firing.
+    pub firing: Firing,
+}
+
+impl Taking {
+    fn key(&self) -> ScheduleKey {
+        ScheduleKey { id: self.schedule.id.0, workspace_id: self.workspace.0 }
+    }
+}
+
+/// What firings carry.
+pub struct Payloads {
+    targets: HashMap<Uuid, String>,
+    properties: HashMap<Uuid, String>,
+}
+
+const PROPERTIES_KEY: Columns = &[("workspace_id", Kind::Int), ("id", Kind::Uuid)];
+
+#[derive(Serialize)]
+struct PropertiesKey {
+    workspace_id: i32,
+    id: Uuid,
+}
+
+static TARGETS: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let keys = table(backend, "k", SCHEDULE_KEY, 1);
+        format!(
+            "WITH {keys} SELECT t.schedule_id, t.body FROM k \
+             JOIN canvas_schedule_target t ON t.schedule_id = k.id AND t.workspace_id = k.workspace_id"
+        )
+    })
+});
+
+static PROPERTIES: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let keys = table(backend, "k", PROPERTIES_KEY, 1);
+        format!(
+            "WITH {keys} SELECT p.id, p.body FROM k \
+             JOIN canvas_schedule_properties p ON p.id = k.id AND p.workspace_id = k.workspace_id"
+        )
+    })
+});
+
+impl Payloads {
+    /// Reads what these firings carry.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn read<'a, C: ConnectionTrait>(db: &C, taken: impl Iterator<Item = &'a Taking> + Clone) -> Result<Self, DbErr> {
+        let keys: Vec<ScheduleKey> = taken.clone().map(Taking::key).collect();
+        let carried = taken.filter_map(|taking| {
+            let id = taking.firing.properties?.0;
+            Some(PropertiesKey { workspace_id: taking.workspace.0, id })
+        });
+        let carried: Vec<PropertiesKey> = carried.collect();
+        Ok(Self { targets: bodies(db, &TARGETS, &keys).await?, properties: bodies(db, &PROPERTIES, &carried).await? })
+    }
+
+    /// What is handed over of `taking` by an attempt that begins at `now`.
+    ///
+    /// # Errors
+    /// A stored value that this build cannot read.
+    pub fn lease(&self, taking: &Taking, now: DateTime<Utc>) -> Result<Leased, DbErr> {
+        let (schedule, firing) = (&taking.schedule, &taking.firing);
+        let target = self.targets.get(&schedule.id.0).ok_or_else(|| convert::broken("the target is missing"))?;
+        let target: Target = serde_json::from_str(target).map_err(convert::broken)?;
+        let properties = match firing.properties {
+            None => Properties::default(),
+            Some(id) => {
+                let body = self.properties.get(&id.0).ok_or_else(|| convert::broken("the properties are missing"))?;
+                serde_json::from_str(body).map_err(convert::broken)?
+            }
+        };
+        let dispatch = Dispatch {
+            id: firing.id(schedule.id),
+            workspace: taking.workspace_name.clone(),
+            canvas_id: schedule.canvas_id.clone(),
+            schedule_id: schedule.id,
+            revision: firing.revision,
+            n: firing.n,
+            wave: firing.wave.clone(),
+            target: target.within(&firing.wave.zones, &properties),
+            properties,
+            lateness: (now - firing.wave.time).max(TimeDelta::zero()),
+            attempt: firing.attempt,
+        };
+        let until = firing.again_at.unwrap_or(now);
+        Ok(Leased { workspace: taking.workspace, dispatch, until })
+    }
+}
+
+async fn bodies<C: ConnectionTrait>(db: &C, texts: &Texts, keys: &[impl Serialize]) -> Result<HashMap<Uuid, String>, DbErr> {
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let backend = db.get_database_backend();
+    let read = Statement::from_sql_and_values(backend, texts.get(backend), [json(keys)?]);
+    let rows = db.query_all_raw(read).await?;
+    rows.iter().map(|row| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?))).collect()
+}

@@ -1,0 +1,178 @@
+//! Dispatches as rows: read by schedule, written where they stand, listed.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ConnectionTrait, DbErr, FromQueryResult, Statement};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::convert;
+use super::entity::{canvas_schedule, dispatch};
+use super::rows::{Columns, Kind, Texts, json, names, table};
+use crate::domain::{CanvasSchedule, DispatchState, Firing};
+
+/// All of a dispatch.
+pub const DISPATCH: Columns = &[
+    ("workspace_id", Kind::Int),
+    ("schedule_id", Kind::Uuid),
+    ("n", Kind::Int),
+    ("revision", Kind::Big),
+    ("wave_ms", Kind::Big),
+    ("retry_ms", Kind::Big),
+    ("fired_ms", Kind::Big),
+    ("finished_ms", Kind::Big),
+    ("attempt", Kind::Int),
+    ("last_attempt", Kind::Int),
+    ("state", Kind::Small),
+    ("optimal_time", Kind::Bool),
+    ("includes_unlisted", Kind::Bool),
+    ("properties_id", Kind::Uuid),
+    ("zones", Kind::Text),
+    ("why", Kind::Text),
+];
+
+/// Names a schedule's row.
+pub const SCHEDULE_KEY: Columns = &[("workspace_id", Kind::Int), ("id", Kind::Uuid)];
+/// Names a dispatch.
+pub const DISPATCH_KEY: Columns = &[("workspace_id", Kind::Int), ("schedule_id", Kind::Uuid), ("n", Kind::Int)];
+
+/// A schedule's key as a row of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct ScheduleKey {
+    /// The schedule; first, so that keys sort by it.
+    pub id: Uuid,
+    /// The tenant.
+    pub workspace_id: i32,
+}
+
+impl ScheduleKey {
+    /// The key of a row.
+    pub fn of(row: &canvas_schedule::Model) -> Self {
+        Self { id: row.id, workspace_id: row.workspace_id }
+    }
+
+    /// As the reads take it.
+    pub fn pair(&self) -> (i32, Uuid) {
+        (self.workspace_id, self.id)
+    }
+}
+
+static OF_SCHEDULES: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let keys = table(backend, "k", SCHEDULE_KEY, 1);
+        let columns = names(DISPATCH, "d.");
+        format!(
+            "WITH {keys} SELECT {columns} FROM k JOIN dispatch d ON d.workspace_id = k.workspace_id AND d.schedule_id = k.id \
+             ORDER BY d.schedule_id, d.n"
+        )
+    })
+});
+
+static UPDATE: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let rows = table(backend, "i", DISPATCH, 1);
+        format!(
+            "WITH {rows} UPDATE dispatch AS d SET retry_ms = i.retry_ms, finished_ms = i.finished_ms, attempt = i.attempt, \
+               last_attempt = i.last_attempt, state = i.state, why = i.why FROM i \
+             WHERE d.workspace_id = i.workspace_id AND d.schedule_id = i.schedule_id AND d.n = i.n"
+        )
+    })
+});
+
+static DELETE: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let keys = table(backend, "k", DISPATCH_KEY, 1);
+        format!("WITH {keys} DELETE FROM dispatch WHERE (workspace_id, schedule_id, n) IN (SELECT workspace_id, schedule_id, n FROM k)")
+    })
+});
+
+/// Only what is unknown as this is written: what is in hand by then is settled by its answer.
+static ABANDON: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let keys = table(backend, "k", SCHEDULE_KEY, 1);
+        let [unknown, abandoned] = [DispatchState::Unknown, DispatchState::Abandoned].map(convert::dispatch_state_code);
+        format!(
+            "WITH {keys} UPDATE dispatch AS d SET state = {abandoned}, retry_ms = NULL, finished_ms = $2 FROM k \
+             WHERE d.workspace_id = k.workspace_id AND d.schedule_id = k.id AND d.state = {unknown}"
+        )
+    })
+});
+
+/// The dispatches of these schedules, of each in their order.
+///
+/// # Errors
+/// What the database says.
+pub async fn of_schedules<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<HashMap<Uuid, Vec<dispatch::Model>>, DbErr> {
+    let mut found: HashMap<Uuid, Vec<dispatch::Model>> = HashMap::new();
+    if keys.is_empty() {
+        return Ok(found);
+    }
+    let backend = db.get_database_backend();
+    let read = Statement::from_sql_and_values(backend, OF_SCHEDULES.get(backend), [json(keys)?]);
+    for row in db.query_all_raw(read).await? {
+        let row = dispatch::Model::from_query_result(&row, "")?;
+        found.entry(row.schedule_id).or_default().push(row);
+    }
+    Ok(found)
+}
+
+/// Of these rows, the dispatches of those that have been fired.
+///
+/// # Errors
+/// What the database says.
+pub async fn of_rows<'a, C: ConnectionTrait>(
+    db: &C,
+    rows: impl Iterator<Item = &'a canvas_schedule::Model>,
+) -> Result<HashMap<Uuid, Vec<dispatch::Model>>, DbErr> {
+    let fired: Vec<ScheduleKey> = rows.filter(|row| row.fired > 0).map(ScheduleKey::of).collect();
+    of_schedules(db, &fired).await
+}
+
+/// A schedule with its firings.
+///
+/// # Errors
+/// A stored value that this build cannot read.
+pub fn schedule(row: canvas_schedule::Model, dispatches: Vec<dispatch::Model>) -> Result<(CanvasSchedule, Vec<Firing>), DbErr> {
+    let bare = convert::schedule(row)?;
+    let firings = dispatches.into_iter().map(|row| convert::firing(row, &bare)).collect::<Result<Vec<_>, _>>()?;
+    Ok((bare.with_firings(&firings), firings))
+}
+
+/// Writes where these dispatches stand.
+///
+/// # Errors
+/// What the database says.
+pub async fn update<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Result<(), DbErr> {
+    run(db, &UPDATE, rows).await
+}
+
+/// Removes these dispatches.
+///
+/// # Errors
+/// What the database says.
+pub async fn remove<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Result<(), DbErr> {
+    run(db, &DELETE, rows).await
+}
+
+/// Lays down the unknown dispatches of these schedules, in the transaction that cancels them, after their rows: whoever settles
+/// or leases one later sees the cancellation.
+///
+/// # Errors
+/// What the database says.
+pub async fn abandon<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey], now: DateTime<Utc>) -> Result<(), DbErr> {
+    let backend = db.get_database_backend();
+    let values = [json(keys)?, now.timestamp_millis().into()];
+    db.execute_raw(Statement::from_sql_and_values(backend, ABANDON.get(backend), values)).await?;
+    Ok(())
+}
+
+async fn run<C: ConnectionTrait>(db: &C, texts: &Texts, rows: &[dispatch::Model]) -> Result<(), DbErr> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let backend = db.get_database_backend();
+    db.execute_raw(Statement::from_sql_and_values(backend, texts.get(backend), [json(rows)?])).await?;
+    Ok(())
+}

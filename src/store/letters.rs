@@ -1,0 +1,106 @@
+//! Dispatches as callers see them: lists, and dead letters that are tried again.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use sea_orm::sea_query::{Expr, ExprTrait};
+use sea_orm::{ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use uuid::Uuid;
+
+use super::commit::begin;
+use super::dispatches::{self, ScheduleKey};
+use super::entity::dispatch;
+use super::error::public;
+use super::sql::{self, Lock};
+use super::{Key, Store, convert};
+use crate::domain::{CanvasSchedule, Delivery, DispatchId, DispatchState, Firing, ScheduleId, WorkspaceId};
+use crate::error::Error;
+
+/// Which dispatches a list is about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DispatchFilter {
+    /// Only those of this schedule.
+    pub schedule_id: Option<ScheduleId>,
+    /// Only those in this state.
+    pub state: Option<DispatchState>,
+}
+
+impl Store {
+    /// Up to `limit` dispatches after `after`, in the order of schedule and number.
+    ///
+    /// # Errors
+    /// What the database says, for the log.
+    pub async fn dispatches(
+        &self,
+        workspace: WorkspaceId,
+        filter: DispatchFilter,
+        after: Option<(ScheduleId, u32)>,
+        limit: u64,
+    ) -> Result<Vec<(ScheduleId, Firing)>, Error> {
+        let read = async {
+            let mut query = dispatch::Entity::find().filter(dispatch::Column::WorkspaceId.eq(workspace.0));
+            if let Some(schedule) = filter.schedule_id {
+                query = query.filter(dispatch::Column::ScheduleId.eq(schedule.0));
+            }
+            if let Some(state) = filter.state {
+                // In its text, as the partial indexes have it.
+                query = query.filter(Expr::cust(format!("state = {}", convert::dispatch_state_code(state))));
+            }
+            if filter.state == Some(DispatchState::InHand) {
+                query = query.filter(dispatch::Column::RetryMs.is_not_null());
+            }
+            if let Some((schedule, n)) = after {
+                let key = Expr::tuple([Expr::col(dispatch::Column::ScheduleId), Expr::col(dispatch::Column::N)]);
+                query = query.filter(key.gt(Expr::tuple([Expr::value(schedule.0), Expr::value(convert::signed(n)?)])));
+            }
+            let query = query.order_by_asc(dispatch::Column::ScheduleId).order_by_asc(dispatch::Column::N);
+            self.with_schedules(query.limit(limit).all(&self.reads).await?).await
+        };
+        read.await.map_err(|fault: DbErr| public(&fault))
+    }
+
+    /// Dispatches as firings, which may be of every zone that their schedules are about.
+    async fn with_schedules(&self, rows: Vec<dispatch::Model>) -> Result<Vec<(ScheduleId, Firing)>, DbErr> {
+        let mut keys: Vec<(i32, Uuid)> = rows.iter().map(|row| (row.workspace_id, row.schedule_id)).collect();
+        keys.dedup();
+        let mut schedules: HashMap<Uuid, CanvasSchedule> = HashMap::new();
+        if !keys.is_empty() {
+            for row in sql::read_rows(&self.reads, &keys, Lock::None).await? {
+                schedules.insert(row.id, convert::schedule(row)?);
+            }
+        }
+        // One whose schedule was removed meanwhile is gone, too.
+        let of = |row: dispatch::Model| {
+            let schedule = schedules.get(&row.schedule_id)?;
+            Some(convert::firing(row, schedule).map(|firing| (schedule.id, firing)))
+        };
+        rows.into_iter().filter_map(of).collect()
+    }
+
+    /// Lets a dead letter be tried again.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::DispatchNotFound`], the domain's refusals, and what the database says, for the log.
+    pub async fn revive(&self, key: Key, id: DispatchId, now: DateTime<Utc>, delivery: &Delivery) -> Result<Firing, Error> {
+        let revive = async {
+            let db = begin(&self.dispatching).await?;
+            // Under the lock of its schedule: a cancellation waits for us or we see it.
+            let Some(row) = sql::read_rows(&db, &[(key.0.0, key.1.0)], Lock::Wait).await?.pop() else {
+                return Ok(Err(Error::NotFound { schedule_id: key.1.to_string() }));
+            };
+            let mut rows = dispatches::of_schedules(&db, &[ScheduleKey::of(&row)]).await?;
+            let (schedule, firings) = dispatches::schedule(row.clone(), rows.remove(&row.id).unwrap_or_default())?;
+            let Some(dead) = firings.into_iter().find(|firing| firing.id(schedule.id) == id) else {
+                return Ok(Err(Error::DispatchNotFound { dispatch_id: id.to_string() }));
+            };
+            let revived = match dead.revived(&schedule, now, delivery) {
+                Ok(revived) => revived,
+                Err(refused) => return Ok(Err(refused)),
+            };
+            dispatches::update(&db, &[convert::dispatch_row(key.0, &schedule, &revived)?]).await?;
+            db.commit().await?;
+            Ok(Ok(revived))
+        };
+        revive.await.map_err(|fault: DbErr| public(&fault))?
+    }
+}

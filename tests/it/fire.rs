@@ -1,0 +1,346 @@
+//! Firing at the store: who gets what, and what races it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use canvas_scheduler::clock::Clock;
+use canvas_scheduler::domain::{Answer, Applied, Delivery, DispatchState, Policy, State, WorkspaceId, ZoneSet, zone};
+use canvas_scheduler::error::Error;
+use canvas_scheduler::store::Leased;
+use chrono::TimeDelta;
+use tokio::task::JoinSet;
+
+use crate::support::stores::*;
+use crate::support::*;
+
+on_both![
+    no_more_is_fired_than_is_asked_for,
+    a_wave_is_fired_once_with_what_it_carries,
+    what_was_not_taken_is_open_again_and_fired_anew,
+    an_unknown_outcome_is_tried_again_under_its_id,
+    a_lease_that_ran_out_is_taken_by_another_and_a_late_answer_counts_once,
+    a_change_decided_beside_a_firing_covers_what_is_left,
+    a_cancellation_ends_further_attempts_at_once,
+    a_postponed_schedule_leaves_no_early_wave_and_no_late_one,
+];
+
+on_both![file: takers_at_once_share_what_is_due, changes_and_firings_at_once_hand_no_zone_over_twice];
+
+const DUE: &str = "2026-03-20T08:00:00Z";
+
+async fn no_more_is_fired_than_is_asked_for(database: &Database) {
+    let test = TestStore::open(database).await;
+    for n in 0..40 {
+        test.create(&format!("2026-03-20T07:00:{n:02}Z"), false).await;
+    }
+    assert_eq!(test.fire(10).await.len(), 0, "nothing is due");
+    test.at(DUE);
+    let mut fired = Vec::new();
+    for limit in [1, 7, 32, 7, 100] {
+        let leased = test.fire(limit).await;
+        assert!(leased.len() <= limit, "{} of {limit}", leased.len());
+        fired.push(leased.len());
+    }
+    assert_eq!(fired, [1, 7, 32, 0, 0]);
+}
+
+async fn a_wave_is_fired_once_with_what_it_carries(database: &Database) {
+    let test = TestStore::open(database).await;
+    let id = test.create(DUE, false).await;
+    test.at("2026-03-20T08:00:02Z");
+    let [leased] = test.fire(5).await.try_into().expect("one dispatch");
+    let dispatch = &leased.dispatch;
+    assert_eq!((dispatch.schedule_id, dispatch.n, dispatch.attempt, dispatch.revision), (id, 1, 1, 1));
+    assert_eq!((dispatch.workspace.as_str(), dispatch.canvas_id.as_str()), ("default", "canvas"));
+    assert_eq!((dispatch.wave.time, dispatch.lateness), (instant(DUE), TimeDelta::seconds(2)));
+    assert!(dispatch.wave.zones == ZoneSet::all() && dispatch.wave.includes_unlisted_zones && dispatch.target.broadcast);
+    assert_eq!(leased.until, test.clock.now() + Delivery::default().lease);
+    assert!(test.fire(5).await.is_empty());
+    let refused = test.update(id, "2026-03-21T08:00:00Z", false).await;
+    let since = "2026-03-20T08:00:02.000Z".to_owned();
+    assert_eq!(refused, Err(Error::NothingLeft { schedule_id: id.to_string(), since }), "taken is taken");
+    test.finish(&[leased], &Answer::Delivered).await;
+    assert_eq!(states(&test, id).await, [(1, 1, DispatchState::Delivered)]);
+    test.at("2026-03-21T08:00:00Z");
+    assert!(test.fire(5).await.is_empty() && test.retry(5).await.is_empty(), "nothing is left to do");
+}
+
+/// Number, attempt and state of every dispatch of a schedule.
+async fn states(test: &TestStore, id: canvas_scheduler::domain::ScheduleId) -> Vec<(u32, u32, DispatchState)> {
+    let (_, firings) = test.store.schedule_and_firings((WorkspaceId::DEFAULT, id)).await.expect("it is there");
+    firings.iter().map(|firing| (firing.n, firing.attempt, firing.state)).collect()
+}
+
+async fn what_was_not_taken_is_open_again_and_fired_anew(database: &Database) {
+    let test = TestStore::open(database).await;
+    let id = test.create(DUE, false).await;
+    test.at(DUE);
+    let leased = test.fire(5).await;
+    test.finish(&leased, &not_taken()).await;
+    assert_eq!(states(&test, id).await, []);
+    let (schedule, _) = test.store.schedule_and_firings((WorkspaceId::DEFAULT, id)).await.expect("it is there");
+    assert_eq!((schedule.state(), schedule.fired, schedule.next_wave), (State::Pending, 1, Some(instant(DUE))));
+    assert!(test.fire(5).await.is_empty(), "not at once");
+    let moved = test.update(id, "2026-03-20T09:00:00Z", false).await.expect("every zone is open");
+    assert_eq!(moved.applied, Applied::All);
+    test.at("2026-03-20T08:59:59Z");
+    assert!(test.fire(5).await.is_empty(), "the update decides when it goes");
+    test.at("2026-03-20T09:00:00Z");
+    let [second] = test.fire(5).await.try_into().expect("one dispatch");
+    assert_eq!((second.dispatch.n, second.dispatch.revision), (2, 2));
+    assert_ne!(second.dispatch.id, leased[0].dispatch.id, "no two firings share an id");
+    // Without an update it goes by itself after a pause.
+    test.finish(&[second], &not_taken()).await;
+    test.at("2026-03-20T09:00:01Z");
+    let [third] = test.fire(5).await.try_into().expect("one dispatch");
+    assert_eq!((third.dispatch.n, third.dispatch.wave.time), (3, instant("2026-03-20T09:00:00Z")));
+}
+
+async fn an_unknown_outcome_is_tried_again_under_its_id(database: &Database) {
+    let test = TestStore::open(database).await;
+    let id = test.create(DUE, false).await;
+    test.at(DUE);
+    let first = test.fire(5).await;
+    test.finish(&first, &unknown()).await;
+    assert_eq!(states(&test, id).await, [(1, 1, DispatchState::Unknown)]);
+    assert!(test.retry(5).await.is_empty(), "after a pause");
+    test.at("2026-03-20T08:00:01Z");
+    let second = test.retry(5).await;
+    assert_eq!((second.len(), second[0].dispatch.attempt, second[0].dispatch.id), (1, 2, first[0].dispatch.id));
+    assert!(test.retry(5).await.is_empty() && test.fire(5).await.is_empty());
+    test.finish(&second, &not_taken()).await;
+    assert_eq!(states(&test, id).await, [(1, 1, DispatchState::Unknown)], "the first may have arrived, so its zones stay taken");
+    test.at("2026-03-20T08:00:09Z");
+    let third = test.retry(5).await;
+    test.finish(&third, &rejected()).await;
+    assert_eq!(states(&test, id).await, [(1, 2, DispatchState::Dead)]);
+    test.at("2026-03-22T08:00:09Z");
+    assert!(test.retry(5).await.is_empty(), "a dead letter rests");
+}
+
+async fn a_lease_that_ran_out_is_taken_by_another_and_a_late_answer_counts_once(database: &Database) {
+    let test = TestStore::open(database).await;
+    let id = test.create(DUE, false).await;
+    test.at(DUE);
+    let first = test.fire(5).await;
+    test.move_to(first[0].until - TimeDelta::milliseconds(1));
+    assert!(test.retry(5).await.is_empty(), "the lease holds");
+    test.move_to(first[0].until);
+    let second = test.retry(5).await;
+    assert_eq!((second[0].dispatch.attempt, second[0].dispatch.id), (2, first[0].dispatch.id));
+    test.finish(&first, &not_taken()).await;
+    assert_eq!(states(&test, id).await, [(1, 2, DispatchState::InHand)], "a late answer of the first changes nothing");
+    test.finish(&first, &Answer::Delivered).await;
+    assert_eq!(states(&test, id).await, [(1, 2, DispatchState::Delivered)], "but that it was delivered is true");
+    test.finish(&second, &not_taken()).await;
+    test.finish(&second, &unknown()).await;
+    assert_eq!(states(&test, id).await, [(1, 2, DispatchState::Delivered)]);
+}
+
+async fn a_change_decided_beside_a_firing_covers_what_is_left(database: &Database) {
+    let test = TestStore::open(database).await;
+    let id = test.create("2026-03-02T12:00:00", true).await;
+    let mut handed_over = ZoneSet::empty();
+    let mut ids = BTreeSet::new();
+    let mut fire = async |until: &str| {
+        test.at(until);
+        loop {
+            let leased = test.fire(3).await;
+            for one in &leased {
+                assert!(handed_over.iter().all(|zone| !one.dispatch.wave.zones.contains(zone)), "no zone twice");
+                assert!(ids.insert(one.dispatch.id.to_string()));
+                handed_over = handed_over.union(&one.dispatch.wave.zones);
+            }
+            if leased.is_empty() {
+                return handed_over.len();
+            }
+            test.finish(&leased, &Answer::Delivered).await;
+        }
+    };
+    let half = fire("2026-03-02T09:00:00Z").await;
+    assert!(half > 0 && half < ZoneSet::all().len());
+    let moved = test.update(id, "2026-03-03T10:00:00Z", false).await.expect("some zones are open");
+    assert_eq!((moved.applied, moved.applied_zones), (Applied::Some, ZoneSet::all().len() - half));
+    let nothing = fire("2026-03-03T09:59:59Z").await;
+    assert_eq!(nothing, half, "the open zones wait for their new time");
+    let back = test.update(id, "2026-03-04T12:00:00", true).await.expect("some zones are open");
+    assert_eq!(back.applied_zones, ZoneSet::all().len() - half);
+    let all = fire("2026-03-06T00:00:00Z").await;
+    assert_eq!(all, ZoneSet::all().len(), "none forgotten");
+    let (schedule, firings) = test.store.schedule_and_firings((WorkspaceId::DEFAULT, id)).await.expect("it is there");
+    assert_eq!((schedule.state(), schedule.revision), (State::Dispatched, 3));
+    assert_eq!(firings.iter().filter(|firing| firing.wave.includes_unlisted_zones).count(), 1);
+}
+
+async fn a_cancellation_ends_further_attempts_at_once(database: &Database) {
+    let test = TestStore::open(database).await;
+    let (waiting, in_hand, not_sent) = (test.create(DUE, false).await, test.create(DUE, false).await, test.create(DUE, false).await);
+    test.at(DUE);
+    let leased: BTreeMap<_, Leased> = test.fire(5).await.into_iter().map(|one| (one.dispatch.schedule_id, one)).collect();
+    test.finish(&[leased[&waiting].clone()], &unknown()).await;
+    let cancelled = test.cancel(waiting).await.expect("a further attempt is stopped");
+    assert_eq!((cancelled.applied, cancelled.applied_zones, cancelled.after.unknown), (Applied::Some, 0, 1));
+    assert_eq!(states(&test, waiting).await, [(1, 1, DispatchState::Abandoned)]);
+    let refused = test.cancel(in_hand).await;
+    assert!(matches!(refused, Err(Error::NothingLeft { .. })), "what is in hand is gone: {refused:?}");
+    // One that was not taken is open, and cancelled for all; one whose lease runs out after that is tried no more.
+    test.finish(&[leased[&not_sent].clone()], &not_taken()).await;
+    assert_eq!(test.cancel(not_sent).await.expect("open").applied, Applied::All);
+    test.at("2026-03-20T10:00:00Z");
+    let again = test.retry(5).await;
+    assert_eq!(again.iter().map(|one| one.dispatch.schedule_id).collect::<Vec<_>>(), [in_hand]);
+    assert!(test.fire(5).await.is_empty());
+}
+
+async fn a_postponed_schedule_leaves_no_early_wave_and_no_late_one(database: &Database) {
+    let test = TestStore::open(database).await;
+    let id = test.create(DUE, false).await;
+    test.update(id, "2026-03-22T08:00:00Z", false).await.expect("postponed");
+    test.at(DUE);
+    assert!(test.fire(5).await.is_empty(), "the old entry only moves on");
+    test.update(id, "2026-03-21T08:00:00Z", false).await.expect("earlier again");
+    test.at("2026-03-21T07:59:59.999Z");
+    assert!(test.fire(5).await.is_empty());
+    test.at("2026-03-21T08:00:00Z");
+    assert_eq!(test.fire(5).await.len(), 1);
+    test.at("2026-03-23T08:00:00Z");
+    assert!(test.fire(5).await.is_empty());
+}
+
+async fn takers_at_once_share_what_is_due(database: &Database) {
+    let tests = [TestStore::open(database).await, TestStore::open(database).await];
+    for n in 0..60 {
+        tests[0].create(&format!("2026-03-20T07:00:{:02}Z", n % 60), false).await;
+    }
+    let now = instant(DUE);
+    let mut takers = JoinSet::new();
+    for n in 0..6 {
+        let store = tests[n % 2].store.clone();
+        takers.spawn(async move {
+            let mut taken = Vec::new();
+            loop {
+                let fired = store.fire(5, now, &Delivery::default(), zone::data_number()).await.expect("fired");
+                assert!(fired.leased.len() <= 5);
+                let done = fired.leased.is_empty();
+                taken.extend(fired.leased.into_iter().map(|one| one.dispatch.id.to_string()));
+                if done {
+                    return taken;
+                }
+            }
+        });
+    }
+    let mut all = takers.join_all().await.concat();
+    // One that found everything held by the others may have left early: what is left is fired now.
+    let left = tests[0].store.fire(100, now, &Delivery::default(), zone::data_number()).await.expect("fired").leased;
+    all.extend(left.into_iter().map(|one| one.dispatch.id.to_string()));
+    let unique: BTreeSet<_> = all.iter().collect();
+    assert_eq!((all.len(), unique.len()), (60, 60), "each once");
+}
+
+/// Two replicas fire and two change the same few local schedules, all at once; every zone is handed over exactly once.
+async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database) {
+    // However far past, a zone is not missed: only being handed over takes it out of an update's reach.
+    let policy = Policy { lateness: TimeDelta::days(3), ..Policy::default() };
+    let tests = [TestStore::open_with(database, policy).await, TestStore::open_with(database, policy).await];
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(tests[0].create("2026-03-02T12:00:00", true).await);
+    }
+    tests.iter().for_each(|test| test.at("2026-03-02T12:00:00Z"));
+    let mut tasks = JoinSet::new();
+    for test in &tests {
+        let (store, now) = (test.store.clone(), test.clock.now());
+        tasks.spawn(async move {
+            let mut zones = Vec::new();
+            for round in 0..60 {
+                let fired = store.fire(3, now, &Delivery::default(), zone::data_number()).await.expect("fired").leased;
+                let answer = if round % 3 == 0 { not_taken() } else { Answer::Delivered };
+                let done: Vec<_> = fired.iter().map(|one| finished(one, &answer)).collect();
+                store.finish(&done, now, &Delivery::default()).await.expect("finished");
+                if answer == Answer::Delivered {
+                    zones.extend(fired.iter().flat_map(|one| one.dispatch.wave.zones.iter().map(|zone| (one.dispatch.schedule_id, zone))));
+                }
+            }
+            zones
+        });
+    }
+    for round in 0..30 {
+        for (n, id) in ids.iter().enumerate() {
+            let time = format!("2026-03-02T12:{round:02}:00");
+            tests[n % 2].update(*id, &time, true).await.expect("some zones are open");
+        }
+    }
+    let mut zones = tasks.join_all().await.concat();
+    tests[0].at("2026-03-10T00:00:00Z");
+    loop {
+        let fired = tests[0].fire(50).await;
+        if fired.is_empty() {
+            break;
+        }
+        tests[0].finish(&fired, &Answer::Delivered).await;
+        zones.extend(fired.iter().flat_map(|one| one.dispatch.wave.zones.iter().map(|zone| (one.dispatch.schedule_id, zone))));
+    }
+    let unique: BTreeSet<_> = zones.iter().collect();
+    assert_eq!((zones.len(), unique.len()), (4 * ZoneSet::all().len(), 4 * ZoneSet::all().len()));
+}
+
+mod on_postgres {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_due_is_found_by_indexes_and_updates_touch_none() {
+        run(Kind::Postgres, concat!(module_path!(), "::what_is_due_is_found_by_indexes_and_updates_touch_none"), counted).await;
+    }
+}
+
+/// As many rows again of each table as a big one has, none of them due.
+const MANY: &str = "
+    INSERT INTO canvas_schedule (workspace_id, id, revision, version, time_ms, next_wave_ms, wake_ms, missed_before_ms, created_ms,
+      updated_ms, state, in_local_time, at_optimal_time, default_zone, canvas_id)
+      SELECT 1, gen_random_uuid(), 1, 1, 0, 4102444800000 + n, 4102444800000 + n, 0, 0, 0, 0, false, false, 'UTC', 'many'
+      FROM generate_series(1, 20000) AS n;
+    INSERT INTO canvas_schedule_wake SELECT wake_ms, workspace_id, id FROM canvas_schedule;
+    INSERT INTO canvas_schedule_target SELECT id, 1, '{}' FROM canvas_schedule;
+    INSERT INTO dispatch (workspace_id, schedule_id, n, revision, wave_ms, fired_ms, finished_ms, attempt, last_attempt, state, optimal_time,
+      includes_unlisted, why) SELECT 1, id, 1, 1, 0, 0, 0, 1, 10, 2, false, true, '' FROM canvas_schedule;
+    ANALYZE";
+
+/// Rows that were read past any index, and rows that were fetched by one, of the tables that grow.
+const READ: &str =
+    "SELECT sum(seq_tup_read)::bigint FROM pg_stat_user_tables WHERE relname LIKE 'canvas_schedule%' OR relname = 'dispatch'";
+const FETCHED: &str =
+    "SELECT sum(idx_tup_fetch)::bigint FROM pg_stat_user_tables WHERE relname LIKE 'canvas_schedule%' OR relname = 'dispatch'";
+
+async fn counted(database: &Database) {
+    database.sql(MANY, "").await;
+    let (read, fetched) = (database.count(READ).await, database.count(FETCHED).await);
+    let (n, updates) = (60, 40);
+    {
+        let test = TestStore::open(database).await;
+        let mut ids = vec![];
+        for _ in 0..n {
+            ids.push(test.create(DUE, false).await);
+        }
+        for n in 0..updates {
+            test.update(ids[n], &format!("2026-03-20T07:00:{n:02}Z"), false).await.expect("updated");
+        }
+        test.at(DUE);
+        // Those that moved earlier have an entry for their old time, too.
+        let leased = test.fire(n + updates).await;
+        assert_eq!(leased.len(), n);
+        let (lost, delivered) = leased.split_at(n / 2);
+        test.finish(delivered, &Answer::Delivered).await;
+        test.finish(lost, &unknown()).await;
+        test.clock.advance(TimeDelta::seconds(2));
+        test.finish(&test.retry(n).await, &Answer::Delivered).await;
+        assert_eq!(test.store.next_due().await.expect("a look").retry, None);
+    }
+    // Each session tells its counts when it ends.
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'canvas-scheduler%'";
+    soon(async { while database.count(sessions).await > 0 {} }).await;
+    assert_eq!(database.count(READ).await - read, 0, "nothing was searched for row by row");
+    let fetched = database.count(FETCHED).await - fetched;
+    assert!(fetched < 3000, "{fetched} rows were fetched for {n} schedules");
+    let hot = "SELECT n_tup_upd - n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'canvas_schedule'";
+    let cold = database.count(hot).await;
+    assert_eq!(cold, i64::try_from(n).expect("few"), "only firing, which changes the state, touches an index");
+}

@@ -1,0 +1,27 @@
+//! A server that sends.
+
+use std::sync::Arc;
+
+use canvas_scheduler::clock::{Clock, ManualClock};
+
+use super::{Database, NOW, RecordingSink, TestApp, instant};
+
+/// A server with a dispatcher, a sink that records, and a clock that the test moves.
+pub struct Sending {
+    pub app: TestApp,
+    pub sink: Arc<RecordingSink>,
+    pub clock: Arc<ManualClock>,
+}
+
+impl Sending {
+    /// A server over a migrated database.
+    pub async fn start(database: &Database) -> Self {
+        let (sink, clock) = (RecordingSink::new(), Arc::new(ManualClock::at(instant(NOW))));
+        Self { app: TestApp::start_sending(database, &sink, &clock).await, sink, clock }
+    }
+
+    /// Moves the clock to an instant as a test writes it.
+    pub fn move_to(&self, time: &str) {
+        self.clock.advance(instant(time) - self.clock.now());
+    }
+}

@@ -1,0 +1,95 @@
+//! A sink that keeps what it gets and answers as the test says.
+
+use std::sync::{Arc, Mutex};
+
+use canvas_scheduler::clock::ManualClock;
+use canvas_scheduler::domain::Dispatch;
+use canvas_scheduler::sink::{Answer, Answering, Sink};
+use chrono::TimeDelta;
+use tokio::sync::watch;
+
+use super::soon;
+
+/// What becomes of a dispatch that reaches the sink.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    /// It is answered.
+    Say(Answer),
+    /// It is never answered.
+    Hang,
+}
+
+type Script = Box<dyn Fn(&Dispatch) -> Reply + Send>;
+
+/// Every dispatch with what became of it, in the order in which they came.
+pub struct RecordingSink {
+    seen: watch::Sender<Vec<(Dispatch, Reply)>>,
+    script: Mutex<Script>,
+}
+
+impl RecordingSink {
+    /// A sink that takes everything.
+    pub fn new() -> Arc<Self> {
+        let script: Script = Box::new(|_| Reply::Say(Answer::Delivered));
+        Arc::new(Self { seen: watch::Sender::new(vec![]), script: Mutex::new(script) })
+    }
+
+    /// From now on it answers so.
+    pub fn reply(&self, script: impl Fn(&Dispatch) -> Reply + Send + 'static) {
+        *self.script.lock().expect("no panic while answering") = Box::new(script);
+    }
+
+    /// From now on it answers always the same.
+    pub fn say(&self, answer: Answer) {
+        self.reply(move |_| Reply::Say(answer.clone()));
+    }
+
+    /// What has come until now.
+    pub fn seen(&self) -> Vec<Dispatch> {
+        self.seen.borrow().iter().map(|(dispatch, _)| dispatch.clone()).collect()
+    }
+
+    /// What was taken until now.
+    pub fn taken(&self) -> Vec<Dispatch> {
+        let taken = |(dispatch, reply): &(Dispatch, Reply)| matches!(reply, Reply::Say(Answer::Delivered)).then(|| dispatch.clone());
+        self.seen.borrow().iter().filter_map(taken).collect()
+    }
+
+    /// How much has come until now.
+    pub fn count(&self) -> usize {
+        self.seen.borrow().len()
+    }
+
+    /// Waits until `n` dispatches have come in all, and answers them.
+    pub async fn at_least(&self, n: usize) -> Vec<Dispatch> {
+        let mut seen = self.seen.subscribe();
+        soon(seen.wait_for(|seen| seen.len() >= n)).await.expect("the sink is there");
+        self.seen()
+    }
+
+    /// Moves the clock on step by step until `enough`: for what comes after pauses that begin when an answer is written.
+    pub async fn in_time(&self, clock: &ManualClock, step: TimeDelta, enough: impl Fn(&Self) -> bool) {
+        let mut seen = self.seen.subscribe();
+        let moving = async {
+            while !enough(self) {
+                clock.advance(step);
+                // Whoever waits for the clock gets a turn.
+                let _come = tokio::time::timeout(std::time::Duration::from_millis(5), seen.changed()).await;
+            }
+        };
+        soon(moving).await;
+    }
+}
+
+impl Sink for RecordingSink {
+    fn deliver<'a>(&'a self, dispatch: &'a Dispatch) -> Answering<'a> {
+        let reply = (self.script.lock().expect("no panic while answering"))(dispatch);
+        self.seen.send_modify(|seen| seen.push((dispatch.clone(), reply.clone())));
+        Box::pin(async move {
+            match reply {
+                Reply::Say(answer) => answer,
+                Reply::Hang => std::future::pending().await,
+            }
+        })
+    }
+}
