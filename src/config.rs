@@ -1,6 +1,8 @@
 //! The settings: flags and `CANVAS_SCHEDULER_*` variables, read here alone. Every value is read as text first, so that all
 //! faults are told at once.
 
+pub mod access;
+
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
@@ -28,6 +30,12 @@ pub enum Command {
     Serve(ServeArgs),
     /// Apply pending migrations and end
     Migrate(DatabaseArgs),
+    /// Make, list and revoke the keys of callers
+    #[command(subcommand)]
+    ApiKey(access::ApiKeyCommand),
+    /// Make, list and set workspaces, the tenants
+    #[command(subcommand)]
+    Workspace(access::WorkspaceCommand),
     /// Ask a running server whether it serves; ends with 0 when it does, with 1 when not
     Healthcheck(HealthcheckArgs),
 }

@@ -18,6 +18,8 @@ fn main() -> ExitCode {
         Command::Dev(args) => both(logging, args.read()).and_then(|serve| cli::dev::run(&serve)),
         Command::Serve(args) => both(logging, args.read()).and_then(|serve| cli::serve::run(&serve)),
         Command::Migrate(args) => both(logging, args.read()).and_then(|url| cli::migrate::run(&url)),
+        Command::ApiKey(command) => both(logging, Ok(command)).and_then(|command| cli::api_key::run(&command)),
+        Command::Workspace(command) => both(logging, Ok(command)).and_then(|command| cli::workspace::run(&command)),
         Command::Healthcheck(args) => both(logging, args.read()).and_then(|asked| cli::healthcheck::run(&asked)),
     };
     match outcome {

@@ -35,7 +35,7 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
 
 /// The sample schedules that can still change; made anew where there is none.
 async fn samples(service: &Service, now: DateTime<Utc>) -> Result<Vec<CanvasSchedule>, Error> {
-    let caller = Caller { workspace: WorkspaceId::DEFAULT, actor: "dev".to_owned(), deadline: None };
+    let caller = Caller { workspace: WorkspaceId::DEFAULT, actor: "dev".into(), deadline: None };
     let mut samples = Vec::new();
     for (name, in_local_time) in CANVASES.into_iter().zip([true, false]) {
         let canvas_id = CanvasId::parse(name).map_err(Error::internal)?;

@@ -35,7 +35,7 @@ impl Grpc {
 /// Who calls. Until there are keys, everyone is the workspace `default`.
 fn caller<T>(request: &Request<T>) -> Caller {
     let deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
-    Caller { workspace: WorkspaceId::DEFAULT, actor: "anonymous".to_owned(), deadline }
+    Caller { workspace: WorkspaceId::DEFAULT, actor: "anonymous".into(), deadline }
 }
 
 fn refuse(error: Error) -> Status {

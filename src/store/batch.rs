@@ -297,7 +297,7 @@ fn revision_row(job: &Job, outcome: &Outcome, commit_id: i64) -> revision::Model
         in_local_time: after.schedule.in_local_time,
         at_optimal_time: after.schedule.at_optimal_time,
         properties_id: after.properties.map(|id| id.0),
-        actor: job.caller.actor.clone(),
+        actor: job.caller.actor.to_string(),
         commit_id,
     }
 }

@@ -2,6 +2,7 @@
 //! run side by side.
 
 mod m0001_schedules;
+mod m0003_access;
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, Statement, TransactionTrait};
 use sea_orm_migration::{MigrationTrait, MigratorTrait, seaql_migrations};
@@ -11,7 +12,7 @@ pub struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_schedules::Migration)]
+        vec![Box::new(m0001_schedules::Migration), Box::new(m0003_access::Migration)]
     }
 }
 

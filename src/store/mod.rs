@@ -1,5 +1,6 @@
 //! The only place with sea-orm: what the service may ask, and nothing else.
 
+mod access;
 mod batch;
 mod commit;
 mod connect;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use sea_orm::DatabaseConnection;
 use tokio::sync::mpsc;
 
+pub use access::WorkspaceChange;
 pub use batch::Answered;
 pub use commit::Writer;
 pub use connect::{Durability, Options};

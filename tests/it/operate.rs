@@ -140,7 +140,8 @@ mod it_is_not_ready_until_the_schema_is_there {
         assert_eq!(next().await, ServingStatus::NotServing);
 
         let (store, _writers) = Store::open(&Options::new(database.url()), app.clock.clone(), Policy::default()).await.expect("a store");
-        assert_eq!(store.migrate().await.expect("migrated"), ["m0001_schedules"]);
+        let applied = store.migrate().await.expect("migrated");
+        assert!(applied.first().is_some_and(|first| first == "m0001_schedules") && applied.is_sorted(), "{applied:?}");
         assert_eq!(store.migrate().await.expect("nothing to do"), Vec::<String>::new(), "a second time changes nothing");
         assert_eq!(next().await, ServingStatus::Serving, "without a restart");
         app.create(create("canvas", at(LATER))).await.expect("created");

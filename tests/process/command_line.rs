@@ -11,7 +11,7 @@ use super::postgres::process::{Running, run};
 use super::server::{PATIENCE, Server, command, migrate, next_status};
 
 /// Runs the binary to its end, which is near.
-fn ended(args: &[&str]) -> Output {
+pub fn ended(args: &[&str]) -> Output {
     let folder = Folder::new();
     let mut command = command(args);
     command.current_dir(folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped());

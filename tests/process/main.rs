@@ -19,6 +19,7 @@ mod command_line;
 mod crash;
 mod cut;
 mod dev;
+mod keys;
 mod locked;
 mod order;
 mod replicas;
