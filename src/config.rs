@@ -3,11 +3,12 @@
 
 pub mod access;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 
 /// A self-hosted gRPC service that owns the schedules of API-triggered Canvases.
 #[derive(Debug, Parser)]
@@ -71,6 +72,12 @@ pub struct ServeArgs {
     /// The address for gRPC; loopback only until there are keys and TLS. Port 0 takes a free one
     #[arg(long, env = "CANVAS_SCHEDULER_GRPC_ADDR", default_value = "127.0.0.1:50051")]
     pub grpc_addr: String,
+    /// Networks of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8,192.0.2.7 [default: none]
+    #[arg(long, env = "CANVAS_SCHEDULER_TRUSTED_PROXIES", default_value = "", hide_default_value = true, value_name = "NETWORKS")]
+    pub trusted_proxies: String,
+    /// Whether callers may ask which methods there are, without a key: on or off
+    #[arg(long, env = "CANVAS_SCHEDULER_REFLECTION", default_value = "on")]
+    pub reflection: String,
     /// Threads that serve, each with a runtime of its own; 0 means one for each core
     #[arg(long, env = "CANVAS_SCHEDULER_CORES", default_value = "0", help_heading = "Tuning")]
     pub cores: String,
@@ -130,6 +137,10 @@ pub struct Serve {
     pub database_url: String,
     /// Loopback.
     pub grpc_addr: SocketAddr,
+    /// Whose word on the caller's address is taken.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether reflection is served.
+    pub reflection: bool,
     /// At least 1.
     pub cores: usize,
     /// At least 1.
@@ -187,6 +198,20 @@ impl Reader {
             Ok(number) if number >= least && number <= most => Some(number),
             _ => self.fault(flag, value, &format!("a whole number from {least} to {most}")),
         }
+    }
+
+    fn switch(&mut self, flag: &str, value: &str) -> Option<bool> {
+        match value {
+            "on" => Some(true),
+            "off" => Some(false),
+            _ => self.fault(flag, value, "on or off"),
+        }
+    }
+
+    fn networks(&mut self, flag: &str, value: &str) -> Option<Vec<IpNet>> {
+        let entries = value.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        let networks = entries.map(|entry| entry.parse().or_else(|_| entry.parse::<IpAddr>().map(IpNet::from)));
+        networks.collect::<Result<_, _>>().ok().or_else(|| self.fault(flag, value, "a list of networks such as 10.0.0.0/8,192.0.2.7"))
     }
 
     /// A span of at least a millisecond and at most a year, such as `90m` or `1h 30m`.
@@ -251,6 +276,8 @@ impl ServeArgs {
         let mut reader = Reader::default();
         let database_url = reader.database(&self.database);
         let grpc_addr = reader.loopback("grpc-addr", &self.grpc_addr);
+        let trusted_proxies = reader.networks("trusted-proxies", &self.trusted_proxies);
+        let reflection = reader.switch("reflection", &self.reflection);
         let cores = reader.number("cores", &self.cores, 0, 1024);
         let writers = reader.number("writers", &self.writers, 1, 64);
         let commit_max = reader.number("commit-max", &self.commit_max, 1, 1000);
@@ -268,6 +295,8 @@ impl ServeArgs {
             Some(Serve {
                 database_url: database_url?,
                 grpc_addr: grpc_addr?,
+                trusted_proxies: trusted_proxies?,
+                reflection: reflection?,
                 cores: cores_or_all(cores?),
                 writers: writers?,
                 commit_max: commit_max?,

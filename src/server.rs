@@ -19,9 +19,12 @@ use crate::clock::SharedClock;
 use crate::config::Serve;
 use crate::domain::Policy;
 use crate::error::{Error, Violation};
+use crate::layers::auth::Gate;
 use crate::layers::drain::Phase;
 use crate::layers::{Stack, Wrapped};
 use crate::service::Service;
+use crate::service::access::Access;
+use crate::service::admin::Admin;
 use crate::store::{Durability, Options, Store, Writer};
 use accept::{Bounds, Connection, Core};
 use routes::{HEALTH_NAMES, Routes};
@@ -37,6 +40,8 @@ const AFTER_DRAIN: Duration = Duration::from_secs(3);
 pub struct Server {
     grpc_addr: SocketAddr,
     service: Service,
+    admin: Admin,
+    access: Access,
     health: HealthReporter,
     phase: watch::Sender<Phase>,
     drain: Duration,
@@ -73,8 +78,10 @@ impl Server {
         set_health(&health, ServingStatus::NotServing).await;
         let (phase, phases) = watch::channel(Phase::Serving);
         let bounds = bounds(settings);
-        let stack = Stack { phase: phases.clone(), max_call: settings.max_call_time };
-        let routes = Routes::new(&service, health.clone(), ready.clone())?;
+        let access = Access::new(store.clone(), clock.clone());
+        let gate = Gate { access: access.clone(), trusted_proxies: settings.trusted_proxies.as_slice().into() };
+        let stack = Stack { phase: phases.clone(), max_call: settings.max_call_time, gate };
+        let routes = Routes::new(&service, health.clone(), ready.clone(), settings.reflection)?;
         let (mut mouths, mut cores) = (Vec::new(), Vec::new());
         for n in 0..settings.cores {
             let (mouth, incoming) = Core::new();
@@ -83,14 +90,16 @@ impl Server {
             cores.push(run_core(n, incoming, stack.clone().wrap(routes.clone()), own, bounds, phases.clone())?);
             mouths.push(mouth);
         }
+        let admin = Admin::new(store.clone(), clock.clone());
         let mut tasks = vec![tokio::spawn(clean_up(service.clone(), clock))];
+        let door = FrontDoor { health: health.clone(), ready, access: access.clone() };
         if store.pending_migrations().await?.is_empty() {
-            let_in(&health, &ready).await;
+            tasks.push(tokio::spawn(door.open().await.keep_fresh()));
         } else {
-            tasks.push(tokio::spawn(until_schema(store, health.clone(), ready)));
+            tasks.push(tokio::spawn(until_schema(store, door)));
         }
         tasks.push(tokio::spawn(accept::accept(listener, mouths, bounds, phases)));
-        Ok(Self { grpc_addr, service, health, phase, drain: settings.drain, cores, tasks })
+        Ok(Self { grpc_addr, service, admin, access, health, phase, drain: settings.drain, cores, tasks })
     }
 
     /// Where gRPC callers connect.
@@ -103,6 +112,19 @@ impl Server {
         &self.service
     }
 
+    /// What operators do, for the key of `dev`.
+    pub fn admin(&self) -> &Admin {
+        &self.admin
+    }
+
+    /// Reads the keys now rather than within seconds, once one was made.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn read_keys(&self) -> Result<(), Error> {
+        self.access.read().await
+    }
+
     /// Stops: health says NOT_SERVING, the port closes, streams end, calls in flight finish within the drain bound, what still
     /// runs then is answered UNAVAILABLE, and the writers commit what they hold. Always returns.
     pub async fn stop(self) {
@@ -112,7 +134,7 @@ impl Server {
             // The accept loop ends by the phase; the others hold the store, which must go for the writers to end.
             task.abort();
         }
-        drop(self.service);
+        drop((self.service, self.admin, self.access));
         let ended = async {
             for core in self.cores {
                 // A core that panicked has ended too.
@@ -185,14 +207,33 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
-/// From here on calls are served.
-async fn let_in(health: &HealthReporter, ready: &AtomicBool) {
-    ready.store(true, Ordering::Relaxed);
-    set_health(health, ServingStatus::Serving).await;
+/// What is to be opened once the schema is there.
+struct FrontDoor {
+    health: HealthReporter,
+    ready: Arc<AtomicBool>,
+    access: Access,
+}
+
+impl FrontDoor {
+    /// From here on calls are served. Answers who is let in, to be kept fresh.
+    async fn open(self) -> Access {
+        match self.access.read().await {
+            Ok(()) if self.access.nobody_may_call() => {
+                tracing::warn!(
+                    "there is no key yet, so nobody may call; make one: canvas-scheduler api-key create --name NAME --permissions all"
+                );
+            }
+            Ok(()) => {}
+            Err(error) => tracing::warn!(%error, "the keys cannot be read yet"),
+        }
+        self.ready.store(true, Ordering::Relaxed);
+        set_health(&self.health, ServingStatus::Serving).await;
+        self.access
+    }
 }
 
 /// Lets callers in once no migration is pending.
-async fn until_schema(store: Store, health: HealthReporter, ready: Arc<AtomicBool>) {
+async fn until_schema(store: Store, door: FrontDoor) {
     tracing::warn!("not ready: migrations are pending; run `canvas-scheduler migrate`");
     loop {
         match store.pending_migrations().await {
@@ -202,8 +243,10 @@ async fn until_schema(store: Store, health: HealthReporter, ready: Arc<AtomicBoo
         }
         tokio::time::sleep(SCHEMA_POLL).await;
     }
-    let_in(&health, &ready).await;
+    drop(store);
+    let access = door.open().await;
     tracing::info!("ready: the schema is there");
+    access.keep_fresh().await;
 }
 
 async fn clean_up(service: Service, clock: SharedClock) {

@@ -1,5 +1,6 @@
 //! The use cases. Owns no SQL and no protobuf: it asks the store, lets the domain decide, and answers domain values.
 
+pub mod access;
 pub mod admin;
 
 use std::collections::HashMap;

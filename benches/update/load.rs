@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tonic::body::Body;
 use tonic::codegen::Service;
-use tonic::codegen::http::{Request, Response, Uri};
+use tonic::codegen::http::{HeaderValue, Request, Response, Uri};
 
 use super::rows::{Random, Times, canvas, id};
 use super::settings::WARM_UP;
@@ -36,6 +36,8 @@ const FAILURES_MOST: u64 = 20;
 pub struct Order {
     /// The server, as address and port.
     pub address: String,
+    /// The key of every caller.
+    pub key: String,
     /// How many callers.
     pub callers: u64,
     /// How many schedules there are.
@@ -150,7 +152,7 @@ fn serve_callers(order: &Order, callers: Range<u64>, threads: u64, begin: Instan
         let connections = (CONNECTIONS_MOST / threads).min(callers.end - callers.start);
         let mut clients = Vec::new();
         for _ in 0..connections {
-            clients.push(connect(&order.address).await?);
+            clients.push(connect(&order.address, &order.key).await?);
         }
         let measured = begin + WARM_UP..begin + WARM_UP + Duration::from_secs(order.seconds);
         let mut running = tokio::task::JoinSet::new();
@@ -172,18 +174,18 @@ fn serve_callers(order: &Order, callers: Range<u64>, threads: u64, begin: Instan
 
 /// One connection and what is needed to call over it.
 #[derive(Clone)]
-pub struct Connection(SendRequest<Body>, Uri);
+pub struct Connection(SendRequest<Body>, Uri, HeaderValue);
 
-/// Connects to `address`.
+/// Connects to `address`, with a key for its calls.
 ///
 /// # Errors
 /// Nobody listens there.
-pub async fn connect(address: &str) -> Fallible<Connection> {
+pub async fn connect(address: &str, key: &str) -> Fallible<Connection> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (requests, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    Ok(Connection(requests, format!("http://{address}").parse()?))
+    Ok(Connection(requests, format!("http://{address}").parse()?, format!("Bearer {key}").parse()?))
 }
 
 impl Connection {
@@ -202,7 +204,8 @@ impl Service<Request<Body>> for Connection {
         self.0.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        request.headers_mut().insert("authorization", self.2.clone());
         Box::pin(self.0.send_request(request))
     }
 }

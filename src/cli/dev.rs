@@ -1,4 +1,4 @@
-//! `dev`: the first thing that a newcomer runs. A SQLite file, two sample schedules, and lines to paste.
+//! `dev`: the first thing that a newcomer runs. A SQLite file, a key, two sample schedules, and lines to paste.
 
 use std::sync::Arc;
 
@@ -8,9 +8,10 @@ use super::serve::{Stop, drain};
 use super::{Faults, block_on, fault};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Serve;
-use crate::domain::{CanvasId, CanvasSchedule, Create, Schedule, Target, WorkspaceId};
+use crate::domain::{CanvasId, CanvasSchedule, Create, NewKey, Permissions, Schedule, Target, WorkspaceId};
 use crate::error::Error;
 use crate::server::Server;
+use crate::service::admin::KeyOrder;
 use crate::service::{Caller, Filter, Mode, Service};
 
 /// The Canvas of the first sample; the second has one of its own, so that an update of either needs no `schedule_id`.
@@ -26,7 +27,10 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
         let clock = Arc::new(SystemClock);
         let server = Server::start_migrated(settings, clock.clone()).await.map_err(fault)?;
         let samples = samples(server.service(), clock.now()).await.map_err(fault)?;
-        print_lines(&server.grpc_addr().to_string(), &samples, clock.now());
+        let order = KeyOrder { name: "dev".to_owned(), permissions: Permissions::all(), expires_at: None, allowlist: vec![] };
+        let key = server.admin().replace_key(order).await.map_err(fault)?;
+        server.read_keys().await.map_err(fault)?;
+        print_lines(&server.grpc_addr().to_string(), &key, &samples, clock.now());
         stop.asked().await;
         drain(server, stop).await;
         Ok(())
@@ -61,13 +65,16 @@ fn next_week(now: DateTime<Utc>, time: &str) -> String {
 
 /// Ready-made lines. Every one works as it is pasted, in this order.
 #[allow(clippy::print_stdout, reason = "the screen is what dev is for")]
-fn print_lines(addr: &str, samples: &[CanvasSchedule], now: DateTime<Utc>) {
-    println!("canvas-scheduler listens for gRPC at {addr} (workspace default, no key needed yet). Paste, one at a time:\n");
+fn print_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTime<Utc>) {
+    println!(
+        "canvas-scheduler listens for gRPC at {addr} (workspace default; the key is good until dev starts again). Paste, one at a time:\n"
+    );
     let call = format!("grpcurl -plaintext {addr}");
     println!("{call} list");
     println!("{call} describe canvas.schedule.v1.CanvasScheduleService");
     let method = "canvas.schedule.v1.CanvasScheduleService";
-    let data = |data: serde_json::Value, rpc: &str| println!("grpcurl -plaintext -d '{data}' {addr} {method}/{rpc}");
+    let header = format!("authorization: Bearer {}", key.reveal());
+    let data = |data: serde_json::Value, rpc: &str| println!("grpcurl -plaintext -H '{header}' -d '{data}' {addr} {method}/{rpc}");
     // A Canvas of its own at each start, so that it has one schedule and the update needs no id.
     let canvas_id = format!("my-canvas-{}", now.timestamp_millis());
     data(

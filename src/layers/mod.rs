@@ -1,5 +1,5 @@
 //! The stack that every call passes, from the network and in process alike. Outermost first: trace, details, panic, drain,
-//! deadline. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
+//! deadline, auth. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -17,8 +17,11 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tower::{Service, ServiceExt};
 
+use self::auth::Gate;
 use self::drain::Phase;
 
+mod address;
+pub mod auth;
 mod body;
 pub mod deadline;
 pub mod details;
@@ -30,20 +33,17 @@ pub mod trace;
 pub const DOMAIN: &str = "canvas-scheduler";
 
 /// What the layers need to know of the process.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Stack {
     /// Where the process stands. Keep the sender: once it is dropped, calls that wait are ended as in [`Phase::Ending`].
     pub phase: watch::Receiver<Phase>,
     /// The longest that a unary call may take.
     pub max_call: Duration,
+    /// Who is let in.
+    pub gate: Gate,
 }
 
 impl Stack {
-    /// The stack with a bound of 60 s for a unary call.
-    pub fn new(phase: watch::Receiver<Phase>) -> Self {
-        Self { phase, max_call: Duration::from_secs(60) }
-    }
-
     /// `inner` within the layers.
     pub fn wrap<S>(self, inner: S) -> Wrapped<S> {
         Wrapped { inner, stack: Arc::new(self) }
@@ -51,7 +51,7 @@ impl Stack {
 }
 
 /// A service within the layers; what a server serves and what a generated client takes in place of a channel.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Wrapped<S> {
     inner: S,
     stack: Arc<Stack>,
@@ -77,7 +77,10 @@ where
             let call = Call::of(&request);
             let bound = deadline::read(&mut request, &call, stack.max_call);
             // Each future is pinned once and the layers borrow it: passing them on by value would double their size each time.
-            let mut handled = pin!(async move {
+            let mut handled = pin!(async {
+                if let Err(refused) = auth::admit(&mut request, &call, &stack.gate).await {
+                    return refused.into_http();
+                }
                 let Ok(response) = inner.oneshot(request).await;
                 response
             });

@@ -43,13 +43,16 @@ impl Routes {
     ///
     /// # Errors
     /// Never in practice: the descriptors are compiled in.
-    pub fn new(service: &Service, health: HealthReporter, ready: Arc<AtomicBool>) -> Result<Self, Error> {
+    pub fn new(service: &Service, health: HealthReporter, ready: Arc<AtomicBool>, with_reflection: bool) -> Result<Self, Error> {
         let server = |bytes| CanvasScheduleServiceServer::new(Grpc::new(service.clone())).max_decoding_message_size(bytes);
         let health = tonic_health::pb::health_server::HealthServer::new(HealthService::from_health_reporter(health));
-        let v1 = reflection().build_v1().map_err(Error::internal)?;
-        let v1alpha = reflection().build_v1alpha().map_err(Error::internal)?;
-        let others = TonicRoutes::new(health).add_service(v1).add_service(v1alpha).prepare();
-        Ok(Self { ours: server(MESSAGE_MAX), batches: server(BATCH_MESSAGE_MAX), others, ready })
+        let mut others = TonicRoutes::new(health);
+        if with_reflection {
+            let v1 = reflection().build_v1().map_err(Error::internal)?;
+            let v1alpha = reflection().build_v1alpha().map_err(Error::internal)?;
+            others = others.add_service(v1).add_service(v1alpha);
+        }
+        Ok(Self { ours: server(MESSAGE_MAX), batches: server(BATCH_MESSAGE_MAX), others: others.prepare(), ready })
     }
 }
 

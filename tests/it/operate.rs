@@ -144,7 +144,8 @@ mod it_is_not_ready_until_the_schema_is_there {
         assert!(applied.first().is_some_and(|first| first == "m0001_schedules") && applied.is_sorted(), "{applied:?}");
         assert_eq!(store.migrate().await.expect("nothing to do"), Vec::<String>::new(), "a second time changes nothing");
         assert_eq!(next().await, ServingStatus::Serving, "without a restart");
-        app.create(create("canvas", at(LATER))).await.expect("created");
+        let mut client = app.client_with(&app.key_of("default", |_| {}).await);
+        client.create_canvas_schedule(create("canvas", at(LATER))).await.expect("created");
         app.stop().await;
     }
 }
@@ -160,7 +161,7 @@ async fn a_call_with_no_time_left_is_not_begun(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let before = app.seen(&schedule).await;
-    let mut client = bare_client(app.addr()).await;
+    let mut client = bare_client(app.addr(), &app.key).await;
     for timeout in ["0n", "1n", "0H"] {
         let answer = client.update_canvas_schedule(within(update(&schedule, at(LATER)), timeout)).await;
         refused(answer, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");

@@ -210,7 +210,7 @@ async fn in_the_queue(database: &Database) {
     }
     let mut request = Request::new(update(&queued, at("2026-03-21T09:00:00Z")));
     request.set_timeout(std::time::Duration::from_millis(50));
-    refused(bare_client(app.addr()).await.update_canvas_schedule(request).await, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    refused(bare_client(app.addr(), &app.key).await.update_canvas_schedule(request).await, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     held.rollback().await.expect("the lock is given back");
     begun.await.expect("no panic").expect("what had begun is applied");
     // It stands behind whatever was queued before it.

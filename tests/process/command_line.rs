@@ -8,7 +8,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use super::database::{Database, Folder, own_postgres};
 use super::load::schedules;
 use super::postgres::process::{Running, run};
-use super::server::{PATIENCE, Server, command, migrate, next_status};
+use super::server::{PATIENCE, Server, command, key, migrate, next_status};
 
 /// Runs the binary to its end, which is near.
 pub fn ended(args: &[&str]) -> Output {
@@ -41,6 +41,8 @@ fn every_bad_setting_is_told_in_one_go_before_a_port_is_bound() {
         ("log-format", "xml"),
         ("database-url", "mysql://u:secret@h/d"),
         ("grpc-addr", "here"),
+        ("trusted-proxies", "10.0.0.0/33"),
+        ("reflection", "maybe"),
         ("cores", "-1"),
         ("writers", "0"),
         ("commit-max", "many"),
@@ -72,6 +74,8 @@ fn help_lists_every_setting_with_its_variable() {
         "database-url",
         "database-url-file",
         "grpc-addr",
+        "trusted-proxies",
+        "reflection",
         "cores",
         "writers",
         "commit-max",
@@ -159,7 +163,9 @@ async fn until_migrated(url: &str) {
     let serving = tokio::time::timeout(PATIENCE, next_status(&mut health)).await.expect("it looks again");
     assert_eq!(serving, Some(ServingStatus::Serving));
     assert_eq!(healthcheck(server.addr()), Some(0));
-    schedules(&mut client, 1).await;
+    server.log().first(|line| line.contains("there is no key yet").then_some(())).await;
+    server.set_key(key(url));
+    schedules(&mut server.connect().await, 1).await;
     server.signal("TERM");
     assert!(server.ended(PATIENCE).await.expect("it ends").success());
     assert_eq!(healthcheck(server.addr()), Some(1), "nobody is there");

@@ -9,6 +9,8 @@
 #[path = "../support/postgres.rs"]
 mod postgres;
 
+#[path = "../support/bearer.rs"]
+mod bearer;
 mod database;
 mod history;
 mod load;

@@ -2,24 +2,27 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
 use serde_json::Value;
 use tokio::sync::watch;
 use tonic::Streaming;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
+use super::bearer::Bearer;
 use super::postgres::process::{Running, run};
 
 /// How long anything may take that should be quick; a machine under load is slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The generated client.
-pub type Client = CanvasScheduleServiceClient<Channel>;
+pub type Client = CanvasScheduleServiceClient<InterceptedService<Channel, Bearer>>;
 
 /// The binary with these arguments and no setting from the environment.
 pub fn command(args: &[&str]) -> Command {
@@ -31,6 +34,16 @@ pub fn command(args: &[&str]) -> Command {
 /// Runs `migrate`.
 pub fn migrate(url: &str) {
     run(&mut command(&["migrate", "--database-url", url]), PATIENCE).unwrap();
+}
+
+/// A key of the workspace `default` that may do everything, with limits that no test reaches.
+pub fn key(url: &str) -> String {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let name = format!("key {} {}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+    let set = ["workspace", "set", "default", "--requests", "1000000000/hour", "--broadcasts", "1000000000/minute", "--database-url", url];
+    run(&mut command(&set), PATIENCE).unwrap();
+    let create = ["api-key", "create", "--name", &name, "--permissions", "all", "--database-url", url];
+    run(&mut command(&create), PATIENCE).unwrap().trim().to_owned()
 }
 
 /// What a process writes to a pipe, line by line.
@@ -79,19 +92,26 @@ pub struct Server {
     running: Running,
     log: Lines,
     addr: String,
+    key: String,
 }
 
 impl Server {
-    /// Starts it and waits until it serves.
+    /// Makes a key, starts it and waits until it serves.
     pub async fn start(url: &str, more: &[&str]) -> Self {
-        let server = Self::listening(url, more).await;
+        Self::start_with_key(url, more, key(url)).await
+    }
+
+    /// Starts it, for callers who have this key, and waits until it serves.
+    pub async fn start_with_key(url: &str, more: &[&str], key: String) -> Self {
+        let mut server = Self::listening(url, more).await;
+        server.set_key(key);
         let mut health = server.watch().await;
         let serving = async { while next_status(&mut health).await != Some(ServingStatus::Serving) {} };
         tokio::time::timeout(PATIENCE, serving).await.expect("SERVING in time");
         server
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts it and waits until it listens. Its callers have a key that is none.
     pub async fn listening(url: &str, more: &[&str]) -> Self {
         let args = ["serve", "--database-url", url, "--grpc-addr", "127.0.0.1:0", "--log-format", "json", "--revisions-kept", "1000000"];
         // Later flags must not repeat earlier ones, so what `more` sets is left out.
@@ -101,12 +121,17 @@ impl Server {
         let mut running = Running::start(command(&all).stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
         let log = Lines::of(running.child().stderr.take().unwrap());
         let addr = log.first(|line| message(line, "listening")?["grpc_addr"].as_str().map(str::to_owned)).await;
-        Self { running, log, addr }
+        Self { running, log, addr, key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)) }
     }
 
     /// Where it listens.
     pub fn addr(&self) -> &str {
         &self.addr
+    }
+
+    /// Gives its callers another key.
+    pub fn set_key(&mut self, key: String) {
+        self.key = key;
     }
 
     /// Its log.
@@ -122,7 +147,8 @@ impl Server {
     /// A connection of its own.
     pub async fn connect(&self) -> Client {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect_timeout(PATIENCE);
-        CanvasScheduleServiceClient::new(endpoint.connect().await.expect("it listens")).max_decoding_message_size(16 << 20)
+        let channel = endpoint.connect().await.expect("it listens");
+        CanvasScheduleServiceClient::with_interceptor(channel, Bearer::new(&self.key)).max_decoding_message_size(16 << 20)
     }
 
     /// Several connections.
