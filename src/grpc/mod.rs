@@ -104,16 +104,19 @@ impl CanvasScheduleService for Grpc {
         request: Request<v1::ListCanvasSchedulesRequest>,
     ) -> Result<Response<v1::ListCanvasSchedulesResponse>, Status> {
         let sent = request.get_ref();
-        let page = decode::list(sent).map_err(refuse)?;
+        let caller = caller(&request)?;
+        let page = decode::list(sent, caller.workspace).map_err(refuse)?;
         // One more than the page tells whether there is a next one.
-        let mut found = self.service.list(&caller(&request)?, &page.filter, page.after, page.size + 1).await.map_err(refuse)?;
+        let mut found = self.service.list(&caller, &page.filter, page.after, page.size + 1).await.map_err(refuse)?;
         let more = u64::try_from(found.len()).is_ok_and(|found| found > page.size);
         if more {
             found.pop();
         }
         let last = found.last().filter(|_| more);
         Ok(Response::new(v1::ListCanvasSchedulesResponse {
-            next_page_token: last.map(|last| page::token(&decode::list_query(sent), last.id.0.as_u128())).unwrap_or_default(),
+            next_page_token: last
+                .map(|last| page::token(&decode::list_query(sent, caller.workspace), last.id.0.as_u128()))
+                .unwrap_or_default(),
             canvas_schedules: found.iter().map(encode::canvas_schedule).collect(),
         }))
     }

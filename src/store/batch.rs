@@ -199,11 +199,12 @@ impl Batch {
     }
 
     /// Written schedules that have passed another [`TRIM_EVERY`] revisions, with the newest one that is not kept any more.
-    pub fn trims(&self, moved: &HashSet<Uuid>, kept: i64) -> Vec<(Uuid, i64)> {
+    pub fn trims(&self, moved: &HashSet<Uuid>, kept: i64) -> Vec<((WorkspaceId, Uuid), i64)> {
         let written = self.entries.iter().filter(|(id, _)| moved.contains(id));
-        let revised = written.map(|(id, entry)| (*id, entry.before.revision, entry.after.revision));
+        let key = |id: &Uuid, entry: &Entry| (WorkspaceId(entry.before.workspace_id), *id);
+        let revised = written.map(|(id, entry)| (key(id, entry), entry.before.revision, entry.after.revision));
         let due = revised.filter(|(_, before, after)| before / TRIM_EVERY != after / TRIM_EVERY && *after > kept);
-        due.map(|(id, _, after)| (id, after - kept)).collect()
+        due.map(|(key, _, after)| (key, after - kept)).collect()
     }
 
     /// Answers every job whose row was written, after its commit; the others go round again.

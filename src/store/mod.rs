@@ -11,6 +11,7 @@ mod insert;
 mod job;
 mod migration;
 mod read;
+mod scope;
 mod sql;
 
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -11,4 +11,5 @@ mod operate;
 mod requests;
 mod store;
 mod support;
+mod tenants;
 mod update;
