@@ -2,6 +2,7 @@
 
 pub mod accept;
 mod routes;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use crate::service::admin::Admin;
 use crate::store::{Durability, Options, Store, Writer};
 use accept::{Bounds, Connection, Core};
 use routes::{HEALTH_NAMES, Routes};
+use tls::Tls;
 
 /// Between looks at the schema while migrations are pending.
 const SCHEMA_POLL: Duration = Duration::from_secs(1);
@@ -71,6 +73,7 @@ impl Server {
 
     async fn serve(settings: &Serve, clock: SharedClock, store: Store, mut writers: Vec<Writer>) -> Result<Self, Error> {
         check_durability(&store).await?;
+        let tls = settings.tls.as_ref().map(|files| Tls::read(files, &[b"h2"])).transpose()?;
         let listener = bind(settings.grpc_addr).await?;
         let grpc_addr = listener.local_addr().map_err(Error::internal)?;
         let service = Service::new(store.clone(), clock.clone(), policy(settings));
@@ -87,7 +90,9 @@ impl Server {
             let (mouth, incoming) = Core::new();
             // Writers are spread over the cores; where there are more writers than cores, the last core runs the rest.
             let own = if n + 1 == settings.cores { std::mem::take(&mut writers) } else { writers.pop().into_iter().collect() };
-            cores.push(run_core(n, incoming, stack.clone().wrap(routes.clone()), own, bounds, phases.clone())?);
+            let service = stack.clone().wrap(routes.clone());
+            let work = serve_core(incoming, service, tls.clone(), own, bounds, phases.clone());
+            cores.push(run_core(n, work)?);
             mouths.push(mouth);
         }
         let admin = Admin::new(store.clone(), clock.clone());
@@ -98,6 +103,7 @@ impl Server {
         } else {
             tasks.push(tokio::spawn(until_schema(store, door)));
         }
+        tasks.extend(tls.map(|tls| tokio::spawn(tls.keep_current())));
         tasks.push(tokio::spawn(accept::accept(listener, mouths, bounds, phases)));
         Ok(Self { grpc_addr, service, admin, access, health, phase, drain: settings.drain, cores, tasks })
     }
@@ -258,28 +264,29 @@ async fn clean_up(service: Service, clock: SharedClock) {
     }
 }
 
-/// Starts a thread with a runtime of its own, which serves the connections that it is handed and runs its share of the
-/// writers. Answers when both have ended.
-fn run_core(
-    n: usize,
+/// Serves the connections that a core is handed and runs its share of the writers; ends when both have ended.
+async fn serve_core(
     incoming: mpsc::Receiver<Connection>,
     service: Wrapped<Routes>,
+    tls: Option<Tls>,
     writers: Vec<Writer>,
     bounds: Bounds,
     phases: watch::Receiver<Phase>,
-) -> Result<oneshot::Receiver<()>, Error> {
+) {
+    let writers: Vec<_> = writers.into_iter().map(|writer| tokio::spawn(writer.run())).collect();
+    accept::serve(incoming, service, tls, bounds, phases).await;
+    // The service is gone with the connections; once every core has come this far the queues close and the writers end.
+    for writer in writers {
+        if let Err(panic) = writer.await {
+            tracing::error!(%panic, "a writer ended by a fault of ours");
+        }
+    }
+}
+
+/// Starts a thread with a runtime of its own for `work`. Answers when it has ended.
+fn run_core(n: usize, work: impl Future<Output = ()> + Send + 'static) -> Result<oneshot::Receiver<()>, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::internal)?;
     let (ended, ends) = oneshot::channel();
-    let work = async move {
-        let writers: Vec<_> = writers.into_iter().map(|writer| tokio::spawn(writer.run())).collect();
-        accept::serve(incoming, service, bounds, phases).await;
-        // The service is gone with the connections; once every core has come this far the queues close and the writers end.
-        for writer in writers {
-            if let Err(panic) = writer.await {
-                tracing::error!(%panic, "a writer ended by a fault of ours");
-            }
-        }
-    };
     let run = move || {
         runtime.block_on(work);
         runtime.shutdown_background();

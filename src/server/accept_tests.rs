@@ -62,7 +62,7 @@ async fn start(bounds: Bounds) -> Server {
     let (core, incoming) = Core::new();
     let live = core.live.clone();
     let accepted = tokio::spawn(accept(listener, vec![core], bounds, phases.clone()));
-    let served = tokio::spawn(serve(incoming, Stack::new(phases.clone()).wrap(service), bounds, phases));
+    let served = tokio::spawn(serve(incoming, Stack::new(phases.clone()).wrap(service), None, bounds, phases));
     Server { addr, phase, live, begun, release, accepted, served }
 }
 

@@ -94,6 +94,7 @@ pub fn settings(database: &Database) -> Serve {
     Serve {
         database_url: database.url().to_owned(),
         grpc_addr: ([127, 0, 0, 1], 0).into(),
+        tls: None,
         trusted_proxies: vec![],
         reflection: true,
         cores: 2,

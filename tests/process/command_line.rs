@@ -41,6 +41,8 @@ fn every_bad_setting_is_told_in_one_go_before_a_port_is_bound() {
         ("log-format", "xml"),
         ("database-url", "mysql://u:secret@h/d"),
         ("grpc-addr", "here"),
+        ("tls-client-ca", "alone"),
+        ("plaintext", "yes"),
         ("trusted-proxies", "10.0.0.0/33"),
         ("reflection", "maybe"),
         ("cores", "-1"),
@@ -74,6 +76,10 @@ fn help_lists_every_setting_with_its_variable() {
         "database-url",
         "database-url-file",
         "grpc-addr",
+        "tls-cert",
+        "tls-key",
+        "tls-client-ca",
+        "plaintext",
         "trusted-proxies",
         "reflection",
         "cores",
@@ -99,10 +105,10 @@ fn help_lists_every_setting_with_its_variable() {
 }
 
 #[test]
-fn an_address_that_is_not_loopback_is_refused() {
+fn an_address_that_is_not_loopback_needs_tls_or_the_word() {
     for addr in ["0.0.0.0:0", "[::]:0", "192.0.2.1:50051"] {
         let said = refused(&["--grpc-addr", addr]);
-        assert!(said.contains(addr) && said.contains("loopback"), "{said}");
+        assert!(said.contains(addr) && said.contains("loopback") && said.contains("--plaintext on"), "{said}");
     }
 }
 

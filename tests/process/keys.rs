@@ -1,7 +1,14 @@
 //! Keys and workspaces at the command line.
 
+use std::time::{Duration, Instant};
+
+use canvas_scheduler::pb::v1;
+use tonic::Code;
+
 use super::command_line::ended;
-use super::database::Database;
+use super::database::{Database, test_name};
+use super::load::reason;
+use super::server::{PATIENCE, Server, key};
 
 /// Runs the binary on a database; what it prints, or what it complains of.
 fn told(database: &Database, args: &[&str]) -> Result<String, String> {
@@ -99,4 +106,34 @@ fn life_of_a_workspace(database: &Database) {
 fn without_a_schema_it_says_what_to_do() {
     let Some(database) = Database::postgres_empty() else { return };
     assert!(told(&database, &["api-key", "list"]).unwrap_err().contains("canvas-scheduler migrate"));
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_refused_by_both_of_two_replicas_within_10_seconds_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    let servers = [Server::start(&database.url(), &[]).await, Server::start(&database.url(), &[]).await];
+    let doomed = key(&database.url());
+    let mut clients = Vec::new();
+    for server in &servers {
+        let mut client = server.way().with(&doomed).connect().await;
+        client.list_canvas_schedules(v1::ListCanvasSchedulesRequest::default()).await.expect("it is good on both");
+        clients.push(client);
+    }
+    told(&database, &["api-key", "revoke", &doomed[..19]]).unwrap();
+    let revoked = Instant::now();
+    for mut client in clients {
+        let refused = async {
+            loop {
+                match client.list_canvas_schedules(v1::ListCanvasSchedulesRequest::default()).await {
+                    Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                    Err(status) => break status,
+                }
+            }
+        };
+        let refused = tokio::time::timeout(PATIENCE, refused).await.expect("it is refused");
+        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unauthenticated, "KEY_REVOKED"));
+    }
+    let took = revoked.elapsed();
+    println!("{}: refused by both after {took:?}", test_name());
+    assert!(took < Duration::from_secs(10), "{took:?}");
 }

@@ -26,4 +26,5 @@ mod locked;
 mod order;
 mod replicas;
 mod stop;
+mod tls;
 mod updates;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tonic::Streaming;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
@@ -73,6 +73,14 @@ impl Lines {
         found(&all).expect("it was there")
     }
 
+    /// Waits until so many lines contain this text.
+    pub async fn times(&self, count: usize, text: &str) {
+        let mut lines = self.0.clone();
+        let enough = |lines: &Vec<String>| lines.iter().filter(|line| line.contains(text)).count() >= count;
+        let came = tokio::time::timeout(PATIENCE, lines.wait_for(enough)).await.is_ok_and(|came| came.is_ok());
+        assert!(came, "{text:?} did not come {count} times; these lines did: {:#?}", self.all());
+    }
+
     /// Waits until the pipe is closed and answers everything.
     pub async fn to_the_end(&self) -> Vec<String> {
         let mut lines = self.0.clone();
@@ -87,12 +95,52 @@ impl Lines {
     }
 }
 
+/// How a caller reaches a server.
+#[derive(Clone)]
+pub struct Way {
+    addr: String,
+    key: String,
+    tls: Option<ClientTlsConfig>,
+}
+
+impl Way {
+    /// A connection without a key.
+    pub async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", self.addr))?.connect_timeout(PATIENCE);
+        if let Some(tls) = &self.tls {
+            endpoint = endpoint.tls_config(tls.clone())?;
+        }
+        endpoint.connect().await
+    }
+
+    /// A connection of its own, if there can be one.
+    pub async fn try_connect(&self) -> Result<Client, tonic::transport::Error> {
+        let channel = self.channel().await?;
+        Ok(CanvasScheduleServiceClient::with_interceptor(channel, Bearer::new(&self.key)).max_decoding_message_size(16 << 20))
+    }
+
+    /// A connection of its own.
+    pub async fn connect(&self) -> Client {
+        self.try_connect().await.expect("it listens")
+    }
+
+    /// The same way for callers who speak TLS like this.
+    pub fn by(&self, tls: ClientTlsConfig) -> Self {
+        Self { tls: Some(tls), ..self.clone() }
+    }
+
+    /// The same way for callers with another key.
+    pub fn with(&self, key: &str) -> Self {
+        Self { key: key.to_owned(), ..self.clone() }
+    }
+}
+
 /// A running `serve`.
 pub struct Server {
     running: Running,
     log: Lines,
-    addr: String,
-    key: String,
+    way: Way,
 }
 
 impl Server {
@@ -103,8 +151,13 @@ impl Server {
 
     /// Starts it, for callers who have this key, and waits until it serves.
     pub async fn start_with_key(url: &str, more: &[&str], key: String) -> Self {
+        Self::start_with(url, more, key, None).await
+    }
+
+    /// The same for callers who may speak TLS.
+    pub async fn start_with(url: &str, more: &[&str], key: String, tls: Option<ClientTlsConfig>) -> Self {
         let mut server = Self::listening(url, more).await;
-        server.set_key(key);
+        (server.way.key, server.way.tls) = (key, tls);
         let mut health = server.watch().await;
         let serving = async { while next_status(&mut health).await != Some(ServingStatus::Serving) {} };
         tokio::time::timeout(PATIENCE, serving).await.expect("SERVING in time");
@@ -121,17 +174,23 @@ impl Server {
         let mut running = Running::start(command(&all).stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
         let log = Lines::of(running.child().stderr.take().unwrap());
         let addr = log.first(|line| message(line, "listening")?["grpc_addr"].as_str().map(str::to_owned)).await;
-        Self { running, log, addr, key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)) }
+        let addr = addr.replace("0.0.0.0", "127.0.0.1");
+        Self { running, log, way: Way { addr, key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)), tls: None } }
     }
 
     /// Where it listens.
     pub fn addr(&self) -> &str {
-        &self.addr
+        &self.way.addr
     }
 
     /// Gives its callers another key.
     pub fn set_key(&mut self, key: String) {
-        self.key = key;
+        self.way.key = key;
+    }
+
+    /// How its callers reach it.
+    pub fn way(&self) -> &Way {
+        &self.way
     }
 
     /// Its log.
@@ -146,9 +205,7 @@ impl Server {
 
     /// A connection of its own.
     pub async fn connect(&self) -> Client {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect_timeout(PATIENCE);
-        let channel = endpoint.connect().await.expect("it listens");
-        CanvasScheduleServiceClient::with_interceptor(channel, Bearer::new(&self.key)).max_decoding_message_size(16 << 20)
+        self.way.connect().await
     }
 
     /// Several connections.
@@ -162,7 +219,7 @@ impl Server {
 
     /// An open `Health/Watch`.
     pub async fn watch(&self) -> Streaming<HealthCheckResponse> {
-        let channel = Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect().await.expect("it listens");
+        let channel = self.way.channel().await.expect("it listens");
         HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("it watches").into_inner()
     }
 
