@@ -82,7 +82,7 @@ impl Server {
         let (phase, phases) = watch::channel(Phase::Serving);
         let bounds = bounds(settings);
         let access = Access::new(store.clone(), clock.clone());
-        let gate = Gate { access: access.clone(), trusted_proxies: settings.trusted_proxies.as_slice().into() };
+        let gate = Gate { access: access.clone(), trusted_proxies: settings.trusted_proxies.as_slice().into(), clock: clock.clone() };
         let stack = Stack { phase: phases.clone(), max_call: settings.max_call_time, gate };
         let routes = Routes::new(&service, health.clone(), ready.clone(), settings.reflection)?;
         let (mut mouths, mut cores) = (Vec::new(), Vec::new());

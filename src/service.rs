@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod admin;
+pub mod budget;
 
 use std::collections::HashMap;
 
@@ -189,7 +190,7 @@ impl Service {
     /// The store's.
     pub async fn clean_up(&self) -> Result<(), Error> {
         while self.store.remove_old_answers(OLD_ANSWERS_AT_ONCE).await? > 0 {}
-        Ok(())
+        self.store.remove_old_windows().await
     }
 }
 

@@ -78,7 +78,7 @@ fn judge(own: &str, file: &Path, line: &str) -> Option<String> {
 }
 
 /// Tables whose rows belong to workspaces, and what begins a query of one without saying of which.
-const TENANT_TABLES: [&str; 6] = ["canvas_schedule", "revision", "properties", "target", "request", "dispatch"];
+const TENANT_TABLES: [&str; 7] = ["canvas_schedule", "revision", "properties", "target", "request", "dispatch", "rate_window"];
 const UNSCOPED: [&str; 4] = ["find()", "find_by_id(", "delete_many()", "update_many()"];
 
 #[test]

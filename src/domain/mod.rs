@@ -19,5 +19,5 @@ pub use key::{ApiKey, Barred, KeyId, NewKey, Permission, Permissions, Presented}
 pub use payload::{Identifier, Properties, Recipient, Target};
 pub use schedule::Schedule;
 pub use wave::{Plan, Wave, WaveMode};
-pub use workspace::{Counted, Limits, Quota, Window, Workspace};
+pub use workspace::{Charge, Counted, Limits, Quota, Window, Workspace};
 pub use zone::{Zone, ZoneSet};

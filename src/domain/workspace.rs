@@ -2,7 +2,10 @@
 
 use std::fmt;
 
+use sha2::{Digest, Sha256};
+
 use super::id::WorkspaceId;
+use super::payload::Target;
 use super::zone::Zone;
 use crate::error::quote;
 
@@ -54,6 +57,11 @@ impl Window {
         }
     }
 
+    /// When the window that `now_ms` lies in began.
+    pub fn begin(self, now_ms: i64) -> i64 {
+        now_ms - now_ms.rem_euclid(self.millis())
+    }
+
     /// As it was stored.
     pub fn from_millis(millis: i64) -> Option<Self> {
         [Self::Minute, Self::Hour].into_iter().find(|window| window.millis() == millis)
@@ -86,6 +94,16 @@ impl Quota {
         read.ok_or_else(|| {
             format!("{} is no quota; a number up to {MOST} and a window are needed, such as 250000/hour or 6000/minute", quote(text))
         })
+    }
+}
+
+impl Quota {
+    /// How much a replica that wants `wanted` may take at once when `taken` is taken already: at most an eighth of its share of
+    /// what is left, so that no replica holds much that another one needs, and the less the nearer the end.
+    pub fn chunk(&self, taken: u64, wanted: u64, replicas: u32) -> u64 {
+        let left = self.most.saturating_sub(taken);
+        let share = left / (8 * u64::from(replicas.max(1)));
+        wanted.min(share.max(1)).min(left)
     }
 }
 
@@ -122,6 +140,33 @@ impl Counted {
             Self::SameAudience => "same-audience",
         }
     }
+}
+
+/// What a call counts as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Charge {
+    /// So many requests.
+    Requests(u64),
+    /// A creation for everyone.
+    Broadcast,
+    /// A creation for an audience, by its digest: 32 hex digits.
+    Audience(String),
+}
+
+impl Charge {
+    /// What a creation for `target` counts as.
+    pub fn of_creation(target: &Target) -> Self {
+        match &target.audience {
+            _ if target.broadcast => Self::Broadcast,
+            // Its keys are in order, so that equal audiences have one digest.
+            Some(audience) => Self::Audience(digest(&serde_json::Value::Object(audience.clone()).to_string())),
+            None => Self::Requests(1),
+        }
+    }
+}
+
+fn digest(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The quotas of one workspace.
@@ -176,6 +221,47 @@ mod tests {
             let told = Quota::parse(wrong).expect_err(wrong);
             assert!(told.contains(&quote(wrong)) && told.contains("250000/hour"), "{told}");
         }
+    }
+
+    #[test]
+    fn a_chunk_is_an_eighth_of_the_share_and_all_of_them_are_the_quota() {
+        let quota = Quota::parse("6000/minute").expect("a quota");
+        for (taken, wanted, replicas, got) in [
+            (0, 10_000, 1, 750),
+            (0, 10_000, 2, 375),
+            (0, 100, 2, 100),
+            (5_995, 100, 2, 1),
+            (6_000, 1, 1, 0),
+            (7_000, 1, 1, 0),
+            (0, 1, 0, 1),
+        ] {
+            assert_eq!(quota.chunk(taken, wanted, replicas), got, "{taken} {wanted} {replicas}");
+        }
+        let (mut taken, mut chunks) = (0, 0);
+        while quota.chunk(taken, u64::MAX, 2) > 0 {
+            taken += quota.chunk(taken, u64::MAX, 2);
+            chunks += 1;
+        }
+        assert_eq!(taken, 6_000);
+        assert!(chunks < 150, "{chunks}");
+    }
+
+    #[test]
+    fn a_window_turns_with_the_clock() {
+        assert_eq!(Window::Minute.begin(119_999), 60_000);
+        assert_eq!(Window::Hour.begin(3_600_000), 3_600_000);
+        assert_eq!(Window::Minute.begin(-1), -60_000);
+    }
+
+    #[test]
+    fn a_creation_counts_by_whom_it_is_for() {
+        let audience = |json: &str| Target { audience: Some(serde_json::from_str(json).expect("an object")), ..Target::default() };
+        assert_eq!(Charge::of_creation(&Target::default()), Charge::Requests(1));
+        assert_eq!(Charge::of_creation(&Target { broadcast: true, ..Target::default() }), Charge::Broadcast);
+        let one = Charge::of_creation(&audience(r#"{"a": 1, "b": 2}"#));
+        assert!(matches!(&one, Charge::Audience(digest) if digest.len() == 32));
+        assert_eq!(one, Charge::of_creation(&audience(r#"{"b": 2, "a": 1}"#)), "whatever the order");
+        assert_ne!(one, Charge::of_creation(&audience(r#"{"a": 2, "b": 2}"#)));
     }
 
     #[test]

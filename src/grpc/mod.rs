@@ -9,7 +9,9 @@ pub mod status;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
+use crate::domain::Charge;
 use crate::error::{Error, Violation};
+use crate::layers::limit::Meter;
 use crate::pb::v1;
 use crate::pb::v1::canvas_schedule_service_server::CanvasScheduleService;
 use crate::service::{BATCH_MAX, Caller, Service};
@@ -35,6 +37,11 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     request.extensions().get::<Caller>().cloned().ok_or_else(|| refuse(Error::internal("a call came past the stack")))
 }
 
+/// What counts a call whose message says what it counts as.
+fn meter<T>(request: &Request<T>) -> Result<Meter, Status> {
+    request.extensions().get::<Meter>().cloned().ok_or_else(|| refuse(Error::internal("a call came past the stack")))
+}
+
 fn refuse(error: Error) -> Status {
     status::status(&error)
 }
@@ -46,7 +53,9 @@ impl CanvasScheduleService for Grpc {
         request: Request<v1::CreateCanvasScheduleRequest>,
     ) -> Result<Response<v1::CreateCanvasScheduleResponse>, Status> {
         let caller = caller(&request)?;
+        let meter = meter(&request)?;
         let (create, mode) = decode::create(request.into_inner()).map_err(refuse)?;
+        Box::pin(meter.count(&Charge::of_creation(&create.target))).await?;
         let validate_only = mode.validate_only;
         let created = self.service.create(caller, create, mode).await.map_err(refuse)?;
         Ok(Response::new(encode::created(&created, validate_only)))
@@ -68,11 +77,13 @@ impl CanvasScheduleService for Grpc {
         request: Request<v1::BatchUpdateCanvasSchedulesRequest>,
     ) -> Result<Response<v1::BatchUpdateCanvasSchedulesResponse>, Status> {
         let caller = caller(&request)?;
+        let meter = meter(&request)?;
         let sent = request.into_inner().requests;
         if sent.is_empty() || sent.len() > BATCH_MAX {
             let message = format!("has {} entries; 1 to {BATCH_MAX} are allowed", sent.len());
             return Err(refuse(Error::Invalid(vec![Violation::new("requests", message)])));
         }
+        Box::pin(meter.count(&Charge::Requests(sent.len() as u64))).await?;
         let validate_only: Vec<bool> = sent.iter().map(|update| update.validate_only).collect();
         let updates = sent.into_iter().map(decode::update).collect();
         let answers = self.service.batch_update(&caller, updates).await;

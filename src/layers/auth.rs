@@ -11,11 +11,12 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::deadline::Deadline;
-use super::{Call, DOMAIN, address, details, refusal};
+use super::{Call, DOMAIN, address, details, refusal, unavailable};
+use crate::clock::SharedClock;
 use crate::domain::{Barred, Permission, Presented};
 use crate::error::Error;
 use crate::service::Caller;
-use crate::service::access::{Access, Denied};
+use crate::service::access::{Access, Denied, Held};
 use crate::store::RETRY_AFTER;
 
 /// What is asked of every call.
@@ -25,6 +26,8 @@ pub struct Gate {
     pub access: Access,
     /// Whose word on the caller's address is taken.
     pub trusted_proxies: Arc<[IpNet]>,
+    /// Tells when a quota begins anew.
+    pub clock: SharedClock,
 }
 
 /// What a method asks for.
@@ -52,10 +55,11 @@ fn door(path: &str) -> Door {
     }
 }
 
-/// Lets the call in, with its [`Caller`] in the extensions and its key gone from the headers, or says why not.
-pub(super) async fn admit(request: &mut Request<Body>, call: &Call, gate: &Gate) -> Result<(), Status> {
+/// Lets the call in, with its [`Caller`] in the extensions and its key gone from the headers, or says why not. Answers the key,
+/// if the method needs one.
+pub(super) async fn admit(request: &mut Request<Body>, call: &Call, gate: &Gate) -> Result<Option<Arc<Held>>, Status> {
     let needs = match door(call.uri.path()) {
-        Door::Open => return Ok(()),
+        Door::Open => return Ok(None),
         Door::Needs(permission) => permission,
         Door::Nowhere => return Err(details::method_unknown(call.uri.path())),
     };
@@ -65,7 +69,7 @@ pub(super) async fn admit(request: &mut Request<Body>, call: &Call, gate: &Gate)
     request.headers_mut().remove(AUTHORIZATION);
     let deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
     request.extensions_mut().insert(Caller { workspace: held.workspace(), actor: held.actor(), deadline });
-    Ok(())
+    Ok(Some(held))
 }
 
 /// The one key in `authorization: Bearer KEY`.
@@ -87,12 +91,7 @@ fn presented(headers: &HeaderMap) -> Result<Presented, Status> {
 fn denied(why: Denied) -> Status {
     let barred = match why {
         Denied::Barred(barred) => barred,
-        Denied::Unavailable => {
-            let error = Error::StoreUnavailable { retry_after: RETRY_AFTER };
-            let mut details = ErrorDetails::with_error_info("STORE_UNAVAILABLE", DOMAIN, []);
-            details.set_retry_info(Some(RETRY_AFTER));
-            return Status::with_error_details(Code::Unavailable, error.to_string(), details);
-        }
+        Denied::Unavailable => return unavailable(&Error::StoreUnavailable { retry_after: RETRY_AFTER }),
     };
     match barred {
         Barred::Unknown => refusal(Code::Unauthenticated, "KEY_UNKNOWN", "there is no such key"),

@@ -82,7 +82,7 @@ impl Stack {
             last_used_at: None,
         };
         let access = Access::of_keys(vec![key], Arc::new(SystemClock));
-        Self { phase, max_call: Duration::from_secs(60), gate: Gate { access, trusted_proxies: [].into() } }
+        Self { phase, max_call: Duration::from_secs(60), gate: Gate { access, trusted_proxies: [].into(), clock: Arc::new(SystemClock) } }
     }
 }
 

@@ -10,18 +10,20 @@ use arc_swap::ArcSwapOption;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
 
+use super::budget::{Budget, Counter};
 use crate::clock::SharedClock;
-use crate::domain::{ApiKey, Barred, KeyId, Permission, Presented, WorkspaceId};
+use crate::domain::{ApiKey, Barred, KeyId, Limits, Permission, Presented, Workspace, WorkspaceId};
 use crate::error::Error;
 use crate::store::Store;
 
-/// Between two rounds of reading and noting: with the two bounds that follow, a revoked key is refused within 10 s.
+/// Between two rounds of reading and noting: with the bounds that follow, a revoked key is refused within 10 s.
 const READ_EVERY: Duration = Duration::from_secs(3);
 /// How long a reading may take; then it has failed.
 const READ_MOST: Duration = Duration::from_secs(3);
-/// How long it may take to note what was used.
-const NOTE_MOST: Duration = Duration::from_secs(2);
+/// How long each other word to the database may take: which keys were used, and that this replica lives.
+const NOTE_MOST: Duration = Duration::from_millis(1500);
 /// After a reading that failed.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 /// While the database is away the keys known last stay good for so long, and then no call is let in.
@@ -47,13 +49,20 @@ pub struct Held {
     key: ApiKey,
     /// Its name, as the history gets it.
     actor: Arc<str>,
+    /// Its workspace's.
+    budget: Arc<Budget>,
     /// Whether it was used since its use was last noted.
     used: Arc<AtomicBool>,
 }
 
 impl Held {
-    fn new(key: ApiKey, used: Arc<AtomicBool>) -> Arc<Self> {
-        Arc::new(Self { actor: key.name.as_str().into(), key, used })
+    fn new(key: ApiKey, budget: Arc<Budget>, used: Arc<AtomicBool>) -> Arc<Self> {
+        Arc::new(Self { actor: key.name.as_str().into(), key, budget, used })
+    }
+
+    /// How much its workspace may still ask.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
     }
 
     /// Where the call acts.
@@ -75,6 +84,7 @@ impl Held {
 #[derive(Clone)]
 struct Known {
     keys: HashMap<KeyId, Arc<Held>>,
+    budgets: HashMap<WorkspaceId, Arc<Budget>>,
     /// When the reading began.
     read_at: Instant,
 }
@@ -91,26 +101,30 @@ struct Inner {
     known: ArcSwapOption<Known>,
     look_ups_left: AtomicU32,
     looking_up: Mutex<()>,
+    counter: Arc<Counter>,
+    /// Names this process among the replicas.
+    replica: Uuid,
 }
 
 impl Access {
     /// Lets nobody in before the first [`Self::read`].
     pub fn new(store: Store, clock: SharedClock) -> Self {
-        Self(Arc::new(Inner {
-            store: Some(store),
-            clock,
-            known: ArcSwapOption::empty(),
-            look_ups_left: AtomicU32::new(0),
-            looking_up: Mutex::default(),
-        }))
+        Self::of(Some(store), clock, ArcSwapOption::empty())
     }
 
-    /// Keys that stay as they are.
+    fn of(store: Option<Store>, clock: SharedClock, known: ArcSwapOption<Known>) -> Self {
+        let counter = Counter::new(store.clone(), clock.clone());
+        let (look_ups_left, looking_up) = (AtomicU32::new(0), Mutex::default());
+        Self(Arc::new(Inner { store, clock, known, look_ups_left, looking_up, counter, replica: Uuid::now_v7() }))
+    }
+
+    /// Keys that stay as they are, with budgets that never end.
     #[cfg(test)]
     pub fn of_keys(keys: Vec<ApiKey>, clock: SharedClock) -> Self {
-        let keys = keys.into_iter().map(|key| (key.id, Held::new(key, Arc::default()))).collect();
-        let known = ArcSwapOption::from_pointee(Known { keys, read_at: Instant::now() });
-        Self(Arc::new(Inner { store: None, clock, known, look_ups_left: AtomicU32::new(0), looking_up: Mutex::default() }))
+        let held = |key: ApiKey| (key.id, Held::new(key.clone(), Budget::endless(key.workspace, clock.clone()), Arc::default()));
+        let keys = keys.into_iter().map(held).collect();
+        let known = ArcSwapOption::from_pointee(Known { keys, budgets: HashMap::new(), read_at: Instant::now() });
+        Self::of(None, clock.clone(), known)
     }
 
     /// The key that a call presents, if it lets the call in.
@@ -150,32 +164,47 @@ impl Access {
         }
         // A fault is in the log already.
         let key = timeout(READ_MOST, store.key(id)).await.ok().and_then(Result::ok).ok_or(Denied::Unavailable)?.ok_or(unknown)?;
-        let held = Held::new(key, Arc::default());
+        // Limits that were set for a workspace since the last reading hold from the next one.
+        let budget = self.0.known.load().as_ref().and_then(|known| known.budgets.get(&key.workspace).cloned());
+        let budget = budget.unwrap_or_else(|| Budget::new(key.workspace, Limits::default(), self.0.counter.clone()));
+        let held = Held::new(key, budget.clone(), Arc::default());
         self.0.known.rcu(|known| {
             known.as_deref().cloned().map(|mut known| {
                 known.keys.insert(id, held.clone());
+                known.budgets.insert(held.workspace(), budget.clone());
                 Arc::new(known)
             })
         });
         Ok(held)
     }
 
-    /// Reads every key.
+    /// Reads every key and every workspace's limits.
     ///
     /// # Errors
     /// The store's.
     pub async fn read(&self) -> Result<(), Error> {
+        timeout(READ_MOST, self.read_all()).await.map_err(Error::internal)?
+    }
+
+    async fn read_all(&self) -> Result<(), Error> {
         let Some(store) = &self.0.store else { return Ok(()) };
         let read_at = Instant::now();
-        let keys = timeout(READ_MOST, store.told_keys()).await.map_err(Error::internal)??;
+        let (keys, workspaces) = (store.told_keys().await?, store.workspaces().await?);
         let before = self.0.known.load_full();
-        let used = |id: &KeyId| before.as_ref().and_then(|known| known.keys.get(id)).map(|held| held.used.clone()).unwrap_or_default();
-        let held = |key: ApiKey| {
-            let used = used(&key.id);
-            (key.id, Held::new(key, used))
+        let budget = |workspace: Workspace| {
+            let own = before.as_ref().and_then(|known| known.budgets.get(&workspace.id).cloned());
+            let budget = own.unwrap_or_else(|| Budget::new(workspace.id, workspace.limits, self.0.counter.clone()));
+            budget.set_limits(workspace.limits);
+            (workspace.id, budget)
         };
-        let keys = keys.into_iter().map(held).collect();
-        self.0.known.store(Some(Arc::new(Known { keys, read_at })));
+        let budgets: HashMap<_, _> = workspaces.into_iter().map(budget).collect();
+        let held = |key: ApiKey| {
+            let used = before.as_ref().and_then(|known| known.keys.get(&key.id)).map(|held| held.used.clone()).unwrap_or_default();
+            let budget = budgets.get(&key.workspace)?.clone();
+            Some((key.id, Held::new(key, budget, used)))
+        };
+        let keys = keys.into_iter().filter_map(held).collect();
+        self.0.known.store(Some(Arc::new(Known { keys, budgets, read_at })));
         self.0.look_ups_left.store(LOOK_UPS, Ordering::Relaxed);
         Ok(())
     }
@@ -187,12 +216,20 @@ impl Access {
 
     /// Reads the keys again and again, and notes which were used, at most once a minute for each.
     pub async fn keep_fresh(self) {
-        let (mut unread, mut unnoted) = (false, false);
+        let (mut unread, mut unseen, mut unnoted) = (false, false, false);
         loop {
             tell_once(&mut unread, self.read().await, "the keys cannot be read; those known stay good for 30 s");
+            tell_once(&mut unseen, self.see_replicas().await, "which replicas live is not known; their number stays as it was");
             tell_once(&mut unnoted, self.bounded_note().await, "which keys were used is not noted");
             sleep(if unread { READ_AGAIN } else { READ_EVERY }).await;
         }
+    }
+
+    async fn see_replicas(&self) -> Result<(), Error> {
+        let Some(store) = &self.0.store else { return Ok(()) };
+        let seen = timeout(NOTE_MOST, store.see_replica(self.0.replica)).await.map_err(Error::internal)??;
+        self.0.counter.set_replicas(seen);
+        Ok(())
     }
 
     async fn bounded_note(&self) -> Result<(), Error> {

@@ -2,7 +2,7 @@
 
 mod access;
 
-pub use access::{api_key, workspace_limit};
+pub use access::{api_key, rate_window, replica, workspace_limit};
 
 /// The hot row: narrow, since every update rewrites it. What it carries lives in tables of its own.
 pub mod canvas_schedule {

@@ -9,6 +9,7 @@ mod entity;
 mod error;
 mod insert;
 mod job;
+mod limit;
 mod migration;
 mod read;
 mod scope;

@@ -1,9 +1,9 @@
 //! Rows of tenants. A query of their tables begins here, with the workspace that it is about; `tests/floors.rs` holds the other
 //! modules of the store to it.
 
-use sea_orm::{ColumnTrait, DeleteMany, EntityTrait, QueryFilter, Select};
+use sea_orm::{ColumnTrait, DeleteMany, EntityTrait, QueryFilter, Select, UpdateMany};
 
-use super::entity::{canvas_schedule, properties, request, revision, target};
+use super::entity::{canvas_schedule, properties, rate_window, request, revision, target};
 use crate::domain::WorkspaceId;
 
 /// A table whose rows belong to workspaces.
@@ -16,6 +16,11 @@ pub trait Tenant: EntityTrait {
         Self::find().filter(Self::WORKSPACE.eq(workspace.0))
     }
 
+    /// Changes rows of one workspace.
+    fn update_within(workspace: WorkspaceId) -> UpdateMany<Self> {
+        Self::update_many().filter(Self::WORKSPACE.eq(workspace.0))
+    }
+
     /// Deletes rows of one workspace.
     fn delete_within(workspace: WorkspaceId) -> DeleteMany<Self> {
         Self::delete_many().filter(Self::WORKSPACE.eq(workspace.0))
@@ -24,6 +29,11 @@ pub trait Tenant: EntityTrait {
     /// The rows of all workspaces: for what the process does by itself, never for a caller.
     fn across_workspaces() -> Select<Self> {
         Self::find()
+    }
+
+    /// As [`Self::across_workspaces`].
+    fn delete_across_workspaces() -> DeleteMany<Self> {
+        Self::delete_many()
     }
 }
 
@@ -45,4 +55,8 @@ impl Tenant for target::Entity {
 
 impl Tenant for request::Entity {
     const WORKSPACE: Self::Column = request::Column::WorkspaceId;
+}
+
+impl Tenant for rate_window::Entity {
+    const WORKSPACE: Self::Column = rate_window::Column::WorkspaceId;
 }

@@ -6,6 +6,7 @@
 mod access;
 mod bad_input;
 mod lifecycle;
+mod limits;
 mod lists;
 mod operate;
 mod requests;

@@ -213,6 +213,8 @@ async fn a_stop_lets_calls_in_flight_finish_and_ends_everything_else(database: &
     let (silent, addr) = (TcpStream::connect(app.addr()).await.expect("a connection"), app.addr());
     let mut health = watch(&app).await;
     assert_eq!(health.message().await.expect("a status").expect("one").status(), ServingStatus::Serving);
+    // Takes what calls are counted with, which needs the lock too on SQLite.
+    app.list(Default::default()).await.expect("a list");
     let held = database.hold(&schedule.schedule_id).await;
     let calls = in_flight(&app, &schedule).await;
 
@@ -242,6 +244,8 @@ async fn a_stop_ends_even_if_a_call_does_not(database: &Database) {
     let app = narrow(database, Duration::from_millis(100)).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let silent = TcpStream::connect(app.addr()).await.expect("a connection");
+    // Takes what calls are counted with, which needs the lock too on SQLite.
+    app.list(Default::default()).await.expect("a list");
     let held = database.hold(&schedule.schedule_id).await;
     let calls = in_flight(&app, &schedule).await;
     soon(app.stop()).await;

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use canvas_scheduler::clock::ManualClock;
 use canvas_scheduler::config::Serve;
-use canvas_scheduler::domain::Permissions;
+use canvas_scheduler::domain::{Counted, Permissions, Quota, Window};
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
 use canvas_scheduler::server::Server;
-use canvas_scheduler::service::admin::{Admin, KeyOrder};
+use canvas_scheduler::service::admin::{Admin, KeyOrder, WorkspaceChange};
 use chrono::{DateTime, Utc};
 use tonic::Status;
 use tonic::service::interceptor::InterceptedService;
@@ -143,7 +143,20 @@ impl TestApp {
         change(&mut settings);
         let clock = Arc::new(ManualClock::at(instant(NOW)));
         let server = Server::start_migrated(&settings, clock.clone()).await.expect("the server starts");
+        server.admin().set_workspace("default", &endless()).await.expect("set");
+        Self::of_keyed(server, clock).await
+    }
+
+    /// A second server over a database whose limits stay as they are.
+    pub async fn start_as_it_is(database: &Database) -> Self {
+        let clock = Arc::new(ManualClock::at(instant(NOW)));
+        let server = Server::start_migrated(&settings(database), clock.clone()).await.expect("the server starts");
+        Self::of_keyed(server, clock).await
+    }
+
+    async fn of_keyed(server: Server, clock: Arc<ManualClock>) -> Self {
         let key = key(&server, "default", |_| {}).await;
+        server.read_keys().await.expect("the keys can be read");
         Self::of(server, clock, key)
     }
 
@@ -277,6 +290,12 @@ impl TestApp {
 /// A channel that connects at its first call.
 pub fn channel_to(addr: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{addr}")).expect("an address").connect_lazy()
+}
+
+/// Limits that no test reaches by chance.
+fn endless() -> WorkspaceChange {
+    let quota = Quota { most: 1_000_000_000, window: Window::Minute };
+    WorkspaceChange { default_zone: None, quotas: Counted::ALL.map(|counted| (counted, quota)).to_vec() }
 }
 
 /// A key that nobody else has the name of.

@@ -22,6 +22,7 @@ mod crash;
 mod cut;
 mod dev;
 mod keys;
+mod limits;
 mod locked;
 mod order;
 mod replicas;

@@ -71,3 +71,55 @@ pub mod workspace_limit {
 
     impl ActiveModelBehavior for ActiveModel {}
 }
+
+/// What was taken of the quotas.
+pub mod rate_window {
+    use sea_orm::entity::prelude::*;
+
+    /// One window of one quota.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "rate_window")]
+    pub struct Model {
+        /// The tenant.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub workspace_id: i32,
+        /// What is counted, and of which audience.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub counted: String,
+        /// The turn of the clock that it began at.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub began_ms: i64,
+        /// When it is over, for whoever removes it.
+        pub ends_ms: i64,
+        /// By all replicas.
+        pub taken: i64,
+    }
+
+    /// None: rows are found by key.
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The replicas, which share the quotas.
+pub mod replica {
+    use sea_orm::entity::prelude::*;
+
+    /// One process.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "replica")]
+    pub struct Model {
+        /// Chosen at its start.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: Uuid,
+        /// When it last said that it lives.
+        pub seen_ms: i64,
+    }
+
+    /// None: rows are found by key.
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}

@@ -58,7 +58,6 @@ fn window() -> TableCreateStatement {
         .col(big_integer("began_ms"))
         .col(big_integer("ends_ms"))
         .col(big_integer("taken"))
-        .col(big_integer("last_taken"))
         .primary_key(Index::create().col("workspace_id").col("counted").col("began_ms"))
         .take()
 }
