@@ -1,5 +1,5 @@
 //! The stack that every call passes, from the network and in process alike. Outermost first: trace, details, panic, drain,
-//! deadline. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
+//! deadline, auth, limit. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -17,12 +17,17 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tower::{Service, ServiceExt};
 
+use self::auth::Gate;
 use self::drain::Phase;
+use crate::error::Error;
 
+mod address;
+pub mod auth;
 mod body;
 pub mod deadline;
 pub mod details;
 pub mod drain;
+pub mod limit;
 pub mod panic;
 pub mod trace;
 
@@ -30,20 +35,17 @@ pub mod trace;
 pub const DOMAIN: &str = "canvas-scheduler";
 
 /// What the layers need to know of the process.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Stack {
     /// Where the process stands. Keep the sender: once it is dropped, calls that wait are ended as in [`Phase::Ending`].
     pub phase: watch::Receiver<Phase>,
     /// The longest that a unary call may take.
     pub max_call: Duration,
+    /// Who is let in.
+    pub gate: Gate,
 }
 
 impl Stack {
-    /// The stack with a bound of 60 s for a unary call.
-    pub fn new(phase: watch::Receiver<Phase>) -> Self {
-        Self { phase, max_call: Duration::from_secs(60) }
-    }
-
     /// `inner` within the layers.
     pub fn wrap<S>(self, inner: S) -> Wrapped<S> {
         Wrapped { inner, stack: Arc::new(self) }
@@ -51,7 +53,7 @@ impl Stack {
 }
 
 /// A service within the layers; what a server serves and what a generated client takes in place of a channel.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Wrapped<S> {
     inner: S,
     stack: Arc<Stack>,
@@ -77,8 +79,13 @@ where
             let call = Call::of(&request);
             let bound = deadline::read(&mut request, &call, stack.max_call);
             // Each future is pinned once and the layers borrow it: passing them on by value would double their size each time.
-            let mut handled = pin!(async move {
-                let Ok(response) = inner.oneshot(request).await;
+            let mut handled = pin!(async {
+                let count = match admit(&mut request, &call, &stack.gate).await {
+                    Ok(count) => count,
+                    Err(refused) => return refused.into_http(),
+                };
+                let Ok(mut response) = inner.oneshot(request).await;
+                limit::tell(&mut response, &count).await;
                 response
             });
             let mut bounded = pin!(deadline::enforce(handled.as_mut(), bound, &call));
@@ -88,6 +95,12 @@ where
             Ok(trace::record(detailed.as_mut(), &call).await)
         })
     }
+}
+
+/// Whether the call may be made: by whom, and how often.
+async fn admit(request: &mut Request<Body>, call: &Call, gate: &Gate) -> Result<limit::Count, Status> {
+    let held = auth::admit(request, call, gate).await?;
+    limit::count(request, call, held, &gate.clock).await
 }
 
 /// What kind of call a path stands for.
@@ -134,6 +147,19 @@ fn kind_of(path: &str) -> Kind {
 /// A status with its `ErrorInfo`.
 fn refusal(code: Code, reason: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, []))
+}
+
+/// A refusal of a call that nothing was begun of, as the handlers would have it.
+fn unavailable(error: &Error) -> Status {
+    let (Error::Busy { retry_after } | Error::StoreUnavailable { retry_after }) = error else {
+        // Nothing else comes up before a handler, but for a fault of ours; its cause is for the log.
+        tracing::error!(?error, "a call could not be admitted");
+        return refusal(Code::Internal, "INTERNAL", "internal error");
+    };
+    let reason = if matches!(error, Error::Busy { .. }) { "BUSY" } else { "STORE_UNAVAILABLE" };
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, []);
+    details.set_retry_info(Some(*retry_after));
+    Status::with_error_details(Code::Unavailable, error.to_string(), details)
 }
 
 /// The name of a code as the gRPC documents write it.

@@ -14,11 +14,11 @@ use super::*;
 use crate::layers::Stack;
 use crate::layers::support::{STREAM, done, endless, request, verdict, verdict_of_stream};
 
-const QUICK: &str = "/canvas.schedule.v1.Test/Quick";
+const QUICK: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
 /// Begins, and ends when it is released.
-const SLOW: &str = "/canvas.schedule.v1.Test/Slow";
+const SLOW: &str = "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule";
 /// Begins, and never ends.
-const HANG: &str = "/canvas.schedule.v1.Test/Hang";
+const HANG: &str = "/canvas.schedule.v1.CanvasScheduleService/CancelCanvasSchedule";
 
 /// Ends a test that hangs.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
@@ -62,7 +62,7 @@ async fn start(bounds: Bounds) -> Server {
     let (core, incoming) = Core::new();
     let live = core.live.clone();
     let accepted = tokio::spawn(accept(listener, vec![core], bounds, phases.clone()));
-    let served = tokio::spawn(serve(incoming, Stack::new(phases.clone()).wrap(service), bounds, phases));
+    let served = tokio::spawn(serve(incoming, Stack::new(phases.clone()).wrap(service), None, bounds, phases));
     Server { addr, phase, live, begun, release, accepted, served }
 }
 

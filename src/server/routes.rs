@@ -31,6 +31,15 @@ const BATCH_MESSAGE_MAX: usize = 4 * 1024 * 1024;
 /// The service that a name belongs to in health answers: ours, and the empty one for the whole server.
 pub const HEALTH_NAMES: [&str; 2] = ["", SERVICE_NAME];
 
+/// What of it a process shows.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown {
+    /// Our own service.
+    pub api: bool,
+    /// Reflection.
+    pub reflection: bool,
+}
+
 /// Routes a call by its path. Ours are told apart before the general router, which costs more than an empty call.
 #[derive(Clone)]
 pub struct Routes {
@@ -47,13 +56,16 @@ impl Routes {
     ///
     /// # Errors
     /// Never in practice: the descriptors are compiled in.
-    pub fn new(service: &Service, health: HealthReporter, ready: Arc<AtomicBool>, api: bool) -> Result<Self, Error> {
+    pub fn new(service: &Service, health: HealthReporter, ready: Arc<AtomicBool>, shown: Shown) -> Result<Self, Error> {
         let server = |bytes| CanvasScheduleServiceServer::new(Grpc::new(service.clone())).max_decoding_message_size(bytes);
         let health = tonic_health::pb::health_server::HealthServer::new(HealthService::from_health_reporter(health));
-        let v1 = reflection(reflection_v1::SERVICE_NAME).build_v1().map_err(Error::internal)?;
-        let v1alpha = reflection(reflection_v1alpha::SERVICE_NAME).build_v1alpha().map_err(Error::internal)?;
-        let others = TonicRoutes::new(health).add_service(v1).add_service(v1alpha).prepare();
-        Ok(Self { ours: server(MESSAGE_MAX), batches: server(BATCH_MESSAGE_MAX), others, api, ready })
+        let mut others = TonicRoutes::new(health);
+        if shown.reflection {
+            let v1 = reflection(reflection_v1::SERVICE_NAME).build_v1().map_err(Error::internal)?;
+            let v1alpha = reflection(reflection_v1alpha::SERVICE_NAME).build_v1alpha().map_err(Error::internal)?;
+            others = others.add_service(v1).add_service(v1alpha);
+        }
+        Ok(Self { ours: server(MESSAGE_MAX), batches: server(BATCH_MESSAGE_MAX), others: others.prepare(), api: shown.api, ready })
     }
 }
 

@@ -9,6 +9,8 @@
 #[path = "../support/postgres.rs"]
 mod postgres;
 
+#[path = "../support/bearer.rs"]
+mod bearer;
 mod consumer;
 mod database;
 mod history;
@@ -20,9 +22,12 @@ mod command_line;
 mod crash;
 mod cut;
 mod dev;
+mod keys;
+mod limits;
 mod locked;
 mod order;
 mod replicas;
 mod sending;
 mod stop;
+mod tls;
 mod updates;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +23,7 @@ use tonic::body::Body;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tower::{Service, ServiceExt};
 
+use super::super::tls::Tls;
 use super::{Bounds, Connection};
 use crate::layers::drain::Phase;
 
@@ -33,7 +35,7 @@ const FLUSH: Duration = Duration::from_secs(1);
 
 /// Serves the connections of one core, on the runtime that this is called on. Returns when `phase` has left
 /// [`Phase::Serving`] and every connection has ended, which is at most 1 s after [`Phase::Ending`].
-pub async fn serve<S>(mut incoming: mpsc::Receiver<Connection>, service: S, bounds: Bounds, phase: watch::Receiver<Phase>)
+pub async fn serve<S>(mut incoming: mpsc::Receiver<Connection>, service: S, tls: Option<Tls>, bounds: Bounds, phase: watch::Receiver<Phase>)
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -47,7 +49,7 @@ where
             () = &mut leaving => break,
             Some(ended) = connections.join_next() => log_panic(ended),
             Some(connection) = incoming.recv() => {
-                connections.spawn(live(connection, service.clone(), bounds, phase.clone()));
+                connections.spawn(live(connection, service.clone(), tls.clone(), bounds, phase.clone()));
             }
         }
     }
@@ -64,7 +66,7 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn live<S>(connection: Connection, service: S, bounds: Bounds, mut phase: watch::Receiver<Phase>)
+async fn live<S>(connection: Connection, service: S, tls: Option<Tls>, bounds: Bounds, mut phase: watch::Receiver<Phase>)
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -74,11 +76,30 @@ where
         Ok(stream) => stream,
         Err(why) => return tracing::warn!(%peer, %why, "a connection cannot be served"),
     };
-    let info = stream.connect_info();
+    let service = with_peer(service, stream.connect_info());
+    let Some(tls) = tls else { return converse(stream, peer, service, bounds, phase).await };
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(bounds.first_byte, tls.acceptor().accept(stream)) => shaken,
+        () = Phase::Draining.reached(&mut phase) => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => converse(stream, peer, service, bounds, phase).await,
+        Ok(Err(why)) => tracing::debug!(%peer, %why, "a TLS handshake failed"),
+        Err(_elapsed) => tracing::debug!(%peer, "a TLS handshake took too long"),
+    }
+}
+
+/// Speaks HTTP/2 until the peer or a bound ends it.
+async fn converse<I, S>(stream: I, peer: SocketAddr, service: S, bounds: Bounds, mut phase: watch::Receiver<Phase>)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
     let received = Arc::new(AtomicUsize::new(0));
     let io = TokioIo::new(Counting { stream, received: received.clone() });
     let silent = || received.load(Ordering::Relaxed) < PREFACE;
-    let mut conn = pin!(http2().serve_connection(io, TowerToHyperService::new(with_peer(service, info))));
+    let mut conn = pin!(http2().serve_connection(io, TowerToHyperService::new(service)));
 
     let grace = tokio::select! {
         ended = conn.as_mut() => return log_end(peer, ended),
@@ -145,20 +166,20 @@ async fn passed(grace: Option<Duration>) {
     }
 }
 
-fn log_end(peer: std::net::SocketAddr, ended: hyper::Result<()>) {
+fn log_end(peer: SocketAddr, ended: hyper::Result<()>) {
     match ended {
         Ok(()) => tracing::debug!(%peer, "a connection ended"),
         Err(why) => tracing::debug!(%peer, %why, "a connection failed"),
     }
 }
 
-/// A socket that counts the bytes it has received, so that a peer that sends half a preface counts as silent.
-struct Counting {
-    stream: TcpStream,
+/// A stream that counts the bytes it has received, so that a peer that sends half a preface counts as silent.
+struct Counting<I> {
+    stream: I,
     received: Arc<AtomicUsize>,
 }
 
-impl AsyncRead for Counting {
+impl<I: AsyncRead + Unpin> AsyncRead for Counting<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
@@ -167,7 +188,7 @@ impl AsyncRead for Counting {
     }
 }
 
-impl AsyncWrite for Counting {
+impl<I: AsyncWrite + Unpin> AsyncWrite for Counting<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buffer)
     }
