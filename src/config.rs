@@ -96,7 +96,7 @@ pub struct ServeArgs {
     #[arg(long, env = "CANVAS_SCHEDULER_READ_CONNECTIONS", default_value = "8", help_heading = "Tuning")]
     pub read_connections: String,
     /// The most dispatches that are in flight at once, whatever is due (1 to 10000)
-    #[arg(long, env = "CANVAS_SCHEDULER_WORKERS", default_value = "256", help_heading = "Sending")]
+    #[arg(long, env = "CANVAS_SCHEDULER_WORKERS", default_value = "1024", help_heading = "Sending")]
     pub workers: String,
     /// How long a dispatch is its worker's alone; a delivery may take three quarters of it. Then somebody else tries
     #[arg(long, env = "CANVAS_SCHEDULER_LEASE", default_value = "60s", help_heading = "Sending")]

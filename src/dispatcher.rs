@@ -19,7 +19,7 @@ use crate::sink::SharedSink;
 use hands::Hands;
 
 /// The most that is taken or finished at once. What one commit costs is spread over as many by then.
-const BATCH_MOST: usize = 256;
+const BATCH_MOST: usize = 512;
 /// Between two tries while the database is away.
 const OUTAGE_PAUSE: Duration = Duration::from_millis(100);
 

@@ -8,7 +8,6 @@ use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, Statement};
 use uuid::Uuid;
 
 use super::carried::{Leased, Payloads, Taking};
-use super::commit::begin;
 use super::dispatches::{self, DISPATCH, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch};
 use super::fire::{Taken, UNREADABLE_REST};
@@ -45,7 +44,7 @@ impl Store {
     /// What the database says, for the log.
     pub async fn retry(&self, limit: usize, now: DateTime<Utc>, delivery: &Delivery) -> Result<Taken, Error> {
         let retry = async {
-            let db = begin(&self.link.db()).await?;
+            let db = self.firing.begin().await?;
             let due = due(&db, now, limit).await?;
             if due.is_empty() {
                 db.rollback().await?;

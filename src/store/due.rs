@@ -30,8 +30,9 @@ impl Store {
     /// What the database says, for the log.
     pub async fn next_due(&self) -> Result<Next, Error> {
         let read = async {
-            let db = &self.link.db();
+            let db = self.firing.connection().await?;
             let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), NEXT)).await?;
+            db.done();
             let Some(row) = row else { return Ok(Next::default()) };
             let instant = |millis: Option<i64>| millis.and_then(DateTime::from_timestamp_millis);
             Ok(Next { wake: instant(row.try_get_by_index(0)?), retry: instant(row.try_get_by_index(1)?) })

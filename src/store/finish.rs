@@ -10,7 +10,6 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::carried::Leased;
-use super::commit::begin;
 use super::dispatches::{self, DISPATCH_KEY, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch};
 use super::moves::Moves;
@@ -78,11 +77,13 @@ impl Store {
     pub async fn finish(&self, finished: &[Finished], now: DateTime<Utc>, delivery: &Delivery) -> Result<(), Error> {
         let finish = async {
             let (delivered, others): (Vec<&Finished>, Vec<&Finished>) = finished.iter().partition(|one| one.answer == Answer::Delivered);
-            deliver(&self.link.db(), &delivered, now).await?;
+            let db = self.finishing.connection().await?;
+            deliver(&db, &delivered, now).await?;
+            db.done();
             if others.is_empty() {
                 return Ok(());
             }
-            let db = begin(&self.link.db()).await?;
+            let db = self.finishing.begin().await?;
             settle(&db, &others, now, delivery).await?;
             db.commit().await
         };

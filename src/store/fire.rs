@@ -9,7 +9,6 @@ use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
 use uuid::Uuid;
 
 use super::carried::{Leased, Payloads, Taking};
-use super::commit::begin;
 use super::dispatches::{self, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch, wake};
 use super::moves::{self, Moves};
@@ -66,7 +65,7 @@ impl Store {
     /// out.
     pub async fn fire(&self, limit: usize, now: DateTime<Utc>, delivery: &Delivery, in_force: i32) -> Result<Taken, Error> {
         let fire = async {
-            let db = begin(&self.link.db()).await?;
+            let db = self.firing.begin().await?;
             let found = due(&db, now, limit).await?;
             if found.looked == 0 {
                 db.rollback().await?;
@@ -85,7 +84,7 @@ impl Store {
     /// What the database says, for the log.
     pub async fn set_first_aside(&self, now: DateTime<Utc>) -> Result<(), Error> {
         let set_aside = async {
-            let db = begin(&self.link.db()).await?;
+            let db = self.firing.begin().await?;
             let Found { due, .. } = due(&db, now, 1).await?;
             let entries: Vec<wake::Model> = due.into_values().flat_map(|due| due.entries).collect();
             for entry in &entries {

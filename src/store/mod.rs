@@ -17,6 +17,7 @@ mod held;
 mod history;
 mod insert;
 mod job;
+mod lane;
 mod letters;
 mod link;
 mod migration;
@@ -50,6 +51,7 @@ use crate::clock::SharedClock;
 use crate::domain::{Outcome, Policy, ScheduleId, WorkspaceId};
 use crate::error::Error;
 use job::Job;
+use lane::Lane;
 use link::Link;
 
 /// How long the first answer to a request id is kept.
@@ -65,6 +67,10 @@ pub struct Store {
     reads: DatabaseConnection,
     /// For what fires and finishes; on SQLite the one connection that writes.
     link: Link,
+    /// Of them, one for what fires.
+    firing: Lane,
+    /// Of them, one for what finishes.
+    finishing: Lane,
     writers: Arc<[mpsc::Sender<Job>]>,
     clock: SharedClock,
     revisions_kept: i64,
@@ -89,8 +95,9 @@ impl Store {
             senders.push(sender);
         }
         let link = connect::dispatching(options, writers.first().map_or(&reads, |writer| &writer.db)).await?;
+        let (firing, finishing) = (Lane::new(link.clone()), Lane::new(link.clone()));
         let revisions_kept = options.revisions_kept;
-        Ok((Self { reads, link, writers: senders.into(), clock, revisions_kept }, writers))
+        Ok((Self { reads, link, firing, finishing, writers: senders.into(), clock, revisions_kept }, writers))
     }
 
     /// Hands a change to its writer and waits for its commit.
