@@ -9,10 +9,8 @@ use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
 use uuid::Uuid;
 
 use super::carried::{Leased, Payloads, Taking};
-use super::commit::begin;
 use super::dispatches::{self, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch, wake};
-use super::error::background;
 use super::moves::{self, Moves};
 use super::rows::Texts;
 use super::sql::{self, Lock};
@@ -67,7 +65,7 @@ impl Store {
     /// out.
     pub async fn fire(&self, limit: usize, now: DateTime<Utc>, delivery: &Delivery, in_force: i32) -> Result<Taken, Error> {
         let fire = async {
-            let db = begin(&self.dispatching).await?;
+            let db = self.firing.begin().await?;
             let found = due(&db, now, limit).await?;
             if found.looked == 0 {
                 db.rollback().await?;
@@ -77,7 +75,7 @@ impl Store {
             db.commit().await?;
             Ok(Taken { leased, more: moved })
         };
-        fire.await.map_err(|fault: DbErr| background(&fault))
+        self.link.in_time(fire).await
     }
 
     /// Looks at the first entry that is due at `now` later, since it stands in the way of those behind it.
@@ -86,7 +84,7 @@ impl Store {
     /// What the database says, for the log.
     pub async fn set_first_aside(&self, now: DateTime<Utc>) -> Result<(), Error> {
         let set_aside = async {
-            let db = begin(&self.dispatching).await?;
+            let db = self.firing.begin().await?;
             let Found { due, .. } = due(&db, now, 1).await?;
             let entries: Vec<wake::Model> = due.into_values().flat_map(|due| due.entries).collect();
             for entry in &entries {
@@ -95,7 +93,7 @@ impl Store {
             moves::postpone_entries(&db, entries, (now + UNREADABLE_REST).timestamp_millis()).await?;
             db.commit().await
         };
-        set_aside.await.map_err(|fault: DbErr| background(&fault))
+        self.link.in_time(set_aside).await
     }
 }
 

@@ -83,7 +83,7 @@ impl Store {
     /// [`Error::NotFound`], [`Error::DispatchNotFound`], the domain's refusals, and what the database says, for the log.
     pub async fn revive(&self, key: Key, id: DispatchId, now: DateTime<Utc>, delivery: &Delivery) -> Result<Firing, Error> {
         let revive = async {
-            let db = begin(&self.dispatching).await?;
+            let db = begin(&self.link.db()).await?;
             // Under the lock of its schedule: a cancellation waits for us or we see it.
             let Some(row) = sql::read_rows(&db, &[(key.0.0, key.1.0)], Lock::Wait).await?.pop() else {
                 return Ok(Err(Error::NotFound { schedule_id: key.1.to_string() }));
@@ -101,6 +101,6 @@ impl Store {
             db.commit().await?;
             Ok(Ok(revived))
         };
-        revive.await.map_err(|fault: DbErr| public(&fault))?
+        self.link.in_time(revive).await?
     }
 }
