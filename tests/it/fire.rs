@@ -320,8 +320,8 @@ async fn counted(database: &Database) {
         for _ in 0..n {
             ids.push(test.create(DUE, false).await);
         }
-        for n in 0..updates {
-            test.update(ids[n], &format!("2026-03-20T07:00:{n:02}Z"), false).await.expect("updated");
+        for (n, id) in ids.iter().take(updates).enumerate() {
+            test.update(*id, &format!("2026-03-20T07:00:{n:02}Z"), false).await.expect("updated");
         }
         test.at(DUE);
         // Those that moved earlier have an entry for their old time, too.
