@@ -140,6 +140,8 @@ struct Decided {
     entries: Vec<wake::Model>,
     after: CanvasSchedule,
     taking: Option<Taking>,
+    /// When it is looked at next, where that is not when its next wave is due.
+    look_ms: Option<i64>,
 }
 
 /// The decisions of one look.
@@ -166,13 +168,16 @@ impl<'a> Round<'a> {
             // Its entries stay where they are, for a replica that has the newer data.
             return;
         }
-        let (after, firing) = match schedule.fire(self.now, self.delivery) {
+        // A wave that was not taken rests, also when an entry of an earlier look is still due.
+        let look_ms = before.wake_ms.filter(|at| *at > self.now.timestamp_millis());
+        let fired = if look_ms.is_none() { schedule.fire(self.now, self.delivery) } else { None };
+        let (after, firing) = match fired {
             Some(fired) => (fired.after, Some(fired.firing)),
             None => (schedule.replanned(), None),
         };
         let workspace = WorkspaceId(before.workspace_id);
         let taking = firing.map(|firing| Taking { workspace, workspace_name: due.workspace_name, schedule: after.clone(), firing });
-        self.decided.push(Decided { before, entries: due.entries, after, taking });
+        self.decided.push(Decided { before, entries: due.entries, after, taking, look_ms });
     }
 
     fn unreadable(&mut self, id: Uuid, entries: Vec<wake::Model>, fault: &DbErr) {
@@ -184,7 +189,7 @@ impl<'a> Round<'a> {
         let payloads = Payloads::read(db, self.decided.iter().filter_map(|decided| decided.taking.as_ref())).await?;
         let (mut moves, mut leased) = (Moves::default(), HashMap::new());
         for decided in std::mem::take(&mut self.decided) {
-            let Decided { before, entries, after, taking } = decided;
+            let Decided { before, entries, after, taking, look_ms } = decided;
             if let Some(taking) = taking {
                 match payloads.lease(&taking, self.now) {
                     Ok(one) => {
@@ -198,7 +203,7 @@ impl<'a> Round<'a> {
                 }
             }
             moves.taken.extend(entries);
-            moves.row(&before, &after, None, self.now.timestamp_millis())?;
+            moves.row(&before, &after, look_ms, self.now.timestamp_millis())?;
         }
         let moved = moves.write(db).await?;
         let any = !moved.is_empty() || !self.unreadable.is_empty();

@@ -108,11 +108,11 @@ async fn an_unknown_outcome_is_tried_again_under_its_id(database: &Database) {
     assert_eq!((second.len(), second[0].dispatch.attempt, second[0].dispatch.id), (1, 2, first[0].dispatch.id));
     assert!(test.retry(5).await.is_empty() && test.fire(5).await.is_empty());
     test.finish(&second, &not_taken()).await;
-    assert_eq!(states(&test, id).await, [(1, 1, DispatchState::Unknown)], "the first may have arrived, so its zones stay taken");
+    assert_eq!(states(&test, id).await, [(1, 2, DispatchState::Unknown)], "the first may have arrived, so its zones stay taken");
     test.at("2026-03-20T08:00:09Z");
     let third = test.retry(5).await;
     test.finish(&third, &rejected()).await;
-    assert_eq!(states(&test, id).await, [(1, 2, DispatchState::Dead)]);
+    assert_eq!(states(&test, id).await, [(1, 3, DispatchState::Dead)]);
     test.at("2026-03-22T08:00:09Z");
     assert!(test.retry(5).await.is_empty(), "a dead letter rests");
 }

@@ -10,6 +10,7 @@ mod dispatches;
 mod fire;
 mod lifecycle;
 mod lists;
+mod model;
 mod operate;
 mod requests;
 mod rules;
