@@ -7,7 +7,7 @@ use canvas_scheduler::domain::{
     ZoneSet,
 };
 use canvas_scheduler::error::Error;
-use canvas_scheduler::service::{Caller, Details, DispatchFilter, Leased, Mode, Service, Update};
+use canvas_scheduler::service::{Caller, Details, DispatchFilter, Finished, Leased, Mode, Service, Update};
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 use serde_json::json;
@@ -17,7 +17,7 @@ use super::rules::{Dispatch, Stage, Stands, View, World};
 use super::zones::{HOUR, NAMES, Time, Zones};
 use crate::support::database::Database;
 use crate::support::instant;
-use crate::support::stores::{TestStore, finished, not_taken, rejected, unknown};
+use crate::support::stores::{TestStore, not_taken, rejected, unknown};
 
 /// More than there ever is.
 const ALL: usize = 256;
@@ -151,7 +151,7 @@ impl<'a> Replica<'a> {
             Says::Rejected => rejected(),
             Says::Unknown => unknown(),
         };
-        self.service.finish(&[finished(leased, &answer)]).await.expect("written");
+        self.service.finish(&[Finished::of(leased, answer.clone())]).await.expect("written");
     }
 
     async fn brake(&self, all: bool, on: bool) {
