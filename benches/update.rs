@@ -12,6 +12,8 @@
 
 #[path = "update/load.rs"]
 mod load;
+#[path = "update/loaded.rs"]
+mod loaded;
 #[path = "update/machine.rs"]
 mod machine;
 #[path = "update/on_postgres.rs"]

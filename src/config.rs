@@ -2,6 +2,7 @@
 //! faults are told at once.
 
 pub mod access;
+mod roles;
 mod sink;
 
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 
+pub use roles::Roles;
 pub use sink::{Reach, Secret, SinkArgs, SinkSettings};
 
 /// A self-hosted gRPC service that owns the schedules of API-triggered Canvases.
@@ -116,7 +118,7 @@ pub struct ServeArgs {
     #[arg(long, env = "CANVAS_SCHEDULER_READ_CONNECTIONS", default_value = "8", help_heading = "Tuning")]
     pub read_connections: String,
     /// The most dispatches that are in flight at once, whatever is due (1 to 10000)
-    #[arg(long, env = "CANVAS_SCHEDULER_WORKERS", default_value = "256", help_heading = "Sending")]
+    #[arg(long, env = "CANVAS_SCHEDULER_WORKERS", default_value = "1024", help_heading = "Sending")]
     pub workers: String,
     /// How long a dispatch is its worker's alone; a delivery may take three quarters of it. Then somebody else tries
     #[arg(long, env = "CANVAS_SCHEDULER_LEASE", default_value = "60s", help_heading = "Sending")]
@@ -227,15 +229,6 @@ pub struct Serve {
     pub max_call_time: Duration,
     /// From SIGTERM to the end of every call.
     pub drain: Duration,
-}
-
-/// What a process does; at least one of them. Health is told by each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Roles {
-    /// It serves callers.
-    pub api: bool,
-    /// It sends.
-    pub dispatcher: bool,
 }
 
 /// Where certificates are.
@@ -350,31 +343,6 @@ impl Reader {
         match std::fs::read_to_string(path) {
             Ok(text) => Some(text),
             Err(why) => self.fault(flag, path, &format!("a file that can be read ({why})")),
-        }
-    }
-
-    fn roles(&mut self, value: &str) -> Option<Roles> {
-        let named: Vec<&str> = value.split(',').map(str::trim).collect();
-        if named.iter().all(|name| ["api", "dispatcher"].contains(name)) {
-            return Some(Roles { api: named.contains(&"api"), dispatcher: named.contains(&"dispatcher") });
-        }
-        self.fault("roles", value, "api, dispatcher, or api,dispatcher")
-    }
-
-    /// An attempt must have its answer well before somebody else tries.
-    fn lease(&mut self, value: &str, sink: Option<&SinkSettings>) -> Option<Duration> {
-        let lease = self.duration("lease", value)?;
-        let timeout = sink.and_then(SinkSettings::timeout).unwrap_or_default();
-        if timeout < lease * 3 / 4 {
-            return Some(lease);
-        }
-        self.fault("lease", value, "long enough: three quarters of it must be more than --sink-timeout")
-    }
-
-    /// A process that does nothing but send needs a place to send to.
-    fn sending(&mut self, roles: Option<Roles>, args: &SinkArgs) {
-        if roles.is_some_and(|roles| !roles.api) && args.sink.is_none() {
-            self.faults.push("--sink: is needed with --roles dispatcher; log, grpc, webhook or nats".to_owned());
         }
     }
 

@@ -19,7 +19,7 @@ use crate::sink::SharedSink;
 use hands::Hands;
 
 /// The most that is taken or finished at once. What one commit costs is spread over as many by then.
-const BATCH_MOST: usize = 256;
+const BATCH_MOST: usize = 512;
 /// Between two tries while the database is away.
 const OUTAGE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -160,7 +160,7 @@ impl Dispatcher {
             let (service, sink, clock) = (self.service.clone(), self.sink.clone(), self.clock.clone());
             let (hands, answers) = (self.hands.clone(), self.answers.clone());
             self.deliveries.spawn(async move {
-                let mut finished = unfinished(&one);
+                let mut finished = Finished::of(&one, Answer::Unknown { why: String::new() });
                 let Some(answer) = attempt(&service, sink, one).await else { return hands.put_down(1) };
                 hands.answered(&answer, clock.now());
                 finished.answer = answer;
@@ -201,18 +201,6 @@ fn poll() -> TimeDelta {
     #[allow(clippy::cast_possible_truncation, reason = "some milliseconds")]
     let less = (jitter() * 5.0) as i64;
     POLL - TimeDelta::milliseconds(less)
-}
-
-/// What is to be written of a dispatch, but for the answer.
-fn unfinished(leased: &Leased) -> Finished {
-    let dispatch = &leased.dispatch;
-    Finished {
-        workspace: leased.workspace,
-        schedule_id: dispatch.schedule_id,
-        n: dispatch.n,
-        attempt: dispatch.attempt,
-        answer: Answer::Unknown { why: String::new() },
-    }
 }
 
 /// What the sink says of a dispatch. None when its lease ran out before it was begun: then it is somebody else's.

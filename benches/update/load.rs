@@ -15,7 +15,7 @@ use super::wire::Method;
 use super::{Fallible, LOAD};
 
 /// The call under test.
-const UPDATE: &str = "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule";
+pub const UPDATE: &str = "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule";
 /// So many connections carry the callers, or one for each caller.
 const CONNECTIONS_MOST: u64 = 8;
 /// How long the last answers may take.
@@ -205,14 +205,7 @@ impl Caller {
 
     /// Updates the schedule number `at` of the slice.
     async fn update(&mut self, at: u64) -> Result<(), String> {
-        let number = self.slice.start + at;
-        let schedule_id = id(number);
-        let request = v1::UpdateCanvasScheduleRequest {
-            canvas_id: canvas(number),
-            schedule_id: schedule_id.clone(),
-            schedule: Some(v1::Schedule { time: self.time(), in_local_time: self.times.local, at_optimal_time: false }),
-            ..Default::default()
-        };
+        let request = update(self.slice.start + at, &self.times, &mut self.random);
         let seen = &mut self.seen[usize::try_from(at).expect("an index into the slice")];
         // Until it is known again what the schedule's revision is.
         let before = std::mem::take(seen);
@@ -221,28 +214,35 @@ impl Caller {
         let end = Instant::now();
         let answer: v1::UpdateCanvasScheduleResponse = answer?;
         self.tally.acknowledged += 1;
-        *seen = checked(&schedule_id, before, &answer)?;
+        *seen = checked(&request.schedule_id, before, &answer)?;
         if self.measured.contains(&end) {
             let micros = u64::try_from((end - begin).as_micros()).unwrap_or(u64::MAX);
             self.tally.latencies.saturating_record(micros);
         }
         Ok(())
     }
+}
 
-    fn time(&mut self) -> String {
-        let n = self.random.below(self.times.span_ms().unsigned_abs());
-        let millis = self.times.earliest_ms() + i64::try_from(n).expect("a number of milliseconds");
-        let time = DateTime::from_timestamp_millis(millis).expect("an instant in this century");
-        let mut time = time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
-        if self.times.local {
-            time.pop();
-        }
-        time
+/// An update of the schedule of this number to any of the times.
+pub fn update(number: u64, times: &Times, random: &mut Random) -> v1::UpdateCanvasScheduleRequest {
+    let n = random.below(times.span_ms().unsigned_abs());
+    let millis = times.earliest_ms() + i64::try_from(n).expect("a number of milliseconds");
+    let time = DateTime::from_timestamp_millis(millis).expect("an instant in this century");
+    let mut time = time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+    if times.local {
+        time.pop();
+    }
+    v1::UpdateCanvasScheduleRequest {
+        canvas_id: canvas(number),
+        schedule_id: id(number),
+        schedule: Some(v1::Schedule { time, in_local_time: times.local, at_optimal_time: false }),
+        ..Default::default()
     }
 }
 
-/// The revision of an answer that is as it must be: about the schedule that was asked for, and one change further.
-fn checked(schedule_id: &str, before: u32, answer: &v1::UpdateCanvasScheduleResponse) -> Result<u32, String> {
+/// The revision of an answer that is as it must be: about the schedule that was asked for, and one change further; 0 before: not
+/// known.
+pub fn checked(schedule_id: &str, before: u32, answer: &v1::UpdateCanvasScheduleResponse) -> Result<u32, String> {
     let after = answer.canvas_schedule.as_ref().ok_or("an answer without a schedule")?;
     if after.schedule_id != schedule_id {
         return Err(format!("asked for {schedule_id}, answered {}", after.schedule_id));

@@ -44,7 +44,7 @@ fn ticks_with_children(pid: u32) -> f64 {
 /// Processor seconds taken so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu {
-    /// The service.
+    /// The service's processes.
     pub server: f64,
     /// PostgreSQL, with all its backends.
     pub postgres: f64,
@@ -56,12 +56,12 @@ pub struct Cpu {
 
 impl Cpu {
     /// What the processes have taken until now.
-    pub fn now(server: Option<u32>, postgres: Option<&Postgres>) -> Self {
+    pub fn now(servers: impl IntoIterator<Item = u32>, postgres: Option<&Postgres>) -> Self {
         let own = ticks(std::process::id());
         let of_postgres = postgres.and_then(Postgres::pid).map_or(0.0, ticks_with_children);
         let per_second = ticks_per_second();
         Self {
-            server: server.map_or(0.0, |pid| ticks(pid).0) / per_second,
+            server: servers.into_iter().map(|pid| ticks(pid).0).sum::<f64>() / per_second,
             postgres: of_postgres / per_second,
             load: own.1 / per_second,
             own: own.0 / per_second,
@@ -78,11 +78,11 @@ impl Cpu {
         }
     }
 
-    /// For so many updates, by process, per 1,000 of them.
-    pub fn per_thousand(&self, updates: u64) -> String {
+    /// For so many updates or dispatches, by process, per 1,000 of them.
+    pub fn per_thousand(&self, count: u64) -> String {
         let named = [("service", self.server), ("postgres", self.postgres), ("load", self.load), ("in process", self.own)];
-        #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
-        let thousands = (updates.max(1) as f64) / 1000.0;
+        #[allow(clippy::cast_precision_loss, reason = "a count of updates or dispatches")]
+        let thousands = (count.max(1) as f64) / 1000.0;
         let shares = named.iter().filter(|(_, seconds)| *seconds > 0.02);
         let shares: Vec<String> = shares.map(|(name, seconds)| format!("{name} {:.0} ms", seconds * 1000.0 / thousands)).collect();
         shares.join(", ")

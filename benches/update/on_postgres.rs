@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use super::Fallible;
 use super::load::{self, Order, Report};
+use super::loaded::{self, DATABASE};
 use super::machine::Cpu;
 use super::pgbench::{self, CLIENTS, Length, Yardstick};
 use super::report::{self, Verdict, callers, grouped};
-use super::rows::{self, Dialect, Times};
-use super::server::{Server, migrate};
+use super::rows::{self, Times};
+use super::server::Server;
 use super::settings::{Settings, WARM_UP};
-use super::support::{Postgres, Problem};
+use super::support::Postgres;
 
-const DATABASE: &str = "bench";
 /// The longest that backends keep their counters to themselves.
 const STATISTICS_MOST: Duration = Duration::from_secs(20);
 
@@ -23,18 +23,7 @@ const STATISTICS_MOST: Duration = Duration::from_secs(20);
 /// # Errors
 /// What keeps it from being measured.
 pub fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
-    let server_settings = server_settings(settings);
-    let borrowed: Vec<&str> = server_settings.iter().map(String::as_str).collect();
-    let postgres = match Postgres::start(&borrowed) {
-        Ok(postgres) => postgres,
-        Err(Problem::NotInstalled) => {
-            println!("postgres skipped: {}", Problem::NotInstalled);
-            return Ok(());
-        }
-        Err(problem) => return Err(problem.into()),
-    };
-    println!("postgres version {}", postgres.psql("postgres", "SHOW server_version")?);
-    println!("postgres settings {}", server_settings.join(" "));
+    let Some(postgres) = loaded::start(settings.schedules, &settings.wal_compression)? else { return Ok(()) };
     let mut run = Run::prepare(settings, postgres)?;
     if settings.warm_updates > 0 {
         run.cold(verdict)?;
@@ -42,20 +31,6 @@ pub fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
     run.warm_up()?;
     run.warm(verdict)?;
     run.check_history(verdict)
-}
-
-/// Nothing here trades durability; memory for the working set, and no checkpoint in the middle of a measurement.
-fn server_settings(settings: &Settings) -> Vec<String> {
-    let gigabytes = settings.schedules.div_ceil(1_250_000).max(1);
-    vec![
-        "fsync=on".to_owned(),
-        "synchronous_commit=on".to_owned(),
-        "full_page_writes=on".to_owned(),
-        format!("shared_buffers={gigabytes}GB"),
-        "max_wal_size=16GB".to_owned(),
-        "checkpoint_timeout=1h".to_owned(),
-        format!("wal_compression={}", settings.wal_compression),
-    ]
 }
 
 /// What the counters of the database stand at.
@@ -83,18 +58,8 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn prepare(settings: &'a Settings, postgres: Postgres) -> Fallible<Self> {
-        let begin = Instant::now();
         let times = Times::of(settings.workload);
-        postgres.createdb(DATABASE)?;
-        migrate(&postgres.url(DATABASE))?;
-        for statement in rows::load(Dialect::Postgres, settings.schedules, &times) {
-            postgres.psql(DATABASE, &statement)?;
-        }
-        for statement in ["VACUUM ANALYZE", "CHECKPOINT"] {
-            postgres.psql(DATABASE, statement)?;
-        }
-        let size = postgres.psql(DATABASE, "SELECT pg_size_pretty(pg_database_size(current_database()))")?;
-        println!("postgres loaded {} schedules, {size}, in {:.0?}", settings.schedules, begin.elapsed());
+        loaded::load(&postgres, settings.schedules, &times)?;
         let script = postgres.folder().join("update.sql");
         fs::write(&script, rows::pgbench_script(settings.schedules, &times))?;
         Ok(Self { settings, postgres, times, script, revisions: settings.schedules })
@@ -106,7 +71,7 @@ impl<'a> Run<'a> {
         let cold = self.yardstick("postgres cold", CLIENTS, Length::Seconds(self.settings.seconds), verdict)?;
         for count in [64, 256] {
             self.checkpoint_and_restart()?;
-            let server = Server::start(&self.postgres.url(DATABASE))?;
+            let server = Server::start(&self.postgres.url(DATABASE), &[])?;
             let title = format!("postgres cold {}", callers(count));
             let report = self.service(&title, &server, count, verdict)?;
             report::throughput(&title, &report, cold.per_second);
@@ -137,7 +102,7 @@ impl<'a> Run<'a> {
 
     /// Yardstick, service, yardstick, service ...: each measurement stands between two of the yardstick.
     fn warm(&mut self, verdict: &mut Verdict) -> Fallible<()> {
-        let server = Server::start(&self.postgres.url(DATABASE))?;
+        let server = Server::start(&self.postgres.url(DATABASE), &[])?;
         let length = Length::Seconds(self.settings.seconds);
         let mut last: Option<(u64, Yardstick)> = None;
         for &count in &self.settings.callers {

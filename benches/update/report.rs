@@ -1,5 +1,7 @@
 //! The lines that the run prints: one for each result, to be found by grep.
 
+#![allow(dead_code, reason = "shared: not every one of its users needs all of it")]
+
 use super::load::Report;
 
 /// How far apart two yardsticks may be.
@@ -79,7 +81,8 @@ pub fn grouped(number: f64) -> String {
     text
 }
 
+/// `640 us`, `12.3 ms`.
 #[allow(clippy::cast_precision_loss, reason = "microseconds")]
-fn latency(micros: u64) -> String {
+pub fn latency(micros: u64) -> String {
     if micros < 1000 { format!("{micros} us") } else { format!("{:.1} ms", micros as f64 / 1000.0) }
 }

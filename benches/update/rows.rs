@@ -1,6 +1,9 @@
 //! The schedules that are loaded: every value a function of their number, which the databases, pgbench and the load generator
 //! all compute alike.
 
+#![allow(dead_code, reason = "shared: not every one of its users needs all of it")]
+
+use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +32,12 @@ pub fn id(i: u64) -> String {
     let millis = FIRST_MS + i;
     let id = uuid::Uuid::from_u128(u128::from(millis) << 80 | 0x7c0f_8a5e << 48 | u128::from(random));
     id.to_string()
+}
+
+/// The number of the schedule with this id.
+pub fn number(id: &str) -> Option<u64> {
+    let millis = u64::try_from(uuid::Uuid::parse_str(id).ok()?.as_u128() >> 80).ok()?;
+    millis.checked_sub(FIRST_MS)
 }
 
 /// The Canvas of schedule `i`.
@@ -86,13 +95,12 @@ impl Dialect {
         }
     }
 
-    /// The numbers 0 to `schedules`, with the time that each is loaded with.
-    fn numbers(self, schedules: u64, times: &Times) -> String {
-        let time = format!("{} + (i * 2654435761) % {}", times.earliest_ms(), times.span_ms());
+    /// These numbers, each as `i`, with the time that it is loaded with.
+    fn numbers(self, Range { start, end }: Range<u64>, time: &str) -> String {
         match self {
-            Self::Postgres => format!("(SELECT i, {time} AS t FROM generate_series(0::bigint, {schedules} - 1) AS i) AS numbers"),
+            Self::Postgres => format!("(SELECT i, {time} AS t FROM generate_series({start}::bigint, {end} - 1) AS i) AS numbers"),
             Self::Sqlite => format!(
-                "(WITH RECURSIVE series (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM series WHERE i < {schedules} - 1) \
+                "(WITH RECURSIVE series (i) AS (SELECT {start} UNION ALL SELECT i + 1 FROM series WHERE i < {end} - 1) \
                   SELECT i, {time} AS t FROM series) AS numbers"
             ),
         }
@@ -101,7 +109,14 @@ impl Dialect {
 
 /// The statements that load `schedules` pending schedules, each at its first revision.
 pub fn load(dialect: Dialect, schedules: u64, times: &Times) -> [String; 4] {
-    let (id, numbers) = (dialect.id("i"), dialect.numbers(schedules, times));
+    let time = format!("{} + (i * 2654435761) % {}", times.earliest_ms(), times.span_ms());
+    insert(dialect, 0..schedules, &time, times)
+}
+
+/// The statements that insert the schedules of these numbers, each at its first revision and pending at `time`, an expression
+/// over its number `i`.
+pub fn insert(dialect: Dialect, schedules: Range<u64>, time: &str, times: &Times) -> [String; 4] {
+    let (id, numbers) = (dialect.id("i"), dialect.numbers(schedules, time));
     let Times { now_ms, local } = times;
     let (lead, missed_before) = (times.lead_ms(), now_ms - HOUR_MS);
     [

@@ -58,14 +58,15 @@ fn key(url: &str) -> Fallible<String> {
 }
 
 impl Server {
-    /// Starts it on a free port and waits until it serves.
+    /// Starts it on a free port, with `more` flags, and waits until it serves.
     ///
     /// # Errors
     /// It ends, or does not serve in time.
-    pub fn start(url: &str) -> Fallible<Self> {
+    pub fn start(url: &str, more: &[&str]) -> Fallible<Self> {
         let key = key(url)?;
         let mut command = command();
         command.args(["serve", "--database-url", url, "--grpc-addr", "127.0.0.1:0", "--log-format", "json"]);
+        command.args(more);
         let mut process = Running::start(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
         let (lines, log) = channel();
         if let Some(output) = process.child().stdout.take() {

@@ -1,5 +1,7 @@
 //! What the run is set to, from `BENCH_*` variables.
 
+#![allow(dead_code, reason = "shared: not every one of its users needs all of it")]
+
 use std::env;
 use std::str::FromStr;
 use std::time::Duration;
@@ -72,11 +74,16 @@ impl Settings {
     }
 }
 
-fn text(name: &str, default: &str) -> String {
+/// A variable's text.
+pub fn text(name: &str, default: &str) -> String {
     env::var(name).unwrap_or_else(|_| default.to_owned())
 }
 
-fn number<T: FromStr<Err: std::fmt::Display>>(name: &str, default: T) -> Fallible<T> {
+/// A variable's number.
+///
+/// # Errors
+/// It is none.
+pub fn number<T: FromStr<Err: std::fmt::Display>>(name: &str, default: T) -> Fallible<T> {
     match env::var(name) {
         Ok(value) => value.replace('_', "").parse().map_err(|fault| format!("{name}: {fault}").into()),
         Err(_) => Ok(default),

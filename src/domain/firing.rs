@@ -200,12 +200,14 @@ impl Firing {
                 Settled::TakenBack { again_at: now + delivery.not_taken_pause(*retry_after, jitter) }
             }
             Answer::NotTaken { why, retry_after } => {
-                // An attempt before this one may have reached the consumer. This one did not, and does not count.
+                // An attempt before this one may have reached the consumer. This one did not: it makes room for one more, whose
+                // answer is told from its own by their numbers.
                 let pause = delivery.not_taken_pause(*retry_after, jitter);
-                kept(self.unknown(attempt - 1, why, held, now, pause))
+                let one_more = Self { last_attempt: self.last_attempt.saturating_add(1), ..self.clone() };
+                kept(one_more.unknown(why, held, now, pause))
             }
             Answer::Rejected { why } => kept(self.finished(DispatchState::Dead, why, now)),
-            Answer::Unknown { why } => kept(self.unknown(attempt, why, held, now, delivery.pause(attempt, jitter))),
+            Answer::Unknown { why } => kept(self.unknown(why, held, now, delivery.pause(attempt, jitter))),
             Answer::Delivered => return None,
         })
     }
@@ -215,7 +217,7 @@ impl Firing {
     #[must_use]
     pub fn again(&self, held: Held, now: DateTime<Utc>, delivery: &Delivery) -> Self {
         let expired = self.state == DispatchState::InHand;
-        let tried = if expired { self.unknown(self.attempt, "the lease ran out", held, now, TimeDelta::zero()) } else { self.clone() };
+        let tried = if expired { self.unknown("the lease ran out", held, now, TimeDelta::zero()) } else { self.clone() };
         if tried.state != DispatchState::Unknown {
             return tried;
         }
@@ -249,15 +251,15 @@ impl Firing {
         DispatchId::of(schedule, self.n)
     }
 
-    /// Unknown after `attempt`, and tried again after `pause`, unless nobody will try it again.
-    fn unknown(&self, attempt: u32, why: &str, held: Held, now: DateTime<Utc>, pause: TimeDelta) -> Self {
+    /// Unknown after its latest attempt, and tried again after `pause`, unless nobody will try it again.
+    fn unknown(&self, why: &str, held: Held, now: DateTime<Utc>, pause: TimeDelta) -> Self {
         if held.cancelled {
             return self.finished(DispatchState::Abandoned, why, now);
         }
-        if attempt >= self.last_attempt {
+        if self.attempt >= self.last_attempt {
             return self.finished(DispatchState::Dead, why, now);
         }
-        Self { state: DispatchState::Unknown, attempt, again_at: Some(now + pause), why: why.to_owned(), ..self.clone() }
+        Self { state: DispatchState::Unknown, again_at: Some(now + pause), why: why.to_owned(), ..self.clone() }
     }
 
     fn finished(&self, state: DispatchState, why: &str, now: DateTime<Utc>) -> Self {

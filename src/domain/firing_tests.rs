@@ -146,7 +146,11 @@ fn an_attempt_after_an_unknown_one_never_opens_zones_again() {
     let second = unknown.again(Held::default(), utc("2026-03-20T08:00:02Z"), &Delivery::default());
     assert_eq!((second.state, second.attempt, second.n), (DispatchState::InHand, 2, 1));
     let Some(Settled::Kept(still)) = settle(&second, &not_taken(), Held::default()) else { panic!("kept") };
-    assert_eq!((still.state, still.attempt), (DispatchState::Unknown, 1), "the first may be there; the second does not count");
+    assert_eq!((still.state, still.attempt), (DispatchState::Unknown, 2), "the first may be there");
+    assert_eq!(still.last_attempt, second.last_attempt + 1, "the second does not count");
+    let third = still.again(Held::default(), utc("2026-03-20T08:00:09Z"), &Delivery::default());
+    let told_again = third.settle(2, &not_taken(), Held::default(), utc("2026-03-20T08:00:09Z"), 0.0, &Delivery::default());
+    assert_eq!((third.attempt, told_again), (3, None), "that the second was not taken says nothing of the third");
 }
 
 #[test]

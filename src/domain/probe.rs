@@ -11,8 +11,8 @@ const UNKNOWN_MOST: u32 = 8;
 const PAUSE: TimeDelta = TimeDelta::milliseconds(100);
 /// The longest pause between two probes.
 const PAUSE_MOST: TimeDelta = TimeDelta::seconds(5);
-/// The longest pause that a sink may ask for.
-const ASKED_MOST: TimeDelta = TimeDelta::minutes(5);
+/// The longest pause of the sink as a whole that one of its answers may ask for; it may be meant for one Canvas alone.
+const ASKED_MOST: TimeDelta = TimeDelta::minutes(1);
 
 /// What one sink is trusted with, by what it answered. Grows by one with each dispatch that is taken, falls to one when none is.
 #[derive(Debug, Clone)]
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_pause_that_the_sink_asks_for_is_heeded_within_bounds() {
-        for (asked, kept) in [(2, 2), (24 * 3600, 300)] {
+        for (asked, kept) in [(2, 2), (24 * 3600, 60)] {
             let mut probe = Probe::new(4);
             let answer = Answer::NotTaken { why: "429".to_owned(), retry_after: Some(std::time::Duration::from_secs(asked)) };
             probe.answered(&answer, at(0), 0.5);

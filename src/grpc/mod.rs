@@ -16,8 +16,8 @@ use crate::pb::v1;
 use crate::pb::v1::canvas_schedule_service_server::CanvasScheduleService;
 use crate::service::{BATCH_MAX, Caller, Service};
 
-/// A page of revisions is cut short where it would pass this many bytes.
-const REVISIONS_PAGE_BYTES: usize = 1024 * 1024;
+/// A page of revisions or dispatches is cut short where it would pass this many bytes.
+const PAGE_BYTES: usize = 1024 * 1024;
 
 /// The service as gRPC callers see it.
 #[derive(Clone)]
@@ -137,18 +137,11 @@ impl CanvasScheduleService for Grpc {
         request: Request<v1::ListCanvasScheduleRevisionsRequest>,
     ) -> Result<Response<v1::ListCanvasScheduleRevisionsResponse>, Status> {
         let sent = request.get_ref();
-        let page = decode::revisions(sent).map_err(refuse)?;
-        let found = self.service.revisions(&caller(&request)?, page.schedule_id, page.before, page.size + 1).await;
+        let asked = decode::revisions(sent).map_err(refuse)?;
+        let found = self.service.revisions(&caller(&request)?, asked.schedule_id, asked.before, asked.size + 1).await;
         let (found, carried) = found.map_err(refuse)?;
-        let (mut revisions, mut bytes) = (Vec::new(), 0);
-        for value in found.iter().take(usize::try_from(page.size).unwrap_or(usize::MAX)) {
-            let revision = encode::revision(value, value.properties.and_then(|id| carried.get(&id)));
-            bytes += revision.encoded_len();
-            if bytes > REVISIONS_PAGE_BYTES && !revisions.is_empty() {
-                break;
-            }
-            revisions.push(revision);
-        }
+        let encoded = found.iter().map(|value| encode::revision(value, value.properties.and_then(|id| carried.get(&id))));
+        let revisions = what_fits(encoded, asked.size);
         let last = revisions.last().filter(|_| revisions.len() < found.len()).and_then(|last| u128::try_from(last.revision).ok());
         let next_page_token = last.map(|last| page::token(&decode::revisions_query(sent), (last, 0))).unwrap_or_default();
         Ok(Response::new(v1::ListCanvasScheduleRevisionsResponse { revisions, next_page_token }))
@@ -156,18 +149,13 @@ impl CanvasScheduleService for Grpc {
 
     async fn list_dispatches(&self, request: Request<v1::ListDispatchesRequest>) -> Result<Response<v1::ListDispatchesResponse>, Status> {
         let sent = request.get_ref();
-        let page = decode::dispatches(sent).map_err(refuse)?;
-        let mut found = self.service.dispatches(&caller(&request)?, page.filter, page.after, page.size + 1).await.map_err(refuse)?;
-        let more = u64::try_from(found.len()).is_ok_and(|found| found > page.size);
-        if more {
-            found.pop();
-        }
-        let last = found.last().filter(|_| more);
+        let asked = decode::dispatches(sent).map_err(refuse)?;
+        let found = self.service.dispatches(&caller(&request)?, asked.filter, asked.after, asked.size + 1).await.map_err(refuse)?;
+        let dispatches = what_fits(found.iter().map(|(schedule, firing)| encode::dispatch(*schedule, firing)), asked.size);
+        let last = found.get(..dispatches.len()).and_then(<[_]>::last).filter(|_| dispatches.len() < found.len());
         let token = |(schedule, firing): &(ScheduleId, Firing)| (schedule.0.as_u128(), firing.n);
-        Ok(Response::new(v1::ListDispatchesResponse {
-            next_page_token: last.map(|last| page::token(&decode::dispatches_query(sent), token(last))).unwrap_or_default(),
-            dispatches: found.iter().map(|(schedule, firing)| encode::dispatch(*schedule, firing)).collect(),
-        }))
+        let next_page_token = last.map(|last| page::token(&decode::dispatches_query(sent), token(last))).unwrap_or_default();
+        Ok(Response::new(v1::ListDispatchesResponse { dispatches, next_page_token }))
     }
 
     async fn retry_dispatch(&self, request: Request<v1::RetryDispatchRequest>) -> Result<Response<v1::RetryDispatchResponse>, Status> {
@@ -175,6 +163,19 @@ impl CanvasScheduleService for Grpc {
         let revived = self.service.retry_dispatch(&caller(&request)?, schedule, dispatch).await.map_err(refuse)?;
         Ok(Response::new(v1::RetryDispatchResponse { dispatch: Some(encode::dispatch(schedule, &revived)) }))
     }
+}
+
+/// The first `size` of what there is, or as many as fit a page; at least one.
+fn what_fits<T: Message>(all: impl Iterator<Item = T>, size: u64) -> Vec<T> {
+    let (mut fitting, mut bytes) = (Vec::new(), 0);
+    for one in all.take(usize::try_from(size).unwrap_or(usize::MAX)) {
+        bytes += one.encoded_len();
+        if bytes > PAGE_BYTES && !fitting.is_empty() {
+            break;
+        }
+        fitting.push(one);
+    }
+    fitting
 }
 
 /// The answer to one entry of a batch: the same code, message and details as the update would have got on its own.

@@ -31,7 +31,7 @@ pub async fn keep(store: Store, clock: SharedClock, health: HealthReporter, send
             }
             match (unsteady, said) {
                 (Some(reason), Some(_)) => tracing::warn!(reason, "nothing is fired until three looks at the clock agree"),
-                (None, Some(_)) => tracing::info!("the clock is steady; what is due is fired"),
+                (None, Some(_)) => tracing::info!("three looks at the clock agree"),
                 // A start: three looks are quick.
                 (_, None) => {}
             }

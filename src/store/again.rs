@@ -8,10 +8,8 @@ use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, Statement};
 use uuid::Uuid;
 
 use super::carried::{Leased, Payloads, Taking};
-use super::commit::begin;
 use super::dispatches::{self, DISPATCH, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch};
-use super::error::background;
 use super::fire::{Taken, UNREADABLE_REST};
 use super::rows::{Texts, names};
 use super::sql::{self, Lock};
@@ -46,7 +44,7 @@ impl Store {
     /// What the database says, for the log.
     pub async fn retry(&self, limit: usize, now: DateTime<Utc>, delivery: &Delivery) -> Result<Taken, Error> {
         let retry = async {
-            let db = begin(&self.dispatching).await?;
+            let db = self.firing.begin().await?;
             let due = due(&db, now, limit).await?;
             if due.is_empty() {
                 db.rollback().await?;
@@ -56,7 +54,7 @@ impl Store {
             db.commit().await?;
             Ok(Taken { leased, more: moved })
         };
-        retry.await.map_err(|fault: DbErr| background(&fault))
+        self.link.in_time(retry).await
     }
 }
 

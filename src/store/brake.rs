@@ -6,7 +6,6 @@ use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, Sta
 use super::Store;
 use super::commit::begin;
 use super::entity::{wake, workspace};
-use super::error::{background, public};
 use super::moves;
 use crate::error::Error;
 
@@ -23,7 +22,7 @@ impl Store {
     /// What the database says, for the log.
     pub async fn set_sending(&self, workspace: Option<&str>, paused: bool) -> Result<bool, Error> {
         let set = async {
-            let db = &self.dispatching;
+            let db = &self.link.db();
             let Some(name) = workspace else {
                 let all = "UPDATE sending SET paused = $1 WHERE id = 1";
                 db.execute_raw(Statement::from_sql_and_values(db.get_database_backend(), all, [paused.into()])).await?;
@@ -32,7 +31,7 @@ impl Store {
             let one = workspace::Entity::update_many().col_expr(workspace::Column::SendingPaused, Expr::value(paused));
             Ok(one.filter(workspace::Column::Name.eq(name)).exec(db).await?.rows_affected > 0)
         };
-        set.await.map_err(|fault: DbErr| public(&fault))
+        self.link.in_time(set).await
     }
 
     /// Puts up to `most` entries of each workspace that may send again back into the queue, and answers how many. A paused
@@ -42,7 +41,7 @@ impl Store {
     /// What the database says, for the log.
     pub async fn unpark(&self, most: u64) -> Result<usize, Error> {
         let unpark = async {
-            let db = &self.dispatching;
+            let db = &self.link.db();
             let released = db.query_all_raw(Statement::from_string(db.get_database_backend(), RELEASED)).await?;
             let mut moved = 0;
             for workspace in released {
@@ -50,11 +49,11 @@ impl Store {
             }
             Ok(moved)
         };
-        unpark.await.map_err(|fault: DbErr| background(&fault))
+        self.link.in_time(unpark).await
     }
 
     async fn unpark_one(&self, workspace: i32, most: u64) -> Result<usize, DbErr> {
-        let db = begin(&self.dispatching).await?;
+        let db = begin(&self.link.db()).await?;
         let values = [workspace.into(), i64::try_from(most).unwrap_or(i64::MAX).into()];
         let rows = db.query_all_raw(Statement::from_sql_and_values(db.get_database_backend(), PARKED, values)).await?;
         let entry = |row: &sea_orm::QueryResult| {

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{ConnectionTrait, DbErr, Statement};
+use sea_orm::{ConnectionTrait, DbErr};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::convert;
 use super::dispatches::{SCHEDULE_KEY, ScheduleKey};
-use super::rows::{Columns, Kind, Texts, json, table};
+use super::rows::{Columns, Kind, Texts, table};
 use crate::domain::{CanvasSchedule, Dispatch, Firing, Properties, Target, WorkspaceId};
 
 /// A dispatch in the hand of whoever took it, until its lease ends.
@@ -125,11 +125,6 @@ impl Payloads {
 }
 
 async fn bodies<C: ConnectionTrait>(db: &C, texts: &Texts, keys: &[impl Serialize]) -> Result<HashMap<Uuid, String>, DbErr> {
-    if keys.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let backend = db.get_database_backend();
-    let read = Statement::from_sql_and_values(backend, texts.get(backend), [json(keys)?]);
-    let rows = db.query_all_raw(read).await?;
+    let rows = texts.query(db, keys).await?;
     rows.iter().map(|row| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?))).collect()
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement};
 
 use super::REVISIONS_KEPT;
+use super::link::Link;
 use crate::error::{Error, Violation};
 
 /// Where the database is, and the bounds on its use.
@@ -135,9 +136,9 @@ pub(super) async fn writer_connection(
 
 /// The connections that fire and finish: of their own on PostgreSQL, and on SQLite `writer`, since it has one that writes; whoever
 /// waits for it is served in turn.
-pub(super) async fn dispatching(options: &Options, writer: &DatabaseConnection) -> Result<DatabaseConnection, Error> {
+pub(super) async fn dispatching(options: &Options, writer: &DatabaseConnection) -> Result<Link, Error> {
     if options.is_sqlite() {
-        return Ok(writer.clone());
+        return Ok(Link::new(writer.clone(), None));
     }
     let mut connect = base(options);
     connect.max_connections(DISPATCHING_MOST).connect_lazy(true);
@@ -152,7 +153,8 @@ pub(super) async fn dispatching(options: &Options, writer: &DatabaseConnection) 
             ("statement_timeout", "9s"),
         ])
     });
-    Database::connect(connect).await.map_err(|fault| unusable(&fault))
+    let db = Database::connect(connect.clone()).await.map_err(|fault| unusable(&fault))?;
+    Ok(Link::new(db, Some(connect)))
 }
 
 fn unusable(fault: &DbErr) -> Error {

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DbErr, FromQueryResult, Statement};
+use sea_orm::{ConnectionTrait, DbErr, FromQueryResult};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::convert;
 use super::entity::{canvas_schedule, dispatch};
-use super::rows::{Columns, Kind, Texts, json, names, table};
+use super::rows::{Columns, Kind, Texts, names, table};
 use crate::domain::{CanvasSchedule, DispatchState, Firing};
 
 /// All of a dispatch.
@@ -106,12 +106,7 @@ static ABANDON: LazyLock<Texts> = LazyLock::new(|| {
 /// What the database says.
 pub async fn of_schedules<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<HashMap<Uuid, Vec<dispatch::Model>>, DbErr> {
     let mut found: HashMap<Uuid, Vec<dispatch::Model>> = HashMap::new();
-    if keys.is_empty() {
-        return Ok(found);
-    }
-    let backend = db.get_database_backend();
-    let read = Statement::from_sql_and_values(backend, OF_SCHEDULES.get(backend), [json(keys)?]);
-    for row in db.query_all_raw(read).await? {
+    for row in OF_SCHEDULES.query(db, keys).await? {
         let row = dispatch::Model::from_query_result(&row, "")?;
         found.entry(row.schedule_id).or_default().push(row);
     }
@@ -145,7 +140,7 @@ pub fn schedule(row: canvas_schedule::Model, dispatches: Vec<dispatch::Model>) -
 /// # Errors
 /// What the database says.
 pub async fn update<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Result<(), DbErr> {
-    run(db, &UPDATE, rows).await
+    UPDATE.execute(db, rows, []).await
 }
 
 /// Removes these dispatches.
@@ -153,7 +148,7 @@ pub async fn update<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Res
 /// # Errors
 /// What the database says.
 pub async fn remove<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Result<(), DbErr> {
-    run(db, &DELETE, rows).await
+    DELETE.execute(db, rows, []).await
 }
 
 /// Lays down the unknown dispatches of these schedules, in the transaction that cancels them, after their rows: whoever settles
@@ -162,17 +157,5 @@ pub async fn remove<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Res
 /// # Errors
 /// What the database says.
 pub async fn abandon<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey], now: DateTime<Utc>) -> Result<(), DbErr> {
-    let backend = db.get_database_backend();
-    let values = [json(keys)?, now.timestamp_millis().into()];
-    db.execute_raw(Statement::from_sql_and_values(backend, ABANDON.get(backend), values)).await?;
-    Ok(())
-}
-
-async fn run<C: ConnectionTrait>(db: &C, texts: &Texts, rows: &[dispatch::Model]) -> Result<(), DbErr> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let backend = db.get_database_backend();
-    db.execute_raw(Statement::from_sql_and_values(backend, texts.get(backend), [json(rows)?])).await?;
-    Ok(())
+    ABANDON.execute(db, keys, [now.timestamp_millis().into()]).await
 }

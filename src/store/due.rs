@@ -3,9 +3,8 @@
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
+use sea_orm::{ConnectionTrait, DbBackend, Statement};
 
-use super::error::background;
 use super::{Store, convert};
 use crate::clock::{Clock, Sample, SystemClock};
 use crate::error::Error;
@@ -31,13 +30,14 @@ impl Store {
     /// What the database says, for the log.
     pub async fn next_due(&self) -> Result<Next, Error> {
         let read = async {
-            let db = &self.dispatching;
+            let db = self.firing.connection().await?;
             let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), NEXT)).await?;
+            db.done();
             let Some(row) = row else { return Ok(Next::default()) };
             let instant = |millis: Option<i64>| millis.and_then(DateTime::from_timestamp_millis);
             Ok(Next { wake: instant(row.try_get_by_index(0)?), retry: instant(row.try_get_by_index(1)?) })
         };
-        read.await.map_err(|fault: DbErr| background(&fault))
+        self.link.in_time(read).await
     }
 
     /// Looks at the clock that all replicas share: PostgreSQL's, or the machine's where the database is a file on it.
@@ -45,7 +45,7 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn look_at_clock(&self) -> Result<Sample, Error> {
-        let db = &self.dispatching;
+        let db = &self.link.db();
         let asked = Instant::now();
         if db.get_database_backend() != DbBackend::Postgres {
             return Ok(Sample { time: SystemClock.now(), asked, told: asked });
@@ -57,6 +57,6 @@ impl Store {
             let time = DateTime::from_timestamp_micros(micros).ok_or_else(|| convert::broken(micros))?;
             Ok(Sample { time, asked, told })
         };
-        read.await.map_err(|fault: DbErr| background(&fault))
+        self.link.in_time(read).await
     }
 }

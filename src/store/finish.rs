@@ -5,20 +5,19 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DbErr, Statement};
+use sea_orm::{ConnectionTrait, DbErr};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::commit::begin;
+use super::carried::Leased;
 use super::dispatches::{self, DISPATCH_KEY, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch};
-use super::error::background;
 use super::moves::Moves;
-use super::rows::{Texts, json, table};
+use super::rows::{Texts, table};
 use super::sql::{self, Lock};
 use super::{Store, convert};
 use crate::clock::jitter;
-use crate::domain::{Answer, Delivery, DispatchState, Firing, Held, ScheduleId, Settled, WorkspaceId};
+use crate::domain::{Answer, Delivery, Dispatch, DispatchState, Firing, Held, ScheduleId, Settled, WorkspaceId};
 use crate::error::Error;
 
 /// An attempt and what the sink said of it.
@@ -37,6 +36,12 @@ pub struct Finished {
 }
 
 impl Finished {
+    /// What the sink said of a dispatch.
+    pub fn of(leased: &Leased, answer: Answer) -> Self {
+        let Dispatch { schedule_id, n, attempt, .. } = leased.dispatch;
+        Self { workspace: leased.workspace, schedule_id, n, attempt, answer }
+    }
+
     fn schedule_key(&self) -> ScheduleKey {
         ScheduleKey { id: self.schedule_id.0, workspace_id: self.workspace.0 }
     }
@@ -72,28 +77,24 @@ impl Store {
     pub async fn finish(&self, finished: &[Finished], now: DateTime<Utc>, delivery: &Delivery) -> Result<(), Error> {
         let finish = async {
             let (delivered, others): (Vec<&Finished>, Vec<&Finished>) = finished.iter().partition(|one| one.answer == Answer::Delivered);
-            deliver(&self.dispatching, &delivered, now).await?;
+            let db = self.finishing.connection().await?;
+            deliver(&db, &delivered, now).await?;
+            db.done();
             if others.is_empty() {
                 return Ok(());
             }
-            let db = begin(&self.dispatching).await?;
+            let db = self.finishing.begin().await?;
             settle(&db, &others, now, delivery).await?;
             db.commit().await
         };
-        finish.await.map_err(|fault: DbErr| background(&fault))
+        self.link.in_time(finish).await
     }
 }
 
 async fn deliver<C: ConnectionTrait>(db: &C, delivered: &[&Finished], now: DateTime<Utc>) -> Result<(), DbErr> {
-    if delivered.is_empty() {
-        return Ok(());
-    }
     let mut keys = delivered.iter().map(|one| one.key()).collect::<Result<Vec<_>, _>>()?;
     keys.sort_unstable();
-    let backend = db.get_database_backend();
-    let values = [json(&keys)?, now.timestamp_millis().into()];
-    db.execute_raw(Statement::from_sql_and_values(backend, DELIVERED.get(backend), values)).await?;
-    Ok(())
+    DELIVERED.execute(db, &keys, [now.timestamp_millis().into()]).await
 }
 
 async fn settle<C: ConnectionTrait>(db: &C, finished: &[&Finished], now: DateTime<Utc>, delivery: &Delivery) -> Result<(), DbErr> {

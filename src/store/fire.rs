@@ -9,10 +9,8 @@ use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
 use uuid::Uuid;
 
 use super::carried::{Leased, Payloads, Taking};
-use super::commit::begin;
 use super::dispatches::{self, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch, wake};
-use super::error::background;
 use super::moves::{self, Moves};
 use super::rows::Texts;
 use super::sql::{self, Lock};
@@ -67,7 +65,7 @@ impl Store {
     /// out.
     pub async fn fire(&self, limit: usize, now: DateTime<Utc>, delivery: &Delivery, in_force: i32) -> Result<Taken, Error> {
         let fire = async {
-            let db = begin(&self.dispatching).await?;
+            let db = self.firing.begin().await?;
             let found = due(&db, now, limit).await?;
             if found.looked == 0 {
                 db.rollback().await?;
@@ -77,7 +75,7 @@ impl Store {
             db.commit().await?;
             Ok(Taken { leased, more: moved })
         };
-        fire.await.map_err(|fault: DbErr| background(&fault))
+        self.link.in_time(fire).await
     }
 
     /// Looks at the first entry that is due at `now` later, since it stands in the way of those behind it.
@@ -86,7 +84,7 @@ impl Store {
     /// What the database says, for the log.
     pub async fn set_first_aside(&self, now: DateTime<Utc>) -> Result<(), Error> {
         let set_aside = async {
-            let db = begin(&self.dispatching).await?;
+            let db = self.firing.begin().await?;
             let Found { due, .. } = due(&db, now, 1).await?;
             let entries: Vec<wake::Model> = due.into_values().flat_map(|due| due.entries).collect();
             for entry in &entries {
@@ -95,7 +93,7 @@ impl Store {
             moves::postpone_entries(&db, entries, (now + UNREADABLE_REST).timestamp_millis()).await?;
             db.commit().await
         };
-        set_aside.await.map_err(|fault: DbErr| background(&fault))
+        self.link.in_time(set_aside).await
     }
 }
 
@@ -142,6 +140,8 @@ struct Decided {
     entries: Vec<wake::Model>,
     after: CanvasSchedule,
     taking: Option<Taking>,
+    /// When it is looked at next, where that is not when its next wave is due.
+    look_ms: Option<i64>,
 }
 
 /// The decisions of one look.
@@ -168,13 +168,16 @@ impl<'a> Round<'a> {
             // Its entries stay where they are, for a replica that has the newer data.
             return;
         }
-        let (after, firing) = match schedule.fire(self.now, self.delivery) {
+        // A wave that was not taken rests, also when an entry of an earlier look is still due.
+        let look_ms = before.wake_ms.filter(|at| *at > self.now.timestamp_millis());
+        let fired = if look_ms.is_none() { schedule.fire(self.now, self.delivery) } else { None };
+        let (after, firing) = match fired {
             Some(fired) => (fired.after, Some(fired.firing)),
             None => (schedule.replanned(), None),
         };
         let workspace = WorkspaceId(before.workspace_id);
         let taking = firing.map(|firing| Taking { workspace, workspace_name: due.workspace_name, schedule: after.clone(), firing });
-        self.decided.push(Decided { before, entries: due.entries, after, taking });
+        self.decided.push(Decided { before, entries: due.entries, after, taking, look_ms });
     }
 
     fn unreadable(&mut self, id: Uuid, entries: Vec<wake::Model>, fault: &DbErr) {
@@ -186,7 +189,7 @@ impl<'a> Round<'a> {
         let payloads = Payloads::read(db, self.decided.iter().filter_map(|decided| decided.taking.as_ref())).await?;
         let (mut moves, mut leased) = (Moves::default(), HashMap::new());
         for decided in std::mem::take(&mut self.decided) {
-            let Decided { before, entries, after, taking } = decided;
+            let Decided { before, entries, after, taking, look_ms } = decided;
             if let Some(taking) = taking {
                 match payloads.lease(&taking, self.now) {
                     Ok(one) => {
@@ -200,7 +203,7 @@ impl<'a> Round<'a> {
                 }
             }
             moves.taken.extend(entries);
-            moves.row(&before, &after, None, self.now.timestamp_millis())?;
+            moves.row(&before, &after, look_ms, self.now.timestamp_millis())?;
         }
         let moved = moves.write(db).await?;
         let any = !moved.is_empty() || !self.unreadable.is_empty();

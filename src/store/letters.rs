@@ -4,13 +4,14 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use sea_orm::sea_query::{Expr, ExprTrait};
-use sea_orm::{ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{ColumnTrait, DbErr, QueryFilter, QueryOrder, QuerySelect};
 use uuid::Uuid;
 
 use super::commit::begin;
 use super::dispatches::{self, ScheduleKey};
 use super::entity::dispatch;
 use super::error::public;
+use super::scope::Tenant;
 use super::sql::{self, Lock};
 use super::{Key, Store, convert};
 use crate::domain::{CanvasSchedule, Delivery, DispatchId, DispatchState, Firing, ScheduleId, WorkspaceId};
@@ -38,7 +39,7 @@ impl Store {
         limit: u64,
     ) -> Result<Vec<(ScheduleId, Firing)>, Error> {
         let read = async {
-            let mut query = dispatch::Entity::find().filter(dispatch::Column::WorkspaceId.eq(workspace.0));
+            let mut query = dispatch::Entity::within(workspace);
             if let Some(schedule) = filter.schedule_id {
                 query = query.filter(dispatch::Column::ScheduleId.eq(schedule.0));
             }
@@ -83,7 +84,7 @@ impl Store {
     /// [`Error::NotFound`], [`Error::DispatchNotFound`], the domain's refusals, and what the database says, for the log.
     pub async fn revive(&self, key: Key, id: DispatchId, now: DateTime<Utc>, delivery: &Delivery) -> Result<Firing, Error> {
         let revive = async {
-            let db = begin(&self.dispatching).await?;
+            let db = begin(&self.link.db()).await?;
             // Under the lock of its schedule: a cancellation waits for us or we see it.
             let Some(row) = sql::read_rows(&db, &[(key.0.0, key.1.0)], Lock::Wait).await?.pop() else {
                 return Ok(Err(Error::NotFound { schedule_id: key.1.to_string() }));
@@ -101,6 +102,6 @@ impl Store {
             db.commit().await?;
             Ok(Ok(revived))
         };
-        revive.await.map_err(|fault: DbErr| public(&fault))?
+        self.link.in_time(revive).await?
     }
 }

@@ -18,8 +18,10 @@ mod held;
 mod history;
 mod insert;
 mod job;
+mod lane;
 mod letters;
 mod limit;
+mod link;
 mod migration;
 mod moves;
 mod read;
@@ -53,6 +55,8 @@ use crate::clock::SharedClock;
 use crate::domain::{Outcome, Policy, ScheduleId, WorkspaceId};
 use crate::error::Error;
 use job::Job;
+use lane::Lane;
+use link::Link;
 
 /// How long the first answer to a request id is kept.
 pub const REQUEST_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -66,7 +70,11 @@ const BUSY_RETRY_AFTER: Duration = Duration::from_millis(200);
 pub struct Store {
     reads: DatabaseConnection,
     /// For what fires and finishes; on SQLite the one connection that writes.
-    dispatching: DatabaseConnection,
+    link: Link,
+    /// Of them, one for what fires.
+    firing: Lane,
+    /// Of them, one for what finishes.
+    finishing: Lane,
     writers: Arc<[mpsc::Sender<Job>]>,
     clock: SharedClock,
     revisions_kept: i64,
@@ -90,9 +98,10 @@ impl Store {
             writers.push(Writer { queue, connect, db, clock, policy, batch_max, revisions_kept, held: None, away: false });
             senders.push(sender);
         }
-        let dispatching = connect::dispatching(options, writers.first().map_or(&reads, |writer| &writer.db)).await?;
+        let link = connect::dispatching(options, writers.first().map_or(&reads, |writer| &writer.db)).await?;
+        let (firing, finishing) = (Lane::new(link.clone()), Lane::new(link.clone()));
         let revisions_kept = options.revisions_kept;
-        Ok((Self { reads, dispatching, writers: senders.into(), clock, revisions_kept }, writers))
+        Ok((Self { reads, link, firing, finishing, writers: senders.into(), clock, revisions_kept }, writers))
     }
 
     /// Hands a change to its writer and waits for its commit.

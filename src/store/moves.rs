@@ -202,7 +202,7 @@ static PARK_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
 /// # Errors
 /// What the database says.
 pub async fn remove_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model]) -> Result<(), DbErr> {
-    run(db, &REMOVE_ENTRIES, entries).await
+    REMOVE_ENTRIES.execute(db, entries, []).await
 }
 
 /// Puts entries aside until sending goes on in their workspace: the queue holds only what may be fired.
@@ -210,7 +210,7 @@ pub async fn remove_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model])
 /// # Errors
 /// What the database says.
 pub async fn park_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model]) -> Result<(), DbErr> {
-    run(db, &PARK_ENTRIES, entries).await?;
+    PARK_ENTRIES.execute(db, entries, []).await?;
     remove_entries(db, entries).await
 }
 
@@ -219,8 +219,8 @@ pub async fn park_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model]) -
 /// # Errors
 /// What the database says.
 pub async fn unpark_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model]) -> Result<(), DbErr> {
-    run(db, &UNPARK_ENTRIES, entries).await?;
-    run(db, &ADD_ENTRIES, entries).await
+    UNPARK_ENTRIES.execute(db, entries, []).await?;
+    ADD_ENTRIES.execute(db, entries, []).await
 }
 
 /// Looks at these entries later, at `at_ms`.
@@ -230,14 +230,5 @@ pub async fn unpark_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model])
 pub async fn postpone_entries<C: ConnectionTrait>(db: &C, entries: Vec<wake::Model>, at_ms: i64) -> Result<(), DbErr> {
     remove_entries(db, &entries).await?;
     let later: Vec<wake::Model> = entries.into_iter().map(|entry| wake::Model { wake_ms: at_ms, ..entry }).collect();
-    run(db, &ADD_ENTRIES, &later).await
-}
-
-async fn run<C: ConnectionTrait>(db: &C, texts: &Texts, entries: &[wake::Model]) -> Result<(), DbErr> {
-    if entries.is_empty() {
-        return Ok(());
-    }
-    let backend = db.get_database_backend();
-    db.execute_raw(Statement::from_sql_and_values(backend, texts.get(backend), [json(entries)?])).await?;
-    Ok(())
+    ADD_ENTRIES.execute(db, &later, []).await
 }

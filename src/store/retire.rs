@@ -9,8 +9,7 @@ use uuid::Uuid;
 
 use super::commit::begin;
 use super::dispatches::{self, SCHEDULE_KEY, ScheduleKey};
-use super::error::background;
-use super::rows::{Columns, Kind, Texts, json, table};
+use super::rows::{Columns, Kind, Texts, table};
 use super::sql::{self, Lock};
 use super::{Store, history};
 use crate::error::Error;
@@ -74,11 +73,11 @@ impl Store {
             let by_finish = self.remove_candidates(CANDIDATES, before, most).await?;
             Ok(by_finish + self.remove_candidates(CANCELLED, before, most).await?)
         };
-        remove.await.map_err(|fault: DbErr| background(&fault))
+        self.link.in_time(remove).await
     }
 
     async fn remove_candidates(&self, candidates: &str, before: DateTime<Utc>, most: u64) -> Result<usize, DbErr> {
-        let db = begin(&self.dispatching).await?;
+        let db = begin(&self.link.db()).await?;
         let values = [before.timestamp_millis().into(), i64::try_from(most).unwrap_or(i64::MAX).into()];
         let found = db.query_all_raw(Statement::from_sql_and_values(db.get_database_backend(), candidates, values)).await?;
         let mut keys =
@@ -102,7 +101,7 @@ impl Store {
             }
         }
         remove_all(&db, &removed).await?;
-        run(&db, &KEEP, &kept).await?;
+        KEEP.execute(&db, &kept, []).await?;
         db.commit().await?;
         Ok(removed.len())
     }
@@ -114,16 +113,7 @@ async fn remove_all<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<
         history::remove(db, key.pair(), i64::MAX).await?;
     }
     for part in &*REMOVE {
-        run(db, part, keys).await?;
+        part.execute(db, keys, []).await?;
     }
-    Ok(())
-}
-
-async fn run<C: ConnectionTrait>(db: &C, texts: &Texts, rows: &[impl Serialize]) -> Result<(), DbErr> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let backend = db.get_database_backend();
-    db.execute_raw(Statement::from_sql_and_values(backend, texts.get(backend), [json(rows)?])).await?;
     Ok(())
 }

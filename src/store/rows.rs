@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use sea_orm::{DbBackend, DbErr, Value};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, QueryResult, Statement, Value};
 use serde::Serialize;
 
 use super::convert;
@@ -87,6 +87,37 @@ impl Texts {
     /// Both texts, from one that is told which database it is for.
     pub fn of(text: impl Fn(DbBackend) -> String) -> Self {
         Self { postgres: text(DbBackend::Postgres), sqlite: text(DbBackend::Sqlite) }
+    }
+
+    /// Runs it over a batch of rows, in the first parameter, with what else it takes in those after it. Nothing is run for none.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn execute<C: ConnectionTrait>(
+        &self,
+        db: &C,
+        rows: &[impl Serialize],
+        more: impl IntoIterator<Item = Value>,
+    ) -> Result<(), DbErr> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let backend = db.get_database_backend();
+        let values = [json(rows)?].into_iter().chain(more);
+        db.execute_raw(Statement::from_sql_and_values(backend, self.get(backend), values)).await?;
+        Ok(())
+    }
+
+    /// Reads by a batch of keys. Nothing is read for none.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn query<C: ConnectionTrait>(&self, db: &C, keys: &[impl Serialize]) -> Result<Vec<QueryResult>, DbErr> {
+        if keys.is_empty() {
+            return Ok(vec![]);
+        }
+        let backend = db.get_database_backend();
+        db.query_all_raw(Statement::from_sql_and_values(backend, self.get(backend), [json(keys)?])).await
     }
 
     /// The text for a database.

@@ -3,7 +3,7 @@
 
 use sea_orm::{ColumnTrait, DeleteMany, EntityTrait, QueryFilter, Select, UpdateMany};
 
-use super::entity::{canvas_schedule, properties, rate_window, request, revision, target};
+use super::entity::{canvas_schedule, dispatch, properties, rate_window, request, revision, target};
 use crate::domain::WorkspaceId;
 
 /// A table whose rows belong to workspaces.
@@ -39,6 +39,10 @@ pub trait Tenant: EntityTrait {
 
 impl Tenant for canvas_schedule::Entity {
     const WORKSPACE: Self::Column = canvas_schedule::Column::WorkspaceId;
+}
+
+impl Tenant for dispatch::Entity {
+    const WORKSPACE: Self::Column = dispatch::Column::WorkspaceId;
 }
 
 impl Tenant for revision::Entity {

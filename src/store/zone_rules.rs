@@ -11,9 +11,8 @@ use uuid::Uuid;
 use super::Store;
 use super::commit::begin;
 use super::dispatches::{self, SCHEDULE_KEY, ScheduleKey};
-use super::error::background;
 use super::moves::Moves;
-use super::rows::{Texts, json, table};
+use super::rows::{Texts, table};
 use super::sql::{self, Lock};
 use crate::domain::zone;
 use crate::error::Error;
@@ -46,7 +45,7 @@ impl Store {
     /// What the database says, for the log.
     pub async fn announce_zone_rules(&self, now: DateTime<Utc>) -> Result<i32, Error> {
         let announce = async {
-            let db = &self.dispatching;
+            let db = &self.link.db();
             let backend = db.get_database_backend();
             let own = [zone::data_number().into(), zone::data_version().into(), now.timestamp_millis().into()];
             db.execute_raw(Statement::from_sql_and_values(backend, ANNOUNCE, own)).await?;
@@ -55,7 +54,7 @@ impl Store {
             let newest: Option<i32> = row.map(|row| row.try_get_by_index(0)).transpose()?.flatten();
             Ok(newest.unwrap_or_else(zone::data_number))
         };
-        announce.await.map_err(|fault: DbErr| background(&fault))
+        self.link.in_time(announce).await
     }
 
     /// Computes the next waves of up to `most` waiting schedules anew that were computed with other zone data than ours, and
@@ -65,12 +64,12 @@ impl Store {
     /// What the database says, for the log.
     pub async fn recompute(&self, now: DateTime<Utc>, most: u64) -> Result<usize, Error> {
         let recompute = async { Ok(self.recompute_those(OLDER, now, most).await? + self.recompute_those(NEWER, now, most).await?) };
-        recompute.await.map_err(|fault: DbErr| background(&fault))
+        self.link.in_time(recompute).await
     }
 
     async fn recompute_those(&self, which: &str, now: DateTime<Utc>, most: u64) -> Result<usize, DbErr> {
         let values = [zone::data_number().into(), i64::try_from(most).unwrap_or(i64::MAX).into()];
-        let db = begin(&self.dispatching).await?;
+        let db = begin(&self.link.db()).await?;
         let found = db.query_all_raw(Statement::from_sql_and_values(db.get_database_backend(), which, values)).await?;
         let mut keys: Vec<(i32, Uuid)> = vec![];
         for row in found {
@@ -100,8 +99,5 @@ impl Store {
 /// # Errors
 /// What the database says.
 pub async fn stamp<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<(), DbErr> {
-    let backend = db.get_database_backend();
-    let values = [json(keys)?, zone::data_number().into()];
-    db.execute_raw(Statement::from_sql_and_values(backend, STAMP.get(backend), values)).await?;
-    Ok(())
+    STAMP.execute(db, keys, [zone::data_number().into()]).await
 }

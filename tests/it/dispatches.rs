@@ -14,6 +14,7 @@ on_both![
     a_dead_letter_is_tried_again_under_its_id,
     a_cancellation_lays_down_what_is_unknown,
     what_does_not_exist_is_refused,
+    a_page_of_dispatches_with_many_zones_is_cut_short,
 ];
 
 /// Lists to the end, a few at a time.
@@ -143,5 +144,22 @@ async fn what_does_not_exist_is_refused(database: &Database) {
     let bad = v1::ListDispatchesRequest { schedule_id: "x".to_owned(), state: 9, page_size: -1, page_token: "x".to_owned() };
     let refusal = refused(test.app.dispatches(bad).await, Code::InvalidArgument, "INVALID_FIELDS");
     assert_eq!(refusal.fields, ["page_size", "page_token", "schedule_id", "state"]);
+    test.app.stop().await;
+}
+
+async fn a_page_of_dispatches_with_many_zones_is_cut_short(database: &Database) {
+    let test = Sending::start(database).await;
+    for _ in 0..120 {
+        test.app.created(create("canvas", at("2026-03-01T12:00:10Z"))).await;
+    }
+    test.move_to("2026-03-01T12:00:10Z");
+    test.sink.at_least(120).await;
+    let request = v1::ListDispatchesRequest { page_size: 1000, ..Default::default() };
+    let page = test.app.dispatches(request.clone()).await.expect("a page");
+    let bytes = prost::Message::encoded_len(&page);
+    assert!(page.dispatches.len() < 120 && bytes <= 1024 * 1024 + 1024, "{} dispatches, {bytes} bytes", page.dispatches.len());
+    let rest = v1::ListDispatchesRequest { page_token: page.next_page_token, ..request };
+    let rest = test.app.dispatches(rest).await.expect("a page");
+    assert_eq!((page.dispatches.len() + rest.dispatches.len(), rest.next_page_token.as_str()), (120, ""), "none is left out");
     test.app.stop().await;
 }

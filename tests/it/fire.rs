@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use canvas_scheduler::clock::Clock;
 use canvas_scheduler::domain::{Answer, Applied, Delivery, DispatchState, Policy, State, WorkspaceId, ZoneSet, zone};
 use canvas_scheduler::error::Error;
-use canvas_scheduler::store::Leased;
+use canvas_scheduler::store::{Finished, Leased};
 use chrono::TimeDelta;
 use tokio::task::JoinSet;
 
@@ -108,11 +108,11 @@ async fn an_unknown_outcome_is_tried_again_under_its_id(database: &Database) {
     assert_eq!((second.len(), second[0].dispatch.attempt, second[0].dispatch.id), (1, 2, first[0].dispatch.id));
     assert!(test.retry(5).await.is_empty() && test.fire(5).await.is_empty());
     test.finish(&second, &not_taken()).await;
-    assert_eq!(states(&test, id).await, [(1, 1, DispatchState::Unknown)], "the first may have arrived, so its zones stay taken");
+    assert_eq!(states(&test, id).await, [(1, 2, DispatchState::Unknown)], "the first may have arrived, so its zones stay taken");
     test.at("2026-03-20T08:00:09Z");
     let third = test.retry(5).await;
     test.finish(&third, &rejected()).await;
-    assert_eq!(states(&test, id).await, [(1, 2, DispatchState::Dead)]);
+    assert_eq!(states(&test, id).await, [(1, 3, DispatchState::Dead)]);
     test.at("2026-03-22T08:00:09Z");
     assert!(test.retry(5).await.is_empty(), "a dead letter rests");
 }
@@ -254,7 +254,7 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
             for round in 0..60 {
                 let fired = store.fire(3, now, &Delivery::default(), zone::data_number()).await.expect("fired").leased;
                 let answer = if round % 3 == 0 { not_taken() } else { Answer::Delivered };
-                let done: Vec<_> = fired.iter().map(|one| finished(one, &answer)).collect();
+                let done: Vec<_> = fired.iter().map(|one| Finished::of(one, answer.clone())).collect();
                 store.finish(&done, now, &Delivery::default()).await.expect("finished");
                 if answer == Answer::Delivered {
                     zones.extend(fired.iter().flat_map(|one| one.dispatch.wave.zones.iter().map(|zone| (one.dispatch.schedule_id, zone))));
@@ -320,8 +320,8 @@ async fn counted(database: &Database) {
         for _ in 0..n {
             ids.push(test.create(DUE, false).await);
         }
-        for n in 0..updates {
-            test.update(ids[n], &format!("2026-03-20T07:00:{n:02}Z"), false).await.expect("updated");
+        for (n, id) in ids.iter().take(updates).enumerate() {
+            test.update(*id, &format!("2026-03-20T07:00:{n:02}Z"), false).await.expect("updated");
         }
         test.at(DUE);
         // Those that moved earlier have an entry for their old time, too.

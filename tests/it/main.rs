@@ -12,6 +12,7 @@ mod fire;
 mod lifecycle;
 mod limits;
 mod lists;
+mod model;
 mod operate;
 mod requests;
 mod rules;

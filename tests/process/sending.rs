@@ -8,10 +8,10 @@ use canvas_scheduler::pb::v1;
 use tokio::task::JoinSet;
 
 use super::consumer::{Came, Consumer, Mode};
-use super::database::{Database, test_name};
+use super::database::{Database, own_postgres, test_name};
 use super::load::{Callers, Mix, schedule_at, schedules};
 use super::postgres::process::run;
-use super::server::{Client, PATIENCE, Server, command};
+use super::server::{Client, PATIENCE, Server, command, migrate};
 
 /// A key of the webhooks' signature; nobody checks it here.
 const SECRET: &str = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz";
@@ -27,8 +27,12 @@ fn flags(consumer: &Consumer) -> Vec<String> {
 }
 
 async fn sender(database: &Database, consumer: &Consumer) -> Server {
+    sender_over(&database.url(), consumer).await
+}
+
+async fn sender_over(url: &str, consumer: &Consumer) -> Server {
     let flags = flags(consumer);
-    Server::start(&database.url(), &flags.iter().map(String::as_str).collect::<Vec<_>>()).await
+    Server::start(url, &flags.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
 fn now_ms() -> i64 {
@@ -47,7 +51,7 @@ async fn due(clients: &[Client], n: usize, first_ms: i64, span_ms: i64) -> BTree
                 let request = v1::CreateCanvasScheduleRequest {
                     canvas_id: "sent".to_owned(),
                     schedule: schedule_at(first_ms + one * span_ms / n as i64),
-                    broadcast: true,
+                    recipients: vec![in_utc()],
                     ..Default::default()
                 };
                 let made = client.create_canvas_schedule(request).await.expect("created").into_inner();
@@ -57,6 +61,16 @@ async fn due(clients: &[Client], n: usize, first_ms: i64, span_ms: i64) -> BTree
         });
     }
     calls.join_all().await.concat().into_iter().collect()
+}
+
+/// Somebody for whom a schedule has one zone, so that lists of dispatches are short.
+fn in_utc() -> v1::Recipient {
+    let utc = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue("UTC".to_owned())) };
+    v1::Recipient {
+        identifier: Some(v1::recipient::Identifier::ExternalUserId("user".to_owned())),
+        attributes: Some(prost_types::Struct { fields: [("time_zone".to_owned(), utc)].into() }),
+        ..Default::default()
+    }
 }
 
 fn arrived(came: &[Came]) -> BTreeSet<String> {
@@ -141,8 +155,29 @@ async fn a_dispatcher_that_is_killed_and_started_again_loses_nothing_sqlite() {
     println!("{}: {} schedules, {} handed over more than once", test_name(), ids.len(), twice(&came));
 }
 
+#[tokio::test]
+async fn a_database_that_is_killed_and_comes_back_loses_nothing_that_was_to_be_sent_postgres() {
+    let Some(mut postgres) = own_postgres(&[]) else { return };
+    postgres.createdb("test").unwrap();
+    migrate(&postgres.url("test"));
+    let consumer = Consumer::start().await;
+    consumer.set(Mode::TakeSlowly);
+    let server = sender_over(&postgres.url("test"), &consumer).await;
+    let ids = due(&server.connections(CONNECTIONS).await, 600, now_ms() + 1_500, 4_000).await;
+    consumer.until(|came| came.len() > 100).await;
+    postgres.kill9();
+    // Long enough for what was in flight to be answered while nothing can be written.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    postgres.restart().unwrap();
+    let came = consumer.until(|came| arrived(came) == ids).await;
+    settled(&mut server.connect().await, ids.len()).await;
+    println!("{}: {} schedules, {} handed over more than once", test_name(), ids.len(), twice(&came));
+}
+
 /// How long the consumer is down.
 const DOWN: Duration = Duration::from_secs(4);
+/// Between two looks at what is on the way.
+const LOOK: Duration = Duration::from_millis(250);
 /// The most of which may be in hand or unknown meanwhile: the workers', and what shows that the consumer is down.
 const ON_THE_WAY: usize = 2 * 32;
 
@@ -153,6 +188,9 @@ async fn a_consumer_that_is_down_holds_up_no_update_and_gets_everything_after_po
     let server = sender(&database, &consumer).await;
     let clients = server.connections(CONNECTIONS).await;
     let (others, _) = schedules(&mut clients[0].clone(), 20).await;
+    let callers = Callers::start(&clients, &others, 8, Mix::default());
+    tokio::time::sleep(DOWN).await;
+    println!("{} up: {} updates", test_name(), callers.stop().await.len());
     for down in [None, Some(Mode::Say(503)), Some(Mode::Say(500)), Some(Mode::Hang), Some(Mode::HalfClose)] {
         match down {
             None => consumer.refuse().await,
@@ -166,6 +204,8 @@ async fn a_consumer_that_is_down_holds_up_no_update_and_gets_everything_after_po
             let states = states(&mut clients[0].clone()).await;
             let on_the_way = [v1::DispatchState::InHand, v1::DispatchState::Unknown];
             most = most.max(on_the_way.iter().filter_map(|state| states.get(state)).sum());
+            // A look now and then: lists take their share of the processors, too.
+            tokio::time::sleep(LOOK).await;
         }
         let calls = callers.stop().await;
         assert!(calls.iter().all(|call| call.end.is_ok()), "{down:?}: an update was refused");

@@ -69,7 +69,7 @@ impl TestStore {
 
     /// Tells what became of dispatches.
     pub async fn finish(&self, leased: &[Leased], answer: &Answer) {
-        let finished: Vec<Finished> = leased.iter().map(|leased| finished(leased, answer)).collect();
+        let finished: Vec<Finished> = leased.iter().map(|leased| Finished::of(leased, answer.clone())).collect();
         self.store.finish(&finished, self.clock.now(), &Delivery::default()).await.expect("finished");
     }
 
@@ -81,18 +81,6 @@ impl TestStore {
     /// Moves the clock to an instant as a test writes it.
     pub fn at(&self, time: &str) {
         self.move_to(instant(time));
-    }
-}
-
-/// What the sink said of a dispatch.
-pub fn finished(leased: &Leased, answer: &Answer) -> Finished {
-    let dispatch = &leased.dispatch;
-    Finished {
-        workspace: leased.workspace,
-        schedule_id: dispatch.schedule_id,
-        n: dispatch.n,
-        attempt: dispatch.attempt,
-        answer: answer.clone(),
     }
 }
 

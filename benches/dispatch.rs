@@ -1,0 +1,87 @@
+//! How fast what is due reaches the consumer, and how late: all at once and steadily, with and without updates beside it.
+//! `docs/performance.md` says how to run it and how to read it.
+
+#![allow(
+    missing_docs,
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a program for developers: its settings are BENCH_* variables, its output is lines, and a broken assumption ends it"
+)]
+
+#[path = "update/load.rs"]
+mod load;
+#[path = "update/loaded.rs"]
+mod loaded;
+#[path = "update/machine.rs"]
+mod machine;
+#[path = "dispatch/measured.rs"]
+mod measured;
+#[path = "dispatch/offered.rs"]
+mod offered;
+#[path = "dispatch/plan.rs"]
+mod plan;
+#[path = "update/report.rs"]
+mod report;
+#[path = "update/rows.rs"]
+mod rows;
+#[path = "update/server.rs"]
+mod server;
+#[path = "update/settings.rs"]
+mod settings;
+#[path = "dispatch/sink.rs"]
+mod sink;
+#[path = "../tests/support/postgres.rs"]
+mod support_postgres;
+#[path = "update/wire.rs"]
+mod wire;
+
+/// What tests and benches share.
+mod support {
+    pub use super::support_postgres::{Postgres, Problem, children_of, process};
+}
+
+use std::process::ExitCode;
+
+use plan::Plan;
+use report::Verdict;
+
+/// The sink's connections come from the same allocator as the service's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What keeps the run from being made.
+type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// The argument that makes this program the load generator; its order follows.
+const LOAD: &str = "--load";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip_while(|argument| argument != LOAD).skip(1);
+    let ended = match arguments.next() {
+        Some(order) => load::main(&order).map(|()| true),
+        None => measure(),
+    };
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(fault) => {
+            eprintln!("{fault}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures what is wanted; whether everything that was checked held.
+fn measure() -> Fallible<bool> {
+    let plan = Plan::read()?;
+    let mut verdict = Verdict::default();
+    println!("settings {plan:?}");
+    let before = machine::sync_line("at the start")?;
+    measured::measure(&plan, &mut verdict)?;
+    println!("{before}");
+    println!("{}", machine::sync_line("at the end")?);
+    println!("{}", machine::shape()?);
+    Ok(verdict.is_clean())
+}

@@ -1,0 +1,64 @@
+//! The PostgreSQL that is measured on, with what it is set to and the schedules that lie in it.
+
+use std::time::Instant;
+
+use super::Fallible;
+use super::rows::{self, Dialect, Times};
+use super::server::migrate;
+use super::support::{Postgres, Problem};
+
+/// The database's name.
+pub const DATABASE: &str = "bench";
+
+/// Starts one that fits so many schedules; none, and a line that says so, where it is not installed.
+///
+/// # Errors
+/// It does not start.
+pub fn start(schedules: u64, wal_compression: &str) -> Fallible<Option<Postgres>> {
+    let settings = settings(schedules, wal_compression);
+    let borrowed: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let postgres = match Postgres::start(&borrowed) {
+        Ok(postgres) => postgres,
+        Err(Problem::NotInstalled) => {
+            println!("postgres skipped: {}", Problem::NotInstalled);
+            return Ok(None);
+        }
+        Err(problem) => return Err(problem.into()),
+    };
+    println!("postgres version {}", postgres.psql("postgres", "SHOW server_version")?);
+    println!("postgres settings {}", settings.join(" "));
+    Ok(Some(postgres))
+}
+
+/// Nothing here trades durability; memory for the working set, and no checkpoint in the middle of a measurement.
+fn settings(schedules: u64, wal_compression: &str) -> Vec<String> {
+    let gigabytes = schedules.div_ceil(1_250_000).max(1);
+    vec![
+        "fsync=on".to_owned(),
+        "synchronous_commit=on".to_owned(),
+        "full_page_writes=on".to_owned(),
+        format!("shared_buffers={gigabytes}GB"),
+        "max_wal_size=16GB".to_owned(),
+        "checkpoint_timeout=1h".to_owned(),
+        format!("wal_compression={wal_compression}"),
+    ]
+}
+
+/// Makes the schema and loads so many pending schedules.
+///
+/// # Errors
+/// What the database says.
+pub fn load(postgres: &Postgres, schedules: u64, times: &Times) -> Fallible<()> {
+    let begin = Instant::now();
+    postgres.createdb(DATABASE)?;
+    migrate(&postgres.url(DATABASE))?;
+    for statement in rows::load(Dialect::Postgres, schedules, times) {
+        postgres.psql(DATABASE, &statement)?;
+    }
+    for statement in ["VACUUM ANALYZE", "CHECKPOINT"] {
+        postgres.psql(DATABASE, statement)?;
+    }
+    let size = postgres.psql(DATABASE, "SELECT pg_size_pretty(pg_database_size(current_database()))")?;
+    println!("postgres loaded {schedules} schedules, {size}, in {:.0?}", begin.elapsed());
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! The service held to the model over random sequences of events, each played to its end: until nothing is left to send.
+
+use std::fmt::{Debug, Write};
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use super::events::*;
+use super::replica::Replica;
+use super::rules::{View, World};
+use super::zones::Time;
+use crate::support::{Database, instant, on_both};
+
+on_both![file:
+    local_times_do_as_the_model_does,
+    instants_do_as_the_model_does,
+    optimal_times_do_as_the_model_does,
+    what_random_sequences_seldom_meet_is_as_in_the_model,
+];
+
+/// So many sequences of each kind on each database, unless `MODEL_SEQUENCES` says otherwise.
+const SEQUENCES: u64 = 350;
+/// The seed of the first, unless `MODEL_SEED` does; each further one has the next.
+const SEED: u64 = 1;
+/// More than any sequence takes to its end.
+const STEPS_MOST: usize = 200;
+/// So often a sequence that fails is made shorter.
+const SHRINKS_MOST: usize = 400;
+
+async fn local_times_do_as_the_model_does(database: &Database) {
+    hold(database, Kind::Local).await;
+}
+
+async fn instants_do_as_the_model_does(database: &Database) {
+    hold(database, Kind::Utc).await;
+}
+
+async fn optimal_times_do_as_the_model_does(database: &Database) {
+    hold(database, Kind::Optimal).await;
+}
+
+async fn what_random_sequences_seldom_meet_is_as_in_the_model(database: &Database) {
+    use Event::{Answer, Clock, Create, Fire, Retry};
+    let start = instant(STARTS[0]).timestamp();
+    let local = Create(Wish { kind: Kind::Local, hours: 14 });
+    let utc = Create(Wish { kind: Kind::Utc, hours: 0 });
+    let (pause, not_taken) = (Clock(Move::Pause), Says::NotTaken);
+    let mut replica = Replica::open(database).await;
+    for (case, events) in [
+        ("a wave that was not taken rests, however many are due", vec![local, Clock(Move::Day), Fire, Answer(0, not_taken), Fire]),
+        (
+            "that an attempt was not taken says nothing of the next one, told twice or not",
+            vec![utc, Fire, Answer(0, Says::Unknown), pause, Retry, Answer(0, not_taken), pause, Retry, Answer(1, not_taken)],
+        ),
+    ] {
+        let picks = events.into_iter().map(Pick::This).collect();
+        play(&mut replica, &Sequence { start, picks }).await.unwrap_or_else(|why| panic!("{case}\n{why}"));
+    }
+}
+
+/// Plays sequences that begin with a schedule of this kind.
+async fn hold(database: &Database, kind: Kind) {
+    let mut replica = Replica::open(database).await;
+    let first = setting("MODEL_SEED").unwrap_or(SEED);
+    for seed in first..first + setting("MODEL_SEQUENCES").unwrap_or(SEQUENCES) {
+        let mut tree = tree(seed, kind);
+        if let Err(why) = play(&mut replica, &tree.current()).await {
+            let why = shortest(&mut replica, &mut tree, why).await;
+            panic!("{why}\nMODEL_SEED={seed} begins with the sequence of which this is the shortest that fails");
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "a setting of the tests, not of the service")]
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().expect(name))
+}
+
+fn tree(seed: u64, kind: Kind) -> impl ValueTree<Value = Sequence> {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8] = kind as u8;
+    let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    sequences(kind).new_tree(&mut runner).expect("a sequence")
+}
+
+/// Why the shortest fails that still does.
+async fn shortest(replica: &mut Replica<'_>, tree: &mut impl ValueTree<Value = Sequence>, mut why: String) -> String {
+    let mut shorter = tree.simplify();
+    for _ in 0..SHRINKS_MOST {
+        if !shorter {
+            break;
+        }
+        shorter = match play(replica, &tree.current()).await {
+            Ok(()) => tree.complicate(),
+            Err(still) => {
+                why = still;
+                tree.simplify()
+            }
+        };
+    }
+    why
+}
+
+/// A sequence of events, in part known only when it is played.
+#[derive(Debug, Clone)]
+struct Sequence {
+    start: Time,
+    picks: Vec<Pick>,
+}
+
+#[derive(Debug, Clone)]
+enum Pick {
+    /// This one, whatever comes of it.
+    This(Event),
+    /// One that changes something as things are.
+    Telling(Index),
+}
+
+impl Pick {
+    fn event(&self, world: &World) -> Event {
+        match self {
+            Self::This(event) => *event,
+            Self::Telling(index) => {
+                let telling: Vec<Event> = EVENTS.iter().copied().filter(|event| world.step(*event).0 != *world).collect();
+                *index.get(&telling)
+            }
+        }
+    }
+}
+
+/// Those among which a telling one is looked for; what moves a schedule on comes more than once, to be picked more often.
+static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
+    let mut events = vec![Event::Fire, Event::Fire, Event::Fire, Event::Fire, Event::Retry, Event::Retry, Event::Retry];
+    events.extend([Move::Next, Move::Next, Move::Pause, Move::Lease, Move::Day].map(Event::Clock));
+    for says in [Says::NotTaken, Says::Unknown, Says::Rejected, Says::Delivered] {
+        events.extend([0, 1].map(|back| Event::Answer(back, says)));
+    }
+    for (kind, hours) in [(Kind::Local, 1), (Kind::Utc, 0), (Kind::Optimal, 6)] {
+        events.push(Event::Update(Wish { kind, hours }, Terms { etag: Etag::None, require_all: false }));
+    }
+    events.extend((1..4).map(Event::RetryDispatch));
+    events.extend([true, false].map(|on| Event::Brake { all: false, on }));
+    events.extend([Event::Restart, Event::Cancel(Terms { etag: Etag::Current, require_all: false })]);
+    events
+});
+
+/// The days before New York puts its clock forward, and back: in eight hours its clock shows no time, or one of two.
+const STARTS: [&str; 2] = ["2026-03-07T18:30:00Z", "2026-10-31T17:30:00Z"];
+
+fn sequences(kind: Kind) -> impl Strategy<Value = Sequence> {
+    let picks = prop::collection::vec(prop_oneof![2 => any::<Index>().prop_map(Pick::Telling), 1 => event().prop_map(Pick::This)], 0..18);
+    (prop::sample::select(&STARTS[..]), hours(), picks).prop_map(move |(start, hours, mut picks)| {
+        picks.insert(0, Pick::This(Event::Create(Wish { kind, hours })));
+        Sequence { start: instant(start).timestamp(), picks }
+    })
+}
+
+/// Due, missed, just not missed, within the day, in the gap or the overlap, tomorrow, at the horizon and beyond.
+fn hours() -> impl Strategy<Value = i64> {
+    prop::sample::select(&[0, 1, -1, 2, 8, 13, 14, 30, -2, -20, 366 * 24, 366 * 24 + 1][..])
+}
+
+fn wish() -> impl Strategy<Value = Wish> {
+    (prop::sample::select(&[Kind::Local, Kind::Utc, Kind::Optimal][..]), hours()).prop_map(|(kind, hours)| Wish { kind, hours })
+}
+
+fn terms() -> impl Strategy<Value = Terms> {
+    let etag = prop::sample::select(&[Etag::None, Etag::Current, Etag::Stale][..]);
+    (etag, prop::bool::weighted(0.3)).prop_map(|(etag, require_all)| Terms { etag, require_all })
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let says = prop::sample::select(&[Says::Delivered, Says::NotTaken, Says::Rejected, Says::Unknown][..]);
+    prop_oneof![
+        3 => Just(Event::Fire),
+        3 => Just(Event::Retry),
+        3 => (0..4_usize, says).prop_map(|(back, says)| Event::Answer(back, says)),
+        4 => (wish(), terms()).prop_map(|(wish, terms)| Event::Update(wish, terms)),
+        2 => terms().prop_map(Event::Cancel),
+        2 => Just(Event::Again),
+        1 => (1..5_u32).prop_map(Event::RetryDispatch),
+        1 => (any::<bool>(), any::<bool>()).prop_map(|(all, on)| Event::Brake { all, on }),
+        1 => any::<bool>().prop_map(|later| Event::OtherRelease { later }),
+    ]
+}
+
+/// Plays a sequence and then what is left to do, and holds every step to the model.
+async fn play(replica: &mut Replica<'_>, sequence: &Sequence) -> Result<(), String> {
+    replica.begin(sequence.start).await;
+    let (mut world, mut played) = (World::at(sequence.start), vec![]);
+    for n in 0..STEPS_MOST {
+        let Some(event) = sequence.picks.get(n).map(|pick| pick.event(&world)).or_else(|| world.to_do()) else {
+            return lists(replica, &world).await;
+        };
+        played.push(event);
+        world = step(replica, &world, event).await.map_err(|why| format!("{why}\nafter {played:?}"))?;
+    }
+    Err(format!("it does not end: {played:?}"))
+}
+
+async fn step(replica: &mut Replica<'_>, world: &World, event: Event) -> Result<World, String> {
+    let (next, told, handed) = world.step(event);
+    let (really_told, really_handed) = replica.step(event, &next).await;
+    differs("answer", &told, &really_told)?;
+    differs("dispatches at the sink", &handed, &really_handed)?;
+    // Time alone changes nothing that is kept.
+    if !matches!(event, Event::Clock(_)) {
+        differs("state", &view(&next), &replica.view().await)?;
+    }
+    Ok(next)
+}
+
+fn view(world: &World) -> Option<View> {
+    world.schedule.as_ref().map(|schedule| schedule.view(world.rules))
+}
+
+/// Holds what the lists tell at the end to the model.
+async fn lists(replica: &Replica<'_>, world: &World) -> Result<(), String> {
+    let Some(view) = view(world) else { return Ok(()) };
+    differs("list of dispatches", &view.dispatches, &replica.dispatches().await)?;
+    differs("list of revisions", &(1..=view.revision).rev().collect(), &replica.revisions().await)
+}
+
+fn differs<T: Debug + PartialEq>(what: &str, model: &T, service: &T) -> Result<(), String> {
+    if model == service {
+        return Ok(());
+    }
+    let mut text = format!("{what}: the model and the service differ\n");
+    let _written = write!(text, "model:   {model:?}\nservice: {service:?}");
+    Err(text)
+}

@@ -1,0 +1,373 @@
+//! The service as the events of the model drive it.
+
+use canvas_scheduler::clock::Clock;
+use canvas_scheduler::domain::{
+    Answer, Applied as Reached, Cancel, CanvasId, Create, Delivery, DispatchId, DispatchState, Etag as RealEtag, Firing, Identifier,
+    Outcome, Overwrite, Policy, Recipient, RequestId, Schedule, ScheduleId, State, Target, Wave as RealWave, WaveMode, WorkspaceId,
+    ZoneSet,
+};
+use canvas_scheduler::error::Error;
+use canvas_scheduler::service::{Caller, Details, DispatchFilter, Finished, Leased, Mode, Service, Update};
+use chrono::{DateTime, TimeDelta, Utc};
+use sea_orm::{ConnectionTrait, DatabaseConnection};
+use serde_json::json;
+
+use super::events::*;
+use super::rules::{Dispatch, Stage, Stands, View, World};
+use super::zones::{HOUR, NAMES, Time, Zones};
+use crate::support::database::Database;
+use crate::support::instant;
+use crate::support::stores::{TestStore, not_taken, rejected, unknown};
+
+/// More than there ever is.
+const ALL: usize = 256;
+
+/// A process over a database, what its workers carry, and what its caller asked for.
+pub struct Replica<'a> {
+    database: &'a Database,
+    /// Past the service.
+    db: DatabaseConnection,
+    test: TestStore,
+    service: Service,
+    schedule: Option<ScheduleId>,
+    hands: Vec<(Leased, Option<Says>)>,
+    last: Option<Request>,
+}
+
+/// What may arrive twice.
+#[derive(Clone)]
+enum Request {
+    Create(Create, RequestId),
+    Update(Box<Update>),
+    Cancel(ScheduleId, Cancel, RequestId),
+}
+
+impl<'a> Replica<'a> {
+    pub async fn open(database: &'a Database) -> Self {
+        let (test, service) = start(database).await;
+        let db = database.connect().await;
+        Self { database, db, test, service, schedule: None, hands: vec![], last: None }
+    }
+
+    /// Begins anew at this time, with no schedule. What was left by another sequence is not looked at.
+    pub async fn begin(&mut self, now: Time) {
+        self.move_to(now);
+        (self.schedule, self.hands, self.last) = (None, vec![], None);
+        for workspace in [None, Some("default")] {
+            self.test.store.set_sending(workspace, false).await.expect("set");
+        }
+    }
+
+    /// Brings the event about that leads to `next`: what is told, and what is handed over.
+    pub async fn step(&mut self, event: Event, next: &World) -> (Told, Vec<HandedOver>) {
+        self.move_to(next.now);
+        let (mut told, mut handed) = (Told::Nothing, vec![]);
+        match event {
+            Event::Create(wish) => told = self.ask(Request::Create(create(wish.at(next.now)), request_id())).await,
+            Event::Update(wish, terms) => {
+                if let Some(id) = self.schedule {
+                    told = self.ask(update(id, wish.at(next.now), terms, self.revision().await)).await;
+                }
+            }
+            Event::Cancel(terms) => {
+                if let Some(id) = self.schedule {
+                    told = self.ask(cancel(id, terms, self.revision().await)).await;
+                }
+            }
+            Event::Again => {
+                if let Some(last) = self.last.clone().filter(|_| next.knows_last()) {
+                    told = self.ask(last).await;
+                }
+            }
+            Event::RetryDispatch(n) => told = self.retry_dispatch(n).await,
+            Event::Fire => handed = self.fire().await,
+            Event::Retry => handed = self.retry().await,
+            Event::Answer(back, says) => self.answer(back, says).await,
+            Event::Brake { all, on } => self.brake(all, on).await,
+            Event::OtherRelease { later } => self.other_release(later).await,
+            Event::Restart => self.restart().await,
+            // The rules of this build do not change while it runs.
+            Event::Clock(_) | Event::Rules => {}
+        }
+        (told, handed)
+    }
+
+    fn move_to(&self, now: Time) {
+        self.test.move_to(DateTime::from_timestamp(now, 0).expect("an instant"));
+    }
+
+    async fn revision(&self) -> i64 {
+        self.details().await.map_or(0, |details| details.schedule.revision)
+    }
+
+    async fn details(&self) -> Option<Details> {
+        Some(self.service.get(&caller(), self.schedule?).await.expect("it is there"))
+    }
+
+    /// Whatever is asked for may be asked for again once it was accepted.
+    async fn ask(&mut self, request: Request) -> Told {
+        let answer = match request.clone() {
+            Request::Create(create, id) => self.service.create(caller(), create, mode(id)).await.map(|created| created.outcome),
+            Request::Update(update) => self.service.update(caller(), *update).await,
+            Request::Cancel(schedule, cancel, id) => self.service.cancel(caller(), schedule, cancel, Some(id)).await,
+        };
+        if let Ok(outcome) = &answer {
+            self.schedule = Some(outcome.after.id);
+            self.last = Some(request);
+        }
+        answer.as_ref().map_or_else(refused, accepted)
+    }
+
+    async fn retry_dispatch(&self, n: u32) -> Told {
+        let Some(schedule) = self.schedule else { return Told::Nothing };
+        let revived = self.service.retry_dispatch(&caller(), schedule, DispatchId::of(schedule, n)).await;
+        revived.as_ref().map_or_else(refused, |_| Told::Revived)
+    }
+
+    async fn fire(&mut self) -> Vec<HandedOver> {
+        let taken = self.service.fire(ALL).await.expect("fired");
+        self.take(taken.leased)
+    }
+
+    async fn retry(&mut self) -> Vec<HandedOver> {
+        let taken = self.service.retry(ALL).await.expect("leased");
+        self.take(taken.leased)
+    }
+
+    /// Takes up what is of this sequence.
+    fn take(&mut self, mut leased: Vec<Leased>) -> Vec<HandedOver> {
+        leased.retain(|one| Some(one.dispatch.schedule_id) == self.schedule);
+        leased.sort_by_key(|one| one.dispatch.n);
+        let handed = leased.iter().map(handed_over).collect();
+        self.hands.extend(leased.into_iter().map(|one| (one, None)));
+        handed
+    }
+
+    async fn answer(&mut self, back: usize, says: Says) {
+        let Some((leased, said)) = self.hands.iter_mut().rev().nth(back) else { return };
+        let answer = match *said.get_or_insert(says) {
+            Says::Delivered => Answer::Delivered,
+            Says::NotTaken => not_taken(),
+            Says::Rejected => rejected(),
+            Says::Unknown => unknown(),
+        };
+        self.service.finish(&[Finished::of(leased, answer.clone())]).await.expect("written");
+    }
+
+    async fn brake(&self, all: bool, on: bool) {
+        let workspace = (!all).then_some("default");
+        assert!(self.test.store.set_sending(workspace, on).await.expect("set"));
+        if !on {
+            // The upkeep of a dispatcher, which comes every second.
+            self.service.release_parked().await.expect("released");
+        }
+    }
+
+    /// Leaves the schedule as a release with older zone data would that has its next wave at another time; then ours looks after
+    /// it, as it does when it starts.
+    async fn other_release(&self, later: bool) {
+        let Some(id) = self.schedule else { return };
+        let id = if self.database.is_postgres() { format!("'{id}'") } else { format!("unhex('{}')", id.0.as_simple()) };
+        let by = if later { HOUR } else { -HOUR } * 1000;
+        let which = format!("id = {id} AND next_wave_ms IS NOT NULL AND (in_local_time OR at_optimal_time)");
+        for sql in [
+            format!("DELETE FROM canvas_schedule_wake WHERE id IN (SELECT id FROM canvas_schedule WHERE {which})"),
+            format!(
+                "UPDATE canvas_schedule SET zone_rules = 202401, next_wave_ms = next_wave_ms + {by}, wake_ms = next_wave_ms + {by} WHERE {which}"
+            ),
+            format!("INSERT INTO canvas_schedule_wake SELECT wake_ms, workspace_id, id FROM canvas_schedule WHERE {which}"),
+        ] {
+            self.db.execute_unprepared(&sql).await.expect("done");
+        }
+        self.service.keep_zone_rules().await.expect("looked after");
+    }
+
+    async fn restart(&mut self) {
+        let now = self.test.clock.now();
+        (self.test, self.service) = start(self.database).await;
+        self.test.move_to(now);
+        self.hands.clear();
+    }
+
+    /// What the service tells of the schedule.
+    pub async fn view(&self) -> Option<View> {
+        let details = self.details().await?;
+        let (schedule, plan) = (&details.schedule, details.schedule.plan());
+        Some(View {
+            ask: ask(&schedule.schedule),
+            revision: schedule.revision,
+            stage: match schedule.state() {
+                State::Pending => Stage::Pending,
+                State::Dispatching => Stage::Dispatching,
+                State::Dispatched => Stage::Dispatched,
+                State::Cancelled => Stage::Cancelled,
+            },
+            open: zones(&schedule.open_zones()),
+            missed: zones(&plan.missed),
+            waves: plan.waves.iter().map(wave).collect(),
+            next_wave: schedule.next_wave.map(time),
+            updated_at: time(schedule.updated_at),
+            cancelled_at: schedule.cancelled_at.map(time),
+            dispatches: details.firings.iter().map(dispatch).collect(),
+        })
+    }
+
+    /// What the list of dispatches tells, which is what the schedule itself tells of them.
+    pub async fn dispatches(&self) -> Vec<Dispatch> {
+        let filter = DispatchFilter { schedule_id: self.schedule, state: None };
+        let listed = self.service.dispatches(&caller(), filter, None, 1000).await.expect("a list");
+        listed.iter().map(|(_, firing)| dispatch(firing)).collect()
+    }
+
+    /// The numbers of the revisions that are kept, the newest first.
+    pub async fn revisions(&self) -> Vec<i64> {
+        let Some(schedule) = self.schedule else { return vec![] };
+        let (revisions, _) = self.service.revisions(&caller(), schedule, None, 1000).await.expect("a list");
+        revisions.iter().map(|revision| revision.number).collect()
+    }
+}
+
+async fn start(database: &Database) -> (TestStore, Service) {
+    let policy = Policy { lateness: TimeDelta::seconds(LATENESS), horizon: TimeDelta::seconds(HORIZON), ..Policy::default() };
+    let pause = TimeDelta::seconds(PAUSE);
+    let delivery = Delivery { lease: TimeDelta::seconds(LEASE), attempts: ATTEMPTS, backoff: pause, backoff_most: pause };
+    let test = TestStore::open_with(database, policy).await;
+    let service = Service::new(test.store.clone(), test.clock.clone(), policy, delivery);
+    (test, service)
+}
+
+fn caller() -> Caller {
+    Caller { workspace: WorkspaceId::DEFAULT, actor: "model".to_owned(), deadline: None }
+}
+
+fn request_id() -> RequestId {
+    RequestId::parse(&ScheduleId::new().to_string()).expect("a request id")
+}
+
+fn mode(id: RequestId) -> Mode {
+    Mode { request_id: Some(id), validate_only: false }
+}
+
+fn canvas() -> CanvasId {
+    CanvasId::parse("canvas").expect("a canvas id")
+}
+
+fn value(ask: Ask) -> Schedule {
+    Schedule::from_parts(ask.time * 1000, ask.kind == Kind::Local, ask.kind == Kind::Optimal).expect("a schedule")
+}
+
+/// For one recipient in each zone.
+fn create(ask: Ask) -> Create {
+    let recipients = NAMES.map(|zone| Recipient {
+        identifier: Identifier::ExternalUserId(zone.to_owned()),
+        prioritization: vec![],
+        trigger_properties: None,
+        send_to_existing_only: None,
+        attributes: json!({ "time_zone": zone }).as_object().cloned(),
+    });
+    Create {
+        canvas_id: canvas(),
+        schedule: value(ask),
+        properties: None,
+        target: Target { recipients: recipients.into(), ..Target::default() },
+    }
+}
+
+fn update(id: ScheduleId, ask: Ask, terms: Terms, revision: i64) -> Request {
+    let (etag, require_all) = (etag(id, terms, revision), terms.require_all);
+    let overwrite = Overwrite { canvas_id: canvas(), schedule: value(ask), properties: None, etag, require_all };
+    Request::Update(Box::new(Update { schedule_id: Some(id), overwrite, mode: mode(request_id()) }))
+}
+
+fn cancel(id: ScheduleId, terms: Terms, revision: i64) -> Request {
+    Request::Cancel(id, Cancel { canvas_id: canvas(), etag: etag(id, terms, revision), require_all: terms.require_all }, request_id())
+}
+
+fn etag(id: ScheduleId, terms: Terms, revision: i64) -> Option<RealEtag> {
+    match terms.etag {
+        Etag::None => None,
+        Etag::Current => Some(RealEtag::of(id, revision)),
+        Etag::Stale => Some(RealEtag::of(id, revision - 1)),
+    }
+}
+
+fn accepted(outcome: &Outcome) -> Told {
+    let applied = if outcome.applied == Reached::All { Applied::All } else { Applied::Some };
+    Told::Accepted { revision: outcome.after.revision, applied, zones: outcome.applied_zones, missed: zones(&outcome.missed) }
+}
+
+fn refused(error: &Error) -> Told {
+    let since = |since: &str| time(instant(since));
+    match error {
+        Error::TimePast(_) => Told::TimePast,
+        Error::BeyondHorizon(_) => Told::BeyondHorizon,
+        Error::Cancelled { since: at, .. } => Told::Cancelled { since: since(at) },
+        Error::NothingLeft { since: at, .. } => Told::NothingLeft { since: since(at) },
+        Error::NotAll { taken, missed, .. } => Told::NotAll { taken: *taken, missed: *missed },
+        Error::StaleEtag { revision, .. } => Told::Stale { revision: *revision },
+        Error::DispatchNotFound { .. } => Told::NoSuchDispatch,
+        Error::NotDead { .. } => Told::NotDead,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// To the second, upwards: of a pause, which is less than its bound, that bound.
+fn time(at: DateTime<Utc>) -> Time {
+    (at.timestamp_millis() + 999).div_euclid(1000)
+}
+
+fn zones(set: &ZoneSet) -> Zones {
+    Zones::named(set.names())
+}
+
+fn ask(schedule: &Schedule) -> Ask {
+    let kind = match (schedule.in_local_time, schedule.at_optimal_time) {
+        (false, false) => Kind::Utc,
+        (true, false) => Kind::Local,
+        (_, true) => Kind::Optimal,
+    };
+    Ask { kind, time: schedule.millis() / 1000 }
+}
+
+fn wave(real: &RealWave) -> Wave {
+    let optimal = real.mode == WaveMode::OptimalTime;
+    Wave { time: time(real.time), zones: zones(&real.zones), unlisted: real.includes_unlisted_zones, optimal }
+}
+
+fn dispatch(firing: &Firing) -> Dispatch {
+    Dispatch {
+        n: firing.n,
+        revision: firing.revision,
+        wave: wave(&firing.wave),
+        stands: match firing.state {
+            DispatchState::InHand => Stands::InHand,
+            DispatchState::Unknown => Stands::Unknown,
+            DispatchState::Delivered => Stands::Delivered,
+            DispatchState::Dead => Stands::Dead,
+            DispatchState::Abandoned => Stands::Abandoned,
+        },
+        attempt: firing.attempt,
+        last_attempt: firing.last_attempt,
+        again_at: firing.again_at.map(time),
+        fired_at: time(firing.fired_at),
+        finished_at: firing.finished_at.map(time),
+        hand: None,
+    }
+}
+
+fn handed_over(leased: &Leased) -> HandedOver {
+    let dispatch = &leased.dispatch;
+    assert_eq!(dispatch.id, DispatchId::of(dispatch.schedule_id, dispatch.n));
+    let names = dispatch.target.recipients.iter().map(|recipient| match &recipient.identifier {
+        Identifier::ExternalUserId(zone) => zone.as_str(),
+        other => panic!("{other:?}"),
+    });
+    HandedOver {
+        n: dispatch.n,
+        attempt: dispatch.attempt,
+        revision: dispatch.revision,
+        wave: wave(&dispatch.wave),
+        lateness: dispatch.lateness.num_seconds(),
+        recipients: Zones::named(names),
+    }
+}

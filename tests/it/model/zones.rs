@@ -1,0 +1,114 @@
+//! A few zones by hand: one far east, one at UTC, and two on one clock until one of them saves daylight.
+
+use std::fmt;
+use std::ops::Range;
+
+/// An instant, or a wall clock's reading, in seconds since 1970.
+pub type Time = i64;
+
+pub const HOUR: Time = 3600;
+pub const DAY: Time = 24 * HOUR;
+
+const KIRITIMATI: usize = 0;
+/// The zone of users with none of their own.
+pub const UTC: usize = 1;
+const PANAMA: usize = 2;
+const NEW_YORK: usize = 3;
+
+/// Their names, by which the service knows them.
+pub const NAMES: [&str; 4] = ["Pacific/Kiritimati", "UTC", "America/Panama", "America/New_York"];
+
+/// From when New York puts its clock forward until it puts it back: in 2026 and 2027.
+const SUMMERS: [Range<Time>; 2] = [1_772_953_200..1_793_512_800, 1_805_007_600..1_825_567_200];
+
+/// By whose zone rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Rules {
+    /// The real ones.
+    Real,
+    /// Those of a release in which Panama is still an hour further west.
+    Other,
+}
+
+/// Seconds east of UTC at `instant`.
+fn offset(zone: usize, instant: Time, rules: Rules) -> Time {
+    match (zone, rules) {
+        (KIRITIMATI, _) => 14 * HOUR,
+        (PANAMA, Rules::Real) => -5 * HOUR,
+        (PANAMA, Rules::Other) => -6 * HOUR,
+        (NEW_YORK, _) if SUMMERS.iter().any(|summer| summer.contains(&instant)) => -4 * HOUR,
+        (NEW_YORK, _) => -5 * HOUR,
+        _ => 0,
+    }
+}
+
+/// The instant at which the clock of `zone` shows `wall`: the first one where it does so twice; where it never does, that by the
+/// offset from before the gap.
+pub fn instant(wall: Time, zone: usize, rules: Rules) -> Time {
+    let before = offset(zone, wall - DAY, rules);
+    let after = offset(zone, wall + DAY, rules);
+    let shows = |by: &Time| offset(zone, wall - by, rules) == *by;
+    wall - [before, after].into_iter().find(shows).unwrap_or(before)
+}
+
+/// A set of zones.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Zones(u8);
+
+impl Zones {
+    pub const NONE: Self = Self(0);
+
+    pub fn all() -> Self {
+        (0..NAMES.len()).collect()
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..NAMES.len()).filter(move |zone| self.has(*zone))
+    }
+
+    pub fn has(self, zone: usize) -> bool {
+        self.0 & (1 << zone) != 0
+    }
+
+    pub fn len(self) -> usize {
+        self.iter().count()
+    }
+
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        names.into_iter().map(|name| NAMES.iter().position(|known| *known == name).expect("a zone of the model")).collect()
+    }
+}
+
+impl FromIterator<usize> for Zones {
+    fn from_iter<I: IntoIterator<Item = usize>>(zones: I) -> Self {
+        Self(zones.into_iter().fold(0, |bits, zone| bits | 1 << zone))
+    }
+}
+
+impl fmt::Debug for Zones {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter().map(|zone| NAMES[zone])).finish()
+    }
+}
+
+#[test]
+fn wall_clocks_show_a_time_once_never_or_twice() {
+    let new_york = |wall| crate::support::instant(wall).timestamp();
+    for (wall, shown) in [
+        ("2026-03-08T01:59:59Z", "2026-03-08T06:59:59Z"),
+        ("2026-03-08T02:30:00Z", "2026-03-08T07:30:00Z"),
+        ("2026-03-08T03:00:00Z", "2026-03-08T07:00:00Z"),
+        ("2026-11-01T01:30:00Z", "2026-11-01T05:30:00Z"),
+        ("2026-11-01T02:00:00Z", "2026-11-01T07:00:00Z"),
+    ] {
+        assert_eq!(instant(new_york(wall), NEW_YORK, Rules::Real), new_york(shown), "{wall}");
+    }
+}
