@@ -55,7 +55,7 @@ impl Store {
                 ends_ms: began_ms + quota.window.millis(),
                 taken: i64::try_from(after.in_all).unwrap_or(i64::MAX),
             };
-            if self.moved(taken, row).await.map_err(|fault| public(&fault))? {
+            if self.link.in_time(self.moved(taken, row)).await? {
                 return Ok(after);
             }
         }
@@ -78,7 +78,7 @@ impl Store {
                 let key = [rate_window::Column::WorkspaceId, rate_window::Column::Counted, rate_window::Column::BeganMs];
                 let there = OnConflict::columns(key).do_nothing().to_owned();
                 let insert = rate_window::Entity::insert(row.into_active_model()).on_conflict(there);
-                match insert.exec_without_returning(&self.reads).await {
+                match insert.exec_without_returning(&self.link.db()).await {
                     Err(DbErr::RecordNotInserted) => 0,
                     written => written?,
                 }
@@ -89,7 +89,7 @@ impl Store {
                     .filter(rate_window::Column::Counted.eq(row.counted))
                     .filter(rate_window::Column::BeganMs.eq(row.began_ms))
                     .filter(rate_window::Column::Taken.eq(before));
-                update.exec(&self.reads).await?.rows_affected
+                update.exec(&self.link.db()).await?.rows_affected
             }
         };
         Ok(written == 1)
@@ -104,11 +104,11 @@ impl Store {
         let see = async {
             let row = replica::Model { id, seen_ms: now.timestamp_millis() };
             let again = OnConflict::column(replica::Column::Id).update_column(replica::Column::SeenMs).to_owned();
-            replica::Entity::insert(row.into_active_model()).on_conflict(again).exec_without_returning(&self.reads).await?;
+            replica::Entity::insert(row.into_active_model()).on_conflict(again).exec_without_returning(&self.link.db()).await?;
             let alive = replica::Column::SeenMs.gt((now - REPLICA_LIVES).timestamp_millis());
             replica::Entity::find().filter(alive).count(&self.reads).await
         };
-        see.await.map(|count| u32::try_from(count).unwrap_or(u32::MAX)).map_err(|fault: DbErr| public(&fault))
+        self.link.in_time(see).await.map(|count| u32::try_from(count).unwrap_or(u32::MAX))
     }
 
     /// Removes windows that have ended and replicas that are gone.
@@ -118,9 +118,9 @@ impl Store {
     pub async fn remove_old_windows(&self) -> Result<(), Error> {
         let long_ago = (self.clock.now() - TimeDelta::hours(1)).timestamp_millis();
         let remove = async {
-            rate_window::Entity::delete_across_workspaces().filter(rate_window::Column::EndsMs.lt(long_ago)).exec(&self.reads).await?;
-            replica::Entity::delete_many().filter(replica::Column::SeenMs.lt(long_ago)).exec(&self.reads).await
+            rate_window::Entity::delete_across_workspaces().filter(rate_window::Column::EndsMs.lt(long_ago)).exec(&self.link.db()).await?;
+            replica::Entity::delete_many().filter(replica::Column::SeenMs.lt(long_ago)).exec(&self.link.db()).await
         };
-        remove.await.map(|_| ()).map_err(|fault: DbErr| public(&fault))
+        self.link.in_time(remove).await.map(drop)
     }
 }

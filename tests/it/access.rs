@@ -16,7 +16,7 @@ on_both![a_key_works_at_once_until_it_is_revoked, the_use_of_a_key_is_noted, the
 on_both![an_allowlist_heeds_what_a_trusted_proxy_says];
 
 /// Every method, and the permission that it needs.
-const METHODS: [(&str, &str); 7] = [
+const METHODS: [(&str, &str); 9] = [
     ("CreateCanvasSchedule", "create"),
     ("UpdateCanvasSchedule", "update"),
     ("BatchUpdateCanvasSchedules", "update"),
@@ -24,6 +24,8 @@ const METHODS: [(&str, &str); 7] = [
     ("GetCanvasSchedule", "read"),
     ("ListCanvasSchedules", "read"),
     ("ListCanvasScheduleRevisions", "read"),
+    ("ListDispatches", "read"),
+    ("RetryDispatch", "update"),
 ];
 
 #[test]
@@ -52,6 +54,18 @@ async fn call(client: &mut Client, method: &str, about: &v1::CanvasSchedule) -> 
         "ListCanvasScheduleRevisions" => {
             let request = v1::ListCanvasScheduleRevisionsRequest { schedule_id, ..Default::default() };
             client.list_canvas_schedule_revisions(request).await.map(drop)
+        }
+        "ListDispatches" => {
+            let request = v1::ListDispatchesRequest { schedule_id, ..Default::default() };
+            client.list_dispatches(request).await.map(drop)
+        }
+        "RetryDispatch" => {
+            let request = v1::RetryDispatchRequest { schedule_id, dispatch_id: "0".repeat(32) };
+            match client.retry_dispatch(request).await {
+                // It was let in, and told that there is no such dispatch.
+                Err(status) if status.code() == Code::NotFound => Ok(()),
+                answer => answer.map(drop),
+            }
         }
         other => panic!("{other}"),
     }
@@ -128,7 +142,10 @@ async fn a_foreign_schedule_is_an_unknown_one(database: &Database) {
     let mut stranger = app.client_with(&app.key_of("other", |_| {}).await);
     let before = rows(database).await;
     let unknown = v1::CanvasSchedule { schedule_id: "0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11".to_owned(), ..schedule.clone() };
-    for (method, _) in METHODS.iter().filter(|(method, _)| !["CreateCanvasSchedule", "ListCanvasSchedules"].contains(method)) {
+    for (method, _) in METHODS
+        .iter()
+        .filter(|(method, _)| !["CreateCanvasSchedule", "ListCanvasSchedules", "ListDispatches", "RetryDispatch"].contains(method))
+    {
         let foreign = refused(call(&mut stranger, method, &schedule).await, Code::NotFound, "SCHEDULE_NOT_FOUND");
         let missing = refused(call(&mut stranger, method, &unknown).await, Code::NotFound, "SCHEDULE_NOT_FOUND");
         assert_eq!(foreign.message.replace(&schedule.schedule_id, "ID"), missing.message.replace(&unknown.schedule_id, "ID"), "{method}");
