@@ -17,8 +17,10 @@ pub async fn run(service: Service, clock: SharedClock) {
     let mut failing = false;
     for n in (0..RULES_EVERY).cycle() {
         let made = round(&service, n == 0).await;
-        if let (Err(error), false) = (&made, failing) {
-            tracing::warn!(%error, "the upkeep of the dispatcher failed; it tries again");
+        match &made {
+            Err(Error::Internal(cause)) if !failing => tracing::error!(cause, "the upkeep of the dispatcher failed; it tries again"),
+            Err(error) if !failing => tracing::warn!(%error, "the upkeep of the dispatcher failed; it tries again"),
+            _ => {}
         }
         failing = made.is_err();
         clock.sleep_until(clock.now() + EVERY).await;
@@ -26,8 +28,6 @@ pub async fn run(service: Service, clock: SharedClock) {
 }
 
 async fn round(service: &Service, rules: bool) -> Result<(), Error> {
-    if rules {
-        service.keep_zone_rules().await?;
-    }
-    service.release_parked().await
+    let kept = if rules { service.keep_zone_rules().await } else { Ok(()) };
+    service.release_parked().await.and(kept)
 }

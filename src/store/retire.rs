@@ -93,7 +93,13 @@ impl Store {
         let (mut removed, mut kept) = (vec![], vec![]);
         for row in rows {
             let key = ScheduleKey::of(&row);
-            let (schedule, firings) = dispatches::schedule(row, dispatches.remove(&key.id).unwrap_or_default())?;
+            let (schedule, firings) = match dispatches::schedule(row, dispatches.remove(&key.id).unwrap_or_default()) {
+                Ok(read) => read,
+                Err(fault) => {
+                    tracing::error!(schedule_id = %key.id, %fault, "a finished schedule cannot be read, so it is kept");
+                    continue;
+                }
+            };
             match schedule.finished_since(&firings) {
                 Some(since) if since <= before => removed.push(key),
                 None if schedule.next_wave.is_none() => kept.push(Kept::of(key, Some(before + OUTCOME_REST))),

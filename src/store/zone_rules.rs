@@ -85,7 +85,13 @@ impl Store {
         let mut moves = Moves::default();
         for row in rows {
             let of_row = dispatches.remove(&row.id).unwrap_or_default();
-            let (schedule, _) = dispatches::schedule(row.clone(), of_row)?;
+            let schedule = match dispatches::schedule(row.clone(), of_row) {
+                Ok((schedule, _)) => schedule,
+                Err(fault) => {
+                    tracing::error!(schedule_id = %row.id, %fault, "a waiting schedule cannot be read, so it is not recomputed");
+                    continue;
+                }
+            };
             moves.row(&row, &schedule.replanned(), None, now.timestamp_millis())?;
         }
         let moved = moves.write(&db).await?;
