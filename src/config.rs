@@ -141,6 +141,12 @@ pub struct ServeArgs {
     /// The most connections; one more is closed at once (1 to 1000000)
     #[arg(long, env = "CANVAS_SCHEDULER_MAX_CONNECTIONS", default_value = "10000", help_heading = "Bounds")]
     pub max_connections: String,
+    /// The most connections of one address, but for trusted proxies; one more is closed at once (1 to 1000000)
+    #[arg(long, env = "CANVAS_SCHEDULER_MAX_CONNECTIONS_PER_ADDRESS", default_value = "1000", help_heading = "Bounds")]
+    pub max_connections_per_address: String,
+    /// The most calls under way, over all connections; more are refused with UNAVAILABLE, health never (1 to 1000000)
+    #[arg(long, env = "CANVAS_SCHEDULER_MAX_IN_FLIGHT", default_value = "4096", help_heading = "Bounds")]
+    pub max_in_flight: String,
     /// A connection from which no byte has come for so long is closed
     #[arg(long, env = "CANVAS_SCHEDULER_FIRST_BYTE_TIMEOUT", default_value = "10s", help_heading = "Bounds")]
     pub first_byte_timeout: String,
@@ -221,6 +227,10 @@ pub struct Serve {
     pub revisions_kept: u32,
     /// At least 1.
     pub max_connections: usize,
+    /// At least 1.
+    pub max_connections_per_address: usize,
+    /// At least 1.
+    pub max_in_flight: usize,
     /// From the accept to the first byte.
     pub first_byte_timeout: Duration,
     /// From the accept to GOAWAY.
@@ -399,6 +409,8 @@ impl ServeArgs {
         let retention_days = reader.number("retention-days", &self.retention_days, 1, 3660);
         let revisions_kept = reader.number("revisions-kept", &self.revisions_kept, 1, 1_000_000_000);
         let max_connections = reader.number("max-connections", &self.max_connections, 1, 1_000_000);
+        let max_connections_per_address = reader.number("max-connections-per-address", &self.max_connections_per_address, 1, 1_000_000);
+        let max_in_flight = reader.number("max-in-flight", &self.max_in_flight, 1, 1_000_000);
         let first_byte_timeout = reader.duration("first-byte-timeout", &self.first_byte_timeout);
         let max_connection_age = reader.duration("max-connection-age", &self.max_connection_age);
         let max_call_time = reader.duration("max-call-time", &self.max_call_time);
@@ -425,6 +437,8 @@ impl ServeArgs {
                 retention_days: retention_days?,
                 revisions_kept: revisions_kept?,
                 max_connections: max_connections?,
+                max_connections_per_address: max_connections_per_address?,
+                max_in_flight: max_in_flight?,
                 first_byte_timeout: first_byte_timeout?,
                 max_connection_age: max_connection_age?,
                 max_call_time: max_call_time?,

@@ -24,13 +24,14 @@ use crate::domain::{Delivery, Policy};
 use crate::error::{Error, Violation};
 use crate::layers::auth::Gate;
 use crate::layers::drain::Phase;
+use crate::layers::in_flight::InFlight;
 use crate::layers::{Stack, Wrapped};
 use crate::service::Service;
 use crate::service::access::Access;
 use crate::service::admin::Admin;
 use crate::sink::{self, SharedSink};
 use crate::store::{Durability, Options, Store, Writer};
-use accept::{Bounds, Connection, Core};
+use accept::{Bounds, Connection, Core, Door};
 use routes::{HEALTH_NAMES, Routes, Shown};
 use tls::Tls;
 
@@ -92,7 +93,8 @@ impl Server {
         let access = Access::new(store.clone(), clock.clone());
         let entry = Entry::shut(settings.roles.api, access.clone()).await;
         let gate = Gate { access: access.clone(), trusted_proxies: settings.trusted_proxies.as_slice().into(), clock: clock.clone() };
-        let stack = Stack { phase: phases.clone(), max_call: settings.max_call_time, gate };
+        let in_flight = InFlight::new(settings.max_in_flight);
+        let stack = Stack { phase: phases.clone(), max_call: settings.max_call_time, in_flight, gate };
         let shown = Shown { api: settings.roles.api, reflection: settings.reflection };
         let routes = Routes::new(&service, entry.health.clone(), entry.ready.clone(), shown)?;
         let (mut mouths, mut threads) = (Vec::new(), Vec::new());
@@ -121,7 +123,8 @@ impl Server {
             tasks.push(tokio::spawn(until_schema(store, entry)));
         }
         tasks.extend(tls.map(|tls| tokio::spawn(tls.keep_current())));
-        tasks.push(tokio::spawn(accept::accept(listener, mouths, bounds, phases)));
+        let door = Door::new(bounds, settings.max_connections_per_address, settings.trusted_proxies.clone());
+        tasks.push(tokio::spawn(accept::accept(listener, mouths, door, phases)));
         Ok(Self { grpc_addr, service, admin, access, health, phase, drain: settings.drain, threads, tasks })
     }
 

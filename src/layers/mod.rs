@@ -1,5 +1,5 @@
-//! The stack that every call passes, from the network and in process alike. Outermost first: trace, details, panic, drain,
-//! deadline, auth, limit. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
+//! The stack that every call passes, from the network and in process alike. Outermost first: trace, in flight, details, panic,
+//! drain, deadline, auth, limit. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,6 +19,8 @@ use tower::{Service, ServiceExt};
 
 use self::auth::Gate;
 use self::drain::Phase;
+use self::in_flight::InFlight;
+use self::sending::Unsent;
 use crate::error::Error;
 
 mod address;
@@ -27,8 +29,10 @@ mod body;
 pub mod deadline;
 pub mod details;
 pub mod drain;
+pub mod in_flight;
 pub mod limit;
 pub mod panic;
+pub mod sending;
 pub mod trace;
 
 /// The domain of every `google.rpc.ErrorInfo`.
@@ -41,6 +45,8 @@ pub struct Stack {
     pub phase: watch::Receiver<Phase>,
     /// The longest that a unary call may take.
     pub max_call: Duration,
+    /// How many calls may be under way.
+    pub in_flight: InFlight,
     /// Who is let in.
     pub gate: Gate,
 }
@@ -77,6 +83,10 @@ where
         let (inner, stack) = (self.inner.clone(), self.stack.clone());
         Box::pin(async move {
             let call = Call::of(&request);
+            let place = match stack.in_flight.enter(&call) {
+                Ok(place) => place,
+                Err(shed) => return Ok(trace::record(pin!(async { shed.refusal() }), &call).await),
+            };
             let bound = deadline::read(&mut request, &call, stack.max_call);
             // Each future is pinned once and the layers borrow it: passing them on by value would double their size each time.
             let mut handled = pin!(async {
@@ -92,7 +102,10 @@ where
             let mut drained = pin!(drain::heed(bounded.as_mut(), &stack.phase, &call));
             let mut caught = pin!(panic::catch(drained.as_mut()));
             let mut detailed = pin!(details::complete(caught.as_mut(), &call));
-            Ok(trace::record(detailed.as_mut(), &call).await)
+            let response = trace::record(detailed.as_mut(), &call).await;
+            // The work of a unary call is done; a stream is under way until it ends.
+            let place = place.filter(|_| call.streams());
+            Ok(sending::keep(response, place, call.unsent.as_ref()))
         })
     }
 }
@@ -121,12 +134,16 @@ struct Call {
     kind: Kind,
     began: Instant,
     peer: Option<SocketAddr>,
+    /// Where an answer counts until it is sent; none of a stream, which may take its time.
+    unsent: Option<Arc<Unsent>>,
 }
 
 impl Call {
     fn of(request: &Request<Body>) -> Self {
         let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
-        Self { uri: request.uri().clone(), kind: kind_of(request.uri().path()), began: Instant::now(), peer }
+        let kind = kind_of(request.uri().path());
+        let unsent = request.extensions().get::<Arc<Unsent>>().filter(|_| kind != Kind::Stream).cloned();
+        Self { uri: request.uri().clone(), kind, began: Instant::now(), peer, unsent }
     }
 
     fn streams(&self) -> bool {

@@ -15,6 +15,7 @@ use tonic_types::StatusExt;
 use tower::{ServiceExt, service_fn};
 
 use super::auth::Gate;
+use super::in_flight::InFlight;
 use super::{DOMAIN, Phase, Stack};
 use crate::clock::{Clock, SystemClock};
 use crate::domain::key::RANDOM_BYTES;
@@ -82,7 +83,12 @@ impl Stack {
             last_used_at: None,
         };
         let access = Access::of_keys(vec![key], Arc::new(SystemClock));
-        Self { phase, max_call: Duration::from_secs(60), gate: Gate { access, trusted_proxies: [].into(), clock: Arc::new(SystemClock) } }
+        Self {
+            phase,
+            max_call: Duration::from_secs(60),
+            in_flight: InFlight::new(1_000),
+            gate: Gate { access, trusted_proxies: [].into(), clock: Arc::new(SystemClock) },
+        }
     }
 }
 

@@ -118,6 +118,8 @@ pub fn settings(database: &Database) -> Serve {
         retention_days: 90,
         revisions_kept: 100,
         max_connections: 100,
+        max_connections_per_address: 100,
+        max_in_flight: 4096,
         first_byte_timeout: Duration::from_secs(60),
         max_connection_age: Duration::from_secs(1800),
         max_call_time: Duration::from_secs(60),

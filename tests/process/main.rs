@@ -18,6 +18,7 @@ mod load;
 mod lock;
 mod server;
 
+mod abuse;
 mod command_line;
 mod crash;
 mod cut;
@@ -27,6 +28,7 @@ mod limits;
 mod locked;
 mod order;
 mod replicas;
+mod secrets;
 mod sending;
 mod stop;
 mod tls;

@@ -183,6 +183,16 @@ impl Server {
         &self.way.addr
     }
 
+    /// The key of its callers.
+    pub fn key(&self) -> &str {
+        &self.way.key
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
     /// Gives its callers another key.
     pub fn set_key(&mut self, key: String) {
         self.way.key = key;
