@@ -267,3 +267,7 @@ fn tell_once(failed: &mut bool, done: Result<(), Error>, what: &str) {
 
 /// Keys in one statement.
 const NOTED_AT_ONCE: usize = 1_000;
+
+#[cfg(test)]
+#[path = "access_tests.rs"]
+mod tests;

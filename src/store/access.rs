@@ -176,12 +176,12 @@ impl Store {
         self.keys_of(rows.limit(KEYS_MOST)).await
     }
 
-    /// One key.
+    /// One key, if callers are told something about it.
     ///
     /// # Errors
     /// What the database says, for the log.
     pub async fn key(&self, id: KeyId) -> Result<Option<ApiKey>, Error> {
-        Ok(self.keys_of(api_key::Entity::find_by_id(id.to_string())).await?.pop())
+        Ok(self.keys_of(api_key::Entity::find_by_id(id.to_string()).filter(still_told(self.clock.now()))).await?.pop())
     }
 
     async fn keys_of(&self, rows: sea_orm::Select<api_key::Entity>) -> Result<Vec<ApiKey>, Error> {
