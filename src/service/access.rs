@@ -101,6 +101,8 @@ struct Inner {
     known: ArcSwapOption<Known>,
     look_ups_left: AtomicU32,
     looking_up: Mutex<()>,
+    /// One reading after the other, so that none puts back what a later one has replaced.
+    reading: Mutex<()>,
     counter: Arc<Counter>,
     /// Names this process among the replicas.
     replica: Uuid,
@@ -114,8 +116,8 @@ impl Access {
 
     fn of(store: Option<Store>, clock: SharedClock, known: ArcSwapOption<Known>) -> Self {
         let counter = Counter::new(store.clone(), clock.clone());
-        let (look_ups_left, looking_up) = (AtomicU32::new(0), Mutex::default());
-        Self(Arc::new(Inner { store, clock, known, look_ups_left, looking_up, counter, replica: Uuid::now_v7() }))
+        let (look_ups_left, looking_up, reading) = (AtomicU32::new(0), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { store, clock, known, look_ups_left, looking_up, reading, counter, replica: Uuid::now_v7() }))
     }
 
     /// Keys that stay as they are, with budgets that never end.
@@ -188,6 +190,7 @@ impl Access {
 
     async fn read_all(&self) -> Result<(), Error> {
         let Some(store) = &self.0.store else { return Ok(()) };
+        let _turn = self.0.reading.lock().await;
         let read_at = Instant::now();
         let (keys, workspaces) = (store.told_keys().await?, store.workspaces().await?);
         let before = self.0.known.load_full();
