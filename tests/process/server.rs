@@ -6,11 +6,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use rustls::ClientConfig;
 use serde_json::Value;
 use tokio::sync::watch;
 use tonic::Streaming;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
@@ -100,18 +103,20 @@ impl Lines {
 pub struct Way {
     addr: String,
     key: String,
-    tls: Option<ClientTlsConfig>,
+    tls: Option<ClientConfig>,
 }
 
 impl Way {
     /// A connection without a key.
     pub async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", self.addr))?.connect_timeout(PATIENCE);
-        if let Some(tls) = &self.tls {
-            endpoint = endpoint.tls_config(tls.clone())?;
-        }
-        endpoint.connect().await
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{}", self.addr))?.connect_timeout(PATIENCE);
+        let Some(tls) = &self.tls else { return endpoint.connect().await };
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        let https = HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_only();
+        let named = https.with_server_name_resolver(FixedServerNameResolver::new("localhost".try_into().unwrap()));
+        endpoint.connect_with_connector(named.enable_http2().wrap_connector(tcp)).await
     }
 
     /// A connection of its own, if there can be one.
@@ -126,7 +131,7 @@ impl Way {
     }
 
     /// The same way for callers who speak TLS like this.
-    pub fn by(&self, tls: ClientTlsConfig) -> Self {
+    pub fn by(&self, tls: ClientConfig) -> Self {
         Self { tls: Some(tls), ..self.clone() }
     }
 
@@ -155,7 +160,7 @@ impl Server {
     }
 
     /// The same for callers who may speak TLS.
-    pub async fn start_with(url: &str, more: &[&str], key: String, tls: Option<ClientTlsConfig>) -> Self {
+    pub async fn start_with(url: &str, more: &[&str], key: String, tls: Option<ClientConfig>) -> Self {
         let mut server = Self::listening(url, more).await;
         (server.way.key, server.way.tls) = (key, tls);
         let mut health = server.watch().await;

@@ -1,12 +1,17 @@
 //! TLS: certificates that are replaced, callers who need one, and peers who speak something else.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use canvas_scheduler::pb::v1;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::client::WantsClientCert;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use super::command_line::ended;
 use super::database::{Database, Folder};
@@ -35,9 +40,22 @@ impl Authority {
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 
-    /// What a client needs to trust its certificates.
-    fn trusted(&self) -> ClientTlsConfig {
-        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&self.pem)).domain_name("localhost")
+    /// A client that trusts its certificates.
+    fn trusted(&self) -> ClientConfig {
+        self.client().with_no_client_auth()
+    }
+
+    /// The same with a certificate and key of its own.
+    fn trusted_by(&self, (certificate, key): (String, String)) -> ClientConfig {
+        let own = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+        self.client().with_client_auth_cert(own, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+    }
+
+    fn client(&self) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots)
     }
 }
 
@@ -80,7 +98,7 @@ fn write(path: &Path, text: &str) {
     std::fs::rename(new, path).unwrap();
 }
 
-async fn start(database: &Database, flags: &[String], client: ClientTlsConfig) -> Server {
+async fn start(database: &Database, flags: &[String], client: ClientConfig) -> Server {
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     Server::start_with(&database.url(), &flags, key(&database.url()), Some(client)).await
 }
@@ -125,12 +143,9 @@ async fn with_mutual_tls_a_client_without_a_certificate_is_refused_at_the_handsh
     let files = Files::of(&authority);
     write(&files.path("ca.crt"), &authority.pem);
     let flags = [files.flags(), flag(("client-ca", files.path("ca.crt")))].concat();
-    let identity = |(certificate, key): (String, String)| Identity::from_pem(certificate, key);
-    let server = start(&database, &flags, authority.trusted().identity(identity(authority.sign()))).await;
+    let server = start(&database, &flags, authority.trusted_by(authority.sign())).await;
     schedules(&mut server.connect().await, 1).await;
-    for (who, client) in
-        [("no certificate", authority.trusted()), ("a stranger's", authority.trusted().identity(identity(strangers.sign())))]
-    {
+    for (who, client) in [("no certificate", authority.trusted()), ("a stranger's", authority.trusted_by(strangers.sign()))] {
         let stranger = server.way().by(client);
         // In TLS 1.3 a client learns of its refusal with its first read.
         let Ok(mut client) = stranger.try_connect().await else { continue };
