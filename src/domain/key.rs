@@ -328,5 +328,16 @@ impl ApiKey {
 }
 
 #[cfg(test)]
+impl ApiKey {
+    /// The key `test` of the workspace `default`, which may do everything from anywhere.
+    pub fn of_tests(new: &NewKey, created_at: DateTime<Utc>) -> Self {
+        let (id, hash, permissions) = (new.id, new.hash, Permissions::all());
+        let (expires_at, revoked_at, last_used_at) = (None, None, None);
+        let (workspace, name, allowlist) = (WorkspaceId::DEFAULT, "test".to_owned(), vec![]);
+        Self { id, workspace, name, hash, permissions, expires_at, allowlist, created_at, revoked_at, last_used_at }
+    }
+}
+
+#[cfg(test)]
 #[path = "key_tests.rs"]
 mod tests;

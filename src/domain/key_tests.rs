@@ -10,18 +10,7 @@ fn now() -> DateTime<Utc> {
 
 fn key(change: impl FnOnce(&mut ApiKey)) -> (ApiKey, Presented) {
     let new = NewKey::from_random(&RANDOM);
-    let mut key = ApiKey {
-        id: new.id,
-        workspace: WorkspaceId::DEFAULT,
-        name: "test".to_owned(),
-        hash: new.hash,
-        permissions: Permissions::all(),
-        expires_at: None,
-        allowlist: vec![],
-        created_at: now(),
-        revoked_at: None,
-        last_used_at: None,
-    };
+    let mut key = ApiKey::of_tests(&new, now());
     change(&mut key);
     (key, Presented::parse(new.reveal().as_bytes()).expect("well formed"))
 }

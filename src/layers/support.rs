@@ -19,7 +19,7 @@ use super::in_flight::InFlight;
 use super::{DOMAIN, Phase, Stack};
 use crate::clock::{Clock, SystemClock};
 use crate::domain::key::RANDOM_BYTES;
-use crate::domain::{ApiKey, NewKey, Permissions, WorkspaceId};
+use crate::domain::{ApiKey, NewKey};
 use crate::service::access::Access;
 
 pub const UNARY: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
@@ -69,20 +69,7 @@ impl Default for Server {
 impl Stack {
     /// A stack with a bound of 60 s for a unary call, and the one key that [`request`] states.
     pub fn new(phase: watch::Receiver<Phase>) -> Self {
-        let new = key();
-        let key = ApiKey {
-            id: new.id,
-            workspace: WorkspaceId::DEFAULT,
-            name: "test".to_owned(),
-            hash: new.hash,
-            permissions: Permissions::all(),
-            expires_at: None,
-            allowlist: vec![],
-            created_at: SystemClock.now(),
-            revoked_at: None,
-            last_used_at: None,
-        };
-        let access = Access::of_keys(vec![key], Arc::new(SystemClock));
+        let access = Access::of_keys(vec![ApiKey::of_tests(&key(), SystemClock.now())], Arc::new(SystemClock));
         Self {
             phase,
             max_call: Duration::from_secs(60),
