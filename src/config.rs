@@ -1,18 +1,19 @@
 //! The settings: flags and `CANVAS_SCHEDULER_*` variables, read here alone. Every value is read as text first, so that all
 //! faults are told at once.
 
+pub mod access;
 mod roles;
-mod sending;
 mod sink;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 
 pub use roles::Roles;
-pub use sending::{Sending, SendingArgs, WorkspaceCommand};
 pub use sink::{Reach, Secret, SinkArgs, SinkSettings};
 
 /// A self-hosted gRPC service that owns the schedules of API-triggered Canvases.
@@ -36,9 +37,12 @@ pub enum Command {
     Serve(ServeArgs),
     /// Apply pending migrations and end
     Migrate(DatabaseArgs),
-    /// Set workspaces
+    /// Make, list and revoke the keys of callers
     #[command(subcommand)]
-    Workspace(WorkspaceCommand),
+    ApiKey(access::ApiKeyCommand),
+    /// Make, list and set workspaces, the tenants
+    #[command(subcommand)]
+    Workspace(access::WorkspaceCommand),
     /// Ask a running server whether it serves; ends with 0 when it does, with 1 when not
     Healthcheck(HealthcheckArgs),
 }
@@ -71,7 +75,7 @@ pub struct ServeArgs {
     /// Where the database is.
     #[command(flatten)]
     pub database: DatabaseArgs,
-    /// The address for gRPC; loopback only until there are keys and TLS. Port 0 takes a free one
+    /// The address for gRPC; beyond loopback only with TLS or --plaintext on. Port 0 takes a free one
     #[arg(long, env = "CANVAS_SCHEDULER_GRPC_ADDR", default_value = "127.0.0.1:50051")]
     pub grpc_addr: String,
     /// Where dispatches go.
@@ -80,6 +84,24 @@ pub struct ServeArgs {
     /// What this process does: api serves callers, dispatcher sends; one of them, or both with a comma between
     #[arg(long, env = "CANVAS_SCHEDULER_ROLES", default_value = "api,dispatcher")]
     pub roles: String,
+    /// The server's certificate chain, PEM; read again when it changes. With it the port speaks TLS
+    #[arg(long, env = "CANVAS_SCHEDULER_TLS_CERT", value_name = "FILE", help_heading = "TLS")]
+    pub tls_cert: Option<String>,
+    /// The private key of --tls-cert, PEM
+    #[arg(long, env = "CANVAS_SCHEDULER_TLS_KEY", value_name = "FILE", help_heading = "TLS")]
+    pub tls_key: Option<String>,
+    /// Authorities of which callers must have a certificate (mutual TLS), PEM
+    #[arg(long, env = "CANVAS_SCHEDULER_TLS_CLIENT_CA", value_name = "FILE", help_heading = "TLS")]
+    pub tls_client_ca: Option<String>,
+    /// Whether plain text may be spoken beyond loopback, as behind a proxy that ends TLS: on or off
+    #[arg(long, env = "CANVAS_SCHEDULER_PLAINTEXT", default_value = "off", help_heading = "TLS")]
+    pub plaintext: String,
+    /// Networks of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8,192.0.2.7 [default: none]
+    #[arg(long, env = "CANVAS_SCHEDULER_TRUSTED_PROXIES", default_value = "", hide_default_value = true, value_name = "NETWORKS")]
+    pub trusted_proxies: String,
+    /// Whether callers may ask which methods there are, without a key: on or off
+    #[arg(long, env = "CANVAS_SCHEDULER_REFLECTION", default_value = "on")]
+    pub reflection: String,
     /// Threads that serve, each with a runtime of its own; 0 means one for each core
     #[arg(long, env = "CANVAS_SCHEDULER_CORES", default_value = "0", help_heading = "Tuning")]
     pub cores: String,
@@ -119,6 +141,12 @@ pub struct ServeArgs {
     /// The most connections; one more is closed at once (1 to 1000000)
     #[arg(long, env = "CANVAS_SCHEDULER_MAX_CONNECTIONS", default_value = "10000", help_heading = "Bounds")]
     pub max_connections: String,
+    /// The most connections of one address, but for trusted proxies; one more is closed at once (1 to 1000000)
+    #[arg(long, env = "CANVAS_SCHEDULER_MAX_CONNECTIONS_PER_ADDRESS", default_value = "1000", help_heading = "Bounds")]
+    pub max_connections_per_address: String,
+    /// The most calls under way, over all connections; more are refused with UNAVAILABLE, health never (1 to 1000000)
+    #[arg(long, env = "CANVAS_SCHEDULER_MAX_IN_FLIGHT", default_value = "4096", help_heading = "Bounds")]
+    pub max_in_flight: String,
     /// A connection from which no byte has come for so long is closed
     #[arg(long, env = "CANVAS_SCHEDULER_FIRST_BYTE_TIMEOUT", default_value = "10s", help_heading = "Bounds")]
     pub first_byte_timeout: String,
@@ -139,6 +167,18 @@ pub struct HealthcheckArgs {
     /// The address of the server
     #[arg(long, env = "CANVAS_SCHEDULER_GRPC_ADDR", default_value = "127.0.0.1:50051")]
     pub grpc_addr: String,
+    /// The authority that signed its certificate, PEM: then it is asked by TLS
+    #[arg(long, env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_CA", value_name = "FILE", help_heading = "TLS")]
+    pub tls_ca: Option<String>,
+    /// The name in its certificate
+    #[arg(long, env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_NAME", default_value = "localhost", value_name = "NAME", help_heading = "TLS")]
+    pub tls_name: String,
+    /// A certificate of one's own, PEM, where the server asks for one
+    #[arg(long, env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_CERT", value_name = "FILE", help_heading = "TLS")]
+    pub tls_cert: Option<String>,
+    /// The private key of --tls-cert, PEM
+    #[arg(long, env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_KEY", value_name = "FILE", help_heading = "TLS")]
+    pub tls_key: Option<String>,
     /// How long to wait for its answer
     #[arg(long, env = "CANVAS_SCHEDULER_HEALTHCHECK_TIMEOUT", default_value = "3s")]
     pub timeout: String,
@@ -149,12 +189,18 @@ pub struct HealthcheckArgs {
 pub struct Serve {
     /// May hold a password: never logged.
     pub database_url: String,
-    /// Loopback.
+    /// Beyond loopback only with `tls`, or because plain text was asked for by name.
     pub grpc_addr: SocketAddr,
     /// Where dispatches go, if they go at all.
     pub sink: Option<SinkSettings>,
     /// What this process does.
     pub roles: Roles,
+    /// None means plain text.
+    pub tls: Option<TlsFiles>,
+    /// Whose word on the caller's address is taken.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether reflection is served.
+    pub reflection: bool,
     /// At least 1.
     pub cores: usize,
     /// At least 1.
@@ -181,6 +227,10 @@ pub struct Serve {
     pub revisions_kept: u32,
     /// At least 1.
     pub max_connections: usize,
+    /// At least 1.
+    pub max_connections_per_address: usize,
+    /// At least 1.
+    pub max_in_flight: usize,
     /// From the accept to the first byte.
     pub first_byte_timeout: Duration,
     /// From the accept to GOAWAY.
@@ -191,11 +241,28 @@ pub struct Serve {
     pub drain: Duration,
 }
 
+/// Where certificates are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The chain, PEM.
+    pub certificates: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+    /// Of callers; none means that they need no certificate.
+    pub client_ca: Option<PathBuf>,
+}
+
 /// What `healthcheck` is set to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Healthcheck {
     /// The server.
     pub grpc_addr: SocketAddr,
+    /// The authority that signed its certificate; none means plain text.
+    pub tls_ca: Option<PathBuf>,
+    /// The name in its certificate.
+    pub tls_name: String,
+    /// A certificate of one's own and its key, where the server asks for one.
+    pub tls_identity: Option<(PathBuf, PathBuf)>,
     /// For its answer.
     pub timeout: Duration,
 }
@@ -222,6 +289,20 @@ impl Reader {
         }
     }
 
+    fn switch(&mut self, flag: &str, value: &str) -> Option<bool> {
+        match value {
+            "on" => Some(true),
+            "off" => Some(false),
+            _ => self.fault(flag, value, "on or off"),
+        }
+    }
+
+    fn networks(&mut self, flag: &str, value: &str) -> Option<Vec<IpNet>> {
+        let entries = value.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+        let networks = entries.map(|entry| entry.parse().or_else(|_| entry.parse::<IpAddr>().map(IpNet::from)));
+        networks.collect::<Result<_, _>>().ok().or_else(|| self.fault(flag, value, "a list of networks such as 10.0.0.0/8,192.0.2.7"))
+    }
+
     /// A span of at least a millisecond and at most a year, such as `90m` or `1h 30m`.
     fn duration(&mut self, flag: &str, value: &str) -> Option<Duration> {
         let span = value.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
@@ -238,13 +319,33 @@ impl Reader {
         }
     }
 
-    /// Until keys and TLS land, whoever reaches the port may do everything: only this machine may.
-    fn loopback(&mut self, flag: &str, value: &str) -> Option<SocketAddr> {
+    /// Keys travel on the connection: in plain text only where nobody listens, or where it was asked for by name.
+    fn guarded(&mut self, flag: &str, value: &str, safe: bool) -> Option<SocketAddr> {
         let address = self.address(flag, value)?;
-        if address.ip().is_loopback() {
+        if safe || address.ip().is_loopback() {
             return Some(address);
         }
-        self.fault(flag, value, "a loopback address; this release has no keys and no TLS, so it binds 127.0.0.1 or [::1] only")
+        self.fault(flag, value, "a loopback address; beyond it --tls-cert and --tls-key are needed, or --plaintext on")
+    }
+
+    /// A file and its key: both or none.
+    fn pair(&mut self, certificates: Option<&str>, key: Option<&str>) -> Option<(PathBuf, PathBuf)> {
+        match (certificates, key) {
+            (Some(certificates), Some(key)) => Some((certificates.into(), key.into())),
+            (None, None) => None,
+            _ => {
+                self.faults.push("--tls-cert and --tls-key: one needs the other".to_owned());
+                None
+            }
+        }
+    }
+
+    fn tls(&mut self, args: &ServeArgs) -> Option<TlsFiles> {
+        let pair = self.pair(args.tls_cert.as_deref(), args.tls_key.as_deref());
+        if args.tls_client_ca.is_some() && args.tls_cert.is_none() {
+            self.faults.push("--tls-client-ca: needs --tls-cert and --tls-key".to_owned());
+        }
+        pair.map(|(certificates, key)| TlsFiles { certificates, key, client_ca: args.tls_client_ca.as_deref().map(Into::into) })
     }
 
     /// The text of a file.
@@ -288,7 +389,10 @@ impl ServeArgs {
     pub fn read(&self) -> Result<Serve, Vec<String>> {
         let mut reader = Reader::default();
         let database_url = reader.database(&self.database);
-        let grpc_addr = reader.loopback("grpc-addr", &self.grpc_addr);
+        let (tls, plaintext) = (reader.tls(self), reader.switch("plaintext", &self.plaintext));
+        let grpc_addr = reader.guarded("grpc-addr", &self.grpc_addr, tls.is_some() || plaintext == Some(true));
+        let trusted_proxies = reader.networks("trusted-proxies", &self.trusted_proxies);
+        let reflection = reader.switch("reflection", &self.reflection);
         let sink = reader.sink(&self.sink);
         let roles = reader.roles(&self.roles);
         let cores = reader.number("cores", &self.cores, 0, 1024);
@@ -305,16 +409,21 @@ impl ServeArgs {
         let retention_days = reader.number("retention-days", &self.retention_days, 1, 3660);
         let revisions_kept = reader.number("revisions-kept", &self.revisions_kept, 1, 1_000_000_000);
         let max_connections = reader.number("max-connections", &self.max_connections, 1, 1_000_000);
+        let max_connections_per_address = reader.number("max-connections-per-address", &self.max_connections_per_address, 1, 1_000_000);
+        let max_in_flight = reader.number("max-in-flight", &self.max_in_flight, 1, 1_000_000);
         let first_byte_timeout = reader.duration("first-byte-timeout", &self.first_byte_timeout);
         let max_connection_age = reader.duration("max-connection-age", &self.max_connection_age);
         let max_call_time = reader.duration("max-call-time", &self.max_call_time);
         let drain = reader.duration("drain", &self.drain);
-        let read = || {
+        let read = move || {
             Some(Serve {
                 database_url: database_url?,
                 grpc_addr: grpc_addr?,
                 sink,
                 roles: roles?,
+                tls,
+                trusted_proxies: trusted_proxies?,
+                reflection: reflection?,
                 cores: cores_or_all(cores?),
                 writers: writers?,
                 commit_max: commit_max?,
@@ -328,6 +437,8 @@ impl ServeArgs {
                 retention_days: retention_days?,
                 revisions_kept: revisions_kept?,
                 max_connections: max_connections?,
+                max_connections_per_address: max_connections_per_address?,
+                max_in_flight: max_in_flight?,
                 first_byte_timeout: first_byte_timeout?,
                 max_connection_age: max_connection_age?,
                 max_call_time: max_call_time?,
@@ -358,8 +469,11 @@ impl HealthcheckArgs {
         let mut reader = Reader::default();
         let grpc_addr = reader.address("grpc-addr", &self.grpc_addr);
         let timeout = reader.duration("timeout", &self.timeout);
-        let read = grpc_addr.zip(timeout).map(|(grpc_addr, timeout)| Healthcheck { grpc_addr, timeout });
-        reader.finish(read)
+        let tls_identity = reader.pair(self.tls_cert.as_deref(), self.tls_key.as_deref());
+        let tls_ca = self.tls_ca.as_deref().map(Into::into);
+        let tls_name = self.tls_name.clone();
+        let read = grpc_addr.zip(timeout);
+        reader.finish(read.map(|(grpc_addr, timeout)| Healthcheck { grpc_addr, tls_ca, tls_name, tls_identity, timeout }))
     }
 }
 

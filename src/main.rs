@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use canvas_scheduler::cli;
-use canvas_scheduler::config::{Command, CommandLine, WorkspaceCommand};
+use canvas_scheduler::config::{Command, CommandLine};
 use canvas_scheduler::telemetry;
 use clap::Parser;
 
@@ -18,7 +18,8 @@ fn main() -> ExitCode {
         Command::Dev(args) => both(logging, args.read()).and_then(|serve| cli::dev::run(&serve)),
         Command::Serve(args) => both(logging, args.read()).and_then(|serve| cli::serve::run(&serve)),
         Command::Migrate(args) => both(logging, args.read()).and_then(|url| cli::migrate::run(&url)),
-        Command::Workspace(WorkspaceCommand::Set(args)) => both(logging, args.read()).and_then(|asked| cli::sending::run(&asked)),
+        Command::ApiKey(command) => both(logging, Ok(command)).and_then(|command| cli::api_key::run(&command)),
+        Command::Workspace(command) => both(logging, Ok(command)).and_then(|command| cli::workspace::run(&command)),
         Command::Healthcheck(args) => both(logging, args.read()).and_then(|asked| cli::healthcheck::run(&asked)),
     };
     match outcome {

@@ -3,6 +3,7 @@
 pub mod accept;
 mod one_clock;
 mod routes;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,13 +22,18 @@ use crate::config::{Serve, SinkSettings};
 use crate::dispatcher::Dispatcher;
 use crate::domain::{Delivery, Policy};
 use crate::error::{Error, Violation};
+use crate::layers::auth::Gate;
 use crate::layers::drain::Phase;
+use crate::layers::in_flight::InFlight;
 use crate::layers::{Stack, Wrapped};
 use crate::service::Service;
+use crate::service::access::Access;
+use crate::service::admin::Admin;
 use crate::sink::{self, SharedSink};
 use crate::store::{Durability, Options, Store, Writer};
-use accept::{Bounds, Connection, Core};
-use routes::{HEALTH_NAMES, Routes};
+use accept::{Bounds, Connection, Core, Door};
+use routes::{HEALTH_NAMES, Routes, Shown};
+use tls::Tls;
 
 /// Between looks at the schema while migrations are pending.
 const SCHEMA_POLL: Duration = Duration::from_secs(1);
@@ -40,6 +46,8 @@ const AFTER_DRAIN: Duration = Duration::from_secs(3);
 pub struct Server {
     grpc_addr: SocketAddr,
     service: Service,
+    admin: Admin,
+    access: Access,
     health: HealthReporter,
     phase: watch::Sender<Phase>,
     drain: Duration,
@@ -76,20 +84,27 @@ impl Server {
         mut writers: Vec<Writer>,
     ) -> Result<Self, Error> {
         check_durability(&store).await?;
+        let tls = settings.tls.as_ref().map(|files| Tls::read(files, &[b"h2"])).transpose()?;
         let listener = bind(settings.grpc_addr).await?;
         let grpc_addr = listener.local_addr().map_err(Error::internal)?;
         let service = Service::new(store.clone(), clock.clone(), policy(settings), delivery(settings));
-        let entry = Entry::shut(settings.roles.api).await;
         let (phase, phases) = watch::channel(Phase::Serving);
         let bounds = bounds(settings);
-        let stack = Stack { phase: phases.clone(), max_call: settings.max_call_time };
-        let routes = Routes::new(&service, entry.health.clone(), entry.ready.clone(), settings.roles.api)?;
+        let access = Access::new(store.clone(), clock.clone());
+        let entry = Entry::shut(settings.roles.api, access.clone()).await;
+        let gate = Gate { access: access.clone(), trusted_proxies: settings.trusted_proxies.as_slice().into(), clock: clock.clone() };
+        let in_flight = InFlight::new(settings.max_in_flight);
+        let stack = Stack { phase: phases.clone(), max_call: settings.max_call_time, in_flight, gate };
+        let shown = Shown { api: settings.roles.api, reflection: settings.reflection };
+        let routes = Routes::new(&service, entry.health.clone(), entry.ready.clone(), shown)?;
         let (mut mouths, mut threads) = (Vec::new(), Vec::new());
         for n in 0..settings.cores {
             let (mouth, incoming) = Core::new();
             // Writers are spread over the cores; where there are more writers than cores, the last core runs the rest.
             let own = if n + 1 == settings.cores { std::mem::take(&mut writers) } else { writers.pop().into_iter().collect() };
-            threads.push(run_core(n, incoming, stack.clone().wrap(routes.clone()), own, bounds, phases.clone())?);
+            let served = stack.clone().wrap(routes.clone());
+            let work = serve_core(incoming, served, tls.clone(), own, bounds, phases.clone());
+            threads.push(run_thread(format!("core-{n}"), work)?);
             mouths.push(mouth);
         }
         let sink = sink.map(Place::Made).or_else(|| settings.sink.clone().map(Place::Set)).filter(|_| settings.roles.dispatcher);
@@ -98,16 +113,19 @@ impl Server {
             let sending = Sending { service: service.clone(), sink, clock: clock.clone(), workers: settings.workers };
             threads.push(sending.start(entry.opened.subscribe(), phases.clone()).await?);
         }
+        let admin = Admin::new(store.clone(), clock.clone());
         let mut tasks = vec![tokio::spawn(one_clock::keep(store.clone(), clock.clone(), entry.health.clone(), sends))];
         tasks.push(tokio::spawn(clean_up(service.clone(), clock)));
         let health = entry.health.clone();
         if store.pending_migrations().await?.is_empty() {
-            entry.open().await;
+            tasks.push(tokio::spawn(entry.open().await.keep_fresh()));
         } else {
             tasks.push(tokio::spawn(until_schema(store, entry)));
         }
-        tasks.push(tokio::spawn(accept::accept(listener, mouths, bounds, phases)));
-        Ok(Self { grpc_addr, service, health, phase, drain: settings.drain, threads, tasks })
+        tasks.extend(tls.map(|tls| tokio::spawn(tls.keep_current())));
+        let door = Door::new(bounds, settings.max_connections_per_address, settings.trusted_proxies.clone());
+        tasks.push(tokio::spawn(accept::accept(listener, mouths, door, phases)));
+        Ok(Self { grpc_addr, service, admin, access, health, phase, drain: settings.drain, threads, tasks })
     }
 
     /// Where gRPC callers connect.
@@ -120,6 +138,19 @@ impl Server {
         &self.service
     }
 
+    /// What operators do, for the key of `dev`.
+    pub fn admin(&self) -> &Admin {
+        &self.admin
+    }
+
+    /// Reads the keys now rather than within seconds, once one was made.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn read_keys(&self) -> Result<(), Error> {
+        self.access.read().await
+    }
+
     /// Stops: health says NOT_SERVING, the port closes, streams end, calls in flight finish within the drain bound, what still
     /// runs then is answered UNAVAILABLE, and the writers commit what they hold. Always returns.
     pub async fn stop(self) {
@@ -129,7 +160,7 @@ impl Server {
             // The accept loop ends by the phase; the others hold the store, which must go for the writers to end.
             task.abort();
         }
-        drop(self.service);
+        drop((self.service, self.admin, self.access));
         let ended = async {
             for thread in self.threads {
                 // One that panicked has ended too.
@@ -219,21 +250,33 @@ struct Entry {
     opened: watch::Sender<bool>,
     /// What serves once it is open.
     names: &'static [&'static str],
+    /// Who is let in.
+    access: Access,
 }
 
 impl Entry {
-    async fn shut(api: bool) -> Self {
+    async fn shut(api: bool, access: Access) -> Self {
         let health = HealthReporter::new();
         set_health(&health, &HEALTH_NAMES, ServingStatus::NotServing).await;
         let names = if api { &HEALTH_NAMES[..] } else { &HEALTH_NAMES[..1] };
-        Self { health, ready: Arc::new(AtomicBool::new(false)), opened: watch::Sender::new(false), names }
+        Self { health, ready: Arc::new(AtomicBool::new(false)), opened: watch::Sender::new(false), names, access }
     }
 
-    /// From here on calls are served and waves fired.
-    async fn open(self) {
+    /// From here on calls are served and waves fired. Answers who is let in, to be kept fresh.
+    async fn open(self) -> Access {
+        match self.access.read().await {
+            Ok(()) if self.access.nobody_may_call() => {
+                tracing::warn!(
+                    "there is no key yet, so nobody may call; make one: canvas-scheduler api-key create --name NAME --permissions all"
+                );
+            }
+            Ok(()) => {}
+            Err(error) => tracing::warn!(%error, "the keys cannot be read yet"),
+        }
         self.ready.store(true, Ordering::Relaxed);
         self.opened.send_replace(true);
         set_health(&self.health, self.names, ServingStatus::Serving).await;
+        self.access
     }
 }
 
@@ -248,8 +291,10 @@ async fn until_schema(store: Store, entry: Entry) {
         }
         tokio::time::sleep(SCHEMA_POLL).await;
     }
-    entry.open().await;
+    drop(store);
+    let access = entry.open().await;
     tracing::info!("ready: the schema is there");
+    access.keep_fresh().await;
 }
 
 async fn clean_up(service: Service, clock: SharedClock) {
@@ -261,27 +306,23 @@ async fn clean_up(service: Service, clock: SharedClock) {
     }
 }
 
-/// Starts a thread with a runtime of its own, which serves the connections that it is handed and runs its share of the
-/// writers. Answers when both have ended.
-fn run_core(
-    n: usize,
+/// Serves the connections that a core is handed and runs its share of the writers; ends when both have ended.
+async fn serve_core(
     incoming: mpsc::Receiver<Connection>,
     service: Wrapped<Routes>,
+    tls: Option<Tls>,
     writers: Vec<Writer>,
     bounds: Bounds,
     phases: watch::Receiver<Phase>,
-) -> Result<oneshot::Receiver<()>, Error> {
-    let work = async move {
-        let writers: Vec<_> = writers.into_iter().map(|writer| tokio::spawn(writer.run())).collect();
-        accept::serve(incoming, service, bounds, phases).await;
-        // The service is gone with the connections; once every core has come this far the queues close and the writers end.
-        for writer in writers {
-            if let Err(panic) = writer.await {
-                tracing::error!(%panic, "a writer ended by a fault of ours");
-            }
+) {
+    let writers: Vec<_> = writers.into_iter().map(|writer| tokio::spawn(writer.run())).collect();
+    accept::serve(incoming, service, tls, bounds, phases).await;
+    // The service is gone with the connections; once every core has come this far the queues close and the writers end.
+    for writer in writers {
+        if let Err(panic) = writer.await {
+            tracing::error!(%panic, "a writer ended by a fault of ours");
         }
-    };
-    run_thread(format!("core-{n}"), work)
+    }
 }
 
 /// Where dispatches go.

@@ -1,5 +1,8 @@
 //! The use cases. Owns no SQL and no protobuf: it asks the store, lets the domain decide, and answers domain values.
 
+pub mod access;
+pub mod admin;
+pub mod budget;
 mod dispatching;
 
 use std::collections::HashMap;
@@ -208,6 +211,7 @@ impl Service {
     /// The store's.
     pub async fn clean_up(&self) -> Result<(), Error> {
         while self.store.remove_old_answers(OLD_ANSWERS_AT_ONCE).await? > 0 {}
+        self.store.remove_old_windows().await?;
         let before = self.clock.now() - self.policy.retention;
         while self.store.remove_finished(before, FINISHED_AT_ONCE).await? > 0 {}
         Ok(())

@@ -78,6 +78,23 @@ fn judge(own: &str, file: &Path, line: &str) -> Option<String> {
     kept.or_else(|| unclean.map(|what| format!("the domain is pure, it never names {what}")))
 }
 
+/// Tables whose rows belong to workspaces, and what begins a query of one without saying of which.
+const TENANT_TABLES: [&str; 7] = ["canvas_schedule", "revision", "properties", "target", "request", "dispatch", "rate_window"];
+const UNSCOPED: [&str; 4] = ["find()", "find_by_id(", "delete_many()", "update_many()"];
+
+#[test]
+fn a_query_of_tenants_rows_names_the_workspace() {
+    let mut faults = Vec::new();
+    for file in sources(Path::new("src/store")).into_iter().filter(|file| !file.ends_with("scope.rs")) {
+        let text = fs::read_to_string(&file).expect("a source");
+        for (table, begins) in TENANT_TABLES.iter().flat_map(|table| UNSCOPED.map(|begins| (table, begins))) {
+            let query = format!("{table}::Entity::{begins}");
+            faults.extend(text.contains(&query).then(|| format!("{}: {query}", file.display())));
+        }
+    }
+    assert!(faults.is_empty(), "these begin at store/scope.rs:\n{}", faults.join("\n"));
+}
+
 fn first_name(rest: &str) -> &str {
     rest.split(|letter: char| !letter.is_alphanumeric() && letter != '_').next().unwrap_or_default()
 }

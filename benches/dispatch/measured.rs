@@ -93,6 +93,7 @@ impl Run<'_> {
         let title = format!("dispatch {} updates alone", self.setup.title);
         let order = Order {
             address: self.servers[0].address().to_owned(),
+            key: self.servers[0].key().to_owned(),
             callers: self.plan.callers,
             schedules: self.plan.schedules,
             seconds: ALONE_SECONDS,
@@ -133,7 +134,13 @@ impl Run<'_> {
     }
 
     fn offer(&self, per_second: f64) -> Offer {
-        Offer { address: self.servers[0].address().to_owned(), per_second, schedules: self.plan.schedules, times: self.times }
+        Offer {
+            address: self.servers[0].address().to_owned(),
+            key: self.servers[0].key().to_owned(),
+            per_second,
+            schedules: self.plan.schedules,
+            times: self.times,
+        }
     }
 
     fn cpu(&self) -> Cpu {

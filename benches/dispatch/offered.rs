@@ -28,6 +28,8 @@ const ANSWER_MOST: Duration = Duration::from_secs(20);
 pub struct Offer {
     /// The server, as address and port.
     pub address: String,
+    /// A key for updates.
+    pub key: String,
     /// How many a second.
     pub per_second: f64,
     /// To so many schedules.
@@ -97,7 +99,7 @@ impl Kept {
 async fn run(offer: Offer, stop: &AtomicBool) -> Fallible<Kept> {
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
-        clients.push(Method::connect(&offer.address, UPDATE).await?);
+        clients.push(Method::connect(&offer.address, UPDATE, &offer.key).await?);
     }
     let mut random = Random(u64::from(std::process::id()));
     let (mut all, mut waiting) = (Kept::new(), JoinSet::new());

@@ -28,6 +28,8 @@ const FAILURES_MOST: u64 = 20;
 pub struct Order {
     /// The server, as address and port.
     pub address: String,
+    /// The key of every caller.
+    pub key: String,
     /// How many callers.
     pub callers: u64,
     /// How many schedules there are.
@@ -142,7 +144,7 @@ fn serve_callers(order: &Order, callers: Range<u64>, threads: u64, begin: Instan
         let connections = (CONNECTIONS_MOST / threads).min(callers.end - callers.start);
         let mut clients = Vec::new();
         for _ in 0..connections {
-            clients.push(Method::connect(&order.address, UPDATE).await?);
+            clients.push(Method::connect(&order.address, UPDATE, &order.key).await?);
         }
         let measured = begin + WARM_UP..begin + WARM_UP + Duration::from_secs(order.seconds);
         let mut running = tokio::task::JoinSet::new();

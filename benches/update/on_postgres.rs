@@ -148,6 +148,7 @@ impl<'a> Run<'a> {
     fn service(&mut self, title: &str, server: &Server, count: u64, verdict: &mut Verdict) -> Fallible<Report> {
         let order = Order {
             address: server.address().to_owned(),
+            key: server.key().to_owned(),
             callers: count,
             schedules: self.settings.schedules,
             seconds: self.settings.seconds,
@@ -171,7 +172,7 @@ impl<'a> Run<'a> {
     fn print_batches(&self, title: &str, began: &str) -> Fallible<()> {
         let sql = format!(
             "SELECT round(count(*)::numeric / greatest(count(DISTINCT commit_id), 1), 1) FROM canvas_schedule_revision \
-             WHERE created_ms >= {began} AND actor = 'anonymous'"
+             WHERE created_ms >= {began} AND actor LIKE 'bench %'"
         );
         println!("{title}: {} updates to a commit", self.postgres.psql(DATABASE, &sql)?);
         Ok(())

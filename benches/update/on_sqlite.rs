@@ -31,6 +31,7 @@ pub fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
         let own = Cpu::now(Some(server.pid()), None);
         let order = Order {
             address: server.address().to_owned(),
+            key: server.key().to_owned(),
             callers: count,
             schedules: settings.schedules,
             seconds: settings.seconds,

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ use super::Fallible;
 use super::support::process::{Running, run};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_canvas-scheduler");
+/// How long a command that ends by itself may take.
+const COMMAND_MOST: Duration = Duration::from_secs(60);
 /// How long it may take until it serves.
 const START_MOST: Duration = Duration::from_secs(30);
 /// How long it may take to drain.
@@ -23,6 +26,7 @@ const STOP_MOST: Duration = Duration::from_secs(40);
 pub struct Server {
     process: Running,
     address: String,
+    key: String,
     log: Receiver<String>,
 }
 
@@ -40,8 +44,17 @@ fn command() -> Command {
 /// # Errors
 /// What the command says.
 pub fn migrate(url: &str) -> Fallible<()> {
-    run(command().args(["migrate", "--database-url", url]), Duration::from_secs(60))?;
+    run(command().args(["migrate", "--database-url", url]), COMMAND_MOST)?;
     Ok(())
+}
+
+/// A key for updates, in a workspace whose limit is counted but never reached.
+fn key(url: &str) -> Fallible<String> {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let name = format!("bench {}", MADE.fetch_add(1, Ordering::Relaxed));
+    run(command().args(["workspace", "set", "default", "--requests", "1000000000000/hour", "--database-url", url]), COMMAND_MOST)?;
+    let create = ["api-key", "create", "--name", &name, "--permissions", "update", "--database-url", url];
+    Ok(run(command().args(create), COMMAND_MOST)?.trim().to_owned())
 }
 
 impl Server {
@@ -50,6 +63,7 @@ impl Server {
     /// # Errors
     /// It ends, or does not serve in time.
     pub fn start(url: &str, more: &[&str]) -> Fallible<Self> {
+        let key = key(url)?;
         let mut command = command();
         command.args(["serve", "--database-url", url, "--grpc-addr", "127.0.0.1:0", "--log-format", "json"]);
         command.args(more);
@@ -62,7 +76,7 @@ impl Server {
             forward(output, lines);
         }
         let address = bound_address(&log)?;
-        let server = Self { process, address, log };
+        let server = Self { process, address, key, log };
         server.wait_until_serving()?;
         Ok(server)
     }
@@ -70,6 +84,11 @@ impl Server {
     /// Its address and port.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The key of its callers.
+    pub fn key(&self) -> &str {
+        &self.key
     }
 
     /// Its process id.

@@ -5,7 +5,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::SendRequest;
 use prost::Message;
 use tokio::net::TcpStream;
-use tonic::codegen::http::{HeaderMap, Request, Uri};
+use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Uri};
 
 use super::Fallible;
 
@@ -17,14 +17,15 @@ const PREFIX: usize = 5;
 pub struct Method {
     requests: SendRequest<Bytes>,
     uri: Uri,
+    authorization: HeaderValue,
 }
 
 impl Method {
-    /// Connects to `address`, to call the method of this path.
+    /// Connects to `address`, to call the method of this path with a key.
     ///
     /// # Errors
     /// Nobody listens there.
-    pub async fn connect(address: &str, path: &str) -> Fallible<Self> {
+    pub async fn connect(address: &str, path: &str, key: &str) -> Fallible<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let (requests, connection) = h2::client::handshake(stream).await?;
@@ -32,7 +33,8 @@ impl Method {
             // Every call on it fails with it, and tells why.
             let _ended = connection.await;
         });
-        Ok(Self { requests, uri: format!("http://{address}{path}").parse()? })
+        let authorization = HeaderValue::try_from(format!("Bearer {key}"))?;
+        Ok(Self { requests, uri: format!("http://{address}{path}").parse()?, authorization })
     }
 
     /// Calls the method.
@@ -41,7 +43,7 @@ impl Method {
     /// The status other than OK, or what is wrong with the answer.
     pub async fn call<T: Message + Default>(&self, message: &impl Message) -> Result<T, String> {
         let request = Request::post(self.uri.clone()).header("content-type", "application/grpc").header("te", "trailers");
-        let request = request.body(()).map_err(|why| why.to_string())?;
+        let request = request.header("authorization", self.authorization.clone()).body(()).map_err(|why| why.to_string())?;
         let mut requests = self.requests.clone().ready().await.map_err(|why| why.to_string())?;
         let (response, mut sending) = requests.send_request(request, false).map_err(|why| why.to_string())?;
         sending.send_data(framed(message)?, true).map_err(|why| why.to_string())?;

@@ -1,5 +1,5 @@
-//! `dev`: the first thing that a newcomer runs. A SQLite file, two sample schedules, lines to paste, and
-//! a line of the log for each dispatch.
+//! `dev`: the first thing that a newcomer runs. A SQLite file, a key, two sample schedules, lines to paste, and a line of the log
+//! for each dispatch.
 
 use std::sync::Arc;
 
@@ -9,9 +9,10 @@ use super::serve::{Stop, drain};
 use super::{Faults, block_on, fault};
 use crate::clock::{Clock, SteadyClock};
 use crate::config::{Serve, SinkSettings};
-use crate::domain::{CanvasId, CanvasSchedule, Create, Schedule, Target, WorkspaceId};
+use crate::domain::{CanvasId, CanvasSchedule, Create, NewKey, Permissions, Schedule, Target, WorkspaceId};
 use crate::error::Error;
 use crate::server::Server;
+use crate::service::admin::KeyOrder;
 use crate::service::{Caller, Filter, Mode, Service};
 
 /// The Canvas of the first sample; the second has one of its own, so that an update of either needs no `schedule_id`.
@@ -28,7 +29,10 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
         let clock = Arc::new(SteadyClock::new());
         let server = Server::start_migrated(settings, clock.clone(), None).await.map_err(fault)?;
         let samples = samples(server.service(), clock.now()).await.map_err(fault)?;
-        print_lines(&server.grpc_addr().to_string(), &samples, clock.now());
+        let order = KeyOrder { name: "dev".to_owned(), permissions: Permissions::all(), expires_at: None, allowlist: vec![] };
+        let key = server.admin().replace_key(order).await.map_err(fault)?;
+        server.read_keys().await.map_err(fault)?;
+        print_lines(&server.grpc_addr().to_string(), &key, &samples, clock.now());
         stop.asked().await;
         drain(server, stop).await;
         Ok(())
@@ -37,7 +41,7 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
 
 /// The sample schedules that can still change; made anew where there is none.
 async fn samples(service: &Service, now: DateTime<Utc>) -> Result<Vec<CanvasSchedule>, Error> {
-    let caller = Caller { workspace: WorkspaceId::DEFAULT, actor: "dev".to_owned(), deadline: None };
+    let caller = Caller { workspace: WorkspaceId::DEFAULT, actor: "dev".into(), deadline: None };
     let mut samples = Vec::new();
     for (name, in_local_time) in CANVASES.into_iter().zip([true, false]) {
         let canvas_id = CanvasId::parse(name).map_err(Error::internal)?;
@@ -63,13 +67,16 @@ fn next_week(now: DateTime<Utc>, time: &str) -> String {
 
 /// Ready-made lines. Every one works as it is pasted, in this order.
 #[allow(clippy::print_stdout, reason = "the screen is what dev is for")]
-fn print_lines(addr: &str, samples: &[CanvasSchedule], now: DateTime<Utc>) {
-    println!("canvas-scheduler listens for gRPC at {addr} (workspace default, no key needed yet). Paste, one at a time:\n");
+fn print_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTime<Utc>) {
+    println!(
+        "canvas-scheduler listens for gRPC at {addr} (workspace default; the key is good until dev starts again). Paste, one at a time:\n"
+    );
     let call = format!("grpcurl -plaintext {addr}");
     println!("{call} list");
     println!("{call} describe canvas.schedule.v1.CanvasScheduleService");
     let method = "canvas.schedule.v1.CanvasScheduleService";
-    let data = |data: serde_json::Value, rpc: &str| println!("grpcurl -plaintext -d '{data}' {addr} {method}/{rpc}");
+    let header = format!("authorization: Bearer {}", key.reveal());
+    let data = |data: serde_json::Value, rpc: &str| println!("grpcurl -plaintext -H '{header}' -d '{data}' {addr} {method}/{rpc}");
     // A Canvas of its own at each start, so that it has one schedule and the update needs no id.
     let canvas_id = format!("my-canvas-{}", now.timestamp_millis());
     data(

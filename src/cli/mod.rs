@@ -1,15 +1,22 @@
 //! One file for each subcommand.
 
+pub mod api_key;
 pub mod dev;
 pub mod healthcheck;
 pub mod migrate;
-pub mod sending;
 pub mod serve;
+pub mod workspace;
 
 use std::future::Future;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use crate::clock::SystemClock;
+use crate::config::DatabaseArgs;
+use crate::domain::Policy;
 use crate::error::Error;
+use crate::service::admin::Admin;
+use crate::store::{Options, Store};
 
 /// What is wrong, a line each.
 pub type Faults = Vec<String>;
@@ -40,4 +47,38 @@ fn fault(error: Error) -> Faults {
         Error::Invalid(all) => all.into_iter().map(|one| format!("--{}: {}", one.field, one.message)).collect(),
         other => vec![other.to_string()],
     }
+}
+
+/// What a command line states, read part by part, so that the faults of all parts are told at once.
+struct Reading<T>(Result<T, Faults>);
+
+impl Reading<String> {
+    /// The URL of the database.
+    fn of(database: &DatabaseArgs) -> Self {
+        Self(database.read())
+    }
+}
+
+impl<T> Reading<T> {
+    fn with<U>(self, part: Result<U, Faults>) -> Reading<(T, U)> {
+        Reading(match (self.0, part) {
+            (Ok(before), Ok(part)) => Ok((before, part)),
+            (Err(faults), Ok(_)) | (Ok(_), Err(faults)) => Err(faults),
+            (Err(before), Err(more)) => Err([before, more].concat()),
+        })
+    }
+
+    fn finish(self) -> Result<T, Faults> {
+        self.0
+    }
+}
+
+/// Does what an operator asks, over a database whose schema is there.
+async fn with_admin<T>(url: &str, work: impl AsyncFnOnce(Admin) -> Result<T, Faults>) -> Result<T, Faults> {
+    let clock = Arc::new(SystemClock);
+    let (store, _writers) = Store::open(&Options::new(url), clock.clone(), Policy::default()).await.map_err(fault)?;
+    if !store.pending_migrations().await.map_err(fault)?.is_empty() {
+        return Err(vec!["migrations are pending; run `canvas-scheduler migrate` first".to_owned()]);
+    }
+    work(Admin::new(store, clock)).await
 }

@@ -25,7 +25,6 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
             cores = settings.cores,
             "listening"
         );
-        tracing::info!("this release has no keys and no TLS: it binds loopback only, and every caller is the workspace default");
         if settings.roles.dispatcher && settings.sink.is_none() {
             tracing::warn!("no --sink is set: schedules are kept, and nothing is sent by this process");
         }

@@ -3,7 +3,7 @@
 use crate::domain::payload::{RECIPIENTS_MAX, check_bytes, check_count, properties_bytes};
 use crate::domain::{
     Cancel, CanvasId, Create, DispatchId, DispatchState, Etag, Identifier, Overwrite, Properties, Recipient, RequestId, Schedule,
-    ScheduleId, State, Target,
+    ScheduleId, State, Target, WorkspaceId,
 };
 use crate::error::{Error, Violation};
 use crate::pb::v1;
@@ -169,7 +169,7 @@ pub struct ListPage {
 
 /// # Errors
 /// Every violation at once.
-pub fn list(sent: &v1::ListCanvasSchedulesRequest) -> Result<ListPage, Error> {
+pub fn list(sent: &v1::ListCanvasSchedulesRequest, workspace: WorkspaceId) -> Result<ListPage, Error> {
     let mut reader = Reader::default();
     let canvas_id = if sent.canvas_id.is_empty() { None } else { reader.canvas_id(&sent.canvas_id) };
     let state = match v1::CanvasScheduleState::try_from(sent.state) {
@@ -185,14 +185,14 @@ pub fn list(sent: &v1::ListCanvasSchedulesRequest) -> Result<ListPage, Error> {
         }
     };
     let size = page::size(sent.page_size, &mut reader.violations);
-    let after = page::after(&sent.page_token, &list_query(sent), &mut reader.violations);
+    let after = page::after(&sent.page_token, &list_query(sent, workspace), &mut reader.violations);
     let after = after.map(|(last, _)| ScheduleId(uuid::Uuid::from_u128(last)));
     reader.finish(Some(ListPage { filter: Filter { canvas_id, state }, after, size }))
 }
 
-/// What makes a list the same list from page to page.
-pub fn list_query(sent: &v1::ListCanvasSchedulesRequest) -> impl std::hash::Hash + use<> {
-    ("schedules", sent.canvas_id.clone(), sent.state)
+/// What makes a list the same list from page to page. Another workspace's is another one.
+pub fn list_query(sent: &v1::ListCanvasSchedulesRequest, workspace: WorkspaceId) -> impl std::hash::Hash + use<> {
+    ("schedules", workspace, sent.canvas_id.clone(), sent.state)
 }
 
 /// A page of revisions, as it was asked for.

@@ -9,9 +9,9 @@ pub mod status;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use crate::domain::{Firing, ScheduleId, WorkspaceId};
+use crate::domain::{Charge, Firing, ScheduleId};
 use crate::error::{Error, Violation};
-use crate::layers::deadline::Deadline;
+use crate::layers::limit::Meter;
 use crate::pb::v1;
 use crate::pb::v1::canvas_schedule_service_server::CanvasScheduleService;
 use crate::service::{BATCH_MAX, Caller, Service};
@@ -32,10 +32,14 @@ impl Grpc {
     }
 }
 
-/// Who calls. Until there are keys, everyone is the workspace `default`.
-fn caller<T>(request: &Request<T>) -> Caller {
-    let deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
-    Caller { workspace: WorkspaceId::DEFAULT, actor: "anonymous".to_owned(), deadline }
+/// Who calls, as the stack has found out. Without the stack nobody does.
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    request.extensions().get::<Caller>().cloned().ok_or_else(|| refuse(Error::internal("a call came past the stack")))
+}
+
+/// What counts a call whose message says what it counts as.
+fn meter<T>(request: &Request<T>) -> Result<Meter, Status> {
+    request.extensions().get::<Meter>().cloned().ok_or_else(|| refuse(Error::internal("a call came past the stack")))
 }
 
 fn refuse(error: Error) -> Status {
@@ -48,8 +52,10 @@ impl CanvasScheduleService for Grpc {
         &self,
         request: Request<v1::CreateCanvasScheduleRequest>,
     ) -> Result<Response<v1::CreateCanvasScheduleResponse>, Status> {
-        let caller = caller(&request);
+        let caller = caller(&request)?;
+        let meter = meter(&request)?;
         let (create, mode) = decode::create(request.into_inner()).map_err(refuse)?;
+        Box::pin(meter.count(&Charge::of_creation(&create.target))).await?;
         let validate_only = mode.validate_only;
         let created = self.service.create(caller, create, mode).await.map_err(refuse)?;
         Ok(Response::new(encode::created(&created, validate_only)))
@@ -59,7 +65,7 @@ impl CanvasScheduleService for Grpc {
         &self,
         request: Request<v1::UpdateCanvasScheduleRequest>,
     ) -> Result<Response<v1::UpdateCanvasScheduleResponse>, Status> {
-        let caller = caller(&request);
+        let caller = caller(&request)?;
         let update = decode::update(request.into_inner()).map_err(refuse)?;
         let validate_only = update.mode.validate_only;
         let outcome = self.service.update(caller, update).await.map_err(refuse)?;
@@ -70,12 +76,14 @@ impl CanvasScheduleService for Grpc {
         &self,
         request: Request<v1::BatchUpdateCanvasSchedulesRequest>,
     ) -> Result<Response<v1::BatchUpdateCanvasSchedulesResponse>, Status> {
-        let caller = caller(&request);
+        let caller = caller(&request)?;
+        let meter = meter(&request)?;
         let sent = request.into_inner().requests;
         if sent.is_empty() || sent.len() > BATCH_MAX {
             let message = format!("has {} entries; 1 to {BATCH_MAX} are allowed", sent.len());
             return Err(refuse(Error::Invalid(vec![Violation::new("requests", message)])));
         }
+        Box::pin(meter.count(&Charge::Requests(sent.len() as u64))).await?;
         let validate_only: Vec<bool> = sent.iter().map(|update| update.validate_only).collect();
         let updates = sent.into_iter().map(decode::update).collect();
         let answers = self.service.batch_update(&caller, updates).await;
@@ -87,7 +95,7 @@ impl CanvasScheduleService for Grpc {
         &self,
         request: Request<v1::CancelCanvasScheduleRequest>,
     ) -> Result<Response<v1::CancelCanvasScheduleResponse>, Status> {
-        let caller = caller(&request);
+        let caller = caller(&request)?;
         let (id, cancel, request_id) = decode::cancel(request.get_ref()).map_err(refuse)?;
         let outcome = self.service.cancel(caller, id, cancel, request_id).await.map_err(refuse)?;
         Ok(Response::new(encode::cancelled(&outcome)))
@@ -98,7 +106,7 @@ impl CanvasScheduleService for Grpc {
         request: Request<v1::GetCanvasScheduleRequest>,
     ) -> Result<Response<v1::GetCanvasScheduleResponse>, Status> {
         let id = decode::get(request.get_ref()).map_err(refuse)?;
-        let details = self.service.get(&caller(&request), id).await.map_err(refuse)?;
+        let details = self.service.get(&caller(&request)?, id).await.map_err(refuse)?;
         Ok(Response::new(encode::details(&details)))
     }
 
@@ -107,16 +115,19 @@ impl CanvasScheduleService for Grpc {
         request: Request<v1::ListCanvasSchedulesRequest>,
     ) -> Result<Response<v1::ListCanvasSchedulesResponse>, Status> {
         let sent = request.get_ref();
-        let page = decode::list(sent).map_err(refuse)?;
+        let caller = caller(&request)?;
+        let page = decode::list(sent, caller.workspace).map_err(refuse)?;
         // One more than the page tells whether there is a next one.
-        let mut found = self.service.list(&caller(&request), &page.filter, page.after, page.size + 1).await.map_err(refuse)?;
+        let mut found = self.service.list(&caller, &page.filter, page.after, page.size + 1).await.map_err(refuse)?;
         let more = u64::try_from(found.len()).is_ok_and(|found| found > page.size);
         if more {
             found.pop();
         }
         let last = found.last().filter(|_| more);
         Ok(Response::new(v1::ListCanvasSchedulesResponse {
-            next_page_token: last.map(|last| page::token(&decode::list_query(sent), (last.id.0.as_u128(), 0))).unwrap_or_default(),
+            next_page_token: last
+                .map(|last| page::token(&decode::list_query(sent, caller.workspace), (last.id.0.as_u128(), 0)))
+                .unwrap_or_default(),
             canvas_schedules: found.iter().map(encode::canvas_schedule).collect(),
         }))
     }
@@ -127,7 +138,7 @@ impl CanvasScheduleService for Grpc {
     ) -> Result<Response<v1::ListCanvasScheduleRevisionsResponse>, Status> {
         let sent = request.get_ref();
         let asked = decode::revisions(sent).map_err(refuse)?;
-        let found = self.service.revisions(&caller(&request), asked.schedule_id, asked.before, asked.size + 1).await;
+        let found = self.service.revisions(&caller(&request)?, asked.schedule_id, asked.before, asked.size + 1).await;
         let (found, carried) = found.map_err(refuse)?;
         let encoded = found.iter().map(|value| encode::revision(value, value.properties.and_then(|id| carried.get(&id))));
         let revisions = what_fits(encoded, asked.size);
@@ -139,7 +150,7 @@ impl CanvasScheduleService for Grpc {
     async fn list_dispatches(&self, request: Request<v1::ListDispatchesRequest>) -> Result<Response<v1::ListDispatchesResponse>, Status> {
         let sent = request.get_ref();
         let asked = decode::dispatches(sent).map_err(refuse)?;
-        let found = self.service.dispatches(&caller(&request), asked.filter, asked.after, asked.size + 1).await.map_err(refuse)?;
+        let found = self.service.dispatches(&caller(&request)?, asked.filter, asked.after, asked.size + 1).await.map_err(refuse)?;
         let dispatches = what_fits(found.iter().map(|(schedule, firing)| encode::dispatch(*schedule, firing)), asked.size);
         let last = found.get(..dispatches.len()).and_then(<[_]>::last).filter(|_| dispatches.len() < found.len());
         let token = |(schedule, firing): &(ScheduleId, Firing)| (schedule.0.as_u128(), firing.n);
@@ -149,7 +160,7 @@ impl CanvasScheduleService for Grpc {
 
     async fn retry_dispatch(&self, request: Request<v1::RetryDispatchRequest>) -> Result<Response<v1::RetryDispatchResponse>, Status> {
         let (schedule, dispatch) = decode::retry(request.get_ref()).map_err(refuse)?;
-        let revived = self.service.retry_dispatch(&caller(&request), schedule, dispatch).await.map_err(refuse)?;
+        let revived = self.service.retry_dispatch(&caller(&request)?, schedule, dispatch).await.map_err(refuse)?;
         Ok(Response::new(v1::RetryDispatchResponse { dispatch: Some(encode::dispatch(schedule, &revived)) }))
     }
 }

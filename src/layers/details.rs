@@ -42,13 +42,15 @@ fn rebuild(headers: &mut HeaderMap, path: &str) {
     }
     let Some(bare) = Status::from_header_map(headers) else { return };
     let (code, reason) = judge(bare.code(), bare.message());
-    let message = if bare.message().is_empty() && reason == "METHOD_UNKNOWN" {
-        format!("there is no method {}", quote(path))
-    } else {
-        bare.message().to_owned()
-    };
+    let rebuilt =
+        if bare.message().is_empty() && reason == "METHOD_UNKNOWN" { method_unknown(path) } else { refusal(code, reason, bare.message()) };
     // It fails only on a text that cannot stand in a header, and this one just did; the bare status then stands.
-    let _written = refusal(code, reason, message).add_header(headers);
+    let _written = rebuilt.add_header(headers);
+}
+
+/// There is no such method.
+pub(super) fn method_unknown(path: &str) -> Status {
+    refusal(Code::Unimplemented, "METHOD_UNKNOWN", format!("there is no method {}", quote(path)))
 }
 
 fn judge(code: Code, text: &str) -> (Code, &'static str) {

@@ -90,7 +90,7 @@ mod tests {
 
     fn server(at: Phase) -> (watch::Sender<Phase>, Server) {
         let (sender, phase) = watch::channel(at);
-        (sender, Server::of(Stack { phase, max_call: Duration::from_secs(3600) }))
+        (sender, Server::of(Stack { max_call: Duration::from_secs(3600), ..Stack::new(phase) }))
     }
 
     #[tokio::test]

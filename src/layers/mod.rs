@@ -1,5 +1,5 @@
-//! The stack that every call passes, from the network and in process alike. Outermost first: trace, details, panic, drain,
-//! deadline. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
+//! The stack that every call passes, from the network and in process alike. Outermost first: trace, in flight, details, panic,
+//! drain, deadline, auth, limit. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -17,33 +17,41 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tower::{Service, ServiceExt};
 
+use self::auth::Gate;
 use self::drain::Phase;
+use self::in_flight::InFlight;
+use self::sending::Unsent;
+use crate::error::Error;
 
+mod address;
+pub mod auth;
 mod body;
 pub mod deadline;
 pub mod details;
 pub mod drain;
+pub mod in_flight;
+pub mod limit;
 pub mod panic;
+pub mod sending;
 pub mod trace;
 
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "canvas-scheduler";
 
 /// What the layers need to know of the process.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Stack {
     /// Where the process stands. Keep the sender: once it is dropped, calls that wait are ended as in [`Phase::Ending`].
     pub phase: watch::Receiver<Phase>,
     /// The longest that a unary call may take.
     pub max_call: Duration,
+    /// How many calls may be under way.
+    pub in_flight: InFlight,
+    /// Who is let in.
+    pub gate: Gate,
 }
 
 impl Stack {
-    /// The stack with a bound of 60 s for a unary call.
-    pub fn new(phase: watch::Receiver<Phase>) -> Self {
-        Self { phase, max_call: Duration::from_secs(60) }
-    }
-
     /// `inner` within the layers.
     pub fn wrap<S>(self, inner: S) -> Wrapped<S> {
         Wrapped { inner, stack: Arc::new(self) }
@@ -51,7 +59,7 @@ impl Stack {
 }
 
 /// A service within the layers; what a server serves and what a generated client takes in place of a channel.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Wrapped<S> {
     inner: S,
     stack: Arc<Stack>,
@@ -75,19 +83,37 @@ where
         let (inner, stack) = (self.inner.clone(), self.stack.clone());
         Box::pin(async move {
             let call = Call::of(&request);
+            let place = match stack.in_flight.enter(&call) {
+                Ok(place) => place,
+                Err(shed) => return Ok(trace::record(pin!(async { shed.refusal() }), &call).await),
+            };
             let bound = deadline::read(&mut request, &call, stack.max_call);
             // Each future is pinned once and the layers borrow it: passing them on by value would double their size each time.
-            let mut handled = pin!(async move {
-                let Ok(response) = inner.oneshot(request).await;
+            let mut handled = pin!(async {
+                let count = match admit(&mut request, &call, &stack.gate).await {
+                    Ok(count) => count,
+                    Err(refused) => return refused.into_http(),
+                };
+                let Ok(mut response) = inner.oneshot(request).await;
+                limit::tell(&mut response, &count).await;
                 response
             });
             let mut bounded = pin!(deadline::enforce(handled.as_mut(), bound, &call));
             let mut drained = pin!(drain::heed(bounded.as_mut(), &stack.phase, &call));
             let mut caught = pin!(panic::catch(drained.as_mut()));
             let mut detailed = pin!(details::complete(caught.as_mut(), &call));
-            Ok(trace::record(detailed.as_mut(), &call).await)
+            let response = trace::record(detailed.as_mut(), &call).await;
+            // The work of a unary call is done; a stream is under way until it ends.
+            let place = place.filter(|_| call.streams());
+            Ok(sending::keep(response, place, call.unsent.as_ref()))
         })
     }
+}
+
+/// Whether the call may be made: by whom, and how often.
+async fn admit(request: &mut Request<Body>, call: &Call, gate: &Gate) -> Result<limit::Count, Status> {
+    let held = auth::admit(request, call, gate).await?;
+    limit::count(request, call, held, &gate.clock).await
 }
 
 /// What kind of call a path stands for.
@@ -108,12 +134,16 @@ struct Call {
     kind: Kind,
     began: Instant,
     peer: Option<SocketAddr>,
+    /// Where an answer counts until it is sent; none of a stream, which may take its time.
+    unsent: Option<Arc<Unsent>>,
 }
 
 impl Call {
     fn of(request: &Request<Body>) -> Self {
         let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
-        Self { uri: request.uri().clone(), kind: kind_of(request.uri().path()), began: Instant::now(), peer }
+        let kind = kind_of(request.uri().path());
+        let unsent = request.extensions().get::<Arc<Unsent>>().filter(|_| kind != Kind::Stream).cloned();
+        Self { uri: request.uri().clone(), kind, began: Instant::now(), peer, unsent }
     }
 
     fn streams(&self) -> bool {
@@ -134,6 +164,19 @@ fn kind_of(path: &str) -> Kind {
 /// A status with its `ErrorInfo`.
 fn refusal(code: Code, reason: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, []))
+}
+
+/// A refusal of a call that nothing was begun of, as the handlers would have it.
+fn unavailable(error: &Error) -> Status {
+    let (Error::Busy { retry_after } | Error::StoreUnavailable { retry_after }) = error else {
+        // Nothing else comes up before a handler, but for a fault of ours; its cause is for the log.
+        tracing::error!(?error, "a call could not be admitted");
+        return refusal(Code::Internal, "INTERNAL", "internal error");
+    };
+    let reason = if matches!(error, Error::Busy { .. }) { "BUSY" } else { "STORE_UNAVAILABLE" };
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, []);
+    details.set_retry_info(Some(*retry_after));
+    Status::with_error_details(Code::Unavailable, error.to_string(), details)
 }
 
 /// The name of a code as the gRPC documents write it.

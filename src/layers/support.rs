@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -13,7 +14,13 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use tower::{ServiceExt, service_fn};
 
+use super::auth::Gate;
+use super::in_flight::InFlight;
 use super::{DOMAIN, Phase, Stack};
+use crate::clock::{Clock, SystemClock};
+use crate::domain::key::RANDOM_BYTES;
+use crate::domain::{ApiKey, NewKey};
+use crate::service::access::Access;
 
 pub const UNARY: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
 pub const STREAM: &str = "/grpc.health.v1.Health/Watch";
@@ -59,6 +66,23 @@ impl Default for Server {
     }
 }
 
+impl Stack {
+    /// A stack with a bound of 60 s for a unary call, and the one key that [`request`] states.
+    pub fn new(phase: watch::Receiver<Phase>) -> Self {
+        let access = Access::of_keys(vec![ApiKey::of_tests(&key(), SystemClock.now())], Arc::new(SystemClock));
+        Self {
+            phase,
+            max_call: Duration::from_secs(60),
+            in_flight: InFlight::new(1_000),
+            gate: Gate { access, trusted_proxies: [].into(), clock: Arc::new(SystemClock) },
+        }
+    }
+}
+
+fn key() -> NewKey {
+    NewKey::from_random(&[7; RANDOM_BYTES])
+}
+
 /// `request` through `stack` to `handler`.
 pub async fn pass<H, F>(stack: Stack, request: Request<Body>, handler: H) -> Response<Body>
 where
@@ -76,7 +100,8 @@ where
 }
 
 pub fn request(path: &str) -> Request<Body> {
-    Request::post(format!("http://host{path}")).header("content-type", "application/grpc").body(Body::empty()).expect("a request")
+    let request = Request::post(format!("http://host{path}")).header("content-type", "application/grpc");
+    request.header("authorization", format!("Bearer {}", key().reveal())).body(Body::empty()).expect("a request")
 }
 
 /// A successful answer without a message.

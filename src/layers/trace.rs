@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use super::in_flight::Shed;
 use super::{Call, body, name_of};
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -35,13 +36,15 @@ where
     F: Future<Output = Response<Body>>,
 {
     let id = NEXT.fetch_add(1, Ordering::Relaxed);
-    let mut line = Line { uri: call.uri.clone(), streams: call.streams(), began: call.began, peer: call.peer, id, written: false };
+    let mut line =
+        Line { uri: call.uri.clone(), streams: call.streams(), began: call.began, peer: call.peer, id, shed: false, written: false };
     let mut response = REQUEST_ID.scope(id, inner).await;
     if let Ok(id) = HeaderValue::try_from(format!("{id:016x}")) {
         response.headers_mut().insert(HEADER, id);
     }
     if !call.streams() || http_body::Body::is_end_stream(response.body()) {
         let cause = response.extensions().get::<Status>().and_then(Error::source);
+        line.shed = response.extensions().get::<Shed>().is_some();
         line.write(code_of(response.headers()), cause);
         return response;
     }
@@ -59,6 +62,8 @@ struct Line {
     began: Instant,
     peer: Option<SocketAddr>,
     id: u64,
+    /// Refused before anything was done; logged elsewhere, once for many.
+    shed: bool,
     written: bool,
 }
 
@@ -83,14 +88,16 @@ impl Line {
         match code {
             Code::Internal | Code::Unknown | Code::DataLoss => line!(error),
             // That a stream ends at its deadline or when we stop is its ordinary end.
-            Code::Unavailable | Code::DeadlineExceeded if self.streams => line!(debug),
-            Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted => line!(warn),
+            Code::Unavailable | Code::DeadlineExceeded if self.streams || self.shed => line!(debug),
+            Code::Unavailable | Code::DeadlineExceeded => line!(warn),
             Code::Ok
             | Code::Cancelled
             | Code::InvalidArgument
             | Code::NotFound
             | Code::AlreadyExists
             | Code::PermissionDenied
+            // One caller's, and perhaps very many.
+            | Code::ResourceExhausted
             | Code::FailedPrecondition
             | Code::Aborted
             | Code::OutOfRange

@@ -73,7 +73,7 @@ async fn a_call_is_logged_once_when_it_ends() {
         (Code::InvalidArgument, "DEBUG"),
         (Code::Unavailable, "WARN"),
         (Code::DeadlineExceeded, "WARN"),
-        (Code::ResourceExhausted, "WARN"),
+        (Code::ResourceExhausted, "DEBUG"),
         (Code::Internal, "ERROR"),
         (Code::Unknown, "ERROR"),
         (Code::DataLoss, "ERROR"),

@@ -3,16 +3,20 @@
 //! tonic's own server never ends a drain while a silent connection or a stream is open, and closes at an age without GOAWAY;
 //! so the life of a connection is ours (`connection.rs`).
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
+use crate::domain::key::lies_in;
 use crate::layers::drain::Phase;
 
 mod connection;
@@ -29,6 +33,9 @@ pub struct Bounds {
     pub max_age: Duration,
     /// How long the calls of a connection that is too old may go on before it is closed. 30 s.
     pub age_grace: Duration,
+    /// An answer, or what is written to the connection, that its peer has not taken after so long ends the connection, at the
+    /// latest after twice that. 30 s.
+    pub unsent: Duration,
     /// How long calls may go on in [`Phase::Draining`]; for whoever moves the phase to [`Phase::Ending`]. 20 s.
     pub drain: Duration,
     /// Connections at once, over all cores; one more is closed at once. 10,000.
@@ -41,6 +48,7 @@ impl Default for Bounds {
             first_byte: Duration::from_secs(10),
             max_age: Duration::from_secs(30 * 60),
             age_grace: Duration::from_secs(30),
+            unsent: Duration::from_secs(30),
             drain: Duration::from_secs(20),
             max_connections: 10_000,
         }
@@ -84,7 +92,7 @@ impl Core {
 pub struct Connection {
     stream: std::net::TcpStream,
     peer: SocketAddr,
-    slot: Slot,
+    places: (Slot, Place),
 }
 
 /// A place among the connections of a core, free again when dropped.
@@ -105,29 +113,80 @@ impl Drop for Slot {
 }
 
 impl Connection {
-    fn new(stream: TcpStream, peer: SocketAddr, core: &Core) -> io::Result<Self> {
+    fn new(stream: TcpStream, peer: SocketAddr, core: &Core, place: Place) -> io::Result<Self> {
         // Small answers must not wait for the acknowledgement of earlier ones.
         stream.set_nodelay(true)?;
-        Ok(Self { stream: stream.into_std()?, peer, slot: Slot::of(core) })
+        Ok(Self { stream: stream.into_std()?, peer, places: (Slot::of(core), place) })
+    }
+}
+
+/// Who may have how many connections.
+pub struct Door {
+    max_connections: usize,
+    max_of_one_address: usize,
+    /// Whose connections are many callers'; only the bound of all holds for them.
+    proxies: Vec<IpNet>,
+    by_address: ByAddress,
+}
+
+impl Door {
+    /// Nobody has one yet.
+    pub fn new(bounds: Bounds, max_of_one_address: usize, proxies: Vec<IpNet>) -> Self {
+        Self { max_connections: bounds.max_connections, max_of_one_address, proxies, by_address: Arc::default() }
+    }
+
+    /// A place among the connections of this address; none when it has too many.
+    fn enter(&self, address: IpAddr) -> Option<Place> {
+        let address = address.to_canonical();
+        if lies_in(&self.proxies, address) {
+            return Some(Place(None));
+        }
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = by_address.entry(address).or_default();
+        if *live >= self.max_of_one_address {
+            return None;
+        }
+        *live += 1;
+        Some(Place(Some((address, self.by_address.clone()))))
+    }
+}
+
+type ByAddress = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
+/// A place among the connections of an address, free again when dropped.
+#[derive(Debug)]
+struct Place(Option<(IpAddr, ByAddress)>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some((address, by_address)) = &self.0 else { return };
+        let mut by_address = by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut live) = by_address.entry(*address) {
+            *live.get_mut() -= 1;
+            // Addresses without a connection take no room.
+            if *live.get() == 0 {
+                live.remove();
+            }
+        }
     }
 }
 
 /// Accepts until `phase` leaves [`Phase::Serving`] and then closes the port.
-pub async fn accept(listener: TcpListener, cores: Vec<Core>, bounds: Bounds, mut phase: watch::Receiver<Phase>) {
+pub async fn accept(listener: TcpListener, cores: Vec<Core>, door: Door, mut phase: watch::Receiver<Phase>) {
     tokio::select! {
         biased;
         () = Phase::Draining.reached(&mut phase) => {}
-        () = accept_forever(&listener, &cores, bounds) => {}
+        () = accept_forever(&listener, &cores, &door) => {}
     }
 }
 
-async fn accept_forever(listener: &TcpListener, cores: &[Core], bounds: Bounds) {
+async fn accept_forever(listener: &TcpListener, cores: &[Core], door: &Door) {
     let mut faults = 0;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 faults = 0;
-                hand_over(stream, peer, cores, bounds.max_connections).await;
+                hand_over(stream, peer, cores, door).await;
             }
             Err(why) if one_connections_own(&why) => tracing::debug!(%why, "a connection was lost before it was accepted"),
             Err(why) => {
@@ -142,14 +201,18 @@ async fn accept_forever(listener: &TcpListener, cores: &[Core], bounds: Bounds) 
     }
 }
 
-async fn hand_over(stream: TcpStream, peer: SocketAddr, cores: &[Core], max_connections: usize) {
+async fn hand_over(stream: TcpStream, peer: SocketAddr, cores: &[Core], door: &Door) {
     let live: usize = cores.iter().map(Core::live).sum();
-    if live >= max_connections {
-        tracing::debug!(%peer, live, max_connections, "too many connections; a new one is closed");
+    if live >= door.max_connections {
+        tracing::debug!(%peer, live, "too many connections; a new one is closed");
         return;
     }
+    let Some(place) = door.enter(peer.ip()) else {
+        tracing::debug!(%peer, most = door.max_of_one_address, "too many connections of one address; a new one is closed");
+        return;
+    };
     let Some(core) = cores.iter().min_by_key(|core| core.live()) else { return };
-    match Connection::new(stream, peer, core) {
+    match Connection::new(stream, peer, core, place) {
         Ok(connection) => {
             if core.connections.send(connection).await.is_err() {
                 tracing::debug!(%peer, "the core has stopped; a new connection is closed");

@@ -1,5 +1,5 @@
 use http::{Request, Response};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,11 +14,13 @@ use super::*;
 use crate::layers::Stack;
 use crate::layers::support::{STREAM, done, endless, request, verdict, verdict_of_stream};
 
-const QUICK: &str = "/canvas.schedule.v1.Test/Quick";
+const QUICK: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
+/// Answers with 100 KB.
+const LARGE: &str = "/canvas.schedule.v1.CanvasScheduleService/ListCanvasSchedules";
 /// Begins, and ends when it is released.
-const SLOW: &str = "/canvas.schedule.v1.Test/Slow";
+const SLOW: &str = "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule";
 /// Begins, and never ends.
-const HANG: &str = "/canvas.schedule.v1.Test/Hang";
+const HANG: &str = "/canvas.schedule.v1.CanvasScheduleService/CancelCanvasSchedule";
 
 /// Ends a test that hangs.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
@@ -50,6 +52,7 @@ async fn start(bounds: Bounds) -> Server {
             match request.uri().path() {
                 STREAM => return Ok(Response::new(endless())),
                 QUICK => {}
+                LARGE => return Ok(Response::new(Body::new(Full::new(vec![0; 100 * 1024].into()).map_err(|never| match never {})))),
                 slow => {
                     begin.send(()).expect("the test waits");
                     released.notified().await;
@@ -61,8 +64,8 @@ async fn start(bounds: Bounds) -> Server {
     });
     let (core, incoming) = Core::new();
     let live = core.live.clone();
-    let accepted = tokio::spawn(accept(listener, vec![core], bounds, phases.clone()));
-    let served = tokio::spawn(serve(incoming, Stack::new(phases.clone()).wrap(service), bounds, phases));
+    let accepted = tokio::spawn(accept(listener, vec![core], Door::new(bounds, 100, vec![]), phases.clone()));
+    let served = tokio::spawn(serve(incoming, Stack::new(phases.clone()).wrap(service), None, bounds, phases));
     Server { addr, phase, live, begun, release, accepted, served }
 }
 
@@ -212,7 +215,7 @@ async fn the_core_with_the_fewest_connections_gets_the_next() {
     let (phase, phases) = watch::channel(Phase::Serving);
     let ((first, mut firsts), (second, mut seconds)) = (Core::new(), Core::new());
     let _two_more = [Slot::of(&first), Slot::of(&first)];
-    let accepted = tokio::spawn(accept(listener, vec![first, second], Bounds::default(), phases));
+    let accepted = tokio::spawn(accept(listener, vec![first, second], Door::new(Bounds::default(), 100, vec![]), phases));
     let mut taken = Vec::new();
     for core in [2, 2, 1, 2, 1] {
         let _client = TcpStream::connect(addr).await.expect("a connection");
@@ -241,4 +244,33 @@ fn ages_differ_by_a_tenth_and_pauses_double() {
 
     let pauses: Vec<u128> = [0, 1, 2, 6, 7, 8, u32::MAX].into_iter().map(|faults| pause_after(faults).as_millis()).collect();
     assert_eq!(pauses, [10, 20, 40, 640, 1000, 1000, 1000]);
+}
+
+/// Whoever has room for one byte of an answer and then for no more is not held on to, and holds up nobody.
+#[tokio::test]
+async fn a_connection_that_does_not_take_its_answers_is_closed() {
+    let server = start(Bounds { unsent: Duration::from_millis(100), ..Bounds::default() }).await;
+    let stream = TcpStream::connect(server.addr).await.expect("a connection");
+    let mut slow = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let slow = slow.initial_stream_window_size(1).handshake(TokioIo::new(stream)).await.expect("HTTP/2");
+    let slow = Client(slow.0, tokio::spawn(slow.1));
+    let client = Client::to(&server).await;
+    // Its head came; nobody reads its body.
+    let _untaken = slow.call(LARGE).await;
+    assert!(soon(slow.1).await.expect("no panic").is_err(), "it is closed");
+    let body = client.call(LARGE).await.into_body().collect().await.expect("who reads gets it").to_bytes();
+    assert_eq!(body.len(), 100 * 1024);
+}
+
+#[test]
+fn an_address_has_so_many_connections_and_a_proxy_as_many_as_there_are() {
+    let door = Door::new(Bounds::default(), 2, vec!["10.0.0.0/8".parse().expect("a network")]);
+    let enter = |address: &str| door.enter(address.parse().expect("an address"));
+    let places = [enter("192.0.2.1").expect("the first"), enter("::ffff:192.0.2.1").expect("the second")];
+    assert!(enter("192.0.2.1").is_none());
+    let _other = enter("192.0.2.2").expect("another address");
+    let _proxied: Vec<_> = (0..5).map(|_| enter("10.1.2.3").expect("a proxy's")).collect();
+    drop(places);
+    assert_eq!(door.by_address.lock().expect("no panic under the lock").len(), 1, "who has none takes no room");
+    enter("192.0.2.1").expect("there is room again");
 }

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use http::{Request, Response};
 use tonic::body::Body;
 use tonic::service::Routes as TonicRoutes;
+use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tonic_reflection::pb::v1::server_reflection_server as reflection_v1;
 use tonic_reflection::pb::v1alpha::server_reflection_server as reflection_v1alpha;
@@ -28,8 +29,20 @@ const MESSAGE_MAX: usize = 1024 * 1024;
 /// The largest batch.
 const BATCH_MESSAGE_MAX: usize = 4 * 1024 * 1024;
 
+/// The largest request to what needs no key.
+const OPEN_MESSAGE_MAX: usize = 4 * 1024;
+
 /// The service that a name belongs to in health answers: ours, and the empty one for the whole server.
 pub const HEALTH_NAMES: [&str; 2] = ["", SERVICE_NAME];
+
+/// What of it a process shows.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown {
+    /// Our own service.
+    pub api: bool,
+    /// Reflection.
+    pub reflection: bool,
+}
 
 /// Routes a call by its path. Ours are told apart before the general router, which costs more than an empty call.
 #[derive(Clone)]
@@ -47,13 +60,17 @@ impl Routes {
     ///
     /// # Errors
     /// Never in practice: the descriptors are compiled in.
-    pub fn new(service: &Service, health: HealthReporter, ready: Arc<AtomicBool>, api: bool) -> Result<Self, Error> {
+    pub fn new(service: &Service, health: HealthReporter, ready: Arc<AtomicBool>, shown: Shown) -> Result<Self, Error> {
         let server = |bytes| CanvasScheduleServiceServer::new(Grpc::new(service.clone())).max_decoding_message_size(bytes);
-        let health = tonic_health::pb::health_server::HealthServer::new(HealthService::from_health_reporter(health));
-        let v1 = reflection(reflection_v1::SERVICE_NAME).build_v1().map_err(Error::internal)?;
-        let v1alpha = reflection(reflection_v1alpha::SERVICE_NAME).build_v1alpha().map_err(Error::internal)?;
-        let others = TonicRoutes::new(health).add_service(v1).add_service(v1alpha).prepare();
-        Ok(Self { ours: server(MESSAGE_MAX), batches: server(BATCH_MESSAGE_MAX), others, api, ready })
+        let health = HealthServer::new(HealthService::from_health_reporter(health)).max_decoding_message_size(OPEN_MESSAGE_MAX);
+        let mut others = TonicRoutes::new(health);
+        if shown.reflection {
+            let v1 = reflection(reflection_v1::SERVICE_NAME).build_v1().map_err(Error::internal)?;
+            let v1alpha = reflection(reflection_v1alpha::SERVICE_NAME).build_v1alpha().map_err(Error::internal)?;
+            let (v1, v1alpha) = (v1.max_decoding_message_size(OPEN_MESSAGE_MAX), v1alpha.max_decoding_message_size(OPEN_MESSAGE_MAX));
+            others = others.add_service(v1).add_service(v1alpha);
+        }
+        Ok(Self { ours: server(MESSAGE_MAX), batches: server(BATCH_MESSAGE_MAX), others: others.prepare(), api: shown.api, ready })
     }
 }
 

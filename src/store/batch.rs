@@ -326,7 +326,7 @@ fn revision_row(job: &Job, outcome: &Outcome, previous_ms: i64, commit_id: i64) 
         in_local_time: after.schedule.in_local_time,
         at_optimal_time: after.schedule.at_optimal_time,
         properties_id: after.properties.map(|id| id.0),
-        actor: job.caller.actor.clone(),
+        actor: job.caller.actor.to_string(),
         commit_id,
     }
 }

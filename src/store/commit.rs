@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
-    ColumnTrait, Condition, ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
-    EntityTrait, QueryFilter, SqliteTransactionMode, TransactionOptions, TransactionTrait,
+    ColumnTrait, ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
+    QueryFilter, SqliteTransactionMode, TransactionOptions, TransactionTrait,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -19,6 +19,7 @@ use super::entity::{request, workspace};
 use super::error::{RETRY_AFTER, away, connection_lost, deadlock, lock_not_had, unique_violation};
 use super::held::Held;
 use super::job::{Job, Work};
+use super::scope::Tenant;
 use super::sql::Lock;
 use super::{REQUEST_KEPT, convert, dispatches, history, insert, sql, zone_rules};
 use crate::clock::SharedClock;
@@ -360,17 +361,17 @@ async fn answered<C: ConnectionTrait>(
     }
     let mut found = HashMap::new();
     for (workspace, ids) in ids {
-        let of_workspace = Condition::all().add(request::Column::WorkspaceId.eq(workspace)).add(request::Column::RequestId.is_in(ids));
+        let (workspace, named) = (WorkspaceId(workspace), request::Column::RequestId.is_in(ids));
         let oldest = now - TimeDelta::from_std(REQUEST_KEPT).unwrap_or_default();
         let too_old = request::Column::CreatedMs.lte(oldest.timestamp_millis());
-        let rows = request::Entity::find().filter(of_workspace.clone()).all(db).await?;
+        let rows = request::Entity::within(workspace).filter(named.clone()).all(db).await?;
         if rows.iter().any(|row| row.created_ms <= oldest.timestamp_millis()) {
-            request::Entity::delete_many().filter(of_workspace.add(too_old)).exec(db).await?;
+            request::Entity::delete_within(workspace).filter(named).filter(too_old).exec(db).await?;
         }
         for row in rows.into_iter().filter(|row| row.created_ms > oldest.timestamp_millis()) {
             let id = RequestId::parse(&row.request_id).map_err(convert::broken)?;
             let outcome = serde_json::from_str(&row.outcome).map_err(convert::broken)?;
-            found.insert((WorkspaceId(workspace), id), Answered { digest: row.digest, outcome });
+            found.insert((workspace, id), Answered { digest: row.digest, outcome });
         }
     }
     Ok(found)

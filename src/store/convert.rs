@@ -42,7 +42,9 @@ pub fn broken(what: impl std::fmt::Display) -> DbErr {
     DbErr::Custom(format!("stored value cannot be read: {what}"))
 }
 
-fn instant(millis: i64) -> Result<DateTime<Utc>, DbErr> {
+/// # Errors
+/// A value that is no instant.
+pub fn instant(millis: i64) -> Result<DateTime<Utc>, DbErr> {
     DateTime::from_timestamp_millis(millis).ok_or_else(|| broken(millis))
 }
 

@@ -1,5 +1,9 @@
 //! The tables, as sea-orm entities. Instants are milliseconds since 1970 (UTC), so that both databases hold the same.
 
+mod access;
+
+pub use access::{api_key, rate_window, replica, workspace_limit};
+
 /// The hot row: narrow, since every update rewrites it. What it carries lives in tables of its own.
 pub mod canvas_schedule {
     use sea_orm::entity::prelude::*;

@@ -7,10 +7,12 @@
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use sea_orm::{ConnectionTrait, DbErr, EntityTrait, Statement, Value};
+use sea_orm::{ConnectionTrait, DbErr, Statement, Value};
 use uuid::Uuid;
 
 use super::entity::revision;
+use super::scope::Tenant;
+use crate::domain::WorkspaceId;
 
 /// From the hot row back, one revision after the other. Ends where older ones were removed.
 const CHAIN: &str = "WITH RECURSIVE chain AS ( \
@@ -47,7 +49,7 @@ fn statement<C: ConnectionTrait>(db: &C, sql: &str, (workspace, id): RowKey, mor
 /// # Errors
 /// What the database says.
 pub async fn newest<C: ConnectionTrait>(db: &C, key: RowKey, before: i64, oldest: i64, limit: i64) -> Result<Vec<revision::Model>, DbErr> {
-    revision::Entity::find().from_raw_sql(statement(db, &NEWEST, key, [before, oldest, limit])).all(db).await
+    revision::Entity::within(WorkspaceId(key.0)).from_raw_sql(statement(db, &NEWEST, key, [before, oldest, limit])).all(db).await
 }
 
 /// Which of these commits have written a revision of the schedule that is still kept.

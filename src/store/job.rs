@@ -1,5 +1,6 @@
 //! What waits for a writer: one caller's change and where its answer goes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -21,7 +22,7 @@ pub struct Caller {
     /// The tenant.
     pub workspace: WorkspaceId,
     /// Who the history names.
-    pub actor: String,
+    pub actor: Arc<str>,
     /// When the caller stops waiting; work that has not begun by then is not begun.
     pub deadline: Option<Instant>,
 }

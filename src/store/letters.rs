@@ -4,13 +4,14 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use sea_orm::sea_query::{Expr, ExprTrait};
-use sea_orm::{ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{ColumnTrait, DbErr, QueryFilter, QueryOrder, QuerySelect};
 use uuid::Uuid;
 
 use super::commit::begin;
 use super::dispatches::{self, ScheduleKey};
 use super::entity::dispatch;
 use super::error::public;
+use super::scope::Tenant;
 use super::sql::{self, Lock};
 use super::{Key, Store, convert};
 use crate::domain::{CanvasSchedule, Delivery, DispatchId, DispatchState, Firing, ScheduleId, WorkspaceId};
@@ -38,7 +39,7 @@ impl Store {
         limit: u64,
     ) -> Result<Vec<(ScheduleId, Firing)>, Error> {
         let read = async {
-            let mut query = dispatch::Entity::find().filter(dispatch::Column::WorkspaceId.eq(workspace.0));
+            let mut query = dispatch::Entity::within(workspace);
             if let Some(schedule) = filter.schedule_id {
                 query = query.filter(dispatch::Column::ScheduleId.eq(schedule.0));
             }

@@ -3,6 +3,7 @@
 
 mod m0001_schedules;
 mod m0002_dispatches;
+mod m0003_access;
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, Statement, TransactionTrait};
 use sea_orm_migration::{MigrationTrait, MigratorTrait, seaql_migrations};
@@ -12,7 +13,7 @@ pub struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_schedules::Migration), Box::new(m0002_dispatches::Migration)]
+        vec![Box::new(m0001_schedules::Migration), Box::new(m0002_dispatches::Migration), Box::new(m0003_access::Migration)]
     }
 }
 

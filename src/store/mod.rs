@@ -1,5 +1,6 @@
 //! The only place with sea-orm: what the service may ask, and nothing else.
 
+mod access;
 mod again;
 mod batch;
 mod brake;
@@ -19,12 +20,14 @@ mod insert;
 mod job;
 mod lane;
 mod letters;
+mod limit;
 mod link;
 mod migration;
 mod moves;
 mod read;
 mod retire;
 mod rows;
+mod scope;
 mod sql;
 mod zone_rules;
 
@@ -35,6 +38,7 @@ use std::time::Duration;
 use sea_orm::DatabaseConnection;
 use tokio::sync::mpsc;
 
+pub use access::WorkspaceChange;
 pub use batch::Answered;
 pub use carried::Leased;
 pub use commit::Writer;

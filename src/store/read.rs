@@ -7,6 +7,7 @@ use sea_orm::{ColumnTrait, DbErr, EntityTrait, PaginatorTrait, QueryFilter, Quer
 use super::batch::Answered;
 use super::entity::{canvas_schedule, properties, request, target, workspace};
 use super::error::public;
+use super::scope::Tenant;
 use super::{Key, REQUEST_KEPT, Store, convert, dispatches, history};
 use crate::domain::{
     CanvasId, CanvasSchedule, Firing, Properties, PropertiesId, RequestId, Revision, ScheduleId, State, Target, WorkspaceId, Zone,
@@ -54,7 +55,10 @@ impl Store {
     }
 
     async fn find(&self, (workspace, id): Key) -> Result<Option<(CanvasSchedule, Vec<Firing>)>, DbErr> {
-        let Some(row) = canvas_schedule::Entity::find_by_id((workspace.0, id.0)).one(&self.reads).await? else { return Ok(None) };
+        let Some(row) = canvas_schedule::Entity::within(workspace).filter(canvas_schedule::Column::Id.eq(id.0)).one(&self.reads).await?
+        else {
+            return Ok(None);
+        };
         let mut dispatches = dispatches::of_rows(&self.reads, std::iter::once(&row)).await?;
         let of_row = dispatches.remove(&row.id).unwrap_or_default();
         dispatches::schedule(row, of_row).map(Some)
@@ -68,8 +72,7 @@ impl Store {
         let (schedule, firings) = self.schedule_and_firings(key).await?;
         let (workspace, id) = key;
         let read = async {
-            let of_workspace = target::Column::WorkspaceId.eq(workspace.0);
-            let target = target::Entity::find_by_id(id.0).filter(of_workspace).one(&self.reads).await?;
+            let target = target::Entity::within(workspace).filter(target::Column::ScheduleId.eq(id.0)).one(&self.reads).await?;
             let target = target.ok_or_else(|| convert::broken("the target is missing"))?;
             let target = serde_json::from_str(&target.body).map_err(convert::broken)?;
             let mut bodies = self.find_properties(workspace, schedule.properties.into_iter().collect()).await?;
@@ -91,11 +94,8 @@ impl Store {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
-        let rows = properties::Entity::find()
-            .filter(properties::Column::WorkspaceId.eq(workspace.0))
-            .filter(properties::Column::Id.is_in(ids.iter().map(|id| id.0)))
-            .all(&self.reads)
-            .await?;
+        let rows =
+            properties::Entity::within(workspace).filter(properties::Column::Id.is_in(ids.iter().map(|id| id.0))).all(&self.reads).await?;
         let body = |row: properties::Model| Ok((PropertiesId(row.id), serde_json::from_str(&row.body).map_err(convert::broken)?));
         rows.into_iter().map(body).collect()
     }
@@ -105,8 +105,7 @@ impl Store {
     /// # Errors
     /// [`Error::NoOpenSchedule`] and [`Error::ScheduleIdNeeded`].
     pub async fn open_schedule(&self, workspace: WorkspaceId, canvas_id: &CanvasId) -> Result<ScheduleId, Error> {
-        let open = canvas_schedule::Entity::find()
-            .filter(canvas_schedule::Column::WorkspaceId.eq(workspace.0))
+        let open = canvas_schedule::Entity::within(workspace)
             .filter(canvas_schedule::Column::CanvasId.eq(canvas_id.as_str()))
             // The text of the partial index's own condition.
             .filter(canvas_schedule::Column::State.lte(convert::state_code(State::Dispatching)));
@@ -133,7 +132,7 @@ impl Store {
         after: Option<ScheduleId>,
         limit: u64,
     ) -> Result<Vec<CanvasSchedule>, Error> {
-        let mut query = canvas_schedule::Entity::find().filter(canvas_schedule::Column::WorkspaceId.eq(workspace.0));
+        let mut query = canvas_schedule::Entity::within(workspace);
         if let Some(canvas_id) = &filter.canvas_id {
             query = query.filter(canvas_schedule::Column::CanvasId.eq(canvas_id.as_str()));
         }
@@ -175,8 +174,8 @@ impl Store {
     /// What the database says, for the log.
     pub async fn answered(&self, workspace: WorkspaceId, id: &RequestId) -> Result<Option<Answered>, Error> {
         let read = async {
-            let key = (workspace.0, id.as_str().to_owned());
-            let Some(row) = request::Entity::find_by_id(key).one(&self.reads).await? else { return Ok(None) };
+            let named = request::Entity::within(workspace).filter(request::Column::RequestId.eq(id.as_str()));
+            let Some(row) = named.one(&self.reads).await? else { return Ok(None) };
             let age = self.clock.now().timestamp_millis() - row.created_ms;
             if u128::try_from(age).is_ok_and(|age| age >= REQUEST_KEPT.as_millis()) {
                 return Ok(None);
@@ -208,12 +207,11 @@ impl Store {
         let oldest = self.clock.now().timestamp_millis() - i64::try_from(REQUEST_KEPT.as_millis()).unwrap_or(i64::MAX);
         let remove = async {
             let too_old = request::Column::CreatedMs.lte(oldest);
-            let rows = request::Entity::find().filter(too_old.clone()).order_by_asc(request::Column::CreatedMs).limit(most);
+            let rows = request::Entity::across_workspaces().filter(too_old.clone()).order_by_asc(request::Column::CreatedMs).limit(most);
             let rows = rows.all(&self.reads).await?;
             for row in &rows {
                 // Its age again: the id may have been used anew since it was read.
-                request::Entity::delete_many()
-                    .filter(request::Column::WorkspaceId.eq(row.workspace_id))
+                request::Entity::delete_within(WorkspaceId(row.workspace_id))
                     .filter(request::Column::RequestId.eq(row.request_id.as_str()))
                     .filter(too_old.clone())
                     .exec(&self.reads)

@@ -304,12 +304,12 @@ async fn messages_that_cannot_be_decoded(database: &Database) {
         ("invalid UTF-8", b"\x0a\x02\xc3\x28".to_vec()),
         ("another wire type", b"\x08\x01".to_vec()),
     ] {
-        let refusal = refusal(raw(app.channel.clone(), UPDATE, message).await);
+        let refusal = refusal(raw(app.keyed(), UPDATE, message).await);
         assert_eq!((refusal.code, refusal.reason.as_str()), (Code::InvalidArgument, "MESSAGE_NOT_DECODABLE"), "{case}: {refusal:?}");
     }
     let whole = update(&schedule, at(LATER)).encode_to_vec();
     assert_eq!(app.seen(&schedule).await, before, "nothing changed");
-    let answer = raw(app.channel.clone(), UPDATE, whole).await.expect("the same by hand and whole");
+    let answer = raw(app.keyed(), UPDATE, whole).await.expect("the same by hand and whole");
     assert_eq!(schedule_of(&v1::UpdateCanvasScheduleResponse::decode(answer).expect("an answer")).revision, 2);
 }
 
@@ -338,7 +338,7 @@ async fn unknown_methods(database: &Database) {
     for path in
         ["/canvas.schedule.v1.CanvasScheduleService/Nope", "/canvas.schedule.v2.Nope/Nope", "/canvas.schedule.v1.CanvasScheduleService"]
     {
-        let refusal = refused(raw(app.channel.clone(), path, vec![]).await, Code::Unimplemented, "METHOD_UNKNOWN");
+        let refusal = refused(raw(app.keyed(), path, vec![]).await, Code::Unimplemented, "METHOD_UNKNOWN");
         assert!(refusal.message.contains(path), "{refusal:?}");
     }
 }

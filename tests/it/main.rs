@@ -3,12 +3,14 @@
 
 #![allow(clippy::expect_used, reason = "a test says what it expected")]
 
+mod access;
 mod bad_input;
 mod brake;
 mod dispatch;
 mod dispatches;
 mod fire;
 mod lifecycle;
+mod limits;
 mod lists;
 mod model;
 mod operate;
@@ -17,4 +19,5 @@ mod rules;
 mod sinks;
 mod store;
 mod support;
+mod tenants;
 mod update;

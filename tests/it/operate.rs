@@ -141,10 +141,12 @@ mod it_is_not_ready_until_the_schema_is_there {
         assert_eq!(next().await, ServingStatus::NotServing);
 
         let (store, _writers) = Store::open(&Options::new(database.url()), app.clock.clone(), Policy::default()).await.expect("a store");
-        assert_eq!(store.migrate().await.expect("migrated"), ["m0001_schedules", "m0002_dispatches"]);
+        let applied = store.migrate().await.expect("migrated");
+        assert!(applied.first().is_some_and(|first| first == "m0001_schedules") && applied.is_sorted(), "{applied:?}");
         assert_eq!(store.migrate().await.expect("nothing to do"), Vec::<String>::new(), "a second time changes nothing");
         assert_eq!(next().await, ServingStatus::Serving, "without a restart");
-        app.create(create("canvas", at(LATER))).await.expect("created");
+        let mut client = app.client_with(&app.key_of("default", |_| {}).await);
+        client.create_canvas_schedule(create("canvas", at(LATER))).await.expect("created");
         app.stop().await;
     }
 }
@@ -160,7 +162,7 @@ async fn a_call_with_no_time_left_is_not_begun(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let before = app.seen(&schedule).await;
-    let mut client = bare_client(app.addr()).await;
+    let mut client = bare_client(app.addr(), &app.key).await;
     for timeout in ["0n", "1n", "0H"] {
         let answer = client.update_canvas_schedule(within(update(&schedule, at(LATER)), timeout)).await;
         refused(answer, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
@@ -212,6 +214,8 @@ async fn a_stop_lets_calls_in_flight_finish_and_ends_everything_else(database: &
     let (silent, addr) = (TcpStream::connect(app.addr()).await.expect("a connection"), app.addr());
     let mut health = watch(&app).await;
     assert_eq!(health.message().await.expect("a status").expect("one").status(), ServingStatus::Serving);
+    // Takes what calls are counted with, which needs the lock too on SQLite.
+    app.list(Default::default()).await.expect("a list");
     let held = database.hold(&schedule.schedule_id).await;
     let calls = in_flight(&app, &schedule).await;
 
@@ -241,6 +245,8 @@ async fn a_stop_ends_even_if_a_call_does_not(database: &Database) {
     let app = narrow(database, Duration::from_millis(100)).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let silent = TcpStream::connect(app.addr()).await.expect("a connection");
+    // Takes what calls are counted with, which needs the lock too on SQLite.
+    app.list(Default::default()).await.expect("a list");
     let held = database.hold(&schedule.schedule_id).await;
     let calls = in_flight(&app, &schedule).await;
     soon(app.stop()).await;

@@ -225,7 +225,7 @@ async fn an_answer_that_was_cut_off_is_had_by_repeating(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let request = updated_as("r", update(&schedule, at("2026-03-21T09:00:00Z")));
-    let lost = through_a_cut(app.addr(), async |mut client| client.update_canvas_schedule(request.clone()).await.map(drop)).await;
+    let lost = through_a_cut(app.addr(), &app.key, async |mut client| client.update_canvas_schedule(request.clone()).await.map(drop)).await;
     assert!(lost.is_err(), "no byte of the answer came");
     let after = app.get(&schedule).await.canvas_schedule.expect("a schedule");
     assert_eq!(after.revision, 2, "it was answered, so it is there");
@@ -235,7 +235,7 @@ async fn an_answer_that_was_cut_off_is_had_by_repeating(database: &Database) {
     assert_eq!(app.revisions(&schedule).await.len(), 2, "exactly one more revision");
 
     let request = created_as("c", "made", at(LATER));
-    let lost = through_a_cut(app.addr(), async |mut client| client.create_canvas_schedule(request.clone()).await.map(drop)).await;
+    let lost = through_a_cut(app.addr(), &app.key, async |mut client| client.create_canvas_schedule(request.clone()).await.map(drop)).await;
     assert!(lost.is_err(), "no byte of the answer came");
     let replayed = app.fresh_client().create_canvas_schedule(request).await.expect("the first answer").into_inner();
     let of_canvas = v1::ListCanvasSchedulesRequest { canvas_id: "made".to_owned(), ..Default::default() };
@@ -243,7 +243,11 @@ async fn an_answer_that_was_cut_off_is_had_by_repeating(database: &Database) {
 }
 
 /// Makes a call through a proxy that passes the request on and cuts the connection when the server begins to answer it.
-async fn through_a_cut(server: SocketAddr, call: impl AsyncFnOnce(Client) -> Result<(), tonic::Status>) -> Result<(), tonic::Status> {
+async fn through_a_cut(
+    server: SocketAddr,
+    key: &str,
+    call: impl AsyncFnOnce(Client) -> Result<(), tonic::Status>,
+) -> Result<(), tonic::Status> {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = listener.local_addr().expect("an address");
     let proxy = tokio::spawn(async move {
@@ -252,7 +256,7 @@ async fn through_a_cut(server: SocketAddr, call: impl AsyncFnOnce(Client) -> Res
         drop(listener);
         cut_at_the_answer(caller, TcpStream::connect(server).await.expect("the server")).await;
     });
-    let answer = call(client_on(channel_to(addr))).await;
+    let answer = call(client_on(channel_to(addr), key)).await;
     proxy.await.expect("the server answered");
     answer
 }

@@ -1,5 +1,7 @@
 //! `TestApp`: a server on a free port over the test's own database, with a clock that the test moves.
 
+#[path = "../support/bearer.rs"]
+mod bearer;
 pub mod calls;
 pub mod database;
 pub mod sending;
@@ -7,19 +9,24 @@ pub mod sink;
 pub mod stores;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use canvas_scheduler::clock::ManualClock;
 use canvas_scheduler::config::{Roles, Serve};
+use canvas_scheduler::domain::{Counted, Permissions, Quota, Window};
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
 use canvas_scheduler::server::Server;
+use canvas_scheduler::service::admin::{Admin, KeyOrder, WorkspaceChange};
 use canvas_scheduler::sink::SharedSink;
 use chrono::{DateTime, Utc};
 use tonic::Status;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
+pub use bearer::Bearer;
 pub use calls::*;
 pub use database::{Database, Kind};
 pub use sink::RecordingSink;
@@ -94,6 +101,9 @@ pub fn settings(database: &Database) -> Serve {
         grpc_addr: ([127, 0, 0, 1], 0).into(),
         roles: Roles { api: true, dispatcher: true },
         sink: None,
+        tls: None,
+        trusted_proxies: vec![],
+        reflection: true,
         cores: 2,
         writers: 2,
         commit_max: 256,
@@ -108,6 +118,8 @@ pub fn settings(database: &Database) -> Serve {
         retention_days: 90,
         revisions_kept: 100,
         max_connections: 100,
+        max_connections_per_address: 100,
+        max_in_flight: 4096,
         first_byte_timeout: Duration::from_secs(60),
         max_connection_age: Duration::from_secs(1800),
         max_call_time: Duration::from_secs(60),
@@ -121,12 +133,14 @@ pub fn instant(text: &str) -> DateTime<Utc> {
 }
 
 /// The generated client over HTTP/2.
-pub type Client = CanvasScheduleServiceClient<Channel>;
+pub type Client = CanvasScheduleServiceClient<InterceptedService<Channel, Bearer>>;
 
 /// A running server and a client of it.
 pub struct TestApp {
     pub clock: Arc<ManualClock>,
     pub channel: Channel,
+    /// A key of the workspace `default` that may do everything.
+    pub key: String,
     addr: SocketAddr,
     server: Server,
 }
@@ -143,7 +157,8 @@ impl TestApp {
         change(&mut settings);
         let clock = Arc::new(ManualClock::at(instant(NOW)));
         let server = Server::start_migrated(&settings, clock.clone(), None).await.expect("the server starts");
-        Self::of(server, clock)
+        server.admin().set_workspace("default", &endless()).await.expect("set");
+        Self::of_keyed(server, clock).await
     }
 
     /// The same with a dispatcher that sends to `sink`, and the time that `clock` shows.
@@ -155,19 +170,58 @@ impl TestApp {
     pub async fn start_in_roles(database: &Database, sink: &Arc<RecordingSink>, clock: &Arc<ManualClock>, roles: Roles) -> Self {
         let (sink, settings): (SharedSink, _) = (sink.clone(), Serve { roles, ..settings(database) });
         let server = Server::start_migrated(&settings, clock.clone(), Some(sink)).await.expect("the server starts");
-        Self::of(server, clock.clone())
+        server.admin().set_workspace("default", &endless()).await.expect("set");
+        Self::of_keyed(server, clock.clone()).await
     }
 
-    /// A server over a database as it is.
+    /// A second server over a database whose limits stay as they are.
+    pub async fn start_as_it_is(database: &Database) -> Self {
+        let clock = Arc::new(ManualClock::at(instant(NOW)));
+        let server = Server::start_migrated(&settings(database), clock.clone(), None).await.expect("the server starts");
+        Self::of_keyed(server, clock).await
+    }
+
+    async fn of_keyed(server: Server, clock: Arc<ManualClock>) -> Self {
+        let key = key(&server, "default", |_| {}).await;
+        server.read_keys().await.expect("the keys can be read");
+        Self::of(server, clock, key)
+    }
+
+    /// A server over a database as it is; its callers have a key that is none.
     pub async fn start_unmigrated(database: &Database) -> Self {
         let clock = Arc::new(ManualClock::at(instant(NOW)));
         let server = Server::start(&settings(database), clock.clone(), None).await.expect("the server starts");
-        Self::of(server, clock)
+        Self::of(server, clock, format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)))
     }
 
-    fn of(server: Server, clock: Arc<ManualClock>) -> Self {
+    fn of(server: Server, clock: Arc<ManualClock>, key: String) -> Self {
         let addr = server.grpc_addr();
-        Self { clock, channel: channel_to(addr), addr, server }
+        Self { clock, channel: channel_to(addr), key, addr, server }
+    }
+
+    /// A key of a workspace, which may do everything but for what `change` makes of it.
+    pub async fn key_of(&self, workspace: &str, change: impl FnOnce(&mut KeyOrder)) -> String {
+        key(&self.server, workspace, change).await
+    }
+
+    /// What operators do.
+    pub fn admin(&self) -> &Admin {
+        self.server.admin()
+    }
+
+    /// The app's one connection with its key, for calls without the client.
+    pub fn keyed(&self) -> InterceptedService<Channel, Bearer> {
+        InterceptedService::new(self.channel.clone(), Bearer::new(&self.key))
+    }
+
+    /// Has the server read the keys now.
+    pub async fn read_keys(&self) {
+        self.server.read_keys().await.expect("the keys can be read");
+    }
+
+    /// A client on the app's one connection with another key.
+    pub fn client_with(&self, key: &str) -> Client {
+        client_on(self.channel.clone(), key)
     }
 
     /// Where it listens.
@@ -177,12 +231,12 @@ impl TestApp {
 
     /// A client on the app's one connection.
     pub fn client(&self) -> Client {
-        client_on(self.channel.clone())
+        client_on(self.channel.clone(), &self.key)
     }
 
     /// A client on a connection of its own.
     pub fn fresh_client(&self) -> Client {
-        client_on(channel_to(self.addr))
+        client_on(channel_to(self.addr), &self.key)
     }
 
     /// Stops the server.
@@ -274,7 +328,22 @@ pub fn channel_to(addr: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{addr}")).expect("an address").connect_lazy()
 }
 
-/// A client on `channel`.
-pub fn client_on(channel: Channel) -> Client {
-    Client::new(channel).max_decoding_message_size(64 * 1024 * 1024)
+/// Limits that no test reaches by chance.
+fn endless() -> WorkspaceChange {
+    let quota = Quota { most: 1_000_000_000, window: Window::Minute };
+    WorkspaceChange { default_zone: None, quotas: Counted::ALL.map(|counted| (counted, quota)).to_vec() }
+}
+
+/// A key that nobody else has the name of.
+async fn key(server: &Server, workspace: &str, change: impl FnOnce(&mut KeyOrder)) -> String {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let name = format!("key {} {}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+    let mut order = KeyOrder { name, permissions: Permissions::all(), expires_at: None, allowlist: vec![] };
+    change(&mut order);
+    server.admin().create_key(workspace, order).await.expect("a key").reveal().to_owned()
+}
+
+/// A client on `channel` with a key.
+pub fn client_on(channel: Channel, key: &str) -> Client {
+    CanvasScheduleServiceClient::with_interceptor(channel, Bearer::new(key)).max_decoding_message_size(64 * 1024 * 1024)
 }

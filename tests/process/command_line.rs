@@ -8,10 +8,10 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use super::database::{Database, Folder, own_postgres};
 use super::load::schedules;
 use super::postgres::process::{Running, run};
-use super::server::{PATIENCE, Server, command, migrate, next_status};
+use super::server::{PATIENCE, Server, command, key, migrate, next_status};
 
 /// Runs the binary to its end, which is near.
-fn ended(args: &[&str]) -> Output {
+pub fn ended(args: &[&str]) -> Output {
     let folder = Folder::new();
     let mut command = command(args);
     command.current_dir(folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -48,6 +48,10 @@ fn every_bad_setting_is_told_in_one_go_before_a_port_is_bound() {
         ("sink-subject", "a b"),
         ("sink-ca-file", "no/such/file"),
         ("sink-secret-file", "no/such/file"),
+        ("tls-client-ca", "alone"),
+        ("plaintext", "yes"),
+        ("trusted-proxies", "10.0.0.0/33"),
+        ("reflection", "maybe"),
         ("cores", "-1"),
         ("writers", "0"),
         ("commit-max", "many"),
@@ -57,6 +61,8 @@ fn every_bad_setting_is_told_in_one_go_before_a_port_is_bound() {
         ("horizon-days", "0"),
         ("revisions-kept", "0"),
         ("max-connections", "0"),
+        ("max-connections-per-address", "0"),
+        ("max-in-flight", "0"),
         ("first-byte-timeout", "x"),
         ("max-connection-age", "0s"),
         ("max-call-time", "-1s"),
@@ -88,6 +94,12 @@ fn help_lists_every_setting_with_its_variable() {
         "sink-connect-timeout",
         "sink-connections",
         "sink-subject",
+        "tls-cert",
+        "tls-key",
+        "tls-client-ca",
+        "plaintext",
+        "trusted-proxies",
+        "reflection",
         "cores",
         "writers",
         "commit-max",
@@ -97,6 +109,8 @@ fn help_lists_every_setting_with_its_variable() {
         "horizon-days",
         "revisions-kept",
         "max-connections",
+        "max-connections-per-address",
+        "max-in-flight",
         "first-byte-timeout",
         "max-connection-age",
         "max-call-time",
@@ -111,10 +125,10 @@ fn help_lists_every_setting_with_its_variable() {
 }
 
 #[test]
-fn an_address_that_is_not_loopback_is_refused() {
+fn an_address_that_is_not_loopback_needs_tls_or_the_word() {
     for addr in ["0.0.0.0:0", "[::]:0", "192.0.2.1:50051"] {
         let said = refused(&["--grpc-addr", addr]);
-        assert!(said.contains(addr) && said.contains("loopback"), "{said}");
+        assert!(said.contains(addr) && said.contains("loopback") && said.contains("--plaintext on"), "{said}");
     }
 }
 
@@ -175,7 +189,9 @@ async fn until_migrated(url: &str) {
     let serving = tokio::time::timeout(PATIENCE, next_status(&mut health)).await.expect("it looks again");
     assert_eq!(serving, Some(ServingStatus::Serving));
     assert_eq!(healthcheck(server.addr()), Some(0));
-    schedules(&mut client, 1).await;
+    server.log().first(|line| line.contains("there is no key yet").then_some(())).await;
+    server.set_key(key(url));
+    schedules(&mut server.connect().await, 1).await;
     server.signal("TERM");
     assert!(server.ended(PATIENCE).await.expect("it ends").success());
     assert_eq!(healthcheck(server.addr()), Some(1), "nobody is there");

@@ -36,7 +36,7 @@ async fn it_starts_in_an_empty_folder_stops_by_sigint_and_starts_again() {
 
 /// The line that reads a sample, without the address.
 fn sample(screen: &[String]) -> Option<&str> {
-    screen.iter().find(|line| line.ends_with("/GetCanvasSchedule"))?.split('\'').nth(1)
+    screen.iter().find(|line| line.ends_with("/GetCanvasSchedule"))?.split('\'').nth(3)
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use tonic::Code;
 use super::database::{Database, test_name};
 use super::load::{create, reason, schedules, unique_time, update};
 use super::lock::Locked;
-use super::server::{PATIENCE, Server};
+use super::server::{PATIENCE, Server, key};
 
 #[tokio::test]
 async fn a_locked_row_does_not_hold_up_its_neighbours_postgres() {
@@ -60,8 +60,9 @@ async fn a_server_that_only_reads_is_left_for_one_that_writes_postgres() {
     let read_only = |value: &str| {
         postgres.psql("postgres", &format!("ALTER DATABASE {name} SET default_transaction_read_only = {value}")).unwrap();
     };
+    let key = key(&database.url());
     read_only("on");
-    let server = Server::start(&database.url(), &[]).await;
+    let server = Server::start_with_key(&database.url(), &[], key).await;
     let mut client = server.connect().await;
     let refused = create(&mut client, unique_time(), String::new()).await.expect_err("it only reads");
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "STORE_UNAVAILABLE"), "{refused:?}");

@@ -9,6 +9,8 @@
 #[path = "../support/postgres.rs"]
 mod postgres;
 
+#[path = "../support/bearer.rs"]
+mod bearer;
 mod consumer;
 mod database;
 mod history;
@@ -16,13 +18,18 @@ mod load;
 mod lock;
 mod server;
 
+mod abuse;
 mod command_line;
 mod crash;
 mod cut;
 mod dev;
+mod keys;
+mod limits;
 mod locked;
 mod order;
 mod replicas;
+mod secrets;
 mod sending;
 mod stop;
+mod tls;
 mod updates;

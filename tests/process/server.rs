@@ -2,24 +2,30 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use rustls::ClientConfig;
 use serde_json::Value;
 use tokio::sync::watch;
 use tonic::Streaming;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
+use super::bearer::Bearer;
 use super::postgres::process::{Running, run};
 
 /// How long anything may take that should be quick; a machine under load is slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The generated client.
-pub type Client = CanvasScheduleServiceClient<Channel>;
+pub type Client = CanvasScheduleServiceClient<InterceptedService<Channel, Bearer>>;
 
 /// The binary with these arguments and no setting from the environment.
 pub fn command(args: &[&str]) -> Command {
@@ -31,6 +37,16 @@ pub fn command(args: &[&str]) -> Command {
 /// Runs `migrate`.
 pub fn migrate(url: &str) {
     run(&mut command(&["migrate", "--database-url", url]), PATIENCE).unwrap();
+}
+
+/// A key of the workspace `default` that may do everything, with limits that no test reaches.
+pub fn key(url: &str) -> String {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let name = format!("key {} {}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+    let set = ["workspace", "set", "default", "--requests", "1000000000/hour", "--broadcasts", "1000000000/minute", "--database-url", url];
+    run(&mut command(&set), PATIENCE).unwrap();
+    let create = ["api-key", "create", "--name", &name, "--permissions", "all", "--database-url", url];
+    run(&mut command(&create), PATIENCE).unwrap().trim().to_owned()
 }
 
 /// What a process writes to a pipe, line by line.
@@ -60,6 +76,14 @@ impl Lines {
         found(&all).expect("it was there")
     }
 
+    /// Waits until so many lines contain this text.
+    pub async fn times(&self, count: usize, text: &str) {
+        let mut lines = self.0.clone();
+        let enough = |lines: &Vec<String>| lines.iter().filter(|line| line.contains(text)).count() >= count;
+        let came = tokio::time::timeout(PATIENCE, lines.wait_for(enough)).await.is_ok_and(|came| came.is_ok());
+        assert!(came, "{text:?} did not come {count} times; these lines did: {:#?}", self.all());
+    }
+
     /// Waits until the pipe is closed and answers everything.
     pub async fn to_the_end(&self) -> Vec<String> {
         let mut lines = self.0.clone();
@@ -74,24 +98,78 @@ impl Lines {
     }
 }
 
+/// How a caller reaches a server.
+#[derive(Clone)]
+pub struct Way {
+    addr: String,
+    key: String,
+    tls: Option<ClientConfig>,
+}
+
+impl Way {
+    /// A connection without a key.
+    pub async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{}", self.addr))?.connect_timeout(PATIENCE);
+        let Some(tls) = &self.tls else { return endpoint.connect().await };
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        let https = HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_only();
+        let named = https.with_server_name_resolver(FixedServerNameResolver::new("localhost".try_into().unwrap()));
+        endpoint.connect_with_connector(named.enable_http2().wrap_connector(tcp)).await
+    }
+
+    /// A connection of its own, if there can be one.
+    pub async fn try_connect(&self) -> Result<Client, tonic::transport::Error> {
+        let channel = self.channel().await?;
+        Ok(CanvasScheduleServiceClient::with_interceptor(channel, Bearer::new(&self.key)).max_decoding_message_size(16 << 20))
+    }
+
+    /// A connection of its own.
+    pub async fn connect(&self) -> Client {
+        self.try_connect().await.expect("it listens")
+    }
+
+    /// The same way for callers who speak TLS like this.
+    pub fn by(&self, tls: ClientConfig) -> Self {
+        Self { tls: Some(tls), ..self.clone() }
+    }
+
+    /// The same way for callers with another key.
+    pub fn with(&self, key: &str) -> Self {
+        Self { key: key.to_owned(), ..self.clone() }
+    }
+}
+
 /// A running `serve`.
 pub struct Server {
     running: Running,
     log: Lines,
-    addr: String,
+    way: Way,
 }
 
 impl Server {
-    /// Starts it and waits until it serves.
+    /// Makes a key, starts it and waits until it serves.
     pub async fn start(url: &str, more: &[&str]) -> Self {
-        let server = Self::listening(url, more).await;
+        Self::start_with_key(url, more, key(url)).await
+    }
+
+    /// Starts it, for callers who have this key, and waits until it serves.
+    pub async fn start_with_key(url: &str, more: &[&str], key: String) -> Self {
+        Self::start_with(url, more, key, None).await
+    }
+
+    /// The same for callers who may speak TLS.
+    pub async fn start_with(url: &str, more: &[&str], key: String, tls: Option<ClientConfig>) -> Self {
+        let mut server = Self::listening(url, more).await;
+        (server.way.key, server.way.tls) = (key, tls);
         let mut health = server.watch().await;
         let serving = async { while next_status(&mut health).await != Some(ServingStatus::Serving) {} };
         tokio::time::timeout(PATIENCE, serving).await.expect("SERVING in time");
         server
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts it and waits until it listens. Its callers have a key that is none.
     pub async fn listening(url: &str, more: &[&str]) -> Self {
         let args = ["serve", "--database-url", url, "--grpc-addr", "127.0.0.1:0", "--log-format", "json", "--revisions-kept", "1000000"];
         // Later flags must not repeat earlier ones, so what `more` sets is left out.
@@ -101,12 +179,33 @@ impl Server {
         let mut running = Running::start(command(&all).stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
         let log = Lines::of(running.child().stderr.take().unwrap());
         let addr = log.first(|line| message(line, "listening")?["grpc_addr"].as_str().map(str::to_owned)).await;
-        Self { running, log, addr }
+        let addr = addr.replace("0.0.0.0", "127.0.0.1");
+        Self { running, log, way: Way { addr, key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)), tls: None } }
     }
 
     /// Where it listens.
     pub fn addr(&self) -> &str {
-        &self.addr
+        &self.way.addr
+    }
+
+    /// The key of its callers.
+    pub fn key(&self) -> &str {
+        &self.way.key
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
+    /// Gives its callers another key.
+    pub fn set_key(&mut self, key: String) {
+        self.way.key = key;
+    }
+
+    /// How its callers reach it.
+    pub fn way(&self) -> &Way {
+        &self.way
     }
 
     /// Its log.
@@ -121,8 +220,7 @@ impl Server {
 
     /// A connection of its own.
     pub async fn connect(&self) -> Client {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect_timeout(PATIENCE);
-        CanvasScheduleServiceClient::new(endpoint.connect().await.expect("it listens")).max_decoding_message_size(16 << 20)
+        self.way.connect().await
     }
 
     /// Several connections.
@@ -136,7 +234,7 @@ impl Server {
 
     /// An open `Health/Watch`.
     pub async fn watch(&self) -> Streaming<HealthCheckResponse> {
-        let channel = Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect().await.expect("it listens");
+        let channel = self.way.channel().await.expect("it listens");
         HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("it watches").into_inner()
     }
 

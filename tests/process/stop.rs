@@ -57,6 +57,7 @@ async fn under_load(database: &Database) {
     }
     server.log().to_the_end().await;
     // Nothing had to be cut off: what was in flight finished, long before the end of the drain.
+    server.log().to_the_end().await;
     assert!(server.logged("stopped").len() == 1 && !warned(&server), "{:#?}", server.log().all());
     let server = Server::start(&database.url(), &[]).await;
     let tally = History::read(&mut server.connect().await).await.check(&calls);

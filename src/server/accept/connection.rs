@@ -2,9 +2,10 @@
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,8 +23,10 @@ use tonic::body::Body;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tower::{Service, ServiceExt};
 
+use super::super::tls::Tls;
 use super::{Bounds, Connection};
 use crate::layers::drain::Phase;
+use crate::layers::sending::Unsent;
 
 /// The bytes that every client of HTTP/2 begins with.
 const PREFACE: usize = 24;
@@ -33,7 +36,7 @@ const FLUSH: Duration = Duration::from_secs(1);
 
 /// Serves the connections of one core, on the runtime that this is called on. Returns when `phase` has left
 /// [`Phase::Serving`] and every connection has ended, which is at most 1 s after [`Phase::Ending`].
-pub async fn serve<S>(mut incoming: mpsc::Receiver<Connection>, service: S, bounds: Bounds, phase: watch::Receiver<Phase>)
+pub async fn serve<S>(mut incoming: mpsc::Receiver<Connection>, service: S, tls: Option<Tls>, bounds: Bounds, phase: watch::Receiver<Phase>)
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -47,7 +50,7 @@ where
             () = &mut leaving => break,
             Some(ended) = connections.join_next() => log_panic(ended),
             Some(connection) = incoming.recv() => {
-                connections.spawn(live(connection, service.clone(), bounds, phase.clone()));
+                connections.spawn(live(connection, service.clone(), tls.clone(), bounds, phase.clone()));
             }
         }
     }
@@ -64,26 +67,49 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn live<S>(connection: Connection, service: S, bounds: Bounds, mut phase: watch::Receiver<Phase>)
+async fn live<S>(connection: Connection, service: S, tls: Option<Tls>, bounds: Bounds, mut phase: watch::Receiver<Phase>)
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
-    let Connection { stream, peer, slot: _until_the_end } = connection;
+    let Connection { stream, peer, places: _until_the_end } = connection;
     let stream = match TcpStream::from_std(stream) {
         Ok(stream) => stream,
         Err(why) => return tracing::warn!(%peer, %why, "a connection cannot be served"),
     };
-    let info = stream.connect_info();
-    let received = Arc::new(AtomicUsize::new(0));
-    let io = TokioIo::new(Counting { stream, received: received.clone() });
-    let silent = || received.load(Ordering::Relaxed) < PREFACE;
-    let mut conn = pin!(http2().serve_connection(io, TowerToHyperService::new(with_peer(service, info))));
+    let unsent = Arc::new(Unsent::default());
+    let service = with_peer(service, stream.connect_info(), unsent.clone());
+    let Some(tls) = tls else { return converse(stream, peer, service, &unsent, bounds, phase).await };
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(bounds.first_byte, tls.acceptor().accept(stream)) => shaken,
+        () = Phase::Draining.reached(&mut phase) => return,
+    };
+    match shaken {
+        // Boxed, so that a connection without TLS does not carry it about.
+        Ok(Ok(stream)) => Box::pin(converse(stream, peer, service, &unsent, bounds, phase)).await,
+        Ok(Err(why)) => tracing::debug!(%peer, %why, "a TLS handshake failed"),
+        Err(_elapsed) => tracing::debug!(%peer, "a TLS handshake took too long"),
+    }
+}
+
+/// Speaks HTTP/2 until the peer or a bound ends it.
+async fn converse<I, S>(stream: I, peer: SocketAddr, service: S, unsent: &Unsent, bounds: Bounds, mut phase: watch::Receiver<Phase>)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    let traffic = Arc::new(Traffic::default());
+    let io = TokioIo::new(Counting { stream, traffic: traffic.clone() });
+    let silent = || traffic.received.load(Ordering::Relaxed) < PREFACE;
+    let mut not_taken = pin!(not_taken(&traffic, unsent, bounds.unsent));
+    let mut conn = pin!(http2().serve_connection(io, TowerToHyperService::new(service)));
 
     let grace = tokio::select! {
         ended = conn.as_mut() => return log_end(peer, ended),
         () = Phase::Draining.reached(&mut phase) => None,
         () = still_silent_after(bounds.first_byte, silent) => return tracing::debug!(%peer, "a silent connection is closed"),
+        () = not_taken.as_mut() => return tracing::debug!(%peer, "a connection that takes no answers is closed"),
         () = sleep(bounds.age()) => Some(bounds.age_grace),
     };
     if silent() {
@@ -92,6 +118,7 @@ where
     conn.as_mut().graceful_shutdown();
     tokio::select! {
         ended = conn.as_mut() => log_end(peer, ended),
+        () = not_taken => tracing::debug!(%peer, "a connection that takes no answers is closed"),
         () = ended_and_flushed(&mut phase) => tracing::debug!(%peer, "a connection did not end by itself"),
         () = passed(grace) => tracing::debug!(%peer, "a connection past its age did not end by itself"),
     }
@@ -105,22 +132,28 @@ fn http2() -> http2::Builder<TokioExecutor> {
         .max_header_list_size(16 * 1024)
         .initial_stream_window_size(1024 * 1024)
         .initial_connection_window_size(4 * 1024 * 1024)
+        .max_send_buf_size(64 * 1024)
+        // Calls that are begun and given up at once: so many that were not yet looked at, and then the connection ends.
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(1024)
         // A peer that is gone without a word is noticed after 80 s.
         .keep_alive_interval(Duration::from_secs(60))
         .keep_alive_timeout(Duration::from_secs(20));
     builder
 }
 
-/// `service` with the address of the peer in each request, where [`tonic::Request::remote_addr`] finds it.
+/// `service` with what the layers know of the connection in each request: what it has not sent, and the peer's address, where [`tonic::Request::remote_addr`] finds it.
 fn with_peer<S>(
     service: S,
     info: TcpConnectInfo,
+    unsent: Arc<Unsent>,
 ) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future = S::Future> + Clone + Send + 'static
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
 {
     service.map_request(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(info.clone());
+        request.extensions_mut().insert(unsent.clone());
         request.map(Body::new)
     })
 }
@@ -130,6 +163,24 @@ async fn still_silent_after(bound: Duration, silent: impl Fn() -> bool) {
     sleep(bound).await;
     if !silent() {
         std::future::pending().await
+    }
+}
+
+/// Returns once the peer has left an answer, or bytes, untaken for longer than `bound`; for a small part of it while the process
+/// holds many answers.
+async fn not_taken(traffic: &Traffic, unsent: &Unsent, bound: Duration) {
+    const PARTS: u32 = 30;
+    let mut sent_before = None;
+    for part in 1_u32.. {
+        sleep(bound / PARTS).await;
+        if part % PARTS != 0 && !Unsent::many() {
+            continue;
+        }
+        let sent = traffic.stuck.load(Ordering::Relaxed).then(|| traffic.sent.load(Ordering::Relaxed));
+        if unsent.look() || (sent.is_some() && sent == sent_before) {
+            return;
+        }
+        sent_before = sent;
     }
 }
 
@@ -145,35 +196,57 @@ async fn passed(grace: Option<Duration>) {
     }
 }
 
-fn log_end(peer: std::net::SocketAddr, ended: hyper::Result<()>) {
+fn log_end(peer: SocketAddr, ended: hyper::Result<()>) {
     match ended {
         Ok(()) => tracing::debug!(%peer, "a connection ended"),
         Err(why) => tracing::debug!(%peer, %why, "a connection failed"),
     }
 }
 
-/// A socket that counts the bytes it has received, so that a peer that sends half a preface counts as silent.
-struct Counting {
-    stream: TcpStream,
-    received: Arc<AtomicUsize>,
+/// What went over a connection.
+#[derive(Debug, Default)]
+struct Traffic {
+    /// In bytes, so that a peer that sends half a preface counts as silent.
+    received: AtomicUsize,
+    sent: AtomicUsize,
+    /// Whether bytes wait until the peer takes earlier ones.
+    stuck: AtomicBool,
 }
 
-impl AsyncRead for Counting {
+impl Traffic {
+    fn note_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.sent.fetch_add(bytes, Ordering::Relaxed);
+        }
+        self.stuck.store(written.is_pending(), Ordering::Relaxed);
+        written
+    }
+}
+
+/// A stream that counts.
+struct Counting<I> {
+    stream: I,
+    traffic: Arc<Traffic>,
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Counting<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.received.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
+        self.traffic.received.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
         read
     }
 }
 
-impl AsyncWrite for Counting {
+impl<I: AsyncWrite + Unpin> AsyncWrite for Counting<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buffer)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buffer);
+        self.traffic.note_write(written)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffers: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, buffers);
+        self.traffic.note_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {

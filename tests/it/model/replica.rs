@@ -237,7 +237,7 @@ async fn start(database: &Database) -> (TestStore, Service) {
 }
 
 fn caller() -> Caller {
-    Caller { workspace: WorkspaceId::DEFAULT, actor: "model".to_owned(), deadline: None }
+    Caller { workspace: WorkspaceId::DEFAULT, actor: "model".into(), deadline: None }
 }
 
 fn request_id() -> RequestId {

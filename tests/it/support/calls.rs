@@ -17,7 +17,6 @@ use serde_json::Value;
 use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
@@ -147,19 +146,29 @@ pub fn entry(result: v1::BatchUpdateCanvasSchedulesResult) -> Entry {
 }
 
 /// A client that leaves deadlines to the server; tonic's channel also ends calls by itself, with a code of its own.
-pub async fn bare_client(addr: SocketAddr) -> CanvasScheduleServiceClient<impl GrpcService<Body, ResponseBody = Incoming>> {
+pub async fn bare_client(addr: SocketAddr, key: &str) -> CanvasScheduleServiceClient<impl GrpcService<Body, ResponseBody = Incoming>> {
     let stream = tokio::net::TcpStream::connect(addr).await.expect("a connection");
     let (send, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
     tokio::spawn(connection);
-    let service = tower::service_fn(move |request: http::Request<Body>| send.clone().send_request(request));
+    let key: http::HeaderValue = format!("Bearer {key}").parse().expect("ASCII");
+    let service = tower::service_fn(move |mut request: http::Request<Body>| {
+        request.headers_mut().insert("authorization", key.clone());
+        send.clone().send_request(request)
+    });
     CanvasScheduleServiceClient::with_origin(service, format!("http://{addr}").parse().expect("an origin"))
 }
 
 /// Calls a method with bytes as they are, for what no generated client would send.
-pub async fn raw(channel: Channel, method: &'static str, message: Vec<u8>) -> Result<Bytes, Status> {
+pub async fn raw<C>(channel: C, method: &str, message: Vec<u8>) -> Result<Bytes, Status>
+where
+    C: GrpcService<Body>,
+    C::ResponseBody: http_body::Body<Data = Bytes> + Send + 'static,
+    <C::ResponseBody as http_body::Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    C::Error: std::fmt::Display,
+{
     let mut grpc = tonic::client::Grpc::new(channel);
     grpc.ready().await.map_err(|why| Status::unknown(why.to_string()))?;
-    let path = http::uri::PathAndQuery::from_static(method);
+    let path = http::uri::PathAndQuery::try_from(method).expect("a path");
     grpc.unary(Request::new(Bytes::from(message)), path, BytesCodec).await.map(tonic::Response::into_inner)
 }
 

@@ -97,7 +97,7 @@ fn everyone() -> Target {
 }
 
 fn caller() -> Caller {
-    Caller { workspace: WorkspaceId::DEFAULT, actor: "test".to_owned(), deadline: None }
+    Caller { workspace: WorkspaceId::DEFAULT, actor: "test".into(), deadline: None }
 }
 
 /// Not taken, as a consumer says that is full.

@@ -1,0 +1,106 @@
+use chrono::TimeDelta;
+
+use super::*;
+use crate::clock::{Clock, ManualClock};
+use crate::domain::{NewKey, Permissions, Policy};
+use crate::service::admin::{Admin, KeyOrder};
+use crate::store::{Options, Writer};
+
+/// An access over a database in memory, what operators do with it, and what must live as long.
+async fn access() -> (Access, Admin, Store, Vec<Writer>) {
+    let clock = Arc::new(ManualClock::at(DateTime::from_timestamp(1_800_000_000, 0).expect("an instant")));
+    let (store, writers) = Store::open(&Options::new("sqlite::memory:"), clock.clone(), Policy::default()).await.expect("a store");
+    store.migrate().await.expect("migrated");
+    (Access::new(store.clone(), clock.clone()), Admin::new(store.clone(), clock), store, writers)
+}
+
+async fn key(admin: &Admin, name: &str) -> Presented {
+    let order = KeyOrder { name: name.to_owned(), permissions: Permissions::all(), expires_at: None, allowlist: vec![] };
+    presented(&admin.create_key("default", order).await.expect("made"))
+}
+
+fn presented(new: &NewKey) -> Presented {
+    Presented::parse(new.reveal().as_bytes()).expect("well formed")
+}
+
+fn made_up(n: u8) -> Presented {
+    presented(&NewKey::from_random(&[n; crate::domain::key::RANDOM_BYTES]))
+}
+
+async fn admitted(access: &Access, key: &Presented) -> Result<(), Denied> {
+    access.admit(key, None, Permission::Read).await.map(drop)
+}
+
+const UNKNOWN: Result<(), Denied> = Err(Denied::Barred(Barred::Unknown));
+
+#[tokio::test]
+async fn nobody_is_let_in_before_the_keys_were_read() {
+    let (access, admin, _store, _writers) = access().await;
+    let key = key(&admin, "a").await;
+    assert_eq!(admitted(&access, &key).await, Err(Denied::Unavailable));
+    access.read().await.expect("read");
+    assert_eq!(admitted(&access, &key).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_flood_of_unknown_keys_costs_ten_look_ups() {
+    let (access, admin, _store, _writers) = access().await;
+    access.read().await.expect("read");
+    assert!(access.nobody_may_call());
+    for n in 0..=255 {
+        assert_eq!(admitted(&access, &made_up(n)).await, UNKNOWN);
+    }
+    assert_eq!(access.0.look_ups_left.load(Ordering::Relaxed), 0);
+    let late = key(&admin, "late").await;
+    assert_eq!(admitted(&access, &late).await, UNKNOWN, "no look-up is left for it");
+    access.read().await.expect("read");
+    assert_eq!(admitted(&access, &late).await, Ok(()), "the next reading has it");
+    assert_eq!(access.0.look_ups_left.load(Ordering::Relaxed), LOOK_UPS);
+}
+
+#[tokio::test]
+async fn many_calls_with_one_new_key_are_one_look_up() {
+    let (access, admin, _store, _writers) = access().await;
+    access.read().await.expect("read");
+    let key = key(&admin, "new").await;
+    let calls: Vec<_> = (0..50).map(|_| (access.clone(), key)).collect();
+    let calls = calls.into_iter().map(|(access, key)| tokio::spawn(async move { admitted(&access, &key).await }));
+    for call in calls.collect::<Vec<_>>() {
+        assert_eq!(call.await.expect("no panic"), Ok(()));
+    }
+    assert_eq!(access.0.look_ups_left.load(Ordering::Relaxed), LOOK_UPS - 1);
+}
+
+#[tokio::test]
+async fn without_the_database_the_keys_known_are_good_for_a_while() {
+    let (access, admin, _store, _writers) = access().await;
+    let key = key(&admin, "a").await;
+    access.read().await.expect("read");
+    tokio::time::pause();
+    tokio::time::advance(STALE_AFTER - Duration::from_secs(10)).await;
+    assert_eq!(admitted(&access, &key).await, Ok(()));
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(admitted(&access, &key).await, Err(Denied::Unavailable));
+}
+
+#[tokio::test]
+async fn a_key_that_stopped_is_told_so_for_a_week() {
+    let clock = Arc::new(ManualClock::at(DateTime::from_timestamp(1_800_000_000, 0).expect("an instant")));
+    let (store, _writers) = Store::open(&Options::new("sqlite::memory:"), clock.clone(), Policy::default()).await.expect("a store");
+    store.migrate().await.expect("migrated");
+    let (access, admin) = (Access::new(store.clone(), clock.clone()), Admin::new(store, clock.clone()));
+    let revoked = key(&admin, "revoked").await;
+    admin.revoke_key(revoked.id).await.expect("revoked");
+    let expires_at = Some(clock.now() + TimeDelta::hours(1));
+    let order = KeyOrder { name: "expires".to_owned(), permissions: Permissions::all(), expires_at, allowlist: vec![] };
+    let expires = presented(&admin.create_key("default", order).await.expect("made"));
+    access.read().await.expect("read");
+    assert_eq!(admitted(&access, &revoked).await, Err(Denied::Barred(Barred::Revoked)));
+    assert_eq!(admitted(&access, &expires).await, Ok(()));
+    clock.advance(TimeDelta::hours(1));
+    assert_eq!(admitted(&access, &expires).await, Err(Denied::Barred(Barred::Expired)), "at its instant, without a reading");
+    clock.advance(TimeDelta::days(7));
+    access.read().await.expect("read");
+    assert!(access.nobody_may_call());
+    assert_eq!(admitted(&access, &revoked).await, UNKNOWN, "also when it is looked up");
+}

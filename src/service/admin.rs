@@ -1,0 +1,127 @@
+//! What operators do: workspaces and keys. Its callers are at the command line, and have the database's own rights.
+
+use chrono::{DateTime, Utc};
+use ipnet::IpNet;
+
+use crate::clock::SharedClock;
+use crate::domain::key::RANDOM_BYTES;
+use crate::domain::{ApiKey, KeyId, NewKey, Permissions, Workspace, WorkspaceId};
+use crate::error::{Error, Violation, quote};
+use crate::store::Store;
+pub use crate::store::WorkspaceChange;
+
+/// The most keys that a list shows.
+const LISTED_MOST: u64 = 100_000;
+
+/// What is asked of a new key.
+#[derive(Debug, Clone)]
+pub struct KeyOrder {
+    /// What the history calls it.
+    pub name: String,
+    /// What it may do.
+    pub permissions: Permissions,
+    /// When it stops working by itself.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// Where it may be used from; empty means anywhere.
+    pub allowlist: Vec<IpNet>,
+}
+
+/// The operators' use cases.
+#[derive(Clone)]
+pub struct Admin {
+    store: Store,
+    clock: SharedClock,
+}
+
+impl Admin {
+    /// Over this store.
+    pub fn new(store: Store, clock: SharedClock) -> Self {
+        Self { store, clock }
+    }
+
+    /// Makes a key in the workspace of this name. Its text is in the answer and nowhere else.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an unknown workspace or a name that is taken, and the store's.
+    pub async fn create_key(&self, workspace: &str, order: KeyOrder) -> Result<NewKey, Error> {
+        let workspace = self.store.workspace_named(workspace).await?;
+        let mut random = [0; RANDOM_BYTES];
+        getrandom::fill(&mut random).map_err(Error::internal)?;
+        let new = NewKey::from_random(&random);
+        let key = ApiKey {
+            id: new.id,
+            workspace,
+            name: order.name,
+            hash: new.hash,
+            permissions: order.permissions,
+            expires_at: order.expires_at,
+            allowlist: order.allowlist,
+            created_at: self.clock.now(),
+            revoked_at: None,
+            last_used_at: None,
+        };
+        self.store.create_key(&key).await?;
+        Ok(new)
+    }
+
+    /// As [`Self::create_key`] in the workspace `default`, in place of the key of this name that may be there.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn replace_key(&self, order: KeyOrder) -> Result<NewKey, Error> {
+        self.store.remove_key(WorkspaceId::DEFAULT, &order.name).await?;
+        self.create_key("default", order).await
+    }
+
+    /// Every key, by workspace and age.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn keys(&self) -> Result<Vec<ApiKey>, Error> {
+        self.store.all_keys(LISTED_MOST).await
+    }
+
+    /// Makes a key stop working: on every replica within 10 seconds.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an unknown key, and the store's.
+    pub async fn revoke_key(&self, id: KeyId) -> Result<(), Error> {
+        self.store.revoke_key(id).await
+    }
+
+    /// Makes a workspace.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the name is taken, and the store's.
+    pub async fn create_workspace(&self, name: &str, change: &WorkspaceChange) -> Result<(), Error> {
+        self.store.create_workspace(name, change).await
+    }
+
+    /// Changes a workspace.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an unknown workspace, and the store's.
+    pub async fn set_workspace(&self, name: &str, change: &WorkspaceChange) -> Result<(), Error> {
+        self.store.set_workspace(name, change).await
+    }
+
+    /// Pauses sending for a workspace, or beside that for all, or lets it go on.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an unknown workspace, and the store's.
+    pub async fn set_sending(&self, name: Option<&str>, paused: bool) -> Result<(), Error> {
+        if self.store.set_sending(name, paused).await? {
+            return Ok(());
+        }
+        let message = format!("workspace {} does not exist", quote(name.unwrap_or_default()));
+        Err(Error::Invalid(vec![Violation::new("name", message)]))
+    }
+
+    /// Every workspace, by name.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn workspaces(&self) -> Result<Vec<Workspace>, Error> {
+        self.store.workspaces().await
+    }
+}

@@ -1,0 +1,331 @@
+//! How much a workspace may still ask. What all replicas have taken of a window is counted in the database; a replica takes its
+//! share in chunks, ahead of need, so that a call costs no round trip. What is left of a chunk is never carried over a window.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::Instant;
+
+use crate::clock::SharedClock;
+use crate::domain::{Charge, Counted, Limits, Quota, WorkspaceId};
+use crate::error::Error;
+use crate::store::Store;
+
+/// A chunk is meant to last so long at the rate of the moment: long enough to be taken ahead of need, short enough that what
+/// a replica holds and does not use is little.
+const CHUNK_LASTS: Duration = Duration::from_millis(250);
+/// The first chunk of a window, when the rate is not known yet, is this part of the quota.
+const FIRST_PART: u64 = 2_000;
+/// How often one call may take a chunk: a batch near the end of a quota gathers many small ones.
+const TRIES: usize = 100;
+
+/// What a caller is told of its quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Told {
+    /// How many the window allows.
+    pub limit: u64,
+    /// How many are left, over all replicas as far as this one knows.
+    pub remaining: u64,
+    /// When the next window begins, in milliseconds since 1970.
+    pub resets_ms: i64,
+}
+
+/// Why a call was not counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Over {
+    /// The quota of this window is used up.
+    Quota(Counted, Told),
+    /// The count could not be read.
+    Store(Error),
+}
+
+/// What every budget of the process shares.
+pub struct Counter {
+    /// None in tests of the layers, whose budgets are endless.
+    store: Option<Store>,
+    clock: SharedClock,
+    /// Replicas that were seen of late, this one among them.
+    replicas: AtomicU32,
+}
+
+impl Counter {
+    /// Counts in this store.
+    pub fn new(store: Option<Store>, clock: SharedClock) -> Arc<Self> {
+        Arc::new(Self { store, clock, replicas: AtomicU32::new(1) })
+    }
+
+    /// States how many replicas share the quotas.
+    pub fn set_replicas(&self, replicas: u32) {
+        self.replicas.store(replicas.max(1), Ordering::Relaxed);
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.clock.now().timestamp_millis()
+    }
+}
+
+/// What one workspace may still ask of this replica.
+pub struct Budget {
+    workspace: WorkspaceId,
+    counter: Arc<Counter>,
+    limits: Mutex<Limits>,
+    requests: Bucket,
+    broadcasts: Bucket,
+}
+
+impl Budget {
+    /// A budget of which nothing was taken yet.
+    pub fn new(workspace: WorkspaceId, limits: Limits, counter: Arc<Counter>) -> Arc<Self> {
+        let bucket = Bucket::default;
+        Arc::new(Self { workspace, counter, limits: Mutex::new(limits), requests: bucket(), broadcasts: bucket() })
+    }
+
+    /// Heeds limits that were set anew.
+    pub fn set_limits(&self, limits: Limits) {
+        let mut own = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        if *own != limits {
+            *own = limits;
+            // What was taken under the old ones is counted already.
+            self.requests.window.store(None);
+            self.broadcasts.window.store(None);
+        }
+    }
+
+    fn quota(&self, counted: Counted) -> Quota {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).of(counted)
+    }
+
+    /// Counts a call, or says why it may not go on; then nothing was counted.
+    ///
+    /// # Errors
+    /// The quota that is used up, or the store's.
+    pub async fn charge(self: &Arc<Self>, charge: &Charge) -> Result<Told, Over> {
+        match charge {
+            Charge::Requests(n) => self.take(Counted::Requests, *n).await,
+            Charge::Broadcast => self.take(Counted::Broadcasts, 1).await,
+            Charge::Audience(digest) => {
+                let told = self.take(Counted::Broadcasts, 1).await?;
+                if let Err(over) = self.take_of_audience(digest).await {
+                    self.broadcasts.give_back(1);
+                    return Err(over);
+                }
+                Ok(told)
+            }
+        }
+    }
+
+    /// As [`Self::charge`] for requests, when the answer needs no wait: the way of nearly every call.
+    pub fn charge_at_once(self: &Arc<Self>, requests: u64) -> Option<Result<Told, Over>> {
+        self.take_at_once(Counted::Requests, requests)
+    }
+
+    fn take_at_once(self: &Arc<Self>, counted: Counted, n: u64) -> Option<Result<Told, Over>> {
+        match self.bucket(counted).try_take(n, self.counter.now_ms()) {
+            Tried::Taken(told, low) => {
+                self.refill_ahead(counted, low);
+                Some(Ok(told))
+            }
+            Tried::UsedUp(told) => Some(Err(Over::Quota(counted, told))),
+            Tried::Empty => None,
+        }
+    }
+
+    fn bucket(&self, counted: Counted) -> &Bucket {
+        if counted == Counted::Requests { &self.requests } else { &self.broadcasts }
+    }
+
+    async fn take(self: &Arc<Self>, counted: Counted, n: u64) -> Result<Told, Over> {
+        for _ in 0..TRIES {
+            if let Some(answer) = self.take_at_once(counted, n) {
+                return answer;
+            }
+            self.refill(counted, n).await.map_err(Over::Store)?;
+        }
+        Err(Over::Store(Error::Busy { retry_after: CHUNK_LASTS }))
+    }
+
+    /// Takes a chunk in the background when the last one runs low.
+    fn refill_ahead(self: &Arc<Self>, counted: Counted, low: bool) {
+        let bucket = self.bucket(counted);
+        if !low || bucket.refilling.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let own = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = own.refill(counted, 0).await {
+                // The calls that need a chunk and get none are told.
+                tracing::debug!(?error, "no budget could be taken ahead of need");
+            }
+            own.bucket(counted).refilling.store(false, Ordering::Relaxed);
+        });
+    }
+
+    /// Takes a chunk for `needed` calls that found the bucket empty, or ahead of need for 0; one at a time.
+    async fn refill(&self, counted: Counted, needed: u64) -> Result<(), Error> {
+        let Some(store) = &self.counter.store else { return Ok(()) };
+        let bucket = self.bucket(counted);
+        let _turn = bucket.turn.lock().await;
+        let now_ms = self.counter.now_ms();
+        let open = bucket.open(now_ms);
+        if open.as_ref().is_some_and(|window| !window.wants_more(needed)) {
+            // Whoever had the turn before took enough.
+            return Ok(());
+        }
+        let quota = open.as_ref().map_or_else(|| self.quota(counted), |window| window.quota);
+        let wanted = open.as_ref().map_or((quota.most / FIRST_PART).max(1), |window| window.wanted()).max(needed);
+        let began_ms = quota.window.begin(now_ms);
+        let replicas = self.counter.replicas.load(Ordering::Relaxed);
+        let taken = store.take_quota(self.workspace, counted.name(), began_ms, quota, wanted, replicas).await?;
+        if quota != self.quota(counted) {
+            // The limit was set anew in the meantime; the next try heeds it.
+            return Ok(());
+        }
+        let window = open.unwrap_or_else(|| Arc::new(Window::new(quota, began_ms)));
+        window.add(taken.got, taken.in_all);
+        bucket.window.store(Some(window));
+        Ok(())
+    }
+
+    /// Counts one creation for an audience, in the database itself: these are few.
+    async fn take_of_audience(&self, digest: &str) -> Result<(), Over> {
+        let Some(store) = &self.counter.store else { return Ok(()) };
+        let quota = self.quota(Counted::SameAudience);
+        let began_ms = quota.window.begin(self.counter.now_ms());
+        let name = format!("{}:{digest}", Counted::SameAudience.name());
+        let taken = store.take_quota(self.workspace, &name, began_ms, quota, 1, 1).await.map_err(Over::Store)?;
+        if taken.got == 1 {
+            return Ok(());
+        }
+        Err(Over::Quota(Counted::SameAudience, Told { limit: quota.most, remaining: 0, resets_ms: began_ms + quota.window.millis() }))
+    }
+}
+
+/// What a replica holds of one quota.
+#[derive(Default)]
+struct Bucket {
+    window: ArcSwapOption<Window>,
+    /// Whoever takes a chunk.
+    turn: AsyncMutex<()>,
+    refilling: AtomicBool,
+}
+
+enum Tried {
+    /// And whether a chunk should be taken ahead of need.
+    Taken(Told, bool),
+    UsedUp(Told),
+    Empty,
+}
+
+impl Bucket {
+    fn open(&self, now_ms: i64) -> Option<Arc<Window>> {
+        self.window.load_full().filter(|window| window.is_open(now_ms))
+    }
+
+    fn try_take(&self, n: u64, now_ms: i64) -> Tried {
+        let window = self.window.load();
+        let Some(window) = window.as_ref().filter(|window| window.is_open(now_ms)) else { return Tried::Empty };
+        match window.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(n)) {
+            Ok(before) => {
+                let left = before - n;
+                let low = left < window.low.load(Ordering::Relaxed) && !window.is_used_up();
+                Tried::Taken(window.told(left), low)
+            }
+            Err(left) if window.is_used_up() => Tried::UsedUp(window.told(left)),
+            Err(_) => Tried::Empty,
+        }
+    }
+
+    fn give_back(&self, n: u64) {
+        if let Some(window) = self.window.load().as_ref() {
+            window.left.fetch_add(n, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a replica holds of one window of one quota.
+struct Window {
+    quota: Quota,
+    began_ms: i64,
+    /// How much may be used without asking.
+    left: AtomicU64,
+    /// Below this a chunk is taken ahead of need.
+    low: AtomicU64,
+    /// What all replicas had taken of the quota when this one took its last chunk.
+    taken: AtomicU64,
+    pace: Mutex<Pace>,
+}
+
+/// How quickly chunks are used.
+struct Pace {
+    /// All chunks together.
+    had: u64,
+    /// What of them was used when the last one was taken.
+    used: u64,
+    at: Instant,
+}
+
+impl Window {
+    fn new(quota: Quota, began_ms: i64) -> Self {
+        let pace = Mutex::new(Pace { had: 0, used: 0, at: Instant::now() });
+        Self { quota, began_ms, left: AtomicU64::new(0), low: AtomicU64::new(0), taken: AtomicU64::new(0), pace }
+    }
+
+    fn is_open(&self, now_ms: i64) -> bool {
+        // A clock that was set back has left it too.
+        (self.began_ms..self.ends_ms()).contains(&now_ms)
+    }
+
+    fn ends_ms(&self) -> i64 {
+        self.began_ms + self.quota.window.millis()
+    }
+
+    /// Whether there is nothing more to take.
+    fn is_used_up(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) >= self.quota.most
+    }
+
+    fn wants_more(&self, needed: u64) -> bool {
+        let left = self.left.load(Ordering::Relaxed);
+        !self.is_used_up() && (left < needed || left < self.low.load(Ordering::Relaxed))
+    }
+
+    /// As much as was used per [`CHUNK_LASTS`] since the last chunk was taken.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an estimate")]
+    fn wanted(&self) -> u64 {
+        let pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = pace.had.saturating_sub(self.left.load(Ordering::Relaxed)).saturating_sub(pace.used);
+        let elapsed = pace.at.elapsed().max(Duration::from_millis(1));
+        let per_chunk = used as f64 * CHUNK_LASTS.as_secs_f64() / elapsed.as_secs_f64();
+        (per_chunk as u64).max(1)
+    }
+
+    fn add(&self, got: u64, in_all: u64) {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = pace.had.saturating_sub(self.left.load(Ordering::Relaxed));
+        *pace = Pace { had: pace.had + got, used, at: Instant::now() };
+        self.taken.store(in_all, Ordering::Relaxed);
+        let left = self.left.fetch_add(got, Ordering::Relaxed) + got;
+        self.low.store(left.min(got) / 2, Ordering::Relaxed);
+    }
+
+    fn told(&self, left: u64) -> Told {
+        let untaken = self.quota.most.saturating_sub(self.taken.load(Ordering::Relaxed));
+        Told { limit: self.quota.most, remaining: (untaken + left).min(self.quota.most), resets_ms: self.ends_ms() }
+    }
+}
+
+#[cfg(test)]
+impl Budget {
+    /// One that never ends.
+    pub fn endless(workspace: WorkspaceId, clock: SharedClock) -> Arc<Self> {
+        let budget = Self::new(workspace, Limits::default(), Counter::new(None, clock));
+        let quota = budget.quota(Counted::Requests);
+        let window = Window::new(quota, quota.window.begin(budget.counter.now_ms()));
+        window.add(u64::MAX / 2, 0);
+        budget.requests.window.store(Some(Arc::new(window)));
+        budget
+    }
+}

@@ -1,0 +1,85 @@
+//! A quota over two replicas.
+
+use std::time::{Duration, SystemTime};
+
+use canvas_scheduler::pb::v1;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+use tonic::Code;
+
+use super::database::{Database, test_name};
+use super::load::reason;
+use super::postgres::process::run;
+use super::server::{Client, PATIENCE, Server, command, key};
+
+const LIMIT: usize = 6_000;
+/// Calls that are offered to each replica by so many callers: 1.2 times the limit, unevenly.
+const OFFERED: [usize; 2] = [6_480, 720];
+const CALLERS: usize = 6;
+/// Over which the calls are spread, within one minute of the clock.
+const SPREAD: Duration = Duration::from_secs(25);
+
+/// What became of some calls.
+#[derive(Default)]
+struct Tally {
+    accepted: usize,
+    refused: usize,
+    /// When the window ends, as it was told.
+    resets: Vec<u64>,
+}
+
+#[tokio::test]
+async fn two_replicas_accept_the_quota_to_within_one_percent_under_uneven_load_postgres() {
+    let Some(database) = Database::postgres() else { return };
+    let key = key(&database.url());
+    let quota = format!("{LIMIT}/minute");
+    run(&mut command(&["workspace", "set", "default", "--requests", &quota, "--database-url", &database.url()]), PATIENCE).unwrap();
+    let servers =
+        [Server::start_with_key(&database.url(), &[], key.clone()).await, Server::start_with_key(&database.url(), &[], key.clone()).await];
+    let window_ends = a_minute_with_room().await;
+    let (mut callers, begin) = (JoinSet::new(), Instant::now());
+    for (server, offered) in servers.iter().zip(OFFERED) {
+        for _ in 0..CALLERS {
+            callers.spawn(offer(server.connect().await, offered / CALLERS, begin));
+        }
+    }
+    let mut all = Tally::default();
+    for tally in callers.join_all().await {
+        all.accepted += tally.accepted;
+        all.refused += tally.refused;
+        all.resets.extend(tally.resets);
+    }
+    println!("{}: {} of {LIMIT} accepted, {} refused, in {:?}", test_name(), all.accepted, all.refused, begin.elapsed());
+    assert_eq!(all.accepted + all.refused, OFFERED.iter().sum::<usize>());
+    assert!((LIMIT - LIMIT / 100..=LIMIT).contains(&all.accepted), "{}", all.accepted);
+    assert!(all.resets.iter().all(|reset| *reset == window_ends), "{window_ends}: {:?}", all.resets);
+}
+
+/// Waits for a minute of the clock in which the calls have room, and answers when it ends, in seconds since 1970.
+async fn a_minute_with_room() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let ends = (now.as_secs() / 60 + 1) * 60;
+    let left = Duration::from_secs(ends) - now;
+    if left > SPREAD * 2 {
+        return ends;
+    }
+    sleep(left).await;
+    ends + 60
+}
+
+/// Makes so many calls, evenly spread.
+async fn offer(mut client: Client, calls: usize, begin: Instant) -> Tally {
+    let mut tally = Tally::default();
+    for n in 0..calls {
+        sleep_until(begin + SPREAD * u32::try_from(n).unwrap() / u32::try_from(calls).unwrap()).await;
+        match client.list_canvas_schedules(v1::ListCanvasSchedulesRequest::default()).await {
+            Ok(_) => tally.accepted += 1,
+            Err(status) => {
+                assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "RATE_LIMITED"), "{status:?}");
+                tally.refused += 1;
+                tally.resets.push(status.metadata().get("x-ratelimit-reset").unwrap().to_str().unwrap().parse().unwrap());
+            }
+        }
+    }
+    tally
+}

@@ -1,0 +1,221 @@
+//! TLS: certificates that are replaced, callers who need one, and peers who speak something else.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use canvas_scheduler::pb::v1;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::client::WantsClientCert;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::command_line::ended;
+use super::database::{Database, Folder};
+use super::load::{Callers, Mix, schedules};
+use super::server::{PATIENCE, Server, key};
+
+/// An authority that signs certificates.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// A certificate for `localhost` and its key, PEM.
+    fn sign(&self) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
+    /// A client that trusts its certificates.
+    fn trusted(&self) -> ClientConfig {
+        self.client().with_no_client_auth()
+    }
+
+    /// The same with a certificate and key of its own.
+    fn trusted_by(&self, (certificate, key): (String, String)) -> ClientConfig {
+        let own = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+        self.client().with_client_auth_cert(own, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+    }
+
+    fn client(&self) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots)
+    }
+}
+
+/// A server's certificate in files.
+struct Files {
+    folder: Folder,
+}
+
+impl Files {
+    fn of(authority: &Authority) -> Self {
+        let files = Self { folder: Folder::new() };
+        files.replace(authority);
+        files
+    }
+
+    /// As tools do it: each file whole, the one after the other.
+    fn replace(&self, authority: &Authority) {
+        let (certificate, key) = authority.sign();
+        write(&self.path("tls.crt"), &certificate);
+        write(&self.path("tls.key"), &key);
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The flags that name them.
+    fn flags(&self) -> Vec<String> {
+        ["crt", "key"].map(|end| (if end == "crt" { "cert" } else { end }, self.path(&format!("tls.{end}")))).map(flag).concat()
+    }
+}
+
+fn flag((name, path): (&str, PathBuf)) -> Vec<String> {
+    vec![format!("--tls-{name}"), path.display().to_string()]
+}
+
+fn write(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
+async fn start(database: &Database, flags: &[String], client: ClientConfig) -> Server {
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    Server::start_with(&database.url(), &flags, key(&database.url()), Some(client)).await
+}
+
+#[tokio::test]
+async fn a_certificate_is_replaced_under_load_and_no_call_fails() {
+    let (database, old, new) = (Database::sqlite(), Authority::new(), Authority::new());
+    let files = Files::of(&old);
+    let server = start(&database, &files.flags(), old.trusted()).await;
+    let (ids, _) = schedules(&mut server.connect().await, 10).await;
+    let mut callers = Callers::start(&server.connections(4).await, &ids, 16, Mix::default());
+    callers.acknowledged(50).await;
+    files.replace(&new);
+    server.log().first(|line| line.contains("the certificate was replaced").then_some(())).await;
+    // New connections get the new one, and those that are open go on.
+    schedules(&mut server.way().by(new.trusted()).connect().await, 1).await;
+    assert!(server.way().try_connect().await.is_err(), "who trusts the old authority alone does not come in any more");
+    callers.acknowledged(200).await;
+    for call in callers.stop().await {
+        assert!(call.end.is_ok(), "{call:?}");
+    }
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_leave_the_certificate_as_it_is() {
+    let (database, authority) = (Database::sqlite(), Authority::new());
+    let files = Files::of(&authority);
+    let server = start(&database, &files.flags(), authority.trusted()).await;
+    for (n, (name, text)) in [("tls.key", authority.sign().1), ("tls.crt", "nonsense".to_owned())].into_iter().enumerate() {
+        write(&files.path(name), &text);
+        server.log().times(n + 1, "the new certificate cannot be used").await;
+        schedules(&mut server.connect().await, 1).await;
+    }
+    files.replace(&authority);
+    server.log().first(|line| line.contains("the certificate was replaced").then_some(())).await;
+    schedules(&mut server.connect().await, 1).await;
+}
+
+#[tokio::test]
+async fn with_mutual_tls_a_client_without_a_certificate_is_refused_at_the_handshake() {
+    let (database, authority, strangers) = (Database::sqlite(), Authority::new(), Authority::new());
+    let files = Files::of(&authority);
+    write(&files.path("ca.crt"), &authority.pem);
+    let flags = [files.flags(), flag(("client-ca", files.path("ca.crt")))].concat();
+    let server = start(&database, &flags, authority.trusted_by(authority.sign())).await;
+    schedules(&mut server.connect().await, 1).await;
+    for (who, client) in [("no certificate", authority.trusted()), ("a stranger's", authority.trusted_by(strangers.sign()))] {
+        let stranger = server.way().by(client);
+        // In TLS 1.3 a client learns of its refusal with its first read.
+        let Ok(mut client) = stranger.try_connect().await else { continue };
+        let refused = client.list_canvas_schedules(v1::ListCanvasSchedulesRequest::default()).await.expect_err(who);
+        assert!(tonic_types::StatusExt::get_details_error_info(&refused).is_none(), "{who}: no call came through: {refused:?}");
+    }
+    // By healthcheck, which has a certificate of its own.
+    let (certificate, key) = authority.sign();
+    write(&files.path("own.crt"), &certificate);
+    write(&files.path("own.key"), &key);
+    let [ca, own_certificate, own_key] = ["ca.crt", "own.crt", "own.key"].map(|name| files.path(name).display().to_string());
+    let ask = ["healthcheck", "--grpc-addr", server.addr(), "--tls-ca", &ca];
+    assert!(!ended(&ask).status.success(), "without a certificate");
+    let output = ended(&[&ask[..], &["--tls-cert", &own_certificate, "--tls-key", &own_key]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn who_does_not_speak_tls_is_closed_and_holds_up_nobody() {
+    let (database, authority) = (Database::sqlite(), Authority::new());
+    let files = Files::of(&authority);
+    let flags = [files.flags(), ["--first-byte-timeout", "1s"].map(str::to_owned).to_vec()].concat();
+    let server = start(&database, &flags, authority.trusted()).await;
+    let mut silent = TcpStream::connect(server.addr()).await.unwrap();
+    let mut plain = TcpStream::connect(server.addr()).await.unwrap();
+    plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    schedules(&mut server.connect().await, 1).await;
+    for stream in [&mut silent, &mut plain] {
+        let mut said = Vec::new();
+        // A reset is an end too.
+        let _end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("it is closed");
+        assert!(said.len() < 16, "no more than an alert: {said:?}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_tls_is_told_before_a_port_is_bound() {
+    let folder = Folder::new();
+    let database = Database::sqlite();
+    let file = |name: &str, text: &str| {
+        write(&folder.path().join(name), text);
+        folder.path().join(name).display().to_string()
+    };
+    let (certificate, key) = Authority::new().sign();
+    let other = Authority::new().sign().1;
+    let [certificate, key, other, junk] =
+        [("a.crt", &certificate), ("a.key", &key), ("b.key", &other), ("junk", &"junk".to_owned())].map(|(name, text)| file(name, text));
+    for (flags, told) in [
+        (vec!["--tls-cert", &certificate], "one needs the other"),
+        (vec!["--tls-client-ca", &certificate], "--tls-client-ca: needs"),
+        (vec!["--tls-cert", &certificate, "--tls-key", "/no/such/file"], "--tls-key: /no/such/file cannot be read"),
+        (vec!["--tls-cert", &junk, "--tls-key", &key], "--tls-cert: holds no certificate"),
+        (vec!["--tls-cert", &certificate, "--tls-key", &junk], "--tls-key: holds no private key"),
+        (vec!["--tls-cert", &certificate, "--tls-key", &other], "does not go with --tls-key"),
+        (vec!["--tls-cert", &certificate, "--tls-key", &key, "--tls-client-ca", &junk], "--tls-client-ca: holds no certificate"),
+    ] {
+        let output = ended(&[&["serve", "--grpc-addr", "127.0.0.1:0", "--database-url", &database.url()], &flags[..]].concat());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains(told) && !said.contains("listening"), "{flags:?}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn plain_text_beyond_loopback_must_be_asked_for_by_name() {
+    let database = Database::sqlite();
+    let server = Server::start(&database.url(), &["--grpc-addr", "0.0.0.0:0", "--plaintext", "on"]).await;
+    schedules(&mut server.connect().await, 1).await;
+    let authority = Authority::new();
+    let files = Files::of(&authority);
+    let flags = [files.flags(), ["--grpc-addr", "0.0.0.0:0"].map(str::to_owned).to_vec()].concat();
+    let server = start(&database, &flags, authority.trusted()).await;
+    schedules(&mut server.connect().await, 1).await;
+}
