@@ -93,7 +93,7 @@ impl Server {
         let access = Access::new(store.clone(), clock.clone());
         let entry = Entry::shut(settings.roles.api, access.clone()).await;
         let gate = Gate { access: access.clone(), trusted_proxies: settings.trusted_proxies.as_slice().into(), clock: clock.clone() };
-        let in_flight = InFlight::new(settings.max_in_flight);
+        let in_flight = InFlight::new(settings.max_in_flight, settings.max_in_flight_bytes);
         let stack = Stack { phase: phases.clone(), max_call: settings.max_call_time, in_flight, gate };
         let shown = Shown { api: settings.roles.api, reflection: settings.reflection };
         let routes = Routes::new(&service, entry.health.clone(), entry.ready.clone(), shown)?;

@@ -1,5 +1,5 @@
 //! The stack that every call passes, from the network and in process alike. Outermost first: trace, in flight, details, panic,
-//! drain, deadline, auth, limit. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
+//! drain, deadline, auth, limit, weight. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use tower::{Service, ServiceExt};
 
 use self::auth::Gate;
 use self::drain::Phase;
-use self::in_flight::InFlight;
+use self::in_flight::{Checks, InFlight};
 use self::sending::Unsent;
 use crate::error::Error;
 
@@ -34,6 +34,7 @@ pub mod limit;
 pub mod panic;
 pub mod sending;
 pub mod trace;
+mod weight;
 
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "canvas-scheduler";
@@ -94,7 +95,9 @@ where
                     Ok(count) => count,
                     Err(refused) => return refused.into_http(),
                 };
+                let weight = weight::weigh(&mut request, &call, &stack.in_flight);
                 let Ok(mut response) = inner.oneshot(request).await;
+                weight::mark(&mut response, weight, &stack.in_flight);
                 limit::tell(&mut response, &count).await;
                 response
             });
@@ -123,7 +126,7 @@ enum Kind {
     Unary,
     /// The answer goes on: `Health/Watch`, reflection, and whatever is not known to be unary.
     Stream,
-    /// A unary health call, which is never refused.
+    /// A unary health call, which is never refused for what others do.
     Health,
 }
 
@@ -136,6 +139,8 @@ struct Call {
     peer: Option<SocketAddr>,
     /// Where an answer counts until it is sent; none of a stream, which may take its time.
     unsent: Option<Arc<Unsent>>,
+    /// Among which a health check counts.
+    checks: Option<Checks>,
 }
 
 impl Call {
@@ -143,7 +148,8 @@ impl Call {
         let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         let kind = kind_of(request.uri().path());
         let unsent = request.extensions().get::<Arc<Unsent>>().filter(|_| kind != Kind::Stream).cloned();
-        Self { uri: request.uri().clone(), kind, began: Instant::now(), peer, unsent }
+        let checks = request.extensions().get::<Checks>().filter(|_| kind == Kind::Health).cloned();
+        Self { uri: request.uri().clone(), kind, began: Instant::now(), peer, unsent, checks }
     }
 
     fn streams(&self) -> bool {
