@@ -63,6 +63,12 @@ impl InFlight {
         Self(Arc::new(Counts { calls, streams, calls_most, began: Instant::now(), quiet_until }))
     }
 
+    /// How many calls, or streams, are under way, and may be.
+    pub fn under_way(&self, stream: bool) -> (usize, usize) {
+        let (count, most) = self.0.of(stream);
+        (count.load(Ordering::Relaxed), most)
+    }
+
     /// A place for the call; a health check needs none, so it is never refused.
     pub(super) fn enter(&self, call: &Call) -> Result<Option<Place>, Shed> {
         if call.kind == Kind::Health {

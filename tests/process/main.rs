@@ -11,6 +11,8 @@ mod postgres;
 
 #[path = "../support/bearer.rs"]
 mod bearer;
+#[path = "../support/http.rs"]
+mod http;
 mod consumer;
 mod database;
 mod history;
@@ -26,7 +28,9 @@ mod dev;
 mod keys;
 mod limits;
 mod locked;
+mod metrics;
 mod order;
+mod ready;
 mod replicas;
 mod secrets;
 mod sending;
