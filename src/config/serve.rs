@@ -18,6 +18,9 @@ pub struct ServeArgs {
     /// The address for gRPC; beyond loopback only with TLS or --plaintext on. Port 0 takes a free one
     #[arg(long, env = "CANVAS_SCHEDULER_GRPC_ADDR", default_value = "127.0.0.1:50051")]
     pub grpc_addr: String,
+    /// The address for /metrics, /livez and /readyz: always plain HTTP, and no key is asked for. Port 0 takes a free one
+    #[arg(long, env = "CANVAS_SCHEDULER_ADMIN_ADDR", default_value = "127.0.0.1:9090")]
+    pub admin_addr: String,
     /// Where dispatches go.
     #[command(flatten)]
     pub sink: SinkArgs,
@@ -111,6 +114,8 @@ pub struct Serve {
     pub database_url: String,
     /// Beyond loopback only with `tls`, or because plain text was asked for by name.
     pub grpc_addr: SocketAddr,
+    /// For metrics and probes.
+    pub admin_addr: SocketAddr,
     /// Where dispatches go, if they go at all.
     pub sink: Option<SinkSettings>,
     /// What this process does.
@@ -183,12 +188,11 @@ impl ServeArgs {
         let database_url = reader.database(&self.database);
         let (tls, plaintext) = (reader.tls(self), reader.switch("plaintext", &self.plaintext));
         let grpc_addr = reader.guarded("grpc-addr", &self.grpc_addr, tls.is_some() || plaintext == Some(true));
+        let admin_addr = reader.address("admin-addr", &self.admin_addr);
         let trusted_proxies = reader.networks("trusted-proxies", &self.trusted_proxies);
         let reflection = reader.switch("reflection", &self.reflection);
-        let sink = reader.sink(&self.sink);
-        let roles = reader.roles(&self.roles);
-        let cores = reader.number("cores", &self.cores, 0, 1024);
-        let writers = reader.number("writers", &self.writers, 1, 64);
+        let (sink, roles) = (reader.sink(&self.sink), reader.roles(&self.roles));
+        let (cores, writers) = (reader.number("cores", &self.cores, 0, 1024), reader.number("writers", &self.writers, 1, 64));
         let commit_max = reader.number("commit-max", &self.commit_max, 1, 1000);
         let queue_max = reader.number("queue-max", &self.queue_max, 1, 1_000_000);
         let read_connections = reader.number("read-connections", &self.read_connections, 1, 1000);
@@ -212,6 +216,7 @@ impl ServeArgs {
             Some(Serve {
                 database_url: database_url?,
                 grpc_addr: grpc_addr?,
+                admin_addr: admin_addr?,
                 sink,
                 roles: roles?,
                 tls,

@@ -65,6 +65,12 @@ impl InFlight {
         Self(Arc::new(Counts { calls, streams, calls_most, weights, began: Instant::now(), quiet_until }))
     }
 
+    /// How many calls, or streams, are under way, and may be.
+    pub fn under_way(&self, stream: bool) -> (usize, usize) {
+        let (count, most) = if stream { (&self.0.streams, STREAMS_MOST) } else { (&self.0.calls, self.0.calls_most) };
+        (count.load(Ordering::Relaxed), most)
+    }
+
     /// A place for the call; none is needed by a health check within the process.
     pub(super) fn enter(&self, call: &Call) -> Result<Option<Place>, Shed> {
         let (count, most) = match (call.kind, &call.checks) {

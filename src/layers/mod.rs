@@ -20,6 +20,7 @@ use tower::{Service, ServiceExt};
 use self::auth::Gate;
 use self::drain::Phase;
 use self::in_flight::{Checks, InFlight};
+use self::measure::Durations;
 use self::sending::Unsent;
 use crate::error::Error;
 
@@ -31,6 +32,7 @@ pub mod details;
 pub mod drain;
 pub mod in_flight;
 pub mod limit;
+pub mod measure;
 pub mod panic;
 pub mod sending;
 pub mod trace;
@@ -50,6 +52,8 @@ pub struct Stack {
     pub in_flight: InFlight,
     /// Who is let in.
     pub gate: Gate,
+    /// Where it is told how long calls take.
+    pub durations: Durations,
 }
 
 impl Stack {
@@ -86,7 +90,10 @@ where
             let call = Call::of(&request);
             let place = match stack.in_flight.enter(&call) {
                 Ok(place) => place,
-                Err(shed) => return Ok(trace::record(pin!(async { shed.refusal() }), &call).await),
+                Err(shed) => {
+                    stack.gate.calls.shed(call.streams());
+                    return Ok(trace::record(pin!(async { shed.refusal() }), &call, &stack).await);
+                }
             };
             let bound = deadline::read(&mut request, &call, stack.max_call);
             // Each future is pinned once and the layers borrow it: passing them on by value would double their size each time.
@@ -105,7 +112,7 @@ where
             let mut drained = pin!(drain::heed(bounded.as_mut(), &stack.phase, &call));
             let mut caught = pin!(panic::catch(drained.as_mut()));
             let mut detailed = pin!(details::complete(caught.as_mut(), &call));
-            let response = trace::record(detailed.as_mut(), &call).await;
+            let response = trace::record(detailed.as_mut(), &call, &stack).await;
             // The work of a unary call is done; a stream is under way until it ends.
             let place = place.filter(|_| call.streams());
             Ok(sending::keep(response, place, call.unsent.as_ref()))
@@ -116,7 +123,7 @@ where
 /// Whether the call may be made: by whom, and how often.
 async fn admit(request: &mut Request<Body>, call: &Call, gate: &Gate) -> Result<limit::Count, Status> {
     let held = auth::admit(request, call, gate).await?;
-    limit::count(request, call, held, &gate.clock).await
+    limit::count(request, call, held, gate).await
 }
 
 /// What kind of call a path stands for.

@@ -16,11 +16,13 @@ use tower::{ServiceExt, service_fn};
 
 use super::auth::Gate;
 use super::in_flight::{Checks, InFlight};
+use super::measure::Durations;
 use super::{DOMAIN, Phase, Stack};
 use crate::clock::{Clock, SystemClock};
 use crate::domain::key::RANDOM_BYTES;
 use crate::domain::{ApiKey, NewKey};
 use crate::service::access::Access;
+use crate::telemetry::metrics::Calls;
 
 pub const UNARY: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
 pub const STREAM: &str = "/grpc.health.v1.Health/Watch";
@@ -84,7 +86,8 @@ impl Stack {
             phase,
             max_call: Duration::from_secs(60),
             in_flight: InFlight::new(1_000, usize::MAX),
-            gate: Gate { access, trusted_proxies: [].into(), clock: Arc::new(SystemClock) },
+            gate: Gate { access, trusted_proxies: [].into(), clock: Arc::new(SystemClock), calls: Calls::default() },
+            durations: Durations::new(Calls::default()),
         }
     }
 }

@@ -99,6 +99,7 @@ pub fn settings(database: &Database) -> Serve {
     Serve {
         database_url: database.url().to_owned(),
         grpc_addr: ([127, 0, 0, 1], 0).into(),
+        admin_addr: ([127, 0, 0, 1], 0).into(),
         roles: Roles { api: true, dispatcher: true },
         sink: None,
         tls: None,

@@ -14,6 +14,8 @@ mod bearer;
 mod consumer;
 mod database;
 mod history;
+#[path = "../support/http.rs"]
+mod http;
 mod load;
 mod lock;
 mod server;
@@ -26,7 +28,9 @@ mod dev;
 mod keys;
 mod limits;
 mod locked;
+mod metrics;
 mod order;
+mod ready;
 mod replicas;
 mod secrets;
 mod sending;

@@ -2,14 +2,14 @@
 //! way.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use canvas_scheduler::pb::v1;
 use tokio::task::JoinSet;
 
 use super::consumer::{Came, Consumer, Mode};
 use super::database::{Database, own_postgres, test_name};
-use super::load::{Callers, Mix, schedule_at, schedules};
+use super::load::{Callers, Mix, now_ms, schedule_at, schedules};
 use super::postgres::process::run;
 use super::server::{Client, PATIENCE, Server, command, migrate};
 
@@ -33,10 +33,6 @@ async fn sender(database: &Database, consumer: &Consumer) -> Server {
 async fn sender_over(url: &str, consumer: &Consumer) -> Server {
     let flags = flags(consumer);
     Server::start(url, &flags.iter().map(String::as_str).collect::<Vec<_>>()).await
-}
-
-fn now_ms() -> i64 {
-    i64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }
 
 /// Makes `n` schedules that come due one after the other from `first_ms` on, over `span_ms`.

@@ -19,6 +19,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::bearer::Bearer;
+use super::http::get;
 use super::postgres::process::{Running, run};
 
 /// How long anything may take that should be quick; a machine under load is slow.
@@ -27,10 +28,10 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The generated client.
 pub type Client = CanvasScheduleServiceClient<InterceptedService<Channel, Bearer>>;
 
-/// The binary with these arguments and no setting from the environment.
+/// The binary with these arguments and no setting from the environment, but for the admin port, which is any free one.
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_canvas-scheduler"));
-    command.env_clear().args(args).stdin(Stdio::null());
+    command.env_clear().env("CANVAS_SCHEDULER_ADMIN_ADDR", "127.0.0.1:0").args(args).stdin(Stdio::null());
     command
 }
 
@@ -146,6 +147,7 @@ pub struct Server {
     running: Running,
     log: Lines,
     way: Way,
+    admin_addr: String,
 }
 
 impl Server {
@@ -178,14 +180,20 @@ impl Server {
         all.extend(more);
         let mut running = Running::start(command(&all).stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
         let log = Lines::of(running.child().stderr.take().unwrap());
-        let addr = log.first(|line| message(line, "listening")?["grpc_addr"].as_str().map(str::to_owned)).await;
+        let listening = log.first(|line| message(line, "listening")).await;
+        let [addr, admin_addr] = ["grpc_addr", "admin_addr"].map(|name| listening[name].as_str().unwrap().to_owned());
         let addr = addr.replace("0.0.0.0", "127.0.0.1");
-        Self { running, log, way: Way { addr, key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)), tls: None } }
+        Self { running, log, way: Way { addr, key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)), tls: None }, admin_addr }
     }
 
     /// Where it listens.
     pub fn addr(&self) -> &str {
         &self.way.addr
+    }
+
+    /// Asks the admin port.
+    pub async fn ask(&self, path: &str) -> (u16, String) {
+        get(&self.admin_addr, path).await
     }
 
     /// The key of its callers.
