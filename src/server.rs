@@ -1,6 +1,7 @@
-//! Wiring: opens the store, builds the service, mounts the face, runs the cores, drains in order.
+//! Wiring: opens the store, builds the service, mounts the faces, runs the cores, drains in order.
 
 pub mod accept;
+mod faces;
 mod one_clock;
 mod routes;
 mod tls;
@@ -11,8 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -22,18 +22,18 @@ use crate::config::{Serve, SinkSettings};
 use crate::dispatcher::Dispatcher;
 use crate::domain::{Delivery, Policy};
 use crate::error::{Error, Violation};
+use crate::layers::Stack;
 use crate::layers::auth::Gate;
 use crate::layers::drain::Phase;
 use crate::layers::in_flight::InFlight;
-use crate::layers::{Stack, Wrapped};
 use crate::service::Service;
 use crate::service::access::Access;
 use crate::service::admin::Admin;
 use crate::sink::{self, SharedSink};
 use crate::store::{Durability, Options, Store, Writer};
-use accept::{Bounds, Connection, Core, Door};
+use accept::{Bounds, Door, Speech};
+use faces::{Faces, Port};
 use routes::{HEALTH_NAMES, Routes, Shown};
-use tls::Tls;
 
 /// Between looks at the schema while migrations are pending.
 const SCHEMA_POLL: Duration = Duration::from_secs(1);
@@ -45,6 +45,7 @@ const AFTER_DRAIN: Duration = Duration::from_secs(3);
 /// A running server.
 pub struct Server {
     grpc_addr: SocketAddr,
+    gateway_addr: Option<SocketAddr>,
     service: Service,
     admin: Admin,
     access: Access,
@@ -84,9 +85,13 @@ impl Server {
         mut writers: Vec<Writer>,
     ) -> Result<Self, Error> {
         check_durability(&store).await?;
-        let tls = settings.tls.as_ref().map(|files| Tls::read(files, &[b"h2"])).transpose()?;
-        let listener = bind(settings.grpc_addr).await?;
-        let grpc_addr = listener.local_addr().map_err(Error::internal)?;
+        let grpc = Port::open("grpc-addr", settings.grpc_addr, settings.tls.as_ref(), Speech::Http2).await?;
+        let gateway_addr = settings.gateway_addr.filter(|_| settings.roles.api);
+        let gateway = match gateway_addr {
+            Some(addr) => Some(Port::open("gateway-addr", addr, settings.tls.as_ref(), Speech::Http1AndHttp2).await?),
+            None => None,
+        };
+        let (grpc_addr, gateway_addr) = (grpc.addr()?, gateway.as_ref().map(Port::addr).transpose()?);
         let service = Service::new(store.clone(), clock.clone(), policy(settings), delivery(settings));
         let (phase, phases) = watch::channel(Phase::Serving);
         let bounds = bounds(settings);
@@ -97,15 +102,13 @@ impl Server {
         let stack = Stack { phase: phases.clone(), max_call: settings.max_call_time, in_flight, gate };
         let shown = Shown { api: settings.roles.api, reflection: settings.reflection };
         let routes = Routes::new(&service, entry.health.clone(), entry.ready.clone(), shown)?;
-        let (mut mouths, mut threads) = (Vec::new(), Vec::new());
+        let mut faces = Faces { grpc, gateway, bounds, phases: phases.clone() };
+        let mut threads = Vec::new();
         for n in 0..settings.cores {
-            let (mouth, incoming) = Core::new();
             // Writers are spread over the cores; where there are more writers than cores, the last core runs the rest.
             let own = if n + 1 == settings.cores { std::mem::take(&mut writers) } else { writers.pop().into_iter().collect() };
-            let served = stack.clone().wrap(routes.clone());
-            let work = serve_core(incoming, served, tls.clone(), own, bounds, phases.clone());
+            let work = serve_core(faces.of_core(stack.clone().wrap(routes.clone())), own);
             threads.push(run_thread(format!("core-{n}"), work)?);
-            mouths.push(mouth);
         }
         let sink = sink.map(Place::Made).or_else(|| settings.sink.clone().map(Place::Set)).filter(|_| settings.roles.dispatcher);
         let sends = sink.is_some();
@@ -122,15 +125,18 @@ impl Server {
         } else {
             tasks.push(tokio::spawn(until_schema(store, entry)));
         }
-        tasks.extend(tls.map(|tls| tokio::spawn(tls.keep_current())));
-        let door = Door::new(bounds, settings.max_connections_per_address, settings.trusted_proxies.clone());
-        tasks.push(tokio::spawn(accept::accept(listener, mouths, door, phases)));
-        Ok(Self { grpc_addr, service, admin, access, health, phase, drain: settings.drain, threads, tasks })
+        tasks.extend(faces.accept(&Door::new(bounds, settings.max_connections_per_address, settings.trusted_proxies.clone())));
+        Ok(Self { grpc_addr, gateway_addr, service, admin, access, health, phase, drain: settings.drain, threads, tasks })
     }
 
     /// Where gRPC callers connect.
     pub fn grpc_addr(&self) -> SocketAddr {
         self.grpc_addr
+    }
+
+    /// Where callers of the documented JSON connect; none when there is no gateway.
+    pub fn gateway_addr(&self) -> Option<SocketAddr> {
+        self.gateway_addr
     }
 
     /// The use cases, for the sample schedules of `dev`.
@@ -213,11 +219,6 @@ fn bounds(settings: &Serve) -> Bounds {
         max_connections: settings.max_connections,
         ..Bounds::default()
     }
-}
-
-async fn bind(addr: SocketAddr) -> Result<TcpListener, Error> {
-    let unbound = |why: std::io::Error| Error::Invalid(vec![Violation::new("grpc-addr", format!("{addr} cannot be bound: {why}"))]);
-    TcpListener::bind(addr).await.map_err(unbound)
 }
 
 /// Refuses a database that forgets what was acknowledged, and warns of one that may in a failover.
@@ -307,16 +308,9 @@ async fn clean_up(service: Service, clock: SharedClock) {
 }
 
 /// Serves the connections that a core is handed and runs its share of the writers; ends when both have ended.
-async fn serve_core(
-    incoming: mpsc::Receiver<Connection>,
-    service: Wrapped<Routes>,
-    tls: Option<Tls>,
-    writers: Vec<Writer>,
-    bounds: Bounds,
-    phases: watch::Receiver<Phase>,
-) {
+async fn serve_core(faces: impl Future<Output = ()>, writers: Vec<Writer>) {
     let writers: Vec<_> = writers.into_iter().map(|writer| tokio::spawn(writer.run())).collect();
-    accept::serve(incoming, service, tls, bounds, phases).await;
+    faces.await;
     // The service is gone with the connections; once every core has come this far the queues close and the writers end.
     for writer in writers {
         if let Err(panic) = writer.await {

@@ -23,6 +23,7 @@ mod command_line;
 mod crash;
 mod cut;
 mod dev;
+mod gateway;
 mod keys;
 mod limits;
 mod locked;

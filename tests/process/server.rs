@@ -145,6 +145,7 @@ impl Way {
 pub struct Server {
     running: Running,
     log: Lines,
+    gateway: Option<String>,
     way: Way,
 }
 
@@ -171,21 +172,28 @@ impl Server {
 
     /// Starts it and waits until it listens. Its callers have a key that is none.
     pub async fn listening(url: &str, more: &[&str]) -> Self {
-        let args = ["serve", "--database-url", url, "--grpc-addr", "127.0.0.1:0", "--log-format", "json", "--revisions-kept", "1000000"];
+        let addrs = ["--grpc-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0"];
+        let args = [&["serve", "--database-url", url][..], &addrs, &["--log-format", "json", "--revisions-kept", "1000000"]].concat();
         // Later flags must not repeat earlier ones, so what `more` sets is left out.
         let mut all: Vec<&str> = args[..1].to_vec();
         all.extend(args[1..].chunks(2).filter(|pair| !more.contains(&pair[0])).flatten());
         all.extend(more);
         let mut running = Running::start(command(&all).stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
         let log = Lines::of(running.child().stderr.take().unwrap());
-        let addr = log.first(|line| message(line, "listening")?["grpc_addr"].as_str().map(str::to_owned)).await;
-        let addr = addr.replace("0.0.0.0", "127.0.0.1");
-        Self { running, log, way: Way { addr, key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)), tls: None } }
+        let said = log.first(|line| message(line, "listening")).await;
+        let addr = |name: &str| said[name].as_str().map(|addr| addr.replace("0.0.0.0", "127.0.0.1"));
+        let (addr, gateway) = (addr("grpc_addr").expect("it listens for gRPC"), addr("gateway_addr"));
+        Self { running, log, gateway, way: Way { addr, key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)), tls: None } }
     }
 
     /// Where it listens.
     pub fn addr(&self) -> &str {
         &self.way.addr
+    }
+
+    /// Where the gateway listens.
+    pub fn gateway(&self) -> &str {
+        self.gateway.as_deref().expect("it has a gateway")
     }
 
     /// The key of its callers.
