@@ -22,13 +22,16 @@ use crate::telemetry::metrics::Connections;
 
 mod connection;
 
-pub use self::connection::serve;
+pub use self::connection::{Speech, Spoken, serve};
 
 /// How long connections live and how many there are.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Within this the preface of HTTP/2, 24 bytes, must have come from a new connection. 10 s.
+    /// Within this the preface of HTTP/2, 24 bytes, must have come from a new connection; where HTTP/1.1 is spoken too, the head
+    /// of its first request. 10 s.
     pub first_byte: Duration,
+    /// Within this a further request of HTTP/1.1 must have begun and its head ended; so a connection may be idle as long. 75 s.
+    pub next_head: Duration,
     /// At this age a connection is told to go (GOAWAY), each a tenth earlier to a tenth later by chance, so that those that
     /// came together do not come again together. 30 min.
     pub max_age: Duration,
@@ -47,6 +50,8 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             first_byte: Duration::from_secs(10),
+            // More than the 60 s after which load balancers commonly close idle ones themselves.
+            next_head: Duration::from_secs(75),
             max_age: Duration::from_secs(30 * 60),
             age_grace: Duration::from_secs(30),
             unsent: Duration::from_secs(30),
@@ -87,7 +92,13 @@ impl Core {
         self.live.clone()
     }
 
-    /// The connections that wait for this core or are served by it.
+    /// The same core as the accept loop of another port sees it.
+    pub fn beside(&self) -> (Self, mpsc::Receiver<Connection>) {
+        let (connections, incoming) = mpsc::channel(WAITING);
+        (Self { connections, live: self.live.clone() }, incoming)
+    }
+
+    /// The connections, of all ports, that wait for this core or are served by it.
     fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
     }
@@ -126,7 +137,8 @@ impl Connection {
     }
 }
 
-/// Who may have how many connections.
+/// Who may have how many connections, over all ports. Cheap to clone.
+#[derive(Clone)]
 pub struct Door {
     max_connections: usize,
     max_of_one_address: usize,

@@ -65,7 +65,13 @@ async fn start(bounds: Bounds) -> Server {
     let (core, incoming) = Core::new();
     let live = core.live.clone();
     let accepted = tokio::spawn(accept(listener, vec![core], Door::new(bounds, 100, vec![]), phases.clone()));
-    let served = tokio::spawn(serve(incoming, Stack::new(phases.clone()).wrap(service), None, bounds, phases));
+    let served = tokio::spawn(serve(
+        incoming,
+        Stack::new(phases.clone()).wrap(service),
+        Spoken { speech: Speech::Http2, tls: None },
+        bounds,
+        phases,
+    ));
     Server { addr, phase, live, begun, release, accepted, served }
 }
 

@@ -4,6 +4,7 @@
 mod bearer;
 pub mod calls;
 pub mod database;
+pub mod gateway;
 pub mod sending;
 pub mod sink;
 pub mod stores;
@@ -99,6 +100,7 @@ pub fn settings(database: &Database) -> Serve {
     Serve {
         database_url: database.url().to_owned(),
         grpc_addr: ([127, 0, 0, 1], 0).into(),
+        gateway_addr: Some(([127, 0, 0, 1], 0).into()),
         admin_addr: ([127, 0, 0, 1], 0).into(),
         roles: Roles { api: true, dispatcher: true },
         sink: None,
@@ -239,6 +241,11 @@ impl TestApp {
     /// A client on a connection of its own.
     pub fn fresh_client(&self) -> Client {
         client_on(channel_to(self.addr), &self.key)
+    }
+
+    /// Where the gateway listens.
+    pub fn gateway(&self) -> SocketAddr {
+        self.server.gateway_addr().expect("it has a gateway")
     }
 
     /// Stops the server.

@@ -25,6 +25,7 @@ mod command_line;
 mod crash;
 mod cut;
 mod dev;
+mod gateway;
 mod keys;
 mod limits;
 mod locked;
