@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::clock::SharedClock;
+use crate::clock::{SharedClock, sleep_until};
 use crate::config::Serve;
 use crate::domain::{Delivery, Policy};
 use crate::error::{Error, Violation};
@@ -43,6 +43,8 @@ use sending::{Dispatching, Place};
 
 /// Between passes that remove what has outlived its use.
 const CLEAN_UP_EVERY: TimeDelta = TimeDelta::minutes(10);
+/// The same when the clock was set back meanwhile.
+const CLEAN_UP_MOST: Duration = Duration::from_secs(11 * 60);
 /// After the drain: how long connections have to flush and writers to end.
 const AFTER_DRAIN: Duration = Duration::from_secs(3);
 
@@ -277,7 +279,7 @@ async fn check_durability(store: &Store) -> Result<(), Error> {
 
 async fn clean_up(service: Service, clock: SharedClock) {
     loop {
-        clock.sleep_until(clock.now() + CLEAN_UP_EVERY).await;
+        sleep_until(&clock, clock.now() + CLEAN_UP_EVERY, CLEAN_UP_MOST).await;
         if let Err(error) = service.clean_up().await {
             tracing::warn!(%error, "what has outlived its use was not removed; the next pass takes it too");
         }
