@@ -58,8 +58,8 @@ pub enum Durability {
     },
 }
 
-/// One that fires, one that finishes, one for its upkeep, and one that looks at the clock.
-const DISPATCHING_MOST: u32 = 4;
+/// One that fires, one that finishes, one for its upkeep, one that looks at the clock, and one that reads keys and counts calls.
+const DISPATCHING_MOST: u32 = 5;
 
 /// How long a caller waits for a connection.
 const ACQUIRE_MOST: Duration = Duration::from_secs(3);
