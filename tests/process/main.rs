@@ -11,6 +11,9 @@ mod postgres;
 
 #[path = "../support/bearer.rs"]
 mod bearer;
+#[path = "../support/traced.rs"]
+mod traced;
+
 mod consumer;
 mod database;
 mod history;

@@ -21,6 +21,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use super::bearer::Bearer;
 use super::http::get;
 use super::postgres::process::{Running, run};
+use super::traced;
 
 /// How long anything may take that should be quick; a machine under load is slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -57,9 +58,17 @@ pub struct Lines(watch::Receiver<Vec<String>>);
 impl Lines {
     /// Reads in a thread of its own until the pipe closes.
     pub fn of(pipe: impl std::io::Read + Send + 'static) -> Self {
+        Self::reading(pipe, |_| true)
+    }
+
+    /// The same, of those lines that are `wanted`; all of them are searched for keys.
+    fn reading(pipe: impl std::io::Read + Send + 'static, wanted: fn(&str) -> bool) -> Self {
         let (sender, lines) = watch::channel(vec![]);
         std::thread::spawn(move || {
-            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok).inspect(|line| traced::search(line)) {
+                if !wanted(&line) {
+                    continue;
+                }
                 sender.send_modify(|lines: &mut Vec<String>| lines.push(line));
             }
         });
@@ -180,8 +189,13 @@ impl Server {
         let mut all: Vec<&str> = args[..1].to_vec();
         all.extend(args[1..].chunks(2).filter(|pair| !more.contains(&pair[0])).flatten());
         all.extend(more);
+        let all_levels = traced::is_wanted() && !more.contains(&"--log-level");
+        if all_levels {
+            all.extend(["--log-level", "trace"]);
+        }
         let mut running = Running::start(command(&all).stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
-        let log = Lines::of(running.child().stderr.take().unwrap());
+        let usual = |line: &str| !line.contains("\"level\":\"TRACE\"") && !line.contains("\"level\":\"DEBUG\"");
+        let log = Lines::reading(running.child().stderr.take().unwrap(), if all_levels { usual } else { |_| true });
         let said = log.first(|line| message(line, "listening")).await;
         let addr = |name: &str| said[name].as_str().map(|addr| addr.replace("0.0.0.0", "127.0.0.1"));
         let (addr, gateway, admin_addr) = (addr("grpc_addr").unwrap(), addr("gateway_addr"), addr("admin_addr").unwrap());
