@@ -21,6 +21,7 @@ mod lock;
 mod server;
 
 mod abuse;
+mod chart;
 mod command_line;
 mod crash;
 mod cut;
