@@ -23,6 +23,7 @@ use self::in_flight::InFlight;
 use self::measure::Durations;
 use self::sending::Unsent;
 use crate::error::Error;
+use crate::telemetry::traces::{Span, Traces};
 
 mod address;
 pub mod auth;
@@ -53,6 +54,8 @@ pub struct Stack {
     pub gate: Gate,
     /// Where it is told how long calls take.
     pub durations: Durations,
+    /// Where it is told which way they took.
+    pub traces: Traces,
 }
 
 impl Stack {
@@ -86,7 +89,7 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let (inner, stack) = (self.inner.clone(), self.stack.clone());
         Box::pin(async move {
-            let call = Call::of(&request);
+            let call = Call::of(&request, &stack.traces);
             let place = match stack.in_flight.enter(&call) {
                 Ok(place) => place,
                 Err(shed) => {
@@ -143,14 +146,18 @@ struct Call {
     peer: Option<SocketAddr>,
     /// Where an answer counts until it is sent; none of a stream, which may take its time.
     unsent: Option<Arc<Unsent>>,
+    /// Of its trace; of a stream, or of a health check, there is none.
+    span: Span,
 }
 
 impl Call {
-    fn of(request: &Request<Body>) -> Self {
+    fn of(request: &Request<Body>, traces: &Traces) -> Self {
         let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         let kind = kind_of(request.uri().path());
         let unsent = request.extensions().get::<Arc<Unsent>>().filter(|_| kind != Kind::Stream).cloned();
-        Self { uri: request.uri().clone(), kind, began: Instant::now(), peer, unsent }
+        let span =
+            if kind == Kind::Unary { traces.call(measure::method_of(request.uri().path()), request.headers()) } else { Span::default() };
+        Self { uri: request.uri().clone(), kind, began: Instant::now(), peer, unsent, span }
     }
 
     fn streams(&self) -> bool {

@@ -21,4 +21,5 @@ mod sinks;
 mod store;
 mod support;
 mod tenants;
+mod traces;
 mod update;

@@ -101,6 +101,7 @@ pub fn settings(database: &Database) -> Serve {
         grpc_addr: ([127, 0, 0, 1], 0).into(),
         admin_addr: ([127, 0, 0, 1], 0).into(),
         roles: Roles { api: true, dispatcher: true },
+        otlp_endpoint: None,
         sink: None,
         tls: None,
         trusted_proxies: vec![],
