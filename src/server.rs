@@ -34,9 +34,10 @@ use crate::service::admin::Admin;
 use crate::sink::SharedSink;
 use crate::store::{Durability, Options, Store, Writer};
 use crate::telemetry::metrics::Metrics;
-use accept::{Bounds, Door, Speech};
+use crate::telemetry::traces::Traces;
+use accept::{Bounds, Door};
 use entry::Entry;
-use faces::{Faces, Port};
+use faces::Faces;
 use readiness::Readiness;
 use routes::{Routes, Shown};
 use sending::{Dispatching, Place};
@@ -59,6 +60,7 @@ pub struct Server {
     admin: Admin,
     access: Access,
     readiness: Readiness,
+    traces: Traces,
     phase: watch::Sender<Phase>,
     drain: Duration,
     threads: Vec<oneshot::Receiver<()>>,
@@ -87,28 +89,22 @@ impl Server {
     }
 
     async fn serve(settings: &Serve, clock: SharedClock, sink: Option<SharedSink>, opened: Opened) -> Result<Self, Error> {
-        let Opened { store, mut writers, metrics } = opened;
+        let Opened { store, mut writers, metrics, traces } = opened;
         check_durability(&store).await?;
-        let grpc = Port::open("grpc-addr", settings.grpc_addr, settings.tls.as_ref(), Speech::Http2).await?;
-        let gateway_addr = settings.gateway_addr.filter(|_| settings.roles.api);
-        let gateway = match gateway_addr {
-            Some(addr) => Some(Port::open("gateway-addr", addr, settings.tls.as_ref(), Speech::Http1AndHttp2).await?),
-            None => None,
-        };
-        let (admin_listener, admin_addr) = bind("admin-addr", settings.admin_addr).await?;
-        let (grpc_addr, gateway_addr) = (grpc.addr()?, gateway.as_ref().map(Port::addr).transpose()?);
-        let service = Service::new(store.clone(), clock.clone(), policy(settings), delivery(settings));
         let (phase, phases) = watch::channel(Phase::Serving);
         let bounds = bounds(settings);
+        let mut faces = Faces::open(settings, bounds, phases.clone()).await?;
+        let (grpc_addr, gateway_addr) = faces.addrs()?;
+        let (admin_listener, admin_addr) = bind("admin-addr", settings.admin_addr).await?;
+        let service = Service::new(store.clone(), clock.clone(), policy(settings), delivery(settings));
         let sink = sink.map(Place::Made).or_else(|| settings.sink.clone().map(Place::Set)).filter(|_| settings.roles.dispatcher);
         let sending = sink.as_ref().map(|sink| metrics.sending(sink.name())).transpose().map_err(Error::internal)?;
         let readiness = Readiness::new(settings.roles, sink.is_some(), sending.clone().unwrap_or_default()).await;
         let access = Access::new(store.clone(), clock.clone());
         let entry = Entry::shut(readiness.clone(), access.clone());
-        let stack = stack(settings, &access, &clock, &metrics, phases.clone());
+        let stack = Stack { traces: traces.clone(), ..stack(settings, &access, &clock, &metrics, phases.clone()) };
         let shown = Shown { api: settings.roles.api, reflection: settings.reflection };
         let routes = Routes::new(&service, readiness.health(), entry.ready.clone(), shown)?;
-        let mut faces = Faces { grpc, gateway, bounds, phases: phases.clone() };
         let mut threads = Vec::new();
         for n in 0..settings.cores {
             // Writers are spread over the cores; where there are more writers than cores, the last core runs the rest.
@@ -120,7 +116,8 @@ impl Server {
         gauges::of_store(&metrics, &store).map_err(Error::internal)?;
         gauges::of_process(&metrics, &readiness, &clock, faces.tls()).map_err(Error::internal)?;
         if let (Some(sink), Some(sending)) = (sink, sending) {
-            let dispatching = Dispatching { service: service.clone(), sink, clock: clock.clone(), workers: settings.workers, sending };
+            let (service, clock, workers, traces) = (service.clone(), clock.clone(), settings.workers, traces.clone());
+            let dispatching = Dispatching { service, sink, clock, workers, sending, traces };
             threads.push(dispatching.start(entry.opened.subscribe(), phases.clone()).await?);
         }
         let admin = Admin::new(store.clone(), clock.clone());
@@ -135,7 +132,21 @@ impl Server {
         tasks.extend(faces.accept(&door.counting(metrics.connections.clone())));
         let _admin_port = JoinSet::from_iter([admin_port::serve(admin_listener, metrics, readiness.clone())]);
         let drain = settings.drain;
-        Ok(Self { grpc_addr, gateway_addr, admin_addr, _admin_port, service, admin, access, readiness, phase, drain, threads, tasks })
+        Ok(Self {
+            grpc_addr,
+            gateway_addr,
+            admin_addr,
+            _admin_port,
+            service,
+            admin,
+            access,
+            readiness,
+            traces,
+            phase,
+            drain,
+            threads,
+            tasks,
+        })
     }
 
     /// Where gRPC callers connect.
@@ -188,17 +199,17 @@ impl Server {
             }
         };
         tokio::pin!(ended);
-        if tokio::time::timeout(self.drain, &mut ended).await.is_ok() {
-            return;
+        if tokio::time::timeout(self.drain, &mut ended).await.is_err() {
+            tracing::warn!(
+                drain_ms = self.drain.as_millis(),
+                "calls or deliveries were still in flight at the end of the drain; callers are told UNAVAILABLE"
+            );
+            self.phase.send_replace(Phase::Ending);
+            if tokio::time::timeout(AFTER_DRAIN, ended).await.is_err() {
+                tracing::error!("a thread did not end in time; what it held is given up");
+            }
         }
-        tracing::warn!(
-            drain_ms = self.drain.as_millis(),
-            "calls or deliveries were still in flight at the end of the drain; callers are told UNAVAILABLE"
-        );
-        self.phase.send_replace(Phase::Ending);
-        if tokio::time::timeout(AFTER_DRAIN, ended).await.is_err() {
-            tracing::error!("a thread did not end in time; what it held is given up");
-        }
+        self.traces.finish().await;
     }
 }
 
@@ -207,11 +218,14 @@ struct Opened {
     store: Store,
     writers: Vec<Writer>,
     metrics: Metrics,
+    traces: Traces,
 }
 
 impl Opened {
     async fn new(settings: &Serve, clock: SharedClock) -> Result<Self, Error> {
         let metrics = Metrics::new().map_err(Error::internal)?;
+        let traces = settings.otlp_endpoint.as_deref().map(Traces::to).transpose();
+        let traces = traces.map_err(|why| Error::Invalid(vec![Violation::new("otlp-endpoint", why)]))?.unwrap_or_default();
         let options = Options {
             writers: settings.writers,
             batch_max: settings.commit_max,
@@ -222,7 +236,7 @@ impl Opened {
             ..Options::new(&settings.database_url)
         };
         let (store, writers) = Store::open(&options, clock, policy(settings)).await?;
-        Ok(Self { store, writers, metrics })
+        Ok(Self { store, writers, metrics, traces })
     }
 }
 
@@ -231,7 +245,7 @@ fn stack(settings: &Serve, access: &Access, clock: &SharedClock, metrics: &Metri
     let (access, clock, calls) = (access.clone(), clock.clone(), metrics.calls.clone());
     let gate = Gate { access, trusted_proxies: settings.trusted_proxies.as_slice().into(), clock, calls: calls.clone() };
     let (max_call, in_flight) = (settings.max_call_time, InFlight::new(settings.max_in_flight, settings.max_in_flight_bytes));
-    Stack { phase, max_call, in_flight, gate, durations: Durations::new(calls) }
+    Stack { phase, max_call, in_flight, gate, durations: Durations::new(calls), traces: Traces::default() }
 }
 
 fn policy(settings: &Serve) -> Policy {

@@ -38,6 +38,20 @@ pub struct Durations {
     cells: Arc<[OnceLock<Option<Histogram>>]>,
 }
 
+/// The method that a path stands for; the number after the last for one that is not served.
+fn number_of(path: &str) -> usize {
+    METHODS.iter().position(|method| path.strip_prefix('/') == Some(method)).unwrap_or(METHODS.len())
+}
+
+fn method_name(number: usize) -> &'static str {
+    METHODS.get(number).copied().unwrap_or(OTHER)
+}
+
+/// What the method that a path stands for is called in telemetry.
+pub(super) fn method_of(path: &str) -> &'static str {
+    method_name(number_of(path))
+}
+
 impl Durations {
     /// Of these calls.
     pub fn new(calls: Calls) -> Self {
@@ -46,10 +60,9 @@ impl Durations {
 
     /// A call of `path` has ended.
     pub(super) fn ended(&self, path: &str, code: Code, took: Duration) {
-        let method = METHODS.iter().position(|method| path.strip_prefix('/') == Some(method)).unwrap_or(METHODS.len());
+        let method = number_of(path);
         let Some(cell) = usize::try_from(i32::from(code)).ok().and_then(|code| self.cells.get(method * CODES + code)) else { return };
-        let name = METHODS.get(method).copied().unwrap_or(OTHER);
-        if let Some(durations) = cell.get_or_init(|| self.calls.durations(name, name_of(code))) {
+        if let Some(durations) = cell.get_or_init(|| self.calls.durations(method_name(method), name_of(code))) {
             durations.observe(took.as_secs_f64());
         }
     }

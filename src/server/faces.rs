@@ -12,14 +12,14 @@ use tokio::task::JoinHandle;
 use super::accept::{self, Bounds, Connection, Core, Door, Speech, Spoken};
 use super::routes::Routes;
 use super::tls::Tls;
-use crate::config::TlsFiles;
+use crate::config::{Serve, TlsFiles};
 use crate::error::{Error, Violation};
 use crate::layers::Wrapped;
 use crate::layers::drain::Phase;
 use crate::rest::Rest;
 
 /// A port that is bound, and the cores that serve its connections.
-pub struct Port {
+struct Port {
     listener: TcpListener,
     spoken: Spoken,
     cores: Vec<Core>,
@@ -30,7 +30,7 @@ impl Port {
     ///
     /// # Errors
     /// What is wrong with either.
-    pub async fn open(flag: &str, addr: SocketAddr, files: Option<&TlsFiles>, speech: Speech) -> Result<Self, Error> {
+    async fn open(flag: &str, addr: SocketAddr, files: Option<&TlsFiles>, speech: Speech) -> Result<Self, Error> {
         let protocols: &[&[u8]] = match speech {
             Speech::Http2 => &[b"h2"],
             Speech::Http1AndHttp2 => &[b"h2", b"http/1.1"],
@@ -45,7 +45,7 @@ impl Port {
     ///
     /// # Errors
     /// The system cannot tell.
-    pub fn addr(&self) -> Result<SocketAddr, Error> {
+    fn addr(&self) -> Result<SocketAddr, Error> {
         self.listener.local_addr().map_err(Error::internal)
     }
 
@@ -59,16 +59,38 @@ impl Port {
 /// Every port of a process.
 pub struct Faces {
     /// For gRPC callers.
-    pub grpc: Port,
+    grpc: Port,
     /// For those of the documented JSON.
-    pub gateway: Option<Port>,
+    gateway: Option<Port>,
     /// Of connections, over both.
-    pub bounds: Bounds,
+    bounds: Bounds,
     /// Where the process stands.
-    pub phases: watch::Receiver<Phase>,
+    phases: watch::Receiver<Phase>,
 }
 
 impl Faces {
+    /// Binds the ports that are set.
+    ///
+    /// # Errors
+    /// What is wrong with one of them, or with the certificate.
+    pub async fn open(settings: &Serve, bounds: Bounds, phases: watch::Receiver<Phase>) -> Result<Self, Error> {
+        let tls = settings.tls.as_ref();
+        let grpc = Port::open("grpc-addr", settings.grpc_addr, tls, Speech::Http2).await?;
+        let gateway = match settings.gateway_addr.filter(|_| settings.roles.api) {
+            Some(addr) => Some(Port::open("gateway-addr", addr, tls, Speech::Http1AndHttp2).await?),
+            None => None,
+        };
+        Ok(Self { grpc, gateway, bounds, phases })
+    }
+
+    /// The addresses for gRPC and for the gateway, if there is one.
+    ///
+    /// # Errors
+    /// The system cannot tell.
+    pub fn addrs(&self) -> Result<(SocketAddr, Option<SocketAddr>), Error> {
+        Ok((self.grpc.addr()?, self.gateway.as_ref().map(Port::addr).transpose()?))
+    }
+
     /// One more core, which serves `service`: what runs on its thread, until the drain has ended.
     pub fn of_core(&mut self, service: Wrapped<Routes>) -> impl Future<Output = ()> + Send + use<> {
         let (core, incoming) = Core::new();

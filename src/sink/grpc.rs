@@ -68,6 +68,10 @@ impl Grpc {
         if let Some(authorization) = &self.authorization {
             request.metadata_mut().insert("authorization", authorization.clone());
         }
+        // It is ASCII.
+        if let Some(traceparent) = dispatch.traceparent.as_ref().and_then(|value| value.parse().ok()) {
+            request.metadata_mut().insert("traceparent", traceparent);
+        }
         match tokio::time::timeout(self.timeout, trigger(transport, request)).await {
             Ok(Ok(_)) => Answer::Delivered,
             Ok(Err(status)) => answer(&status, &sent),
@@ -84,7 +88,7 @@ impl Sink for Grpc {
 
 async fn trigger(transport: Transport, request: tonic::Request<Encoded>) -> Result<(), Status> {
     let mut client = tonic::client::Grpc::new(transport);
-    client.ready().await.map_err(|why| Status::from_error(why))?;
+    client.ready().await.map_err(Status::from_error)?;
     client.unary(request, PathAndQuery::from_static(TRIGGER_CANVAS), TriggerCodec::default()).await?;
     Ok(())
 }

@@ -105,6 +105,7 @@ pub fn settings(database: &Database) -> Serve {
         gateway_addr: Some(([127, 0, 0, 1], 0).into()),
         admin_addr: ([127, 0, 0, 1], 0).into(),
         roles: Roles { api: true, dispatcher: true },
+        otlp_endpoint: None,
         sink: None,
         tls: None,
         trusted_proxies: vec![],
