@@ -7,11 +7,11 @@ mod roles;
 mod serve;
 mod sink;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use http::uri::Authority;
 
 use reader::Reader;
 pub use roles::Roles;
@@ -74,7 +74,7 @@ pub struct DatabaseArgs {
 /// Whom to ask.
 #[derive(Debug, Args)]
 pub struct HealthcheckArgs {
-    /// The address of the server
+    /// The address of the server, or its name and port
     #[arg(long, env = "CANVAS_SCHEDULER_GRPC_ADDR", default_value = "127.0.0.1:50051")]
     pub grpc_addr: String,
     /// The authority that signed its certificate, PEM: then it is asked by TLS
@@ -97,8 +97,8 @@ pub struct HealthcheckArgs {
 /// What `healthcheck` is set to.
 #[derive(Debug, Clone)]
 pub struct Healthcheck {
-    /// The server.
-    pub grpc_addr: SocketAddr,
+    /// The server, with its port.
+    pub grpc_addr: Authority,
     /// The authority that signed its certificate; none means plain text.
     pub tls_ca: Option<PathBuf>,
     /// The name in its certificate.
@@ -126,7 +126,7 @@ impl HealthcheckArgs {
     /// Every fault, a line each.
     pub fn read(&self) -> Result<Healthcheck, Vec<String>> {
         let mut reader = Reader::default();
-        let grpc_addr = reader.address("grpc-addr", &self.grpc_addr);
+        let grpc_addr = reader.host("grpc-addr", &self.grpc_addr);
         let timeout = reader.duration("timeout", &self.timeout);
         let tls_identity = reader.pair(self.tls_cert.as_deref(), self.tls_key.as_deref());
         let tls_ca = self.tls_ca.as_deref().map(Into::into);

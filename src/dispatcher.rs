@@ -11,11 +11,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::clock::{SharedClock, jitter};
+use crate::clock::{SharedClock, jitter, sleep_until};
 use crate::domain::Answer;
 use crate::error::Error;
 use crate::service::{Finished, Leased, POLL, Service, Taken};
 use crate::sink::SharedSink;
+use crate::telemetry::metrics::Sending;
 use hands::Hands;
 
 /// The most that is taken or finished at once. What one commit costs is spread over as many by then.
@@ -23,12 +24,16 @@ const BATCH_MOST: usize = 512;
 /// Between two tries while the database is away.
 const OUTAGE_PAUSE: Duration = Duration::from_millis(100);
 
+/// After so long it looks anew, whatever the clock says: waits are shorter, unless the clock was set back.
+const WAIT_MOST: Duration = Duration::from_secs(1);
+
 /// Fires, delivers and finishes.
 pub struct Dispatcher {
     service: Service,
     sink: SharedSink,
     clock: SharedClock,
     hands: Hands,
+    sending: Sending,
     answers: mpsc::Sender<Finished>,
     deliveries: JoinSet<()>,
     finisher: JoinSet<()>,
@@ -52,12 +57,12 @@ pub enum Pass {
 impl Dispatcher {
     /// A dispatcher with so many workers: the most dispatches that are in its hands, whatever is due. Call it on the runtime
     /// that is to run it.
-    pub fn new(service: Service, sink: SharedSink, clock: SharedClock, workers: usize) -> Self {
-        let hands = Hands::new(workers);
+    pub fn new(service: Service, sink: SharedSink, clock: SharedClock, workers: usize, sending: Sending) -> Self {
+        let hands = Hands::new(workers, sending.clone());
         let (answers, queue) = mpsc::channel(workers);
         let mut finisher = JoinSet::new();
         finisher.spawn(finish(service.clone(), hands.clone(), queue));
-        Self { service, sink, clock, hands, answers, deliveries: JoinSet::new(), finisher, fire_most: BATCH_MOST, failing: false }
+        Self { service, sink, clock, hands, sending, answers, deliveries: JoinSet::new(), finisher, fire_most: BATCH_MOST, failing: false }
     }
 
     /// Runs until `stop`, then finishes what is in flight, until `end` at most. What is not finished by then is tried again by
@@ -66,6 +71,7 @@ impl Dispatcher {
         tokio::pin!(stop);
         let mut upkeep = JoinSet::new();
         upkeep.spawn(upkeep::run(self.service.clone(), self.clock.clone()));
+        upkeep.spawn(upkeep::count(self.service.clone(), self.clock.clone(), self.sending.clone()));
         loop {
             let now = self.clock.now();
             // Never cut off: what it takes it hands on.
@@ -77,12 +83,12 @@ impl Dispatcher {
                     Ok(Pass::Full(None)) => self.hands.freed().await,
                     Ok(Pass::Full(Some(until))) => tokio::select! {
                         () = self.hands.trusted() => {}
-                        () = self.clock.sleep_until(until) => {}
+                        () = sleep_until(&self.clock, until, WAIT_MOST) => {}
                     },
                     // A ring during the pass is remembered.
                     Ok(Pass::Idle(until)) => tokio::select! {
                         () = self.service.bell().rung() => {}
-                        () = self.clock.sleep_until(until) => {}
+                        () = sleep_until(&self.clock, until, WAIT_MOST) => {}
                     },
                     Err(_) => tokio::time::sleep(OUTAGE_PAUSE).await,
                 }
@@ -158,10 +164,15 @@ impl Dispatcher {
         self.hands.take_up(leased.len());
         for one in leased {
             let (service, sink, clock) = (self.service.clone(), self.sink.clone(), self.clock.clone());
-            let (hands, answers) = (self.hands.clone(), self.answers.clone());
+            let (hands, answers, sending) = (self.hands.clone(), self.answers.clone(), self.sending.clone());
+            if one.dispatch.attempt == 1 {
+                sending.fired(seconds(one.lag));
+            }
             self.deliveries.spawn(async move {
                 let mut finished = Finished::of(&one, Answer::Unknown { why: String::new() });
+                let began = Instant::now();
                 let Some(answer) = attempt(&service, sink, one).await else { return hands.put_down(1) };
+                sending.answered(name_of(&answer), began.elapsed());
                 hands.answered(&answer, clock.now());
                 finished.answer = answer;
                 // It holds as many as there are workers, and its reader outlives us.
@@ -193,6 +204,21 @@ impl Dispatcher {
             () = end => tracing::warn!("deliveries were still in flight at the end; they are tried again when their leases run out"),
         }
     }
+}
+
+/// The name of an answer in metrics.
+fn name_of(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Delivered => "delivered",
+        Answer::NotTaken { .. } => "not_taken",
+        Answer::Rejected { .. } => "rejected",
+        Answer::Unknown { .. } => "unknown",
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
+fn seconds(span: TimeDelta) -> f64 {
+    span.num_milliseconds() as f64 / 1e3
 }
 
 /// How long the next look may be away.

@@ -1,44 +1,50 @@
 //! Wiring: opens the store, builds the service, mounts the faces, runs the cores, drains in order.
 
 pub mod accept;
+mod admin_port;
+mod entry;
 mod faces;
+mod gauges;
 mod one_clock;
+mod readiness;
 mod routes;
+mod sending;
 mod tls;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use tokio::task::{JoinHandle, JoinSet};
 
-use crate::clock::SharedClock;
-use crate::config::{Serve, SinkSettings};
-use crate::dispatcher::Dispatcher;
+use crate::clock::{SharedClock, sleep_until};
+use crate::config::Serve;
 use crate::domain::{Delivery, Policy};
 use crate::error::{Error, Violation};
 use crate::layers::Stack;
 use crate::layers::auth::Gate;
 use crate::layers::drain::Phase;
 use crate::layers::in_flight::InFlight;
+use crate::layers::measure::Durations;
 use crate::service::Service;
 use crate::service::access::Access;
 use crate::service::admin::Admin;
-use crate::sink::{self, SharedSink};
+use crate::sink::SharedSink;
 use crate::store::{Durability, Options, Store, Writer};
+use crate::telemetry::metrics::Metrics;
 use accept::{Bounds, Door, Speech};
+use entry::Entry;
 use faces::{Faces, Port};
-use routes::{HEALTH_NAMES, Routes, Shown};
+use readiness::Readiness;
+use routes::{Routes, Shown};
+use sending::{Dispatching, Place};
 
-/// Between looks at the schema while migrations are pending.
-const SCHEMA_POLL: Duration = Duration::from_secs(1);
 /// Between passes that remove what has outlived its use.
 const CLEAN_UP_EVERY: TimeDelta = TimeDelta::minutes(10);
+/// The same when the clock was set back meanwhile.
+const CLEAN_UP_MOST: Duration = Duration::from_secs(11 * 60);
 /// After the drain: how long connections have to flush and writers to end.
 const AFTER_DRAIN: Duration = Duration::from_secs(3);
 
@@ -46,10 +52,13 @@ const AFTER_DRAIN: Duration = Duration::from_secs(3);
 pub struct Server {
     grpc_addr: SocketAddr,
     gateway_addr: Option<SocketAddr>,
+    admin_addr: SocketAddr,
+    /// Goes on to the end of the stop, so that it can be watched.
+    _admin_port: JoinSet<()>,
     service: Service,
     admin: Admin,
     access: Access,
-    health: HealthReporter,
+    readiness: Readiness,
     phase: watch::Sender<Phase>,
     drain: Duration,
     threads: Vec<oneshot::Receiver<()>>,
@@ -63,8 +72,8 @@ impl Server {
     /// # Errors
     /// What is wrong with the database or the address.
     pub async fn start(settings: &Serve, clock: SharedClock, sink: Option<SharedSink>) -> Result<Self, Error> {
-        let (store, writers) = open(settings, clock.clone()).await?;
-        Self::serve(settings, clock, sink, store, writers).await
+        let opened = Opened::new(settings, clock.clone()).await?;
+        Self::serve(settings, clock, sink, opened).await
     }
 
     /// As [`Self::start`], after applying pending migrations.
@@ -72,18 +81,13 @@ impl Server {
     /// # Errors
     /// What is wrong with the database or the address.
     pub async fn start_migrated(settings: &Serve, clock: SharedClock, sink: Option<SharedSink>) -> Result<Self, Error> {
-        let (store, writers) = open(settings, clock.clone()).await?;
-        store.migrate().await?;
-        Self::serve(settings, clock, sink, store, writers).await
+        let opened = Opened::new(settings, clock.clone()).await?;
+        opened.store.migrate().await?;
+        Self::serve(settings, clock, sink, opened).await
     }
 
-    async fn serve(
-        settings: &Serve,
-        clock: SharedClock,
-        sink: Option<SharedSink>,
-        store: Store,
-        mut writers: Vec<Writer>,
-    ) -> Result<Self, Error> {
+    async fn serve(settings: &Serve, clock: SharedClock, sink: Option<SharedSink>, opened: Opened) -> Result<Self, Error> {
+        let Opened { store, mut writers, metrics } = opened;
         check_durability(&store).await?;
         let grpc = Port::open("grpc-addr", settings.grpc_addr, settings.tls.as_ref(), Speech::Http2).await?;
         let gateway_addr = settings.gateway_addr.filter(|_| settings.roles.api);
@@ -91,17 +95,19 @@ impl Server {
             Some(addr) => Some(Port::open("gateway-addr", addr, settings.tls.as_ref(), Speech::Http1AndHttp2).await?),
             None => None,
         };
+        let (admin_listener, admin_addr) = bind("admin-addr", settings.admin_addr).await?;
         let (grpc_addr, gateway_addr) = (grpc.addr()?, gateway.as_ref().map(Port::addr).transpose()?);
         let service = Service::new(store.clone(), clock.clone(), policy(settings), delivery(settings));
         let (phase, phases) = watch::channel(Phase::Serving);
         let bounds = bounds(settings);
+        let sink = sink.map(Place::Made).or_else(|| settings.sink.clone().map(Place::Set)).filter(|_| settings.roles.dispatcher);
+        let sending = sink.as_ref().map(|sink| metrics.sending(sink.name())).transpose().map_err(Error::internal)?;
+        let readiness = Readiness::new(settings.roles, sink.is_some(), sending.clone().unwrap_or_default()).await;
         let access = Access::new(store.clone(), clock.clone());
-        let entry = Entry::shut(settings.roles.api, access.clone()).await;
-        let gate = Gate { access: access.clone(), trusted_proxies: settings.trusted_proxies.as_slice().into(), clock: clock.clone() };
-        let in_flight = InFlight::new(settings.max_in_flight);
-        let stack = Stack { phase: phases.clone(), max_call: settings.max_call_time, in_flight, gate };
+        let entry = Entry::shut(readiness.clone(), access.clone());
+        let stack = stack(settings, &access, &clock, &metrics, phases.clone());
         let shown = Shown { api: settings.roles.api, reflection: settings.reflection };
-        let routes = Routes::new(&service, entry.health.clone(), entry.ready.clone(), shown)?;
+        let routes = Routes::new(&service, readiness.health(), entry.ready.clone(), shown)?;
         let mut faces = Faces { grpc, gateway, bounds, phases: phases.clone() };
         let mut threads = Vec::new();
         for n in 0..settings.cores {
@@ -110,28 +116,36 @@ impl Server {
             let work = serve_core(faces.of_core(stack.clone().wrap(routes.clone())), own);
             threads.push(run_thread(format!("core-{n}"), work)?);
         }
-        let sink = sink.map(Place::Made).or_else(|| settings.sink.clone().map(Place::Set)).filter(|_| settings.roles.dispatcher);
-        let sends = sink.is_some();
-        if let Some(sink) = sink {
-            let sending = Sending { service: service.clone(), sink, clock: clock.clone(), workers: settings.workers };
-            threads.push(sending.start(entry.opened.subscribe(), phases.clone()).await?);
+        gauges::of_calls(&metrics, &stack.in_flight, faces.counters(), bounds.max_connections).map_err(Error::internal)?;
+        gauges::of_store(&metrics, &store).map_err(Error::internal)?;
+        gauges::of_process(&metrics, &readiness, &clock, faces.tls()).map_err(Error::internal)?;
+        if let (Some(sink), Some(sending)) = (sink, sending) {
+            let dispatching = Dispatching { service: service.clone(), sink, clock: clock.clone(), workers: settings.workers, sending };
+            threads.push(dispatching.start(entry.opened.subscribe(), phases.clone()).await?);
         }
         let admin = Admin::new(store.clone(), clock.clone());
-        let mut tasks = vec![tokio::spawn(one_clock::keep(store.clone(), clock.clone(), entry.health.clone(), sends))];
+        let mut tasks = vec![tokio::spawn(one_clock::keep(store.clone(), clock.clone(), readiness.clone()))];
         tasks.push(tokio::spawn(clean_up(service.clone(), clock)));
-        let health = entry.health.clone();
         if store.pending_migrations().await?.is_empty() {
             tasks.push(tokio::spawn(entry.open().await.keep_fresh()));
         } else {
-            tasks.push(tokio::spawn(until_schema(store, entry)));
+            tasks.push(tokio::spawn(entry.open_with_schema(store)));
         }
-        tasks.extend(faces.accept(&Door::new(bounds, settings.max_connections_per_address, settings.trusted_proxies.clone())));
-        Ok(Self { grpc_addr, gateway_addr, service, admin, access, health, phase, drain: settings.drain, threads, tasks })
+        let door = Door::new(bounds, settings.max_connections_per_address, settings.trusted_proxies.clone());
+        tasks.extend(faces.accept(&door.counting(metrics.connections.clone())));
+        let _admin_port = JoinSet::from_iter([admin_port::serve(admin_listener, metrics, readiness.clone())]);
+        let drain = settings.drain;
+        Ok(Self { grpc_addr, gateway_addr, admin_addr, _admin_port, service, admin, access, readiness, phase, drain, threads, tasks })
     }
 
     /// Where gRPC callers connect.
     pub fn grpc_addr(&self) -> SocketAddr {
         self.grpc_addr
+    }
+
+    /// Where metrics and readiness are asked for.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin_addr
     }
 
     /// Where callers of the documented JSON connect; none when there is no gateway.
@@ -160,7 +174,7 @@ impl Server {
     /// Stops: health says NOT_SERVING, the port closes, streams end, calls in flight finish within the drain bound, what still
     /// runs then is answered UNAVAILABLE, and the writers commit what they hold. Always returns.
     pub async fn stop(self) {
-        set_health(&self.health, &HEALTH_NAMES, ServingStatus::NotServing).await;
+        self.readiness.drain().await;
         self.phase.send_replace(Phase::Draining);
         for task in &self.tasks {
             // The accept loop ends by the phase; the others hold the store, which must go for the writers to end.
@@ -188,16 +202,36 @@ impl Server {
     }
 }
 
-async fn open(settings: &Serve, clock: SharedClock) -> Result<(Store, Vec<Writer>), Error> {
-    let options = Options {
-        writers: settings.writers,
-        batch_max: settings.commit_max,
-        queue_max: settings.queue_max,
-        reads_max: settings.read_connections,
-        revisions_kept: i64::from(settings.revisions_kept),
-        ..Options::new(&settings.database_url)
-    };
-    Store::open(&options, clock, policy(settings)).await
+/// The database, and where it is told what goes on.
+struct Opened {
+    store: Store,
+    writers: Vec<Writer>,
+    metrics: Metrics,
+}
+
+impl Opened {
+    async fn new(settings: &Serve, clock: SharedClock) -> Result<Self, Error> {
+        let metrics = Metrics::new().map_err(Error::internal)?;
+        let options = Options {
+            writers: settings.writers,
+            batch_max: settings.commit_max,
+            queue_max: settings.queue_max,
+            reads_max: settings.read_connections,
+            revisions_kept: i64::from(settings.revisions_kept),
+            writes: metrics.writes.clone(),
+            ..Options::new(&settings.database_url)
+        };
+        let (store, writers) = Store::open(&options, clock, policy(settings)).await?;
+        Ok(Self { store, writers, metrics })
+    }
+}
+
+/// What every call passes.
+fn stack(settings: &Serve, access: &Access, clock: &SharedClock, metrics: &Metrics, phase: watch::Receiver<Phase>) -> Stack {
+    let (access, clock, calls) = (access.clone(), clock.clone(), metrics.calls.clone());
+    let gate = Gate { access, trusted_proxies: settings.trusted_proxies.as_slice().into(), clock, calls: calls.clone() };
+    let (max_call, in_flight) = (settings.max_call_time, InFlight::new(settings.max_in_flight, settings.max_in_flight_bytes));
+    Stack { phase, max_call, in_flight, gate, durations: Durations::new(calls) }
 }
 
 fn policy(settings: &Serve) -> Policy {
@@ -221,6 +255,13 @@ fn bounds(settings: &Serve) -> Bounds {
     }
 }
 
+async fn bind(flag: &str, addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let unbound = |why: std::io::Error| Error::Invalid(vec![Violation::new(flag, format!("{addr} cannot be bound: {why}"))]);
+    let listener = TcpListener::bind(addr).await.map_err(unbound)?;
+    let bound = listener.local_addr().map_err(Error::internal)?;
+    Ok((listener, bound))
+}
+
 /// Refuses a database that forgets what was acknowledged, and warns of one that may in a failover.
 async fn check_durability(store: &Store) -> Result<(), Error> {
     match store.durability().await? {
@@ -236,71 +277,9 @@ async fn check_durability(store: &Store) -> Result<(), Error> {
     }
 }
 
-async fn set_health(health: &HealthReporter, names: &[&str], status: ServingStatus) {
-    for name in names {
-        health.set_service_status(*name, status).await;
-    }
-}
-
-/// Whether calls are served and waves fired: not before the schema is there.
-struct Entry {
-    health: HealthReporter,
-    /// Looked at for each call.
-    ready: Arc<AtomicBool>,
-    /// The same, to be waited for.
-    opened: watch::Sender<bool>,
-    /// What serves once it is open.
-    names: &'static [&'static str],
-    /// Who is let in.
-    access: Access,
-}
-
-impl Entry {
-    async fn shut(api: bool, access: Access) -> Self {
-        let health = HealthReporter::new();
-        set_health(&health, &HEALTH_NAMES, ServingStatus::NotServing).await;
-        let names = if api { &HEALTH_NAMES[..] } else { &HEALTH_NAMES[..1] };
-        Self { health, ready: Arc::new(AtomicBool::new(false)), opened: watch::Sender::new(false), names, access }
-    }
-
-    /// From here on calls are served and waves fired. Answers who is let in, to be kept fresh.
-    async fn open(self) -> Access {
-        match self.access.read().await {
-            Ok(()) if self.access.nobody_may_call() => {
-                tracing::warn!(
-                    "there is no key yet, so nobody may call; make one: canvas-scheduler api-key create --name NAME --permissions all"
-                );
-            }
-            Ok(()) => {}
-            Err(error) => tracing::warn!(%error, "the keys cannot be read yet"),
-        }
-        self.ready.store(true, Ordering::Relaxed);
-        self.opened.send_replace(true);
-        set_health(&self.health, self.names, ServingStatus::Serving).await;
-        self.access
-    }
-}
-
-/// Lets callers in once no migration is pending.
-async fn until_schema(store: Store, entry: Entry) {
-    tracing::warn!("not ready: migrations are pending; run `canvas-scheduler migrate`");
-    loop {
-        match store.pending_migrations().await {
-            Ok(pending) if pending.is_empty() => break,
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "not ready: the schema cannot be looked at"),
-        }
-        tokio::time::sleep(SCHEMA_POLL).await;
-    }
-    drop(store);
-    let access = entry.open().await;
-    tracing::info!("ready: the schema is there");
-    access.keep_fresh().await;
-}
-
 async fn clean_up(service: Service, clock: SharedClock) {
     loop {
-        clock.sleep_until(clock.now() + CLEAN_UP_EVERY).await;
+        sleep_until(&clock, clock.now() + CLEAN_UP_EVERY, CLEAN_UP_MOST).await;
         if let Err(error) = service.clean_up().await {
             tracing::warn!(%error, "what has outlived its use was not removed; the next pass takes it too");
         }
@@ -317,66 +296,6 @@ async fn serve_core(faces: impl Future<Output = ()>, writers: Vec<Writer>) {
             tracing::error!(%panic, "a writer ended by a fault of ours");
         }
     }
-}
-
-/// Where dispatches go.
-enum Place {
-    /// To this sink.
-    Made(SharedSink),
-    /// To the one that is set.
-    Set(SinkSettings),
-}
-
-impl Place {
-    /// The sink, made on the runtime that delivers.
-    async fn open(self, clock: &SharedClock) -> Result<SharedSink, Error> {
-        match self {
-            Self::Made(sink) => Ok(sink),
-            Self::Set(settings) => sink::open(&settings, clock.clone()).await,
-        }
-    }
-}
-
-/// What the dispatcher's thread is made of.
-struct Sending {
-    service: Service,
-    sink: Place,
-    clock: SharedClock,
-    workers: usize,
-}
-
-impl Sending {
-    /// Starts the thread of the dispatcher, which fires from when the schema is there until the drain begins.
-    ///
-    /// # Errors
-    /// What is wrong with the sink.
-    async fn start(self, opened: watch::Receiver<bool>, phases: watch::Receiver<Phase>) -> Result<oneshot::Receiver<()>, Error> {
-        let (tell, told) = oneshot::channel();
-        let ends = run_thread("dispatcher".to_owned(), async move {
-            let Self { service, sink, clock, workers } = self;
-            let sink = match sink.open(&clock).await {
-                Ok(sink) => sink,
-                Err(error) => return drop(tell.send(Err(error))),
-            };
-            drop(tell.send(Ok(())));
-            send(Dispatcher::new(service, sink, clock, workers), opened, phases).await;
-        })?;
-        told.await.map_err(Error::internal)??;
-        Ok(ends)
-    }
-}
-
-/// Runs a dispatcher once the schema is there, until the drain begins.
-async fn send(dispatcher: Dispatcher, mut opened: watch::Receiver<bool>, phases: watch::Receiver<Phase>) {
-    let (mut draining, mut ending) = (phases.clone(), phases);
-    let stop = Phase::Draining.reached(&mut draining);
-    tokio::pin!(stop);
-    tokio::select! {
-        () = &mut stop => return,
-        // Nobody opens any more once the sender is gone; then the drain has begun, too.
-        opened = opened.wait_for(|opened| *opened) => if opened.is_err() { return },
-    }
-    dispatcher.run(stop, Phase::Ending.reached(&mut ending)).await;
 }
 
 /// Starts a thread with a runtime of its own. Answers when its work has ended.

@@ -1,4 +1,6 @@
-//! Logging: one line for each event, to standard error; readable on a terminal, JSON elsewhere.
+//! Logging: one line for each event, to standard error; readable on a terminal, JSON elsewhere. Beside it, metrics.
+
+pub mod metrics;
 
 use std::io::IsTerminal;
 

@@ -21,6 +21,7 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
         tracing::info!(
             grpc_addr = %server.grpc_addr(),
             gateway_addr = server.gateway_addr().map(tracing::field::display),
+            admin_addr = %server.admin_addr(),
             version = env!("CARGO_PKG_VERSION"),
             time_zone_data = zone::data_version(),
             cores = settings.cores,

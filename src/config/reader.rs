@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use http::uri::Authority;
 use ipnet::IpNet;
 
 use super::DatabaseArgs;
@@ -59,6 +60,14 @@ impl Reader {
         match value.replace("localhost:", "127.0.0.1:").parse::<SocketAddr>() {
             Ok(address) => Some(address),
             Err(_) => self.fault(flag, value, "an address and port such as 127.0.0.1:50051"),
+        }
+    }
+
+    /// Where a server is: an address or a name, with a port.
+    pub(super) fn host(&mut self, flag: &str, value: &str) -> Option<Authority> {
+        match value.parse::<Authority>() {
+            Ok(host) if host.port_u16().is_some() && !host.host().is_empty() && !value.contains('@') => Some(host),
+            _ => self.fault(flag, value, "an address or a name, and a port, such as 127.0.0.1:50051"),
         }
     }
 

@@ -24,6 +24,9 @@ pub struct ServeArgs {
     /// Whether the documented JSON is served over HTTP: on or off
     #[arg(long, env = "CANVAS_SCHEDULER_GATEWAY", default_value = "on")]
     pub gateway: String,
+    /// The address for /metrics, /livez and /readyz: always plain HTTP, and no key is asked for. Port 0 takes a free one
+    #[arg(long, env = "CANVAS_SCHEDULER_ADMIN_ADDR", default_value = "127.0.0.1:9090")]
+    pub admin_addr: String,
     /// Where dispatches go.
     #[command(flatten)]
     pub sink: SinkArgs,
@@ -93,6 +96,9 @@ pub struct ServeArgs {
     /// The most calls under way, over all connections; more are refused with UNAVAILABLE, health never (1 to 1000000)
     #[arg(long, env = "CANVAS_SCHEDULER_MAX_IN_FLIGHT", default_value = "4096", help_heading = "Bounds")]
     pub max_in_flight: String,
+    /// The most megabytes of requests under way, beyond the first 4 KB of each; more are refused with UNAVAILABLE (4 to 1000000)
+    #[arg(long, env = "CANVAS_SCHEDULER_MAX_IN_FLIGHT_MEGABYTES", default_value = "32", help_heading = "Bounds")]
+    pub max_in_flight_megabytes: String,
     /// A connection from which no byte has come for so long is closed
     #[arg(long, env = "CANVAS_SCHEDULER_FIRST_BYTE_TIMEOUT", default_value = "10s", help_heading = "Bounds")]
     pub first_byte_timeout: String,
@@ -116,6 +122,8 @@ pub struct Serve {
     pub grpc_addr: SocketAddr,
     /// As `grpc_addr`; none when the gateway is off.
     pub gateway_addr: Option<SocketAddr>,
+    /// For metrics and probes.
+    pub admin_addr: SocketAddr,
     /// Where dispatches go, if they go at all.
     pub sink: Option<SinkSettings>,
     /// What this process does.
@@ -156,6 +164,8 @@ pub struct Serve {
     pub max_connections_per_address: usize,
     /// At least 1.
     pub max_in_flight: usize,
+    /// Of requests, beyond the first of each. At least the largest one.
+    pub max_in_flight_bytes: usize,
     /// From the accept to the first byte.
     pub first_byte_timeout: Duration,
     /// From the accept to GOAWAY.
@@ -190,16 +200,16 @@ impl ServeArgs {
 
     /// # Errors
     /// Every fault, a line each.
+    #[allow(clippy::too_many_lines, reason = "a line for each setting")]
     pub fn read(&self) -> Result<Serve, Vec<String>> {
         let mut reader = Reader::default();
         let database_url = reader.database(&self.database);
         let (tls, addrs) = self.ports(&mut reader);
+        let admin_addr = reader.address("admin-addr", &self.admin_addr);
         let trusted_proxies = reader.networks("trusted-proxies", &self.trusted_proxies);
         let reflection = reader.switch("reflection", &self.reflection);
-        let sink = reader.sink(&self.sink);
-        let roles = reader.roles(&self.roles);
-        let cores = reader.number("cores", &self.cores, 0, 1024);
-        let writers = reader.number("writers", &self.writers, 1, 64);
+        let (sink, roles) = (reader.sink(&self.sink), reader.roles(&self.roles));
+        let (cores, writers) = (reader.number("cores", &self.cores, 0, 1024), reader.number("writers", &self.writers, 1, 64));
         let commit_max = reader.number("commit-max", &self.commit_max, 1, 1000);
         let queue_max = reader.number("queue-max", &self.queue_max, 1, 1_000_000);
         let read_connections = reader.number("read-connections", &self.read_connections, 1, 1000);
@@ -214,6 +224,7 @@ impl ServeArgs {
         let max_connections = reader.number("max-connections", &self.max_connections, 1, 1_000_000);
         let max_connections_per_address = reader.number("max-connections-per-address", &self.max_connections_per_address, 1, 1_000_000);
         let max_in_flight = reader.number("max-in-flight", &self.max_in_flight, 1, 1_000_000);
+        let max_in_flight_megabytes = reader.number::<usize>("max-in-flight-megabytes", &self.max_in_flight_megabytes, 4, 1_000_000);
         let first_byte_timeout = reader.duration("first-byte-timeout", &self.first_byte_timeout);
         let max_connection_age = reader.duration("max-connection-age", &self.max_connection_age);
         let max_call_time = reader.duration("max-call-time", &self.max_call_time);
@@ -223,6 +234,7 @@ impl ServeArgs {
                 database_url: database_url?,
                 grpc_addr: addrs?.0,
                 gateway_addr: addrs?.1,
+                admin_addr: admin_addr?,
                 sink,
                 roles: roles?,
                 tls,
@@ -243,6 +255,7 @@ impl ServeArgs {
                 max_connections: max_connections?,
                 max_connections_per_address: max_connections_per_address?,
                 max_in_flight: max_in_flight?,
+                max_in_flight_bytes: max_in_flight_megabytes? << 20,
                 first_byte_timeout: first_byte_timeout?,
                 max_connection_age: max_connection_age?,
                 max_call_time: max_call_time?,

@@ -103,6 +103,16 @@ pub struct Reach {
 }
 
 impl SinkSettings {
+    /// The name by which it is chosen.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Log => "log",
+            Self::Grpc { .. } => "grpc",
+            Self::Webhook { .. } => "webhook",
+            Self::Nats { .. } => "nats",
+        }
+    }
+
     /// The longest that a delivery may take, where it may take any time.
     pub fn timeout(&self) -> Option<Duration> {
         match self {

@@ -7,10 +7,14 @@ use tokio::sync::watch;
 
 use crate::clock::jitter;
 use crate::domain::{Answer, Probe};
+use crate::telemetry::metrics::Sending;
 
 /// Shared by whoever takes, delivers and finishes. Cheap to clone.
 #[derive(Clone)]
-pub struct Hands(Arc<watch::Sender<State>>);
+pub struct Hands {
+    state: Arc<watch::Sender<State>>,
+    sending: Sending,
+}
 
 struct State {
     in_flight: usize,
@@ -19,19 +23,20 @@ struct State {
 
 impl Hands {
     /// Empty hands of so many workers.
-    pub fn new(workers: usize) -> Self {
-        Self(Arc::new(watch::Sender::new(State { in_flight: 0, probe: Probe::new(workers) })))
+    pub fn new(workers: usize, sending: Sending) -> Self {
+        sending.workers(workers);
+        Self { state: Arc::new(watch::Sender::new(State { in_flight: 0, probe: Probe::new(workers) })), sending }
     }
 
     /// How many more may be taken at `now`.
     pub fn room(&self, now: DateTime<Utc>) -> usize {
-        let state = self.0.borrow();
+        let state = self.state.borrow();
         state.probe.room(now, state.in_flight)
     }
 
     /// Until when nothing may be taken, whatever is free.
     pub fn quiet_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        self.0.borrow().probe.quiet_until().filter(|until| *until > now)
+        self.state.borrow().probe.quiet_until(now)
     }
 
     /// Returns once a worker is free, be the sink quiet or not.
@@ -46,25 +51,33 @@ impl Hands {
 
     async fn once(&self, holds: impl FnMut(&State) -> bool) {
         // The sender lives as long as `self`, so this ends by the state alone.
-        let mut states = self.0.subscribe();
+        let mut states = self.state.subscribe();
         let _held = states.wait_for(holds).await;
     }
 
     /// So many were taken.
     pub fn take_up(&self, n: usize) {
-        self.0.send_modify(|state| state.in_flight += n);
+        self.count(|in_flight| in_flight + n);
     }
 
     /// So many were finished.
     pub fn put_down(&self, n: usize) {
-        self.0.send_modify(|state| state.in_flight = state.in_flight.saturating_sub(n));
+        self.count(|in_flight| in_flight.saturating_sub(n));
+    }
+
+    fn count(&self, change: impl FnOnce(usize) -> usize) {
+        self.state.send_modify(|state| {
+            state.in_flight = change(state.in_flight);
+            self.sending.in_hand(state.in_flight);
+        });
     }
 
     /// Learns from an answer of the sink.
     pub fn answered(&self, answer: &Answer, now: DateTime<Utc>) {
-        self.0.send_modify(|state| {
+        self.state.send_modify(|state| {
             let before = state.probe.is_probing();
             state.probe.answered(answer, now, jitter());
+            self.sending.probing(state.probe.is_probing());
             match (before, state.probe.is_probing()) {
                 (false, true) => tracing::warn!(?answer, "the sink takes nothing; it is probed until it does"),
                 (true, false) => tracing::info!("the sink takes dispatches again"),

@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::service::Caller;
 use crate::service::access::{Access, Denied, Held};
 use crate::store::RETRY_AFTER;
+use crate::telemetry::metrics::Calls;
 
 /// What is asked of every call.
 #[derive(Clone)]
@@ -28,6 +29,8 @@ pub struct Gate {
     pub trusted_proxies: Arc<[IpNet]>,
     /// Tells when a quota begins anew.
     pub clock: SharedClock,
+    /// Where it is told who was refused.
+    pub calls: Calls,
 }
 
 /// What a method asks for.
@@ -63,46 +66,59 @@ pub(super) async fn admit(request: &mut Request<Body>, call: &Call, gate: &Gate)
         Door::Needs(permission) => permission,
         Door::Nowhere => return Err(details::method_unknown(call.uri.path())),
     };
-    let presented = presented(request.headers())?;
+    let count = |(reason, status): Refused| {
+        gate.calls.refused(reason);
+        status
+    };
+    let presented = presented(request.headers()).map_err(count)?;
     let from = address::of_caller(call.peer, request.headers(), &gate.trusted_proxies);
-    let held = gate.access.admit(&presented, from, needs).await.map_err(denied)?;
+    let held = gate.access.admit(&presented, from, needs).await.map_err(|why| count(denied(why)))?;
     request.headers_mut().remove(AUTHORIZATION);
     let deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
     request.extensions_mut().insert(Caller { workspace: held.workspace(), actor: held.actor(), deadline });
     Ok(Some(held))
 }
 
+/// A refusal and its reason, by which it is counted.
+type Refused = (&'static str, Status);
+
+fn refused(code: Code, reason: &'static str, message: impl Into<String>) -> Refused {
+    (reason, refusal(code, reason, message))
+}
+
 /// The one key in `authorization: Bearer KEY`.
-fn presented(headers: &HeaderMap) -> Result<Presented, Status> {
+fn presented(headers: &HeaderMap) -> Result<Presented, Refused> {
     let mut stated = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = stated.next() else {
         let message = "a key is needed: send `authorization: Bearer KEY`";
-        return Err(refusal(Code::Unauthenticated, "KEY_MISSING", message));
+        return Err(refused(Code::Unauthenticated, "KEY_MISSING", message));
     };
     let key = value.as_bytes().split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
     let presented = key.and_then(|(_, key)| Presented::parse(key.trim_ascii()));
     presented.filter(|_| stated.next().is_none()).ok_or_else(|| {
         // The value is not repeated: it may be a key with a slip in it.
         let message = "`authorization` is not `Bearer KEY` with one key as `api-key create` printed it";
-        refusal(Code::Unauthenticated, "KEY_MALFORMED", message)
+        refused(Code::Unauthenticated, "KEY_MALFORMED", message)
     })
 }
 
-fn denied(why: Denied) -> Status {
+fn denied(why: Denied) -> Refused {
     let barred = match why {
         Denied::Barred(barred) => barred,
-        Denied::Unavailable => return unavailable(&Error::StoreUnavailable { retry_after: RETRY_AFTER }),
+        Denied::Unavailable => return ("STORE_UNAVAILABLE", unavailable(&Error::StoreUnavailable { retry_after: RETRY_AFTER })),
     };
     match barred {
-        Barred::Unknown => refusal(Code::Unauthenticated, "KEY_UNKNOWN", "there is no such key"),
-        Barred::Revoked => refusal(Code::Unauthenticated, "KEY_REVOKED", "the key was revoked"),
-        Barred::Expired => refusal(Code::Unauthenticated, "KEY_EXPIRED", "the key has expired"),
+        Barred::Unknown => refused(Code::Unauthenticated, "KEY_UNKNOWN", "there is no such key"),
+        Barred::Revoked => refused(Code::Unauthenticated, "KEY_REVOKED", "the key was revoked"),
+        Barred::Expired => refused(Code::Unauthenticated, "KEY_EXPIRED", "the key has expired"),
         Barred::Address => {
-            refusal(Code::PermissionDenied, "ADDRESS_NOT_ALLOWED", "the key may not be used from the address that the call comes from")
+            refused(Code::PermissionDenied, "ADDRESS_NOT_ALLOWED", "the key may not be used from the address that the call comes from")
         }
         Barred::Permission(needed) => {
-            let info = ErrorDetails::with_error_info("PERMISSION_MISSING", DOMAIN, [("permission".into(), needed.name().into())]);
-            Status::with_error_details(Code::PermissionDenied, format!("the key has not the permission {}", needed.name()), info)
+            let reason = "PERMISSION_MISSING";
+            let info = ErrorDetails::with_error_info(reason, DOMAIN, [("permission".into(), needed.name().into())]);
+            let message = format!("the key has not the permission {}", needed.name());
+            (reason, Status::with_error_details(Code::PermissionDenied, message, info))
         }
     }
 }

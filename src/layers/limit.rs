@@ -11,8 +11,8 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::auth::Gate;
 use super::{Call, DOMAIN, unavailable};
-use crate::clock::SharedClock;
 use crate::domain::{Charge, Counted};
 use crate::service::access::Held;
 use crate::service::budget::{Over, Told};
@@ -30,7 +30,7 @@ pub struct Meter(Arc<Counting>);
 
 struct Counting {
     held: Arc<Held>,
-    clock: SharedClock,
+    gate: Gate,
     /// What the caller is told, once it was counted.
     told: OnceLock<Told>,
 }
@@ -50,7 +50,7 @@ impl Meter {
             // The first count stands: a handler counts once.
             let _first = self.0.told.get_or_init(|| told);
         }
-        counted.map(|_| ()).map_err(|over| refused(over, &self.0.clock))
+        counted.map(|_| ()).map_err(|over| refused(over, &self.0.gate))
     }
 }
 
@@ -65,10 +65,10 @@ pub(super) enum Count {
 }
 
 /// Counts the call of `held`, or leaves that to its handler.
-pub(super) async fn count(request: &mut Request<Body>, call: &Call, held: Option<Arc<Held>>, clock: &SharedClock) -> Result<Count, Status> {
+pub(super) async fn count(request: &mut Request<Body>, call: &Call, held: Option<Arc<Held>>, gate: &Gate) -> Result<Count, Status> {
     let Some(held) = held else { return Ok(Count::Free) };
     if counts_by_its_message(call.uri.path()) {
-        let meter = Meter(Arc::new(Counting { held, clock: clock.clone(), told: OnceLock::new() }));
+        let meter = Meter(Arc::new(Counting { held, gate: gate.clone(), told: OnceLock::new() }));
         request.extensions_mut().insert(meter.clone());
         return Ok(Count::ByHandler(meter));
     }
@@ -77,7 +77,7 @@ pub(super) async fn count(request: &mut Request<Body>, call: &Call, held: Option
         // Boxed, so that the usual call does not carry it about.
         None => Box::pin(held.budget().charge(&ONE)).await,
     };
-    told.map(Count::Told).map_err(|over| refused(over, clock))
+    told.map(Count::Told).map_err(|over| refused(over, gate))
 }
 
 fn counts_by_its_message(path: &str) -> bool {
@@ -106,12 +106,13 @@ fn write(headers: &mut HeaderMap, told: Told) {
     headers.insert(RESET, HeaderValue::from(told.resets_ms / 1000));
 }
 
-fn refused(over: Over, clock: &SharedClock) -> Status {
+fn refused(over: Over, gate: &Gate) -> Status {
     let (counted, told) = match over {
         Over::Quota(counted, told) => (counted, told),
         Over::Store(error) => return unavailable(&error),
     };
-    let millis = u64::try_from(told.resets_ms - clock.now().timestamp_millis()).unwrap_or_default();
+    gate.calls.over_quota(counted.name());
+    let millis = u64::try_from(told.resets_ms - gate.clock.now().timestamp_millis()).unwrap_or_default();
     let wait = Duration::from_millis(millis);
     let what = match counted {
         Counted::Requests => "requests",

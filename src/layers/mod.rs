@@ -1,5 +1,5 @@
 //! The stack that every call passes, from the network and in process alike. Outermost first: trace, in flight, details, panic,
-//! drain, deadline, auth, limit. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
+//! drain, deadline, auth, limit, weight. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,7 +19,8 @@ use tower::{Service, ServiceExt};
 
 use self::auth::Gate;
 use self::drain::Phase;
-use self::in_flight::InFlight;
+use self::in_flight::{Checks, InFlight};
+use self::measure::Durations;
 use self::sending::Unsent;
 use crate::error::Error;
 
@@ -32,9 +33,11 @@ pub mod drain;
 pub mod found;
 pub mod in_flight;
 pub mod limit;
+pub mod measure;
 pub mod panic;
 pub mod sending;
 pub mod trace;
+mod weight;
 
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "canvas-scheduler";
@@ -50,6 +53,8 @@ pub struct Stack {
     pub in_flight: InFlight,
     /// Who is let in.
     pub gate: Gate,
+    /// Where it is told how long calls take.
+    pub durations: Durations,
 }
 
 impl Stack {
@@ -86,7 +91,10 @@ where
             let call = Call::of(&request);
             let place = match stack.in_flight.enter(&call) {
                 Ok(place) => place,
-                Err(shed) => return Ok(trace::record(pin!(async { shed.refusal() }), &call).await),
+                Err(shed) => {
+                    stack.gate.calls.shed(call.streams());
+                    return Ok(trace::record(pin!(async { shed.refusal() }), &call, &stack).await);
+                }
             };
             let bound = deadline::read(&mut request, &call, stack.max_call);
             // Each future is pinned once and the layers borrow it: passing them on by value would double their size each time.
@@ -95,7 +103,9 @@ where
                     Ok(count) => count,
                     Err(refused) => return refused.into_http(),
                 };
+                let weight = weight::weigh(&mut request, &call, &stack.in_flight);
                 let Ok(mut response) = inner.oneshot(request).await;
+                weight::mark(&mut response, weight, &stack.in_flight);
                 limit::tell(&mut response, &count).await;
                 response
             });
@@ -103,7 +113,7 @@ where
             let mut drained = pin!(drain::heed(bounded.as_mut(), &stack.phase, &call));
             let mut caught = pin!(panic::catch(drained.as_mut()));
             let mut detailed = pin!(details::complete(caught.as_mut(), &call));
-            let response = trace::record(detailed.as_mut(), &call).await;
+            let response = trace::record(detailed.as_mut(), &call, &stack).await;
             // The work of a unary call is done; a stream is under way until it ends.
             let place = place.filter(|_| call.streams());
             Ok(sending::keep(response, place, call.unsent.as_ref()))
@@ -114,7 +124,7 @@ where
 /// Whether the call may be made: by whom, and how often.
 async fn admit(request: &mut Request<Body>, call: &Call, gate: &Gate) -> Result<limit::Count, Status> {
     let held = auth::admit(request, call, gate).await?;
-    limit::count(request, call, held, &gate.clock).await
+    limit::count(request, call, held, gate).await
 }
 
 /// What kind of call a path stands for.
@@ -124,7 +134,7 @@ enum Kind {
     Unary,
     /// The answer goes on: `Health/Watch`, reflection, and whatever is not known to be unary.
     Stream,
-    /// A unary health call, which is never refused.
+    /// A unary health call, which is never refused for what others do.
     Health,
 }
 
@@ -137,6 +147,8 @@ struct Call {
     peer: Option<SocketAddr>,
     /// Where an answer counts until it is sent; none of a stream, which may take its time.
     unsent: Option<Arc<Unsent>>,
+    /// Among which a health check counts.
+    checks: Option<Checks>,
 }
 
 impl Call {
@@ -144,7 +156,8 @@ impl Call {
         let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         let kind = kind_of(request.uri().path());
         let unsent = request.extensions().get::<Arc<Unsent>>().filter(|_| kind != Kind::Stream).cloned();
-        Self { uri: request.uri().clone(), kind, began: Instant::now(), peer, unsent }
+        let checks = request.extensions().get::<Checks>().filter(|_| kind == Kind::Health).cloned();
+        Self { uri: request.uri().clone(), kind, began: Instant::now(), peer, unsent, checks }
     }
 
     fn streams(&self) -> bool {

@@ -1,11 +1,11 @@
-//! A request id for every call, and one line in the log when it ends.
+//! A request id for every call, and one line in the log and one duration in the metrics when it ends.
 
 use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Response, Uri};
@@ -14,7 +14,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::in_flight::Shed;
-use super::{Call, body, name_of};
+use super::{Call, Stack, body, name_of};
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -31,13 +31,13 @@ pub fn current_request_id() -> Option<String> {
 }
 
 /// The answer of `inner` with its id in `x-request-id`; logged when the answer, or its body if that streams, has ended.
-pub(super) async fn record<F>(inner: Pin<&mut F>, call: &Call) -> Response<Body>
+pub(super) async fn record<F>(inner: Pin<&mut F>, call: &Call, stack: &Arc<Stack>) -> Response<Body>
 where
     F: Future<Output = Response<Body>>,
 {
     let id = NEXT.fetch_add(1, Ordering::Relaxed);
-    let mut line =
-        Line { uri: call.uri.clone(), streams: call.streams(), began: call.began, peer: call.peer, id, shed: false, written: false };
+    let (uri, streams, stack) = (call.uri.clone(), call.streams(), stack.clone());
+    let mut line = Line { uri, streams, began: call.began, peer: call.peer, id, stack, shed: false, written: false };
     let mut response = REQUEST_ID.scope(id, inner).await;
     if let Ok(id) = HeaderValue::try_from(format!("{id:016x}")) {
         response.headers_mut().insert(HEADER, id);
@@ -55,13 +55,14 @@ fn code_of(headers: &HeaderMap) -> Code {
     headers.get(Status::GRPC_STATUS).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
 }
 
-/// The line of one call; written as CANCELLED when the call is dropped before it has ended.
+/// The end of one call; written as CANCELLED when the call is dropped before it has ended.
 struct Line {
     uri: Uri,
     streams: bool,
     began: Instant,
     peer: Option<SocketAddr>,
     id: u64,
+    stack: Arc<Stack>,
     /// Refused before anything was done; logged elsewhere, once for many.
     shed: bool,
     written: bool,
@@ -71,6 +72,7 @@ impl Line {
     /// `cause` is what an operator may read and the caller may not: the source of the [`Status`] that a handler answered.
     fn write(&mut self, code: Code, cause: Option<&(dyn Error + 'static)>) {
         self.written = true;
+        self.stack.durations.ended(self.uri.path(), code, self.began.elapsed());
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(

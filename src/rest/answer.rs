@@ -5,7 +5,6 @@ use axum::response::Response;
 use chrono::{DateTime, SecondsFormat};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{StatusCode, header};
-use prost::Message;
 use prost_types::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
@@ -30,7 +29,7 @@ const SUCCESS: &str = "success";
 /// The body of an answer to a call.
 pub trait Answer: Serialize + ToSchema {
     /// What the call answers.
-    type Message: Message + Default + 'static;
+    type Message: prost::Name + Default + 'static;
 
     /// The body that says so.
     fn of(sent: Self::Message) -> Self;

@@ -13,7 +13,7 @@ use http::header::{AUTHORIZATION, HeaderName};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, Response};
-use prost::Message;
+use prost::{Message, Name};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::client::Grpc;
@@ -63,7 +63,7 @@ pub async fn call<S, M, A>(
 where
     S: InProcess,
     M: Message + Default + 'static,
-    A: Message + Default + 'static,
+    A: Message + Name + Default + 'static,
 {
     let fault = Arc::new(OnceLock::new());
     let keep = fault.clone();

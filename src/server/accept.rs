@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::domain::key::lies_in;
 use crate::layers::drain::Phase;
+use crate::telemetry::metrics::Connections;
 
 mod connection;
 
@@ -86,6 +87,11 @@ impl Core {
         (Self { connections, live: Arc::default() }, incoming)
     }
 
+    /// Where its connections are counted, for whoever asks.
+    pub fn counter(&self) -> Arc<AtomicUsize> {
+        self.live.clone()
+    }
+
     /// The same core as the accept loop of another port sees it.
     pub fn beside(&self) -> (Self, mpsc::Receiver<Connection>) {
         let (connections, incoming) = mpsc::channel(WAITING);
@@ -139,12 +145,26 @@ pub struct Door {
     /// Whose connections are many callers'; only the bound of all holds for them.
     proxies: Vec<IpNet>,
     by_address: ByAddress,
+    /// Where it is told who was refused.
+    refused: Connections,
 }
 
 impl Door {
     /// Nobody has one yet.
     pub fn new(bounds: Bounds, max_of_one_address: usize, proxies: Vec<IpNet>) -> Self {
-        Self { max_connections: bounds.max_connections, max_of_one_address, proxies, by_address: Arc::default() }
+        Self {
+            max_connections: bounds.max_connections,
+            max_of_one_address,
+            proxies,
+            by_address: Arc::default(),
+            refused: Connections::default(),
+        }
+    }
+
+    /// Counts whom it refuses.
+    #[must_use]
+    pub fn counting(self, refused: Connections) -> Self {
+        Self { refused, ..self }
     }
 
     /// A place among the connections of this address; none when it has too many.
@@ -216,10 +236,12 @@ async fn accept_forever(listener: &TcpListener, cores: &[Core], door: &Door) {
 async fn hand_over(stream: TcpStream, peer: SocketAddr, cores: &[Core], door: &Door) {
     let live: usize = cores.iter().map(Core::live).sum();
     if live >= door.max_connections {
+        door.refused.refused(false);
         tracing::debug!(%peer, live, "too many connections; a new one is closed");
         return;
     }
     let Some(place) = door.enter(peer.ip()) else {
+        door.refused.refused(true);
         tracing::debug!(%peer, most = door.max_of_one_address, "too many connections of one address; a new one is closed");
         return;
     };

@@ -2,6 +2,8 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -81,6 +83,16 @@ impl Faces {
             let gateway = serve_gateway(beside, service.clone(), bounds, phases.clone());
             tokio::join!(gateway, accept::serve(incoming, service, spoken, bounds, phases));
         }
+    }
+
+    /// Where each core's connections, of all ports, are counted.
+    pub fn counters(&self) -> Vec<Arc<AtomicUsize>> {
+        self.grpc.cores.iter().map(Core::counter).collect()
+    }
+
+    /// The certificate of all ports, if there is one.
+    pub fn tls(&self) -> Option<&Tls> {
+        self.grpc.spoken.tls.as_ref()
     }
 
     /// Accepts on every port.

@@ -2,33 +2,27 @@
 
 use std::time::Duration;
 
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
-
+use super::readiness::Readiness;
 use crate::clock::SharedClock;
 use crate::store::Store;
-
-/// The name that a dispatcher has in health answers: it serves while it may fire.
-pub const DISPATCHER: &str = "dispatcher";
 
 /// Between two looks while the clock is steady.
 const EVERY: Duration = Duration::from_secs(1);
 /// Between two looks while it is not.
 const SOON: Duration = Duration::from_millis(100);
 
-/// Looks at the database's clock for as long as it is polled; where the process `sends`, its health says whether it may.
-pub async fn keep(store: Store, clock: SharedClock, health: HealthReporter, sends: bool) {
+/// Looks at the database's clock for as long as it is polled, by which it is also seen whether the database is there.
+pub async fn keep(store: Store, clock: SharedClock, readiness: Readiness) {
     let mut said = None;
     loop {
-        if let Ok(sample) = store.look_at_clock().await {
+        let looked = store.look_at_clock().await;
+        readiness.database(looked.is_ok());
+        if let Ok(sample) = looked {
             clock.learn(sample);
         }
         let unsteady = clock.unsteady();
         if said != Some(unsteady) {
-            if sends {
-                let status = if unsteady.is_none() { ServingStatus::Serving } else { ServingStatus::NotServing };
-                health.set_service_status(DISPATCHER, status).await;
-            }
+            readiness.clock(unsteady).await;
             match (unsteady, said) {
                 (Some(reason), Some(_)) => tracing::warn!(reason, "nothing is fired until three looks at the clock agree"),
                 (None, Some(_)) => tracing::info!("three looks at the clock agree"),

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,6 +15,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::TlsFiles;
 use crate::error::{Error, Violation};
@@ -28,6 +30,8 @@ pub struct Tls {
     files: Arc<TlsFiles>,
     /// What is spoken within, by preference.
     protocols: &'static [&'static [u8]],
+    /// When the certificate expires, in unix seconds.
+    expires_at: Arc<AtomicI64>,
 }
 
 /// The bytes of the files, and what tells them from others.
@@ -61,6 +65,11 @@ impl Contents {
         hash.finalize().into()
     }
 
+    /// What they are good for, and until when, in unix seconds.
+    fn usable(&self, protocols: &[&[u8]]) -> Result<(ServerConfig, i64), Vec<Violation>> {
+        Ok((self.config(protocols)?, expiry(&self.certificates)?))
+    }
+
     /// What they are good for, together.
     fn config(&self, protocols: &[&[u8]]) -> Result<ServerConfig, Vec<Violation>> {
         let fault = |flag: &str, why: String| vec![Violation::new(flag, why)];
@@ -87,6 +96,14 @@ impl Contents {
     }
 }
 
+/// When the first of the chain expires, in unix seconds.
+fn expiry(pem: &[u8]) -> Result<i64, Vec<Violation>> {
+    let unreadable = || vec![Violation::new("tls-cert", "holds a certificate that cannot be read")];
+    let chain = certificates("tls-cert", pem)?;
+    let ends = chain.iter().map(|der| Some(X509Certificate::from_der(der).ok()?.1.validity().not_after.timestamp()));
+    ends.collect::<Option<Vec<_>>>().and_then(|ends| ends.into_iter().min()).ok_or_else(unreadable)
+}
+
 fn certificates(flag: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Vec<Violation>> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     read.ok().filter(|all| !all.is_empty()).ok_or_else(|| vec![Violation::new(flag, "holds no certificate in PEM")])
@@ -98,13 +115,19 @@ impl Tls {
     /// # Errors
     /// Everything that is wrong with them.
     pub fn read(files: &TlsFiles, protocols: &'static [&'static [u8]]) -> Result<Self, Error> {
-        let config = Contents::read(files).and_then(|contents| contents.config(protocols)).map_err(Error::Invalid)?;
-        Ok(Self { current: Arc::new(ArcSwap::from_pointee(config)), files: Arc::new(files.clone()), protocols })
+        let (config, expires_at) = Contents::read(files).and_then(|contents| contents.usable(protocols)).map_err(Error::Invalid)?;
+        let (current, expires_at) = (Arc::new(ArcSwap::from_pointee(config)), Arc::new(AtomicI64::new(expires_at)));
+        Ok(Self { current, files: Arc::new(files.clone()), protocols, expires_at })
     }
 
     /// For one new connection.
     pub fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.current.load_full())
+    }
+
+    /// When the first certificate of the chain in use expires, in unix seconds.
+    pub fn expires_at(&self) -> i64 {
+        self.expires_at.load(Ordering::Relaxed)
     }
 
     /// Looks at the files again and again. What cannot be used is logged once, and the certificate before it stays.
@@ -121,9 +144,10 @@ impl Tls {
             if now == settled {
                 continue;
             }
-            match contents.and_then(|contents| contents.config(self.protocols)) {
-                Ok(config) => {
+            match contents.and_then(|contents| contents.usable(self.protocols)) {
+                Ok((config, expires_at)) => {
                     self.current.store(Arc::new(config));
+                    self.expires_at.store(expires_at, Ordering::Relaxed);
                     tracing::info!("the certificate was replaced; new connections get it");
                     settled = now;
                 }

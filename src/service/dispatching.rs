@@ -12,6 +12,7 @@ use crate::domain::{DispatchId, Firing, Outcome, ScheduleId, zone};
 use crate::error::Error;
 use crate::store::Caller;
 pub use crate::store::{DispatchFilter, Finished, Leased, Next, Taken};
+use crate::telemetry::metrics::{Backlog, Standing};
 
 /// How long a dispatcher sleeps at most before it looks again: what another replica's callers made due is found by then.
 pub const POLL: TimeDelta = TimeDelta::milliseconds(25);
@@ -138,6 +139,22 @@ impl Service {
             tracing::info!(recomputed, time_zone_data = zone::data_version(), "waiting schedules were recomputed with our zone data");
         }
         Ok(())
+    }
+
+    /// What is due and was not fired, counted up to a bound.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn backlog(&self) -> Result<Backlog, Error> {
+        self.store.backlog(self.clock.now()).await
+    }
+
+    /// How dispatches stand, and which brakes are on.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn standing(&self) -> Result<Standing, Error> {
+        self.store.standing().await
     }
 
     /// How long a delivery may take: well within its lease, so that its answer is written before somebody else tries.

@@ -50,8 +50,9 @@ impl Store {
                 db.rollback().await?;
                 return Ok(Taken::default());
             }
-            let (leased, moved) = lease_all(&db, due, now, delivery).await?;
+            let Leasing { leased, moved, dead } = lease_all(&db, due, now, delivery).await?;
             db.commit().await?;
+            self.writes.died(dead);
             Ok(Taken { leased, more: moved })
         };
         self.link.in_time(retry).await
@@ -69,13 +70,16 @@ async fn due<C: ConnectionTrait>(db: &C, now: DateTime<Utc>, limit: usize) -> Re
     due.collect()
 }
 
-/// The dispatches, and whether any was decided.
-async fn lease_all<C: ConnectionTrait>(
-    db: &C,
-    due: Vec<Due>,
-    now: DateTime<Utc>,
-    delivery: &Delivery,
-) -> Result<(Vec<Leased>, bool), DbErr> {
+/// What became of those that were due.
+struct Leasing {
+    leased: Vec<Leased>,
+    /// Whether any was decided.
+    moved: bool,
+    /// How many had no attempt left.
+    dead: usize,
+}
+
+async fn lease_all<C: ConnectionTrait>(db: &C, due: Vec<Due>, now: DateTime<Utc>, delivery: &Delivery) -> Result<Leasing, DbErr> {
     let rows = schedules(db, &due).await?;
     let (mut written, mut takings) = (vec![], vec![]);
     for due in due {
@@ -100,7 +104,8 @@ async fn lease_all<C: ConnectionTrait>(
         }
     }
     dispatches::update(db, &written).await?;
-    Ok((leased, !written.is_empty()))
+    let dead = takings.iter().filter(|taking| taking.firing.state == DispatchState::Dead).count();
+    Ok(Leasing { leased, moved: !written.is_empty(), dead })
 }
 
 /// Lets the domain decide what becomes of one.

@@ -22,6 +22,8 @@ pub struct Leased {
     pub dispatch: Dispatch,
     /// From then on somebody else may have it too.
     pub until: DateTime<Utc>,
+    /// How long after it was due this attempt begins: after its time, or after its schedule was accepted if that was later.
+    pub lag: TimeDelta,
 }
 
 /// A firing that was taken, before its payload is read.
@@ -120,7 +122,8 @@ impl Payloads {
             attempt: firing.attempt,
         };
         let until = firing.again_at.unwrap_or(now);
-        Ok(Leased { workspace: taking.workspace, dispatch, until })
+        let lag = (now - firing.wave.time.max(schedule.updated_at)).max(TimeDelta::zero());
+        Ok(Leased { workspace: taking.workspace, dispatch, until, lag })
     }
 }
 

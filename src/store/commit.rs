@@ -25,6 +25,7 @@ use super::{REQUEST_KEPT, convert, dispatches, history, insert, sql, zone_rules}
 use crate::clock::SharedClock;
 use crate::domain::{Policy, RequestId, WorkspaceId, Zone};
 use crate::error::Error;
+use crate::telemetry::metrics::{Failure, Writes};
 
 /// After so many rounds lost to another writer, a row is taken under a lock.
 const ROUNDS_BEFORE_LOCK: u8 = 2;
@@ -48,6 +49,7 @@ pub struct Writer {
     pub(super) policy: Policy,
     pub(super) batch_max: usize,
     pub(super) revisions_kept: i64,
+    pub(super) writes: Writes,
     /// Whether the last round could not reach the database, so that an outage is logged once.
     pub(super) away: bool,
 }
@@ -126,16 +128,28 @@ impl Writer {
     /// A round that ends. One that takes too long is given up with its connection; its callers are told that the outcome is
     /// unknown, since their answers' senders go with it. SQLite is in this process, and its file answers or fails.
     async fn bounded_round(&mut self, jobs: Vec<Job>) -> Result<Vec<Job>, Failed> {
+        self.writes.taken(jobs.len());
+        let began = Instant::now();
         if self.db.get_database_backend() != DbBackend::Postgres {
-            return self.round(jobs).await;
+            let ended = self.round(jobs).await;
+            return self.counted(began, ended);
         }
         if let Ok(ended) = tokio::time::timeout(ROUND_MOST, self.round(jobs)).await {
-            return ended;
+            return self.counted(began, ended);
         }
+        self.writes.failed(Failure::Timeout);
         let fault = DbErr::Custom(format!("no answer for {} seconds", ROUND_MOST.as_secs()));
         tracing::error!(%fault, "a group commit was given up with its connection");
         self.reconnect().await;
         Ok(vec![])
+    }
+
+    fn counted(&self, began: Instant, ended: Result<Vec<Job>, Failed>) -> Result<Vec<Job>, Failed> {
+        match &ended {
+            Ok(_) => self.writes.committed(began.elapsed()),
+            Err(Failed { fault, .. }) => self.writes.failed(if away(fault) { Failure::Away } else { Failure::Fault }),
+        }
+        ended
     }
 
     /// Leaves the connection for a new one, which is made when it is needed: the old one may be to a server that only reads now,

@@ -7,9 +7,10 @@ use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbB
 use super::REVISIONS_KEPT;
 use super::link::Link;
 use crate::error::{Error, Violation};
+use crate::telemetry::metrics::Writes;
 
 /// Where the database is, and the bounds on its use.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Options {
     /// `postgres://…` or `sqlite://…`. May hold a password: never logged.
     pub url: String,
@@ -23,12 +24,15 @@ pub struct Options {
     pub reads_max: u32,
     /// The newest revisions of a schedule that are kept.
     pub revisions_kept: i64,
+    /// Where it is told what is written.
+    pub writes: Writes,
 }
 
 impl Options {
     /// The usual bounds for this database.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), writers: 2, batch_max: 256, queue_max: 4096, reads_max: 8, revisions_kept: REVISIONS_KEPT }
+        let writes = Writes::default();
+        Self { url: url.into(), writers: 2, batch_max: 256, queue_max: 4096, reads_max: 8, revisions_kept: REVISIONS_KEPT, writes }
     }
 
     fn is_sqlite(&self) -> bool {
@@ -58,8 +62,9 @@ pub enum Durability {
     },
 }
 
-/// One that fires, one that finishes, one for its upkeep, and one that looks at the clock.
-const DISPATCHING_MOST: u32 = 4;
+/// One that fires, one that finishes, one for its upkeep, one that counts, one that looks at the clock, and one that reads keys and
+/// counts calls.
+const DISPATCHING_MOST: u32 = 6;
 
 /// How long a caller waits for a connection.
 const ACQUIRE_MOST: Duration = Duration::from_secs(3);

@@ -84,8 +84,10 @@ impl Store {
                 return Ok(());
             }
             let db = self.finishing.begin().await?;
-            settle(&db, &others, now, delivery).await?;
-            db.commit().await
+            let dead = settle(&db, &others, now, delivery).await?;
+            db.commit().await?;
+            self.writes.died(dead);
+            Ok(())
         };
         self.link.in_time(finish).await
     }
@@ -97,7 +99,8 @@ async fn deliver<C: ConnectionTrait>(db: &C, delivered: &[&Finished], now: DateT
     DELIVERED.execute(db, &keys, [now.timestamp_millis().into()]).await
 }
 
-async fn settle<C: ConnectionTrait>(db: &C, finished: &[&Finished], now: DateTime<Utc>, delivery: &Delivery) -> Result<(), DbErr> {
+/// Answers how many became dead letters.
+async fn settle<C: ConnectionTrait>(db: &C, finished: &[&Finished], now: DateTime<Utc>, delivery: &Delivery) -> Result<usize, DbErr> {
     let mut of_schedule: BTreeMap<ScheduleKey, Vec<&Finished>> = BTreeMap::new();
     for one in finished {
         of_schedule.entry(one.schedule_key()).or_default().push(one);
@@ -105,7 +108,7 @@ async fn settle<C: ConnectionTrait>(db: &C, finished: &[&Finished], now: DateTim
     let keys: Vec<(i32, Uuid)> = of_schedule.keys().map(ScheduleKey::pair).collect();
     let rows = sql::read_rows(db, &keys, Lock::Wait).await?;
     let mut dispatches = dispatches::of_rows(db, rows.iter()).await?;
-    let mut settling = Settling { now, delivery, moves: Moves::default(), kept: vec![], removed: vec![] };
+    let mut settling = Settling { now, delivery, moves: Moves::default(), kept: vec![], removed: vec![], dead: 0 };
     for row in rows {
         let answers = of_schedule.remove(&ScheduleKey::of(&row)).unwrap_or_default();
         let (schedule_id, dispatches) = (row.id, dispatches.remove(&row.id).unwrap_or_default());
@@ -116,7 +119,7 @@ async fn settle<C: ConnectionTrait>(db: &C, finished: &[&Finished], now: DateTim
     dispatches::update(db, &settling.kept).await?;
     dispatches::remove(db, &settling.removed).await?;
     settling.moves.write(db).await?;
-    Ok(())
+    Ok(settling.dead)
 }
 
 /// What the answers make of rows.
@@ -126,6 +129,7 @@ struct Settling<'a> {
     moves: Moves,
     kept: Vec<dispatch::Model>,
     removed: Vec<dispatch::Model>,
+    dead: usize,
 }
 
 impl Settling<'_> {
@@ -141,6 +145,7 @@ impl Settling<'_> {
                 None => {}
                 Some(Settled::Kept(firing)) => {
                     log(&schedule.id, &firing);
+                    self.dead += usize::from(firing.state == DispatchState::Dead);
                     self.kept.push(convert::dispatch_row(workspace, &schedule, &firing)?);
                     firings[at] = *firing;
                 }
@@ -154,7 +159,7 @@ impl Settling<'_> {
         if let Some(look_at) = look_at {
             // Its zones are open again, so a change that was decided meanwhile is decided anew.
             let open_again = schedule.with_firings(&firings).replanned();
-            self.moves.row(&row, &open_again, Some(look_at.timestamp_millis()), self.now.timestamp_millis())?;
+            self.moves.row(&row, &open_again, Some(look_at.timestamp_millis()), self.now.timestamp_millis(), None)?;
         }
         Ok(())
     }

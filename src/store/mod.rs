@@ -2,6 +2,7 @@
 
 mod access;
 mod again;
+mod backlog;
 mod batch;
 mod brake;
 mod carried;
@@ -20,6 +21,7 @@ mod insert;
 mod job;
 mod lane;
 mod letters;
+mod levels;
 mod limit;
 mod link;
 mod migration;
@@ -49,11 +51,13 @@ pub use finish::Finished;
 pub use fire::Taken;
 pub use job::{Caller, RequestKey, Work};
 pub use letters::DispatchFilter;
+pub use levels::{Fill, Levels};
 pub use read::{Details, Filter};
 
 use crate::clock::SharedClock;
 use crate::domain::{Outcome, Policy, ScheduleId, WorkspaceId};
 use crate::error::Error;
+use crate::telemetry::metrics::Writes;
 use job::Job;
 use lane::Lane;
 use link::Link;
@@ -78,6 +82,7 @@ pub struct Store {
     writers: Arc<[mpsc::Sender<Job>]>,
     clock: SharedClock,
     revisions_kept: i64,
+    writes: Writes,
 }
 
 impl Store {
@@ -95,13 +100,14 @@ impl Store {
             let connect = connect::writer(options);
             let db = connect::writer_connection(options, &connect, &reads).await?;
             let (clock, batch_max, revisions_kept) = (clock.clone(), options.batch_max, options.revisions_kept);
-            writers.push(Writer { queue, connect, db, clock, policy, batch_max, revisions_kept, held: None, away: false });
+            let writes = options.writes.clone();
+            writers.push(Writer { queue, connect, db, clock, policy, batch_max, revisions_kept, writes, held: None, away: false });
             senders.push(sender);
         }
         let link = connect::dispatching(options, writers.first().map_or(&reads, |writer| &writer.db)).await?;
         let (firing, finishing) = (Lane::new(link.clone()), Lane::new(link.clone()));
-        let revisions_kept = options.revisions_kept;
-        Ok((Self { reads, link, firing, finishing, writers: senders.into(), clock, revisions_kept }, writers))
+        let (revisions_kept, writes) = (options.revisions_kept, options.writes.clone());
+        Ok((Self { reads, link, firing, finishing, writers: senders.into(), clock, revisions_kept, writes }, writers))
     }
 
     /// Hands a change to its writer and waits for its commit.
@@ -126,7 +132,10 @@ impl Store {
         let writer = self.writer_of(work.schedule_id())?;
         let (job, answer) = Job::new(caller, work, request);
         writer.try_send(job).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => Error::Busy { retry_after: BUSY_RETRY_AFTER },
+            mpsc::error::TrySendError::Full(_) => {
+                self.writes.queue_was_full();
+                Error::Busy { retry_after: BUSY_RETRY_AFTER }
+            }
             mpsc::error::TrySendError::Closed(_) => Error::Draining,
         })?;
         // The sender goes unanswered only when the round that held it was given up.

@@ -8,6 +8,8 @@ pub mod gateway;
 pub mod sending;
 pub mod sink;
 pub mod stores;
+#[path = "../support/traced.rs"]
+mod traced;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -101,6 +103,7 @@ pub fn settings(database: &Database) -> Serve {
         database_url: database.url().to_owned(),
         grpc_addr: ([127, 0, 0, 1], 0).into(),
         gateway_addr: Some(([127, 0, 0, 1], 0).into()),
+        admin_addr: ([127, 0, 0, 1], 0).into(),
         roles: Roles { api: true, dispatcher: true },
         sink: None,
         tls: None,
@@ -122,6 +125,7 @@ pub fn settings(database: &Database) -> Serve {
         max_connections: 100,
         max_connections_per_address: 100,
         max_in_flight: 4096,
+        max_in_flight_bytes: 32 << 20,
         first_byte_timeout: Duration::from_secs(60),
         max_connection_age: Duration::from_secs(1800),
         max_call_time: Duration::from_secs(60),
@@ -197,6 +201,7 @@ impl TestApp {
     }
 
     fn of(server: Server, clock: Arc<ManualClock>, key: String) -> Self {
+        log_everything_if_wanted();
         let addr = server.grpc_addr();
         Self { clock, channel: channel_to(addr), key, addr, server }
     }
@@ -327,6 +332,15 @@ impl TestApp {
     /// What the service tells of a schedule and its history: to show that nothing changed.
     pub async fn seen(&self, of: &v1::CanvasSchedule) -> (v1::GetCanvasScheduleResponse, Vec<v1::CanvasScheduleRevision>) {
         (self.get(of).await, self.revisions(of).await)
+    }
+}
+
+/// What this process logs is searched for keys.
+fn log_everything_if_wanted() {
+    static STARTED: Once = Once::new();
+    if traced::is_wanted() {
+        let log = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::TRACE).with_ansi(false);
+        STARTED.call_once(|| log.with_writer(|| traced::Searched).init());
     }
 }
 

@@ -197,6 +197,8 @@ async fn until_migrated(url: &str) {
     let serving = tokio::time::timeout(PATIENCE, next_status(&mut health)).await.expect("it looks again");
     assert_eq!(serving, Some(ServingStatus::Serving));
     assert_eq!(healthcheck(server.addr()), Some(0));
+    assert_eq!(healthcheck(&server.addr().replace("127.0.0.1", "localhost")), Some(0), "by name");
+    assert_eq!(healthcheck("localhost"), Some(1), "without a port");
     server.log().first(|line| line.contains("there is no key yet").then_some(())).await;
     server.set_key(key(url));
     schedules(&mut server.connect().await, 1).await;

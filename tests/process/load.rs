@@ -86,6 +86,11 @@ pub fn unique_time() -> i64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// Now by the machine's clock.
+pub fn now_ms() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
 /// The schedule of that instant.
 pub fn schedule_at(time_ms: i64) -> Option<v1::Schedule> {
     let time = DateTime::from_timestamp_millis(time_ms).unwrap().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);

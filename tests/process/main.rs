@@ -11,14 +11,21 @@ mod postgres;
 
 #[path = "../support/bearer.rs"]
 mod bearer;
+#[path = "../support/traced.rs"]
+mod traced;
+
 mod consumer;
 mod database;
 mod history;
+#[path = "../support/http.rs"]
+mod http;
 mod load;
 mod lock;
 mod server;
 
 mod abuse;
+mod chart;
+mod clock;
 mod command_line;
 mod crash;
 mod cut;
@@ -27,7 +34,9 @@ mod gateway;
 mod keys;
 mod limits;
 mod locked;
+mod metrics;
 mod order;
+mod ready;
 mod replicas;
 mod secrets;
 mod sending;

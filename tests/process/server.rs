@@ -19,7 +19,9 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::bearer::Bearer;
+use super::http::get;
 use super::postgres::process::{Running, run};
+use super::traced;
 
 /// How long anything may take that should be quick; a machine under load is slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -27,10 +29,10 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The generated client.
 pub type Client = CanvasScheduleServiceClient<InterceptedService<Channel, Bearer>>;
 
-/// The binary with these arguments and no setting from the environment.
+/// The binary with these arguments and no setting from the environment, but for the admin port, which is any free one.
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_canvas-scheduler"));
-    command.env_clear().args(args).stdin(Stdio::null());
+    command.env_clear().env("CANVAS_SCHEDULER_ADMIN_ADDR", "127.0.0.1:0").args(args).stdin(Stdio::null());
     command
 }
 
@@ -56,9 +58,17 @@ pub struct Lines(watch::Receiver<Vec<String>>);
 impl Lines {
     /// Reads in a thread of its own until the pipe closes.
     pub fn of(pipe: impl std::io::Read + Send + 'static) -> Self {
+        Self::reading(pipe, |_| true)
+    }
+
+    /// The same, of those lines that are `wanted`; all of them are searched for keys.
+    fn reading(pipe: impl std::io::Read + Send + 'static, wanted: fn(&str) -> bool) -> Self {
         let (sender, lines) = watch::channel(vec![]);
         std::thread::spawn(move || {
-            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok).inspect(|line| traced::search(line)) {
+                if !wanted(&line) {
+                    continue;
+                }
                 sender.send_modify(|lines: &mut Vec<String>| lines.push(line));
             }
         });
@@ -147,6 +157,7 @@ pub struct Server {
     log: Lines,
     gateway: Option<String>,
     way: Way,
+    admin_addr: String,
 }
 
 impl Server {
@@ -178,17 +189,28 @@ impl Server {
         let mut all: Vec<&str> = args[..1].to_vec();
         all.extend(args[1..].chunks(2).filter(|pair| !more.contains(&pair[0])).flatten());
         all.extend(more);
+        let all_levels = traced::is_wanted() && !more.contains(&"--log-level");
+        if all_levels {
+            all.extend(["--log-level", "trace"]);
+        }
         let mut running = Running::start(command(&all).stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
-        let log = Lines::of(running.child().stderr.take().unwrap());
+        let usual = |line: &str| !line.contains("\"level\":\"TRACE\"") && !line.contains("\"level\":\"DEBUG\"");
+        let log = Lines::reading(running.child().stderr.take().unwrap(), if all_levels { usual } else { |_| true });
         let said = log.first(|line| message(line, "listening")).await;
         let addr = |name: &str| said[name].as_str().map(|addr| addr.replace("0.0.0.0", "127.0.0.1"));
-        let (addr, gateway) = (addr("grpc_addr").expect("it listens for gRPC"), addr("gateway_addr"));
-        Self { running, log, gateway, way: Way { addr, key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)), tls: None } }
+        let (addr, gateway, admin_addr) = (addr("grpc_addr").unwrap(), addr("gateway_addr"), addr("admin_addr").unwrap());
+        let way = Way { addr, key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)), tls: None };
+        Self { running, log, gateway, way, admin_addr }
     }
 
     /// Where it listens.
     pub fn addr(&self) -> &str {
         &self.way.addr
+    }
+
+    /// Asks the admin port.
+    pub async fn ask(&self, path: &str) -> (u16, String) {
+        get(&self.admin_addr, path).await
     }
 
     /// Where the gateway listens.

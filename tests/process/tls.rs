@@ -19,13 +19,14 @@ use super::load::{Callers, Mix, schedules};
 use super::server::{PATIENCE, Server, key};
 
 /// An authority that signs certificates.
-struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    /// A new one.
+    pub fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -41,7 +42,7 @@ impl Authority {
     }
 
     /// A client that trusts its certificates.
-    fn trusted(&self) -> ClientConfig {
+    pub fn trusted(&self) -> ClientConfig {
         self.client().with_no_client_auth()
     }
 
@@ -60,12 +61,13 @@ impl Authority {
 }
 
 /// A server's certificate in files.
-struct Files {
+pub struct Files {
     folder: Folder,
 }
 
 impl Files {
-    fn of(authority: &Authority) -> Self {
+    /// Those of a server that this authority knows.
+    pub fn of(authority: &Authority) -> Self {
         let files = Self { folder: Folder::new() };
         files.replace(authority);
         files
@@ -83,7 +85,7 @@ impl Files {
     }
 
     /// The flags that name them.
-    fn flags(&self) -> Vec<String> {
+    pub fn flags(&self) -> Vec<String> {
         ["crt", "key"].map(|end| (if end == "crt" { "cert" } else { end }, self.path(&format!("tls.{end}")))).map(flag).concat()
     }
 }
@@ -98,7 +100,8 @@ fn write(path: &Path, text: &str) {
     std::fs::rename(new, path).unwrap();
 }
 
-async fn start(database: &Database, flags: &[String], client: ClientConfig) -> Server {
+/// Starts a server with these flags, for callers who speak TLS like this.
+pub async fn start(database: &Database, flags: &[String], client: ClientConfig) -> Server {
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     Server::start_with(&database.url(), &flags, key(&database.url()), Some(client)).await
 }

@@ -26,6 +26,7 @@ use tower::{Service, ServiceExt};
 use super::super::tls::Tls;
 use super::{Bounds, Connection};
 use crate::layers::drain::Phase;
+use crate::layers::in_flight::Checks;
 use crate::layers::sending::Unsent;
 
 /// The bytes that every client of HTTP/2 begins with.
@@ -198,8 +199,8 @@ struct Known {
     asked: Arc<AtomicBool>,
 }
 
-/// `service` with what the layers know of the connection in each request: what it has not sent, and the peer's address, where
-/// [`tonic::Request::remote_addr`] finds it.
+/// `service` with what the layers know of the connection in each request: what it has not sent, its health checks, and the peer's
+/// address, where [`tonic::Request::remote_addr`] finds it.
 fn with_known<S>(
     service: S,
     known: Known,
@@ -207,8 +208,10 @@ fn with_known<S>(
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
 {
+    let checks = Checks::default();
     service.map_request(move |mut request: Request<Incoming>| {
         known.asked.store(true, Ordering::Relaxed);
+        request.extensions_mut().insert(checks.clone());
         request.extensions_mut().insert(known.info.clone());
         request.extensions_mut().insert(known.unsent.clone());
         request.map(Body::new)
