@@ -8,6 +8,7 @@ use http::{StatusCode, header};
 use prost_types::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::request::STATES;
 use crate::pb::v1;
@@ -26,7 +27,7 @@ pub const MESSAGE_HEADERS: [HeaderName; 5] = [
 const SUCCESS: &str = "success";
 
 /// The body of an answer to a call.
-pub trait Answer: Serialize {
+pub trait Answer: Serialize + ToSchema {
     /// What the call answers.
     type Message: prost::Name + Default + 'static;
 
@@ -55,8 +56,8 @@ pub fn json(status: StatusCode, body: &impl Serialize) -> Response {
 }
 
 /// When a Canvas is sent.
-#[derive(Debug, Serialize)]
-pub struct Schedule {
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StoredSchedule {
     /// In its normal form.
     time: String,
     /// Whether it is a wall-clock time in each zone.
@@ -65,22 +66,24 @@ pub struct Schedule {
     at_optimal_time: bool,
 }
 
-impl From<v1::Schedule> for Schedule {
+impl From<v1::Schedule> for StoredSchedule {
     fn from(value: v1::Schedule) -> Self {
         Self { time: value.time, in_local_time: value.in_local_time, at_optimal_time: value.at_optimal_time }
     }
 }
 
 /// Zones that are handed over together.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Wave {
     /// The instant.
+    #[schema(format = DateTime)]
     time: String,
     /// IANA names.
     zones: Vec<String>,
     /// Whether it also serves users with no zone or one unknown to us.
     includes_unlisted_zones: bool,
     /// `at_time` or `optimal_time`.
+    #[schema(pattern = "^(at_time|optimal_time)$")]
     mode: &'static str,
 }
 
@@ -112,7 +115,7 @@ fn applied(value: v1::Applied) -> &'static str {
 }
 
 /// A schedule was made, or with `validate_only` would be.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Created {
     /// The id of its first dispatch.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -120,6 +123,8 @@ pub struct Created {
     /// The schedule.
     #[serde(skip_serializing_if = "String::is_empty")]
     schedule_id: String,
+    /// Always `success`.
+    #[schema(pattern = "^success$")]
     message: &'static str,
     /// Zones whose time was too long past.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -144,17 +149,20 @@ impl Answer for Created {
 }
 
 /// A schedule was replaced, or with `validate_only` would be.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Updated {
+    /// Always `success`.
+    #[schema(pattern = "^success$")]
     message: &'static str,
     /// The schedule.
     schedule_id: String,
     /// One more with each accepted change.
     revision: i64,
     /// Whom the change reaches: `all`, or `some` of the zones.
+    #[schema(pattern = "^(all|some)$")]
     applied: &'static str,
     /// As it was understood.
-    schedule: Schedule,
+    schedule: StoredSchedule,
     /// Zones whose time was too long past.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     missed_zones: Vec<String>,
@@ -182,10 +190,13 @@ impl Answer for Updated {
 }
 
 /// A schedule was cancelled.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Deleted {
+    /// Always `success`.
+    #[schema(pattern = "^success$")]
     message: &'static str,
     /// Whom the cancellation reaches: `all`, or `some` of the zones.
+    #[schema(pattern = "^(all|some)$")]
     applied: &'static str,
     /// Dispatches that are tried no more: perhaps sent.
     #[serde(skip_serializing_if = "is_none")]
@@ -206,31 +217,36 @@ impl Answer for Deleted {
 }
 
 /// One pending send of one Canvas.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct CanvasSchedule {
     /// A lower-case UUID.
     schedule_id: String,
     /// The Canvas.
     canvas_id: String,
     /// In its normal form.
-    schedule: Schedule,
+    schedule: StoredSchedule,
     /// `pending`, `dispatching`, `dispatched` or `cancelled`.
+    #[schema(pattern = "^(pending|dispatching|dispatched|cancelled)$")]
     state: &'static str,
     /// One more with each accepted change.
     revision: i64,
     /// Stands for the revision.
     etag: String,
     /// When it was created.
+    #[schema(format = DateTime)]
     create_time: String,
     /// When it was last changed.
+    #[schema(format = DateTime)]
     update_time: String,
     /// When it was cancelled, if it was.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     cancel_time: Option<String>,
     /// The zone of users with no zone of their own.
     default_time_zone: String,
     /// When the next wave is handed over; absent when none is left.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
     next_wave_time: Option<String>,
     /// The number of zones that it is about.
     total_zones: i32,
@@ -260,7 +276,7 @@ impl From<v1::CanvasSchedule> for CanvasSchedule {
 }
 
 /// How many dispatches of a schedule stand where.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Dispatches {
     /// Being handed over.
     in_hand: i32,
@@ -281,20 +297,24 @@ impl From<v1::DispatchCounts> for Dispatches {
 }
 
 /// One schedule, what it carries, and the waves to come.
-#[derive(Debug, Serialize)]
-pub struct Found {
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CanvasScheduleDetails {
+    /// Always `success`.
+    #[schema(pattern = "^success$")]
     message: &'static str,
     /// The schedule.
     #[serde(flatten)]
     canvas_schedule: CanvasSchedule,
     /// The values for the message.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     trigger_properties: Option<Value>,
     /// Whom it is for, duplicates removed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    recipients: Vec<Recipient>,
+    recipients: Vec<StoredRecipient>,
     /// The filter.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     audience: Option<Value>,
     /// Whether it is for everyone whom the Canvas targets.
     broadcast: bool,
@@ -307,7 +327,7 @@ pub struct Found {
     dispatches: Dispatches,
 }
 
-impl Answer for Found {
+impl Answer for CanvasScheduleDetails {
     type Message = v1::GetCanvasScheduleResponse;
 
     fn of(sent: Self::Message) -> Self {
@@ -315,7 +335,7 @@ impl Answer for Found {
             message: SUCCESS,
             canvas_schedule: sent.canvas_schedule.unwrap_or_default().into(),
             trigger_properties: sent.trigger_properties.map(values::json),
-            recipients: sent.recipients.into_iter().map(Recipient::from).collect(),
+            recipients: sent.recipients.into_iter().map(StoredRecipient::from).collect(),
             audience: sent.audience.map(values::json),
             broadcast: sent.broadcast,
             waves: waves(sent.waves),
@@ -326,14 +346,14 @@ impl Answer for Found {
 }
 
 /// One user to send to, under the names that a request states him by.
-#[derive(Debug, Default, Serialize)]
-pub struct Recipient {
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub struct StoredRecipient {
     /// The caller's own id of the user.
     #[serde(skip_serializing_if = "Option::is_none")]
     external_user_id: Option<String>,
     /// An alias of the user.
     #[serde(skip_serializing_if = "Option::is_none")]
-    user_alias: Option<UserAlias>,
+    user_alias: Option<StoredUserAlias>,
     /// An email address.
     #[serde(skip_serializing_if = "Option::is_none")]
     email: Option<String>,
@@ -342,25 +362,27 @@ pub struct Recipient {
     prioritization: Vec<String>,
     /// Values for this user's message.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     trigger_properties: Option<Value>,
     /// Carried as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     send_to_existing_only: Option<bool>,
     /// Carried as they are; `time_zone` is the user's zone.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     attributes: Option<Value>,
 }
 
 /// A user known by an alias.
-#[derive(Debug, Serialize)]
-pub struct UserAlias {
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StoredUserAlias {
     /// The alias.
     alias_name: String,
     /// Its kind.
     alias_label: String,
 }
 
-impl From<v1::Recipient> for Recipient {
+impl From<v1::Recipient> for StoredRecipient {
     fn from(sent: v1::Recipient) -> Self {
         use v1::recipient::Identifier;
         let mut recipient = Self {
@@ -373,7 +395,7 @@ impl From<v1::Recipient> for Recipient {
         match sent.identifier {
             Some(Identifier::ExternalUserId(id)) => recipient.external_user_id = Some(id),
             Some(Identifier::UserAlias(alias)) => {
-                recipient.user_alias = Some(UserAlias { alias_name: alias.alias_name, alias_label: alias.alias_label });
+                recipient.user_alias = Some(StoredUserAlias { alias_name: alias.alias_name, alias_label: alias.alias_label });
             }
             Some(Identifier::Email(email)) => recipient.email = Some(email),
             None => {}
@@ -383,8 +405,10 @@ impl From<v1::Recipient> for Recipient {
 }
 
 /// A page of schedules.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Page {
+    /// Always `success`.
+    #[schema(pattern = "^success$")]
     message: &'static str,
     /// In the order of their ids, which is the order of their creation.
     schedules: Vec<CanvasSchedule>,

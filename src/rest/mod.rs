@@ -4,8 +4,11 @@
 mod answer;
 mod body;
 mod call;
+mod docs;
+pub mod openapi;
 mod read;
 mod request;
+mod schema;
 mod status;
 
 use std::convert::Infallible;
@@ -54,6 +57,12 @@ impl Rest {
             .route("/canvas/trigger/schedule/delete", post(delete::<S>))
             .route("/canvas/trigger/schedule/{schedule_id}", get(read_one::<S>))
             .route("/canvas/trigger/schedule", get(list::<S>))
+            .route("/openapi.json", get(async || openapi::response()))
+            .route("/docs", get(docs::page))
+            .route("/docs/start.js", get(docs::start))
+            .route("/docs/swagger-ui.css", get(async || docs::of_swagger_ui("swagger-ui.css")))
+            .route("/docs/swagger-ui-bundle.js", get(async || docs::of_swagger_ui("swagger-ui-bundle.js")))
+            .route("/docs/favicon-32x32.png", get(async || docs::of_swagger_ui("favicon-32x32.png")))
             .fallback(async || not_found())
             .method_not_allowed_fallback(not_allowed)
             .with_state(server);
@@ -83,7 +92,7 @@ async fn read_one<S: InProcess>(State(server): State<S>, request: Request) -> Re
     let schedule_id = head.uri.path().rsplit('/').next().unwrap_or_default().to_owned();
     let message = async { Ok(v1::GetCanvasScheduleRequest { schedule_id }) };
     let answer = call::call(server, GET, &head, Found::default(), message).await;
-    respond::<answer::Found>(answer, StatusCode::OK, Naming::Canvas, &Found::default())
+    respond::<answer::CanvasScheduleDetails>(answer, StatusCode::OK, Naming::Canvas, &Found::default())
 }
 
 async fn list<S: InProcess>(State(server): State<S>, request: Request) -> Response {

@@ -9,8 +9,10 @@ use http::StatusCode;
 use jiter::{JsonArray, JsonObject, JsonValue};
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value as ProtoValue};
+use serde_json::{Value, json};
 
 use super::body::Fault;
+use super::schema::Schemas;
 use crate::domain::payload::PROPERTIES_MAX_DEPTH;
 use crate::error::{Violation, quote};
 use crate::layers::found::Found;
@@ -45,19 +47,32 @@ impl Naming {
     }
 }
 
+/// The schema of a kind of value; those of objects are kept by name and referred to.
+pub type Describe = fn(&mut Schemas) -> Value;
+
 /// What can be read from a JSON value; its default is what an absent one means.
 pub trait Read: Default {
+    /// What is accepted.
+    fn schema(schemas: &mut Schemas) -> Value;
+
     /// The value at `path`; none, and a violation, when it is of the wrong kind.
     fn read(value: JsonValue<'_>, path: &str, reading: &mut Reading) -> Option<Self>;
 }
 
 /// What can be read from a JSON object.
 pub trait ReadObject: Default {
+    /// The name of the message in the protos.
+    const NAME: &'static str;
+
     /// The fields of `object`. A field that cannot be read is left at its default.
     fn read(object: &mut Object<'_, '_>) -> Self;
 }
 
 impl<T: ReadObject> Read for T {
+    fn schema(schemas: &mut Schemas) -> Value {
+        schemas.object::<T>(T::NAME, Naming::Canvas)
+    }
+
     fn read(value: JsonValue<'_>, path: &str, reading: &mut Reading) -> Option<Self> {
         let JsonValue::Object(entries) = value else { return reading.wrong(path, "an object", &value) };
         Some(reading.object(entries, format!("{path}.")))
@@ -160,12 +175,20 @@ impl Reading {
     }
 }
 
+/// The fields of an object, in the order in which they are asked for, and what is accepted as each.
+pub fn fields<T: ReadObject>(naming: Naming) -> Vec<(&'static str, Describe)> {
+    let mut reading = Reading::new(naming);
+    let mut object = Object { prefix: String::new(), entries: Vec::new(), known: Vec::new(), reading: &mut reading };
+    T::read(&mut object);
+    object.known
+}
+
 /// A JSON object while it is read.
 pub struct Object<'r, 'j> {
     prefix: String,
     entries: Vec<(Cow<'j, str>, JsonValue<'j>)>,
-    /// The names that were asked for.
-    known: Vec<&'static str>,
+    /// What was asked for.
+    known: Vec<(&'static str, Describe)>,
     reading: &'r mut Reading,
 }
 
@@ -173,7 +196,7 @@ impl<'j> Object<'_, 'j> {
     /// The field of this name. Null means absent.
     pub fn field<T: Read>(&mut self, name: &'static str) -> T {
         let name = if self.prefix.is_empty() { self.reading.naming.outer(name) } else { name };
-        self.known.push(name);
+        self.known.push((name, T::schema));
         let Some(value) = self.take(name) else { return T::default() };
         T::read(value, &format!("{}{name}", self.prefix), self.reading).unwrap_or_default()
     }
@@ -196,11 +219,12 @@ impl<'j> Object<'_, 'j> {
 
     /// What was not asked for is unknown.
     fn finish(self) {
+        let known: Vec<&str> = self.known.iter().map(|(name, _)| *name).collect();
         let room = VIOLATIONS_MOST - self.reading.violations.len();
         for (key, _) in self.entries.iter().take(room) {
-            let message = match nearest(key, &self.known) {
+            let message = match nearest(key, &known) {
                 Some(name) => format!("is not a known field; perhaps {name} is meant"),
-                None => format!("is not a known field; the known ones are {}", self.known.join(", ")),
+                None => format!("is not a known field; the known ones are {}", known.join(", ")),
             };
             self.reading.violate(format!("{}{}", self.prefix, name_of(key)), message);
         }
@@ -208,7 +232,7 @@ impl<'j> Object<'_, 'j> {
 }
 
 /// The known name that was perhaps meant.
-fn nearest(key: &str, known: &[&'static str]) -> Option<&'static str> {
+fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
     if key.len() > KEY_MOST {
         return None;
     }
@@ -225,6 +249,10 @@ fn name_of(key: &str) -> String {
 }
 
 impl Read for String {
+    fn schema(_: &mut Schemas) -> Value {
+        json!({ "type": "string" })
+    }
+
     fn read(value: JsonValue<'_>, path: &str, reading: &mut Reading) -> Option<Self> {
         match value {
             JsonValue::Str(text) => Some(text.into_owned()),
@@ -234,6 +262,10 @@ impl Read for String {
 }
 
 impl Read for bool {
+    fn schema(_: &mut Schemas) -> Value {
+        json!({ "type": "boolean" })
+    }
+
     fn read(value: JsonValue<'_>, path: &str, reading: &mut Reading) -> Option<Self> {
         match value {
             JsonValue::Bool(flag) => Some(flag),
@@ -243,6 +275,10 @@ impl Read for bool {
 }
 
 impl Read for Struct {
+    fn schema(_: &mut Schemas) -> Value {
+        json!({ "type": "object" })
+    }
+
     fn read(value: JsonValue<'_>, path: &str, reading: &mut Reading) -> Option<Self> {
         match value {
             JsonValue::Object(entries) => Some(reading.structure(entries, path, 1)),
@@ -252,12 +288,20 @@ impl Read for Struct {
 }
 
 impl<T: Read> Read for Option<T> {
+    fn schema(schemas: &mut Schemas) -> Value {
+        T::schema(schemas)
+    }
+
     fn read(value: JsonValue<'_>, path: &str, reading: &mut Reading) -> Option<Self> {
         T::read(value, path, reading).map(Some)
     }
 }
 
 impl<T: Read> Read for Vec<T> {
+    fn schema(schemas: &mut Schemas) -> Value {
+        json!({ "type": "array", "items": T::schema(schemas) })
+    }
+
     fn read(value: JsonValue<'_>, path: &str, reading: &mut Reading) -> Option<Self> {
         let JsonValue::Array(values) = value else { return reading.wrong(path, "a list", &value) };
         let values = Arc::unwrap_or_clone(values).into_iter().enumerate();

@@ -2,8 +2,10 @@
 
 use http::Uri;
 use jiter::JsonValue;
+use serde_json::{Value, json};
 
 use super::read::{Naming, Object, Read, ReadObject, Reading};
+use super::schema::Schemas;
 use crate::error::quote;
 use crate::layers::found::Found;
 use crate::pb::v1;
@@ -13,6 +15,8 @@ use crate::pb::v1::recipient::Identifier;
 macro_rules! readable {
     ($message:ident { $($field:ident),+ $(,)? }) => {
         impl ReadObject for v1::$message {
+            const NAME: &'static str = stringify!($message);
+
             fn read(object: &mut Object<'_, '_>) -> Self {
                 Self { $($field: object.field(stringify!($field))),+ }
             }
@@ -49,6 +53,8 @@ readable!(Schedule { time, in_local_time, at_optimal_time });
 readable!(UserAlias { alias_name, alias_label });
 
 impl ReadObject for v1::Recipient {
+    const NAME: &'static str = "Recipient";
+
     fn read(object: &mut Object<'_, '_>) -> Self {
         let id: Option<String> = object.field("external_user_id");
         let alias: Option<v1::UserAlias> = object.field("user_alias");
@@ -72,6 +78,8 @@ impl ReadObject for v1::Recipient {
 }
 
 impl ReadObject for v1::ListCanvasSchedulesRequest {
+    const NAME: &'static str = "ListCanvasSchedulesRequest";
+
     fn read(object: &mut Object<'_, '_>) -> Self {
         Self {
             canvas_id: object.field("canvas_id"),
@@ -95,6 +103,10 @@ pub const STATES: [(&str, v1::CanvasScheduleState); 4] = [
 struct StateName(v1::CanvasScheduleState);
 
 impl Read for StateName {
+    fn schema(_: &mut Schemas) -> Value {
+        json!({ "type": "string", "enum": STATES.map(|(name, _)| name) })
+    }
+
     fn read(value: JsonValue<'_>, path: &str, reading: &mut Reading) -> Option<Self> {
         let text = String::read(value, path, reading)?;
         let known = STATES.iter().find(|(name, _)| *name == text);
@@ -110,6 +122,10 @@ impl Read for StateName {
 struct Size(i32);
 
 impl Read for Size {
+    fn schema(_: &mut Schemas) -> Value {
+        json!({ "type": "integer" })
+    }
+
     fn read(value: JsonValue<'_>, path: &str, reading: &mut Reading) -> Option<Self> {
         let text = String::read(value, path, reading)?;
         let number = text.parse().ok();

@@ -6,6 +6,7 @@ use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use tonic::Code;
 use tonic_types::{ErrorDetails, StatusExt};
+use utoipa::ToSchema;
 
 use super::answer::{self, MESSAGE_HEADERS};
 use super::call::Refused;
@@ -29,7 +30,7 @@ pub fn http_status(code: Code) -> StatusCode {
 }
 
 /// The body of every refusal.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Refusal {
     /// Everything that is wrong, in one text.
     pub message: String,
@@ -38,6 +39,7 @@ pub struct Refusal {
     pub errors: Vec<String>,
     /// `none` when nothing of a schedule was left to change.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^none$")]
     pub applied: Option<&'static str>,
 }
 

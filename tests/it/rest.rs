@@ -14,6 +14,7 @@ on_both![
     every_violation_is_told_at_once,
     a_change_that_reaches_nobody_is_a_conflict,
     what_is_listed_comes_page_by_page,
+    the_description_and_its_page_need_no_key_and_nothing_from_elsewhere,
 ];
 
 const CREATE: &str = "/canvas/trigger/schedule/create";
@@ -243,4 +244,25 @@ async fn what_is_listed_comes_page_by_page(database: &Database) {
     assert_eq!(told["errors"], json!(errors));
     let told = app.fetch("/canvas/trigger/schedule?page_size=5000").await.with(400);
     assert!(told["message"].as_str().expect("a message").starts_with("page_size: "), "{told}");
+}
+
+async fn the_description_and_its_page_need_no_key_and_nothing_from_elsewhere(database: &Database) {
+    let app = TestApp::start(database).await;
+    let get = async |path: &str| app.http(Method::GET, path, &[], "").await;
+    let described = get("/openapi.json").await;
+    assert!(described.headers.get("x-ratelimit-limit").is_none(), "it counts for nothing");
+    let described = described.with(200);
+    assert_eq!(described["openapi"], "3.1.0");
+    let page = get("/docs/").await;
+    let policy = page.header("content-security-policy");
+    assert!(policy.starts_with("default-src 'none'; script-src 'self';") && !policy.contains("http"), "{policy}");
+    let named: Vec<&str> =
+        page.text.split("=\"").skip(1).filter_map(|rest| rest.split('"').next()).filter(|name| name.contains('/')).collect();
+    assert_eq!(named.len(), 4, "{named:?}");
+    for path in named {
+        assert!(path.starts_with("/docs/"), "{path} is of this host");
+        assert_eq!(app.status_of(path).await, 200, "{path}");
+    }
+    assert!(get("/docs/start.js").await.text.contains("\"/openapi.json\""));
+    assert_eq!(get("/docs/index.html").await.with(404)["message"], "there is no such path; /openapi.json tells those that there are");
 }

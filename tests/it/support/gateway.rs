@@ -1,5 +1,7 @@
 //! Requests to the gateway, a connection each.
 
+use bytes::Bytes;
+use http::response::Parts;
 use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::handshake;
@@ -37,19 +39,28 @@ impl Answer {
 }
 
 impl TestApp {
+    /// The status of what may not be text.
+    pub async fn status_of(&self, path: &str) -> u16 {
+        self.raw_http(Method::GET, path, &[], Vec::new()).await.0.status.as_u16()
+    }
+
     /// Sends a request with these headers as it is.
     pub async fn http(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) -> Answer {
+        let (head, bytes) = self.raw_http(method, path, headers, body.into()).await;
+        Answer { status: head.status.as_u16(), headers: head.headers, text: String::from_utf8(bytes.to_vec()).expect("UTF-8") }
+    }
+
+    async fn raw_http(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> (Parts, Bytes) {
         let mut request = Request::builder().method(method).uri(path).header("host", "gateway");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Full::new(bytes::Bytes::from(body.into()))).expect("a request");
+        let request = request.body(Full::new(Bytes::from(body))).expect("a request");
         let stream = TcpStream::connect(self.gateway()).await.expect("it listens");
         let (mut send, connection) = handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
         tokio::spawn(connection);
         let (head, body) = soon(send.send_request(request)).await.expect("an answer").into_parts();
-        let bytes = soon(body.collect()).await.expect("a body").to_bytes();
-        Answer { status: head.status.as_u16(), headers: head.headers, text: String::from_utf8(bytes.to_vec()).expect("UTF-8") }
+        (head, soon(body.collect()).await.expect("a body").to_bytes())
     }
 
     /// Posts JSON with the app's key.
