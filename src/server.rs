@@ -227,7 +227,7 @@ impl Opened {
 fn stack(settings: &Serve, access: &Access, clock: &SharedClock, metrics: &Metrics, phase: watch::Receiver<Phase>) -> Stack {
     let (access, clock, calls) = (access.clone(), clock.clone(), metrics.calls.clone());
     let gate = Gate { access, trusted_proxies: settings.trusted_proxies.as_slice().into(), clock, calls: calls.clone() };
-    let (max_call, in_flight) = (settings.max_call_time, InFlight::new(settings.max_in_flight));
+    let (max_call, in_flight) = (settings.max_call_time, InFlight::new(settings.max_in_flight, settings.max_in_flight_bytes));
     Stack { phase, max_call, in_flight, gate, durations: Durations::new(calls), traces: Traces::default() }
 }
 

@@ -100,6 +100,9 @@ pub struct ServeArgs {
     /// The most calls under way, over all connections; more are refused with UNAVAILABLE, health never (1 to 1000000)
     #[arg(long, env = "CANVAS_SCHEDULER_MAX_IN_FLIGHT", default_value = "4096", help_heading = "Bounds")]
     pub max_in_flight: String,
+    /// The most megabytes of requests under way, beyond the first 4 KB of each; more are refused with UNAVAILABLE (4 to 1000000)
+    #[arg(long, env = "CANVAS_SCHEDULER_MAX_IN_FLIGHT_MEGABYTES", default_value = "32", help_heading = "Bounds")]
+    pub max_in_flight_megabytes: String,
     /// A connection from which no byte has come for so long is closed
     #[arg(long, env = "CANVAS_SCHEDULER_FIRST_BYTE_TIMEOUT", default_value = "10s", help_heading = "Bounds")]
     pub first_byte_timeout: String,
@@ -165,6 +168,8 @@ pub struct Serve {
     pub max_connections_per_address: usize,
     /// At least 1.
     pub max_in_flight: usize,
+    /// Of requests, beyond the first of each. At least the largest one.
+    pub max_in_flight_bytes: usize,
     /// From the accept to the first byte.
     pub first_byte_timeout: Duration,
     /// From the accept to GOAWAY.
@@ -200,6 +205,7 @@ impl ServeArgs {
 
     /// # Errors
     /// Every fault, a line each.
+    #[allow(clippy::too_many_lines, reason = "a line for each setting")]
     pub fn read(&self) -> Result<Serve, Vec<String>> {
         let mut reader = Reader::default();
         let database_url = reader.database(&self.database);
@@ -224,6 +230,7 @@ impl ServeArgs {
         let max_connections = reader.number("max-connections", &self.max_connections, 1, 1_000_000);
         let max_connections_per_address = reader.number("max-connections-per-address", &self.max_connections_per_address, 1, 1_000_000);
         let max_in_flight = reader.number("max-in-flight", &self.max_in_flight, 1, 1_000_000);
+        let max_in_flight_megabytes = reader.number::<usize>("max-in-flight-megabytes", &self.max_in_flight_megabytes, 4, 1_000_000);
         let first_byte_timeout = reader.duration("first-byte-timeout", &self.first_byte_timeout);
         let max_connection_age = reader.duration("max-connection-age", &self.max_connection_age);
         let (max_call_time, drain) = (reader.duration("max-call-time", &self.max_call_time), reader.duration("drain", &self.drain));
@@ -253,6 +260,7 @@ impl ServeArgs {
                 max_connections: max_connections?,
                 max_connections_per_address: max_connections_per_address?,
                 max_in_flight: max_in_flight?,
+                max_in_flight_bytes: max_in_flight_megabytes? << 20,
                 first_byte_timeout: first_byte_timeout?,
                 max_connection_age: max_connection_age?,
                 max_call_time: max_call_time?,

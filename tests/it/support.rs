@@ -122,6 +122,7 @@ pub fn settings(database: &Database) -> Serve {
         max_connections: 100,
         max_connections_per_address: 100,
         max_in_flight: 4096,
+        max_in_flight_bytes: 32 << 20,
         first_byte_timeout: Duration::from_secs(60),
         max_connection_age: Duration::from_secs(1800),
         max_call_time: Duration::from_secs(60),
