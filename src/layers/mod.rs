@@ -94,10 +94,7 @@ where
             let call = Call::of(&request, &stack.traces);
             let place = match stack.in_flight.enter(&call) {
                 Ok(place) => place,
-                Err(shed) => {
-                    stack.gate.calls.shed(call.streams());
-                    return Ok(trace::record(pin!(async { shed.refusal() }), &call, &stack).await);
-                }
+                Err(shed) => return Ok(trace::record(pin!(async { shed.refusal() }), &call, &stack).await),
             };
             let bound = deadline::read(&mut request, &call, stack.max_call);
             // Each future is pinned once and the layers borrow it: passing them on by value would double their size each time.

@@ -47,6 +47,9 @@ where
     if !call.streams() || http_body::Body::is_end_stream(response.body()) {
         let cause = response.extensions().get::<Status>().and_then(Error::source);
         line.shed = response.extensions().get::<Shed>().is_some();
+        if line.shed {
+            line.stack.gate.calls.shed(line.streams);
+        }
         line.write(code_of(response.headers()), cause);
         return response;
     }
