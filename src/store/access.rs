@@ -91,6 +91,7 @@ impl Store {
                     limits: own.fold(Limits::default(), with_stored),
                     default_zone: Zone::parse(&row.default_time_zone).map_err(convert::broken)?,
                     name: row.name,
+                    sending_paused: row.sending_paused,
                 })
             };
             rows.into_iter().map(workspace).collect::<Result<Vec<_>, DbErr>>()

@@ -21,6 +21,7 @@ mod lock;
 mod server;
 
 mod abuse;
+mod backup;
 mod command_line;
 mod crash;
 mod cut;
