@@ -5,6 +5,8 @@ mod bearer;
 pub mod calls;
 pub mod database;
 pub mod gateway;
+#[path = "../support/http.rs"]
+pub mod http;
 pub mod sending;
 pub mod sink;
 pub mod stores;
@@ -230,6 +232,11 @@ impl TestApp {
     /// A client on the app's one connection with another key.
     pub fn client_with(&self, key: &str) -> Client {
         client_on(self.channel.clone(), key)
+    }
+
+    /// Where metrics and readiness are asked for.
+    pub fn admin_addr(&self) -> String {
+        self.server.admin_addr().to_string()
     }
 
     /// Where it listens.
