@@ -20,6 +20,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let encoded = compiler.encode_file_descriptor_set();
     fs::write(PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin"), &encoded)?;
     let set = prost_types::FileDescriptorSet::decode(encoded.as_slice())?;
-    tonic_prost_build::configure().codec_path("crate::pb::codec::Codec").compile_fds(set)?;
+    let mut config = prost_build::Config::new();
+    config.enable_type_names();
+    tonic_prost_build::configure().codec_path("crate::pb::codec::Codec").compile_fds_with_config(set, config)?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What the protos under `proto/` compile to, the codec that carries it, and the domain's values in that form.
 
 pub mod codec;
+mod messages;
 pub mod values;
 
 /// The package `canvas.schedule.v1`.

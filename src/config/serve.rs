@@ -21,6 +21,16 @@ pub struct ServeArgs {
     /// The address for /metrics, /livez and /readyz: always plain HTTP, and no key is asked for. Port 0 takes a free one
     #[arg(long, env = "CANVAS_SCHEDULER_ADMIN_ADDR", default_value = "127.0.0.1:9090")]
     pub admin_addr: String,
+    /// The collector that traces are sent to by OTLP over gRPC, such as http://127.0.0.1:4317 [default: none; or
+    /// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or OTEL_EXPORTER_OTLP_ENDPOINT]
+    #[arg(long, env = "CANVAS_SCHEDULER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// As OpenTelemetry names it.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", hide = true)]
+    pub otel_exporter_otlp_traces_endpoint: Option<String>,
+    /// As OpenTelemetry names it.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide = true)]
+    pub otel_exporter_otlp_endpoint: Option<String>,
     /// Where dispatches go.
     #[command(flatten)]
     pub sink: SinkArgs,
@@ -90,6 +100,9 @@ pub struct ServeArgs {
     /// The most calls under way, over all connections; more are refused with UNAVAILABLE, health never (1 to 1000000)
     #[arg(long, env = "CANVAS_SCHEDULER_MAX_IN_FLIGHT", default_value = "4096", help_heading = "Bounds")]
     pub max_in_flight: String,
+    /// The most megabytes of requests under way, beyond the first 4 KB of each; more are refused with UNAVAILABLE (4 to 1000000)
+    #[arg(long, env = "CANVAS_SCHEDULER_MAX_IN_FLIGHT_MEGABYTES", default_value = "32", help_heading = "Bounds")]
+    pub max_in_flight_megabytes: String,
     /// A connection from which no byte has come for so long is closed
     #[arg(long, env = "CANVAS_SCHEDULER_FIRST_BYTE_TIMEOUT", default_value = "10s", help_heading = "Bounds")]
     pub first_byte_timeout: String,
@@ -113,6 +126,8 @@ pub struct Serve {
     pub grpc_addr: SocketAddr,
     /// For metrics and probes.
     pub admin_addr: SocketAddr,
+    /// Where traces go, if they go anywhere: `http://host:port`.
+    pub otlp_endpoint: Option<String>,
     /// Where dispatches go, if they go at all.
     pub sink: Option<SinkSettings>,
     /// What this process does.
@@ -153,6 +168,8 @@ pub struct Serve {
     pub max_connections_per_address: usize,
     /// At least 1.
     pub max_in_flight: usize,
+    /// Of requests, beyond the first of each. At least the largest one.
+    pub max_in_flight_bytes: usize,
     /// From the accept to the first byte.
     pub first_byte_timeout: Duration,
     /// From the accept to GOAWAY.
@@ -175,14 +192,26 @@ pub struct TlsFiles {
 }
 
 impl ServeArgs {
+    /// The collector of traces: by our own name, or by OpenTelemetry's. In plain text: one that is far away is reached by way of
+    /// an agent beside this process.
+    fn collector(&self, reader: &mut Reader) -> Option<String> {
+        let by_name = [&self.otlp_endpoint, &self.otel_exporter_otlp_traces_endpoint, &self.otel_exporter_otlp_endpoint];
+        let stated = by_name.into_iter().flatten().find(|stated| !stated.is_empty())?;
+        if stated.strip_prefix("http://").is_some_and(|rest| !rest.is_empty()) {
+            return Some(stated.clone());
+        }
+        reader.fault("otlp-endpoint", stated, "a URL such as http://127.0.0.1:4317")
+    }
+
     /// # Errors
     /// Every fault, a line each.
+    #[allow(clippy::too_many_lines, reason = "a line for each setting")]
     pub fn read(&self) -> Result<Serve, Vec<String>> {
         let mut reader = Reader::default();
         let database_url = reader.database(&self.database);
         let (tls, plaintext) = (reader.tls(self), reader.switch("plaintext", &self.plaintext));
         let grpc_addr = reader.guarded("grpc-addr", &self.grpc_addr, tls.is_some() || plaintext == Some(true));
-        let admin_addr = reader.address("admin-addr", &self.admin_addr);
+        let (admin_addr, otlp_endpoint) = (reader.address("admin-addr", &self.admin_addr), self.collector(&mut reader));
         let trusted_proxies = reader.networks("trusted-proxies", &self.trusted_proxies);
         let reflection = reader.switch("reflection", &self.reflection);
         let (sink, roles) = (reader.sink(&self.sink), reader.roles(&self.roles));
@@ -201,15 +230,16 @@ impl ServeArgs {
         let max_connections = reader.number("max-connections", &self.max_connections, 1, 1_000_000);
         let max_connections_per_address = reader.number("max-connections-per-address", &self.max_connections_per_address, 1, 1_000_000);
         let max_in_flight = reader.number("max-in-flight", &self.max_in_flight, 1, 1_000_000);
+        let max_in_flight_megabytes = reader.number::<usize>("max-in-flight-megabytes", &self.max_in_flight_megabytes, 4, 1_000_000);
         let first_byte_timeout = reader.duration("first-byte-timeout", &self.first_byte_timeout);
         let max_connection_age = reader.duration("max-connection-age", &self.max_connection_age);
-        let max_call_time = reader.duration("max-call-time", &self.max_call_time);
-        let drain = reader.duration("drain", &self.drain);
+        let (max_call_time, drain) = (reader.duration("max-call-time", &self.max_call_time), reader.duration("drain", &self.drain));
         let read = move || {
             Some(Serve {
                 database_url: database_url?,
                 grpc_addr: grpc_addr?,
                 admin_addr: admin_addr?,
+                otlp_endpoint,
                 sink,
                 roles: roles?,
                 tls,
@@ -230,6 +260,7 @@ impl ServeArgs {
                 max_connections: max_connections?,
                 max_connections_per_address: max_connections_per_address?,
                 max_in_flight: max_in_flight?,
+                max_in_flight_bytes: max_in_flight_megabytes? << 20,
                 first_byte_timeout: first_byte_timeout?,
                 max_connection_age: max_connection_age?,
                 max_call_time: max_call_time?,

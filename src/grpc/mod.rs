@@ -83,9 +83,10 @@ impl CanvasScheduleService for Grpc {
             let message = format!("has {} entries; 1 to {BATCH_MAX} are allowed", sent.len());
             return Err(refuse(Error::Invalid(vec![Violation::new("requests", message)])));
         }
-        Box::pin(meter.count(&Charge::Requests(sent.len() as u64))).await?;
-        let validate_only: Vec<bool> = sent.iter().map(|update| update.validate_only).collect();
+        let (entries, validate_only) = (sent.len() as u64, sent.iter().map(|update| update.validate_only).collect::<Vec<_>>());
+        // Before the count, which may wait: what is wrong takes no memory then.
         let updates = sent.into_iter().map(decode::update).collect();
+        Box::pin(meter.count(&Charge::Requests(entries))).await?;
         let answers = self.service.batch_update(&caller, updates).await;
         let results = answers.iter().zip(validate_only).map(|(answer, validate_only)| result(answer, validate_only)).collect();
         Ok(Response::new(v1::BatchUpdateCanvasSchedulesResponse { results }))

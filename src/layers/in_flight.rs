@@ -10,37 +10,45 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::weight::Weights;
 use super::{Call, DOMAIN, Kind};
 
 /// Open streams: health watchers and reflection, which need no key.
 const STREAMS_MOST: usize = 1_000;
+/// Health checks of one connection. They need no key and are never refused for what others do, so each connection has its own
+/// bound, and with it all of them.
+const CHECKS_MOST: usize = 4;
 /// When to try again: what is under way takes milliseconds.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Between two lines in the log while calls are refused.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// The calls under way, of all connections and cores. Cheap to clone.
+/// The calls under way, of all connections and cores, and what their requests weigh. Cheap to clone.
 #[derive(Clone)]
 pub struct InFlight(Arc<Counts>);
 
 struct Counts {
-    calls: AtomicUsize,
-    streams: AtomicUsize,
+    calls: Count,
+    streams: Count,
     calls_most: usize,
+    weights: Weights,
     began: Instant,
     /// Milliseconds since then until which nothing more is logged.
     quiet_until: AtomicI64,
 }
 
-/// A place among them, free again when dropped.
-pub struct Place {
-    counts: Arc<Counts>,
-    stream: bool,
-}
+type Count = Arc<AtomicUsize>;
+
+/// The health checks under way on one connection. In the extensions of each request that comes over a network.
+#[derive(Debug, Clone, Default)]
+pub struct Checks(Count);
+
+/// A place among those under way, free again when dropped.
+pub struct Place(Count);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.counts.of(self.stream).0.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -49,60 +57,65 @@ impl Drop for Place {
 #[derive(Debug, Clone, Copy)]
 pub struct Shed;
 
-impl Counts {
-    /// How many there are, and may be.
-    fn of(&self, stream: bool) -> (&AtomicUsize, usize) {
-        if stream { (&self.streams, STREAMS_MOST) } else { (&self.calls, self.calls_most) }
-    }
-}
-
 impl InFlight {
-    /// At most so many calls.
-    pub fn new(calls_most: usize) -> Self {
+    /// At most so many calls, and so many bytes of requests.
+    pub fn new(calls_most: usize, bytes_most: usize) -> Self {
         let (calls, streams, quiet_until) = Default::default();
-        Self(Arc::new(Counts { calls, streams, calls_most, began: Instant::now(), quiet_until }))
+        let weights = Weights::new(bytes_most);
+        Self(Arc::new(Counts { calls, streams, calls_most, weights, began: Instant::now(), quiet_until }))
     }
 
     /// How many calls, or streams, are under way, and may be.
     pub fn under_way(&self, stream: bool) -> (usize, usize) {
-        let (count, most) = self.0.of(stream);
+        let (count, most) = if stream { (&self.0.streams, STREAMS_MOST) } else { (&self.0.calls, self.0.calls_most) };
         (count.load(Ordering::Relaxed), most)
     }
 
-    /// A place for the call; a health check needs none, so it is never refused.
+    /// A place for the call; none is needed by a health check within the process.
     pub(super) fn enter(&self, call: &Call) -> Result<Option<Place>, Shed> {
-        if call.kind == Kind::Health {
-            return Ok(None);
-        }
-        let stream = call.streams();
-        let (count, most) = self.0.of(stream);
+        let (count, most) = match (call.kind, &call.checks) {
+            (Kind::Unary, _) => (&self.0.calls, self.0.calls_most),
+            (Kind::Stream, _) => (&self.0.streams, STREAMS_MOST),
+            (Kind::Health, Some(checks)) => (&checks.0, CHECKS_MOST),
+            (Kind::Health, None) => return Ok(None),
+        };
         // Dropped again at once when it is one too many.
-        let place = Place { counts: self.0.clone(), stream };
+        let place = Place(count.clone());
         if count.fetch_add(1, Ordering::Relaxed) < most {
             return Ok(Some(place));
         }
         drop(place);
-        self.tell(stream, most);
+        self.tell(call.kind);
         Err(Shed)
     }
 
-    fn tell(&self, stream: bool, most: usize) {
+    /// What the requests under way weigh.
+    pub(super) fn weights(&self) -> &Weights {
+        &self.0.weights
+    }
+
+    /// Logs that calls are refused, not for each of them.
+    pub(super) fn tell(&self, kind: Kind) {
         let now = i64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(i64::MAX);
         let until = self.0.quiet_until.load(Ordering::Relaxed);
         let next = now + i64::try_from(TELL_EVERY.as_millis()).unwrap_or_default();
         if now >= until && self.0.quiet_until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            tracing::warn!(most, streams = stream, "too many calls are under way; more are refused");
+            tracing::warn!(?kind, "too many calls are under way, or too large ones; more are refused");
         }
     }
 }
 
 impl Shed {
     /// What its caller is told.
-    pub(super) fn refusal(self) -> Response<Body> {
+    pub(super) fn status(self) -> Status {
         let mut details = ErrorDetails::with_error_info("OVERLOADED", DOMAIN, []);
         details.set_retry_info(Some(RETRY_AFTER));
-        let status = Status::with_error_details(Code::Unavailable, "too many calls are under way; try again later", details);
-        let mut refusal = status.into_http();
+        Status::with_error_details(Code::Unavailable, "too many calls are under way; try again later", details)
+    }
+
+    /// The same as an answer.
+    pub(super) fn refusal(self) -> Response<Body> {
+        let mut refusal = self.status().into_http();
         refusal.extensions_mut().insert(self);
         refusal
     }
@@ -123,7 +136,7 @@ mod tests {
     #[tokio::test]
     async fn one_call_too_many_is_refused_until_another_ends_and_health_never_is() {
         let (_phase, phase) = watch::channel(Phase::Serving);
-        let mut server = Server::of(Stack { in_flight: InFlight::new(2), ..Stack::new(phase) });
+        let mut server = Server::of(Stack { in_flight: InFlight::new(2, usize::MAX), ..Stack::new(phase) });
         let (release, released) = tokio::sync::oneshot::channel::<()>();
         let hanging = server.start(UNARY, std::future::pending());
         let ending = server.start(UNARY, async {
@@ -158,5 +171,25 @@ mod tests {
         assert_eq!(verdict(&server.call(UNARY, async { done() }).await), (Code::Ok, String::new()));
         open.pop();
         assert_eq!(verdict(&server.call(STREAM, async { done() }).await), (Code::Ok, String::new()));
+    }
+
+    /// A stranger may make many that never end.
+    #[tokio::test]
+    async fn health_checks_are_bounded_by_connection() {
+        let (_phase, phase) = watch::channel(Phase::Serving);
+        let server = Server::of(Stack::new(phase));
+        let (one, other) = (Checks::default(), Checks::default());
+        let mut hanging = tokio::task::JoinSet::new();
+        for _ in 0..CHECKS_MOST {
+            hanging.spawn(server.check_over(&one, std::future::pending()));
+        }
+        while one.0.load(Ordering::Relaxed) < CHECKS_MOST {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(verdict(&server.check_over(&one, async { panic!("begun") }).await), overloaded());
+        let ended = server.check_over(&other, async { done() }).await;
+        assert_eq!(verdict(&ended), (Code::Ok, String::new()), "another connection's is answered");
+        hanging.shutdown().await;
+        assert_eq!(verdict(&server.check_over(&one, async { done() }).await), (Code::Ok, String::new()));
     }
 }

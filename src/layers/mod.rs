@@ -1,5 +1,5 @@
 //! The stack that every call passes, from the network and in process alike. Outermost first: trace, in flight, details, panic,
-//! drain, deadline, auth, limit. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
+//! drain, deadline, auth, limit, weight. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,10 +19,11 @@ use tower::{Service, ServiceExt};
 
 use self::auth::Gate;
 use self::drain::Phase;
-use self::in_flight::InFlight;
+use self::in_flight::{Checks, InFlight};
 use self::measure::Durations;
 use self::sending::Unsent;
 use crate::error::Error;
+use crate::telemetry::traces::{Span, Traces};
 
 mod address;
 pub mod auth;
@@ -36,6 +37,7 @@ pub mod measure;
 pub mod panic;
 pub mod sending;
 pub mod trace;
+mod weight;
 
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "canvas-scheduler";
@@ -53,6 +55,8 @@ pub struct Stack {
     pub gate: Gate,
     /// Where it is told how long calls take.
     pub durations: Durations,
+    /// Where it is told which way they took.
+    pub traces: Traces,
 }
 
 impl Stack {
@@ -86,13 +90,10 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let (inner, stack) = (self.inner.clone(), self.stack.clone());
         Box::pin(async move {
-            let call = Call::of(&request);
+            let call = Call::of(&request, &stack.traces);
             let place = match stack.in_flight.enter(&call) {
                 Ok(place) => place,
-                Err(shed) => {
-                    stack.gate.calls.shed(call.streams());
-                    return Ok(trace::record(pin!(async { shed.refusal() }), &call, &stack).await);
-                }
+                Err(shed) => return Ok(trace::record(pin!(async { shed.refusal() }), &call, &stack).await),
             };
             let bound = deadline::read(&mut request, &call, stack.max_call);
             // Each future is pinned once and the layers borrow it: passing them on by value would double their size each time.
@@ -101,7 +102,9 @@ where
                     Ok(count) => count,
                     Err(refused) => return refused.into_http(),
                 };
+                let weight = weight::weigh(&mut request, &call, &stack.in_flight);
                 let Ok(mut response) = inner.oneshot(request).await;
+                weight::mark(&mut response, weight, &stack.in_flight);
                 limit::tell(&mut response, &count).await;
                 response
             });
@@ -130,7 +133,7 @@ enum Kind {
     Unary,
     /// The answer goes on: `Health/Watch`, reflection, and whatever is not known to be unary.
     Stream,
-    /// A unary health call, which is never refused.
+    /// A unary health call, which is never refused for what others do.
     Health,
 }
 
@@ -143,14 +146,21 @@ struct Call {
     peer: Option<SocketAddr>,
     /// Where an answer counts until it is sent; none of a stream, which may take its time.
     unsent: Option<Arc<Unsent>>,
+    /// Among which a health check counts.
+    checks: Option<Checks>,
+    /// Of its trace; of a stream, or of a health check, there is none.
+    span: Span,
 }
 
 impl Call {
-    fn of(request: &Request<Body>) -> Self {
+    fn of(request: &Request<Body>, traces: &Traces) -> Self {
         let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         let kind = kind_of(request.uri().path());
         let unsent = request.extensions().get::<Arc<Unsent>>().filter(|_| kind != Kind::Stream).cloned();
-        Self { uri: request.uri().clone(), kind, began: Instant::now(), peer, unsent }
+        let checks = request.extensions().get::<Checks>().filter(|_| kind == Kind::Health).cloned();
+        let span =
+            if kind == Kind::Unary { traces.call(measure::method_of(request.uri().path()), request.headers()) } else { Span::default() };
+        Self { uri: request.uri().clone(), kind, began: Instant::now(), peer, unsent, checks, span }
     }
 
     fn streams(&self) -> bool {

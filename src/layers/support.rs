@@ -15,7 +15,7 @@ use tonic_types::StatusExt;
 use tower::{ServiceExt, service_fn};
 
 use super::auth::Gate;
-use super::in_flight::InFlight;
+use super::in_flight::{Checks, InFlight};
 use super::measure::Durations;
 use super::{DOMAIN, Phase, Stack};
 use crate::clock::{Clock, SystemClock};
@@ -23,6 +23,7 @@ use crate::domain::key::RANDOM_BYTES;
 use crate::domain::{ApiKey, NewKey};
 use crate::service::access::Access;
 use crate::telemetry::metrics::Calls;
+use crate::telemetry::traces::Traces;
 
 pub const UNARY: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
 pub const STREAM: &str = "/grpc.health.v1.Health/Watch";
@@ -55,6 +56,16 @@ impl Server {
         }))
     }
 
+    /// Asks for the health over the connection that these checks are of.
+    pub fn check_over<F>(&self, checks: &Checks, handler: F) -> impl Future<Output = Response<Body>> + use<F>
+    where
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let mut request = request(CHECK);
+        request.extensions_mut().insert(checks.clone());
+        pass(self.stack.clone(), request, |_| handler)
+    }
+
     /// Returns once a call that was started has reached its handler.
     pub async fn begun(&mut self) {
         self.begins.recv().await.expect("a handler");
@@ -75,9 +86,10 @@ impl Stack {
         Self {
             phase,
             max_call: Duration::from_secs(60),
-            in_flight: InFlight::new(1_000),
+            in_flight: InFlight::new(1_000, usize::MAX),
             gate: Gate { access, trusted_proxies: [].into(), clock: Arc::new(SystemClock), calls: Calls::default() },
             durations: Durations::new(Calls::default()),
+            traces: Traces::default(),
         }
     }
 }

@@ -1,12 +1,19 @@
-//! prost's codec with one difference: a message that cannot be decoded is the caller's fault (INVALID_ARGUMENT with details),
-//! where tonic's own answers a bare INTERNAL before any handler sees it.
+//! prost's codec with two differences: a message that cannot be decoded is the caller's fault (INVALID_ARGUMENT with details),
+//! where tonic's own answers a bare INTERNAL before any handler sees it; and one that would take far more memory than its bytes is
+//! not decoded.
 
 use std::marker::PhantomData;
 
-use prost::Message;
-use tonic::Status;
+use bytes::Buf;
+use prost::{Message, Name};
 use tonic::codec::{Codec as TonicCodec, DecodeBuf, Decoder as TonicDecoder};
+use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
+
+use super::messages::{self, TooMany};
+
+/// A message of up to so many bytes is small whatever it holds.
+const SMALL: usize = 16 * 1024;
 
 /// Encodes `T`, decodes `U`.
 pub struct Codec<T, U>(PhantomData<(T, U)>);
@@ -17,7 +24,7 @@ impl<T, U> Default for Codec<T, U> {
     }
 }
 
-impl<T: Message + Send + 'static, U: Message + Default + Send + 'static> TonicCodec for Codec<T, U> {
+impl<T: Message + Send + 'static, U: Message + Name + Default + Send + 'static> TonicCodec for Codec<T, U> {
     type Encode = T;
     type Decode = U;
     type Encoder = <tonic_prost::ProstCodec<T, U> as TonicCodec>::Encoder;
@@ -35,17 +42,27 @@ impl<T: Message + Send + 'static, U: Message + Default + Send + 'static> TonicCo
 /// Decodes one message.
 pub struct Decoder<U>(PhantomData<U>);
 
-impl<U: Message + Default> TonicDecoder for Decoder<U> {
+impl<U: Message + Name + Default> TonicDecoder for Decoder<U> {
     type Item = U;
     type Error = Status;
 
     fn decode(&mut self, source: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        // It lies in memory in one piece.
+        if source.remaining() > SMALL
+            && let Err(TooMany(most)) = messages::check(source.chunk(), &U::full_name())
+        {
+            let message = format!("the message holds too many messages: more than {most}");
+            return Err(refusal(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message));
+        }
         U::decode(source).map(Some).map_err(|why| {
             let message = format!(
                 "the message cannot be decoded: {why}; it must be the request of this method, strings UTF-8, nested at most 30 deep"
             );
-            let details = ErrorDetails::with_error_info("MESSAGE_NOT_DECODABLE", "canvas-scheduler", []);
-            Status::with_error_details(tonic::Code::InvalidArgument, message, details)
+            refusal(Code::InvalidArgument, "MESSAGE_NOT_DECODABLE", message)
         })
     }
+}
+
+fn refusal(code: Code, reason: &str, message: String) -> Status {
+    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, "canvas-scheduler", []))
 }

@@ -22,7 +22,7 @@ static STANDING: LazyLock<String> = LazyLock::new(|| {
     let [unknown, dead] = [DispatchState::Unknown, DispatchState::Dead].map(|state| {
         let state = convert::dispatch_state_code(state);
         format!(
-            "(SELECT count(*) FROM (SELECT 1 FROM dispatch d WHERE d.workspace_id = t.id AND d.state = {state} LIMIT {COUNTED_MOST}) AS some)"
+            "(SELECT count(*) FROM (SELECT 1 FROM dispatch d WHERE d.workspace_id = t.id AND d.state = {state} LIMIT {COUNTED_MOST}) AS counted)"
         )
     });
     format!(

@@ -24,6 +24,8 @@ on_both![
 
 const MALFORMED: [&str; 44] = include!("../data/malformed_times.in");
 const UPDATE: &str = "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule";
+const BATCH: &str = "/canvas.schedule.v1.CanvasScheduleService/BatchUpdateCanvasSchedules";
+const CREATE: &str = "/canvas.schedule.v1.CanvasScheduleService/CreateCanvasSchedule";
 
 type Update = v1::UpdateCanvasScheduleRequest;
 type Create = v1::CreateCanvasScheduleRequest;
@@ -324,6 +326,11 @@ async fn messages_that_are_too_large(database: &Database) {
     // Within the bound of a message, it is the bound of properties that it breaks.
     assert_fields(&refusal(app.update(of(1024 * 1024 - 200)).await), &["trigger_properties"], "just under 1 MB");
     refused(app.batch(vec![of(45_000); 100]).await, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    // Two bytes each, and some hundred in memory.
+    let empty = |field: u8, bytes: usize| [field, 0].repeat(bytes / 2 - 100);
+    refused(raw(app.keyed(), BATCH, empty(0x0a, 4 * 1024 * 1024)).await, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    refused(raw(app.keyed(), CREATE, empty(0x32, 1024 * 1024)).await, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    assert_fields(&refusal(raw(app.keyed(), BATCH, empty(0x0a, 3_000)).await), &["requests"], "1,400 entries");
     assert_eq!(app.seen(&schedule).await, before, "nothing changed");
 
     let batch = vec![of(45_000); 60];

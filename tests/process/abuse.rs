@@ -9,10 +9,11 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::Code;
+use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::database::{Database, test_name};
 use super::load::{reason, schedules};
-use super::server::{PATIENCE, Server};
+use super::server::{PATIENCE, Server, next_status};
 
 /// What the process may take, in kilobytes.
 const MEMORY_MOST: u64 = 300 * 1024;
@@ -31,12 +32,17 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The headers of a call with this key: indexed where the standard's table has them, else as they are.
+/// The headers of a list with this key.
 fn headers(addr: &str, key: &str) -> Vec<u8> {
+    headers_of("/canvas.schedule.v1.CanvasScheduleService/ListCanvasSchedules", addr, key)
+}
+
+/// The headers of a call: indexed where the standard's table has them, else as they are.
+fn headers_of(method: &str, addr: &str, key: &str) -> Vec<u8> {
     let literal = |name: &[u8], value: &str| [name, &[u8::try_from(value.len()).unwrap()], value.as_bytes()].concat();
     [
         vec![0x83, 0x86],
-        literal(&[0x04], "/canvas.schedule.v1.CanvasScheduleService/ListCanvasSchedules"),
+        literal(&[0x04], method),
         literal(&[0x01], addr),
         literal(&[0x0f, 0x10], "application/grpc"),
         literal(&[0x0f, 0x08], &format!("Bearer {key}")),
@@ -255,6 +261,60 @@ async fn a_flood_of_resets() {
         *ends.entry(through).or_default() += 1;
     }
     println!("{}: floods that came through to the end, or not: {ends:?}", test_name());
+    neighbour.was_served_by(&server).await;
+}
+
+/// They need no key.
+#[tokio::test]
+async fn health_checks_that_never_end() {
+    let database = Database::sqlite();
+    let server = Server::start(&database.url(), &[]).await;
+    let neighbour = Neighbour::of(&server).await;
+    let head = headers_of("/grpc.health.v1.Health/Check", server.addr(), "");
+    let mut hanging = Vec::new();
+    for _ in 0..50 {
+        let mut stream = begun(&server, &[]).await;
+        let calls = (0..1_000).flat_map(|call| frame(HEADERS, 4, 2 * call + 1, &head));
+        stream.write_all(&calls.collect::<Vec<_>>()).await.expect("it reads");
+        hanging.push(stream);
+    }
+    // Somebody else's is answered.
+    let mut health = server.watch().await;
+    assert_eq!(next_status(&mut health).await, Some(ServingStatus::Serving));
+    tokio::time::sleep(WHILE).await;
+    neighbour.was_served_by(&server).await;
+}
+
+/// Large requests that never end, of one caller, over many connections.
+#[tokio::test]
+async fn more_bytes_than_may_be_under_way() {
+    let database = Database::sqlite();
+    let server = Server::start(&database.url(), &[]).await;
+    let neighbour = Neighbour::of(&server).await;
+    let head = headers_of("/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule", server.addr(), server.key());
+    let mut large = Vec::new();
+    for _ in 0..25 {
+        let mut stream = begun(&server, &[]).await;
+        // Its settings allow 1 MB at once, once they are acknowledged.
+        let mut settings = [0; 9];
+        stream.read_exact(&mut settings).await.expect("it answers");
+        stream.write_all(&frame(SETTINGS, 1, 0, &[])).await.expect("it reads");
+        // As many as the window of a connection takes.
+        for call in 0..3_u32 {
+            let id = 2 * call + 1;
+            stream.write_all(&frame(HEADERS, 4, id, &head)).await.expect("it reads");
+            // A message of 1 MB, of which the last bytes do not come.
+            stream.write_all(&frame(0, 0, id, &[0, 0, 0x0f, 0xff, 0xff])).await.expect("it reads");
+            for _ in 0..63 {
+                stream.write_all(&frame(0, 0, id, &[b'x'; 16 * 1024])).await.expect("it reads");
+            }
+        }
+        large.push(stream);
+    }
+    server.log().times(1, "or too large ones").await;
+    tokio::time::sleep(WHILE).await;
+    let told = server.log().all().iter().filter(|line| line.contains("or too large ones")).count();
+    assert!((1..30).contains(&told), "{told}");
     neighbour.was_served_by(&server).await;
 }
 

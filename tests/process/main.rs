@@ -11,11 +11,11 @@ mod postgres;
 
 #[path = "../support/bearer.rs"]
 mod bearer;
-#[path = "../support/http.rs"]
-mod http;
 mod consumer;
 mod database;
 mod history;
+#[path = "../support/http.rs"]
+mod http;
 mod load;
 mod lock;
 mod server;

@@ -26,6 +26,7 @@ use tower::{Service, ServiceExt};
 use super::super::tls::Tls;
 use super::{Bounds, Connection};
 use crate::layers::drain::Phase;
+use crate::layers::in_flight::Checks;
 use crate::layers::sending::Unsent;
 
 /// The bytes that every client of HTTP/2 begins with.
@@ -142,7 +143,8 @@ fn http2() -> http2::Builder<TokioExecutor> {
     builder
 }
 
-/// `service` with what the layers know of the connection in each request: what it has not sent, and the peer's address, where [`tonic::Request::remote_addr`] finds it.
+/// `service` with what the layers know of the connection in each request: what it has not sent, its health checks, and the peer's
+/// address, where [`tonic::Request::remote_addr`] finds it.
 fn with_peer<S>(
     service: S,
     info: TcpConnectInfo,
@@ -151,7 +153,9 @@ fn with_peer<S>(
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
 {
+    let checks = Checks::default();
     service.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(checks.clone());
         request.extensions_mut().insert(info.clone());
         request.extensions_mut().insert(unsent.clone());
         request.map(Body::new)
