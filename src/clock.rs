@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 
@@ -63,13 +63,19 @@ impl Clock for SystemClock {
     }
 }
 
+/// Sleeps until `clock` shows `instant`, for `most` at most: one that is set back meanwhile must not hold anybody up for as much.
+pub async fn sleep_until(clock: &SharedClock, instant: DateTime<Utc>, most: Duration) {
+    // Which of the two it was makes no difference: whoever slept looks anew.
+    let _reached = tokio::time::timeout(most, clock.sleep_until(instant)).await;
+}
+
 /// Sleeps until `clock` shows `instant`. It may be set meanwhile, so look again.
 async fn sleep_by(clock: &impl Clock, instant: DateTime<Utc>) {
     while let Ok(left) = (instant - clock.now()).to_std() {
         if left.is_zero() {
             break;
         }
-        tokio::time::sleep(left.min(std::time::Duration::from_secs(1))).await;
+        tokio::time::sleep(left.min(Duration::from_secs(1))).await;
     }
 }
 
@@ -118,6 +124,16 @@ impl Clock for ManualClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_sleeper_is_not_held_up_by_a_clock_that_is_set_back() {
+        let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::hours(1)));
+        let until = clock.now() + TimeDelta::milliseconds(1);
+        clock.advance(TimeDelta::hours(-1));
+        let clock: SharedClock = clock;
+        sleep_until(&clock, until, Duration::from_millis(1)).await;
+        assert!(clock.now() < until);
+    }
 
     #[tokio::test]
     async fn a_sleeper_wakes_when_the_clock_is_moved_and_not_before() {

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::clock::{SharedClock, jitter};
+use crate::clock::{SharedClock, jitter, sleep_until};
 use crate::domain::Answer;
 use crate::error::Error;
 use crate::service::{Finished, Leased, POLL, Service, Taken};
@@ -24,6 +24,9 @@ use hands::Hands;
 const BATCH_MOST: usize = 512;
 /// Between two tries while the database is away.
 const OUTAGE_PAUSE: Duration = Duration::from_millis(100);
+
+/// After so long it looks anew, whatever the clock says: waits are shorter, unless the clock was set back.
+const WAIT_MOST: Duration = Duration::from_secs(1);
 
 /// Fires, delivers and finishes.
 pub struct Dispatcher {
@@ -94,12 +97,12 @@ impl Dispatcher {
                     Ok(Pass::Full(None)) => self.hands.freed().await,
                     Ok(Pass::Full(Some(until))) => tokio::select! {
                         () = self.hands.trusted() => {}
-                        () = self.clock.sleep_until(until) => {}
+                        () = sleep_until(&self.clock, until, WAIT_MOST) => {}
                     },
                     // A ring during the pass is remembered.
                     Ok(Pass::Idle(until)) => tokio::select! {
                         () = self.service.bell().rung() => {}
-                        () = self.clock.sleep_until(until) => {}
+                        () = sleep_until(&self.clock, until, WAIT_MOST) => {}
                     },
                     Err(_) => tokio::time::sleep(OUTAGE_PAUSE).await,
                 }

@@ -9,6 +9,7 @@ pub mod error;
 pub mod grpc;
 pub mod layers;
 pub mod pb;
+pub mod rest;
 pub mod server;
 pub mod service;
 pub mod sink;

@@ -1,8 +1,9 @@
-//! Wiring: opens the store, builds the service, mounts the face, runs the cores, drains in order.
+//! Wiring: opens the store, builds the service, mounts the faces, runs the cores, drains in order.
 
 pub mod accept;
 mod admin_port;
 mod entry;
+mod faces;
 mod gauges;
 mod one_clock;
 mod readiness;
@@ -15,18 +16,18 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::clock::SharedClock;
+use crate::clock::{SharedClock, sleep_until};
 use crate::config::Serve;
 use crate::domain::{Delivery, Policy};
 use crate::error::{Error, Violation};
+use crate::layers::Stack;
 use crate::layers::auth::Gate;
 use crate::layers::drain::Phase;
 use crate::layers::in_flight::InFlight;
 use crate::layers::measure::Durations;
-use crate::layers::{Stack, Wrapped};
 use crate::service::Service;
 use crate::service::access::Access;
 use crate::service::admin::Admin;
@@ -34,21 +35,24 @@ use crate::sink::SharedSink;
 use crate::store::{Durability, Options, Store, Writer};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Traces;
-use accept::{Bounds, Connection, Core, Door};
+use accept::{Bounds, Door};
 use entry::Entry;
+use faces::Faces;
 use readiness::Readiness;
 use routes::{Routes, Shown};
 use sending::{Dispatching, Place};
-use tls::Tls;
 
 /// Between passes that remove what has outlived its use.
 const CLEAN_UP_EVERY: TimeDelta = TimeDelta::minutes(10);
+/// The same when the clock was set back meanwhile.
+const CLEAN_UP_MOST: Duration = Duration::from_secs(11 * 60);
 /// After the drain: how long connections have to flush and writers to end.
 const AFTER_DRAIN: Duration = Duration::from_secs(3);
 
 /// A running server.
 pub struct Server {
     grpc_addr: SocketAddr,
+    gateway_addr: Option<SocketAddr>,
     admin_addr: SocketAddr,
     /// Goes on to the end of the stop, so that it can be watched.
     _admin_port: JoinSet<()>,
@@ -87,12 +91,12 @@ impl Server {
     async fn serve(settings: &Serve, clock: SharedClock, sink: Option<SharedSink>, opened: Opened) -> Result<Self, Error> {
         let Opened { store, mut writers, metrics, traces } = opened;
         check_durability(&store).await?;
-        let tls = settings.tls.as_ref().map(|files| Tls::read(files, &[b"h2"])).transpose()?;
-        let (listener, grpc_addr) = bind("grpc-addr", settings.grpc_addr).await?;
-        let (admin_listener, admin_addr) = bind("admin-addr", settings.admin_addr).await?;
-        let service = Service::new(store.clone(), clock.clone(), policy(settings), delivery(settings));
         let (phase, phases) = watch::channel(Phase::Serving);
         let bounds = bounds(settings);
+        let mut faces = Faces::open(settings, bounds, phases.clone()).await?;
+        let (grpc_addr, gateway_addr) = faces.addrs()?;
+        let (admin_listener, admin_addr) = bind("admin-addr", settings.admin_addr).await?;
+        let service = Service::new(store.clone(), clock.clone(), policy(settings), delivery(settings));
         let sink = sink.map(Place::Made).or_else(|| settings.sink.clone().map(Place::Set)).filter(|_| settings.roles.dispatcher);
         let sending = sink.as_ref().map(|sink| metrics.sending(sink.name())).transpose().map_err(Error::internal)?;
         let readiness = Readiness::new(settings.roles, sink.is_some(), sending.clone().unwrap_or_default()).await;
@@ -101,20 +105,16 @@ impl Server {
         let stack = Stack { traces: traces.clone(), ..stack(settings, &access, &clock, &metrics, phases.clone()) };
         let shown = Shown { api: settings.roles.api, reflection: settings.reflection };
         let routes = Routes::new(&service, readiness.health(), entry.ready.clone(), shown)?;
-        let (mut mouths, mut threads) = (Vec::new(), Vec::new());
+        let mut threads = Vec::new();
         for n in 0..settings.cores {
-            let (mouth, incoming) = Core::new();
             // Writers are spread over the cores; where there are more writers than cores, the last core runs the rest.
             let own = if n + 1 == settings.cores { std::mem::take(&mut writers) } else { writers.pop().into_iter().collect() };
-            let served = stack.clone().wrap(routes.clone());
-            let work = serve_core(incoming, served, tls.clone(), own, bounds, phases.clone());
+            let work = serve_core(faces.of_core(stack.clone().wrap(routes.clone())), own);
             threads.push(run_thread(format!("core-{n}"), work)?);
-            mouths.push(mouth);
         }
-        let live = mouths.iter().map(Core::counter).collect();
-        gauges::of_calls(&metrics, &stack.in_flight, live, bounds.max_connections).map_err(Error::internal)?;
+        gauges::of_calls(&metrics, &stack.in_flight, faces.counters(), bounds.max_connections).map_err(Error::internal)?;
         gauges::of_store(&metrics, &store).map_err(Error::internal)?;
-        gauges::of_process(&metrics, &readiness, &clock, tls.as_ref()).map_err(Error::internal)?;
+        gauges::of_process(&metrics, &readiness, &clock, faces.tls()).map_err(Error::internal)?;
         if let (Some(sink), Some(sending)) = (sink, sending) {
             let (service, clock, workers, traces) = (service.clone(), clock.clone(), settings.workers, traces.clone());
             let dispatching = Dispatching { service, sink, clock, workers, sending, traces };
@@ -128,13 +128,25 @@ impl Server {
         } else {
             tasks.push(tokio::spawn(entry.open_with_schema(store)));
         }
-        tasks.extend(tls.map(|tls| tokio::spawn(tls.keep_current())));
         let door = Door::new(bounds, settings.max_connections_per_address, settings.trusted_proxies.clone());
-        let door = door.counting(metrics.connections.clone());
-        tasks.push(tokio::spawn(accept::accept(listener, mouths, door, phases)));
+        tasks.extend(faces.accept(&door.counting(metrics.connections.clone())));
         let _admin_port = JoinSet::from_iter([admin_port::serve(admin_listener, metrics, readiness.clone())]);
         let drain = settings.drain;
-        Ok(Self { grpc_addr, admin_addr, _admin_port, service, admin, access, readiness, traces, phase, drain, threads, tasks })
+        Ok(Self {
+            grpc_addr,
+            gateway_addr,
+            admin_addr,
+            _admin_port,
+            service,
+            admin,
+            access,
+            readiness,
+            traces,
+            phase,
+            drain,
+            threads,
+            tasks,
+        })
     }
 
     /// Where gRPC callers connect.
@@ -145,6 +157,11 @@ impl Server {
     /// Where metrics and readiness are asked for.
     pub fn admin_addr(&self) -> SocketAddr {
         self.admin_addr
+    }
+
+    /// Where callers of the documented JSON connect; none when there is no gateway.
+    pub fn gateway_addr(&self) -> Option<SocketAddr> {
+        self.gateway_addr
     }
 
     /// The use cases, for the sample schedules of `dev`.
@@ -276,7 +293,7 @@ async fn check_durability(store: &Store) -> Result<(), Error> {
 
 async fn clean_up(service: Service, clock: SharedClock) {
     loop {
-        clock.sleep_until(clock.now() + CLEAN_UP_EVERY).await;
+        sleep_until(&clock, clock.now() + CLEAN_UP_EVERY, CLEAN_UP_MOST).await;
         if let Err(error) = service.clean_up().await {
             tracing::warn!(%error, "what has outlived its use was not removed; the next pass takes it too");
         }
@@ -284,16 +301,9 @@ async fn clean_up(service: Service, clock: SharedClock) {
 }
 
 /// Serves the connections that a core is handed and runs its share of the writers; ends when both have ended.
-async fn serve_core(
-    incoming: mpsc::Receiver<Connection>,
-    service: Wrapped<Routes>,
-    tls: Option<Tls>,
-    writers: Vec<Writer>,
-    bounds: Bounds,
-    phases: watch::Receiver<Phase>,
-) {
+async fn serve_core(faces: impl Future<Output = ()>, writers: Vec<Writer>) {
     let writers: Vec<_> = writers.into_iter().map(|writer| tokio::spawn(writer.run())).collect();
-    accept::serve(incoming, service, tls, bounds, phases).await;
+    faces.await;
     // The service is gone with the connections; once every core has come this far the queues close and the writers end.
     for writer in writers {
         if let Err(panic) = writer.await {

@@ -27,9 +27,9 @@ const FLOORS: [(&str, i8); 17] = [
     ("config", LEAF),
     ("telemetry", LEAF),
 ];
-/// Imports within one floor: cli runs the server, grpc reads what layers leave with a call, a sink speaks protobuf, telemetry
+/// Imports within one floor: cli runs the server, grpc and rest share with layers what goes with a call, a sink speaks protobuf, telemetry
 /// is told its settings.
-const BESIDE: [(&str, &str); 4] = [("cli", "server"), ("grpc", "layers"), ("sink", "pb"), ("telemetry", "config")];
+const BESIDE: [(&str, &str); 5] = [("cli", "server"), ("grpc", "layers"), ("rest", "layers"), ("sink", "pb"), ("telemetry", "config")];
 /// What only some modules may name.
 const KEPT_TO: [(&str, &[&str]); 3] = [
     ("crate::pb", &["pb", "grpc", "rest", "sink", "server"]),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::Fallible;
+use super::door;
 use super::load::{self, Order, Report};
 use super::loaded::{self, DATABASE};
 use super::machine::Cpu;
@@ -54,6 +55,8 @@ struct Run<'a> {
     script: PathBuf,
     /// What the sum of all revisions must be.
     revisions: u64,
+    /// What keys and limits cost a call.
+    door: Duration,
 }
 
 impl<'a> Run<'a> {
@@ -62,7 +65,7 @@ impl<'a> Run<'a> {
         loaded::load(&postgres, settings.schedules, &times)?;
         let script = postgres.folder().join("update.sql");
         fs::write(&script, rows::pgbench_script(settings.schedules, &times))?;
-        Ok(Self { settings, postgres, times, script, revisions: settings.schedules })
+        Ok(Self { settings, postgres, times, script, revisions: settings.schedules, door: door::cost()? })
     }
 
     /// What a restart and a checkpoint leave of the speed: no page in shared buffers, and each is logged whole once.
@@ -158,7 +161,10 @@ impl<'a> Run<'a> {
         let began = self.postgres.psql(DATABASE, "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")?;
         let report = load::in_own_process(&order)?;
         self.revisions += report.acknowledged;
-        self.print_costs(title, &before, Some(server), report.acknowledged)?;
+        let cpu = self.print_costs(title, &before, Some(server), report.acknowledged)?;
+        #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
+        let update = Duration::from_secs_f64(cpu.server.max(0.0) / report.acknowledged.max(1) as f64);
+        door::print_ratio(title, self.door, update);
         self.print_batches(title, &began)?;
         verdict.check_calls(title, &report);
         for complaint in server.complaints().iter().take(3) {
@@ -193,7 +199,7 @@ impl<'a> Run<'a> {
 
     /// WAL, HOT share and processor time of `updates` since `before`. Backends hand in their counts late.
     #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
-    fn print_costs(&self, title: &str, before: &Before, server: Option<&Server>, updates: u64) -> Fallible<()> {
+    fn print_costs(&self, title: &str, before: &Before, server: Option<&Server>, updates: u64) -> Fallible<Cpu> {
         let cpu = Cpu::now(server.map(Server::pid), Some(&self.postgres)).since(before.cpu);
         let wal_bytes = self.counters()?.wal_bytes - before.counters.wal_bytes;
         let until = Instant::now() + STATISTICS_MOST;
@@ -209,7 +215,7 @@ impl<'a> Run<'a> {
             wal_bytes / updates.max(1) as f64,
             cpu.per_thousand(updates)
         );
-        Ok(())
+        Ok(cpu)
     }
 
     /// Nothing acknowledged is missing, and nothing else is there.

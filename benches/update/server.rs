@@ -65,7 +65,9 @@ impl Server {
     pub fn start(url: &str, more: &[&str]) -> Fallible<Self> {
         let key = key(url)?;
         let mut command = command();
-        command.args(["serve", "--database-url", url, "--grpc-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--log-format", "json"]);
+        let free = "127.0.0.1:0";
+        command.args(["serve", "--database-url", url, "--grpc-addr", free, "--gateway-addr", free, "--admin-addr", free]);
+        command.args(["--log-format", "json"]);
         command.args(more);
         let mut process = Running::start(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
         let (lines, log) = channel();

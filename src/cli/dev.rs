@@ -34,6 +34,10 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
         let key = server.admin().replace_key(order).await.map_err(fault)?;
         server.read_keys().await.map_err(fault)?;
         print_lines(&server.grpc_addr().to_string(), &key, &samples, clock.now());
+        if let Some(addr) = server.gateway_addr() {
+            print_curl_lines(&addr.to_string(), &key, &samples, clock.now());
+        }
+        print_end();
         stop.asked().await;
         drain(server, stop).await;
         Ok(())
@@ -102,5 +106,29 @@ fn print_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTi
         data(serde_json::json!({ "canvas_id": canvas_id, "schedule_id": schedule_id }), "CancelCanvasSchedule");
     }
     data(serde_json::json!({}), "ListCanvasSchedules");
+}
+
+/// The same by the documented JSON.
+#[allow(clippy::print_stdout, reason = "the screen is what dev is for")]
+fn print_curl_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTime<Utc>) {
+    println!("\nThe same by JSON over HTTP:\n");
+    let call = format!("curl -sS --fail-with-body -H 'Authorization: Bearer {}'", key.reveal());
+    let base = format!("http://{addr}/canvas/trigger/schedule");
+    let post = |path: &str, body: serde_json::Value| {
+        println!("{call} -H 'Content-Type: application/json' -d '{body}' {base}/{path}");
+    };
+    let canvas_id = format!("my-json-canvas-{}", now.timestamp_millis());
+    let schedule = serde_json::json!({ "time": next_week(now, "09:30:00"), "in_local_time": true });
+    let recipients = serde_json::json!([{ "external_user_id": "user-1" }]);
+    post("create", serde_json::json!({ "canvas_id": canvas_id, "schedule": schedule, "recipients": recipients }));
+    post("update", serde_json::json!({ "canvas_id": canvas_id, "schedule": { "time": next_week(now, "10:00:00Z") } }));
+    for sample in samples.iter().take(1) {
+        println!("{call} {base}/{}", sample.id);
+    }
+    println!("{call} '{base}?state=pending&page_size=10'");
+}
+
+#[allow(clippy::print_stdout, reason = "the screen is what dev is for")]
+fn print_end() {
     println!("\nCtrl-C stops it. What was made stays in the database file.");
 }

@@ -20,6 +20,7 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
         let server = Server::start(settings, Arc::new(SteadyClock::new()), None).await.map_err(fault)?;
         tracing::info!(
             grpc_addr = %server.grpc_addr(),
+            gateway_addr = server.gateway_addr().map(tracing::field::display),
             admin_addr = %server.admin_addr(),
             version = env!("CARGO_PKG_VERSION"),
             time_zone_data = zone::data_version(),

@@ -18,6 +18,12 @@ pub struct ServeArgs {
     /// The address for gRPC; beyond loopback only with TLS or --plaintext on. Port 0 takes a free one
     #[arg(long, env = "CANVAS_SCHEDULER_GRPC_ADDR", default_value = "127.0.0.1:50051")]
     pub grpc_addr: String,
+    /// The address for the documented JSON over HTTP, as --grpc-addr
+    #[arg(long, env = "CANVAS_SCHEDULER_GATEWAY_ADDR", default_value = "127.0.0.1:8080")]
+    pub gateway_addr: String,
+    /// Whether the documented JSON is served over HTTP: on or off
+    #[arg(long, env = "CANVAS_SCHEDULER_GATEWAY", default_value = "on")]
+    pub gateway: String,
     /// The address for /metrics, /livez and /readyz: always plain HTTP, and no key is asked for. Port 0 takes a free one
     #[arg(long, env = "CANVAS_SCHEDULER_ADMIN_ADDR", default_value = "127.0.0.1:9090")]
     pub admin_addr: String,
@@ -124,6 +130,8 @@ pub struct Serve {
     pub database_url: String,
     /// Beyond loopback only with `tls`, or because plain text was asked for by name.
     pub grpc_addr: SocketAddr,
+    /// As `grpc_addr`; none when the gateway is off.
+    pub gateway_addr: Option<SocketAddr>,
     /// For metrics and probes.
     pub admin_addr: SocketAddr,
     /// Where traces go, if they go anywhere: `http://host:port`.
@@ -192,6 +200,16 @@ pub struct TlsFiles {
 }
 
 impl ServeArgs {
+    /// The addresses for gRPC and for the gateway, if that is on, and the certificate of both.
+    fn ports(&self, reader: &mut Reader) -> (Option<TlsFiles>, Option<(SocketAddr, Option<SocketAddr>)>) {
+        let tls = reader.tls(self);
+        let safe = reader.switch("plaintext", &self.plaintext) == Some(true) || tls.is_some();
+        let grpc = reader.guarded("grpc-addr", &self.grpc_addr, safe);
+        let on = reader.switch("gateway", &self.gateway);
+        let gateway = reader.guarded("gateway-addr", &self.gateway_addr, safe || on == Some(false));
+        (tls, grpc.zip(on.zip(gateway).map(|(on, gateway)| on.then_some(gateway))))
+    }
+
     /// The collector of traces: by our own name, or by OpenTelemetry's. In plain text: one that is far away is reached by way of
     /// an agent beside this process.
     fn collector(&self, reader: &mut Reader) -> Option<String> {
@@ -209,8 +227,7 @@ impl ServeArgs {
     pub fn read(&self) -> Result<Serve, Vec<String>> {
         let mut reader = Reader::default();
         let database_url = reader.database(&self.database);
-        let (tls, plaintext) = (reader.tls(self), reader.switch("plaintext", &self.plaintext));
-        let grpc_addr = reader.guarded("grpc-addr", &self.grpc_addr, tls.is_some() || plaintext == Some(true));
+        let (tls, addrs) = self.ports(&mut reader);
         let (admin_addr, otlp_endpoint) = (reader.address("admin-addr", &self.admin_addr), self.collector(&mut reader));
         let trusted_proxies = reader.networks("trusted-proxies", &self.trusted_proxies);
         let reflection = reader.switch("reflection", &self.reflection);
@@ -237,7 +254,8 @@ impl ServeArgs {
         let read = move || {
             Some(Serve {
                 database_url: database_url?,
-                grpc_addr: grpc_addr?,
+                grpc_addr: addrs?.0,
+                gateway_addr: addrs?.1,
                 admin_addr: admin_addr?,
                 otlp_endpoint,
                 sink,

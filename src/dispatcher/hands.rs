@@ -36,7 +36,7 @@ impl Hands {
 
     /// Until when nothing may be taken, whatever is free.
     pub fn quiet_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        self.state.borrow().probe.quiet_until().filter(|until| *until > now)
+        self.state.borrow().probe.quiet_until(now)
     }
 
     /// Returns once a worker is free, be the sink quiet or not.

@@ -1,14 +1,18 @@
 //! What a dispatcher looks after beside sending, and what it tells of it.
 
+use std::time::Duration;
+
 use chrono::TimeDelta;
 
-use crate::clock::SharedClock;
+use crate::clock::{SharedClock, sleep_until};
 use crate::error::Error;
 use crate::service::Service;
 use crate::telemetry::metrics::Sending;
 
 /// Between two rounds.
 const EVERY: TimeDelta = TimeDelta::seconds(1);
+/// The same when the clock was set back meanwhile.
+const EVERY_MOST: Duration = Duration::from_secs(2);
 
 /// What costs more is done in one round of so many.
 const RARELY: u32 = 10;
@@ -60,6 +64,6 @@ impl Rounds {
         }
         self.failing = came_to.is_err();
         self.made = self.made.wrapping_add(1);
-        clock.sleep_until(clock.now() + EVERY).await;
+        sleep_until(clock, clock.now() + EVERY, EVERY_MOST).await;
     }
 }

@@ -23,5 +23,5 @@ pub use payload::{Identifier, Properties, Recipient, Target};
 pub use probe::Probe;
 pub use schedule::Schedule;
 pub use wave::{Plan, Wave, WaveMode};
-pub use workspace::{Charge, Counted, Limits, Quota, Window, Workspace};
+pub use workspace::{Ask, Charge, Counted, Limits, Quota, Window, Workspace};
 pub use zone::{Zone, ZoneSet};

@@ -32,8 +32,7 @@ impl Probe {
 
     /// How many further dispatches may go to the sink at `now`, with `in_flight` under way.
     pub fn room(&self, now: DateTime<Utc>, in_flight: usize) -> usize {
-        let quiet = self.quiet_until.is_some_and(|until| now < until);
-        if quiet { 0 } else { self.free(in_flight) }
+        if self.quiet_until(now).is_some() { 0 } else { self.free(in_flight) }
     }
 
     /// The same once it is quiet no more.
@@ -41,9 +40,10 @@ impl Probe {
         self.window.saturating_sub(in_flight)
     }
 
-    /// Until when nothing goes to the sink.
-    pub fn quiet_until(&self) -> Option<DateTime<Utc>> {
-        self.quiet_until
+    /// Until when nothing goes to the sink, if it rests at `now`. A pause that has longer to go than any lasts was set by a clock that
+    /// has been set back since, and counts no more.
+    pub fn quiet_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        self.quiet_until.filter(|until| now < *until && *until - now <= ASKED_MOST)
     }
 
     /// Whether the sink takes nothing as far as is known.
@@ -74,7 +74,7 @@ impl Probe {
     /// Rests, longer each time. What else was under way when the sink failed tells nothing new.
     fn failed(&mut self, now: DateTime<Utc>, jitter: f64, asked: TimeDelta) {
         self.window = 1;
-        if self.quiet_until.is_some_and(|until| now < until) {
+        if self.quiet_until(now).is_some() {
             return;
         }
         let pause = PAUSE * 2_i32.pow(self.failures.min(6));
@@ -105,7 +105,7 @@ mod tests {
             // Everything that was under way fails at once, and counts once.
             (0..64).for_each(|_| probe.answered(&not_taken(), now, 1.0));
             assert_eq!(probe.room(now, 0), 0, "nothing goes to it for a while");
-            let until = probe.quiet_until().expect("it rests");
+            let until = probe.quiet_until(now).expect("it rests");
             pauses.push((until - now).num_milliseconds());
             now = until;
             assert_eq!((probe.room(now, 0), probe.room(now, 1)), (1, 0), "one probe at a time");
@@ -131,8 +131,18 @@ mod tests {
             let mut probe = Probe::new(4);
             let answer = Answer::NotTaken { why: "429".to_owned(), retry_after: Some(std::time::Duration::from_secs(asked)) };
             probe.answered(&answer, at(0), 0.5);
-            assert_eq!(probe.quiet_until(), Some(at(0) + TimeDelta::seconds(kept)), "{asked}");
+            assert_eq!(probe.quiet_until(at(0)), Some(at(0) + TimeDelta::seconds(kept)), "{asked}");
         }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_no_pause_longer() {
+        let mut probe = Probe::new(4);
+        probe.answered(&not_taken(), at(3_600_000), 1.0);
+        assert_eq!(probe.room(at(3_600_000), 0), 0);
+        assert_eq!((probe.room(at(0), 0), probe.room(at(0), 1)), (1, 0), "a probe goes out");
+        probe.answered(&not_taken(), at(0), 1.0);
+        assert_eq!(probe.quiet_until(at(0)), Some(at(200)), "and sets the next pause");
     }
 
     #[test]

@@ -97,13 +97,26 @@ impl Quota {
     }
 }
 
+/// How much a replica asks for of a quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    /// What a call that waits counts as: all of it is needed, or nothing. 0 when none waits.
+    pub needed: u64,
+    /// What would last for a while.
+    pub wanted: u64,
+}
+
 impl Quota {
-    /// How much a replica that wants `wanted` may take at once when `taken` is taken already: at most an eighth of its share of
-    /// what is left, so that no replica holds much that another one needs, and the less the nearer the end.
-    pub fn chunk(&self, taken: u64, wanted: u64, replicas: u32) -> u64 {
+    /// How much a replica may take at once when `taken` is taken already. Ahead of need at most an eighth of its share of what is
+    /// left, so that no replica holds much that another one needs, and the less the nearer the end; for a call that waits as much
+    /// as that one counts as, since it is used at once, and nothing when there is not as much.
+    pub fn chunk(&self, taken: u64, ask: Ask, replicas: u32) -> u64 {
         let left = self.most.saturating_sub(taken);
+        if ask.needed > left {
+            return 0;
+        }
         let share = left / (8 * u64::from(replicas.max(1)));
-        wanted.min(share.max(1)).min(left)
+        ask.wanted.min(share.max(1)).max(ask.needed).min(left)
     }
 }
 
@@ -226,20 +239,25 @@ mod tests {
     #[test]
     fn a_chunk_is_an_eighth_of_the_share_and_all_of_them_are_the_quota() {
         let quota = Quota::parse("6000/minute").expect("a quota");
-        for (taken, wanted, replicas, got) in [
-            (0, 10_000, 1, 750),
-            (0, 10_000, 2, 375),
-            (0, 100, 2, 100),
-            (5_995, 100, 2, 1),
-            (6_000, 1, 1, 0),
-            (7_000, 1, 1, 0),
-            (0, 1, 0, 1),
+        for (taken, needed, wanted, replicas, got) in [
+            (0, 0, 10_000, 1, 750),
+            (0, 0, 10_000, 2, 375),
+            (0, 1, 100, 2, 100),
+            (0, 1_000, 100, 2, 1_000),
+            (5_000, 1_000, 100, 2, 1_000),
+            (5_001, 1_000, 100, 2, 0),
+            (5_995, 0, 100, 2, 1),
+            (6_000, 0, 1, 1, 0),
+            (6_000, 1, 1, 1, 0),
+            (7_000, 0, 1, 1, 0),
+            (0, 0, 1, 0, 1),
         ] {
-            assert_eq!(quota.chunk(taken, wanted, replicas), got, "{taken} {wanted} {replicas}");
+            assert_eq!(quota.chunk(taken, Ask { needed, wanted }, replicas), got, "{taken} {needed} {wanted} {replicas}");
         }
         let (mut taken, mut chunks) = (0, 0);
-        while quota.chunk(taken, u64::MAX, 2) > 0 {
-            taken += quota.chunk(taken, u64::MAX, 2);
+        let most = Ask { needed: 0, wanted: u64::MAX };
+        while quota.chunk(taken, most, 2) > 0 {
+            taken += quota.chunk(taken, most, 2);
             chunks += 1;
         }
         assert_eq!(taken, 6_000);

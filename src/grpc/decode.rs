@@ -12,12 +12,17 @@ use crate::service::{DispatchFilter, Filter, Mode, Update};
 use super::{json, page};
 
 /// Collects what is wrong while a request is read.
-#[derive(Default)]
-struct Reader {
+struct Reader<'f> {
+    /// What a face in front has found.
+    found: &'f [Violation],
     violations: Vec<Violation>,
 }
 
-impl Reader {
+impl<'f> Reader<'f> {
+    fn new(found: &'f [Violation]) -> Self {
+        Self { found, violations: Vec::new() }
+    }
+
     fn field<T>(&mut self, field: &str, parsed: Result<T, String>) -> Option<T> {
         parsed.map_err(|why| self.violations.push(Violation::new(field, why))).ok()
     }
@@ -88,18 +93,27 @@ impl Reader {
     }
 
     /// Everything was there, or all that is wrong.
-    fn finish<T>(self, value: Option<T>) -> Result<T, Error> {
+    fn finish<T>(mut self, value: Option<T>) -> Result<T, Error> {
+        // What could not be read is not there; that it is missing is no news.
+        self.violations.retain(|one| !self.found.iter().any(|found| concerns(&found.field, &one.field)));
+        let all = [self.found, &self.violations].concat();
         match value {
-            Some(value) if self.violations.is_empty() => Ok(value),
-            _ => Err(Error::Invalid(self.violations)),
+            Some(value) if all.is_empty() => Ok(value),
+            _ => Err(Error::Invalid(all)),
         }
     }
 }
 
+/// Whether two paths name the same field, or one a part of the other.
+fn concerns(one: &str, other: &str) -> bool {
+    let within = |long: &str, short: &str| long.strip_prefix(short).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+    within(one, other) || within(other, one)
+}
+
 /// # Errors
-/// Every violation at once.
-pub fn create(sent: v1::CreateCanvasScheduleRequest) -> Result<(Create, Mode), Error> {
-    let mut reader = Reader::default();
+/// Every violation at once, those that were `found` before too.
+pub fn create(sent: v1::CreateCanvasScheduleRequest, found: &[Violation]) -> Result<(Create, Mode), Error> {
+    let mut reader = Reader::new(found);
     let canvas_id = reader.canvas_id(&sent.canvas_id);
     let schedule = reader.schedule(sent.schedule);
     let properties = reader.properties("", [sent.trigger_properties, sent.canvas_entry_properties, sent.context]);
@@ -118,8 +132,8 @@ pub fn create(sent: v1::CreateCanvasScheduleRequest) -> Result<(Create, Mode), E
 
 /// # Errors
 /// Every violation at once.
-pub fn update(sent: v1::UpdateCanvasScheduleRequest) -> Result<Update, Error> {
-    let mut reader = Reader::default();
+pub fn update(sent: v1::UpdateCanvasScheduleRequest, found: &[Violation]) -> Result<Update, Error> {
+    let mut reader = Reader::new(found);
     let canvas_id = reader.canvas_id(&sent.canvas_id);
     let schedule_id = if sent.schedule_id.is_empty() { None } else { reader.schedule_id(&sent.schedule_id) };
     let schedule = reader.schedule(sent.schedule);
@@ -139,8 +153,8 @@ fn etag(sent: &str) -> Option<Etag> {
 
 /// # Errors
 /// Every violation at once.
-pub fn cancel(sent: &v1::CancelCanvasScheduleRequest) -> Result<(ScheduleId, Cancel, Option<RequestId>), Error> {
-    let mut reader = Reader::default();
+pub fn cancel(sent: &v1::CancelCanvasScheduleRequest, found: &[Violation]) -> Result<(ScheduleId, Cancel, Option<RequestId>), Error> {
+    let mut reader = Reader::new(found);
     let canvas_id = reader.canvas_id(&sent.canvas_id);
     let schedule_id = reader.schedule_id(&sent.schedule_id);
     let request_id = reader.request_id(&sent.request_id);
@@ -152,7 +166,7 @@ pub fn cancel(sent: &v1::CancelCanvasScheduleRequest) -> Result<(ScheduleId, Can
 /// # Errors
 /// Every violation at once.
 pub fn get(sent: &v1::GetCanvasScheduleRequest) -> Result<ScheduleId, Error> {
-    let mut reader = Reader::default();
+    let mut reader = Reader::new(&[]);
     let schedule_id = reader.schedule_id(&sent.schedule_id);
     reader.finish(schedule_id)
 }
@@ -169,8 +183,8 @@ pub struct ListPage {
 
 /// # Errors
 /// Every violation at once.
-pub fn list(sent: &v1::ListCanvasSchedulesRequest, workspace: WorkspaceId) -> Result<ListPage, Error> {
-    let mut reader = Reader::default();
+pub fn list(sent: &v1::ListCanvasSchedulesRequest, workspace: WorkspaceId, found: &[Violation]) -> Result<ListPage, Error> {
+    let mut reader = Reader::new(found);
     let canvas_id = if sent.canvas_id.is_empty() { None } else { reader.canvas_id(&sent.canvas_id) };
     let state = match v1::CanvasScheduleState::try_from(sent.state) {
         Ok(v1::CanvasScheduleState::Unspecified) => None,
@@ -208,7 +222,7 @@ pub struct RevisionsPage {
 /// # Errors
 /// Every violation at once.
 pub fn revisions(sent: &v1::ListCanvasScheduleRevisionsRequest) -> Result<RevisionsPage, Error> {
-    let mut reader = Reader::default();
+    let mut reader = Reader::new(&[]);
     let schedule_id = reader.schedule_id(&sent.schedule_id);
     let size = page::size(sent.page_size, &mut reader.violations);
     let before = page::after(&sent.page_token, &revisions_query(sent), &mut reader.violations);
@@ -234,7 +248,7 @@ pub struct DispatchesPage {
 /// # Errors
 /// Every violation at once.
 pub fn dispatches(sent: &v1::ListDispatchesRequest) -> Result<DispatchesPage, Error> {
-    let mut reader = Reader::default();
+    let mut reader = Reader::new(&[]);
     let schedule_id = if sent.schedule_id.is_empty() { None } else { reader.schedule_id(&sent.schedule_id) };
     let state = match v1::DispatchState::try_from(sent.state) {
         Ok(v1::DispatchState::Unspecified) => None,
@@ -263,7 +277,7 @@ pub fn dispatches_query(sent: &v1::ListDispatchesRequest) -> impl std::hash::Has
 /// # Errors
 /// Every violation at once.
 pub fn retry(sent: &v1::RetryDispatchRequest) -> Result<(ScheduleId, DispatchId), Error> {
-    let mut reader = Reader::default();
+    let mut reader = Reader::new(&[]);
     let schedule_id = reader.schedule_id(&sent.schedule_id);
     let dispatch_id = reader.field("dispatch_id", DispatchId::parse(&sent.dispatch_id));
     reader.finish(schedule_id.zip(dispatch_id))

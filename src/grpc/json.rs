@@ -2,12 +2,10 @@
 
 use prost_types::value::Kind;
 use prost_types::{Struct, Value as ProtoValue};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
 use crate::error::Violation;
-
-/// The whole numbers up to this are the same in a double and in JSON text.
-const EXACT: f64 = 9_007_199_254_740_992.0;
+use crate::pb::values;
 
 /// A JSON object from what a caller sent as `field`. Recursion is bounded: the decoder refuses what nests over about 34 deep.
 pub fn object(sent: Struct, field: &str, violations: &mut Vec<Violation>) -> Map<String, Value> {
@@ -19,7 +17,7 @@ fn value(sent: ProtoValue, field: &str, violations: &mut Vec<Violation>) -> Valu
         Some(Kind::NullValue(_)) => Value::Null,
         Some(Kind::BoolValue(flag)) => Value::Bool(flag),
         Some(Kind::StringValue(text)) => Value::String(text),
-        Some(Kind::NumberValue(number)) => self::number(number).unwrap_or_else(|| {
+        Some(Kind::NumberValue(number)) => values::number(number).unwrap_or_else(|| {
             let message = format!("has the number {number}, which JSON cannot hold; send a finite number or text");
             once(violations, Violation::new(field, message));
             Value::Null
@@ -41,22 +39,11 @@ fn once(violations: &mut Vec<Violation>, one: Violation) {
     }
 }
 
-/// The number in its usual form: a whole one without a fraction. None when JSON cannot hold it.
-fn number(number: f64) -> Option<Value> {
-    if number.fract() == 0.0 && number.abs() < EXACT {
-        // Exact by the test above; JSON has no negative zero worth keeping.
-        #[allow(clippy::cast_possible_truncation, reason = "whole and within 2^53")]
-        return Some(Value::Number((number as i64).into()));
-    }
-    Number::from_f64(number).map(Value::Number)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::pb::values;
 
     fn json() -> impl Strategy<Value = Value> {
         let whole = (-9_007_199_254_740_991i64..9_007_199_254_740_991).prop_map(|whole| Value::Number(whole.into()));

@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 
 use crate::domain::{Charge, Firing, ScheduleId};
 use crate::error::{Error, Violation};
+use crate::layers::found::Found;
 use crate::layers::limit::Meter;
 use crate::pb::v1;
 use crate::pb::v1::canvas_schedule_service_server::CanvasScheduleService;
@@ -42,6 +43,11 @@ fn meter<T>(request: &Request<T>) -> Result<Meter, Status> {
     request.extensions().get::<Meter>().cloned().ok_or_else(|| refuse(Error::internal("a call came past the stack")))
 }
 
+/// What a face in front has found wrong with a request.
+fn found<T>(request: &Request<T>) -> Found {
+    request.extensions().get::<Found>().cloned().unwrap_or_default()
+}
+
 fn refuse(error: Error) -> Status {
     status::status(&error)
 }
@@ -54,7 +60,8 @@ impl CanvasScheduleService for Grpc {
     ) -> Result<Response<v1::CreateCanvasScheduleResponse>, Status> {
         let caller = caller(&request)?;
         let meter = meter(&request)?;
-        let (create, mode) = decode::create(request.into_inner()).map_err(refuse)?;
+        let found = found(&request);
+        let (create, mode) = decode::create(request.into_inner(), found.violations()).map_err(refuse)?;
         Box::pin(meter.count(&Charge::of_creation(&create.target))).await?;
         let validate_only = mode.validate_only;
         let created = self.service.create(caller, create, mode).await.map_err(refuse)?;
@@ -66,7 +73,8 @@ impl CanvasScheduleService for Grpc {
         request: Request<v1::UpdateCanvasScheduleRequest>,
     ) -> Result<Response<v1::UpdateCanvasScheduleResponse>, Status> {
         let caller = caller(&request)?;
-        let update = decode::update(request.into_inner()).map_err(refuse)?;
+        let found = found(&request);
+        let update = decode::update(request.into_inner(), found.violations()).map_err(refuse)?;
         let validate_only = update.mode.validate_only;
         let outcome = self.service.update(caller, update).await.map_err(refuse)?;
         Ok(Response::new(encode::updated(&outcome, validate_only)))
@@ -85,7 +93,7 @@ impl CanvasScheduleService for Grpc {
         }
         let (entries, validate_only) = (sent.len() as u64, sent.iter().map(|update| update.validate_only).collect::<Vec<_>>());
         // Before the count, which may wait: what is wrong takes no memory then.
-        let updates = sent.into_iter().map(decode::update).collect();
+        let updates = sent.into_iter().map(|update| decode::update(update, &[])).collect();
         Box::pin(meter.count(&Charge::Requests(entries))).await?;
         let answers = self.service.batch_update(&caller, updates).await;
         let results = answers.iter().zip(validate_only).map(|(answer, validate_only)| result(answer, validate_only)).collect();
@@ -97,7 +105,7 @@ impl CanvasScheduleService for Grpc {
         request: Request<v1::CancelCanvasScheduleRequest>,
     ) -> Result<Response<v1::CancelCanvasScheduleResponse>, Status> {
         let caller = caller(&request)?;
-        let (id, cancel, request_id) = decode::cancel(request.get_ref()).map_err(refuse)?;
+        let (id, cancel, request_id) = decode::cancel(request.get_ref(), found(&request).violations()).map_err(refuse)?;
         let outcome = self.service.cancel(caller, id, cancel, request_id).await.map_err(refuse)?;
         Ok(Response::new(encode::cancelled(&outcome)))
     }
@@ -117,7 +125,7 @@ impl CanvasScheduleService for Grpc {
     ) -> Result<Response<v1::ListCanvasSchedulesResponse>, Status> {
         let sent = request.get_ref();
         let caller = caller(&request)?;
-        let page = decode::list(sent, caller.workspace).map_err(refuse)?;
+        let page = decode::list(sent, caller.workspace, found(&request).violations()).map_err(refuse)?;
         // One more than the page tells whether there is a next one.
         let mut found = self.service.list(&caller, &page.filter, page.after, page.size + 1).await.map_err(refuse)?;
         let more = u64::try_from(found.len()).is_ok_and(|found| found > page.size);

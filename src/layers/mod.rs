@@ -31,6 +31,7 @@ mod body;
 pub mod deadline;
 pub mod details;
 pub mod drain;
+pub mod found;
 pub mod in_flight;
 pub mod limit;
 pub mod measure;

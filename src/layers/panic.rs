@@ -16,19 +16,24 @@ use super::{DOMAIN, trace};
 
 /// The answer of `inner`, or INTERNAL when it panics. The text of the panic is the source of the status, which
 /// [`trace`] logs with the call and which never leaves the process.
-pub(super) async fn catch<F>(mut inner: Pin<&mut F>) -> Response<Body>
+pub(super) async fn catch<F>(inner: Pin<&mut F>) -> Response<Body>
 where
     F: Future<Output = Response<Body>>,
 {
-    // What the handler leaves half done is its own; the future is never polled again.
+    caught(inner).await.unwrap_or_else(|text| panicked(text).into_http())
+}
+
+/// What `inner` comes to.
+///
+/// # Errors
+/// The text of its panic, which is for the log.
+pub async fn caught<F: Future>(mut inner: Pin<&mut F>) -> Result<F::Output, String> {
+    // What it leaves half done is its own; it is never polled again.
     let outcome = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| inner.as_mut().poll(cx))) {
         Ok(poll) => poll.map(Ok),
         Err(payload) => Poll::Ready(Err(payload)),
     });
-    match outcome.await {
-        Ok(response) => response,
-        Err(payload) => panicked(text_of(payload.as_ref())).into_http(),
-    }
+    outcome.await.map_err(|payload| text_of(payload.as_ref()))
 }
 
 /// Why a call failed, for the log.

@@ -77,6 +77,11 @@ pub(super) fn keep(response: Response<Body>, place: Option<Place>, unsent: Optio
     response.map(|inner| Body::new(Sending { inner, rest: Bytes::new(), _kept: (place, begun) }))
 }
 
+/// The answer of a face that has made it of a call's: in pieces, and unsent until its body is dropped.
+pub fn track(response: Response<Body>, unsent: Option<&Arc<Unsent>>) -> Response<Body> {
+    keep(response, None, unsent)
+}
+
 struct Sending {
     inner: Body,
     /// Of the last piece of `inner`.

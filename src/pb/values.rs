@@ -3,10 +3,13 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use prost_types::value::Kind;
 use prost_types::{Duration, ListValue, Struct, Timestamp, Value as ProtoValue};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use super::v1;
 use crate::domain::{Identifier, Properties, Recipient, Wave, WaveMode, ZoneSet};
+
+/// The whole numbers up to this are the same in a double and in JSON text.
+const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// An instant.
 pub fn timestamp(instant: DateTime<Utc>) -> Timestamp {
@@ -77,4 +80,30 @@ fn value(value: &Value) -> ProtoValue {
         Value::Object(inner) => Kind::StructValue(object(inner)),
     };
     ProtoValue { kind: Some(kind) }
+}
+
+/// The number in its usual form: a whole one without a fraction. None when JSON cannot hold it.
+pub fn number(number: f64) -> Option<Value> {
+    if number.fract() == 0.0 && number.abs() < EXACT {
+        // Exact by the test above; JSON has no negative zero worth keeping.
+        #[allow(clippy::cast_possible_truncation, reason = "whole and within 2^53")]
+        return Some(Value::Number((number as i64).into()));
+    }
+    Number::from_f64(number).map(Value::Number)
+}
+
+/// A JSON object of ours, as JSON again.
+pub fn json(object: Struct) -> Value {
+    Value::Object(object.fields.into_iter().map(|(key, value)| (key, json_value(value))).collect())
+}
+
+fn json_value(value: ProtoValue) -> Value {
+    match value.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::BoolValue(flag)) => Value::Bool(flag),
+        Some(Kind::NumberValue(double)) => number(double).unwrap_or_default(),
+        Some(Kind::StringValue(text)) => Value::String(text),
+        Some(Kind::ListValue(list)) => Value::Array(list.values.into_iter().map(json_value).collect()),
+        Some(Kind::StructValue(inner)) => json(inner),
+    }
 }

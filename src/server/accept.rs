@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,13 +22,16 @@ use crate::telemetry::metrics::Connections;
 
 mod connection;
 
-pub use self::connection::serve;
+pub use self::connection::{Speech, Spoken, serve};
 
 /// How long connections live and how many there are.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Within this the preface of HTTP/2, 24 bytes, must have come from a new connection. 10 s.
+    /// Within this the preface of HTTP/2, 24 bytes, must have come from a new connection; where HTTP/1.1 is spoken too, the head
+    /// of its first request. 10 s.
     pub first_byte: Duration,
+    /// Within this a further request of HTTP/1.1 must have begun and its head ended; so a connection may be idle as long. 75 s.
+    pub next_head: Duration,
     /// At this age a connection is told to go (GOAWAY), each a tenth earlier to a tenth later by chance, so that those that
     /// came together do not come again together. 30 min.
     pub max_age: Duration,
@@ -47,6 +50,8 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             first_byte: Duration::from_secs(10),
+            // More than the 60 s after which load balancers commonly close idle ones themselves.
+            next_head: Duration::from_secs(75),
             max_age: Duration::from_secs(30 * 60),
             age_grace: Duration::from_secs(30),
             unsent: Duration::from_secs(30),
@@ -87,7 +92,13 @@ impl Core {
         self.live.clone()
     }
 
-    /// The connections that wait for this core or are served by it.
+    /// The same core as the accept loop of another port sees it.
+    pub fn beside(&self) -> (Self, mpsc::Receiver<Connection>) {
+        let (connections, incoming) = mpsc::channel(WAITING);
+        (Self { connections, live: self.live.clone() }, incoming)
+    }
+
+    /// The connections, of all ports, that wait for this core or are served by it.
     fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
     }
@@ -126,7 +137,8 @@ impl Connection {
     }
 }
 
-/// Who may have how many connections.
+/// Who may have how many connections, over all ports. Cheap to clone.
+#[derive(Clone)]
 pub struct Door {
     max_connections: usize,
     max_of_one_address: usize,
@@ -157,10 +169,10 @@ impl Door {
 
     /// A place among the connections of this address; none when it has too many.
     fn enter(&self, address: IpAddr) -> Option<Place> {
-        let address = address.to_canonical();
         if lies_in(&self.proxies, address) {
             return Some(Place(None));
         }
+        let address = counted_as(address);
         let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         let live = by_address.entry(address).or_default();
         if *live >= self.max_of_one_address {
@@ -168,6 +180,14 @@ impl Door {
         }
         *live += 1;
         Some(Place(Some((address, self.by_address.clone()))))
+    }
+}
+
+/// Whoever has one address of IPv6 has the 2^64 beside it, so that these count as one.
+fn counted_as(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        of_ipv4 @ IpAddr::V4(_) => of_ipv4,
     }
 }
 

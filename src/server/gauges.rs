@@ -55,7 +55,7 @@ pub fn of_calls(metrics: &Metrics, in_flight: &InFlight, cores: Vec<Arc<AtomicUs
         set(gauges, &["stream"], most.under_way(true).1);
     })?;
     let live = move || number(cores.iter().map(|live| live.load(Ordering::Relaxed)).sum());
-    metrics.gauge("canvas_scheduler_connections", "Connections open on the gRPC port.", live)?;
+    metrics.gauge("canvas_scheduler_connections", "Connections open on the ports for callers.", live)?;
     metrics.gauge("canvas_scheduler_connections_max", "Connections that may be open.", move || number(connections_max))
 }
 

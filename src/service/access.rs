@@ -18,7 +18,7 @@ use crate::domain::{ApiKey, Barred, KeyId, Limits, Permission, Presented, Worksp
 use crate::error::Error;
 use crate::store::Store;
 
-/// Between two rounds of reading and noting: with the bounds that follow, a revoked key is refused within 10 s.
+/// Between two readings, in which it is noted which keys were used.
 const READ_EVERY: Duration = Duration::from_secs(3);
 /// How long a reading may take; then it has failed.
 const READ_MOST: Duration = Duration::from_secs(3);
@@ -26,8 +26,9 @@ const READ_MOST: Duration = Duration::from_secs(3);
 const NOTE_MOST: Duration = Duration::from_millis(1500);
 /// After a reading that failed.
 const READ_AGAIN: Duration = Duration::from_secs(1);
-/// While the database is away the keys known last stay good for so long, and then no call is let in.
-const STALE_AFTER: Duration = Duration::from_secs(30);
+/// So long after the beginning of the last reading that went well no call is let in any more: a key may have been revoked since.
+/// Longer than a reading, a pause and another reading take. Without the database no call could be served anyway.
+const STALE_AFTER: Duration = Duration::from_secs(10);
 /// How many keys that are not known may be looked up between two readings, so that a new key works at once and a flood of
 /// wrong ones costs the database nothing.
 const LOOK_UPS: u32 = 10;
@@ -156,6 +157,10 @@ impl Access {
     async fn look_up(&self, id: KeyId) -> Result<Arc<Held>, Denied> {
         let unknown = Denied::Barred(Barred::Unknown);
         let Some(store) = &self.0.store else { return Err(unknown) };
+        if self.0.look_ups_left.load(Ordering::Relaxed) == 0 {
+            // Not even a wait: there may be very many.
+            return Err(unknown);
+        }
         // One at a time, so that many calls with one new key are one look-up.
         let _turn = self.0.looking_up.lock().await;
         if let Some(held) = self.held(id)? {
@@ -166,18 +171,19 @@ impl Access {
         }
         // A fault is in the log already.
         let key = timeout(READ_MOST, store.key(id)).await.ok().and_then(Result::ok).ok_or(Denied::Unavailable)?.ok_or(unknown)?;
-        // Limits that were set for a workspace since the last reading hold from the next one.
-        let budget = self.0.known.load().as_ref().and_then(|known| known.budgets.get(&key.workspace).cloned());
-        let budget = budget.unwrap_or_else(|| Budget::new(key.workspace, Limits::default(), self.0.counter.clone()));
-        let held = Held::new(key, budget.clone(), Arc::default());
+        let mut found = None;
         self.0.known.rcu(|known| {
             known.as_deref().cloned().map(|mut known| {
-                known.keys.insert(id, held.clone());
-                known.budgets.insert(held.workspace(), budget.clone());
+                // Limits that were set for a workspace since the last reading hold from the next one.
+                let fresh = || Budget::new(key.workspace, Limits::default(), self.0.counter.clone());
+                let budget = known.budgets.entry(key.workspace).or_insert_with(fresh).clone();
+                // What a reading has brought in the meantime stands: it may know that the key was revoked.
+                let held = known.keys.entry(id).or_insert_with(|| Held::new(key.clone(), budget, Arc::default()));
+                found = Some(held.clone());
                 Arc::new(known)
             })
         });
-        Ok(held)
+        found.ok_or(Denied::Unavailable)
     }
 
     /// Reads every key and every workspace's limits.
@@ -221,10 +227,11 @@ impl Access {
     pub async fn keep_fresh(self) {
         let (mut unread, mut unseen, mut unnoted) = (false, false, false);
         loop {
-            tell_once(&mut unread, self.read().await, "the keys cannot be read; those known stay good for 30 s");
-            tell_once(&mut unseen, self.see_replicas().await, "which replicas live is not known; their number stays as it was");
-            tell_once(&mut unnoted, self.bounded_note().await, "which keys were used is not noted");
-            sleep(if unread { READ_AGAIN } else { READ_EVERY }).await;
+            tell_once(&mut unread, self.read().await, "the keys cannot be read; 10 s after the last reading no call is let in");
+            let pause = sleep(if unread { READ_AGAIN } else { READ_EVERY });
+            let (seen, noted, ()) = tokio::join!(self.see_replicas(), self.bounded_note(), pause);
+            tell_once(&mut unseen, seen, "which replicas live is not known; their number stays as it was");
+            tell_once(&mut unnoted, noted, "which keys were used is not noted");
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
-use crate::domain::{Charge, Counted, Limits, Quota, WorkspaceId};
+use crate::domain::{Ask, Charge, Counted, Limits, Quota, WorkspaceId};
 use crate::error::Error;
 use crate::store::Store;
 
@@ -19,7 +19,7 @@ use crate::store::Store;
 const CHUNK_LASTS: Duration = Duration::from_millis(250);
 /// The first chunk of a window, when the rate is not known yet, is this part of the quota.
 const FIRST_PART: u64 = 2_000;
-/// How often one call may take a chunk: a batch near the end of a quota gathers many small ones.
+/// How often one call may find that others have used what was taken for it.
 const TRIES: usize = 100;
 
 /// What a caller is told of its quota.
@@ -109,7 +109,7 @@ impl Budget {
             Charge::Audience(digest) => {
                 let told = self.take(Counted::Broadcasts, 1).await?;
                 if let Err(over) = self.take_of_audience(digest).await {
-                    self.broadcasts.give_back(1);
+                    self.broadcasts.give_back(1, told.resets_ms);
                     return Err(over);
                 }
                 Ok(told)
@@ -175,17 +175,21 @@ impl Budget {
             return Ok(());
         }
         let quota = open.as_ref().map_or_else(|| self.quota(counted), |window| window.quota);
-        let wanted = open.as_ref().map_or((quota.most / FIRST_PART).max(1), |window| window.wanted()).max(needed);
+        let wanted = open.as_ref().map_or((quota.most / FIRST_PART).max(1), |window| window.wanted());
+        let needed = needed.saturating_sub(open.as_ref().map_or(0, |window| window.left.load(Ordering::Relaxed)));
         let began_ms = quota.window.begin(now_ms);
         let replicas = self.counter.replicas.load(Ordering::Relaxed);
-        let taken = store.take_quota(self.workspace, counted.name(), began_ms, quota, wanted, replicas).await?;
-        if quota != self.quota(counted) {
-            // The limit was set anew in the meantime; the next try heeds it.
-            return Ok(());
+        let ask = Ask { needed, wanted };
+        let taken = store.take_quota(self.workspace, counted.name(), began_ms, quota, ask, replicas).await?;
+        // Held until the chunk is kept, so that no limit is set in between.
+        let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        if quota == limits.of(counted) {
+            let window = open.unwrap_or_else(|| Arc::new(Window::new(quota, began_ms)));
+            window.add(taken.got, taken.in_all);
+            bucket.window.store(Some(window));
         }
-        let window = open.unwrap_or_else(|| Arc::new(Window::new(quota, began_ms)));
-        window.add(taken.got, taken.in_all);
-        bucket.window.store(Some(window));
+        // Else the next try heeds the limit that was set anew in the meantime.
+        drop(limits);
         Ok(())
     }
 
@@ -194,8 +198,9 @@ impl Budget {
         let Some(store) = &self.counter.store else { return Ok(()) };
         let quota = self.quota(Counted::SameAudience);
         let began_ms = quota.window.begin(self.counter.now_ms());
+        let ask = Ask { needed: 1, wanted: 1 };
         let name = format!("{}:{digest}", Counted::SameAudience.name());
-        let taken = store.take_quota(self.workspace, &name, began_ms, quota, 1, 1).await.map_err(Over::Store)?;
+        let taken = store.take_quota(self.workspace, &name, began_ms, quota, ask, 1).await.map_err(Over::Store)?;
         if taken.got == 1 {
             return Ok(());
         }
@@ -233,13 +238,15 @@ impl Bucket {
                 let low = left < window.low.load(Ordering::Relaxed) && !window.is_used_up();
                 Tried::Taken(window.told(left), low)
             }
-            Err(left) if window.is_used_up() => Tried::UsedUp(window.told(left)),
+            // What all replicas have taken only grows: less is left than is needed, whatever it is by now.
+            Err(left) if window.told(left).remaining < n => Tried::UsedUp(window.told(left)),
             Err(_) => Tried::Empty,
         }
     }
 
-    fn give_back(&self, n: u64) {
-        if let Some(window) = self.window.load().as_ref() {
+    /// Gives back what was taken of the window that ends at `ends_ms`, if it is not over.
+    fn give_back(&self, n: u64, ends_ms: i64) {
+        if let Some(window) = self.window.load().as_ref().filter(|window| window.ends_ms() == ends_ms) {
             window.left.fetch_add(n, Ordering::Relaxed);
         }
     }
@@ -297,16 +304,20 @@ impl Window {
     fn wanted(&self) -> u64 {
         let pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
         let used = pace.had.saturating_sub(self.left.load(Ordering::Relaxed)).saturating_sub(pace.used);
-        let elapsed = pace.at.elapsed().max(Duration::from_millis(1));
+        // A few calls that come at once, as after a stall, are no rate: a chunk is at most eight times what was used of the last.
+        let elapsed = pace.at.elapsed().max(CHUNK_LASTS / 8);
         let per_chunk = used as f64 * CHUNK_LASTS.as_secs_f64() / elapsed.as_secs_f64();
         (per_chunk as u64).max(1)
     }
 
     fn add(&self, got: u64, in_all: u64) {
+        self.taken.store(in_all, Ordering::Relaxed);
+        if got == 0 {
+            return;
+        }
         let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
         let used = pace.had.saturating_sub(self.left.load(Ordering::Relaxed));
         *pace = Pace { had: pace.had + got, used, at: Instant::now() };
-        self.taken.store(in_all, Ordering::Relaxed);
         let left = self.left.fetch_add(got, Ordering::Relaxed) + got;
         self.low.store(left.min(got) / 2, Ordering::Relaxed);
     }

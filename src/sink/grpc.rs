@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode};
 use hyper_rustls::HttpsConnectorBuilder;
 use tonic::body::Body;
@@ -16,22 +17,24 @@ use tonic_types::StatusExt;
 use tower::Service;
 
 use super::answer::{bounded, by_http_status, chain};
+use super::encoded::{Encoded, TriggerCodec, Waves};
 use super::sent::{Sent, Watched};
 use super::{Answer, Answering, Sink, tls};
 use crate::config::{Reach, Secret};
 use crate::domain::Dispatch;
 use crate::error::{Error, Violation};
-use crate::pb::v1::TriggerCanvasRequest;
-use crate::pb::v1::canvas_trigger_service_client::CanvasTriggerServiceClient;
-use crate::pb::values;
 
 /// A silent connection is asked whether it still is one, and given up when it does not say so.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+
+/// The one method of `CanvasTriggerService`. Called past the generated client, which would encode the whole message each time.
+const TRIGGER_CANVAS: &str = "/canvas.schedule.v1.CanvasTriggerService/TriggerCanvas";
 
 /// A Canvas engine. Each connection is made when it is first needed, and made anew after it was lost; several of them, since one
 /// is one task here and one process there.
 pub struct Grpc {
     channels: Vec<Channel>,
+    waves: Waves,
     /// Counts the calls, so that they go round the channels.
     calls: AtomicUsize,
     authorization: Option<MetadataValue<Ascii>>,
@@ -53,14 +56,14 @@ impl Grpc {
             .keep_alive_while_idle(true);
         let channels = (0..connections).map(|_| endpoint.connect_with_connector_lazy(connector.clone())).collect();
         let authorization = token.map(authorization).transpose()?;
-        Ok(Self { channels, calls: AtomicUsize::new(0), authorization, timeout: reach.timeout })
+        Ok(Self { channels, waves: Waves::default(), calls: AtomicUsize::new(0), authorization, timeout: reach.timeout })
     }
 
     async fn call(&self, dispatch: &Dispatch) -> Answer {
         let sent = Sent::default();
         let turn = self.calls.fetch_add(1, Ordering::Relaxed) % self.channels.len();
-        let mut client = CanvasTriggerServiceClient::new(Transport { channel: self.channels[turn].clone(), sent: sent.clone() });
-        let mut request = tonic::Request::new(request(dispatch));
+        let transport = Transport { channel: self.channels[turn].clone(), sent: sent.clone() };
+        let mut request = tonic::Request::new(self.waves.encode(dispatch));
         request.set_timeout(self.timeout);
         if let Some(authorization) = &self.authorization {
             request.metadata_mut().insert("authorization", authorization.clone());
@@ -69,7 +72,7 @@ impl Grpc {
         if let Some(traceparent) = dispatch.traceparent.as_ref().and_then(|value| value.parse().ok()) {
             request.metadata_mut().insert("traceparent", traceparent);
         }
-        match tokio::time::timeout(self.timeout, client.trigger_canvas(request)).await {
+        match tokio::time::timeout(self.timeout, trigger(transport, request)).await {
             Ok(Ok(_)) => Answer::Delivered,
             Ok(Err(status)) => answer(&status, &sent),
             Err(_) => sent.unanswered(format!("no answer within {:?}", self.timeout)),
@@ -83,31 +86,18 @@ impl Sink for Grpc {
     }
 }
 
+async fn trigger(transport: Transport, request: tonic::Request<Encoded>) -> Result<(), Status> {
+    let mut client = tonic::client::Grpc::new(transport);
+    client.ready().await.map_err(Status::from_error)?;
+    client.unary(request, PathAndQuery::from_static(TRIGGER_CANVAS), TriggerCodec::default()).await?;
+    Ok(())
+}
+
 fn authorization(token: &Secret<String>) -> Result<MetadataValue<Ascii>, Error> {
     let value = format!("Bearer {}", token.0).parse::<MetadataValue<Ascii>>();
     let mut value = value.map_err(|_| Error::Invalid(vec![Violation::new("sink-secret", "does not fit a header")]))?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-/// A dispatch in protobuf's form.
-fn request(dispatch: &Dispatch) -> TriggerCanvasRequest {
-    let target = &dispatch.target;
-    TriggerCanvasRequest {
-        dispatch_id: dispatch.id.to_string(),
-        workspace: dispatch.workspace.clone(),
-        canvas_id: dispatch.canvas_id.as_str().to_owned(),
-        schedule_id: dispatch.schedule_id.to_string(),
-        revision: dispatch.revision,
-        n: dispatch.n,
-        wave: Some(values::wave(&dispatch.wave)),
-        trigger_properties: Some(values::properties(&dispatch.properties)),
-        recipients: target.recipients.iter().map(values::recipient).collect(),
-        audience: target.audience.as_ref().map(values::object),
-        broadcast: target.broadcast,
-        lateness: Some(values::duration(dispatch.lateness)),
-        attempt: dispatch.attempt,
-    }
 }
 
 /// The answer that a status is. One that came over the wire has no source; any other was made here, because none came.

@@ -1,6 +1,7 @@
 //! Where dispatches go. The Canvas engine behind a sink owns users and messages; this service owns *when*.
 
 mod answer;
+mod encoded;
 pub mod grpc;
 pub mod json;
 pub mod log;

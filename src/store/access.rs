@@ -1,4 +1,7 @@
-//! Keys and workspaces. These are asked for by operators and by the process itself, not in the name of a caller.
+//! Keys and workspaces. These are asked for by operators and by the process itself, not in the name of a caller; and not over the
+//! connections that callers read by, so that a flood of reads locks nobody out.
+
+use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::sea_query::{Expr, ExprTrait};
@@ -82,20 +85,24 @@ impl Store {
     /// What the database says, for the log.
     pub async fn workspaces(&self) -> Result<Vec<Workspace>, Error> {
         let read = async {
-            let limits = workspace_limit::Entity::find().all(&self.reads).await?;
-            let rows = workspace::Entity::find().order_by_asc(workspace::Column::Name).limit(WORKSPACES_MOST).all(&self.reads).await?;
+            let db = self.link.db();
+            let mut limits: HashMap<i32, Limits> = HashMap::new();
+            for limit in workspace_limit::Entity::find().all(&db).await? {
+                let own = limits.entry(limit.workspace_id).or_default();
+                *own = with_stored(*own, &limit);
+            }
+            let rows = workspace::Entity::find().order_by_asc(workspace::Column::Name).limit(WORKSPACES_MOST).all(&db).await?;
             let workspace = |row: workspace::Model| {
-                let own = limits.iter().filter(|limit| limit.workspace_id == row.id);
                 Ok(Workspace {
                     id: WorkspaceId(row.id),
-                    limits: own.fold(Limits::default(), with_stored),
+                    limits: limits.get(&row.id).copied().unwrap_or_default(),
                     default_zone: Zone::parse(&row.default_time_zone).map_err(convert::broken)?,
                     name: row.name,
                 })
             };
             rows.into_iter().map(workspace).collect::<Result<Vec<_>, DbErr>>()
         };
-        read.await.map_err(|fault: DbErr| public(&fault))
+        self.link.in_time(read).await
     }
 
     /// The workspace of this name.
@@ -185,7 +192,7 @@ impl Store {
     }
 
     async fn keys_of(&self, rows: sea_orm::Select<api_key::Entity>) -> Result<Vec<ApiKey>, Error> {
-        let rows = rows.all(&self.reads).await.map_err(|fault| public(&fault))?;
+        let rows = self.link.in_time(rows.all(&self.link.db())).await?;
         let readable = |row: api_key::Model| {
             let id = row.id.clone();
             // It locks out its own holder, and nobody else.
@@ -205,7 +212,7 @@ impl Store {
             .filter(api_key::Column::Id.is_in(ids.iter().map(KeyId::to_string)))
             // Another replica's later word stands.
             .filter(Condition::any().add(api_key::Column::LastUsedMs.is_null()).add(api_key::Column::LastUsedMs.lt(now)));
-        note.exec(&self.reads).await.map(|_| ()).map_err(|fault| public(&fault))
+        self.link.in_time(note.exec(&self.link.db())).await.map(drop)
     }
 }
 

@@ -62,8 +62,9 @@ pub enum Durability {
     },
 }
 
-/// One that fires, one that finishes, one for its upkeep, one that counts, and one that looks at the clock.
-const DISPATCHING_MOST: u32 = 5;
+/// One that fires, one that finishes, one for its upkeep, one that counts, one that looks at the clock, and one that reads keys and
+/// counts calls.
+const DISPATCHING_MOST: u32 = 6;
 
 /// How long a caller waits for a connection.
 const ACQUIRE_MOST: Duration = Duration::from_secs(3);

@@ -159,7 +159,7 @@ impl Settling<'_> {
         if let Some(look_at) = look_at {
             // Its zones are open again, so a change that was decided meanwhile is decided anew.
             let open_again = schedule.with_firings(&firings).replanned();
-            self.moves.row(&row, &open_again, Some(look_at.timestamp_millis()), self.now.timestamp_millis())?;
+            self.moves.row(&row, &open_again, Some(look_at.timestamp_millis()), self.now.timestamp_millis(), None)?;
         }
         Ok(())
     }

@@ -190,20 +190,18 @@ impl<'a> Round<'a> {
         let (mut moves, mut leased) = (Moves::default(), HashMap::new());
         for decided in std::mem::take(&mut self.decided) {
             let Decided { before, entries, after, taking, look_ms } = decided;
-            if let Some(taking) = taking {
-                match payloads.lease(&taking, self.now) {
-                    Ok(one) => {
-                        moves.fired.push(convert::dispatch_row(taking.workspace, &taking.schedule, &taking.firing)?);
-                        leased.insert(before.id, one);
-                    }
-                    Err(fault) => {
-                        self.unreadable(before.id, entries, &fault);
-                        continue;
-                    }
+            let lease = taking.as_ref().map(|taking| payloads.lease(taking, self.now)).transpose();
+            let lease = match lease {
+                Ok(lease) => lease,
+                Err(fault) => {
+                    self.unreadable(before.id, entries, &fault);
+                    continue;
                 }
-            }
+            };
             moves.taken.extend(entries);
-            moves.row(&before, &after, look_ms, self.now.timestamp_millis())?;
+            let row = |taking: Taking| convert::dispatch_row(taking.workspace, &taking.schedule, &taking.firing);
+            moves.row(&before, &after, look_ms, self.now.timestamp_millis(), taking.map(row).transpose()?)?;
+            leased.extend(lease.map(|one| (before.id, one)));
         }
         let moved = moves.write(db).await?;
         let any = !moved.is_empty() || !self.unreadable.is_empty();

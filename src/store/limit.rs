@@ -7,9 +7,9 @@ use uuid::Uuid;
 
 use super::Store;
 use super::entity::{rate_window, replica};
-use super::error::{RETRY_AFTER, public};
+use super::error::RETRY_AFTER;
 use super::scope::Tenant;
-use crate::domain::{Quota, WorkspaceId};
+use crate::domain::{Ask, Quota, WorkspaceId};
 use crate::error::Error;
 
 /// A replica that was not seen for so long has no share.
@@ -27,7 +27,8 @@ pub struct Taken {
 }
 
 impl Store {
-    /// Takes up to `wanted` of a window of a quota for this process, one of `replicas`; 0 when it is used up.
+    /// Takes what is asked for, or some of it, of a window of a quota for this process, one of `replicas`; 0 when less is left than
+    /// a call needs.
     ///
     /// # Errors
     /// What the database says, for the log.
@@ -37,13 +38,13 @@ impl Store {
         counted: &str,
         began_ms: i64,
         quota: Quota,
-        wanted: u64,
+        ask: Ask,
         replicas: u32,
     ) -> Result<Taken, Error> {
         for _ in 0..ROUNDS_MOST {
-            let taken = self.taken(workspace, counted, began_ms).await.map_err(|fault| public(&fault))?;
+            let taken = self.link.in_time(self.taken(workspace, counted, began_ms)).await?;
             let before = taken.map_or(0, |taken| u64::try_from(taken).unwrap_or_default());
-            let got = quota.chunk(before, wanted, replicas);
+            let got = quota.chunk(before, ask, replicas);
             let after = Taken { got, in_all: before + got };
             if got == 0 {
                 return Ok(after);
@@ -66,7 +67,7 @@ impl Store {
         let row = rate_window::Entity::within(workspace)
             .filter(rate_window::Column::Counted.eq(counted))
             .filter(rate_window::Column::BeganMs.eq(began_ms))
-            .one(&self.reads)
+            .one(&self.link.db())
             .await?;
         Ok(row.map(|row| row.taken))
     }
@@ -106,7 +107,7 @@ impl Store {
             let again = OnConflict::column(replica::Column::Id).update_column(replica::Column::SeenMs).to_owned();
             replica::Entity::insert(row.into_active_model()).on_conflict(again).exec_without_returning(&self.link.db()).await?;
             let alive = replica::Column::SeenMs.gt((now - REPLICA_LIVES).timestamp_millis());
-            replica::Entity::find().filter(alive).count(&self.reads).await
+            replica::Entity::find().filter(alive).count(&self.link.db()).await
         };
         self.link.in_time(see).await.map(|count| u32::try_from(count).unwrap_or(u32::MAX))
     }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::convert;
 use super::dispatches::{DISPATCH, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch, wake};
-use super::rows::{Columns, Kind, Texts, json, names, table};
+use super::rows::{Column, Columns, Kind, Texts, json, names, table};
 use crate::domain::{CanvasSchedule, zone};
 
 /// What one transaction moves.
@@ -19,107 +19,117 @@ use crate::domain::{CanvasSchedule, zone};
 pub struct Moves {
     /// Each row once as it is to be, but for its `version`, which is the one that was read.
     pub rows: Vec<Move>,
-    /// Entries of the queue that were taken, to be removed with their row's move.
+    /// Entries of the queue that were taken, to be removed with their row's move. Whoever takes them holds their locks.
     pub taken: Vec<wake::Model>,
-    /// Entries to be added with their row's move; none is among those taken.
-    pub added: Vec<wake::Model>,
-    /// Dispatches to be added with their schedule's move.
-    pub fired: Vec<dispatch::Model>,
+    /// Entries to be added; none is among those taken. One whose row is not written costs a look at it.
+    added: Vec<wake::Model>,
 }
 
-/// One row as it is to be.
+/// One row as it is to be, and its dispatch, if it is fired. The names differ from a dispatch's.
 #[derive(Debug, Clone, Serialize)]
 pub struct Move {
-    workspace_id: i32,
+    workspace: i32,
     id: Uuid,
     version: i64,
-    state: i16,
+    next_state: i16,
     next_wave_ms: Option<i64>,
     wake_ms: Option<i64>,
     fired: i32,
     zone_rules: i32,
-    finished_ms: Option<i64>,
+    done_ms: Option<i64>,
+    /// What it is fired with.
+    #[serde(flatten)]
+    pub dispatch: Option<dispatch::Model>,
 }
 
 const MOVE: Columns = &[
-    ("workspace_id", Kind::Int),
+    ("workspace", Kind::Int),
     ("id", Kind::Uuid),
     ("version", Kind::Big),
-    ("state", Kind::Small),
+    ("next_state", Kind::Small),
     ("next_wave_ms", Kind::Big),
     ("wake_ms", Kind::Big),
     ("fired", Kind::Int),
     ("zone_rules", Kind::Int),
-    ("finished_ms", Kind::Big),
+    ("done_ms", Kind::Big),
 ];
 
 /// An entry of the queue.
 pub const WAKE: Columns = &[("wake_ms", Kind::Big), ("workspace_id", Kind::Int), ("id", Kind::Uuid)];
 
-const ROWS: &str = "UPDATE canvas_schedule AS s SET version = s.version + 1, state = i.state, next_wave_ms = i.next_wave_ms, \
-       wake_ms = i.wake_ms, fired = i.fired, zone_rules = i.zone_rules, finished_ms = i.finished_ms \
-     FROM i WHERE s.workspace_id = i.workspace_id AND s.id = i.id AND s.version = i.version";
+const ROWS: &str = "UPDATE canvas_schedule AS s SET version = s.version + 1, state = i.next_state, next_wave_ms = i.next_wave_ms, \
+       wake_ms = i.wake_ms, fired = i.fired, zone_rules = i.zone_rules, finished_ms = i.done_ms \
+     FROM i WHERE s.workspace_id = i.workspace AND s.id = i.id AND s.version = i.version";
 
-const TAKEN: &str = "DELETE FROM canvas_schedule_wake WHERE (wake_ms, workspace_id, id) IN \
-     (SELECT t.wake_ms, t.workspace_id, t.id FROM t JOIN moved m ON m.workspace_id = t.workspace_id AND m.id = t.id)";
+const TAKEN: &str = "DELETE FROM canvas_schedule_wake WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM t)";
 
-const ADDED: &str = "INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
-     SELECT a.wake_ms, a.workspace_id, a.id FROM a JOIN moved m ON m.workspace_id = a.workspace_id AND m.id = a.id \
+const ADDED: &str = "INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) SELECT wake_ms, workspace_id, id FROM a \
      WHERE true ON CONFLICT DO NOTHING";
 
-static FIRED: LazyLock<String> = LazyLock::new(|| {
-    let (names, values) = (names(DISPATCH, ""), names(DISPATCH, "f."));
-    format!(
-        "INSERT INTO dispatch ({names}) SELECT {values} FROM f \
-         JOIN moved m ON m.workspace_id = f.workspace_id AND m.id = f.schedule_id"
-    )
-});
+/// The dispatches of the rows that are in a table of that name.
+fn fired(of: &str) -> String {
+    let names = names(DISPATCH, "");
+    format!("INSERT INTO dispatch ({names}) SELECT {names} FROM {of} WHERE n IS NOT NULL")
+}
 
 fn tables(backend: DbBackend) -> String {
-    let tables = [("i", MOVE), ("t", WAKE), ("a", WAKE), ("f", DISPATCH)];
+    let rows = [MOVE, DISPATCH].concat();
+    let tables: [(&str, &[Column]); 3] = [("i", &rows), ("t", WAKE), ("a", WAKE)];
     let tables = tables.iter().enumerate().map(|(n, (name, columns))| table(backend, name, columns, n + 1));
     tables.collect::<Vec<_>>().join(", ")
 }
 
-/// One statement, one round trip.
+/// One statement, one round trip. A dispatch travels with its row and comes out of the update that writes it: to join the two
+/// would compare each with each, since nothing is known of what is in a batch. What is selected comes first: no entry is removed
+/// before all rows are locked, so that a writer who waits to add the same one holds none that is still needed.
 static POSTGRES: LazyLock<String> = LazyLock::new(|| {
-    let tables = tables(DbBackend::Postgres);
+    let (tables, dispatches, fired) = (tables(DbBackend::Postgres), names(DISPATCH, "i."), fired("moved"));
     format!(
-        "WITH {tables}, moved AS ({ROWS} RETURNING s.workspace_id, s.id), taken AS ({TAKEN}), added AS ({ADDED}), \
-         fired AS ({}) SELECT id FROM moved",
-        *FIRED
+        "WITH {tables}, moved AS ({ROWS} RETURNING s.id, {dispatches}), taken AS ({TAKEN}), added AS ({ADDED}), fired AS ({fired}) \
+         SELECT id FROM moved"
     )
 });
 
 /// One after the other, under the one write lock, so that every row still has the version that was read.
 static SQLITE: LazyLock<[String; 4]> = LazyLock::new(|| {
     let tables = tables(DbBackend::Sqlite);
-    let with_moved = |part: &str| format!("WITH {tables}, moved AS (SELECT workspace_id, id FROM i) {part}");
-    [format!("WITH {tables} {ROWS}"), with_moved(TAKEN), with_moved(ADDED), with_moved(&FIRED)]
+    [ROWS, TAKEN, ADDED, &fired("i")].map(|part| format!("WITH {tables} {part}"))
 });
 
 impl Moves {
-    /// Moves a row to `after`, looked at next when its next wave is due, or at `look_ms` where that is given.
-    pub fn row(&mut self, before: &canvas_schedule::Model, after: &CanvasSchedule, look_ms: Option<i64>, now_ms: i64) -> Result<(), DbErr> {
+    /// Moves a row to `after`, fired with `dispatch` if it is, looked at next when its next wave is due, or at `look_ms` where that is
+    /// given.
+    ///
+    /// # Errors
+    /// Never in practice: nothing is fired two thousand million times.
+    pub fn row(
+        &mut self,
+        before: &canvas_schedule::Model,
+        after: &CanvasSchedule,
+        look_ms: Option<i64>,
+        now_ms: i64,
+        dispatch: Option<dispatch::Model>,
+    ) -> Result<(), DbErr> {
         let next_wave_ms = after.next_wave.map(|at| at.timestamp_millis());
         let wake_ms = next_wave_ms.map(|next| look_ms.unwrap_or(next));
         if let Some(wake_ms) = wake_ms {
             self.look(wake::Model { wake_ms, workspace_id: before.workspace_id, id: before.id });
         }
         self.rows.push(Move {
-            workspace_id: before.workspace_id,
+            workspace: before.workspace_id,
             id: before.id,
             version: before.version,
-            state: convert::state_code(after.state()),
+            next_state: convert::state_code(after.state()),
             next_wave_ms,
             wake_ms,
             fired: convert::signed(after.fired)?,
             zone_rules: zone::data_number(),
-            finished_ms: match (before.next_wave_ms, next_wave_ms) {
+            done_ms: match (before.next_wave_ms, next_wave_ms) {
                 (_, Some(_)) => None,
                 (None, None) => before.finished_ms.or(Some(now_ms)),
                 (Some(_), None) => Some(now_ms),
             },
+            dispatch,
         });
         Ok(())
     }
@@ -142,11 +152,14 @@ impl Moves {
             return Ok(HashSet::new());
         }
         // In the order of the ids, as every other batch, so that batches never wait for each other in a ring.
-        self.rows.sort_unstable_by_key(|row| ScheduleKey { id: row.id, workspace_id: row.workspace_id });
-        let values = [json(&self.rows)?, json(&self.taken)?, json(&self.added)?, json(&self.fired)?];
+        self.rows.sort_unstable_by_key(|row| ScheduleKey { id: row.id, workspace_id: row.workspace });
+        let values = [json(&self.rows)?, json(&self.taken)?, json(&self.added)?];
         if db.get_database_backend() == DbBackend::Postgres {
             let moved = db.query_all_raw(Statement::from_sql_and_values(DbBackend::Postgres, POSTGRES.as_str(), values)).await?;
-            return moved.iter().map(|row| row.try_get_by_index::<Uuid>(0)).collect();
+            let moved = moved.iter().map(|row| row.try_get_by_index::<Uuid>(0)).collect::<Result<HashSet<_>, _>>()?;
+            self.taken.retain(|entry| !moved.contains(&entry.id));
+            ADD_ENTRIES.execute(db, &self.taken, []).await?;
+            return Ok(moved);
         }
         for (n, part) in SQLITE.iter().enumerate() {
             let done = db.execute_raw(Statement::from_sql_and_values(DbBackend::Sqlite, part, values.clone())).await?;

@@ -25,11 +25,13 @@ pub enum Kind {
     Text,
 }
 
-/// The columns of a batch: the fields that its rows have in JSON.
-pub type Columns = &'static [(&'static str, Kind)];
+/// A field that the rows of a batch have in JSON.
+pub type Column = (&'static str, Kind);
+/// The columns of a batch.
+pub type Columns = &'static [Column];
 
 /// A batch as a common table expression called `name`, read from the parameter of that number.
-pub fn table(backend: DbBackend, name: &str, columns: Columns, parameter: usize) -> String {
+pub fn table(backend: DbBackend, name: &str, columns: &[Column], parameter: usize) -> String {
     let mut listed = String::new();
     for (n, (column, kind)) in columns.iter().enumerate() {
         let separator = if n == 0 { "" } else { ", " };

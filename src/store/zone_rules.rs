@@ -92,7 +92,7 @@ impl Store {
                     continue;
                 }
             };
-            moves.row(&row, &schedule.replanned(), None, now.timestamp_millis())?;
+            moves.row(&row, &schedule.replanned(), None, now.timestamp_millis(), None)?;
         }
         let moved = moves.write(&db).await?;
         db.commit().await?;

@@ -290,6 +290,29 @@ mod on_postgres {
     async fn what_is_due_is_found_by_indexes_and_updates_touch_none() {
         run(Kind::Postgres, concat!(module_path!(), "::what_is_due_is_found_by_indexes_and_updates_touch_none"), counted).await;
     }
+
+    #[tokio::test]
+    async fn a_row_that_was_changed_as_it_was_fired_stays_due() {
+        run(Kind::Postgres, concat!(module_path!(), "::a_row_that_was_changed_as_it_was_fired_stays_due"), changed).await;
+    }
+}
+
+/// Keeps a row from being written, as the guard of its version does when another has changed it.
+const CHANGED: &str = "
+    CREATE FUNCTION changed() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+    CREATE TRIGGER changed BEFORE UPDATE ON canvas_schedule FOR EACH ROW WHEN (OLD.revision = 2) EXECUTE FUNCTION changed()";
+
+async fn changed(database: &Database) {
+    let test = TestStore::open(database).await;
+    let (changed, other) = (test.create("2026-03-20T09:00:00Z", false).await, test.create(DUE, false).await);
+    test.update(changed, DUE, false).await.expect("updated");
+    test.at(DUE);
+    database.sql(CHANGED, "").await;
+    let ids = |fired: &[Leased]| fired.iter().map(|one| one.dispatch.schedule_id).collect::<Vec<_>>();
+    assert_eq!(ids(&test.fire(5).await), [other], "of a row that is not written nothing is");
+    assert_eq!(database.count("SELECT count(*) FROM dispatch").await, 1);
+    database.sql("DROP TRIGGER changed ON canvas_schedule", "").await;
+    assert_eq!(ids(&test.fire(5).await), [changed], "it is looked at again");
 }
 
 /// As many rows again of each table as a big one has, none of them due.

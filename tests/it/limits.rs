@@ -23,7 +23,7 @@ on_both![
     a_quota_that_is_set_anew_holds_from_then_on,
     what_cannot_be_read_counts_too,
 ];
-on_both![file: two_replicas_share_a_quota];
+on_both![file: two_replicas_share_a_quota, a_batch_that_is_refused_takes_nothing_from_other_replicas];
 
 /// An app whose workspace `default` has these quotas.
 async fn limited(database: &Database, quotas: &[(Counted, &str)]) -> TestApp {
@@ -164,4 +164,16 @@ async fn two_replicas_share_a_quota(database: &Database) {
         }
     }
     assert!((990..=1000).contains(&accepted), "{accepted} of 1,000");
+}
+
+async fn a_batch_that_is_refused_takes_nothing_from_other_replicas(database: &Database) {
+    let apps = [limited(database, &[(Counted::Requests, "100/minute")]).await, TestApp::start_as_it_is(database).await];
+    let schedule = apps[0].created(create("canvas", at(LATER))).await;
+    let batch = |entries| vec![update(&schedule, at(LATER)); entries];
+    list(&mut apps[0].client()).await.expect("the first");
+    over_with(apps[0].batch(batch(100)).await, 99);
+    assert_eq!(apps[1].batch(batch(90)).await.expect("another replica").len(), 90);
+    refused(apps[0].batch(batch(20)).await, Code::ResourceExhausted, "RATE_LIMITED");
+    let (first, second) = (list(&mut apps[0].client()).await, list(&mut apps[1].client()).await);
+    assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
 }

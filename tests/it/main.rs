@@ -16,6 +16,7 @@ mod lists;
 mod model;
 mod operate;
 mod requests;
+mod rest;
 mod rules;
 mod sinks;
 mod store;

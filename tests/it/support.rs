@@ -4,9 +4,12 @@
 mod bearer;
 pub mod calls;
 pub mod database;
+pub mod gateway;
 pub mod sending;
 pub mod sink;
 pub mod stores;
+#[path = "../support/traced.rs"]
+mod traced;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -99,6 +102,7 @@ pub fn settings(database: &Database) -> Serve {
     Serve {
         database_url: database.url().to_owned(),
         grpc_addr: ([127, 0, 0, 1], 0).into(),
+        gateway_addr: Some(([127, 0, 0, 1], 0).into()),
         admin_addr: ([127, 0, 0, 1], 0).into(),
         roles: Roles { api: true, dispatcher: true },
         otlp_endpoint: None,
@@ -198,6 +202,7 @@ impl TestApp {
     }
 
     fn of(server: Server, clock: Arc<ManualClock>, key: String) -> Self {
+        log_everything_if_wanted();
         let addr = server.grpc_addr();
         Self { clock, channel: channel_to(addr), key, addr, server }
     }
@@ -240,6 +245,11 @@ impl TestApp {
     /// A client on a connection of its own.
     pub fn fresh_client(&self) -> Client {
         client_on(channel_to(self.addr), &self.key)
+    }
+
+    /// Where the gateway listens.
+    pub fn gateway(&self) -> SocketAddr {
+        self.server.gateway_addr().expect("it has a gateway")
     }
 
     /// Stops the server.
@@ -323,6 +333,15 @@ impl TestApp {
     /// What the service tells of a schedule and its history: to show that nothing changed.
     pub async fn seen(&self, of: &v1::CanvasSchedule) -> (v1::GetCanvasScheduleResponse, Vec<v1::CanvasScheduleRevision>) {
         (self.get(of).await, self.revisions(of).await)
+    }
+}
+
+/// What this process logs is searched for keys.
+fn log_everything_if_wanted() {
+    static STARTED: Once = Once::new();
+    if traced::is_wanted() {
+        let log = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::TRACE).with_ansi(false);
+        STARTED.call_once(|| log.with_writer(|| traced::Searched).init());
     }
 }
 

@@ -58,13 +58,14 @@ async fn begun(server: &Server, settings: &[u8]) -> TcpStream {
 }
 
 /// A caller who does nothing out of the way; every call must be answered.
-struct Neighbour {
+pub struct Neighbour {
     stop: watch::Sender<bool>,
     calls: JoinHandle<(usize, Duration)>,
 }
 
 impl Neighbour {
-    async fn of(server: &Server) -> Self {
+    /// One who calls from now on.
+    pub async fn of(server: &Server) -> Self {
         let mut client = server.connect().await;
         let (stop, stopped) = watch::channel(false);
         let calls = tokio::spawn(async move {
@@ -82,7 +83,7 @@ impl Neighbour {
     }
 
     /// It was served all the time, and the process stayed small.
-    async fn was_served_by(self, server: &Server) {
+    pub async fn was_served_by(self, server: &Server) {
         self.stop.send_replace(true);
         let (calls, slowest) = tokio::time::timeout(PATIENCE, self.calls).await.expect("it ends").expect("every call was answered");
         assert!(calls > 0);

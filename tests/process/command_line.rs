@@ -41,6 +41,8 @@ fn every_bad_setting_is_told_in_one_go_before_a_port_is_bound() {
         ("log-format", "xml"),
         ("database-url", "mysql://u:hidden@h/d"),
         ("grpc-addr", "here"),
+        ("gateway-addr", "there"),
+        ("gateway", "yes"),
         ("sink", "stdout"),
         ("sink-timeout", "x"),
         ("sink-connect-timeout", "0s"),
@@ -85,6 +87,8 @@ fn help_lists_every_setting_with_its_variable() {
         "database-url",
         "database-url-file",
         "grpc-addr",
+        "gateway-addr",
+        "gateway",
         "sink",
         "sink-url",
         "sink-secret",
@@ -127,8 +131,10 @@ fn help_lists_every_setting_with_its_variable() {
 #[test]
 fn an_address_that_is_not_loopback_needs_tls_or_the_word() {
     for addr in ["0.0.0.0:0", "[::]:0", "192.0.2.1:50051"] {
-        let said = refused(&["--grpc-addr", addr]);
-        assert!(said.contains(addr) && said.contains("loopback") && said.contains("--plaintext on"), "{said}");
+        for flag in ["--grpc-addr", "--gateway-addr"] {
+            let said = refused(&[flag, addr]);
+            assert!(said.contains(flag) && said.contains(addr) && said.contains("loopback") && said.contains("--plaintext on"), "{said}");
+        }
     }
 }
 
@@ -137,13 +143,15 @@ fn a_port_in_use_is_a_clear_error() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let addr = taken.local_addr().unwrap().to_string();
     let database = Database::sqlite();
-    let said = refused(&["--grpc-addr", &addr, "--database-url", &database.url()]);
+    let said = refused(&["--grpc-addr", &addr, "--gateway", "off", "--database-url", &database.url()]);
     assert!(said.contains("--grpc-addr") && said.contains(&addr) && said.contains("in use"), "{said}");
+    let said = refused(&["--grpc-addr", "127.0.0.1:0", "--gateway-addr", &addr, "--database-url", &database.url()]);
+    assert!(said.contains("--gateway-addr") && said.contains(&addr) && said.contains("in use"), "{said}");
 }
 
 #[test]
 fn a_database_that_cannot_be_opened_is_a_clear_error() {
-    let said = refused(&["--database-url", "sqlite://no/such/folder/x.db?mode=rwc", "--grpc-addr", "127.0.0.1:0"]);
+    let said = refused(&["--database-url", "sqlite://no/such/folder/x.db?mode=rwc", "--grpc-addr", "127.0.0.1:0", "--gateway", "off"]);
     assert!(said.contains("--database-url"), "{said}");
 }
 
@@ -152,7 +160,7 @@ fn a_postgres_without_fsync_is_refused() {
     let Some(postgres) = own_postgres(&["fsync=off"]) else { return };
     postgres.createdb("test").unwrap();
     migrate(&postgres.url("test"));
-    let said = refused(&["--database-url", &postgres.url("test"), "--grpc-addr", "127.0.0.1:0"]);
+    let said = refused(&["--database-url", &postgres.url("test"), "--grpc-addr", "127.0.0.1:0", "--gateway", "off"]);
     assert!(said.contains("fsync=off"), "{said}");
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -41,6 +41,8 @@ pub struct Came {
     pub attempt: u64,
     /// Whether it was taken.
     pub taken: bool,
+    /// When, by the clock of the machine.
+    pub at: SystemTime,
 }
 
 /// A server on a port of its own. Where it refuses connections, nobody listens there.
@@ -48,6 +50,7 @@ pub struct Consumer {
     addr: SocketAddr,
     mode: watch::Sender<Mode>,
     came: Arc<watch::Sender<Vec<Came>>>,
+    unanswered: Arc<watch::Sender<usize>>,
     listening: Option<JoinHandle<()>>,
 }
 
@@ -56,7 +59,7 @@ impl Consumer {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (addr, mode, came) = (listener.local_addr().unwrap(), watch::Sender::new(Mode::Take), Arc::new(watch::Sender::new(vec![])));
-        let mut consumer = Self { addr, mode, came, listening: None };
+        let mut consumer = Self { addr, mode, came, unanswered: Arc::default(), listening: None };
         consumer.listen(listener);
         consumer
     }
@@ -89,11 +92,11 @@ impl Consumer {
     }
 
     fn listen(&mut self, listener: TcpListener) {
-        let (mode, came) = (self.mode.subscribe(), self.came.clone());
+        let (mode, came, unanswered) = (self.mode.subscribe(), self.came.clone(), self.unanswered.clone());
         self.listening = Some(tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(serve(stream, mode.clone(), came.clone()));
+                connections.spawn(serve(stream, mode.clone(), came.clone(), unanswered.clone()));
                 while connections.try_join_next().is_some() {}
             }
         }));
@@ -102,6 +105,13 @@ impl Consumer {
     /// All that was read until now.
     pub fn came(&self) -> Vec<Came> {
         self.came.borrow().clone()
+    }
+
+    /// Waits until everything that is taken slowly is answered.
+    pub async fn idle(&self) {
+        let mut unanswered = self.unanswered.subscribe();
+        let idle = tokio::time::timeout(PATIENCE, unanswered.wait_for(|unanswered| *unanswered == 0)).await;
+        assert!(idle.is_ok_and(|idle| idle.is_ok()), "it does not answer");
     }
 
     /// Waits until what came is `enough`.
@@ -114,7 +124,12 @@ impl Consumer {
 }
 
 /// Reads requests from a connection and answers as the mode says.
-async fn serve(mut stream: TcpStream, mut mode: watch::Receiver<Mode>, came: Arc<watch::Sender<Vec<Came>>>) {
+async fn serve(
+    mut stream: TcpStream,
+    mut mode: watch::Receiver<Mode>,
+    came: Arc<watch::Sender<Vec<Came>>>,
+    unanswered: Arc<watch::Sender<usize>>,
+) {
     let mut read = Vec::new();
     while let Some(body) = next_body(&mut stream, &mut read).await {
         let now = *mode.borrow_and_update();
@@ -124,12 +139,15 @@ async fn serve(mut stream: TcpStream, mut mode: watch::Receiver<Mode>, came: Arc
             dispatch_id: text("dispatch_id"),
             attempt: body["attempt"].as_u64().unwrap(),
             taken: matches!(now, Mode::Take | Mode::TakeSlowly),
+            at: SystemTime::now(),
         };
         came.send_modify(|all| all.push(one));
         let status = match now {
             Mode::Take => 200,
             Mode::TakeSlowly => {
+                unanswered.send_modify(|count| *count += 1);
                 tokio::time::sleep(MOMENT).await;
+                unanswered.send_modify(|count| *count -= 1);
                 200
             }
             Mode::Say(status) => status,

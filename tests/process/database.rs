@@ -55,7 +55,12 @@ impl Database {
 
 /// A PostgreSQL server for a test that stops it or needs settings of its own; none where it is not installed.
 pub fn own_postgres(settings: &[&str]) -> Option<Postgres> {
-    match Postgres::start(settings) {
+    own_postgres_in(vec![], settings)
+}
+
+/// The same with these variables in the server's environment.
+pub fn own_postgres_in(environment: Vec<(&'static str, String)>, settings: &[&str]) -> Option<Postgres> {
+    match Postgres::start_in(environment, settings) {
         Ok(postgres) => Some(postgres),
         Err(Problem::NotInstalled) if !required() => {
             println!("skipped: {} needs PostgreSQL", test_name());

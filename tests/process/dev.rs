@@ -9,7 +9,7 @@ use super::server::{Lines, PATIENCE, command};
 
 /// Starts `dev` in a folder, waits for its last line, and answers everything on the screen.
 async fn start(folder: &Folder) -> (Running, Vec<String>) {
-    let mut dev = command(&["dev", "--grpc-addr", "127.0.0.1:0"]);
+    let mut dev = command(&["dev", "--grpc-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0"]);
     let mut running = Running::start(dev.current_dir(folder.path()).stdout(Stdio::piped()).stderr(Stdio::null())).unwrap();
     let screen = Lines::of(running.child().stdout.take().unwrap());
     screen.first(|line| line.contains("Ctrl-C stops it").then_some(())).await;
@@ -41,15 +41,16 @@ fn sample(screen: &[String]) -> Option<&str> {
 
 #[tokio::test]
 async fn every_printed_line_works_as_it_is_pasted() {
-    if Command::new("grpcurl").arg("--version").output().is_err() {
-        println!("skipped: {} needs grpcurl", test_name());
+    let there = |tool| Command::new(tool).arg("--version").output().is_ok();
+    if !there("grpcurl") || !there("curl") {
+        println!("skipped: {} needs grpcurl and curl", test_name());
         return;
     }
     let folder = Folder::new();
     // The second time on what the lines of the first left behind.
     for time in ["first", "second"] {
         let (running, screen) = start(&folder).await;
-        for line in screen.iter().filter(|line| line.starts_with("grpcurl ")) {
+        for line in screen.iter().filter(|line| line.starts_with("grpcurl ") || line.starts_with("curl ")) {
             let output = run(Command::new("sh").args(["-c", line]), Duration::from_secs(60));
             assert!(output.as_ref().is_ok_and(|output| !output.trim().is_empty()), "the {time} time, {line}: {output:?}");
         }

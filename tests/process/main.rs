@@ -11,6 +11,9 @@ mod postgres;
 
 #[path = "../support/bearer.rs"]
 mod bearer;
+#[path = "../support/traced.rs"]
+mod traced;
+
 mod consumer;
 mod database;
 mod history;
@@ -22,10 +25,12 @@ mod server;
 
 mod abuse;
 mod chart;
+mod clock;
 mod command_line;
 mod crash;
 mod cut;
 mod dev;
+mod gateway;
 mod keys;
 mod limits;
 mod locked;

@@ -30,13 +30,13 @@ async fn sender(database: &Database, consumer: &Consumer) -> Server {
     sender_over(&database.url(), consumer).await
 }
 
-async fn sender_over(url: &str, consumer: &Consumer) -> Server {
+pub async fn sender_over(url: &str, consumer: &Consumer) -> Server {
     let flags = flags(consumer);
     Server::start(url, &flags.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
 /// Makes `n` schedules that come due one after the other from `first_ms` on, over `span_ms`.
-async fn due(clients: &[Client], n: usize, first_ms: i64, span_ms: i64) -> BTreeSet<String> {
+pub async fn due(clients: &[Client], n: usize, first_ms: i64, span_ms: i64) -> BTreeSet<String> {
     let mut calls = JoinSet::new();
     for (c, client) in clients.iter().enumerate() {
         let mut client = client.clone();
@@ -69,7 +69,7 @@ fn in_utc() -> v1::Recipient {
     }
 }
 
-fn arrived(came: &[Came]) -> BTreeSet<String> {
+pub fn arrived(came: &[Came]) -> BTreeSet<String> {
     came.iter().filter(|one| one.taken).map(|one| one.schedule_id.clone()).collect()
 }
 
@@ -162,20 +162,39 @@ async fn a_database_that_is_killed_and_comes_back_loses_nothing_that_was_to_be_s
     let ids = due(&server.connections(CONNECTIONS).await, 600, now_ms() + 1_500, 4_000).await;
     consumer.until(|came| came.len() > 100).await;
     postgres.kill9();
-    // Long enough for what was in flight to be answered while nothing can be written.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // What was in flight is answered while nothing can be written.
+    server.log().times(1, "the dispatcher lost its database").await;
+    consumer.idle().await;
     postgres.restart().unwrap();
     let came = consumer.until(|came| arrived(came) == ids).await;
     settled(&mut server.connect().await, ids.len()).await;
     println!("{}: {} schedules, {} handed over more than once", test_name(), ids.len(), twice(&came));
 }
 
-/// How long the consumer is down.
-const DOWN: Duration = Duration::from_secs(4);
+/// How long the consumer is down in each way, in seconds, unless `DOWN_SECONDS` says otherwise.
+const DOWN: u64 = 4;
 /// Between two looks at what is on the way.
 const LOOK: Duration = Duration::from_millis(250);
 /// The most of which may be in hand or unknown meanwhile: the workers', and what shows that the consumer is down.
 const ON_THE_WAY: usize = 2 * 32;
+/// So much more memory the server may hold than before, in kB: what callers' connections and the database's come to.
+const MORE_MEMORY: u64 = 64 * 1024;
+
+#[allow(clippy::disallowed_methods, reason = "a setting of the tests, not of the product")]
+fn down() -> Duration {
+    Duration::from_secs(std::env::var("DOWN_SECONDS").map_or(DOWN, |value| value.parse().expect("DOWN_SECONDS")))
+}
+
+/// The memory that a process holds, in kB.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a resident size");
+    line.trim().trim_end_matches(" kB").parse().expect("kB")
+}
+
+fn per_second(calls: usize) -> u64 {
+    calls as u64 / down().as_secs()
+}
 
 #[tokio::test]
 async fn a_consumer_that_is_down_holds_up_no_update_and_gets_everything_after_postgres() {
@@ -185,34 +204,41 @@ async fn a_consumer_that_is_down_holds_up_no_update_and_gets_everything_after_po
     let clients = server.connections(CONNECTIONS).await;
     let (others, _) = schedules(&mut clients[0].clone(), 20).await;
     let callers = Callers::start(&clients, &others, 8, Mix::default());
-    tokio::time::sleep(DOWN).await;
-    println!("{} up: {} updates", test_name(), callers.stop().await.len());
-    for down in [None, Some(Mode::Say(503)), Some(Mode::Say(500)), Some(Mode::Hang), Some(Mode::HalfClose)] {
-        match down {
+    tokio::time::sleep(down()).await;
+    let (up, before) = (callers.stop().await.len(), resident(server.pid()));
+    println!("{} up for {:?}: {} updates/s, {before} kB", test_name(), down(), per_second(up));
+    for way in [None, Some(Mode::Say(503)), Some(Mode::Say(500)), Some(Mode::Hang), Some(Mode::HalfClose)] {
+        match way {
             None => consumer.refuse().await,
             Some(mode) => consumer.set(mode),
         }
         let ids = due(&clients, 200, now_ms() + 500, 1_000).await;
         let callers = Callers::start(&clients, &others, 8, Mix::default());
-        let mut most = 0;
-        let until = tokio::time::Instant::now() + DOWN;
+        let (mut most, mut memory) = (0, 0);
+        let until = tokio::time::Instant::now() + down();
         while tokio::time::Instant::now() < until {
             let states = states(&mut clients[0].clone()).await;
             let on_the_way = [v1::DispatchState::InHand, v1::DispatchState::Unknown];
             most = most.max(on_the_way.iter().filter_map(|state| states.get(state)).sum());
+            memory = memory.max(resident(server.pid()));
             // A look now and then: lists take their share of the processors, too.
             tokio::time::sleep(LOOK).await;
         }
         let calls = callers.stop().await;
-        assert!(calls.iter().all(|call| call.end.is_ok()), "{down:?}: an update was refused");
-        assert!(most <= ON_THE_WAY, "{down:?}: {most} on the way");
+        assert!(calls.iter().all(|call| call.end.is_ok()), "{way:?}: an update was refused");
+        assert!(most <= ON_THE_WAY, "{way:?}: {most} on the way");
+        assert!(memory <= before + MORE_MEMORY, "{way:?}: {memory} kB");
         let open = update_all(&mut clients[0].clone(), &ids).await;
-        assert!(open >= ids.len() - ON_THE_WAY, "{down:?}: {open} of {} were open to an update", ids.len());
+        assert!(open >= ids.len() - ON_THE_WAY, "{way:?}: {open} of {} were open to an update", ids.len());
         consumer.recover().await;
         let came = consumer.until(|came| ids.is_subset(&arrived(came))).await;
         let own: Vec<Came> = came.into_iter().filter(|one| ids.contains(&one.schedule_id)).collect();
         let attempts = own.len();
-        println!("{} {down:?}: {} updates, at most {most} on the way, {open} open, {attempts} attempts", test_name(), calls.len());
+        let updates = per_second(calls.len());
+        println!(
+            "{} {way:?}: {updates} updates/s, at most {most} on the way and {memory} kB, {open} open, {attempts} attempts",
+            test_name()
+        );
     }
 }
 
@@ -248,6 +274,9 @@ async fn the_brake_stops_a_running_server_and_lets_it_go_on_postgres() {
     the_brake(&database).await;
 }
 
+/// How often the dispatcher is woken while it may not send.
+const LOOKS: usize = 20;
+
 async fn the_brake(database: &Database) {
     let consumer = Consumer::start().await;
     let server = sender(database, &consumer).await;
@@ -258,10 +287,11 @@ async fn the_brake(database: &Database) {
         let before = consumer.came().len();
         set(whose, "paused").unwrap();
         let ids = due(&server.connections(1).await, 5, now_ms() + 200, 100).await;
-        // Long past the time of all of them, and of the look that would find them.
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        // Each of these updates makes a schedule due at once and wakes the dispatcher; each finds it open.
+        for _ in 0..LOOKS {
+            assert_eq!(update_all(&mut server.connect().await, &ids).await, ids.len(), "{whose}: updates go on");
+        }
         assert_eq!(consumer.came().len(), before, "{whose}: paused");
-        assert_eq!(update_all(&mut server.connect().await, &ids).await, ids.len(), "{whose}: updates go on");
         set(whose, "on").unwrap();
         consumer.until(|came| ids.is_subset(&arrived(came))).await;
     }

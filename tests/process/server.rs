@@ -21,6 +21,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use super::bearer::Bearer;
 use super::http::get;
 use super::postgres::process::{Running, run};
+use super::traced;
 
 /// How long anything may take that should be quick; a machine under load is slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -57,9 +58,17 @@ pub struct Lines(watch::Receiver<Vec<String>>);
 impl Lines {
     /// Reads in a thread of its own until the pipe closes.
     pub fn of(pipe: impl std::io::Read + Send + 'static) -> Self {
+        Self::reading(pipe, |_| true)
+    }
+
+    /// The same, of those lines that are `wanted`; all of them are searched for keys.
+    fn reading(pipe: impl std::io::Read + Send + 'static, wanted: fn(&str) -> bool) -> Self {
         let (sender, lines) = watch::channel(vec![]);
         std::thread::spawn(move || {
-            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok).inspect(|line| traced::search(line)) {
+                if !wanted(&line) {
+                    continue;
+                }
                 sender.send_modify(|lines: &mut Vec<String>| lines.push(line));
             }
         });
@@ -146,6 +155,7 @@ impl Way {
 pub struct Server {
     running: Running,
     log: Lines,
+    gateway: Option<String>,
     way: Way,
     admin_addr: String,
 }
@@ -173,17 +183,24 @@ impl Server {
 
     /// Starts it and waits until it listens. Its callers have a key that is none.
     pub async fn listening(url: &str, more: &[&str]) -> Self {
-        let args = ["serve", "--database-url", url, "--grpc-addr", "127.0.0.1:0", "--log-format", "json", "--revisions-kept", "1000000"];
+        let addrs = ["--grpc-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0"];
+        let args = [&["serve", "--database-url", url][..], &addrs, &["--log-format", "json", "--revisions-kept", "1000000"]].concat();
         // Later flags must not repeat earlier ones, so what `more` sets is left out.
         let mut all: Vec<&str> = args[..1].to_vec();
         all.extend(args[1..].chunks(2).filter(|pair| !more.contains(&pair[0])).flatten());
         all.extend(more);
+        let all_levels = traced::is_wanted() && !more.contains(&"--log-level");
+        if all_levels {
+            all.extend(["--log-level", "trace"]);
+        }
         let mut running = Running::start(command(&all).stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
-        let log = Lines::of(running.child().stderr.take().unwrap());
-        let listening = log.first(|line| message(line, "listening")).await;
-        let [addr, admin_addr] = ["grpc_addr", "admin_addr"].map(|name| listening[name].as_str().unwrap().to_owned());
-        let addr = addr.replace("0.0.0.0", "127.0.0.1");
-        Self { running, log, way: Way { addr, key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)), tls: None }, admin_addr }
+        let usual = |line: &str| !line.contains("\"level\":\"TRACE\"") && !line.contains("\"level\":\"DEBUG\"");
+        let log = Lines::reading(running.child().stderr.take().unwrap(), if all_levels { usual } else { |_| true });
+        let said = log.first(|line| message(line, "listening")).await;
+        let addr = |name: &str| said[name].as_str().map(|addr| addr.replace("0.0.0.0", "127.0.0.1"));
+        let (addr, gateway, admin_addr) = (addr("grpc_addr").unwrap(), addr("gateway_addr"), addr("admin_addr").unwrap());
+        let way = Way { addr, key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)), tls: None };
+        Self { running, log, gateway, way, admin_addr }
     }
 
     /// Where it listens.
@@ -194,6 +211,11 @@ impl Server {
     /// Asks the admin port.
     pub async fn ask(&self, path: &str) -> (u16, String) {
         get(&self.admin_addr, path).await
+    }
+
+    /// Where the gateway listens.
+    pub fn gateway(&self) -> &str {
+        self.gateway.as_deref().expect("it has a gateway")
     }
 
     /// The key of its callers.

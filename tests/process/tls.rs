@@ -205,7 +205,8 @@ fn what_is_wrong_with_tls_is_told_before_a_port_is_bound() {
         (vec!["--tls-cert", &certificate, "--tls-key", &other], "does not go with --tls-key"),
         (vec!["--tls-cert", &certificate, "--tls-key", &key, "--tls-client-ca", &junk], "--tls-client-ca: holds no certificate"),
     ] {
-        let output = ended(&[&["serve", "--grpc-addr", "127.0.0.1:0", "--database-url", &database.url()], &flags[..]].concat());
+        let output =
+            ended(&[&["serve", "--grpc-addr", "127.0.0.1:0", "--gateway", "off", "--database-url", &database.url()], &flags[..]].concat());
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success() && said.contains(told) && !said.contains("listening"), "{flags:?}: {said}");
     }

@@ -66,6 +66,7 @@ pub struct Postgres {
     account: Option<Account>,
     folder: Folder,
     settings: Vec<String>,
+    environment: Vec<(&'static str, String)>,
     port: u16,
     server: Option<Running>,
 }
@@ -76,11 +77,19 @@ impl Postgres {
     /// # Errors
     /// [`Problem::NotInstalled`] where there are no binaries, else what went wrong.
     pub fn start(settings: &[&str]) -> Result<Self, Problem> {
+        Self::start_in(vec![], settings)
+    }
+
+    /// The same with these variables in the server's environment.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn start_in(environment: Vec<(&'static str, String)>, settings: &[&str]) -> Result<Self, Problem> {
         let binaries = binaries().ok_or(Problem::NotInstalled)?;
         let account = Account::needed()?;
         let folder = Folder::make(account.as_ref())?;
         let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        let mut postgres = Self { binaries, account, folder, settings, port: 0, server: None };
+        let mut postgres = Self { binaries, account, folder, settings, environment, port: 0, server: None };
         let data = postgres.data();
         let mut initdb = postgres.command("initdb");
         initdb.args(["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions", "-U", SUPERUSER, "-D"]).arg(data);
@@ -217,6 +226,7 @@ impl Postgres {
         for setting in &self.settings {
             postgres.args(["-c", setting]);
         }
+        postgres.envs(self.environment.iter().cloned());
         postgres.stdin(Stdio::null()).stdout(output?).stderr(complaints?);
         Ok(Running::start(&mut postgres)?)
     }

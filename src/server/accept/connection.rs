@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -32,12 +32,33 @@ use crate::layers::sending::Unsent;
 /// The bytes that every client of HTTP/2 begins with.
 const PREFACE: usize = 24;
 
+/// What is spoken on a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speech {
+    /// HTTP/2 alone.
+    Http2,
+    /// HTTP/1.1, or HTTP/2 when a client begins with that.
+    Http1AndHttp2,
+}
+
+/// How a port is spoken to.
+#[derive(Clone)]
+pub struct Spoken {
+    /// In which protocol.
+    pub speech: Speech,
+    /// Within TLS, or in plain text.
+    pub tls: Option<Tls>,
+}
+
+/// The most bytes of the head of a request.
+const HEAD_MOST: u32 = 16 * 1024;
+
 /// How long connections have to send what was answered when [`Phase::Ending`] cut calls off.
 const FLUSH: Duration = Duration::from_secs(1);
 
 /// Serves the connections of one core, on the runtime that this is called on. Returns when `phase` has left
 /// [`Phase::Serving`] and every connection has ended, which is at most 1 s after [`Phase::Ending`].
-pub async fn serve<S>(mut incoming: mpsc::Receiver<Connection>, service: S, tls: Option<Tls>, bounds: Bounds, phase: watch::Receiver<Phase>)
+pub async fn serve<S>(mut incoming: mpsc::Receiver<Connection>, service: S, spoken: Spoken, bounds: Bounds, phase: watch::Receiver<Phase>)
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -51,7 +72,7 @@ where
             () = &mut leaving => break,
             Some(ended) = connections.join_next() => log_panic(ended),
             Some(connection) = incoming.recv() => {
-                connections.spawn(live(connection, service.clone(), tls.clone(), bounds, phase.clone()));
+                connections.spawn(live(connection, service.clone(), spoken.clone(), bounds, phase.clone()));
             }
         }
     }
@@ -68,7 +89,7 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn live<S>(connection: Connection, service: S, tls: Option<Tls>, bounds: Bounds, mut phase: watch::Receiver<Phase>)
+async fn live<S>(connection: Connection, service: S, spoken: Spoken, bounds: Bounds, mut phase: watch::Receiver<Phase>)
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -78,59 +99,83 @@ where
         Ok(stream) => stream,
         Err(why) => return tracing::warn!(%peer, %why, "a connection cannot be served"),
     };
-    let unsent = Arc::new(Unsent::default());
-    let service = with_peer(service, stream.connect_info(), unsent.clone());
-    let Some(tls) = tls else { return converse(stream, peer, service, &unsent, bounds, phase).await };
+    let known = Known { info: stream.connect_info(), unsent: Arc::default(), asked: Arc::default() };
+    let service = with_known(service, known.clone());
+    let talk = Talk { peer, speech: spoken.speech, known, bounds };
+    let Some(tls) = spoken.tls else { return talk.over(stream, service, phase).await };
     let shaken = tokio::select! {
         shaken = tokio::time::timeout(bounds.first_byte, tls.acceptor().accept(stream)) => shaken,
         () = Phase::Draining.reached(&mut phase) => return,
     };
     match shaken {
         // Boxed, so that a connection without TLS does not carry it about.
-        Ok(Ok(stream)) => Box::pin(converse(stream, peer, service, &unsent, bounds, phase)).await,
+        Ok(Ok(stream)) => Box::pin(talk.over(stream, service, phase)).await,
         Ok(Err(why)) => tracing::debug!(%peer, %why, "a TLS handshake failed"),
         Err(_elapsed) => tracing::debug!(%peer, "a TLS handshake took too long"),
     }
 }
 
-/// Speaks HTTP/2 until the peer or a bound ends it.
-async fn converse<I, S>(stream: I, peer: SocketAddr, service: S, unsent: &Unsent, bounds: Bounds, mut phase: watch::Receiver<Phase>)
-where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-{
-    let traffic = Arc::new(Traffic::default());
-    let io = TokioIo::new(Counting { stream, traffic: traffic.clone() });
-    let silent = || traffic.received.load(Ordering::Relaxed) < PREFACE;
-    let mut not_taken = pin!(not_taken(&traffic, unsent, bounds.unsent));
-    let mut conn = pin!(http2().serve_connection(io, TowerToHyperService::new(service)));
+/// A connection that is about to be talked on.
+struct Talk {
+    peer: SocketAddr,
+    speech: Speech,
+    known: Known,
+    bounds: Bounds,
+}
 
-    let grace = tokio::select! {
-        ended = conn.as_mut() => return log_end(peer, ended),
-        () = Phase::Draining.reached(&mut phase) => None,
-        () = still_silent_after(bounds.first_byte, silent) => return tracing::debug!(%peer, "a silent connection is closed"),
-        () = not_taken.as_mut() => return tracing::debug!(%peer, "a connection that takes no answers is closed"),
-        () = sleep(bounds.age()) => Some(bounds.age_grace),
-    };
-    if silent() {
-        return;
-    }
-    conn.as_mut().graceful_shutdown();
-    tokio::select! {
-        ended = conn.as_mut() => log_end(peer, ended),
-        () = not_taken => tracing::debug!(%peer, "a connection that takes no answers is closed"),
-        () = ended_and_flushed(&mut phase) => tracing::debug!(%peer, "a connection did not end by itself"),
-        () = passed(grace) => tracing::debug!(%peer, "a connection past its age did not end by itself"),
+impl Talk {
+    /// Talks until the peer or a bound ends it.
+    async fn over<I, S>(self, stream: I, service: S, mut phase: watch::Receiver<Phase>)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+    {
+        let Self { peer, speech, known, bounds } = self;
+        let traffic = Arc::new(Traffic::default());
+        let io = TokioIo::new(Counting { stream, traffic: traffic.clone() });
+        let silent = || match speech {
+            Speech::Http2 => traffic.received.load(Ordering::Relaxed) < PREFACE,
+            // Until its first request is there whole it may still be half a preface.
+            Speech::Http1AndHttp2 => !known.asked.load(Ordering::Relaxed),
+        };
+        let mut not_taken = pin!(not_taken(&traffic, &known.unsent, bounds.unsent));
+        let builder = builder(speech, bounds.next_head);
+        let mut conn = pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
+
+        let grace = tokio::select! {
+            ended = conn.as_mut() => return log_end(peer, ended),
+            () = Phase::Draining.reached(&mut phase) => None,
+            () = still_silent_after(bounds.first_byte, silent) => return tracing::debug!(%peer, "a silent connection is closed"),
+            () = not_taken.as_mut() => return tracing::debug!(%peer, "a connection that takes no answers is closed"),
+            () = sleep(bounds.age()) => Some(bounds.age_grace),
+        };
+        if silent() {
+            return;
+        }
+        conn.as_mut().graceful_shutdown();
+        tokio::select! {
+            ended = conn.as_mut() => log_end(peer, ended),
+            () = not_taken => tracing::debug!(%peer, "a connection that takes no answers is closed"),
+            () = ended_and_flushed(&mut phase) => tracing::debug!(%peer, "a connection did not end by itself"),
+            () = passed(grace) => tracing::debug!(%peer, "a connection past its age did not end by itself"),
+        }
     }
 }
 
-fn http2() -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+fn builder(speech: Speech, next_head: Duration) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
     builder
+        .http1()
+        .timer(TokioTimer::new())
+        // Also how long a connection may be idle between two requests.
+        .header_read_timeout(next_head)
+        .max_buf_size(HEAD_MOST as usize);
+    builder
+        .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(1024)
-        .max_header_list_size(16 * 1024)
+        .max_header_list_size(HEAD_MOST)
         .initial_stream_window_size(1024 * 1024)
         .initial_connection_window_size(4 * 1024 * 1024)
         .max_send_buf_size(64 * 1024)
@@ -140,24 +185,35 @@ fn http2() -> http2::Builder<TokioExecutor> {
         // A peer that is gone without a word is noticed after 80 s.
         .keep_alive_interval(Duration::from_secs(60))
         .keep_alive_timeout(Duration::from_secs(20));
-    builder
+    match speech {
+        Speech::Http2 => builder.http2_only(),
+        Speech::Http1AndHttp2 => builder,
+    }
+}
+
+/// What is known of a connection: its peer, what it has not sent, and whether it was ever asked anything.
+#[derive(Clone)]
+struct Known {
+    info: TcpConnectInfo,
+    unsent: Arc<Unsent>,
+    asked: Arc<AtomicBool>,
 }
 
 /// `service` with what the layers know of the connection in each request: what it has not sent, its health checks, and the peer's
 /// address, where [`tonic::Request::remote_addr`] finds it.
-fn with_peer<S>(
+fn with_known<S>(
     service: S,
-    info: TcpConnectInfo,
-    unsent: Arc<Unsent>,
+    known: Known,
 ) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future = S::Future> + Clone + Send + 'static
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
 {
     let checks = Checks::default();
     service.map_request(move |mut request: Request<Incoming>| {
+        known.asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(checks.clone());
-        request.extensions_mut().insert(info.clone());
-        request.extensions_mut().insert(unsent.clone());
+        request.extensions_mut().insert(known.info.clone());
+        request.extensions_mut().insert(known.unsent.clone());
         request.map(Body::new)
     })
 }
@@ -200,7 +256,7 @@ async fn passed(grace: Option<Duration>) {
     }
 }
 
-fn log_end(peer: SocketAddr, ended: hyper::Result<()>) {
+fn log_end(peer: SocketAddr, ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
     match ended {
         Ok(()) => tracing::debug!(%peer, "a connection ended"),
         Err(why) => tracing::debug!(%peer, %why, "a connection failed"),
