@@ -31,7 +31,7 @@ class Container:
         # As the chart tells it: the database by parts.
         variables = {"PGHOST": "127.0.0.1", "PGPORT": postgres.port, "PGUSER": "postgres", "PGPASSWORD": "p@ss/w:rd", "PGDATABASE": "postgres"}
         variables |= {"DATABASE_URL": "postgres://?sslmode=prefer", "GRPC_ADDR": f"127.0.0.1:{self.port}", "ADMIN_ADDR": f"127.0.0.1:{self.admin_port}"}
-        variables |= {"REVISIONS_KEPT": 1000000000, "SINK": "log"}
+        variables |= {"GATEWAY": "off", "REVISIONS_KEPT": 1000000000, "SINK": "log"}
         for name, value in variables.items():
             self.options += ["--env", f"{name if name.startswith('PG') else 'CANVAS_SCHEDULER_' + name}={value}"]
         self.image, self.id = image, ""

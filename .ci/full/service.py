@@ -137,7 +137,7 @@ class Server:
     def __init__(self, service, log, *flags):
         self.port, self.admin_port = free_port(), free_port()
         self.line = [service.binary, "serve", "--database-url", service.url, "--grpc-addr", f"127.0.0.1:{self.port}"]
-        self.line += ["--admin-addr", f"127.0.0.1:{self.admin_port}", *flags]
+        self.line += ["--admin-addr", f"127.0.0.1:{self.admin_port}", "--gateway", "off", *flags]
         self.log = open(log, "ab")
         self.start()
 
