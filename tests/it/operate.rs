@@ -17,7 +17,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_types::StatusExt;
 
-use crate::support::http::get;
+use crate::support::plain_http::get;
 use crate::support::*;
 
 on_both![health_answers_by_service, a_call_with_no_time_left_is_not_begun];

@@ -6,7 +6,7 @@ pub mod calls;
 pub mod database;
 pub mod gateway;
 #[path = "../support/http.rs"]
-pub mod http;
+pub mod plain_http;
 pub mod sending;
 pub mod sink;
 pub mod stores;
