@@ -15,7 +15,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -34,9 +33,9 @@ use crate::service::admin::Admin;
 use crate::sink::SharedSink;
 use crate::store::{Durability, Options, Store, Writer};
 use crate::telemetry::metrics::Metrics;
-use accept::{Bounds, Door, Speech};
+use accept::{Bounds, Door};
 use entry::Entry;
-use faces::{Faces, Port};
+use faces::Faces;
 use readiness::Readiness;
 use routes::{Routes, Shown};
 use sending::{Dispatching, Place};
@@ -89,17 +88,10 @@ impl Server {
     async fn serve(settings: &Serve, clock: SharedClock, sink: Option<SharedSink>, opened: Opened) -> Result<Self, Error> {
         let Opened { store, mut writers, metrics } = opened;
         check_durability(&store).await?;
-        let grpc = Port::open("grpc-addr", settings.grpc_addr, settings.tls.as_ref(), Speech::Http2).await?;
-        let gateway_addr = settings.gateway_addr.filter(|_| settings.roles.api);
-        let gateway = match gateway_addr {
-            Some(addr) => Some(Port::open("gateway-addr", addr, settings.tls.as_ref(), Speech::Http1AndHttp2).await?),
-            None => None,
-        };
-        let (admin_listener, admin_addr) = bind("admin-addr", settings.admin_addr).await?;
-        let (grpc_addr, gateway_addr) = (grpc.addr()?, gateway.as_ref().map(Port::addr).transpose()?);
-        let service = Service::new(store.clone(), clock.clone(), policy(settings), delivery(settings));
         let (phase, phases) = watch::channel(Phase::Serving);
-        let bounds = bounds(settings);
+        let mut faces = Faces::open(settings, bounds(settings), phases.clone()).await?;
+        let (admin_listener, admin_addr) = faces::bind("admin-addr", settings.admin_addr).await?;
+        let service = Service::new(store.clone(), clock.clone(), policy(settings), delivery(settings));
         let sink = sink.map(Place::Made).or_else(|| settings.sink.clone().map(Place::Set)).filter(|_| settings.roles.dispatcher);
         let sending = sink.as_ref().map(|sink| metrics.sending(sink.name())).transpose().map_err(Error::internal)?;
         let readiness = Readiness::new(settings.roles, sink.is_some(), sending.clone().unwrap_or_default()).await;
@@ -108,15 +100,14 @@ impl Server {
         let stack = stack(settings, &access, &clock, &metrics, phases.clone());
         let shown = Shown { api: settings.roles.api, reflection: settings.reflection };
         let routes = Routes::new(&service, readiness.health(), entry.ready.clone(), shown)?;
-        let mut faces = Faces { grpc, gateway, bounds, phases: phases.clone() };
         let mut threads = Vec::new();
         for n in 0..settings.cores {
             // Writers are spread over the cores; where there are more writers than cores, the last core runs the rest.
             let own = if n + 1 == settings.cores { std::mem::take(&mut writers) } else { writers.pop().into_iter().collect() };
-            let work = serve_core(faces.of_core(stack.clone().wrap(routes.clone())), own);
+            let work = serve_core(faces.of_core(stack.clone().wrap(routes.clone()), &stack.in_flight), own);
             threads.push(run_thread(format!("core-{n}"), work)?);
         }
-        gauges::of_calls(&metrics, &stack.in_flight, faces.counters(), bounds.max_connections).map_err(Error::internal)?;
+        gauges::of_calls(&metrics, &stack.in_flight, faces.counters(), settings.max_connections).map_err(Error::internal)?;
         gauges::of_store(&metrics, &store).map_err(Error::internal)?;
         gauges::of_process(&metrics, &readiness, &clock, faces.tls()).map_err(Error::internal)?;
         if let (Some(sink), Some(sending)) = (sink, sending) {
@@ -131,7 +122,8 @@ impl Server {
         } else {
             tasks.push(tokio::spawn(entry.open_with_schema(store)));
         }
-        let door = Door::new(bounds, settings.max_connections_per_address, settings.trusted_proxies.clone());
+        let (grpc_addr, gateway_addr) = faces.addrs();
+        let door = Door::new(faces.bounds(), settings.max_connections_per_address, settings.trusted_proxies.clone());
         tasks.extend(faces.accept(&door.counting(metrics.connections.clone())));
         let _admin_port = JoinSet::from_iter([admin_port::serve(admin_listener, metrics, readiness.clone())]);
         let drain = settings.drain;
@@ -253,13 +245,6 @@ fn bounds(settings: &Serve) -> Bounds {
         max_connections: settings.max_connections,
         ..Bounds::default()
     }
-}
-
-async fn bind(flag: &str, addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
-    let unbound = |why: std::io::Error| Error::Invalid(vec![Violation::new(flag, format!("{addr} cannot be bound: {why}"))]);
-    let listener = TcpListener::bind(addr).await.map_err(unbound)?;
-    let bound = listener.local_addr().map_err(Error::internal)?;
-    Ok((listener, bound))
 }
 
 /// Refuses a database that forgets what was acknowledged, and warns of one that may in a failover.

@@ -84,7 +84,7 @@ impl Sink for Grpc {
 
 async fn trigger(transport: Transport, request: tonic::Request<Encoded>) -> Result<(), Status> {
     let mut client = tonic::client::Grpc::new(transport);
-    client.ready().await.map_err(|why| Status::from_error(why))?;
+    client.ready().await.map_err(Status::from_error)?;
     client.unary(request, PathAndQuery::from_static(TRIGGER_CANVAS), TriggerCodec::default()).await?;
     Ok(())
 }
