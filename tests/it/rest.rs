@@ -1,7 +1,7 @@
 //! The documented JSON: exact bodies and codes, and what clients of it do.
 
-use canvas_scheduler::pb::v1;
 use ::http::Method;
+use canvas_scheduler::pb::v1;
 use serde_json::{Value, json};
 
 use crate::support::*;
