@@ -15,7 +15,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -92,10 +91,8 @@ impl Server {
         let Opened { store, mut writers, metrics, traces } = opened;
         check_durability(&store).await?;
         let (phase, phases) = watch::channel(Phase::Serving);
-        let bounds = bounds(settings);
-        let mut faces = Faces::open(settings, bounds, phases.clone()).await?;
-        let (grpc_addr, gateway_addr) = faces.addrs()?;
-        let (admin_listener, admin_addr) = bind("admin-addr", settings.admin_addr).await?;
+        let mut faces = Faces::open(settings, bounds(settings), phases.clone()).await?;
+        let (admin_listener, admin_addr) = faces::bind("admin-addr", settings.admin_addr).await?;
         let service = Service::new(store.clone(), clock.clone(), policy(settings), delivery(settings));
         let sink = sink.map(Place::Made).or_else(|| settings.sink.clone().map(Place::Set)).filter(|_| settings.roles.dispatcher);
         let sending = sink.as_ref().map(|sink| metrics.sending(sink.name())).transpose().map_err(Error::internal)?;
@@ -109,10 +106,10 @@ impl Server {
         for n in 0..settings.cores {
             // Writers are spread over the cores; where there are more writers than cores, the last core runs the rest.
             let own = if n + 1 == settings.cores { std::mem::take(&mut writers) } else { writers.pop().into_iter().collect() };
-            let work = serve_core(faces.of_core(stack.clone().wrap(routes.clone())), own);
+            let work = serve_core(faces.of_core(stack.clone().wrap(routes.clone()), &stack.in_flight), own);
             threads.push(run_thread(format!("core-{n}"), work)?);
         }
-        gauges::of_calls(&metrics, &stack.in_flight, faces.counters(), bounds.max_connections).map_err(Error::internal)?;
+        gauges::of_calls(&metrics, &stack.in_flight, faces.counters(), settings.max_connections).map_err(Error::internal)?;
         gauges::of_store(&metrics, &store).map_err(Error::internal)?;
         gauges::of_process(&metrics, &readiness, &clock, faces.tls()).map_err(Error::internal)?;
         if let (Some(sink), Some(sending)) = (sink, sending) {
@@ -128,7 +125,8 @@ impl Server {
         } else {
             tasks.push(tokio::spawn(entry.open_with_schema(store)));
         }
-        let door = Door::new(bounds, settings.max_connections_per_address, settings.trusted_proxies.clone());
+        let (grpc_addr, gateway_addr) = faces.addrs();
+        let door = Door::new(faces.bounds(), settings.max_connections_per_address, settings.trusted_proxies.clone());
         tasks.extend(faces.accept(&door.counting(metrics.connections.clone())));
         let _admin_port = JoinSet::from_iter([admin_port::serve(admin_listener, metrics, readiness.clone())]);
         let drain = settings.drain;
@@ -267,13 +265,6 @@ fn bounds(settings: &Serve) -> Bounds {
         max_connections: settings.max_connections,
         ..Bounds::default()
     }
-}
-
-async fn bind(flag: &str, addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
-    let unbound = |why: std::io::Error| Error::Invalid(vec![Violation::new(flag, format!("{addr} cannot be bound: {why}"))]);
-    let listener = TcpListener::bind(addr).await.map_err(unbound)?;
-    let bound = listener.local_addr().map_err(Error::internal)?;
-    Ok((listener, bound))
 }
 
 /// Refuses a database that forgets what was acknowledged, and warns of one that may in a failover.

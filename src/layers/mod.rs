@@ -38,7 +38,7 @@ pub mod measure;
 pub mod panic;
 pub mod sending;
 pub mod trace;
-mod weight;
+pub mod weight;
 
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "canvas-scheduler";

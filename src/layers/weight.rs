@@ -36,7 +36,7 @@ impl Weights {
 }
 
 /// What one request weighs, until it is dropped.
-pub(super) struct Weight {
+pub struct Weight {
     scale: Weights,
     received: AtomicUsize,
     counted: AtomicUsize,
@@ -73,11 +73,17 @@ pub(super) fn weigh(request: &mut Request<Body>, call: &Call, in_flight: &InFlig
     if call.kind != Kind::Unary || request.body().is_end_stream() {
         return None;
     }
+    let inner = std::mem::take(request.body_mut());
+    let (body, weight) = weighed(inner, in_flight);
+    *request.body_mut() = body;
+    Some(weight)
+}
+
+/// `inner`, weighed as it comes in; it counts until what is answered beside it is dropped. Fails as OVERLOADED where it is too much.
+pub fn weighed(inner: Body, in_flight: &InFlight) -> (Body, Arc<Weight>) {
     let (received, counted, refused) = Default::default();
     let weight = Arc::new(Weight { scale: in_flight.weights().clone(), received, counted, refused });
-    let inner = std::mem::take(request.body_mut());
-    *request.body_mut() = Body::new(Weighed { inner, weight: weight.clone() });
-    Some(weight)
+    (Body::new(Weighed { inner, weight: weight.clone() }), weight)
 }
 
 /// Marks the answer to a request that was too much, as one that found no place.

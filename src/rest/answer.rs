@@ -5,6 +5,7 @@ use axum::response::Response;
 use chrono::{DateTime, SecondsFormat};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{StatusCode, header};
+use prost::{Message, Name};
 use prost_types::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
@@ -29,7 +30,7 @@ const SUCCESS: &str = "success";
 /// The body of an answer to a call.
 pub trait Answer: Serialize + ToSchema {
     /// What the call answers.
-    type Message: prost::Name + Default + 'static;
+    type Message: Message + Name + Default + 'static;
 
     /// The body that says so.
     fn of(sent: Self::Message) -> Self;

@@ -1,10 +1,11 @@
 //! What stands in a request before any field is read: its type, its size, its bytes.
 
-use axum::body::Body;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tonic::body::Body;
+use tonic::{Code, Status};
 
 /// The largest body: what the gRPC port takes as one message.
 const BYTES_MOST: usize = 1024 * 1024;
@@ -56,14 +57,17 @@ fn is_json(stated: &str) -> bool {
 /// The whole body.
 ///
 /// # Errors
-/// It is too large, or does not come to its end.
+/// It is too large, there is no room for it, or it does not come to its end.
 pub async fn whole(body: Body) -> Result<Bytes, Fault> {
     let read = Limited::new(body, BYTES_MOST).collect().await;
     read.map(http_body_util::Collected::to_bytes).map_err(|why| {
         if why.is::<LengthLimitError>() {
             return Fault::too_large();
         }
-        Fault::new(StatusCode::BAD_REQUEST, "the body did not come to its end")
+        match why.downcast_ref::<Status>().filter(|status| status.code() == Code::Unavailable) {
+            Some(overloaded) => Fault::new(StatusCode::SERVICE_UNAVAILABLE, overloaded.message()),
+            None => Fault::new(StatusCode::BAD_REQUEST, "the body did not come to its end"),
+        }
     })
 }
 

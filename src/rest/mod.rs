@@ -27,8 +27,9 @@ use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
 use crate::layers::found::Found;
-use crate::layers::panic;
+use crate::layers::in_flight::InFlight;
 use crate::layers::sending::{self, Unsent};
+use crate::layers::{panic, weight};
 use crate::pb::v1;
 use answer::Answer;
 use call::{InProcess, Refused};
@@ -41,6 +42,13 @@ const CANCEL: &str = "/canvas.schedule.v1.CanvasScheduleService/CancelCanvasSche
 const GET: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
 const LIST: &str = "/canvas.schedule.v1.CanvasScheduleService/ListCanvasSchedules";
 
+/// What the routes lead to.
+#[derive(Clone)]
+struct Server<S> {
+    rpc: S,
+    in_flight: InFlight,
+}
+
 /// The gateway. Cheap to clone.
 #[derive(Clone)]
 pub struct Rest {
@@ -48,8 +56,8 @@ pub struct Rest {
 }
 
 impl Rest {
-    /// The routes to `server`, which stands within the stack.
-    pub fn new<S: InProcess>(server: S) -> Self {
+    /// The routes to `rpc`, which stands within a stack whose requests are counted by `in_flight`.
+    pub fn new<S: InProcess>(rpc: S, in_flight: InFlight) -> Self {
         let router = Router::new()
             .route("/canvas/trigger/schedule/create", post(create::<S>))
             .route("/canvas/trigger/schedule/update", post(update::<S>))
@@ -66,46 +74,46 @@ impl Rest {
             .route("/docs/favicon-32x32.png", get(async || docs::of_swagger_ui("favicon-32x32.png")))
             .fallback(async || not_found())
             .method_not_allowed_fallback(not_allowed)
-            .with_state(server);
+            .with_state(Server { rpc, in_flight });
         Self { router }
     }
 }
 
-async fn create<S: InProcess>(State(server): State<S>, request: Request) -> Response {
+async fn create<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
     posted::<_, v1::CreateCanvasScheduleRequest, answer::Created>(server, CREATE, request, Naming::Canvas).await
 }
 
-async fn update<S: InProcess>(State(server): State<S>, request: Request) -> Response {
+async fn update<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
     posted::<_, v1::UpdateCanvasScheduleRequest, answer::Updated>(server, UPDATE, request, Naming::Canvas).await
 }
 
-async fn update_campaign<S: InProcess>(State(server): State<S>, request: Request) -> Response {
+async fn update_campaign<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
     posted::<_, v1::UpdateCanvasScheduleRequest, answer::Updated>(server, UPDATE, request, Naming::Campaign).await
 }
 
-async fn delete<S: InProcess>(State(server): State<S>, request: Request) -> Response {
+async fn delete<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
     posted::<_, v1::CancelCanvasScheduleRequest, answer::Deleted>(server, CANCEL, request, Naming::Canvas).await
 }
 
-async fn read_one<S: InProcess>(State(server): State<S>, request: Request) -> Response {
+async fn read_one<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
     let (head, _) = request.into_parts();
     // As it is: no id needs an escape.
     let schedule_id = head.uri.path().rsplit('/').next().unwrap_or_default().to_owned();
     let message = async { Ok(v1::GetCanvasScheduleRequest { schedule_id }) };
-    let answer = call::call(server, GET, &head, Found::default(), message).await;
+    let answer = call::call(server.rpc, GET, &head, Found::default(), message).await;
     respond::<answer::CanvasScheduleDetails>(answer, StatusCode::OK, Naming::Canvas, &Found::default())
 }
 
-async fn list<S: InProcess>(State(server): State<S>, request: Request) -> Response {
+async fn list<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
     let found = Found::default();
     let (head, _) = request.into_parts();
     let message: v1::ListCanvasSchedulesRequest = request::query(&head.uri, &found);
-    let answer = call::call(server, LIST, &head, found.clone(), async { Ok(message) }).await;
+    let answer = call::call(server.rpc, LIST, &head, found.clone(), async { Ok(message) }).await;
     respond::<answer::Page>(answer, StatusCode::OK, Naming::Canvas, &found)
 }
 
 /// A call whose message is in the body.
-async fn posted<S, M, A>(server: S, method: &'static str, request: Request, naming: Naming) -> Response
+async fn posted<S, M, A>(server: Server<S>, method: &'static str, request: Request, naming: Naming) -> Response
 where
     S: InProcess,
     M: Message + ReadObject + 'static,
@@ -114,12 +122,14 @@ where
     let found = Found::default();
     let (head, body) = request.into_parts();
     let announced = body::check(&head.headers);
+    // What is read counts with what the call itself takes, until that has ended.
+    let (body, _weight) = weight::weighed(Body::new(body), &server.in_flight);
     let read = found.clone();
     let message = async move {
         announced?;
         read::message::<M>(&body::whole(body).await?, naming, &read)
     };
-    let answer = call::call(server, method, &head, found.clone(), message).await;
+    let answer = call::call(server.rpc, method, &head, found.clone(), message).await;
     respond::<A>(answer, StatusCode::CREATED, naming, &found)
 }
 

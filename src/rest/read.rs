@@ -21,6 +21,8 @@ use crate::layers::found::Found;
 const VIOLATIONS_MOST: usize = 100;
 /// One level more than is allowed is carried on, for the call to refuse; beyond it a message could not be decoded.
 const DEPTH_MOST: usize = PROPERTIES_MAX_DEPTH + 1;
+/// More entries of a list are not read: they take far more memory than text, and no list may be so long.
+const LIST_MOST: usize = 1_000;
 /// A name that is at least so much like an unknown one (0 to 1, by edits) was perhaps meant.
 const ALIKE: f64 = 0.5;
 /// A longer key is shortened where it is told, and like no name.
@@ -304,7 +306,10 @@ impl<T: Read> Read for Vec<T> {
 
     fn read(value: JsonValue<'_>, path: &str, reading: &mut Reading) -> Option<Self> {
         let JsonValue::Array(values) = value else { return reading.wrong(path, "a list", &value) };
-        let values = Arc::unwrap_or_clone(values).into_iter().enumerate();
+        if values.len() > LIST_MOST {
+            reading.violate(path, format!("has {} entries; fewer are allowed", values.len()));
+        }
+        let values = Arc::unwrap_or_clone(values).into_iter().take(LIST_MOST).enumerate();
         // One that cannot be read keeps its place, so that the paths of the others stay right.
         Some(values.map(|(n, value)| T::read(value, &format!("{path}[{n}]"), reading).unwrap_or_default()).collect())
     }

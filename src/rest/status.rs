@@ -1,5 +1,7 @@
 //! Refusals as HTTP: one exhaustive table of gRPC's codes.
 
+use std::time::Duration;
+
 use axum::response::Response;
 use http::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, StatusCode};
@@ -55,7 +57,8 @@ pub fn refusal(refused: Refused, naming: Naming, found: usize) -> Response {
     let status = match refused {
         Refused::Status(status) => status,
         Refused::Fault(fault, metadata) => {
-            return with_headers(answer::json(fault.status, &Refusal::new(fault.message)), &metadata.into_headers());
+            let response = with_headers(answer::json(fault.status, &Refusal::new(fault.message)), &metadata.into_headers());
+            return when_again(response, Duration::ZERO);
         }
     };
     let details = status.get_error_details();
@@ -66,15 +69,18 @@ pub fn refusal(refused: Refused, naming: Naming, found: usize) -> Response {
     if errors.len() < 2 {
         errors.clear();
     }
-    let applied = (reason == "NOTHING_LEFT_TO_CHANGE").then_some("none");
+    let applied = ["NOTHING_LEFT_TO_CHANGE", "SCHEDULE_CANCELLED"].contains(&reason).then_some("none");
     let mut response = with_headers(answer::json(code, &Refusal { message, errors, applied }), status.metadata().as_ref());
-    if code == StatusCode::SERVICE_UNAVAILABLE {
-        let wait = details.retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
-        // Whole seconds, and never at once.
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
-    }
     if code == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    when_again(response, details.retry_info().and_then(|info| info.retry_delay).unwrap_or_default())
+}
+
+/// A refusal that may be repeated says when: in whole seconds, and never at once.
+fn when_again(mut response: Response, wait: Duration) -> Response {
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
     }
     response
 }

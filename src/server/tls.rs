@@ -28,8 +28,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub struct Tls {
     current: Arc<ArcSwap<ServerConfig>>,
     files: Arc<TlsFiles>,
-    /// What is spoken within, by preference.
-    protocols: &'static [&'static [u8]],
     /// When the certificate expires, in unix seconds.
     expires_at: Arc<AtomicI64>,
 }
@@ -66,12 +64,12 @@ impl Contents {
     }
 
     /// What they are good for, and until when, in unix seconds.
-    fn usable(&self, protocols: &[&[u8]]) -> Result<(ServerConfig, i64), Vec<Violation>> {
-        Ok((self.config(protocols)?, expiry(&self.certificates)?))
+    fn usable(&self) -> Result<(ServerConfig, i64), Vec<Violation>> {
+        Ok((self.config()?, expiry(&self.certificates)?))
     }
 
     /// What they are good for, together.
-    fn config(&self, protocols: &[&[u8]]) -> Result<ServerConfig, Vec<Violation>> {
+    fn config(&self) -> Result<ServerConfig, Vec<Violation>> {
         let fault = |flag: &str, why: String| vec![Violation::new(flag, why)];
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
@@ -90,9 +88,7 @@ impl Contents {
         // The text of the fault says nothing of what is in the file.
         let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| fault("tls-key", "holds no private key in PEM".to_owned()))?;
         let config = builder.with_single_cert(certificates("tls-cert", &self.certificates)?, key);
-        let mut config = config.map_err(|why| fault("tls-cert", format!("does not go with --tls-key: {why}")))?;
-        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-        Ok(config)
+        config.map_err(|why| fault("tls-cert", format!("does not go with --tls-key: {why}")))
     }
 }
 
@@ -110,19 +106,21 @@ fn certificates(flag: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
 }
 
 impl Tls {
-    /// Reads the files. `protocols` are what is spoken within.
+    /// Reads the files.
     ///
     /// # Errors
     /// Everything that is wrong with them.
-    pub fn read(files: &TlsFiles, protocols: &'static [&'static [u8]]) -> Result<Self, Error> {
-        let (config, expires_at) = Contents::read(files).and_then(|contents| contents.usable(protocols)).map_err(Error::Invalid)?;
+    pub fn read(files: &TlsFiles) -> Result<Self, Error> {
+        let (config, expires_at) = Contents::read(files).and_then(|contents| contents.usable()).map_err(Error::Invalid)?;
         let (current, expires_at) = (Arc::new(ArcSwap::from_pointee(config)), Arc::new(AtomicI64::new(expires_at)));
-        Ok(Self { current, files: Arc::new(files.clone()), protocols, expires_at })
+        Ok(Self { current, files: Arc::new(files.clone()), expires_at })
     }
 
-    /// For one new connection.
-    pub fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.current.load_full())
+    /// For one new connection. `protocols` are what is spoken within, by preference.
+    pub fn acceptor(&self, protocols: &[&[u8]]) -> TlsAcceptor {
+        let mut config = ServerConfig::clone(&self.current.load());
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        TlsAcceptor::from(Arc::new(config))
     }
 
     /// When the first certificate of the chain in use expires, in unix seconds.
@@ -144,7 +142,7 @@ impl Tls {
             if now == settled {
                 continue;
             }
-            match contents.and_then(|contents| contents.usable(self.protocols)) {
+            match contents.and_then(|contents| contents.usable()) {
                 Ok((config, expires_at)) => {
                     self.current.store(Arc::new(config));
                     self.expires_at.store(expires_at, Ordering::Relaxed);

@@ -17,6 +17,8 @@ mod model;
 mod operate;
 mod requests;
 mod rest;
+mod rest_documented;
+mod rest_keys;
 mod rules;
 mod sinks;
 mod store;

@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use super::command_line::ended;
 use super::database::{Database, Folder};
@@ -184,6 +185,42 @@ async fn who_does_not_speak_tls_is_closed_and_holds_up_nobody() {
     }
 }
 
+/// Asks the gateway for its description by TLS, with a client that would speak these protocols; the one that is spoken, and what
+/// comes back of HTTP/1.1.
+async fn described(server: &Server, mut client: ClientConfig, protocols: &[&[u8]]) -> std::io::Result<(Vec<u8>, String)> {
+    client.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    let stream = TcpStream::connect(server.gateway()).await?;
+    let mut stream = TlsConnector::from(Arc::new(client)).connect("localhost".try_into().unwrap(), stream).await?;
+    let spoken = stream.get_ref().1.alpn_protocol().unwrap_or_default().to_vec();
+    let mut said = Vec::new();
+    if spoken != b"h2" {
+        stream.write_all(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await?;
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("it answers")?;
+    }
+    Ok((spoken, String::from_utf8_lossy(&said).into_owned()))
+}
+
+#[tokio::test]
+async fn the_gateway_speaks_tls_by_the_same_certificate() {
+    let (database, authority, new) = (Database::sqlite(), Authority::new(), Authority::new());
+    let files = Files::of(&authority);
+    write(&files.path("ca.crt"), &authority.pem);
+    let flags = [files.flags(), flag(("client-ca", files.path("ca.crt")))].concat();
+    let server = start(&database, &flags, authority.trusted_by(authority.sign())).await;
+    let known = || authority.trusted_by(authority.sign());
+    for (protocols, spoken) in [(&[&b"h2"[..], b"http/1.1"][..], &b"h2"[..]), (&[b"http/1.1"], b"http/1.1"), (&[], b"")] {
+        let (negotiated, said) = described(&server, known(), protocols).await.expect("it is let in");
+        assert_eq!(negotiated, spoken);
+        assert!(spoken == b"h2" || said.starts_with("HTTP/1.1 200 OK"), "{said}");
+    }
+    let refused = described(&server, authority.trusted(), &[b"http/1.1"]).await;
+    assert!(refused.as_ref().map_or(true, |(_, said)| said.is_empty()), "no certificate of its own: {refused:?}");
+    files.replace(&new);
+    server.log().first(|line| line.contains("the certificate was replaced").then_some(())).await;
+    assert!(described(&server, known(), &[]).await.is_err(), "the old authority is not enough any more");
+    assert_eq!(server.log().all().iter().filter(|line| line.contains("the certificate was replaced")).count(), 1, "for both ports");
+}
+
 #[test]
 fn what_is_wrong_with_tls_is_told_before_a_port_is_bound() {
     let folder = Folder::new();
@@ -215,7 +252,7 @@ fn what_is_wrong_with_tls_is_told_before_a_port_is_bound() {
 #[tokio::test]
 async fn plain_text_beyond_loopback_must_be_asked_for_by_name() {
     let database = Database::sqlite();
-    let server = Server::start(&database.url(), &["--grpc-addr", "0.0.0.0:0", "--plaintext", "on"]).await;
+    let server = Server::start(&database.url(), &["--grpc-addr", "0.0.0.0:0", "--gateway-addr", "0.0.0.0:0", "--plaintext", "on"]).await;
     schedules(&mut server.connect().await, 1).await;
     let authority = Authority::new();
     let files = Files::of(&authority);

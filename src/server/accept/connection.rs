@@ -41,6 +41,16 @@ pub enum Speech {
     Http1AndHttp2,
 }
 
+impl Speech {
+    /// Their names within TLS, by preference.
+    fn protocols(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Http2 => &[b"h2"],
+            Self::Http1AndHttp2 => &[b"h2", b"http/1.1"],
+        }
+    }
+}
+
 /// How a port is spoken to.
 #[derive(Clone)]
 pub struct Spoken {
@@ -99,12 +109,12 @@ where
         Ok(stream) => stream,
         Err(why) => return tracing::warn!(%peer, %why, "a connection cannot be served"),
     };
-    let known = Known { info: stream.connect_info(), unsent: Arc::default(), asked: Arc::default() };
+    let known = Known { info: stream.connect_info(), unsent: Arc::default(), checks: Checks::default(), asked: Arc::default() };
     let service = with_known(service, known.clone());
     let talk = Talk { peer, speech: spoken.speech, known, bounds };
     let Some(tls) = spoken.tls else { return talk.over(stream, service, phase).await };
     let shaken = tokio::select! {
-        shaken = tokio::time::timeout(bounds.first_byte, tls.acceptor().accept(stream)) => shaken,
+        shaken = tokio::time::timeout(bounds.first_byte, tls.acceptor(spoken.speech.protocols()).accept(stream)) => shaken,
         () = Phase::Draining.reached(&mut phase) => return,
     };
     match shaken {
@@ -191,16 +201,17 @@ fn builder(speech: Speech, next_head: Duration) -> Builder<TokioExecutor> {
     }
 }
 
-/// What is known of a connection: its peer, what it has not sent, and whether it was ever asked anything.
+/// What is known of a connection: its peer, what it has not sent, its health checks, and whether it was ever asked anything.
 #[derive(Clone)]
 struct Known {
     info: TcpConnectInfo,
     unsent: Arc<Unsent>,
+    checks: Checks,
     asked: Arc<AtomicBool>,
 }
 
-/// `service` with what the layers know of the connection in each request: what it has not sent, its health checks, and the peer's
-/// address, where [`tonic::Request::remote_addr`] finds it.
+/// `service` with what the layers know of the connection in each request; the peer's address is where
+/// [`tonic::Request::remote_addr`] finds it.
 fn with_known<S>(
     service: S,
     known: Known,
@@ -208,10 +219,9 @@ fn with_known<S>(
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
 {
-    let checks = Checks::default();
     service.map_request(move |mut request: Request<Incoming>| {
         known.asked.store(true, Ordering::Relaxed);
-        request.extensions_mut().insert(checks.clone());
+        request.extensions_mut().insert(known.checks.clone());
         request.extensions_mut().insert(known.info.clone());
         request.extensions_mut().insert(known.unsent.clone());
         request.map(Body::new)
