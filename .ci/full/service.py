@@ -27,7 +27,9 @@ def api(folder):
     """The modules of the API, generated into a folder: its messages and its service."""
     protos = ROOT / "proto"
     files = [str(file) for file in protos.glob("canvas/schedule/v1/*.proto")]
-    assert protoc.main(["protoc", f"-I{protos}", f"-I{pathlib.Path(protoc.__file__).parent / '_proto'}", f"--python_out={folder}", f"--grpc_python_out={folder}", *files]) == 0
+    known = pathlib.Path(protoc.__file__).parent / "_proto"
+    line = ["protoc", f"-I{protos}", f"-I{known}", f"--python_out={folder}", f"--grpc_python_out={folder}", *files]
+    assert protoc.main(line) == 0, "the protos do not compile"
     sys.path.insert(0, str(folder))
     from canvas.schedule.v1 import canvas_schedule_pb2, canvas_schedule_service_pb2, canvas_schedule_service_pb2_grpc
 
