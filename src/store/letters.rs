@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use sea_orm::sea_query::{Expr, ExprTrait};
-use sea_orm::{ColumnTrait, DbErr, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, QueryFilter, QueryOrder, QuerySelect};
 use uuid::Uuid;
 
 use super::commit::begin;
@@ -85,23 +85,40 @@ impl Store {
     pub async fn revive(&self, key: Key, id: DispatchId, now: DateTime<Utc>, delivery: &Delivery) -> Result<Firing, Error> {
         let revive = async {
             let db = begin(&self.link.db()).await?;
-            // Under the lock of its schedule: a cancellation waits for us or we see it.
-            let Some(row) = sql::read_rows(&db, &[(key.0.0, key.1.0)], Lock::Wait).await?.pop() else {
-                return Ok(Err(Error::NotFound { schedule_id: key.1.to_string() }));
-            };
-            let mut rows = dispatches::of_schedules(&db, &[ScheduleKey::of(&row)]).await?;
-            let (schedule, firings) = dispatches::schedule(row.clone(), rows.remove(&row.id).unwrap_or_default())?;
-            let Some(dead) = firings.into_iter().find(|firing| firing.id(schedule.id) == id) else {
-                return Ok(Err(Error::DispatchNotFound { dispatch_id: id.to_string() }));
-            };
-            let revived = match dead.revived(&schedule, now, delivery) {
-                Ok(revived) => revived,
-                Err(refused) => return Ok(Err(refused)),
-            };
-            dispatches::update(&db, &[convert::dispatch_row(key.0, &schedule, &revived)?]).await?;
-            db.commit().await?;
-            Ok(Ok(revived))
+            let revived = revived(&db, key, id, now, delivery).await?;
+            // A refusal ends it here too: one that is only dropped holds its row a while longer, and a dispatch that is due is
+            // passed over meanwhile.
+            match &revived {
+                Ok(_) => db.commit().await?,
+                Err(_) => db.rollback().await?,
+            }
+            Ok(revived)
         };
         self.link.in_time(revive).await?
     }
+}
+
+/// The firing that is to be tried again, written; or why it cannot be.
+async fn revived<C: ConnectionTrait>(
+    db: &C,
+    key: Key,
+    id: DispatchId,
+    now: DateTime<Utc>,
+    delivery: &Delivery,
+) -> Result<Result<Firing, Error>, DbErr> {
+    // Under the lock of its schedule: a cancellation waits for us or we see it.
+    let Some(row) = sql::read_rows(db, &[(key.0.0, key.1.0)], Lock::Wait).await?.pop() else {
+        return Ok(Err(Error::NotFound { schedule_id: key.1.to_string() }));
+    };
+    let mut rows = dispatches::of_schedules(db, &[ScheduleKey::of(&row)]).await?;
+    let (schedule, firings) = dispatches::schedule(row.clone(), rows.remove(&row.id).unwrap_or_default())?;
+    let Some(dead) = firings.into_iter().find(|firing| firing.id(schedule.id) == id) else {
+        return Ok(Err(Error::DispatchNotFound { dispatch_id: id.to_string() }));
+    };
+    let revived = match dead.revived(&schedule, now, delivery) {
+        Ok(revived) => revived,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    dispatches::update(db, &[convert::dispatch_row(key.0, &schedule, &revived)?]).await?;
+    Ok(Ok(revived))
 }
