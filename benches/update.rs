@@ -12,6 +12,8 @@
 
 #[path = "update/door.rs"]
 mod door;
+#[path = "update/http1.rs"]
+mod http1;
 #[path = "update/load.rs"]
 mod load;
 #[path = "update/loaded.rs"]

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::Fallible;
-use super::load::{self, Order};
+use super::load::{self, Face, Order};
 use super::loaded::{self, DATABASE};
 use super::machine::Cpu;
 use super::offered::{Kept, Offer, Offered};
@@ -92,6 +92,7 @@ impl Run<'_> {
     fn alone(&self, verdict: &mut Verdict) -> Fallible<f64> {
         let title = format!("dispatch {} updates alone", self.setup.title);
         let order = Order {
+            face: Face::Grpc,
             address: self.servers[0].address().to_owned(),
             key: self.servers[0].key().to_owned(),
             callers: self.plan.callers,

@@ -9,6 +9,7 @@ use chrono::DateTime;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use super::http1::Connection;
 use super::rows::{Random, Times, canvas, id};
 use super::settings::WARM_UP;
 use super::wire::Method;
@@ -23,10 +24,21 @@ const ANSWER_MOST: Duration = Duration::from_secs(20);
 /// A caller that failed so often stops.
 const FAILURES_MOST: u64 = 20;
 
+/// By which face the callers come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Face {
+    /// gRPC, many callers to a connection.
+    Grpc,
+    /// The documented JSON over HTTP/1.1, a connection for each caller.
+    Rest,
+}
+
 /// What a load generator is asked to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Order {
-    /// The server, as address and port.
+    /// By which face.
+    pub face: Face,
+    /// The server's port for it, as address and port.
     pub address: String,
     /// The key of every caller.
     pub key: String,
@@ -143,14 +155,17 @@ fn serve_callers(order: &Order, callers: Range<u64>, threads: u64, begin: Instan
     runtime.block_on(async {
         let connections = (CONNECTIONS_MOST / threads).min(callers.end - callers.start);
         let mut clients = Vec::new();
-        for _ in 0..connections {
+        for _ in (0..connections).filter(|_| order.face == Face::Grpc) {
             clients.push(Method::connect(&order.address, UPDATE, &order.key).await?);
         }
         let measured = begin + WARM_UP..begin + WARM_UP + Duration::from_secs(order.seconds);
         let mut running = tokio::task::JoinSet::new();
-        for (n, client) in callers.zip(clients.iter().cycle()) {
-            let caller = Caller::new(order, n, client, measured.clone());
-            running.spawn(caller.run(begin));
+        for (n, at) in callers.zip(0..) {
+            let way = match order.face {
+                Face::Grpc => Way::Grpc(clients[at % clients.len()].clone()),
+                Face::Rest => Way::Rest(Connection::to(&order.address, &order.key).await?),
+            };
+            running.spawn(Caller::new(order, n, way, measured.clone()).run(begin));
         }
         let mut all = Tally::new();
         let last = tokio::time::Instant::from_std(measured.end + ANSWER_MOST);
@@ -164,9 +179,24 @@ fn serve_callers(order: &Order, callers: Range<u64>, threads: u64, begin: Instan
     })
 }
 
+/// How a caller's updates reach the server.
+enum Way {
+    Grpc(Method),
+    Rest(Connection),
+}
+
+impl Way {
+    async fn update(&mut self, request: &v1::UpdateCanvasScheduleRequest) -> Result<v1::UpdateCanvasScheduleResponse, String> {
+        match self {
+            Self::Grpc(method) => method.call(request).await,
+            Self::Rest(connection) => connection.update(request).await,
+        }
+    }
+}
+
 /// One caller: owner of a slice of the schedules, waiting for each answer before it asks again.
 struct Caller {
-    update: Method,
+    way: Way,
     times: Times,
     slice: Range<u64>,
     /// The last revision seen of each schedule of the slice; 0: none yet.
@@ -177,19 +207,11 @@ struct Caller {
 }
 
 impl Caller {
-    fn new(order: &Order, n: u64, update: &Method, measured: Range<Instant>) -> Self {
+    fn new(order: &Order, n: u64, way: Way, measured: Range<Instant>) -> Self {
         let slice = n * order.schedules / order.callers..(n + 1) * order.schedules / order.callers;
         let length = usize::try_from(slice.end - slice.start).expect("a slice that fits into memory");
         let seed = u64::from(std::process::id()) << 32 | n;
-        Self {
-            update: update.clone(),
-            times: order.times,
-            slice,
-            seen: vec![0; length],
-            random: Random(seed),
-            measured,
-            tally: Tally::new(),
-        }
+        Self { way, times: order.times, slice, seen: vec![0; length], random: Random(seed), measured, tally: Tally::new() }
     }
 
     async fn run(mut self, begin: Instant) -> Tally {
@@ -210,9 +232,9 @@ impl Caller {
         // Until it is known again what the schedule's revision is.
         let before = std::mem::take(seen);
         let begin = Instant::now();
-        let answer = self.update.call(&request).await;
+        let answer = self.way.update(&request).await;
         let end = Instant::now();
-        let answer: v1::UpdateCanvasScheduleResponse = answer?;
+        let answer = answer?;
         self.tally.acknowledged += 1;
         *seen = checked(&request.schedule_id, before, &answer)?;
         if self.measured.contains(&end) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Fallible;
 use super::door;
-use super::load::{self, Order, Report};
+use super::load::{self, Face, Order, Report};
 use super::loaded::{self, DATABASE};
 use super::machine::Cpu;
 use super::pgbench::{self, CLIENTS, Length, Yardstick};
@@ -16,6 +16,8 @@ use super::server::Server;
 use super::settings::{Settings, WARM_UP};
 use super::support::Postgres;
 
+/// So many callers compare what the faces cost.
+const FACES_CALLERS: u64 = 64;
 /// The longest that backends keep their counters to themselves.
 const STATISTICS_MOST: Duration = Duration::from_secs(20);
 
@@ -76,7 +78,7 @@ impl<'a> Run<'a> {
             self.checkpoint_and_restart()?;
             let server = Server::start(&self.postgres.url(DATABASE), &[])?;
             let title = format!("postgres cold {}", callers(count));
-            let report = self.service(&title, &server, count, verdict)?;
+            let (report, _) = self.service(&title, &server, (Face::Grpc, count), verdict)?;
             report::throughput(&title, &report, cold.per_second);
             server.stop()?;
         }
@@ -115,7 +117,7 @@ impl<'a> Run<'a> {
                 _ => self.yardstick("postgres", clients, length, verdict)?,
             };
             let title = format!("postgres {}", callers(count));
-            let report = self.service(&title, &server, count, verdict)?;
+            let (report, _) = self.service(&title, &server, (Face::Grpc, count), verdict)?;
             let after = self.yardstick("postgres", clients, length, verdict)?;
             report::throughput(&title, &report, f64::midpoint(before.per_second, after.per_second));
             report::steadiness(&title, before.per_second, after.per_second);
@@ -124,7 +126,23 @@ impl<'a> Run<'a> {
             }
             last = Some((clients, after));
         }
+        self.faces(&server, verdict)?;
         server.stop()
+    }
+
+    /// What an update costs the service by each face, in turn so that the noise of the machine hits both.
+    fn faces(&mut self, server: &Server, verdict: &mut Verdict) -> Fallible<()> {
+        let faces = [Face::Grpc, Face::Rest, Face::Grpc, Face::Rest];
+        let mut costs = Vec::new();
+        for face in faces {
+            let title = format!("postgres {} by {face:?}", callers(FACES_CALLERS));
+            let (report, cost) = self.service(&title, server, (face, FACES_CALLERS), verdict)?;
+            println!("{title}: {}/s, {cost:.1} us of the service's processor for an update", grouped(report.per_second));
+            costs.push(cost);
+        }
+        let (grpc, rest) = (costs[0] + costs[2], costs[1] + costs[3]);
+        println!("postgres {} REST costs the service {:.2} times what gRPC does", callers(FACES_CALLERS), rest / grpc);
+        Ok(())
     }
 
     /// One measurement of the yardstick, after a warm-up of its own.
@@ -147,10 +165,12 @@ impl<'a> Run<'a> {
         Ok(measured)
     }
 
-    /// One measurement of the service.
-    fn service(&mut self, title: &str, server: &Server, count: u64, verdict: &mut Verdict) -> Fallible<Report> {
+    /// One measurement of the service by so many callers, and the microseconds of its processor for an update.
+    fn service(&mut self, title: &str, server: &Server, by: (Face, u64), verdict: &mut Verdict) -> Fallible<(Report, f64)> {
+        let (face, count) = by;
         let order = Order {
-            address: server.address().to_owned(),
+            face,
+            address: if face == Face::Rest { server.gateway() } else { server.address() }.to_owned(),
             key: server.key().to_owned(),
             callers: count,
             schedules: self.settings.schedules,
@@ -161,17 +181,17 @@ impl<'a> Run<'a> {
         let began = self.postgres.psql(DATABASE, "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")?;
         let report = load::in_own_process(&order)?;
         self.revisions += report.acknowledged;
-        let cpu = self.print_costs(title, &before, Some(server), report.acknowledged)?;
-        #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
-        let update = Duration::from_secs_f64(cpu.server.max(0.0) / report.acknowledged.max(1) as f64);
-        door::print_ratio(title, self.door, update);
+        let cost = self.print_costs(title, &before, Some(server), report.acknowledged)?;
+        if face == Face::Grpc {
+            door::print_ratio(title, self.door, Duration::from_secs_f64(cost.max(0.0) / 1e6));
+        }
         self.print_batches(title, &began)?;
         verdict.check_calls(title, &report);
         for complaint in server.complaints().iter().take(3) {
             println!("{title}: the service logged {complaint}");
         }
         self.check_revisions(title, verdict)?;
-        Ok(report)
+        Ok((report, cost))
     }
 
     /// How many updates shared a commit since `began`.
@@ -197,9 +217,10 @@ impl<'a> Run<'a> {
         Ok(Counters { wal_bytes, updated, hot })
     }
 
-    /// WAL, HOT share and processor time of `updates` since `before`. Backends hand in their counts late.
+    /// WAL, HOT share and processor time of `updates` since `before`; answers the microseconds of the service's for each. Backends
+    /// hand in their counts late.
     #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
-    fn print_costs(&self, title: &str, before: &Before, server: Option<&Server>, updates: u64) -> Fallible<Cpu> {
+    fn print_costs(&self, title: &str, before: &Before, server: Option<&Server>, updates: u64) -> Fallible<f64> {
         let cpu = Cpu::now(server.map(Server::pid), Some(&self.postgres)).since(before.cpu);
         let wal_bytes = self.counters()?.wal_bytes - before.counters.wal_bytes;
         let until = Instant::now() + STATISTICS_MOST;
@@ -215,7 +236,7 @@ impl<'a> Run<'a> {
             wal_bytes / updates.max(1) as f64,
             cpu.per_thousand(updates)
         );
-        Ok(cpu)
+        Ok(cpu.server * 1e6 / updates.max(1) as f64)
     }
 
     /// Nothing acknowledged is missing, and nothing else is there.

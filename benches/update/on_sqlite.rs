@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 use super::Fallible;
-use super::load::{self, Order};
+use super::load::{self, Face, Order};
 use super::machine::Cpu;
 use super::report::{self, Verdict, callers, grouped};
 use super::rows::{self, Dialect, Random, Times};
@@ -30,6 +30,7 @@ pub fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
         let title = format!("sqlite {}", callers(count));
         let own = Cpu::now(Some(server.pid()), None);
         let order = Order {
+            face: Face::Grpc,
             address: server.address().to_owned(),
             key: server.key().to_owned(),
             callers: count,

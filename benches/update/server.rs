@@ -1,5 +1,7 @@
 //! The service under test, as a child process that is set to nothing but documented flags.
 
+#![allow(dead_code, reason = "shared: not every one of its users needs all of it")]
+
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -26,6 +28,7 @@ const STOP_MOST: Duration = Duration::from_secs(40);
 pub struct Server {
     process: Running,
     address: String,
+    gateway: String,
     key: String,
     log: Receiver<String>,
 }
@@ -77,13 +80,18 @@ impl Server {
         if let Some(output) = process.child().stderr.take() {
             forward(output, lines);
         }
-        let address = bound_address(&log)?;
-        let server = Self { process, address, key, log };
+        let [address, gateway] = bound_addresses(&log)?;
+        let server = Self { process, address, gateway, key, log };
         server.wait_until_serving()?;
         Ok(server)
     }
 
-    /// Its address and port.
+    /// The address and port of its gateway.
+    pub fn gateway(&self) -> &str {
+        &self.gateway
+    }
+
+    /// Its address and port for gRPC.
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -144,8 +152,8 @@ fn forward(output: impl Read + Send + 'static, lines: Sender<String>) {
     });
 }
 
-/// The address in the line that the service logs once it listens.
-fn bound_address(log: &Receiver<String>) -> Fallible<String> {
+/// The addresses for gRPC and of the gateway in the line that the service logs once it listens.
+fn bound_addresses(log: &Receiver<String>) -> Fallible<[String; 2]> {
     let until = Instant::now() + START_MOST;
     let mut lines = Vec::new();
     loop {
@@ -153,9 +161,8 @@ fn bound_address(log: &Receiver<String>) -> Fallible<String> {
             return Err(format!("the service does not say where it listens: {}", lines.join(" / ")).into());
         };
         let parsed: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-        let found = [&parsed["grpc_addr"], &parsed["fields"]["grpc_addr"]].into_iter().find_map(serde_json::Value::as_str);
-        if let Some(address) = found {
-            return Ok(address.to_owned());
+        if let [Some(grpc), Some(gateway)] = ["grpc_addr", "gateway_addr"].map(|name| parsed[name].as_str()) {
+            return Ok([grpc.to_owned(), gateway.to_owned()]);
         }
         lines.push(line);
     }

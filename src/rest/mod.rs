@@ -206,3 +206,7 @@ fn panicked(text: &str) -> Response {
     tracing::error!(text, "the gateway panicked");
     answer::json(StatusCode::INTERNAL_SERVER_ERROR, &Refusal::new("internal error"))
 }
+
+#[cfg(test)]
+#[path = "rest_tests.rs"]
+mod tests;

@@ -80,7 +80,7 @@ pub fn refusal(refused: Refused, naming: Naming, found: usize) -> Response {
 /// A refusal that may be repeated says when: in whole seconds, and never at once.
 fn when_again(mut response: Response, wait: Duration) -> Response {
     if response.status() == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)));
     }
     response
 }

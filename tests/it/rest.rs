@@ -1,8 +1,14 @@
 //! The documented JSON: exact bodies and codes, and what clients of it do.
 
-use ::http::Method;
+use ::http::{Method, Request};
+use bytes::Bytes;
 use canvas_scheduler::pb::v1;
+use futures_util::future::join_all;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::handshake;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 use crate::support::*;
 
@@ -15,6 +21,7 @@ on_both![
     a_change_that_reaches_nobody_is_a_conflict,
     what_is_listed_comes_page_by_page,
     the_description_and_its_page_need_no_key_and_nothing_from_elsewhere,
+    http_2_is_spoken_too_with_many_calls_on_a_connection,
 ];
 
 const CREATE: &str = "/canvas/trigger/schedule/create";
@@ -265,4 +272,26 @@ async fn the_description_and_its_page_need_no_key_and_nothing_from_elsewhere(dat
     }
     assert!(get("/docs/start.js").await.text.contains("\"/openapi.json\""));
     assert_eq!(get("/docs/index.html").await.with(404)["message"], "there is no such path; /openapi.json tells those that there are");
+}
+
+async fn http_2_is_spoken_too_with_many_calls_on_a_connection(database: &Database) {
+    let app = TestApp::start(database).await;
+    let id = created(&app, "canvas").await;
+    let stream = TcpStream::connect(app.gateway()).await.expect("it listens");
+    let (send, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let calls = (0..20).map(|_| {
+        let (mut send, body) = (send.clone(), change(&id, LATER).to_string());
+        let request = Request::post(format!("http://gateway{UPDATE}")).header("authorization", app.bearer());
+        let request = request.header("content-type", "application/json").body(Full::new(Bytes::from(body))).expect("a request");
+        async move {
+            let answer = send.send_request(request).await.expect("an answer");
+            assert_eq!(answer.status(), 201);
+            let body = answer.into_body().collect().await.expect("a body").to_bytes();
+            serde_json::from_slice::<Value>(&body).expect("JSON")["revision"].as_i64().expect("a number")
+        }
+    });
+    let mut revisions = soon(join_all(calls)).await;
+    revisions.sort_unstable();
+    assert_eq!(revisions, (2..22).collect::<Vec<i64>>());
 }
