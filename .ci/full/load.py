@@ -56,7 +56,8 @@ class Caller(threading.Thread):
         kept, token = {}, ""
         while True:
             request = self.requests.ListCanvasScheduleRevisionsRequest(schedule_id=self.schedule_id, page_size=1000, page_token=token)
-            page = self.stub.ListCanvasScheduleRevisions(request, metadata=self.metadata)
+            # A channel that was refused waits before it connects anew.
+            page = self.stub.ListCanvasScheduleRevisions(request, metadata=self.metadata, timeout=20, wait_for_ready=True)
             kept.update({one.revision: one.schedule.time for one in page.revisions})
             token = page.next_page_token
             if not token:
