@@ -10,6 +10,8 @@
     reason = "a program for developers: its settings are BENCH_* variables, its output is lines, and a broken assumption ends it"
 )]
 
+#[path = "update/door.rs"]
+mod door;
 #[path = "update/http1.rs"]
 mod http1;
 #[path = "update/load.rs"]

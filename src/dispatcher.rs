@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::service::{Finished, Leased, POLL, Service, Taken};
 use crate::sink::SharedSink;
 use crate::telemetry::metrics::Sending;
+use crate::telemetry::traces::{Moment, Traces};
 use hands::Hands;
 
 /// The most that is taken or finished at once. What one commit costs is spread over as many by then.
@@ -34,6 +35,7 @@ pub struct Dispatcher {
     clock: SharedClock,
     hands: Hands,
     sending: Sending,
+    traces: Traces,
     answers: mpsc::Sender<Finished>,
     deliveries: JoinSet<()>,
     finisher: JoinSet<()>,
@@ -57,12 +59,24 @@ pub enum Pass {
 impl Dispatcher {
     /// A dispatcher with so many workers: the most dispatches that are in its hands, whatever is due. Call it on the runtime
     /// that is to run it.
-    pub fn new(service: Service, sink: SharedSink, clock: SharedClock, workers: usize, sending: Sending) -> Self {
+    pub fn new(service: Service, sink: SharedSink, clock: SharedClock, workers: usize, sending: Sending, traces: Traces) -> Self {
         let hands = Hands::new(workers, sending.clone());
         let (answers, queue) = mpsc::channel(workers);
         let mut finisher = JoinSet::new();
         finisher.spawn(finish(service.clone(), hands.clone(), queue));
-        Self { service, sink, clock, hands, sending, answers, deliveries: JoinSet::new(), finisher, fire_most: BATCH_MOST, failing: false }
+        Self {
+            service,
+            sink,
+            clock,
+            hands,
+            sending,
+            traces,
+            answers,
+            deliveries: JoinSet::new(),
+            finisher,
+            fire_most: BATCH_MOST,
+            failing: false,
+        }
     }
 
     /// Runs until `stop`, then finishes what is in flight, until `end` at most. What is not finished by then is tried again by
@@ -122,15 +136,17 @@ impl Dispatcher {
         let due = |at: Option<DateTime<Utc>>| at.is_some_and(|at| at <= now);
         let mut more = false;
         if due(next.retry) {
+            let began = self.traces.moment();
             let taken = self.service.retry(room).await?;
             more |= taken.more;
-            self.deliver(taken.leased);
+            self.deliver(taken.leased, began);
         }
         let room = self.hands.room(now).min(self.fire_most);
         if due(next.wake) && room > 0 {
+            let began = self.traces.moment();
             let taken = self.fire(room).await?;
             more |= taken.more;
-            self.deliver(taken.leased);
+            self.deliver(taken.leased, began);
         }
         if more {
             return Ok(Pass::More);
@@ -159,10 +175,14 @@ impl Dispatcher {
         }
     }
 
-    /// Hands each to the sink, in a task of its own.
-    fn deliver(&mut self, leased: Vec<Leased>) {
+    /// Hands each to the sink, in a task of its own. They were taken by a statement that `began` then.
+    fn deliver(&mut self, leased: Vec<Leased>, began: Moment) {
         self.hands.take_up(leased.len());
-        for one in leased {
+        for mut one in leased {
+            let span = self.traces.begin("dispatch", began);
+            span.set("dispatch.id", || one.dispatch.id.to_string());
+            span.set("dispatch.attempt", || i64::from(one.dispatch.attempt));
+            span.past("dispatch.fire", began);
             let (service, sink, clock) = (self.service.clone(), self.sink.clone(), self.clock.clone());
             let (hands, answers, sending) = (self.hands.clone(), self.answers.clone(), self.sending.clone());
             if one.dispatch.attempt == 1 {
@@ -170,9 +190,12 @@ impl Dispatcher {
             }
             self.deliveries.spawn(async move {
                 let mut finished = Finished::of(&one, Answer::Unknown { why: String::new() });
-                let began = Instant::now();
+                let (began, asking) = (Instant::now(), span.asking("dispatch.deliver"));
+                one.dispatch.traceparent = asking.traceparent();
                 let Some(answer) = attempt(&service, sink, one).await else { return hands.put_down(1) };
                 sending.answered(name_of(&answer), began.elapsed());
+                asking.set("dispatch.answer", || name_of(&answer));
+                asking.end();
                 hands.answered(&answer, clock.now());
                 finished.answer = answer;
                 // It holds as many as there are workers, and its reader outlives us.

@@ -33,6 +33,7 @@ use crate::service::admin::Admin;
 use crate::sink::SharedSink;
 use crate::store::{Durability, Options, Store, Writer};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::Traces;
 use accept::{Bounds, Door};
 use entry::Entry;
 use faces::Faces;
@@ -58,6 +59,7 @@ pub struct Server {
     admin: Admin,
     access: Access,
     readiness: Readiness,
+    traces: Traces,
     phase: watch::Sender<Phase>,
     drain: Duration,
     threads: Vec<oneshot::Receiver<()>>,
@@ -86,7 +88,7 @@ impl Server {
     }
 
     async fn serve(settings: &Serve, clock: SharedClock, sink: Option<SharedSink>, opened: Opened) -> Result<Self, Error> {
-        let Opened { store, mut writers, metrics } = opened;
+        let Opened { store, mut writers, metrics, traces } = opened;
         check_durability(&store).await?;
         let (phase, phases) = watch::channel(Phase::Serving);
         let mut faces = Faces::open(settings, bounds(settings), phases.clone()).await?;
@@ -97,7 +99,7 @@ impl Server {
         let readiness = Readiness::new(settings.roles, sink.is_some(), sending.clone().unwrap_or_default()).await;
         let access = Access::new(store.clone(), clock.clone());
         let entry = Entry::shut(readiness.clone(), access.clone());
-        let stack = stack(settings, &access, &clock, &metrics, phases.clone());
+        let stack = Stack { traces: traces.clone(), ..stack(settings, &access, &clock, &metrics, phases.clone()) };
         let shown = Shown { api: settings.roles.api, reflection: settings.reflection };
         let routes = Routes::new(&service, readiness.health(), entry.ready.clone(), shown)?;
         let mut threads = Vec::new();
@@ -111,7 +113,8 @@ impl Server {
         gauges::of_store(&metrics, &store).map_err(Error::internal)?;
         gauges::of_process(&metrics, &readiness, &clock, faces.tls()).map_err(Error::internal)?;
         if let (Some(sink), Some(sending)) = (sink, sending) {
-            let dispatching = Dispatching { service: service.clone(), sink, clock: clock.clone(), workers: settings.workers, sending };
+            let (service, clock, workers, traces) = (service.clone(), clock.clone(), settings.workers, traces.clone());
+            let dispatching = Dispatching { service, sink, clock, workers, sending, traces };
             threads.push(dispatching.start(entry.opened.subscribe(), phases.clone()).await?);
         }
         let admin = Admin::new(store.clone(), clock.clone());
@@ -127,7 +130,21 @@ impl Server {
         tasks.extend(faces.accept(&door.counting(metrics.connections.clone())));
         let _admin_port = JoinSet::from_iter([admin_port::serve(admin_listener, metrics, readiness.clone())]);
         let drain = settings.drain;
-        Ok(Self { grpc_addr, gateway_addr, admin_addr, _admin_port, service, admin, access, readiness, phase, drain, threads, tasks })
+        Ok(Self {
+            grpc_addr,
+            gateway_addr,
+            admin_addr,
+            _admin_port,
+            service,
+            admin,
+            access,
+            readiness,
+            traces,
+            phase,
+            drain,
+            threads,
+            tasks,
+        })
     }
 
     /// Where gRPC callers connect.
@@ -180,17 +197,17 @@ impl Server {
             }
         };
         tokio::pin!(ended);
-        if tokio::time::timeout(self.drain, &mut ended).await.is_ok() {
-            return;
+        if tokio::time::timeout(self.drain, &mut ended).await.is_err() {
+            tracing::warn!(
+                drain_ms = self.drain.as_millis(),
+                "calls or deliveries were still in flight at the end of the drain; callers are told UNAVAILABLE"
+            );
+            self.phase.send_replace(Phase::Ending);
+            if tokio::time::timeout(AFTER_DRAIN, ended).await.is_err() {
+                tracing::error!("a thread did not end in time; what it held is given up");
+            }
         }
-        tracing::warn!(
-            drain_ms = self.drain.as_millis(),
-            "calls or deliveries were still in flight at the end of the drain; callers are told UNAVAILABLE"
-        );
-        self.phase.send_replace(Phase::Ending);
-        if tokio::time::timeout(AFTER_DRAIN, ended).await.is_err() {
-            tracing::error!("a thread did not end in time; what it held is given up");
-        }
+        self.traces.finish().await;
     }
 }
 
@@ -199,11 +216,14 @@ struct Opened {
     store: Store,
     writers: Vec<Writer>,
     metrics: Metrics,
+    traces: Traces,
 }
 
 impl Opened {
     async fn new(settings: &Serve, clock: SharedClock) -> Result<Self, Error> {
         let metrics = Metrics::new().map_err(Error::internal)?;
+        let traces = settings.otlp_endpoint.as_deref().map(Traces::to).transpose();
+        let traces = traces.map_err(|why| Error::Invalid(vec![Violation::new("otlp-endpoint", why)]))?.unwrap_or_default();
         let options = Options {
             writers: settings.writers,
             batch_max: settings.commit_max,
@@ -214,7 +234,7 @@ impl Opened {
             ..Options::new(&settings.database_url)
         };
         let (store, writers) = Store::open(&options, clock, policy(settings)).await?;
-        Ok(Self { store, writers, metrics })
+        Ok(Self { store, writers, metrics, traces })
     }
 }
 
@@ -223,7 +243,7 @@ fn stack(settings: &Serve, access: &Access, clock: &SharedClock, metrics: &Metri
     let (access, clock, calls) = (access.clone(), clock.clone(), metrics.calls.clone());
     let gate = Gate { access, trusted_proxies: settings.trusted_proxies.as_slice().into(), clock, calls: calls.clone() };
     let (max_call, in_flight) = (settings.max_call_time, InFlight::new(settings.max_in_flight, settings.max_in_flight_bytes));
-    Stack { phase, max_call, in_flight, gate, durations: Durations::new(calls) }
+    Stack { phase, max_call, in_flight, gate, durations: Durations::new(calls), traces: Traces::default() }
 }
 
 fn policy(settings: &Serve) -> Policy {

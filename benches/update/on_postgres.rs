@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::Fallible;
+use super::door;
 use super::load::{self, Face, Order, Report};
 use super::loaded::{self, DATABASE};
 use super::machine::Cpu;
@@ -56,6 +57,8 @@ struct Run<'a> {
     script: PathBuf,
     /// What the sum of all revisions must be.
     revisions: u64,
+    /// What keys and limits cost a call.
+    door: Duration,
 }
 
 impl<'a> Run<'a> {
@@ -64,7 +67,7 @@ impl<'a> Run<'a> {
         loaded::load(&postgres, settings.schedules, &times)?;
         let script = postgres.folder().join("update.sql");
         fs::write(&script, rows::pgbench_script(settings.schedules, &times))?;
-        Ok(Self { settings, postgres, times, script, revisions: settings.schedules })
+        Ok(Self { settings, postgres, times, script, revisions: settings.schedules, door: door::cost()? })
     }
 
     /// What a restart and a checkpoint leave of the speed: no page in shared buffers, and each is logged whole once.
@@ -134,11 +137,11 @@ impl<'a> Run<'a> {
         for face in faces {
             let title = format!("postgres {} by {face:?}", callers(FACES_CALLERS));
             let (report, cost) = self.service(&title, server, (face, FACES_CALLERS), verdict)?;
-            println!("{title}: {}/s, {cost:.1} us of the service's processor for an update", grouped(report.per_second));
+            println!("{title}: {}/s, {cost:.1?} of the service's processor for an update", grouped(report.per_second));
             costs.push(cost);
         }
         let (grpc, rest) = (costs[0] + costs[2], costs[1] + costs[3]);
-        println!("postgres {} REST costs the service {:.2} times what gRPC does", callers(FACES_CALLERS), rest / grpc);
+        println!("postgres {} REST costs the service {:.2} times what gRPC does", callers(FACES_CALLERS), rest.div_duration_f64(grpc));
         Ok(())
     }
 
@@ -162,8 +165,8 @@ impl<'a> Run<'a> {
         Ok(measured)
     }
 
-    /// One measurement of the service by so many callers, and the microseconds of its processor for an update.
-    fn service(&mut self, title: &str, server: &Server, by: (Face, u64), verdict: &mut Verdict) -> Fallible<(Report, f64)> {
+    /// One measurement of the service by so many callers, and its processor time for an update.
+    fn service(&mut self, title: &str, server: &Server, by: (Face, u64), verdict: &mut Verdict) -> Fallible<(Report, Duration)> {
         let (face, count) = by;
         let order = Order {
             face,
@@ -178,7 +181,10 @@ impl<'a> Run<'a> {
         let began = self.postgres.psql(DATABASE, "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")?;
         let report = load::in_own_process(&order)?;
         self.revisions += report.acknowledged;
-        let cost = self.print_costs(title, &before, Some(server), report.acknowledged)?;
+        let cpu = self.print_costs(title, &before, Some(server), report.acknowledged)?;
+        #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
+        let cost = Duration::from_secs_f64(cpu.server.max(0.0) / report.acknowledged.max(1) as f64);
+        door::print_ratio(title, self.door, cost);
         self.print_batches(title, &began)?;
         verdict.check_calls(title, &report);
         for complaint in server.complaints().iter().take(3) {
@@ -211,10 +217,9 @@ impl<'a> Run<'a> {
         Ok(Counters { wal_bytes, updated, hot })
     }
 
-    /// WAL, HOT share and processor time of `updates` since `before`; answers the microseconds of the service's for each. Backends
-    /// hand in their counts late.
+    /// WAL, HOT share and processor time of `updates` since `before`; answers the processor time. Backends hand in their counts late.
     #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
-    fn print_costs(&self, title: &str, before: &Before, server: Option<&Server>, updates: u64) -> Fallible<f64> {
+    fn print_costs(&self, title: &str, before: &Before, server: Option<&Server>, updates: u64) -> Fallible<Cpu> {
         let cpu = Cpu::now(server.map(Server::pid), Some(&self.postgres)).since(before.cpu);
         let wal_bytes = self.counters()?.wal_bytes - before.counters.wal_bytes;
         let until = Instant::now() + STATISTICS_MOST;
@@ -230,7 +235,7 @@ impl<'a> Run<'a> {
             wal_bytes / updates.max(1) as f64,
             cpu.per_thousand(updates)
         );
-        Ok(cpu.server * 1e6 / updates.max(1) as f64)
+        Ok(cpu)
     }
 
     /// Nothing acknowledged is missing, and nothing else is there.

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::server::Server;
 use crate::service::admin::KeyOrder;
 use crate::service::{Caller, Filter, Mode, Service};
+use crate::telemetry::traces::Span;
 
 /// The Canvas of the first sample; the second has one of its own, so that an update of either needs no `schedule_id`.
 const CANVASES: [&str; 2] = ["welcome", "spring-sale"];
@@ -45,7 +46,7 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
 
 /// The sample schedules that can still change; made anew where there is none.
 async fn samples(service: &Service, now: DateTime<Utc>) -> Result<Vec<CanvasSchedule>, Error> {
-    let caller = Caller { workspace: WorkspaceId::DEFAULT, actor: "dev".into(), deadline: None };
+    let caller = Caller { workspace: WorkspaceId::DEFAULT, actor: "dev".into(), deadline: None, span: Span::default() };
     let mut samples = Vec::new();
     for (name, in_local_time) in CANVASES.into_iter().zip([true, false]) {
         let canvas_id = CanvasId::parse(name).map_err(Error::internal)?;

@@ -100,9 +100,10 @@ async fn set(admin: &Admin, asked: &Set) -> Result<(), Error> {
 
 #[allow(clippy::print_stdout, reason = "the list is what was asked for")]
 fn print_list(workspaces: &[Workspace]) {
-    println!("NAME\tDEFAULT TIME ZONE\tREQUESTS\tBROADCASTS\tSAME AUDIENCE");
+    println!("NAME\tDEFAULT TIME ZONE\tREQUESTS\tBROADCASTS\tSAME AUDIENCE\tSENDING");
     for one in workspaces {
         let [requests, broadcasts, same_audience] = Counted::ALL.map(|counted| one.limits.of(counted).to_string());
-        println!("{}\t{}\t{requests}\t{broadcasts}\t{same_audience}", one.name, one.default_zone.name());
+        let sending = if one.sending_paused { "paused" } else { "on" };
+        println!("{}\t{}\t{requests}\t{broadcasts}\t{same_audience}\t{sending}", one.name, one.default_zone.name());
     }
 }

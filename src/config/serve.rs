@@ -27,6 +27,16 @@ pub struct ServeArgs {
     /// The address for /metrics, /livez and /readyz: always plain HTTP, and no key is asked for. Port 0 takes a free one
     #[arg(long, env = "CANVAS_SCHEDULER_ADMIN_ADDR", default_value = "127.0.0.1:9090")]
     pub admin_addr: String,
+    /// The collector that traces are sent to by OTLP over gRPC, such as http://127.0.0.1:4317 [default: none; or
+    /// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or OTEL_EXPORTER_OTLP_ENDPOINT]
+    #[arg(long, env = "CANVAS_SCHEDULER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// As OpenTelemetry names it.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", hide = true)]
+    pub otel_exporter_otlp_traces_endpoint: Option<String>,
+    /// As OpenTelemetry names it.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide = true)]
+    pub otel_exporter_otlp_endpoint: Option<String>,
     /// Where dispatches go.
     #[command(flatten)]
     pub sink: SinkArgs,
@@ -124,6 +134,8 @@ pub struct Serve {
     pub gateway_addr: Option<SocketAddr>,
     /// For metrics and probes.
     pub admin_addr: SocketAddr,
+    /// Where traces go, if they go anywhere: `http://host:port`.
+    pub otlp_endpoint: Option<String>,
     /// Where dispatches go, if they go at all.
     pub sink: Option<SinkSettings>,
     /// What this process does.
@@ -198,6 +210,17 @@ impl ServeArgs {
         (tls, grpc.zip(on.zip(gateway).map(|(on, gateway)| on.then_some(gateway))))
     }
 
+    /// The collector of traces: by our own name, or by OpenTelemetry's. In plain text: one that is far away is reached by way of
+    /// an agent beside this process.
+    fn collector(&self, reader: &mut Reader) -> Option<String> {
+        let by_name = [&self.otlp_endpoint, &self.otel_exporter_otlp_traces_endpoint, &self.otel_exporter_otlp_endpoint];
+        let stated = by_name.into_iter().flatten().find(|stated| !stated.is_empty())?;
+        if stated.strip_prefix("http://").is_some_and(|rest| !rest.is_empty()) {
+            return Some(stated.clone());
+        }
+        reader.fault("otlp-endpoint", stated, "a URL such as http://127.0.0.1:4317")
+    }
+
     /// # Errors
     /// Every fault, a line each.
     #[allow(clippy::too_many_lines, reason = "a line for each setting")]
@@ -205,7 +228,7 @@ impl ServeArgs {
         let mut reader = Reader::default();
         let database_url = reader.database(&self.database);
         let (tls, addrs) = self.ports(&mut reader);
-        let admin_addr = reader.address("admin-addr", &self.admin_addr);
+        let (admin_addr, otlp_endpoint) = (reader.address("admin-addr", &self.admin_addr), self.collector(&mut reader));
         let trusted_proxies = reader.networks("trusted-proxies", &self.trusted_proxies);
         let reflection = reader.switch("reflection", &self.reflection);
         let (sink, roles) = (reader.sink(&self.sink), reader.roles(&self.roles));
@@ -227,14 +250,14 @@ impl ServeArgs {
         let max_in_flight_megabytes = reader.number::<usize>("max-in-flight-megabytes", &self.max_in_flight_megabytes, 4, 1_000_000);
         let first_byte_timeout = reader.duration("first-byte-timeout", &self.first_byte_timeout);
         let max_connection_age = reader.duration("max-connection-age", &self.max_connection_age);
-        let max_call_time = reader.duration("max-call-time", &self.max_call_time);
-        let drain = reader.duration("drain", &self.drain);
+        let (max_call_time, drain) = (reader.duration("max-call-time", &self.max_call_time), reader.duration("drain", &self.drain));
         let read = move || {
             Some(Serve {
                 database_url: database_url?,
                 grpc_addr: addrs?.0,
                 gateway_addr: addrs?.1,
                 admin_addr: admin_addr?,
+                otlp_endpoint,
                 sink,
                 roles: roles?,
                 tls,

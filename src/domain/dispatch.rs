@@ -35,6 +35,8 @@ pub struct Dispatch {
     pub lateness: TimeDelta,
     /// The number of this attempt, counted from 1.
     pub attempt: u32,
+    /// The header `traceparent` under which it is handed over, where it is traced.
+    pub traceparent: Option<String>,
 }
 
 /// What a sink says of one dispatch.

@@ -9,9 +9,9 @@ use uuid::Uuid;
 use crate::error::quote;
 
 /// The most characters of an opaque id.
-const ID_MAX: usize = 255;
+pub const ID_MAX: usize = 255;
 /// The most characters of a request id.
-const REQUEST_ID_MAX: usize = 128;
+pub const REQUEST_ID_MAX: usize = 128;
 
 /// Checks that an opaque text has 1 to `most` characters and no control character (a NUL cannot be stored by PostgreSQL, the
 /// others hide in logs).

@@ -14,9 +14,9 @@ pub const PROPERTIES_MAX_DEPTH: usize = 30;
 /// The most recipients of one request.
 pub const RECIPIENTS_MAX: usize = 50;
 /// The most characters of an identifier.
-const IDENTIFIER_MAX: usize = 255;
+pub const IDENTIFIER_MAX: usize = 255;
 /// The most entries of `prioritization`.
-const PRIORITIZATION_MAX: usize = 10;
+pub const PRIORITIZATION_MAX: usize = 10;
 
 /// A JSON object for templates. Its keys are in order, so equal properties have equal text.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

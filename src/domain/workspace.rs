@@ -25,6 +25,8 @@ pub struct Workspace {
     pub default_zone: Zone,
     /// How much its callers may ask.
     pub limits: Limits,
+    /// Whether sending is paused for it; it may be for all besides.
+    pub sending_paused: bool,
 }
 
 /// Checks what a new workspace is called.

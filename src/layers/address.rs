@@ -28,10 +28,11 @@ pub(super) fn of_caller(peer: Option<SocketAddr>, headers: &HeaderMap, proxies: 
     Some(address)
 }
 
-/// An address, which some proxies write with its port.
+/// An address, which some proxies write with its port, or in brackets.
 fn parse(hop: &[u8]) -> Option<IpAddr> {
     let hop = std::str::from_utf8(hop).ok()?.trim();
-    hop.parse().ok().or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()))
+    let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
+    bare.parse().ok().or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()))
 }
 
 #[cfg(test)]
@@ -52,6 +53,10 @@ mod tests {
             ("proxies only", "10.0.0.1", &["10.0.0.3,10.0.0.2"][..], Some("10.0.0.3")),
             ("with a port", "10.0.0.1", &["192.0.2.9:1234"][..], Some("192.0.2.9")),
             ("of IPv6", "2001:db8::1", &["[2001:db9::1]:1"][..], Some("2001:db9::1")),
+            ("of IPv6 in brackets", "2001:db8::1", &["[2001:db9::1]"][..], Some("2001:db9::1")),
+            ("of IPv6 with a zone", "2001:db8::1", &["fe80::1%eth0"][..], None),
+            ("a proxy of IPv4 over IPv6", "10.0.0.1", &["192.0.2.9, ::ffff:10.0.0.2"][..], Some("192.0.2.9")),
+            ("nothing after a comma", "10.0.0.1", &["192.0.2.9,"][..], None),
             ("of IPv4 over IPv6", "::ffff:10.0.0.1", &["192.0.2.9"][..], Some("192.0.2.9")),
             ("no address", "10.0.0.1", &["192.0.2.9, unknown"][..], None),
             ("no text", "10.0.0.1", &[""][..], None),

@@ -75,7 +75,7 @@ pub(super) async fn admit(request: &mut Request<Body>, call: &Call, gate: &Gate)
     let held = gate.access.admit(&presented, from, needs).await.map_err(|why| count(denied(why)))?;
     request.headers_mut().remove(AUTHORIZATION);
     let deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
-    request.extensions_mut().insert(Caller { workspace: held.workspace(), actor: held.actor(), deadline });
+    request.extensions_mut().insert(Caller { workspace: held.workspace(), actor: held.actor(), deadline, span: call.span.clone() });
     Ok(Some(held))
 }
 

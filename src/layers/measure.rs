@@ -38,6 +38,20 @@ pub struct Durations {
     cells: Arc<[OnceLock<Option<Histogram>>]>,
 }
 
+/// The method that a path stands for; the number after the last for one that is not served.
+fn number_of(path: &str) -> usize {
+    METHODS.iter().position(|method| path.strip_prefix('/') == Some(method)).unwrap_or(METHODS.len())
+}
+
+fn method_name(number: usize) -> &'static str {
+    METHODS.get(number).copied().unwrap_or(OTHER)
+}
+
+/// What the method that a path stands for is called in telemetry.
+pub(super) fn method_of(path: &str) -> &'static str {
+    method_name(number_of(path))
+}
+
 impl Durations {
     /// Of these calls.
     pub fn new(calls: Calls) -> Self {
@@ -46,10 +60,9 @@ impl Durations {
 
     /// A call of `path` has ended.
     pub(super) fn ended(&self, path: &str, code: Code, took: Duration) {
-        let method = METHODS.iter().position(|method| path.strip_prefix('/') == Some(method)).unwrap_or(METHODS.len());
+        let method = number_of(path);
         let Some(cell) = usize::try_from(i32::from(code)).ok().and_then(|code| self.cells.get(method * CODES + code)) else { return };
-        let name = METHODS.get(method).copied().unwrap_or(OTHER);
-        if let Some(durations) = cell.get_or_init(|| self.calls.durations(name, name_of(code))) {
+        if let Some(durations) = cell.get_or_init(|| self.calls.durations(method_name(method), name_of(code))) {
             durations.observe(took.as_secs_f64());
         }
     }
@@ -57,7 +70,12 @@ impl Durations {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::watch;
+
     use super::*;
+    use crate::layers::in_flight::InFlight;
+    use crate::layers::support::{UNARY, done, pass, request, verdict};
+    use crate::layers::{Phase, Stack};
     use crate::telemetry::metrics::Metrics;
 
     #[test]
@@ -79,5 +97,29 @@ mod tests {
         counted("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "UNAUTHENTICATED", 1);
         counted(OTHER, "UNIMPLEMENTED", 4);
         assert_eq!(text.matches("rpc_server_call_duration_seconds_count").count(), 3, "and for nothing else");
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_is_counted_by_its_reason() {
+        let metrics = Metrics::new().expect("metrics");
+        let (_phase, phase) = watch::channel(Phase::Serving);
+        let stack = |calls_most| {
+            let mut stack = Stack { in_flight: InFlight::new(calls_most, usize::MAX), ..Stack::new(phase.clone()) };
+            stack.gate.calls = metrics.calls.clone();
+            stack
+        };
+        let mut stranger = request(UNARY);
+        stranger.headers_mut().clear();
+        assert_eq!(verdict(&pass(stack(1), stranger, |_| async { panic!("let in") }).await).1, "KEY_MISSING");
+        for _ in 0..2 {
+            assert_eq!(verdict(&pass(stack(0), request(UNARY), |_| async { panic!("let in") }).await).1, "OVERLOADED");
+        }
+        assert_eq!(verdict(&pass(stack(1), request(UNARY), |_| async { done() }).await).1, "");
+        let text = metrics.text().expect("a text");
+        for line in
+            ["canvas_scheduler_auth_refusals_total{reason=\"KEY_MISSING\"} 1", "canvas_scheduler_calls_shed_total{kind=\"unary\"} 2"]
+        {
+            assert!(text.lines().any(|one| one == line), "{line} in\n{text}");
+        }
     }
 }

@@ -23,6 +23,7 @@ use self::in_flight::{Checks, InFlight};
 use self::measure::Durations;
 use self::sending::Unsent;
 use crate::error::Error;
+use crate::telemetry::traces::{Span, Traces};
 
 mod address;
 pub mod auth;
@@ -55,6 +56,8 @@ pub struct Stack {
     pub gate: Gate,
     /// Where it is told how long calls take.
     pub durations: Durations,
+    /// Where it is told which way they took.
+    pub traces: Traces,
 }
 
 impl Stack {
@@ -88,13 +91,10 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let (inner, stack) = (self.inner.clone(), self.stack.clone());
         Box::pin(async move {
-            let call = Call::of(&request);
+            let call = Call::of(&request, &stack.traces);
             let place = match stack.in_flight.enter(&call) {
                 Ok(place) => place,
-                Err(shed) => {
-                    stack.gate.calls.shed(call.streams());
-                    return Ok(trace::record(pin!(async { shed.refusal() }), &call, &stack).await);
-                }
+                Err(shed) => return Ok(trace::record(pin!(async { shed.refusal() }), &call, &stack).await),
             };
             let bound = deadline::read(&mut request, &call, stack.max_call);
             // Each future is pinned once and the layers borrow it: passing them on by value would double their size each time.
@@ -149,15 +149,19 @@ struct Call {
     unsent: Option<Arc<Unsent>>,
     /// Among which a health check counts.
     checks: Option<Checks>,
+    /// Of its trace; of a stream, or of a health check, there is none.
+    span: Span,
 }
 
 impl Call {
-    fn of(request: &Request<Body>) -> Self {
+    fn of(request: &Request<Body>, traces: &Traces) -> Self {
         let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         let kind = kind_of(request.uri().path());
         let unsent = request.extensions().get::<Arc<Unsent>>().filter(|_| kind != Kind::Stream).cloned();
         let checks = request.extensions().get::<Checks>().filter(|_| kind == Kind::Health).cloned();
-        Self { uri: request.uri().clone(), kind, began: Instant::now(), peer, unsent, checks }
+        let span =
+            if kind == Kind::Unary { traces.call(measure::method_of(request.uri().path()), request.headers()) } else { Span::default() };
+        Self { uri: request.uri().clone(), kind, began: Instant::now(), peer, unsent, checks, span }
     }
 
     fn streams(&self) -> bool {

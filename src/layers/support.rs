@@ -23,6 +23,7 @@ use crate::domain::key::RANDOM_BYTES;
 use crate::domain::{ApiKey, NewKey};
 use crate::service::access::Access;
 use crate::telemetry::metrics::Calls;
+use crate::telemetry::traces::Traces;
 
 pub const UNARY: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
 pub const STREAM: &str = "/grpc.health.v1.Health/Watch";
@@ -88,6 +89,7 @@ impl Stack {
             in_flight: InFlight::new(1_000, usize::MAX),
             gate: Gate { access, trusted_proxies: [].into(), clock: Arc::new(SystemClock), calls: Calls::default() },
             durations: Durations::new(Calls::default()),
+            traces: Traces::default(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A request id for every call, and one line in the log and one duration in the metrics when it ends.
+//! A request id for every call, and one line in the log and one duration in the metrics when it ends; its span ends then too.
 
 use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 
 use super::in_flight::Shed;
 use super::{Call, Stack, body, name_of};
+use crate::telemetry::traces::Span;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -37,7 +38,8 @@ where
 {
     let id = NEXT.fetch_add(1, Ordering::Relaxed);
     let (uri, streams, stack) = (call.uri.clone(), call.streams(), stack.clone());
-    let mut line = Line { uri, streams, began: call.began, peer: call.peer, id, stack, shed: false, written: false };
+    let (began, peer, span) = (call.began, call.peer, call.span.clone());
+    let mut line = Line { uri, streams, began, peer, id, stack, span, shed: false, written: false };
     let mut response = REQUEST_ID.scope(id, inner).await;
     if let Ok(id) = HeaderValue::try_from(format!("{id:016x}")) {
         response.headers_mut().insert(HEADER, id);
@@ -45,6 +47,9 @@ where
     if !call.streams() || http_body::Body::is_end_stream(response.body()) {
         let cause = response.extensions().get::<Status>().and_then(Error::source);
         line.shed = response.extensions().get::<Shed>().is_some();
+        if line.shed {
+            line.stack.gate.calls.shed(line.streams);
+        }
         line.write(code_of(response.headers()), cause);
         return response;
     }
@@ -63,6 +68,7 @@ struct Line {
     peer: Option<SocketAddr>,
     id: u64,
     stack: Arc<Stack>,
+    span: Span,
     /// Refused before anything was done; logged elsewhere, once for many.
     shed: bool,
     written: bool,
@@ -73,6 +79,7 @@ impl Line {
     fn write(&mut self, code: Code, cause: Option<&(dyn Error + 'static)>) {
         self.written = true;
         self.stack.durations.ended(self.uri.path(), code, self.began.elapsed());
+        end(&self.span, code);
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
@@ -107,6 +114,15 @@ impl Line {
             | Code::Unauthenticated => line!(debug),
         }
     }
+}
+
+/// Ends the span of a call: as a failure where the fault is the server's, as OpenTelemetry's conventions have it.
+fn end(span: &Span, code: Code) {
+    span.set("rpc.response.status_code", || name_of(code));
+    if matches!(code, Code::Unknown | Code::DeadlineExceeded | Code::Unimplemented | Code::Internal | Code::Unavailable | Code::DataLoss) {
+        span.fail(name_of(code));
+    }
+    span.end();
 }
 
 impl Drop for Line {

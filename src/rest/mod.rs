@@ -3,6 +3,7 @@
 
 mod answer;
 mod body;
+mod bounds;
 mod call;
 mod docs;
 pub mod openapi;

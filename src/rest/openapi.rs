@@ -9,6 +9,7 @@ use http::{HeaderValue, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::answer::{CanvasScheduleDetails, Created, Deleted, Page, Updated};
+use super::bounds;
 use super::read::{Naming, ReadObject};
 use super::schema::Schemas;
 use super::status::Refusal;
@@ -75,7 +76,9 @@ fn paths(schemas: &mut Schemas) -> Value {
     let delete = post("deleteCanvasSchedule", cancels, body::<v1::CancelCanvasScheduleRequest>(schemas), &deleted);
     let mut get =
         operation("getCanvasSchedule", "One schedule, what it carries, and the waves to come", (StatusCode::OK, &read), &refusal, &ON_GET);
-    get["parameters"] = json!([{ "name": "schedule_id", "in": "path", "required": true, "schema": { "type": "string" } }]);
+    let mut schedule_id = json!({ "type": "string" });
+    bounds::add("schedule_id", &mut schedule_id);
+    get["parameters"] = json!([{ "name": "schedule_id", "in": "path", "required": true, "schema": schedule_id }]);
     let listed = "Schedules by id (the order of creation), filtered by Canvas and state";
     let mut list = operation("listCanvasSchedules", listed, (StatusCode::OK, &page), &refusal, &ON_GET);
     list["parameters"] = json!(schemas.query::<v1::ListCanvasSchedulesRequest>());

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
+use super::bounds;
 use super::read::{Describe, Naming, ReadObject, fields};
 use crate::pb::FILE_DESCRIPTOR_SET;
 
@@ -27,7 +28,7 @@ impl Schemas {
             for (field, describe) in fields::<T>(naming) {
                 let text = Text::of(T::NAME, field);
                 required.extend(text.required.then_some(field));
-                properties.insert(field.to_owned(), self.field(describe, &text));
+                properties.insert(field.to_owned(), self.field(field, describe, &text));
             }
             let mut schema = json!({ "type": "object", "properties": properties, "additionalProperties": false });
             if !required.is_empty() {
@@ -39,8 +40,9 @@ impl Schemas {
     }
 
     /// A field. An optional one may be null, which is the same as absent.
-    fn field(&mut self, describe: Describe, text: &Text) -> Value {
+    fn field(&mut self, name: &str, describe: Describe, text: &Text) -> Value {
         let mut schema = describe(self);
+        bounds::add(name, &mut schema);
         if !text.required {
             schema = match schema.get("type") {
                 Some(kind) => {
@@ -58,7 +60,9 @@ impl Schemas {
     pub fn query<T: ReadObject>(&mut self) -> Vec<Value> {
         let parameter = |(field, describe): (&str, Describe)| {
             let text = Text::of(T::NAME, field).text;
-            json!({ "name": field, "in": "query", "description": text, "schema": describe(self) })
+            let mut schema = describe(self);
+            bounds::add(field, &mut schema);
+            json!({ "name": field, "in": "query", "description": text, "schema": schema })
         };
         fields::<T>(Naming::Canvas).into_iter().map(parameter).collect()
     }

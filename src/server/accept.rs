@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -169,10 +169,10 @@ impl Door {
 
     /// A place among the connections of this address; none when it has too many.
     fn enter(&self, address: IpAddr) -> Option<Place> {
-        let address = address.to_canonical();
         if lies_in(&self.proxies, address) {
             return Some(Place(None));
         }
+        let address = counted_as(address);
         let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         let live = by_address.entry(address).or_default();
         if *live >= self.max_of_one_address {
@@ -180,6 +180,14 @@ impl Door {
         }
         *live += 1;
         Some(Place(Some((address, self.by_address.clone()))))
+    }
+}
+
+/// Whoever has one address of IPv6 has the 2^64 beside it, so that these count as one.
+fn counted_as(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        of_ipv4 @ IpAddr::V4(_) => of_ipv4,
     }
 }
 

@@ -280,3 +280,16 @@ fn an_address_has_so_many_connections_and_a_proxy_as_many_as_there_are() {
     assert_eq!(door.by_address.lock().expect("no panic under the lock").len(), 1, "who has none takes no room");
     enter("192.0.2.1").expect("there is room again");
 }
+
+#[test]
+fn the_addresses_that_one_caller_has_of_ipv6_count_as_one() {
+    let door = Door::new(Bounds::default(), 2, vec!["2001:db8:1::/48".parse().expect("a network")]);
+    let enter = |address: &str| door.enter(address.parse().expect("an address"));
+    let places = [enter("2001:db8::1"), enter("2001:db8::ffff:0:0:1")];
+    assert!(places.iter().all(Option::is_some) && enter("2001:db8::2").is_none());
+    assert!(enter("2001:db8:0:1::1").is_some() && enter("192.0.2.1").is_some(), "others'");
+    let proxies: Vec<_> = (0..5).map(|_| enter("2001:db8:1::1")).collect();
+    assert!(proxies.iter().all(Option::is_some));
+    drop(places);
+    assert!(enter("2001:db8::2").is_some());
+}

@@ -11,6 +11,7 @@ use crate::layers::drain::Phase;
 use crate::service::Service;
 use crate::sink::{self, SharedSink};
 use crate::telemetry::metrics::Sending;
+use crate::telemetry::traces::Traces;
 
 /// Where dispatches go.
 pub enum Place {
@@ -50,6 +51,8 @@ pub struct Dispatching {
     pub workers: usize,
     /// Where it is told what becomes of them.
     pub sending: Sending,
+    /// Where it is told which way they took.
+    pub traces: Traces,
 }
 
 impl Dispatching {
@@ -60,13 +63,13 @@ impl Dispatching {
     pub async fn start(self, opened: watch::Receiver<bool>, phases: watch::Receiver<Phase>) -> Result<oneshot::Receiver<()>, Error> {
         let (tell, told) = oneshot::channel();
         let ends = run_thread("dispatcher".to_owned(), async move {
-            let Self { service, sink, clock, workers, sending } = self;
+            let Self { service, sink, clock, workers, sending, traces } = self;
             let sink = match sink.open(&clock).await {
                 Ok(sink) => sink,
                 Err(error) => return drop(tell.send(Err(error))),
             };
             drop(tell.send(Ok(())));
-            send(Dispatcher::new(service, sink, clock, workers, sending), opened, phases).await;
+            send(Dispatcher::new(service, sink, clock, workers, sending, traces), opened, phases).await;
         })?;
         told.await.map_err(Error::internal)??;
         Ok(ends)

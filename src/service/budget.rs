@@ -304,7 +304,8 @@ impl Window {
     fn wanted(&self) -> u64 {
         let pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
         let used = pace.had.saturating_sub(self.left.load(Ordering::Relaxed)).saturating_sub(pace.used);
-        let elapsed = pace.at.elapsed().max(Duration::from_millis(1));
+        // A few calls that come at once, as after a stall, are no rate: a chunk is at most eight times what was used of the last.
+        let elapsed = pace.at.elapsed().max(CHUNK_LASTS / 8);
         let per_chunk = used as f64 * CHUNK_LASTS.as_secs_f64() / elapsed.as_secs_f64();
         (per_chunk as u64).max(1)
     }

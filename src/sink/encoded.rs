@@ -131,6 +131,7 @@ mod tests {
             properties: Properties(serde_json::json!({ "a": [1, "b"] }).as_object().cloned().expect("an object")),
             lateness: TimeDelta::milliseconds(1500),
             attempt: 3,
+            traceparent: None,
         }
     }
 

@@ -68,6 +68,10 @@ impl Grpc {
         if let Some(authorization) = &self.authorization {
             request.metadata_mut().insert("authorization", authorization.clone());
         }
+        // It is ASCII.
+        if let Some(traceparent) = dispatch.traceparent.as_ref().and_then(|value| value.parse().ok()) {
+            request.metadata_mut().insert("traceparent", traceparent);
+        }
         match tokio::time::timeout(self.timeout, trigger(transport, request)).await {
             Ok(Ok(_)) => Answer::Delivered,
             Ok(Err(status)) => answer(&status, &sent),

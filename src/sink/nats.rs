@@ -62,7 +62,10 @@ impl Nats {
             return Answer::NotTaken { why: "not connected to NATS".to_owned(), retry_after: None };
         };
         let subject = format!("{}.{}", self.subject, word(&dispatch.workspace));
-        let message = PublishMessage::build().payload(json::body(dispatch).into()).message_id(dispatch.id.to_string());
+        let mut message = PublishMessage::build().payload(json::body(dispatch).into()).message_id(dispatch.id.to_string());
+        if let Some(traceparent) = &dispatch.traceparent {
+            message = message.header("traceparent", traceparent.as_str());
+        }
         let published = async { self.jetstream.send_publish(subject, message).await?.await };
         match timeout_at(began + self.timeout, published).await {
             Ok(Ok(_)) => Answer::Delivered,

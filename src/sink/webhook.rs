@@ -81,7 +81,11 @@ impl Webhook {
 
     fn request(&self, dispatch: &Dispatch, sent: Sent) -> Result<Request<Posted>, http::Error> {
         let (id, timestamp, body) = (dispatch.id.to_string(), self.clock.now().timestamp(), json::body(dispatch));
-        Request::post(&self.url)
+        let mut request = Request::post(&self.url);
+        if let Some(traceparent) = &dispatch.traceparent {
+            request = request.header("traceparent", traceparent);
+        }
+        request
             .header(CONTENT_TYPE, "application/json")
             .header(USER_AGENT, concat!("canvas-scheduler/", env!("CARGO_PKG_VERSION")))
             .header("webhook-id", &id)

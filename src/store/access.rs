@@ -98,6 +98,7 @@ impl Store {
                     limits: limits.get(&row.id).copied().unwrap_or_default(),
                     default_zone: Zone::parse(&row.default_time_zone).map_err(convert::broken)?,
                     name: row.name,
+                    sending_paused: row.sending_paused,
                 })
             };
             rows.into_iter().map(workspace).collect::<Result<Vec<_>, DbErr>>()

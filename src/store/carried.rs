@@ -120,6 +120,7 @@ impl Payloads {
             properties,
             lateness: (now - firing.wave.time).max(TimeDelta::zero()),
             attempt: firing.attempt,
+            traceparent: None,
         };
         let until = firing.again_at.unwrap_or(now);
         let lag = (now - firing.wave.time.max(schedule.updated_at)).max(TimeDelta::zero());

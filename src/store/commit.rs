@@ -127,8 +127,10 @@ impl Writer {
 
     /// A round that ends. One that takes too long is given up with its connection; its callers are told that the outcome is
     /// unknown, since their answers' senders go with it. SQLite is in this process, and its file answers or fails.
-    async fn bounded_round(&mut self, jobs: Vec<Job>) -> Result<Vec<Job>, Failed> {
-        self.writes.taken(jobs.len());
+    async fn bounded_round(&mut self, mut jobs: Vec<Job>) -> Result<Vec<Job>, Failed> {
+        let changes = jobs.len();
+        self.writes.taken(changes);
+        jobs.iter_mut().for_each(|job| job.enter_round(changes));
         let began = Instant::now();
         if self.db.get_database_backend() != DbBackend::Postgres {
             let ended = self.round(jobs).await;

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::error::RETRY_AFTER;
 use crate::domain::{Command, Create, Outcome, RequestId, ScheduleId, WorkspaceId};
 use crate::error::Error;
+use crate::telemetry::traces::Span;
 
 /// How long a change is tried while the database is away, from when it was handed over.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(5);
@@ -25,6 +26,8 @@ pub struct Caller {
     pub actor: Arc<str>,
     /// When the caller stops waiting; work that has not begun by then is not begun.
     pub deadline: Option<Instant>,
+    /// Of the call, in its trace.
+    pub span: Span,
 }
 
 /// A caller's name for a request, and what the request was.
@@ -88,6 +91,8 @@ pub struct Job {
     pub lock_awaited: bool,
     /// Writes whose commits were cut off.
     pub unsettled: Vec<Unsettled>,
+    /// Where it is on its way: in the queue, or in a round.
+    stage: Span,
     give_up_at: Instant,
     answer: oneshot::Sender<Result<Outcome, Error>>,
 }
@@ -97,7 +102,8 @@ impl Job {
     pub fn new(caller: Caller, work: Work, request: Option<RequestKey>) -> (Self, oneshot::Receiver<Result<Outcome, Error>>) {
         let (answer, arrives) = oneshot::channel();
         let give_up_at = Instant::now() + GIVE_UP_AFTER;
-        (Self { caller, work, request, rounds_lost: 0, lock_awaited: false, unsettled: vec![], give_up_at, answer }, arrives)
+        let stage = caller.span.child("commit.queue");
+        (Self { caller, work, request, rounds_lost: 0, lock_awaited: false, unsettled: vec![], stage, give_up_at, answer }, arrives)
     }
 
     /// The key of its row.
@@ -105,8 +111,16 @@ impl Job {
         (self.caller.workspace, self.work.schedule_id().0)
     }
 
+    /// A round begins that carries so many changes.
+    pub fn enter_round(&mut self, changes: usize) {
+        self.stage.end();
+        self.stage = self.caller.span.child("commit.round");
+        self.stage.set("commit.batch_size", || i64::try_from(changes).unwrap_or(i64::MAX));
+    }
+
     /// Answers the caller, who may have gone.
     pub fn answer(self, answer: Result<Outcome, Error>) {
+        self.stage.end();
         // A caller who is gone learns the outcome by reading or by repeating the request id.
         let _gone = self.answer.send(answer);
     }

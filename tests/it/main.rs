@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, reason = "a test says what it expected")]
 
 mod access;
+mod backlog;
 mod bad_input;
 mod brake;
 mod dispatch;
@@ -23,4 +24,5 @@ mod sinks;
 mod store;
 mod support;
 mod tenants;
+mod traces;
 mod update;

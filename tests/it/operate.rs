@@ -17,6 +17,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_types::StatusExt;
 
+use crate::support::plain_http::get;
 use crate::support::*;
 
 on_both![health_answers_by_service, a_call_with_no_time_left_is_not_begun];
@@ -212,6 +213,8 @@ async fn a_stop_lets_calls_in_flight_finish_and_ends_everything_else(database: &
     let app = narrow(database, Duration::from_secs(60)).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let (silent, addr) = (TcpStream::connect(app.addr()).await.expect("a connection"), app.addr());
+    let admin = app.admin_addr();
+    assert_eq!(get(&admin, "/readyz").await, (200, r#"{"ready":true,"reasons":[],"warnings":[]}"#.to_owned()));
     let mut health = watch(&app).await;
     assert_eq!(health.message().await.expect("a status").expect("one").status(), ServingStatus::Serving);
     // Takes what calls are counted with, which needs the lock too on SQLite.
@@ -230,6 +233,9 @@ async fn a_stop_lets_calls_in_flight_finish_and_ends_everything_else(database: &
     assert_eq!((end.code(), end.get_details_error_info().expect("always").reason), (Code::Unavailable, "DRAINING".to_owned()));
     closed(silent).await;
     assert!(!stopping.is_finished(), "it waits for the calls in flight");
+    let (status, told) = get(&admin, "/readyz").await;
+    assert!(status == 503 && told.contains(r#""reason":"draining""#), "{told}");
+    assert_eq!(get(&admin, "/livez").await.0, 200);
     held.rollback().await.expect("the lock is given back");
     soon(stopping).await.expect("it stops");
     // One that came too late for the queue was refused; the others finished.

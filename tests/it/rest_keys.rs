@@ -1,8 +1,8 @@
 //! Every route with every kind of key: exact status, body and headers.
 
+use ::http::Method;
 use canvas_scheduler::domain::{Counted, KeyId, Permissions, Quota};
 use canvas_scheduler::service::admin::WorkspaceChange;
-use http::Method;
 use serde_json::{Value, json};
 
 use crate::support::gateway::Answer;

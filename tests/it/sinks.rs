@@ -26,6 +26,9 @@ const SHORT: Duration = Duration::from_millis(300);
 /// The bound of one delivery where the test is not about it.
 const LONG: Duration = Duration::from_secs(60);
 
+/// The trace that a dispatch is part of.
+const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
 /// How to reach `url` within `timeout`.
 fn reach(url: &str, timeout: Duration) -> Reach {
     Reach { url: Secret(url.parse().expect(url)), timeout, connect_timeout: LONG, ca: None }
@@ -87,6 +90,7 @@ fn dispatch() -> Dispatch {
         properties: Properties(object(json!({ "greeting": "hello", "nested": { "list": [1, 2.5, null] } }))),
         lateness: TimeDelta::milliseconds(1500),
         attempt: 4,
+        traceparent: Some(TRACEPARENT.to_owned()),
     }
 }
 

@@ -5,6 +5,8 @@ mod bearer;
 pub mod calls;
 pub mod database;
 pub mod gateway;
+#[path = "../support/http.rs"]
+pub mod plain_http;
 pub mod sending;
 pub mod sink;
 pub mod stores;
@@ -105,6 +107,7 @@ pub fn settings(database: &Database) -> Serve {
         gateway_addr: Some(([127, 0, 0, 1], 0).into()),
         admin_addr: ([127, 0, 0, 1], 0).into(),
         roles: Roles { api: true, dispatcher: true },
+        otlp_endpoint: None,
         sink: None,
         tls: None,
         trusted_proxies: vec![],
@@ -229,6 +232,11 @@ impl TestApp {
     /// A client on the app's one connection with another key.
     pub fn client_with(&self, key: &str) -> Client {
         client_on(self.channel.clone(), key)
+    }
+
+    /// Where metrics and readiness are asked for.
+    pub fn admin_addr(&self) -> String {
+        self.server.admin_addr().to_string()
     }
 
     /// Where it listens.

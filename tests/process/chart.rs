@@ -1,5 +1,5 @@
-//! What the Helm chart takes for granted: which settings there are, a database that is told by parts, and a migration after a
-//! rollback.
+//! What the Helm chart takes for granted: which settings and metrics there are, where the runbook has its entries, a database that is
+//! told by parts, and a migration after a rollback.
 
 use std::collections::BTreeSet;
 
@@ -12,6 +12,10 @@ use super::postgres::process::run;
 use super::server::{PATIENCE, command};
 
 const SCHEMA: &str = include_str!("../../helm/canvas-scheduler/values.schema.json");
+const ALERTS: &str = include_str!("../../helm/canvas-scheduler/files/alerts.yaml");
+const DASHBOARD: &str = include_str!("../../helm/canvas-scheduler/files/dashboard.json");
+const METRICS: &str = include_str!("../../docs/metrics.md");
+const OPERATIONS: &str = include_str!("../../docs/operations.md");
 
 /// What the chart sets by values of their own, as it knows the ports, the Secrets and the grace period.
 const SET_BY_THE_CHART: [&str; 18] = [
@@ -41,9 +45,37 @@ fn the_chart_takes_every_setting_of_serve_and_no_other() {
     let taken: BTreeSet<String> = schema["definitions"]["settings"]["properties"].as_object().unwrap().keys().cloned().collect();
     let mut line = CommandLine::command();
     line.build();
-    let flags = line.find_subcommand("serve").unwrap().get_arguments().filter_map(|one| one.get_long());
+    let flags = line.find_subcommand("serve").unwrap().get_arguments().filter(|one| !one.is_hide_set()).filter_map(|one| one.get_long());
     let there: BTreeSet<String> = flags.filter(|flag| !SET_BY_THE_CHART.contains(flag)).map(str::to_owned).collect();
     assert_eq!(taken, there);
+}
+
+/// The metrics that a text names, without what a histogram adds.
+fn metrics_of(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let ours = words.filter(|word| ["canvas_scheduler_", "rpc_server_", "process_"].iter().any(|start| word.starts_with(start)));
+    ours.map(|name| ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name)).collect()
+}
+
+#[test]
+fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+    let listed = metrics_of(METRICS);
+    for text in [ALERTS, DASHBOARD] {
+        let asked = metrics_of(text);
+        assert!(asked.len() > 5, "{asked:?}");
+        assert_eq!(asked.difference(&listed).collect::<Vec<_>>(), Vec::<&&str>::new());
+    }
+}
+
+#[test]
+fn each_alert_has_an_entry_in_the_runbook() {
+    let headings = OPERATIONS.lines().filter(|line| line.starts_with('#'));
+    let anchors: BTreeSet<String> = headings.map(|line| line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-")).collect();
+    let links: Vec<&str> = ALERTS.lines().filter_map(|line| line.trim().strip_prefix("runbook_url: docs/operations.md#")).collect();
+    assert_eq!(links.len(), ALERTS.matches("- alert:").count(), "one each");
+    for link in links {
+        assert!(anchors.contains(link), "{link} in {anchors:?}");
+    }
 }
 
 #[test]

@@ -153,7 +153,7 @@ async fn slow_readers_are_closed() {
 #[tokio::test]
 async fn more_connections_than_an_address_may_have_over_both_ports() {
     let database = Database::sqlite();
-    let server = Server::start(&database.url(), &["--max-connections-per-address", "20"]).await;
+    let server = Server::start(&database.url(), &["--max-connections-per-address", "20", "--first-byte-timeout", "5m"]).await;
     let neighbour = Neighbour::of(&server).await;
     let mut streams = Vec::new();
     for n in 0..100 {

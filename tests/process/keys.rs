@@ -80,12 +80,15 @@ fn a_workspace_is_made_once_listed_and_set_postgres() {
 
 fn life_of_a_workspace(database: &Database) {
     let listed = || told(database, &["workspace", "list"]).unwrap();
-    assert!(listed().contains("default\tUTC\t250000/hour\t250/minute\t10/minute\n"), "{}", listed());
+    assert!(listed().contains("default\tUTC\t250000/hour\t250/minute\t10/minute\ton\n"), "{}", listed());
     told(database, &["workspace", "create", "team", "--broadcasts", "7/minute"]).unwrap();
-    assert!(listed().contains("team\tUTC\t250000/hour\t7/minute\t10/minute\n"), "{}", listed());
+    assert!(listed().contains("team\tUTC\t250000/hour\t7/minute\t10/minute\ton\n"), "{}", listed());
     told(database, &["workspace", "set", "team", "--default-time-zone", "asia/tokyo", "--requests", "9/hour"]).unwrap();
     told(database, &["workspace", "set", "team", "--requests", "8/hour"]).unwrap();
-    assert!(listed().contains("team\tAsia/Tokyo\t8/hour\t7/minute\t10/minute\n"), "{}", listed());
+    assert!(listed().contains("team\tAsia/Tokyo\t8/hour\t7/minute\t10/minute\ton\n"), "{}", listed());
+
+    told(database, &["workspace", "set", "team", "--sending", "paused"]).unwrap();
+    assert!(listed().contains("10/minute\tpaused\n"), "{}", listed());
 
     for (args, told_of) in [
         (vec!["create", "team"], "already"),

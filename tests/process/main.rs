@@ -24,6 +24,7 @@ mod lock;
 mod server;
 
 mod abuse;
+mod backup;
 mod chart;
 mod clock;
 mod command_line;

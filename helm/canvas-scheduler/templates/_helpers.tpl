@@ -44,7 +44,9 @@ matchExpressions:
 
 {{- /* The Deployments: by name, with what each has. */}}
 {{- define "cs.components" -}}
-{{- $common := pick .Values "settings" "env" "replicas" "resources" "podAnnotations" "podLabels" "nodeSelector" "tolerations" "affinity" "priorityClassName" "topologySpread" "autoscaling" "podDisruptionBudget" }}
+{{- $placement := pick .Values "nodeSelector" "tolerations" "affinity" "priorityClassName" "topologySpread" }}
+{{- $pods := pick .Values "settings" "env" "replicas" "resources" "podAnnotations" "podLabels" "autoscaling" "podDisruptionBudget" }}
+{{- $common := merge $pods $placement }}
 {{- if .Values.split }}
 {{- range $role := list "api" "dispatcher" }}
 {{- $own := mergeOverwrite (deepCopy $common) (deepCopy (index $.Values $role)) }}

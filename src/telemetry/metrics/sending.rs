@@ -66,8 +66,8 @@ impl Sending {
             oldest,
             in_hand: of_sink("dispatches_in_hand", "Dispatches in the hands of this process.")?,
             in_hand_max: of_sink("dispatches_in_hand_max", "How many there may be.")?,
-            unknown: of_sink("dispatches_unknown", "Dispatches of unknown outcome, up to 10,000 of a workspace.")?,
-            dead: of_sink("dispatches_dead", "Dead letters that are kept, up to 10,000 of a workspace.")?,
+            unknown: of_sink("dispatches_unknown", "Dispatches of unknown outcome, up to 10,000.")?,
+            dead: of_sink("dispatches_dead", "Dead letters that are kept, up to 10,000.")?,
             answers: shelf.counters(
                 Opts::new("canvas_scheduler_dispatch_answers_total", "Attempts, by what the sink said.").const_label("sink", sink),
                 "answer",

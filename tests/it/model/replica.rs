@@ -8,6 +8,7 @@ use canvas_scheduler::domain::{
 };
 use canvas_scheduler::error::Error;
 use canvas_scheduler::service::{Caller, Details, DispatchFilter, Finished, Leased, Mode, Service, Update};
+use canvas_scheduler::telemetry::traces::Span;
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 use serde_json::json;
@@ -237,7 +238,7 @@ async fn start(database: &Database) -> (TestStore, Service) {
 }
 
 fn caller() -> Caller {
-    Caller { workspace: WorkspaceId::DEFAULT, actor: "model".into(), deadline: None }
+    Caller { workspace: WorkspaceId::DEFAULT, actor: "model".into(), deadline: None, span: Span::default() }
 }
 
 fn request_id() -> RequestId {

@@ -74,6 +74,7 @@ async fn a_dispatch_is_called_whole_with_the_token() {
     assert_eq!(deliver(&grpc(&url, LONG).await, &dispatch()).await, Answer::Delivered);
     let (metadata, got) = engine.got.lock().expect("no panic").pop().expect("a call");
     assert_eq!(metadata.get("authorization").expect("a token"), "Bearer t0ken");
+    assert_eq!(metadata.get("traceparent").expect("a trace"), TRACEPARENT);
     assert!(metadata.contains_key("grpc-timeout"), "the engine is told how long we wait");
     let wave = v1::Wave {
         time: Some(prost_types::Timestamp { seconds: dispatch().wave.time.timestamp(), nanos: 0 }),

@@ -108,6 +108,7 @@ async fn a_dispatch_is_kept_once_under_its_id() {
     let message = stream.get_raw_message(1).await.expect("it is there");
     assert_eq!(message.subject.as_str(), "canvas.trigger.default");
     assert_eq!(message.headers.get("Nats-Msg-Id").expect("an id").as_str(), dispatch().id.to_string());
+    assert_eq!(message.headers.get("traceparent").expect("a trace").as_str(), TRACEPARENT);
     let body: Value = serde_json::from_slice(&message.payload).expect("JSON");
     assert_eq!(body, webhook::expected_body());
 }

@@ -68,6 +68,7 @@ async fn a_dispatch_is_posted_as_json_signed_by_each_secret() {
     assert_eq!(got.path, "/hook?code=1");
     assert_eq!(got.headers["content-type"], "application/json");
     assert_eq!(got.headers["webhook-id"], dispatch().id.to_string());
+    assert_eq!(got.headers["traceparent"], TRACEPARENT);
     for secret in SECRETS {
         Verifier::new(secret).expect("a secret").verify(&got.body, &got.headers).expect(secret);
     }

@@ -8,6 +8,7 @@ use canvas_scheduler::domain::{
 };
 use canvas_scheduler::error::Error;
 use canvas_scheduler::store::{Caller, Finished, Leased, Options, Store, Work};
+use canvas_scheduler::telemetry::traces::Span;
 use chrono::{DateTime, Utc};
 
 use super::database::Database;
@@ -97,7 +98,7 @@ fn everyone() -> Target {
 }
 
 fn caller() -> Caller {
-    Caller { workspace: WorkspaceId::DEFAULT, actor: "test".into(), deadline: None }
+    Caller { workspace: WorkspaceId::DEFAULT, actor: "test".into(), deadline: None, span: Span::default() }
 }
 
 /// Not taken, as a consumer says that is full.

@@ -1,0 +1,72 @@
+//! What keys and limits cost: the service cannot do without them, so their part of a call is measured by itself, and set against
+//! what a whole update takes of the service's processor.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use canvas_scheduler::clock::SystemClock;
+use canvas_scheduler::domain::{Counted, Permission, Permissions, Policy, Presented, Quota, Window};
+use canvas_scheduler::service::access::Access;
+use canvas_scheduler::service::admin::{Admin, KeyOrder, WorkspaceChange};
+use canvas_scheduler::store::{Options, Store};
+
+use super::Fallible;
+
+/// Calls that are measured, after as many that are not.
+const CALLS: u32 = 500_000;
+
+/// What of a call is its key and its count, on one thread.
+///
+/// # Errors
+/// A call is refused.
+pub fn cost() -> Fallible<Duration> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let cost = runtime.block_on(measure())?;
+    println!("keys and limits: {:.2} us of the processor for a call", cost.as_secs_f64() * 1e6);
+    Ok(cost)
+}
+
+async fn measure() -> Fallible<Duration> {
+    let clock = Arc::new(SystemClock);
+    let (store, _writers) = Store::open(&Options::new("sqlite::memory:"), clock.clone(), Policy::default()).await?;
+    store.migrate().await?;
+    let admin = Admin::new(store.clone(), clock.clone());
+    let quotas = vec![(Counted::Requests, Quota { most: 1_000_000_000_000, window: Window::Hour })];
+    admin.set_workspace("default", &WorkspaceChange { default_zone: None, quotas }).await?;
+    let order = KeyOrder { name: "bench".to_owned(), permissions: Permissions::all(), expires_at: None, allowlist: vec![] };
+    let key = admin.create_key("default", order).await?;
+    let access = Access::new(store, clock);
+    access.read().await?;
+    let mut took = Duration::ZERO;
+    for _ in 0..2 {
+        let begin = Instant::now();
+        for _ in 0..CALLS {
+            admit(&access, key.reveal().as_bytes()).await?;
+        }
+        took = begin.elapsed();
+    }
+    Ok(took / CALLS)
+}
+
+/// As the layers do for an update.
+async fn admit(access: &Access, key: &[u8]) -> Fallible<()> {
+    let presented = Presented::parse(key).ok_or("no key")?;
+    let held = access.admit(&presented, None, Permission::Update).await.map_err(|why| format!("{why:?}"))?;
+    let told = match held.budget().charge_at_once(1) {
+        Some(told) => told,
+        None => held.budget().charge(&canvas_scheduler::domain::Charge::Requests(1)).await,
+    };
+    std::hint::black_box(told.map_err(|over| format!("{over:?}"))?);
+    Ok(())
+}
+
+/// `postgres 64 callers keys and limits ratio 0.98 (0.5 us of 28.0 us of the service's processor for an update)`: what is left of the
+/// throughput by them, where the service's processor is the limit; where something else is, it is more.
+pub fn print_ratio(title: &str, cost: Duration, update: Duration) {
+    let ratio = 1.0 - cost.as_secs_f64() / update.as_secs_f64().max(f64::MIN_POSITIVE);
+    println!(
+        "{title} keys and limits ratio {ratio:.2} ({:.2} us of {:.1} us of the service's processor for an update)",
+        cost.as_secs_f64() * 1e6,
+        update.as_secs_f64() * 1e6
+    );
+}

@@ -1,0 +1,183 @@
+//! Traces, sent by OTLP over gRPC to a collector. Off unless one is named: then a [`Span`] is nothing, and costs a look whether it
+//! is (docs/adr/0009).
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::HeaderMap;
+use opentelemetry::propagation::{Extractor, TextMapPropagator};
+use opentelemetry::trace::{SpanKind, Status, TraceContextExt, Tracer, TracerProvider};
+use opentelemetry::{Context, KeyValue, Value};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+
+/// How long the last spans may take to be sent when the process stops.
+const FLUSH_MOST: Duration = Duration::from_secs(2);
+
+/// The traces of a process. Cheap to clone; by default there are none.
+#[derive(Clone, Default)]
+pub struct Traces(Option<Arc<On>>);
+
+struct On {
+    provider: SdkTracerProvider,
+    tracer: SdkTracer,
+}
+
+/// When something began; nothing where nothing is traced.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Moment(Option<SystemTime>);
+
+impl Traces {
+    /// Sent to a collector such as `http://127.0.0.1:4317`, by the runtime that this is called on; it need not be there yet. How
+    /// much is sampled, how large batches are and further attributes are read from the variables that OpenTelemetry names.
+    ///
+    /// # Errors
+    /// The endpoint is none.
+    pub fn to(endpoint: &str) -> Result<Self, String> {
+        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build();
+        let exporter = exporter.map_err(|why| format!("{endpoint:?} is no collector's endpoint: {why}"))?;
+        let resource = Resource::builder_empty()
+            .with_service_name("canvas-scheduler")
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .with_detectors(&[Box::new(TelemetryResourceDetector), Box::new(EnvResourceDetector::new())])
+            .build();
+        let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
+        let tracer = provider.tracer("canvas-scheduler");
+        Ok(Self(Some(Arc::new(On { provider, tracer }))))
+    }
+
+    /// The span of a call that came with these headers: part of its caller's trace, if they name one.
+    pub fn call(&self, method: &'static str, headers: &HeaderMap) -> Span {
+        let Some(on) = &self.0 else { return Span::default() };
+        let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
+        let attributes = [KeyValue::new("rpc.system.name", "grpc"), KeyValue::new("rpc.method", method)];
+        let builder = on.tracer.span_builder(method).with_kind(SpanKind::Server).with_attributes(attributes);
+        Span::start(&on.tracer, &parent, builder)
+    }
+
+    /// A span that begins a trace of its own.
+    pub fn begin(&self, name: &'static str, began: Moment) -> Span {
+        let Some(on) = &self.0 else { return Span::default() };
+        let builder = on.tracer.span_builder(name).with_start_time(began.0.unwrap_or_else(SystemTime::now));
+        Span::start(&on.tracer, &Context::new(), builder)
+    }
+
+    /// Now.
+    pub fn moment(&self) -> Moment {
+        Moment(self.0.as_ref().map(|_| SystemTime::now()))
+    }
+
+    /// Sends what was not sent yet, within a bound.
+    pub async fn finish(self) {
+        let Some(on) = self.0 else { return };
+        // It waits for the connection, which this runtime carries.
+        let flushed = tokio::task::spawn_blocking(move || on.provider.shutdown_with_timeout(FLUSH_MOST)).await;
+        if let Ok(Err(why)) = flushed {
+            tracing::warn!(%why, "the last traces were not sent");
+        }
+    }
+}
+
+/// A span under way, or nothing. It ends when it is told to, else with its last clone. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Span(Option<Arc<(SdkTracer, Context)>>);
+
+impl Span {
+    fn start(tracer: &SdkTracer, parent: &Context, builder: opentelemetry::trace::SpanBuilder) -> Self {
+        let context = parent.with_span(tracer.build_with_context(builder, parent));
+        Self(Some(Arc::new((tracer.clone(), context))))
+    }
+
+    /// A span within this one, from now on.
+    #[must_use]
+    pub fn child(&self, name: &'static str) -> Self {
+        self.child_from(name, SpanKind::Internal, Moment::default())
+    }
+
+    /// A span within this one that asks somebody else, from now on.
+    #[must_use]
+    pub fn asking(&self, name: &'static str) -> Self {
+        self.child_from(name, SpanKind::Client, Moment::default())
+    }
+
+    /// A span within this one, which ends now.
+    pub fn past(&self, name: &'static str, began: Moment) {
+        self.child_from(name, SpanKind::Internal, began).end();
+    }
+
+    fn child_from(&self, name: &'static str, kind: SpanKind, began: Moment) -> Self {
+        let Some(on) = &self.0 else { return Self::default() };
+        let (tracer, context) = &**on;
+        let builder = tracer.span_builder(name).with_kind(kind).with_start_time(began.0.unwrap_or_else(SystemTime::now));
+        Self::start(tracer, context, builder)
+    }
+
+    /// Says something of it. `value` is asked for only where there is a span.
+    pub fn set<V: Into<Value>>(&self, name: &'static str, value: impl FnOnce() -> V) {
+        if let Some(on) = &self.0 {
+            on.1.span().set_attribute(KeyValue::new(name, value()));
+        }
+    }
+
+    /// It is a failure.
+    pub fn fail(&self, why: &'static str) {
+        if let Some(on) = &self.0 {
+            on.1.span().set_status(Status::error(why));
+        }
+    }
+
+    /// Ends it.
+    pub fn end(&self) {
+        if let Some(on) = &self.0 {
+            on.1.span().end();
+        }
+    }
+
+    /// As others take it on: the header `traceparent` of W3C's Trace Context.
+    pub fn traceparent(&self) -> Option<String> {
+        let context = self.0.as_ref()?.1.span().span_context().clone();
+        let (trace, span, flags) = (context.trace_id(), context.span_id(), context.trace_flags().to_u8());
+        context.is_valid().then(|| format!("00-{trace}-{span}-{flags:02x}"))
+    }
+}
+
+impl std::fmt::Debug for Span {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Span").field(&self.traceparent()).finish()
+    }
+}
+
+/// Headers as the propagator reads them.
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_collector_there_is_nothing() {
+        let traces = Traces::default();
+        let span = traces.call("a.B/C", &HeaderMap::new());
+        span.set("never", || -> i64 { panic!("asked for") });
+        assert!(span.traceparent().is_none() && span.child("x").0.is_none() && traces.begin("x", traces.moment()).0.is_none());
+    }
+
+    #[test]
+    fn an_endpoint_that_is_none_is_told() {
+        let Err(why) = Traces::to("not a url") else { panic!("taken") };
+        assert!(why.contains("not a url"), "{why}");
+    }
+}

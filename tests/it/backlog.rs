@@ -1,0 +1,66 @@
+//! What operators see of sending: what is due, and how dispatches stand.
+
+use std::time::Duration;
+
+use canvas_scheduler::domain::Answer;
+use canvas_scheduler::telemetry::metrics::{Backlog, Standing};
+
+use crate::support::stores::*;
+use crate::support::*;
+
+on_both![what_is_due_is_counted_until_it_is_fired, dispatches_that_are_not_as_they_should_be_are_counted, lag_begins_when_a_wave_is_due];
+
+const DUE: &str = "2026-03-20T08:00:00Z";
+
+async fn backlog(test: &TestStore) -> (i64, u64) {
+    use canvas_scheduler::clock::Clock;
+    let Backlog { due, oldest } = test.store.backlog(test.clock.now()).await.expect("counted");
+    (due, oldest.as_secs())
+}
+
+async fn what_is_due_is_counted_until_it_is_fired(database: &Database) {
+    let test = TestStore::open(database).await;
+    for minute in 0..5 {
+        test.create(&format!("2026-03-20T08:{minute:02}:00Z"), false).await;
+    }
+    assert_eq!(backlog(&test).await, (0, 0), "nothing is due");
+    test.at(DUE);
+    assert_eq!(backlog(&test).await, (1, 0));
+    test.at("2026-03-20T08:03:30Z");
+    assert_eq!(backlog(&test).await, (4, 210));
+    assert_eq!(test.fire(3).await.len(), 3);
+    assert_eq!(backlog(&test).await, (1, 30));
+    test.fire(3).await;
+    assert_eq!(backlog(&test).await, (0, 0));
+}
+
+async fn dispatches_that_are_not_as_they_should_be_are_counted(database: &Database) {
+    let test = TestStore::open(database).await;
+    let standing = async || test.store.standing().await.expect("counted");
+    assert_eq!(standing().await, Standing::default());
+    for _ in 0..6 {
+        test.create(DUE, false).await;
+    }
+    test.at(DUE);
+    let leased = test.fire(6).await;
+    test.finish(&leased[..1], &Answer::Delivered).await;
+    test.finish(&leased[1..3], &unknown()).await;
+    test.finish(&leased[3..6], &Answer::Rejected { why: "400".to_owned() }).await;
+    assert_eq!(standing().await, Standing { unknown: 2, dead: 3, ..Standing::default() });
+    test.store.set_sending(Some("default"), true).await.expect("set");
+    test.store.set_sending(None, true).await.expect("set");
+    assert_eq!(standing().await, Standing { unknown: 2, dead: 3, all_paused: true, workspaces_paused: 1 });
+}
+
+async fn lag_begins_when_a_wave_is_due(database: &Database) {
+    let test = TestStore::open(database).await;
+    test.create(DUE, false).await;
+    test.at("2026-03-20T08:00:02Z");
+    let lag = async || test.fire(1).await[0].lag.to_std().expect("no negative lag");
+    assert_eq!(lag().await, Duration::from_secs(2));
+    // What a caller asks for too late is due at once.
+    test.at("2026-03-20T08:30:00Z");
+    test.create(DUE, false).await;
+    test.at("2026-03-20T08:30:01Z");
+    assert_eq!(lag().await, Duration::from_secs(1));
+}
