@@ -53,10 +53,14 @@ impl Running {
         }
     }
 
-    /// Sends it a signal, such as `TERM`; nothing happens when it has ended.
+    /// Sends it a signal, such as `TERM`; nothing happens when it has ended. After `STOP` each of its threads stands still.
     pub fn signal(&mut self, signal: &str) {
         if self.ended().is_none() {
             send(signal, &[self.pid()]);
+            // The signal is sent when `kill` returns; a thread that runs on another core goes on for a moment.
+            while signal == "STOP" && self.ended().is_none() && !stands_still(self.pid()) {
+                std::thread::yield_now();
+            }
         }
     }
 
@@ -131,4 +135,12 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> Collector {
 
 fn text(collector: Collector) -> String {
     collector.and_then(|thread| thread.join().ok()).unwrap_or_default()
+}
+
+/// Whether each thread of a process is stopped.
+fn stands_still(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    // The state follows the name, which is in parentheses.
+    let stopped = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'));
+    threads.flatten().all(|thread| std::fs::read_to_string(thread.path().join("stat")).is_ok_and(stopped))
 }
