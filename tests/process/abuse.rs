@@ -286,6 +286,20 @@ async fn health_checks_that_never_end() {
     neighbour.was_served_by(&server).await;
 }
 
+/// As many unfinished messages of 1 MB as the window of a connection takes.
+async fn send_large(stream: &mut TcpStream, head: &[u8]) -> std::io::Result<()> {
+    for call in 0..3_u32 {
+        let id = 2 * call + 1;
+        stream.write_all(&frame(HEADERS, 4, id, head)).await?;
+        // The last bytes do not come.
+        stream.write_all(&frame(0, 0, id, &[0, 0, 0x0f, 0xff, 0xff])).await?;
+        for _ in 0..63 {
+            stream.write_all(&frame(0, 0, id, &[b'x'; 16 * 1024])).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Large requests that never end, of one caller, over many connections.
 #[tokio::test]
 async fn more_bytes_than_may_be_under_way() {
@@ -300,16 +314,8 @@ async fn more_bytes_than_may_be_under_way() {
         let mut settings = [0; 9];
         stream.read_exact(&mut settings).await.expect("it answers");
         stream.write_all(&frame(SETTINGS, 1, 0, &[])).await.expect("it reads");
-        // As many as the window of a connection takes.
-        for call in 0..3_u32 {
-            let id = 2 * call + 1;
-            stream.write_all(&frame(HEADERS, 4, id, &head)).await.expect("it reads");
-            // A message of 1 MB, of which the last bytes do not come.
-            stream.write_all(&frame(0, 0, id, &[0, 0, 0x0f, 0xff, 0xff])).await.expect("it reads");
-            for _ in 0..63 {
-                stream.write_all(&frame(0, 0, id, &[b'x'; 16 * 1024])).await.expect("it reads");
-            }
-        }
+        // It may end the connection of a peer who goes on with calls that it has refused.
+        let _ended = send_large(&mut stream, &head).await;
         large.push(stream);
     }
     server.log().times(1, "or too large ones").await;
