@@ -212,6 +212,13 @@ fn open_files() -> usize {
     line.split_whitespace().nth(3).expect("the soft one").parse().unwrap_or(usize::MAX)
 }
 
+/// Waits until somebody new is let in: connections that were ended keep their places until the server has seen it.
+pub async fn until_let_in(server: &Server) {
+    // A connection that is taken gets settings at once.
+    let let_in = async { while TcpStream::connect(server.addr()).await.expect("the kernel accepts").read_u8().await.is_err() {} };
+    tokio::time::timeout(PATIENCE, let_in).await.expect("places are free again");
+}
+
 #[tokio::test]
 async fn more_connections_than_an_address_may_have() {
     let database = Database::sqlite();
@@ -226,6 +233,7 @@ async fn more_connections_than_an_address_may_have() {
         assert!(stream.read_u8().await.is_err(), "one too many");
     }
     drop(streams);
+    until_let_in(&server).await;
     neighbour.was_served_by(&server).await;
 }
 

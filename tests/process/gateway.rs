@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::abuse::Neighbour;
+use super::abuse::{Neighbour, until_let_in};
 use super::database::{Database, test_name};
 use super::load::schedules;
 use super::server::{PATIENCE, Server};
@@ -164,5 +164,6 @@ async fn more_connections_than_an_address_may_have_over_both_ports() {
         assert!(stream.read_u8().await.is_err(), "one too many");
     }
     drop(streams);
+    until_let_in(&server).await;
     neighbour.was_served_by(&server).await;
 }
