@@ -11,7 +11,7 @@ use super::server::{Lines, PATIENCE, command};
 async fn start(folder: &Folder) -> (Running, Vec<String>) {
     let mut dev = command(&["dev", "--grpc-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0"]);
     let mut running = Running::start(dev.current_dir(folder.path()).stdout(Stdio::piped()).stderr(Stdio::null())).unwrap();
-    let screen = Lines::of(running.child().stdout.take().unwrap());
+    let screen = Lines::of_screen(running.child().stdout.take().unwrap());
     screen.first(|line| line.contains("Ctrl-C stops it").then_some(())).await;
     (running, screen.all())
 }

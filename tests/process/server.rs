@@ -56,19 +56,24 @@ pub fn key(url: &str) -> String {
 pub struct Lines(watch::Receiver<Vec<String>>);
 
 impl Lines {
-    /// Reads in a thread of its own until the pipe closes.
-    pub fn of(pipe: impl std::io::Read + Send + 'static) -> Self {
+    /// A screen, on which `dev` shows its key.
+    pub fn of_screen(pipe: impl std::io::Read + Send + 'static) -> Self {
         Self::reading(pipe, |_| true)
     }
 
-    /// The same, of those lines that are `wanted`; all of them are searched for keys.
-    fn reading(pipe: impl std::io::Read + Send + 'static, wanted: fn(&str) -> bool) -> Self {
+    /// A log, of which the lines that are `wanted` are kept; all of them are searched for keys.
+    fn of_log(pipe: impl std::io::Read + Send + 'static, wanted: fn(&str) -> bool) -> Self {
+        Self::reading(pipe, move |line| {
+            traced::search(line);
+            wanted(line)
+        })
+    }
+
+    /// Reads in a thread of its own until the pipe closes.
+    fn reading(pipe: impl std::io::Read + Send + 'static, wanted: impl Fn(&str) -> bool + Send + 'static) -> Self {
         let (sender, lines) = watch::channel(vec![]);
         std::thread::spawn(move || {
-            for line in BufReader::new(pipe).lines().map_while(Result::ok).inspect(|line| traced::search(line)) {
-                if !wanted(&line) {
-                    continue;
-                }
+            for line in BufReader::new(pipe).lines().map_while(Result::ok).filter(|line| wanted(line)) {
                 sender.send_modify(|lines: &mut Vec<String>| lines.push(line));
             }
         });
@@ -195,7 +200,7 @@ impl Server {
         }
         let mut running = Running::start(command(&all).stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
         let usual = |line: &str| !line.contains("\"level\":\"TRACE\"") && !line.contains("\"level\":\"DEBUG\"");
-        let log = Lines::reading(running.child().stderr.take().unwrap(), if all_levels { usual } else { |_| true });
+        let log = Lines::of_log(running.child().stderr.take().unwrap(), if all_levels { usual } else { |_| true });
         let said = log.first(|line| message(line, "listening")).await;
         let addr = |name: &str| said[name].as_str().map(|addr| addr.replace("0.0.0.0", "127.0.0.1"));
         let (addr, gateway, admin_addr) = (addr("grpc_addr").unwrap(), addr("gateway_addr"), addr("admin_addr").unwrap());
