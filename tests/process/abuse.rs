@@ -228,10 +228,12 @@ async fn more_connections_than_an_address_may_have() {
     for _ in 0..100 {
         streams.push(TcpStream::connect(server.addr()).await.expect("the kernel accepts"));
     }
-    // The last ones are closed at once, without a byte of settings.
-    for stream in &mut streams[50..] {
-        assert!(stream.read_u8().await.is_err(), "one too many");
+    // Most are closed at once, without a byte of settings.
+    let mut refused = 0;
+    for stream in &mut streams {
+        refused += usize::from(stream.read_u8().await.is_err());
     }
+    assert!(refused >= 75, "{refused} of 100 were refused");
     drop(streams);
     until_let_in(&server).await;
     neighbour.was_served_by(&server).await;
