@@ -228,12 +228,13 @@ async fn more_connections_than_an_address_may_have() {
     for _ in 0..100 {
         streams.push(TcpStream::connect(server.addr()).await.expect("the kernel accepts"));
     }
-    // Most are closed at once, without a byte of settings.
+    // All but 20 are closed at once, without a byte of settings. Which ones is not known: a connection that asked whether the server
+    // was there may give its place up meanwhile.
     let mut refused = 0;
     for stream in &mut streams {
         refused += usize::from(stream.read_u8().await.is_err());
     }
-    assert!(refused >= 75, "{refused} of 100 were refused");
+    assert!(refused >= 80, "{refused} of 100 were refused");
     drop(streams);
     until_let_in(&server).await;
     neighbour.was_served_by(&server).await;

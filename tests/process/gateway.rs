@@ -160,12 +160,12 @@ async fn more_connections_than_an_address_may_have_over_both_ports() {
         let addr = [server.gateway(), server.addr()][n % 2];
         streams.push(TcpStream::connect(addr).await.expect("the kernel accepts"));
     }
-    // Of those for gRPC, the ones that are taken get settings at once.
+    // Of those for gRPC at most 20 are taken, and get settings at once.
     let mut refused = 0;
     for stream in streams.iter_mut().skip(1).step_by(2) {
         refused += usize::from(stream.read_u8().await.is_err());
     }
-    assert!(refused >= 25, "{refused} of 50 were refused");
+    assert!(refused >= 30, "{refused} of 50 were refused");
     drop(streams);
     until_let_in(&server).await;
     neighbour.was_served_by(&server).await;
