@@ -4,6 +4,7 @@
 pub mod access;
 mod reader;
 mod roles;
+mod secret;
 mod serve;
 mod sink;
 
@@ -15,8 +16,9 @@ use http::uri::Authority;
 
 use reader::Reader;
 pub use roles::Roles;
+pub use secret::Secret;
 pub use serve::{Serve, ServeArgs, TlsFiles};
-pub use sink::{Reach, Secret, SinkArgs, SinkSettings};
+pub use sink::{Reach, SinkArgs, SinkSettings};
 
 /// A self-hosted gRPC service that owns the schedules of API-triggered Canvases.
 #[derive(Debug, Parser)]
@@ -65,7 +67,7 @@ pub struct LogArgs {
 pub struct DatabaseArgs {
     /// postgres://user:password@host/name or sqlite://file?mode=rwc [default: sqlite://canvas-scheduler.db?mode=rwc]
     #[arg(long, env = "CANVAS_SCHEDULER_DATABASE_URL", hide_env_values = true)]
-    pub database_url: Option<String>,
+    pub database_url: Option<Secret<String>>,
     /// A file that holds the database URL, in place of --database-url
     #[arg(long, env = "CANVAS_SCHEDULER_DATABASE_URL_FILE", value_name = "FILE")]
     pub database_url_file: Option<String>,
@@ -114,7 +116,7 @@ impl DatabaseArgs {
     ///
     /// # Errors
     /// Every fault, a line each.
-    pub fn read(&self) -> Result<String, Vec<String>> {
+    pub fn read(&self) -> Result<Secret<String>, Vec<String>> {
         let mut reader = Reader::default();
         let url = reader.database(self);
         reader.finish(url)

@@ -231,7 +231,7 @@ impl Opened {
             reads_max: settings.read_connections,
             revisions_kept: i64::from(settings.revisions_kept),
             writes: metrics.writes.clone(),
-            ..Options::new(&settings.database_url)
+            ..Options::new(&settings.database_url.0)
         };
         let (store, writers) = Store::open(&options, clock, policy(settings)).await?;
         Ok(Self { store, writers, metrics, traces })

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::clock::SystemClock;
-use crate::config::DatabaseArgs;
+use crate::config::{DatabaseArgs, Secret};
 use crate::domain::Policy;
 use crate::error::Error;
 use crate::service::admin::Admin;
@@ -52,7 +52,7 @@ fn fault(error: Error) -> Faults {
 /// What a command line states, read part by part, so that the faults of all parts are told at once.
 struct Reading<T>(Result<T, Faults>);
 
-impl Reading<String> {
+impl Reading<Secret<String>> {
     /// The URL of the database.
     fn of(database: &DatabaseArgs) -> Self {
         Self(database.read())
@@ -74,9 +74,9 @@ impl<T> Reading<T> {
 }
 
 /// Does what an operator asks, over a database whose schema is there.
-async fn with_admin<T>(url: &str, work: impl AsyncFnOnce(Admin) -> Result<T, Faults>) -> Result<T, Faults> {
+async fn with_admin<T>(url: &Secret<String>, work: impl AsyncFnOnce(Admin) -> Result<T, Faults>) -> Result<T, Faults> {
     let clock = Arc::new(SystemClock);
-    let (store, _writers) = Store::open(&Options::new(url), clock.clone(), Policy::default()).await.map_err(fault)?;
+    let (store, _writers) = Store::open(&Options::new(&url.0), clock.clone(), Policy::default()).await.map_err(fault)?;
     if !store.pending_migrations().await.map_err(fault)?.is_empty() {
         return Err(vec!["migrations are pending; run `canvas-scheduler migrate` first".to_owned()]);
     }

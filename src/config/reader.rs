@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::uri::Authority;
 use ipnet::IpNet;
 
-use super::DatabaseArgs;
+use super::{DatabaseArgs, Secret};
 
 /// The database that is used when none is stated.
 pub(super) const DATABASE_DEFAULT: &str = "sqlite://canvas-scheduler.db?mode=rwc";
@@ -100,19 +100,19 @@ impl Reader {
         }
     }
 
-    pub(super) fn database(&mut self, args: &DatabaseArgs) -> Option<String> {
+    pub(super) fn database(&mut self, args: &DatabaseArgs) -> Option<Secret<String>> {
         let url = match (&args.database_url, &args.database_url_file) {
             (Some(_), Some(_)) => {
                 self.faults.push("--database-url and --database-url-file: only one of them may be set".to_owned());
                 return None;
             }
-            (Some(url), None) => url.clone(),
+            (Some(url), None) => url.0.clone(),
             (None, Some(file)) => self.file("database-url-file", file)?.trim().to_owned(),
             (None, None) => DATABASE_DEFAULT.to_owned(),
         };
         let known = ["postgres://", "postgresql://", "sqlite:"].iter().any(|scheme| url.starts_with(scheme));
         if known {
-            return Some(url);
+            return Some(Secret(url));
         }
         // The value may hold a password: it is not repeated.
         self.faults.push("--database-url: must begin with postgres:// or sqlite:".to_owned());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::{DatabaseArgs, Reader, Roles, SinkArgs, SinkSettings};
+use super::{DatabaseArgs, Reader, Roles, Secret, SinkArgs, SinkSettings};
 
 /// How to serve.
 #[derive(Debug, Args)]
@@ -126,8 +126,8 @@ pub struct ServeArgs {
 /// Everything that `serve` and `dev` are set to.
 #[derive(Debug, Clone)]
 pub struct Serve {
-    /// May hold a password: never logged.
-    pub database_url: String,
+    /// May hold a password.
+    pub database_url: Secret<String>,
     /// Beyond loopback only with `tls`, or because plain text was asked for by name.
     pub grpc_addr: SocketAddr,
     /// As `grpc_addr`; none when the gateway is off.

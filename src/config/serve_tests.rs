@@ -5,9 +5,13 @@ use crate::config::reader::DATABASE_DEFAULT;
 use crate::config::{Command, CommandLine};
 
 fn serve(args: &[&str]) -> Result<Serve, Vec<String>> {
+    stated(args).read()
+}
+
+fn stated(args: &[&str]) -> ServeArgs {
     let line = CommandLine::try_parse_from([&["canvas-scheduler", "serve"], args].concat()).expect("known flags");
     match line.command {
-        Command::Serve(args) => args.read(),
+        Command::Serve(args) => args,
         other => panic!("{other:?}"),
     }
 }
@@ -15,7 +19,7 @@ fn serve(args: &[&str]) -> Result<Serve, Vec<String>> {
 #[test]
 fn the_defaults_are_good() {
     let read = serve(&[]).expect("no fault");
-    assert_eq!((read.database_url.as_str(), read.grpc_addr.port()), (DATABASE_DEFAULT, 50051));
+    assert_eq!((read.database_url.0.as_str(), read.grpc_addr.port()), (DATABASE_DEFAULT, 50051));
     assert_eq!(read.roles, Roles { api: true, dispatcher: true });
     assert_eq!((read.lateness, read.horizon_days, read.drain), (Duration::from_secs(3600), 366, Duration::from_secs(20)));
 }
@@ -53,6 +57,16 @@ fn sending_is_set_to_what_can_work() {
         assert!(faults.len() == 1 && faults[0].contains(needed), "{faults:?}");
     }
     assert!(serve(&[&grpc[..], &["--lease=61s", "--roles=dispatcher"]].concat()).is_ok());
+}
+
+#[test]
+fn no_debug_print_shows_a_secret() {
+    let sink = ["--sink=grpc", "--sink-url=http://hidden:1", "--sink-secret=hidden"];
+    let args = stated(&[&sink[..], &["--database-url=postgres://u:hidden@h/d"]].concat());
+    let read = args.read().expect("no fault");
+    for shown in [format!("{args:?}"), format!("{read:?}")] {
+        assert!(shown.contains("50051") && !shown.contains("hidden"), "{shown}");
+    }
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! Where dispatches go: the settings of the sinks.
 
-use std::fmt;
 use std::time::Duration;
 
 use base64::Engine;
@@ -8,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use http::Uri;
 
-use super::Reader;
+use super::{Reader, Secret};
 
 /// The most webhook secrets: the one in use, and the other one of a rotation.
 const WEBHOOK_SECRETS_MAX: usize = 2;
@@ -23,10 +22,10 @@ pub struct SinkArgs {
     pub sink: Option<String>,
     /// http:// or https:// for grpc (without a path) and webhook; nats:// or tls:// for nats
     #[arg(long, env = "CANVAS_SCHEDULER_SINK_URL", hide_env_values = true, help_heading = "Sink")]
-    pub sink_url: Option<String>,
+    pub sink_url: Option<Secret<String>>,
     /// webhook: one whsec_ secret, or two with a space between, both of which sign; grpc and nats: a token, if one is needed
     #[arg(long, env = "CANVAS_SCHEDULER_SINK_SECRET", hide_env_values = true, help_heading = "Sink")]
-    pub sink_secret: Option<String>,
+    pub sink_secret: Option<Secret<String>>,
     /// A file that holds the secret, in place of --sink-secret
     #[arg(long, env = "CANVAS_SCHEDULER_SINK_SECRET_FILE", value_name = "FILE", help_heading = "Sink")]
     pub sink_secret_file: Option<String>,
@@ -45,16 +44,6 @@ pub struct SinkArgs {
     /// nats: what the subject begins with; the workspace follows after a dot
     #[arg(long, env = "CANVAS_SCHEDULER_SINK_SUBJECT", default_value = "canvas.trigger", help_heading = "Sink")]
     pub sink_subject: String,
-}
-
-/// A value that is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret<T>(pub T);
-
-impl<T> fmt::Debug for Secret<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(not shown)")
-    }
 }
 
 /// Where dispatches go.
@@ -132,7 +121,7 @@ impl Reader {
         let secret = self.secret(args);
         let ca = args.sink_ca_file.as_ref().and_then(|file| self.file("sink-ca-file", file));
         let reach = |reader: &mut Self, schemes: &[&str], path: bool| {
-            let url = reader.url(args.sink_url.as_deref(), schemes, path);
+            let url = reader.url(args.sink_url.as_ref(), schemes, path);
             Some(Reach { url: Secret(url?), timeout: timeout?, connect_timeout: connect_timeout?, ca: ca.clone().map(String::into_bytes) })
         };
         match args.sink.as_deref() {
@@ -164,8 +153,8 @@ impl Reader {
     }
 
     /// The value may hold a secret: it is not repeated.
-    fn url(&mut self, stated: Option<&str>, schemes: &[&str], path: bool) -> Option<Uri> {
-        let uri = stated.and_then(|stated| stated.parse::<Uri>().ok()).filter(|uri| {
+    fn url(&mut self, stated: Option<&Secret<String>>, schemes: &[&str], path: bool) -> Option<Uri> {
+        let uri = stated.and_then(|stated| stated.0.parse::<Uri>().ok()).filter(|uri| {
             let known = uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme));
             let no_user = uri.authority().is_some_and(|authority| !authority.as_str().contains('@') && !authority.host().is_empty());
             known && no_user && (path || uri.path_and_query().is_none_or(|path| path.as_str() == "/" || path.as_str().is_empty()))
@@ -185,7 +174,7 @@ impl Reader {
                 self.faults.push("--sink-secret and --sink-secret-file: only one of them may be set".to_owned());
                 return None;
             }
-            (Some(text), None) => text.clone(),
+            (Some(text), None) => text.0.clone(),
             (None, Some(file)) => self.file("sink-secret-file", file)?,
             (None, None) => String::new(),
         };

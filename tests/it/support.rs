@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use canvas_scheduler::clock::ManualClock;
-use canvas_scheduler::config::{Roles, Serve};
+use canvas_scheduler::config::{Roles, Secret, Serve};
 use canvas_scheduler::domain::{Counted, Permissions, Quota, Window};
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
@@ -102,7 +102,7 @@ fn count_panics() {
 /// Small bounds, a free port.
 pub fn settings(database: &Database) -> Serve {
     Serve {
-        database_url: database.url().to_owned(),
+        database_url: Secret(database.url().to_owned()),
         grpc_addr: ([127, 0, 0, 1], 0).into(),
         gateway_addr: Some(([127, 0, 0, 1], 0).into()),
         admin_addr: ([127, 0, 0, 1], 0).into(),
