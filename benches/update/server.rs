@@ -86,7 +86,7 @@ impl Server {
         Ok(server)
     }
 
-    /// The address and port of its gateway.
+    /// The address and port of its gateway; empty where it has none.
     pub fn gateway(&self) -> &str {
         &self.gateway
     }
@@ -152,7 +152,7 @@ fn forward(output: impl Read + Send + 'static, lines: Sender<String>) {
     });
 }
 
-/// The addresses for gRPC and of the gateway in the line that the service logs once it listens.
+/// The addresses for gRPC and of the gateway, which a mere dispatcher has not, in the line that the service logs once it listens.
 fn bound_addresses(log: &Receiver<String>) -> Fallible<[String; 2]> {
     let until = Instant::now() + START_MOST;
     let mut lines = Vec::new();
@@ -161,8 +161,8 @@ fn bound_addresses(log: &Receiver<String>) -> Fallible<[String; 2]> {
             return Err(format!("the service does not say where it listens: {}", lines.join(" / ")).into());
         };
         let parsed: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-        if let [Some(grpc), Some(gateway)] = ["grpc_addr", "gateway_addr"].map(|name| parsed[name].as_str()) {
-            return Ok([grpc.to_owned(), gateway.to_owned()]);
+        if let [Some(grpc), gateway] = ["grpc_addr", "gateway_addr"].map(|name| parsed[name].as_str()) {
+            return Ok([grpc.to_owned(), gateway.unwrap_or_default().to_owned()]);
         }
         lines.push(line);
     }
