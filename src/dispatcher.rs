@@ -4,6 +4,7 @@
 mod hands;
 mod upkeep;
 
+use std::pin::pin;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -12,8 +13,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::clock::{SharedClock, jitter, sleep_until};
-use crate::domain::Answer;
+use crate::domain::{Answer, Dispatch};
 use crate::error::Error;
+use crate::error::panic::caught;
 use crate::service::{Finished, Leased, POLL, Service, Taken};
 use crate::sink::SharedSink;
 use crate::telemetry::metrics::Sending;
@@ -183,16 +185,20 @@ impl Dispatcher {
             span.set("dispatch.id", || one.dispatch.id.to_string());
             span.set("dispatch.attempt", || i64::from(one.dispatch.attempt));
             span.past("dispatch.fire", began);
-            let (service, sink, clock) = (self.service.clone(), self.sink.clone(), self.clock.clone());
+            let (sink, clock, most) = (self.sink.clone(), self.clock.clone(), self.service.delivery_most());
             let (hands, answers, sending) = (self.hands.clone(), self.answers.clone(), self.sending.clone());
             if one.dispatch.attempt == 1 {
                 sending.fired(seconds(one.lag));
             }
             self.deliveries.spawn(async move {
+                if clock.now() >= one.until {
+                    // Its lease ran out before it was begun: it is somebody else's.
+                    return hands.put_down(1);
+                }
                 let mut finished = Finished::of(&one, Answer::Unknown { why: String::new() });
                 let (began, asking) = (Instant::now(), span.asking("dispatch.deliver"));
                 one.dispatch.traceparent = asking.traceparent();
-                let Some(answer) = attempt(&service, sink, one).await else { return hands.put_down(1) };
+                let answer = attempt(&sink, &one.dispatch, most).await;
                 sending.answered(name_of(&answer), began.elapsed());
                 asking.set("dispatch.answer", || name_of(&answer));
                 asking.end();
@@ -252,25 +258,17 @@ fn poll() -> TimeDelta {
     POLL - TimeDelta::milliseconds(less)
 }
 
-/// What the sink says of a dispatch. None when its lease ran out before it was begun: then it is somebody else's.
-async fn attempt(service: &Service, sink: SharedSink, leased: Leased) -> Option<Answer> {
-    if !service.holds(leased.until) {
-        return None;
-    }
-    let most = service.delivery_most();
-    // A task of its own, so that a sink that panics is a failed attempt and no more.
-    let call = tokio::spawn(async move {
-        let delivery = sink.deliver(&leased.dispatch);
-        tokio::time::timeout(most, delivery).await
-    });
-    Some(match call.await {
+/// What the sink says of a dispatch within that time. A sink that panics is a failed attempt and no more.
+async fn attempt(sink: &SharedSink, dispatch: &Dispatch, most: Duration) -> Answer {
+    let delivery = pin!(tokio::time::timeout(most, sink.deliver(dispatch)));
+    match caught(delivery).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) => Answer::Unknown { why: format!("no answer within {} s", most.as_secs()) },
         Err(panic) => {
-            tracing::error!(%panic, "a sink failed by a fault of ours");
+            tracing::error!(panic, "a sink failed by a fault of ours");
             Answer::Unknown { why: "the sink failed".to_owned() }
         }
-    })
+    }
 }
 
 /// Writes what became of attempts, as many at once as there are, until everybody who could tell more is gone.

@@ -1,6 +1,8 @@
 //! The one error of the house: no transport, no ORM. What a caller may read is in the fields; a cause that only an operator
 //! may read is in [`Error::Internal`] alone.
 
+pub mod panic;
+
 use std::fmt;
 use std::time::Duration;
 

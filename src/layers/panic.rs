@@ -1,11 +1,7 @@
 //! A handler that panics fails its own call, and nobody else's. The caller learns the request id, the log the text.
 
-use std::any::Any;
-use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 
 use http::Response;
 use tonic::body::Body;
@@ -13,6 +9,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::{DOMAIN, trace};
+use crate::error::panic::caught;
 
 /// The answer of `inner`, or INTERNAL when it panics. The text of the panic is the source of the status, which
 /// [`trace`] logs with the call and which never leaves the process.
@@ -21,19 +18,6 @@ where
     F: Future<Output = Response<Body>>,
 {
     caught(inner).await.unwrap_or_else(|text| panicked(text).into_http())
-}
-
-/// What `inner` comes to.
-///
-/// # Errors
-/// The text of its panic, which is for the log.
-pub async fn caught<F: Future>(mut inner: Pin<&mut F>) -> Result<F::Output, String> {
-    // What it leaves half done is its own; it is never polled again.
-    let outcome = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| inner.as_mut().poll(cx))) {
-        Ok(poll) => poll.map(Ok),
-        Err(payload) => Poll::Ready(Err(payload)),
-    });
-    outcome.await.map_err(|payload| text_of(payload.as_ref()))
 }
 
 /// Why a call failed, for the log.
@@ -49,16 +33,6 @@ fn panicked(text: String) -> Status {
     let mut status = Status::with_error_details(Code::Internal, message, details);
     status.set_source(Arc::new(Panicked(text)));
     status
-}
-
-fn text_of(payload: &(dyn Any + Send)) -> String {
-    if let Some(text) = payload.downcast_ref::<&str>() {
-        (*text).to_owned()
-    } else if let Some(text) = payload.downcast_ref::<String>() {
-        text.clone()
-    } else {
-        "no text".to_owned()
-    }
 }
 
 #[cfg(test)]

@@ -26,10 +26,11 @@ use prost::Message;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
+use crate::error::panic::caught;
 use crate::layers::found::Found;
 use crate::layers::in_flight::InFlight;
 use crate::layers::sending::{self, Unsent};
-use crate::layers::{panic, weight};
+use crate::layers::weight;
 use crate::pb::v1;
 use answer::Answer;
 use call::{InProcess, Refused};
@@ -176,7 +177,7 @@ impl Service<http::Request<Body>> for Rest {
             let unsent = request.extensions().get::<Arc<Unsent>>().cloned();
             let mut request = request.map(axum::body::Body::new);
             tidy(request.uri_mut());
-            let response = panic::caught(pin!(router.oneshot(request))).await;
+            let response = caught(pin!(router.oneshot(request))).await;
             let response = match response {
                 Ok(Ok(response)) => response,
                 Err(text) => panicked(&text),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use tokio::sync::Notify;
 
 use super::Service;
@@ -160,10 +160,5 @@ impl Service {
     /// How long a delivery may take: well within its lease, so that its answer is written before somebody else tries.
     pub fn delivery_most(&self) -> Duration {
         (self.delivery.lease * 3 / 4).to_std().unwrap_or_default()
-    }
-
-    /// Whether a lease still holds.
-    pub fn holds(&self, until: DateTime<Utc>) -> bool {
-        self.clock.now() < until
     }
 }

@@ -8,7 +8,7 @@ use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, Statement};
 use uuid::Uuid;
 
 use super::carried::{Leased, Payloads, Taking};
-use super::dispatches::{self, DISPATCH, ScheduleKey};
+use super::dispatches::{self, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch};
 use super::fire::{Taken, UNREADABLE_REST};
 use super::rows::{Texts, names};
@@ -20,7 +20,7 @@ use crate::error::Error;
 static DUE: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
         let skip = if backend == DbBackend::Postgres { "FOR UPDATE SKIP LOCKED" } else { "" };
-        let columns = names(DISPATCH, "d.");
+        let columns = names::<dispatch::Model>("d.");
         format!(
             "SELECT {columns}, t.name, t.sending_paused OR (SELECT paused FROM sending WHERE id = 1) AS paused FROM ( \
                SELECT * FROM dispatch WHERE retry_ms <= $1 ORDER BY retry_ms LIMIT $2 {skip} \

@@ -5,12 +5,11 @@ use std::sync::LazyLock;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DbErr};
-use serde::Serialize;
 use uuid::Uuid;
 
 use super::convert;
-use super::dispatches::{SCHEDULE_KEY, ScheduleKey};
-use super::rows::{Columns, Kind, Texts, table};
+use super::dispatches::ScheduleKey;
+use super::rows::{Row, Texts, row, table};
 use crate::domain::{CanvasSchedule, Dispatch, Firing, Properties, Target, WorkspaceId};
 
 /// A dispatch in the hand of whoever took it, until its lease ends.
@@ -50,17 +49,16 @@ pub struct Payloads {
     properties: HashMap<Uuid, String>,
 }
 
-const PROPERTIES_KEY: Columns = &[("workspace_id", Kind::Int), ("id", Kind::Uuid)];
-
-#[derive(Serialize)]
 struct PropertiesKey {
     workspace_id: i32,
     id: Uuid,
 }
 
+row!(PropertiesKey { workspace_id: Int, id: Uuid });
+
 static TARGETS: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let keys = table(backend, "k", SCHEDULE_KEY, 1);
+        let keys = table::<ScheduleKey>(backend, "k", 1);
         format!(
             "WITH {keys} SELECT t.schedule_id, t.body FROM k \
              JOIN canvas_schedule_target t ON t.schedule_id = k.id AND t.workspace_id = k.workspace_id"
@@ -70,7 +68,7 @@ static TARGETS: LazyLock<Texts> = LazyLock::new(|| {
 
 static PROPERTIES: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let keys = table(backend, "k", PROPERTIES_KEY, 1);
+        let keys = table::<PropertiesKey>(backend, "k", 1);
         format!(
             "WITH {keys} SELECT p.id, p.body FROM k \
              JOIN canvas_schedule_properties p ON p.id = k.id AND p.workspace_id = k.workspace_id"
@@ -128,7 +126,7 @@ impl Payloads {
     }
 }
 
-async fn bodies<C: ConnectionTrait>(db: &C, texts: &Texts, keys: &[impl Serialize]) -> Result<HashMap<Uuid, String>, DbErr> {
+async fn bodies<C: ConnectionTrait>(db: &C, texts: &Texts, keys: &[impl Row]) -> Result<HashMap<Uuid, String>, DbErr> {
     let rows = texts.query(db, keys).await?;
     rows.iter().map(|row| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?))).collect()
 }

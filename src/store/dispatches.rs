@@ -5,46 +5,61 @@ use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbErr, FromQueryResult};
-use serde::Serialize;
 use uuid::Uuid;
 
 use super::convert;
 use super::entity::{canvas_schedule, dispatch};
-use super::rows::{Columns, Kind, Texts, names, table};
+use super::rows::{Texts, names, row, table};
 use crate::domain::{CanvasSchedule, DispatchState, Firing};
 
-/// All of a dispatch.
-pub const DISPATCH: Columns = &[
-    ("workspace_id", Kind::Int),
-    ("schedule_id", Kind::Uuid),
-    ("n", Kind::Int),
-    ("revision", Kind::Big),
-    ("wave_ms", Kind::Big),
-    ("retry_ms", Kind::Big),
-    ("fired_ms", Kind::Big),
-    ("finished_ms", Kind::Big),
-    ("attempt", Kind::Int),
-    ("last_attempt", Kind::Int),
-    ("state", Kind::Small),
-    ("optimal_time", Kind::Bool),
-    ("includes_unlisted", Kind::Bool),
-    ("properties_id", Kind::Uuid),
-    ("zones", Kind::Text),
-    ("why", Kind::Text),
-];
-
-/// Names a schedule's row.
-pub const SCHEDULE_KEY: Columns = &[("workspace_id", Kind::Int), ("id", Kind::Uuid)];
-/// Names a dispatch.
-pub const DISPATCH_KEY: Columns = &[("workspace_id", Kind::Int), ("schedule_id", Kind::Uuid), ("n", Kind::Int)];
+row!(dispatch::Model {
+    workspace_id: Int,
+    schedule_id: Uuid,
+    n: Int,
+    revision: Big,
+    wave_ms: Big,
+    retry_ms: BigOrNull,
+    fired_ms: Big,
+    finished_ms: BigOrNull,
+    attempt: Int,
+    last_attempt: Int,
+    state: Small,
+    optimal_time: Bool,
+    includes_unlisted: Bool,
+    properties_id: UuidOrNull,
+    zones: TextOrNull,
+    why: Text,
+});
 
 /// A schedule's key as a row of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ScheduleKey {
     /// The schedule; first, so that keys sort by it.
     pub id: Uuid,
     /// The tenant.
     pub workspace_id: i32,
+}
+
+row!(ScheduleKey { workspace_id: Int, id: Uuid });
+
+/// Names a dispatch.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+pub struct DispatchKey {
+    /// The schedule; first, so that keys sort by it.
+    pub schedule_id: Uuid,
+    /// The number of the firing.
+    pub n: i32,
+    /// The tenant.
+    pub workspace_id: i32,
+}
+
+row!(DispatchKey { workspace_id: Int, schedule_id: Uuid, n: Int });
+
+impl DispatchKey {
+    /// The key of a row.
+    pub fn of(row: &dispatch::Model) -> Self {
+        Self { schedule_id: row.schedule_id, n: row.n, workspace_id: row.workspace_id }
+    }
 }
 
 impl ScheduleKey {
@@ -61,8 +76,8 @@ impl ScheduleKey {
 
 static OF_SCHEDULES: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let keys = table(backend, "k", SCHEDULE_KEY, 1);
-        let columns = names(DISPATCH, "d.");
+        let keys = table::<ScheduleKey>(backend, "k", 1);
+        let columns = names::<dispatch::Model>("d.");
         format!(
             "WITH {keys} SELECT {columns} FROM k JOIN dispatch d ON d.workspace_id = k.workspace_id AND d.schedule_id = k.id \
              ORDER BY d.schedule_id, d.n"
@@ -72,7 +87,7 @@ static OF_SCHEDULES: LazyLock<Texts> = LazyLock::new(|| {
 
 static UPDATE: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let rows = table(backend, "i", DISPATCH, 1);
+        let rows = table::<dispatch::Model>(backend, "i", 1);
         format!(
             "WITH {rows} UPDATE dispatch AS d SET retry_ms = i.retry_ms, finished_ms = i.finished_ms, attempt = i.attempt, \
                last_attempt = i.last_attempt, state = i.state, why = i.why FROM i \
@@ -83,7 +98,7 @@ static UPDATE: LazyLock<Texts> = LazyLock::new(|| {
 
 static DELETE: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let keys = table(backend, "k", DISPATCH_KEY, 1);
+        let keys = table::<DispatchKey>(backend, "k", 1);
         format!("WITH {keys} DELETE FROM dispatch WHERE (workspace_id, schedule_id, n) IN (SELECT workspace_id, schedule_id, n FROM k)")
     })
 });
@@ -91,10 +106,10 @@ static DELETE: LazyLock<Texts> = LazyLock::new(|| {
 /// Only what is unknown as this is written: what is in hand by then is settled by its answer.
 static ABANDON: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let keys = table(backend, "k", SCHEDULE_KEY, 1);
+        let keys = table::<ScheduleKey>(backend, "k", 2);
         let [unknown, abandoned] = [DispatchState::Unknown, DispatchState::Abandoned].map(convert::dispatch_state_code);
         format!(
-            "WITH {keys} UPDATE dispatch AS d SET state = {abandoned}, retry_ms = NULL, finished_ms = $2 FROM k \
+            "WITH {keys} UPDATE dispatch AS d SET state = {abandoned}, retry_ms = NULL, finished_ms = $1 FROM k \
              WHERE d.workspace_id = k.workspace_id AND d.schedule_id = k.id AND d.state = {unknown}"
         )
     })
@@ -140,7 +155,7 @@ pub fn schedule(row: canvas_schedule::Model, dispatches: Vec<dispatch::Model>) -
 /// # Errors
 /// What the database says.
 pub async fn update<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Result<(), DbErr> {
-    UPDATE.execute(db, rows, []).await
+    UPDATE.execute(db, [], rows).await
 }
 
 /// Removes these dispatches.
@@ -148,7 +163,7 @@ pub async fn update<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Res
 /// # Errors
 /// What the database says.
 pub async fn remove<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Result<(), DbErr> {
-    DELETE.execute(db, rows, []).await
+    DELETE.execute(db, [], &rows.iter().map(DispatchKey::of).collect::<Vec<_>>()).await
 }
 
 /// Lays down the unknown dispatches of these schedules, in the transaction that cancels them, after their rows: whoever settles
@@ -157,5 +172,5 @@ pub async fn remove<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Res
 /// # Errors
 /// What the database says.
 pub async fn abandon<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey], now: DateTime<Utc>) -> Result<(), DbErr> {
-    ABANDON.execute(db, keys, [now.timestamp_millis().into()]).await
+    ABANDON.execute(db, [now.timestamp_millis().into()], keys).await
 }

@@ -72,7 +72,7 @@ pub mod wake {
     use sea_orm::entity::prelude::*;
 
     /// One entry.
-    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, serde::Serialize)]
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "canvas_schedule_wake")]
     pub struct Model {
         /// When to look.
@@ -249,7 +249,7 @@ pub mod dispatch {
     use sea_orm::entity::prelude::*;
 
     /// One dispatch. Its id is computed from `schedule_id` and `n`.
-    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel, serde::Serialize)]
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "dispatch")]
     pub struct Model {
         /// The tenant.

@@ -6,11 +6,10 @@ use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbErr};
-use serde::Serialize;
 use uuid::Uuid;
 
 use super::carried::Leased;
-use super::dispatches::{self, DISPATCH_KEY, ScheduleKey};
+use super::dispatches::{self, DispatchKey, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch};
 use super::moves::Moves;
 use super::rows::{Texts, table};
@@ -51,19 +50,12 @@ impl Finished {
     }
 }
 
-#[derive(Serialize, PartialEq, Eq, PartialOrd, Ord)]
-struct DispatchKey {
-    schedule_id: Uuid,
-    n: i32,
-    workspace_id: i32,
-}
-
 static DELIVERED: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let keys = table(backend, "k", DISPATCH_KEY, 1);
+        let keys = table::<DispatchKey>(backend, "k", 2);
         let delivered = convert::dispatch_state_code(DispatchState::Delivered);
         format!(
-            "WITH {keys} UPDATE dispatch AS d SET state = {delivered}, retry_ms = NULL, finished_ms = $2, why = '' FROM k \
+            "WITH {keys} UPDATE dispatch AS d SET state = {delivered}, retry_ms = NULL, finished_ms = $1, why = '' FROM k \
              WHERE d.workspace_id = k.workspace_id AND d.schedule_id = k.schedule_id AND d.n = k.n AND d.state <> {delivered}"
         )
     })
@@ -96,7 +88,7 @@ impl Store {
 async fn deliver<C: ConnectionTrait>(db: &C, delivered: &[&Finished], now: DateTime<Utc>) -> Result<(), DbErr> {
     let mut keys = delivered.iter().map(|one| one.key()).collect::<Result<Vec<_>, _>>()?;
     keys.sort_unstable();
-    DELIVERED.execute(db, &keys, [now.timestamp_millis().into()]).await
+    DELIVERED.execute(db, [now.timestamp_millis().into()], &keys).await
 }
 
 /// Answers how many became dead letters.

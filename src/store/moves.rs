@@ -4,14 +4,13 @@
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
-use serde::Serialize;
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, Value};
 use uuid::Uuid;
 
 use super::convert;
-use super::dispatches::{DISPATCH, ScheduleKey};
+use super::dispatches::ScheduleKey;
 use super::entity::{canvas_schedule, dispatch, wake};
-use super::rows::{Column, Columns, Kind, Texts, json, names, table};
+use super::rows::{Column, Kind, Row, Texts, names, parameters, row, table, values};
 use crate::domain::{CanvasSchedule, zone};
 
 /// What one transaction moves.
@@ -26,7 +25,7 @@ pub struct Moves {
 }
 
 /// One row as it is to be, and its dispatch, if it is fired. The names differ from a dispatch's.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Move {
     workspace: i32,
     id: Uuid,
@@ -38,24 +37,43 @@ pub struct Move {
     zone_rules: i32,
     done_ms: Option<i64>,
     /// What it is fired with.
-    #[serde(flatten)]
     pub dispatch: Option<dispatch::Model>,
 }
 
-const MOVE: Columns = &[
-    ("workspace", Kind::Int),
-    ("id", Kind::Uuid),
-    ("version", Kind::Big),
-    ("next_state", Kind::Small),
-    ("next_wave_ms", Kind::Big),
-    ("wake_ms", Kind::Big),
-    ("fired", Kind::Int),
-    ("zone_rules", Kind::Int),
-    ("done_ms", Kind::Big),
-];
+impl Row for Move {
+    fn columns() -> Vec<Column> {
+        let own = [
+            ("workspace", Kind::Int),
+            ("id", Kind::Uuid),
+            ("version", Kind::Big),
+            ("next_state", Kind::Small),
+            ("next_wave_ms", Kind::BigOrNull),
+            ("wake_ms", Kind::BigOrNull),
+            ("fired", Kind::Int),
+            ("zone_rules", Kind::Int),
+            ("done_ms", Kind::BigOrNull),
+        ];
+        own.into_iter().chain(dispatch::Model::columns()).collect()
+    }
 
-/// An entry of the queue.
-pub const WAKE: Columns = &[("wake_ms", Kind::Big), ("workspace_id", Kind::Int), ("id", Kind::Uuid)];
+    fn values(&self) -> Vec<Value> {
+        let own = [
+            self.workspace.into(),
+            self.id.into(),
+            self.version.into(),
+            self.next_state.into(),
+            self.next_wave_ms.into(),
+            self.wake_ms.into(),
+            self.fired.into(),
+            self.zone_rules.into(),
+            self.done_ms.into(),
+        ];
+        let nothing = || dispatch::Model::columns().into_iter().map(|(_, kind)| kind.null()).collect();
+        own.into_iter().chain(self.dispatch.as_ref().map_or_else(nothing, Row::values)).collect()
+    }
+}
+
+row!(wake::Model { wake_ms: Big, workspace_id: Int, id: Uuid });
 
 const ROWS: &str = "UPDATE canvas_schedule AS s SET version = s.version + 1, state = i.next_state, next_wave_ms = i.next_wave_ms, \
        wake_ms = i.wake_ms, fired = i.fired, zone_rules = i.zone_rules, finished_ms = i.done_ms \
@@ -66,24 +84,24 @@ const TAKEN: &str = "DELETE FROM canvas_schedule_wake WHERE (wake_ms, workspace_
 const ADDED: &str = "INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) SELECT wake_ms, workspace_id, id FROM a \
      WHERE true ON CONFLICT DO NOTHING";
 
-/// The dispatches of the rows that are in a table of that name.
+/// The dispatches of the rows that are in a table of that name; they are numbered from 1.
 fn fired(of: &str) -> String {
-    let names = names(DISPATCH, "");
-    format!("INSERT INTO dispatch ({names}) SELECT {names} FROM {of} WHERE n IS NOT NULL")
+    let names = names::<dispatch::Model>("");
+    format!("INSERT INTO dispatch ({names}) SELECT {names} FROM {of} WHERE n > 0")
 }
 
 fn tables(backend: DbBackend) -> String {
-    let rows = [MOVE, DISPATCH].concat();
-    let tables: [(&str, &[Column]); 3] = [("i", &rows), ("t", WAKE), ("a", WAKE)];
-    let tables = tables.iter().enumerate().map(|(n, (name, columns))| table(backend, name, columns, n + 1));
-    tables.collect::<Vec<_>>().join(", ")
+    let taken = 1 + parameters::<Move>(backend);
+    let added = taken + parameters::<wake::Model>(backend);
+    let [taken, added] = [("t", taken), ("a", added)].map(|(name, first)| table::<wake::Model>(backend, name, first));
+    [table::<Move>(backend, "i", 1), taken, added].join(", ")
 }
 
 /// One statement, one round trip. A dispatch travels with its row and comes out of the update that writes it: to join the two
 /// would compare each with each, since nothing is known of what is in a batch. What is selected comes first: no entry is removed
 /// before all rows are locked, so that a writer who waits to add the same one holds none that is still needed.
 static POSTGRES: LazyLock<String> = LazyLock::new(|| {
-    let (tables, dispatches, fired) = (tables(DbBackend::Postgres), names(DISPATCH, "i."), fired("moved"));
+    let (tables, dispatches, fired) = (tables(DbBackend::Postgres), names::<dispatch::Model>("i."), fired("moved"));
     format!(
         "WITH {tables}, moved AS ({ROWS} RETURNING s.id, {dispatches}), taken AS ({TAKEN}), added AS ({ADDED}), fired AS ({fired}) \
          SELECT id FROM moved"
@@ -153,12 +171,13 @@ impl Moves {
         }
         // In the order of the ids, as every other batch, so that batches never wait for each other in a ring.
         self.rows.sort_unstable_by_key(|row| ScheduleKey { id: row.id, workspace_id: row.workspace });
-        let values = [json(&self.rows)?, json(&self.taken)?, json(&self.added)?];
-        if db.get_database_backend() == DbBackend::Postgres {
+        let backend = db.get_database_backend();
+        let values = [values(backend, &self.rows), values(backend, &self.taken), values(backend, &self.added)].concat();
+        if backend == DbBackend::Postgres {
             let moved = db.query_all_raw(Statement::from_sql_and_values(DbBackend::Postgres, POSTGRES.as_str(), values)).await?;
             let moved = moved.iter().map(|row| row.try_get_by_index::<Uuid>(0)).collect::<Result<HashSet<_>, _>>()?;
             self.taken.retain(|entry| !moved.contains(&entry.id));
-            ADD_ENTRIES.execute(db, &self.taken, []).await?;
+            ADD_ENTRIES.execute(db, [], &self.taken).await?;
             return Ok(moved);
         }
         for (n, part) in SQLITE.iter().enumerate() {
@@ -173,7 +192,7 @@ impl Moves {
 
 static REMOVE_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let entries = table(backend, "t", WAKE, 1);
+        let entries = table::<wake::Model>(backend, "t", 1);
         format!(
             "WITH {entries} DELETE FROM canvas_schedule_wake WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM t)"
         )
@@ -182,7 +201,7 @@ static REMOVE_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
 
 static ADD_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let entries = table(backend, "t", WAKE, 1);
+        let entries = table::<wake::Model>(backend, "t", 1);
         format!(
             "WITH {entries} INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
              SELECT wake_ms, workspace_id, id FROM t WHERE true ON CONFLICT DO NOTHING"
@@ -192,7 +211,7 @@ static ADD_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
 
 static UNPARK_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let entries = table(backend, "t", WAKE, 1);
+        let entries = table::<wake::Model>(backend, "t", 1);
         format!(
             "WITH {entries} DELETE FROM canvas_schedule_parked \
              WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM t)"
@@ -202,7 +221,7 @@ static UNPARK_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
 
 static PARK_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let entries = table(backend, "t", WAKE, 1);
+        let entries = table::<wake::Model>(backend, "t", 1);
         format!(
             "WITH {entries} INSERT INTO canvas_schedule_parked (wake_ms, workspace_id, id) \
              SELECT wake_ms, workspace_id, id FROM t WHERE true ON CONFLICT DO NOTHING"
@@ -215,7 +234,7 @@ static PARK_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
 /// # Errors
 /// What the database says.
 pub async fn remove_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model]) -> Result<(), DbErr> {
-    REMOVE_ENTRIES.execute(db, entries, []).await
+    REMOVE_ENTRIES.execute(db, [], entries).await
 }
 
 /// Puts entries aside until sending goes on in their workspace: the queue holds only what may be fired.
@@ -223,7 +242,7 @@ pub async fn remove_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model])
 /// # Errors
 /// What the database says.
 pub async fn park_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model]) -> Result<(), DbErr> {
-    PARK_ENTRIES.execute(db, entries, []).await?;
+    PARK_ENTRIES.execute(db, [], entries).await?;
     remove_entries(db, entries).await
 }
 
@@ -232,8 +251,8 @@ pub async fn park_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model]) -
 /// # Errors
 /// What the database says.
 pub async fn unpark_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model]) -> Result<(), DbErr> {
-    UNPARK_ENTRIES.execute(db, entries, []).await?;
-    ADD_ENTRIES.execute(db, entries, []).await
+    UNPARK_ENTRIES.execute(db, [], entries).await?;
+    ADD_ENTRIES.execute(db, [], entries).await
 }
 
 /// Looks at these entries later, at `at_ms`.
@@ -243,5 +262,5 @@ pub async fn unpark_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model])
 pub async fn postpone_entries<C: ConnectionTrait>(db: &C, entries: Vec<wake::Model>, at_ms: i64) -> Result<(), DbErr> {
     remove_entries(db, &entries).await?;
     let later: Vec<wake::Model> = entries.into_iter().map(|entry| wake::Model { wake_ms: at_ms, ..entry }).collect();
-    ADD_ENTRIES.execute(db, &later, []).await
+    ADD_ENTRIES.execute(db, [], &later).await
 }

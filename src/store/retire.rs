@@ -4,12 +4,11 @@ use std::sync::LazyLock;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DbErr, Statement};
-use serde::Serialize;
 use uuid::Uuid;
 
 use super::commit::begin;
-use super::dispatches::{self, SCHEDULE_KEY, ScheduleKey};
-use super::rows::{Columns, Kind, Texts, table};
+use super::dispatches::{self, ScheduleKey};
+use super::rows::{Texts, row, table};
 use super::sql::{self, Lock};
 use super::{Store, history};
 use crate::error::Error;
@@ -22,14 +21,13 @@ const CANCELLED: &str = "SELECT workspace_id, id FROM canvas_schedule WHERE canc
 const OUTCOME_REST: TimeDelta = TimeDelta::hours(1);
 
 /// Since when a row that is kept is finished; null when it is not.
-const KEPT: Columns = &[("workspace_id", Kind::Int), ("id", Kind::Uuid), ("finished_ms", Kind::Big)];
-
-#[derive(Serialize)]
 struct Kept {
     workspace_id: i32,
     id: Uuid,
     finished_ms: Option<i64>,
 }
+
+row!(Kept { workspace_id: Int, id: Uuid, finished_ms: BigOrNull });
 
 impl Kept {
     fn of(key: ScheduleKey, since: Option<DateTime<Utc>>) -> Self {
@@ -39,7 +37,7 @@ impl Kept {
 
 static KEEP: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let rows = table(backend, "i", KEPT, 1);
+        let rows = table::<Kept>(backend, "i", 1);
         format!(
             "WITH {rows} UPDATE canvas_schedule AS s SET finished_ms = i.finished_ms FROM i \
              WHERE s.workspace_id = i.workspace_id AND s.id = i.id"
@@ -51,7 +49,7 @@ static KEEP: LazyLock<Texts> = LazyLock::new(|| {
 static REMOVE: LazyLock<[Texts; 4]> = LazyLock::new(|| {
     let of = |columns: &'static str, name: &'static str| {
         Texts::of(move |backend| {
-            let keys = table(backend, "k", SCHEDULE_KEY, 1);
+            let keys = table::<ScheduleKey>(backend, "k", 1);
             format!("WITH {keys} DELETE FROM {name} WHERE ({columns}) IN (SELECT workspace_id, id FROM k)")
         })
     };
@@ -107,7 +105,7 @@ impl Store {
             }
         }
         remove_all(&db, &removed).await?;
-        KEEP.execute(&db, &kept, []).await?;
+        KEEP.execute(&db, [], &kept).await?;
         db.commit().await?;
         Ok(removed.len())
     }
@@ -119,7 +117,7 @@ async fn remove_all<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<
         history::remove(db, key.pair(), i64::MAX).await?;
     }
     for part in &*REMOVE {
-        part.execute(db, keys, []).await?;
+        part.execute(db, [], keys).await?;
     }
     Ok(())
 }

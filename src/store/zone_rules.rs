@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::Store;
 use super::commit::begin;
-use super::dispatches::{self, SCHEDULE_KEY, ScheduleKey};
+use super::dispatches::{self, ScheduleKey};
 use super::moves::Moves;
 use super::rows::{Texts, table};
 use super::sql::{self, Lock};
@@ -33,8 +33,8 @@ const NEWER: &str = "SELECT workspace_id, id FROM canvas_schedule \
 
 static STAMP: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let keys = table(backend, "k", SCHEDULE_KEY, 1);
-        format!("WITH {keys} UPDATE canvas_schedule AS s SET zone_rules = $2 FROM k WHERE s.workspace_id = k.workspace_id AND s.id = k.id")
+        let keys = table::<ScheduleKey>(backend, "k", 2);
+        format!("WITH {keys} UPDATE canvas_schedule AS s SET zone_rules = $1 FROM k WHERE s.workspace_id = k.workspace_id AND s.id = k.id")
     })
 });
 
@@ -105,5 +105,5 @@ impl Store {
 /// # Errors
 /// What the database says.
 pub async fn stamp<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<(), DbErr> {
-    STAMP.execute(db, keys, [zone::data_number().into()]).await
+    STAMP.execute(db, [zone::data_number().into()], keys).await
 }

@@ -48,9 +48,9 @@ pub(super) fn read(keys: &[(i32, Uuid)], lock: Lock) -> Statement {
 /// What becomes of a row; `i` is the batch.
 const UPDATE: &str = "UPDATE canvas_schedule s SET revision = i.revision, version = s.version + 1, time_ms = i.time_ms, \
      in_local_time = i.in_local_time, at_optimal_time = i.at_optimal_time, state = i.state, \
-     next_wave_ms = NULLIF(i.next_wave_ms, -9223372036854775808), wake_ms = NULLIF(i.wake_ms, -9223372036854775808), \
+     next_wave_ms = NULLIF(i.next_wave_ms, '-9223372036854775808'::int8), wake_ms = NULLIF(i.wake_ms, '-9223372036854775808'::int8), \
      missed_before_ms = i.missed_before_ms, updated_ms = i.updated_ms, \
-     cancelled_ms = NULLIF(i.cancelled_ms, -9223372036854775808), \
+     cancelled_ms = NULLIF(i.cancelled_ms, '-9223372036854775808'::int8), \
      properties_id = NULLIF(i.properties_id, '00000000-0000-0000-0000-000000000000'::uuid)";
 
 /// Which rows: those that still have the version that was read.
