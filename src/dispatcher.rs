@@ -24,6 +24,9 @@ use hands::Hands;
 
 /// The most that is taken or finished at once. What one commit costs is spread over as many by then.
 const BATCH_MOST: usize = 512;
+/// From one pass that left nothing behind to the next: what comes due meanwhile goes in one transaction, which costs as much for one
+/// as for a few. A wave that comes alone is not held up, since nothing was looked for shortly before.
+const PACE: Duration = Duration::from_millis(5);
 /// Between two tries while the database is away.
 const OUTAGE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -43,6 +46,8 @@ pub struct Dispatcher {
     finisher: JoinSet<()>,
     /// The most of the next firing; halved while firing fails, until what makes it fail stands alone.
     fire_most: usize,
+    /// Whether the last pass took as many as it might, so that it may have left some behind.
+    filled: bool,
     /// Whether the last pass failed, so that an outage is logged once.
     failing: bool,
 }
@@ -77,6 +82,7 @@ impl Dispatcher {
             deliveries: JoinSet::new(),
             finisher,
             fire_most: BATCH_MOST,
+            filled: false,
             failing: false,
         }
     }
@@ -89,7 +95,7 @@ impl Dispatcher {
         upkeep.spawn(upkeep::run(self.service.clone(), self.clock.clone()));
         upkeep.spawn(upkeep::count(self.service.clone(), self.clock.clone(), self.sending.clone()));
         loop {
-            let now = self.clock.now();
+            let (now, began) = (self.clock.now(), Instant::now());
             // Never cut off: what it takes it hands on.
             let pass = self.run_once(now).await;
             self.note(&pass);
@@ -107,6 +113,9 @@ impl Dispatcher {
                         () = sleep_until(&self.clock, until, WAIT_MOST) => {}
                     },
                     Err(_) => tokio::time::sleep(OUTAGE_PAUSE).await,
+                }
+                if !self.filled {
+                    tokio::time::sleep_until(began + PACE).await;
                 }
             };
             tokio::select! {
@@ -127,6 +136,7 @@ impl Dispatcher {
     /// The service's; what was taken before is handed over.
     pub async fn run_once(&mut self, now: DateTime<Utc>) -> Result<Pass, Error> {
         while self.deliveries.try_join_next().is_some() {}
+        self.filled = false;
         if self.clock.unsteady().is_some() {
             return Ok(Pass::Idle(now + poll()));
         }
@@ -141,6 +151,7 @@ impl Dispatcher {
             let began = self.traces.moment();
             let taken = self.service.retry(room).await?;
             more |= taken.more;
+            self.filled |= taken.leased.len() >= room;
             self.deliver(taken.leased, began);
         }
         let room = self.hands.room(now).min(self.fire_most);
@@ -148,6 +159,7 @@ impl Dispatcher {
             let began = self.traces.moment();
             let taken = self.fire(room).await?;
             more |= taken.more;
+            self.filled |= taken.leased.len() >= room;
             self.deliver(taken.leased, began);
         }
         if more {

@@ -49,7 +49,7 @@ impl Service {
     /// # Errors
     /// The store's.
     pub async fn next_due(&self) -> Result<Next, Error> {
-        self.store.next_due().await
+        self.store.next_due(self.clock.now()).await
     }
 
     /// Fires up to `limit` waves that are due.

@@ -11,6 +11,7 @@ use super::carried::{Leased, Payloads, Taking};
 use super::dispatches::{self, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch};
 use super::fire::{Taken, UNREADABLE_REST};
+use super::heads::Mark;
 use super::rows::{Texts, names};
 use super::sql::{self, Lock};
 use super::{Store, convert};
@@ -23,7 +24,7 @@ static DUE: LazyLock<Texts> = LazyLock::new(|| {
         let columns = names::<dispatch::Model>("d.");
         format!(
             "SELECT {columns}, t.name, t.sending_paused OR (SELECT paused FROM sending WHERE id = 1) AS paused FROM ( \
-               SELECT * FROM dispatch WHERE retry_ms <= $1 ORDER BY retry_ms LIMIT $2 {skip} \
+               SELECT * FROM dispatch WHERE retry_ms BETWEEN $3 AND $1 ORDER BY retry_ms LIMIT $2 {skip} \
              ) AS d JOIN workspace t ON t.id = d.workspace_id"
         )
     })
@@ -45,7 +46,7 @@ impl Store {
     pub async fn retry(&self, limit: usize, now: DateTime<Utc>, delivery: &Delivery) -> Result<Taken, Error> {
         let retry = async {
             let db = self.firing.begin().await?;
-            let due = due(&db, now, limit).await?;
+            let due = due(&db, self.heads.mark(), now, limit).await?;
             if due.is_empty() {
                 db.rollback().await?;
                 return Ok(Taken::default());
@@ -59,9 +60,9 @@ impl Store {
     }
 }
 
-async fn due<C: ConnectionTrait>(db: &C, now: DateTime<Utc>, limit: usize) -> Result<Vec<Due>, DbErr> {
+async fn due<C: ConnectionTrait>(db: &C, from: Mark, now: DateTime<Utc>, limit: usize) -> Result<Vec<Due>, DbErr> {
     let backend = db.get_database_backend();
-    let values = [now.timestamp_millis().into(), i64::try_from(limit).unwrap_or(i64::MAX).into()];
+    let values = [now.timestamp_millis().into(), i64::try_from(limit).unwrap_or(i64::MAX).into(), from.retry_ms.into()];
     let rows = db.query_all_raw(Statement::from_sql_and_values(backend, DUE.get(backend), values)).await?;
     let due = rows.iter().map(|row| {
         let dispatch = dispatch::Model::from_query_result(row, "")?;

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::carried::{Leased, Payloads, Taking};
 use super::dispatches::{self, ScheduleKey};
 use super::entity::{canvas_schedule, dispatch, wake};
+use super::heads::Mark;
 use super::moves::{self, Moves};
 use super::rows::Texts;
 use super::sql::{self, Lock};
@@ -37,7 +38,7 @@ static DUE: LazyLock<Texts> = LazyLock::new(|| {
         format!(
             "SELECT w.wake_ms, w.workspace_id, w.id, t.name, t.sending_paused FROM ( \
                SELECT wake_ms, workspace_id, id FROM canvas_schedule_wake \
-               WHERE wake_ms <= $1 AND NOT (SELECT paused FROM sending WHERE id = 1) ORDER BY wake_ms LIMIT $2 {skip} \
+               WHERE wake_ms <= $1 AND (wake_ms, workspace_id, id) >= ($3, $4, $5) AND NOT (SELECT paused FROM sending WHERE id = 1) ORDER BY wake_ms, workspace_id, id LIMIT $2 {skip} \
              ) AS w JOIN workspace t ON t.id = w.workspace_id"
         )
     })
@@ -66,7 +67,7 @@ impl Store {
     pub async fn fire(&self, limit: usize, now: DateTime<Utc>, delivery: &Delivery, in_force: i32) -> Result<Taken, Error> {
         let fire = async {
             let db = self.firing.begin().await?;
-            let found = due(&db, now, limit).await?;
+            let found = due(&db, self.heads.mark(), now, limit).await?;
             if found.looked == 0 {
                 db.rollback().await?;
                 return Ok(Taken::default());
@@ -85,7 +86,7 @@ impl Store {
     pub async fn set_first_aside(&self, now: DateTime<Utc>) -> Result<(), Error> {
         let set_aside = async {
             let db = self.firing.begin().await?;
-            let Found { due, .. } = due(&db, now, 1).await?;
+            let Found { due, .. } = due(&db, self.heads.mark(), now, 1).await?;
             let entries: Vec<wake::Model> = due.into_values().flat_map(|due| due.entries).collect();
             for entry in &entries {
                 tracing::error!(schedule_id = %entry.id, "a due schedule cannot be fired; it is looked at again in a minute");
@@ -97,9 +98,11 @@ impl Store {
     }
 }
 
-async fn due<C: ConnectionTrait>(db: &C, now: DateTime<Utc>, limit: usize) -> Result<Found, DbErr> {
+async fn due<C: ConnectionTrait>(db: &C, from: Mark, now: DateTime<Utc>, limit: usize) -> Result<Found, DbErr> {
     let backend = db.get_database_backend();
-    let values = [now.timestamp_millis().into(), i64::try_from(limit).unwrap_or(i64::MAX).into()];
+    let (wake_ms, workspace_id, id) = from.wake;
+    let most = i64::try_from(limit).unwrap_or(i64::MAX);
+    let values = [now.timestamp_millis().into(), most.into(), wake_ms.into(), workspace_id.into(), id.into()];
     let rows = db.query_all_raw(Statement::from_sql_and_values(backend, DUE.get(backend), values)).await?;
     let mut found = Found { looked: rows.len(), ..Found::default() };
     for row in rows {

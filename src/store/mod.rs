@@ -15,6 +15,7 @@ mod entity;
 mod error;
 mod finish;
 mod fire;
+mod heads;
 mod held;
 mod history;
 mod insert;
@@ -58,6 +59,7 @@ use crate::clock::SharedClock;
 use crate::domain::{Outcome, Policy, ScheduleId, WorkspaceId};
 use crate::error::Error;
 use crate::telemetry::metrics::Writes;
+use heads::Heads;
 use job::Job;
 use lane::Lane;
 use link::Link;
@@ -79,6 +81,8 @@ pub struct Store {
     firing: Lane,
     /// Of them, one for what finishes.
     finishing: Lane,
+    /// Where what is due begins.
+    heads: Heads,
     writers: Arc<[mpsc::Sender<Job>]>,
     clock: SharedClock,
     revisions_kept: i64,
@@ -107,7 +111,8 @@ impl Store {
         let link = connect::dispatching(options, writers.first().map_or(&reads, |writer| &writer.db)).await?;
         let (firing, finishing) = (Lane::new(link.clone()), Lane::new(link.clone()));
         let (revisions_kept, writes) = (options.revisions_kept, options.writes.clone());
-        Ok((Self { reads, link, firing, finishing, writers: senders.into(), clock, revisions_kept, writes }, writers))
+        let heads = Heads::default();
+        Ok((Self { reads, link, firing, finishing, heads, writers: senders.into(), clock, revisions_kept, writes }, writers))
     }
 
     /// Hands a change to its writer and waits for its commit.

@@ -24,6 +24,7 @@ on_both![
     recipients_are_in_the_wave_of_their_zone_with_their_own_properties,
     the_properties_of_the_firing_are_sent_whatever_is_updated_later,
     a_schedule_that_is_due_at_once_needs_no_poll,
+    what_is_accepted_late_is_found_before_what_was_sent_last,
     no_more_is_in_flight_than_there_are_workers,
     a_sink_that_takes_nothing_is_probed_and_updates_reach_all,
     a_stop_finishes_what_is_in_flight,
@@ -76,6 +77,16 @@ async fn a_local_time_reaches_the_zones_in_the_order_of_their_instants(database:
     assert_eq!((&after.etag, after.revision, after.update_time), (&schedule.etag, 1, schedule.update_time), "firing is no change");
     let refused = refused(test.app.update(update(&schedule, at(LATER))).await, Code::FailedPrecondition, "NOTHING_LEFT_TO_CHANGE");
     assert_eq!(instant(&refused.metadata["since"]), seen[seen.len() - 1].wave.time);
+    test.app.stop().await;
+}
+
+async fn what_is_accepted_late_is_found_before_what_was_sent_last(database: &Database) {
+    let test = Sending::start(database).await;
+    for (n, minutes) in [0, 30, 59].into_iter().enumerate() {
+        let late = TimeDelta::minutes(minutes);
+        test.app.created(everyone(at(&(test.clock.now() - late).to_rfc3339()))).await;
+        assert_eq!(test.sink.at_least(n + 1).await[n].lateness, late);
+    }
     test.app.stop().await;
 }
 

@@ -355,7 +355,7 @@ async fn counted(database: &Database) {
         test.finish(lost, &unknown()).await;
         test.clock.advance(TimeDelta::seconds(2));
         test.finish(&test.retry(n).await, &Answer::Delivered).await;
-        assert_eq!(test.store.next_due().await.expect("a look").retry, None);
+        assert_eq!(test.store.next_due(test.clock.now()).await.expect("a look").retry, None);
     }
     // Each session tells its counts when it ends.
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'canvas-scheduler%'";
