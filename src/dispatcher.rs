@@ -129,8 +129,8 @@ impl Dispatcher {
         self.finish_what_is_in_flight(end).await;
     }
 
-    /// One pass at `now`, unless nobody can say how late it is: takes what is due for another attempt and then what is due for the first time, as many as workers are
-    /// free, and hands them to the sink.
+    /// One pass at `now`, unless nobody can say how late it is: takes what is due for another attempt and then what is due for the
+    /// first time, as many as workers are free, and hands them to the sink.
     ///
     /// # Errors
     /// The service's; what was taken before is handed over.
@@ -142,6 +142,7 @@ impl Dispatcher {
         }
         let room = self.hands.room(now).min(BATCH_MOST);
         if room == 0 {
+            self.filled = true;
             return Ok(Pass::Full(self.hands.quiet_until(now)));
         }
         let next = self.service.next_due().await?;
