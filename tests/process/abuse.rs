@@ -58,8 +58,7 @@ async fn begun(server: &Server, settings: &[u8]) -> TcpStream {
     stream
 }
 
-/// A caller who does nothing out of the way; every call must be answered. Where it waited for the database for as long as anybody may, on a
-/// machine that has too much to do, it is told when to try again and does.
+/// A caller who does nothing out of the way; every call must be answered. When it is told to try again it does.
 pub struct Neighbour {
     stop: watch::Sender<bool>,
     calls: JoinHandle<Served>,
@@ -105,6 +104,11 @@ impl Neighbour {
 
     /// It was served all the time, and the process stayed small.
     pub async fn was_served_by(self, server: &Server) {
+        assert_eq!(self.stayed_beside(server).await, 0, "how often it was told to try again");
+    }
+
+    /// It was served, the process stayed small; how often it was told to try again, which was less often than it was served.
+    async fn stayed_beside(self, server: &Server) -> usize {
         self.stop.send_replace(true);
         let served = tokio::time::timeout(PATIENCE, self.calls).await.expect("it ends").expect("every call was answered");
         let Served { calls, slowest, put_off } = served;
@@ -112,12 +116,9 @@ impl Neighbour {
         // Somebody new comes in too.
         schedules(&mut server.connect().await, 1).await;
         let peak = peak_of(server.pid());
-        println!(
-            "{}: a neighbour made {calls} calls, the slowest {slowest:?}, put off {put_off} times; at most {} MB",
-            test_name(),
-            peak / 1024
-        );
+        println!("{}: {calls} calls, the slowest {slowest:?}, put off {put_off} times; at most {} MB", test_name(), peak / 1024);
         assert!(peak < MEMORY_MOST, "{peak} KB");
+        put_off
     }
 }
 
@@ -208,7 +209,8 @@ async fn slow_readers() {
     for mut stream in slow {
         closed(&mut stream).await;
     }
-    neighbour.was_served_by(&server).await;
+    // Beside the reads of 600 calls somebody may wait for the database for as long as anybody may, 3 s, on a slow machine.
+    neighbour.stayed_beside(&server).await;
 }
 
 #[tokio::test]
