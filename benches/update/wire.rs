@@ -10,7 +10,7 @@ use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Uri};
 use super::Fallible;
 
 /// What precedes a message: a byte that says it is not compressed, and its length.
-const PREFIX: usize = 5;
+pub const PREFIX: usize = 5;
 
 /// One connection and one method. Clones share the connection.
 #[derive(Clone)]
