@@ -229,7 +229,7 @@ impl Access {
         loop {
             tell_once(&mut unread, self.read().await, "the keys cannot be read; 10 s after the last reading no call is let in");
             let pause = sleep(if unread { READ_AGAIN } else { READ_EVERY });
-            let (seen, noted, ()) = tokio::join!(self.see_replicas(), self.bounded_note(), pause);
+            let (seen, noted, ()) = tokio::join!(self.see_replicas(), self.note_use(), pause);
             tell_once(&mut unseen, seen, "which replicas live is not known; their number stays as it was");
             tell_once(&mut unnoted, noted, "which keys were used is not noted");
         }
@@ -242,10 +242,6 @@ impl Access {
         Ok(())
     }
 
-    async fn bounded_note(&self) -> Result<(), Error> {
-        timeout(NOTE_MOST, self.note_use()).await.map_err(Error::internal)?
-    }
-
     async fn note_use(&self) -> Result<(), Error> {
         let (Some(store), Some(known)) = (&self.0.store, self.0.known.load_full()) else { return Ok(()) };
         let now = self.0.clock.now();
@@ -255,10 +251,18 @@ impl Access {
             held.used.store(false, Ordering::Relaxed);
         }
         let ids: Vec<KeyId> = used.iter().map(|held| held.key.id).collect();
-        for some in ids.chunks(NOTED_AT_ONCE) {
-            store.note_use(some).await?;
+        let write = async {
+            for some in ids.chunks(NOTED_AT_ONCE) {
+                store.note_use(some).await?;
+            }
+            Ok(())
+        };
+        let noted = timeout(NOTE_MOST, write).await.map_err(Error::internal).flatten();
+        if noted.is_err() {
+            // The next round writes it.
+            used.iter().for_each(|held| held.used.store(true, Ordering::Relaxed));
         }
-        Ok(())
+        noted
     }
 }
 

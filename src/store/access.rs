@@ -7,10 +7,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
+    QueryFilter, QueryOrder, QuerySelect,
 };
 
 use super::Store;
+use super::commit::begin;
 use super::convert::{self, instant};
 use super::entity::{api_key, workspace, workspace_limit};
 use super::error::{public, unique_violation};
@@ -41,7 +42,7 @@ impl Store {
     /// [`Error::Invalid`] when the name is taken or there are too many.
     pub async fn create_workspace(&self, name: &str, change: &WorkspaceChange) -> Result<(), Error> {
         let make = async {
-            let transaction = self.reads.begin().await?;
+            let transaction = begin(&self.reads).await?;
             if workspace::Entity::find().count(&transaction).await? >= WORKSPACES_MOST {
                 return Ok(false);
             }
@@ -68,7 +69,7 @@ impl Store {
     pub async fn set_workspace(&self, name: &str, change: &WorkspaceChange) -> Result<(), Error> {
         let WorkspaceId(id) = self.workspace_named(name).await?;
         let set = async {
-            let transaction = self.reads.begin().await?;
+            let transaction = begin(&self.reads).await?;
             if let Some(zone) = change.default_zone {
                 let row = workspace::ActiveModel { id: Set(id), default_time_zone: Set(zone.name().to_owned()), ..Default::default() };
                 row.update(&transaction).await?;
