@@ -154,6 +154,8 @@ impl Talk {
         let mut conn = pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
 
         let grace = tokio::select! {
+            // What has come is read, and what is answered sent, before a bound that has passed meanwhile counts.
+            biased;
             ended = conn.as_mut() => return log_end(peer, ended),
             () = Phase::Draining.reached(&mut phase) => None,
             () = still_silent_after(bounds.first_byte, silent) => return tracing::debug!(%peer, "a silent connection is closed"),
@@ -165,6 +167,7 @@ impl Talk {
         }
         conn.as_mut().graceful_shutdown();
         tokio::select! {
+            biased;
             ended = conn.as_mut() => log_end(peer, ended),
             () = not_taken => tracing::debug!(%peer, "a connection that takes no answers is closed"),
             () = ended_and_flushed(&mut phase) => tracing::debug!(%peer, "a connection did not end by itself"),
