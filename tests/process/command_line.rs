@@ -166,7 +166,7 @@ fn a_postgres_without_fsync_is_refused() {
 
 /// Asks by `healthcheck`; answers its exit code.
 fn healthcheck(addr: &str) -> Option<i32> {
-    let output = ended(&["healthcheck", "--grpc-addr", addr]);
+    let output = ended(&["healthcheck", "--timeout", "60s", "--grpc-addr", addr]);
     let silent = output.stderr.is_empty();
     assert_eq!(silent, output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.status.code()

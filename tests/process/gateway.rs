@@ -110,7 +110,7 @@ async fn a_body_is_read_from_nobody_without_a_key_and_of_a_bounded_size() {
 #[tokio::test]
 async fn a_slow_body_ends_with_the_time_of_its_call() {
     let database = Database::sqlite();
-    let server = Server::start(&database.url(), &["--max-call-time", "2s"]).await;
+    let server = Server::start(&database.url(), &["--max-call-time", "10s"]).await;
     let neighbour = Neighbour::of(&server).await;
     let head = "POST /canvas/trigger/schedule/update HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n";
     let mut slow = Vec::new();
@@ -121,7 +121,7 @@ async fn a_slow_body_ends_with_the_time_of_its_call() {
     }
     for mut stream in slow {
         let said = to_the_end(&mut stream).await;
-        assert!(said.starts_with("HTTP/1.1 504") && said.contains(r#"{"message":"the call was not finished within 2s"#), "{said}");
+        assert!(said.starts_with("HTTP/1.1 504") && said.contains(r#"{"message":"the call was not finished within 10s"#), "{said}");
     }
     neighbour.was_served_by(&server).await;
 }

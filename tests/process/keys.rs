@@ -124,19 +124,23 @@ async fn a_revoked_key_is_refused_by_both_of_two_replicas_within_10_seconds_post
     }
     told(&database, &["api-key", "revoke", &doomed[..19]]).unwrap();
     let revoked = Instant::now();
+    let mut accepted_until = Duration::ZERO;
     for mut client in clients {
         let refused = async {
             loop {
+                let asked = revoked.elapsed();
                 match client.list_canvas_schedules(v1::ListCanvasSchedulesRequest::default()).await {
-                    Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                    Ok(_) => accepted_until = accepted_until.max(asked),
+                    // After 10 s in which the keys could not be read nobody is let in.
+                    Err(status) if reason(&status) == "STORE_UNAVAILABLE" => {}
                     Err(status) => break status,
                 }
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         let refused = tokio::time::timeout(PATIENCE, refused).await.expect("it is refused");
         assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unauthenticated, "KEY_REVOKED"));
     }
-    let took = revoked.elapsed();
-    println!("{}: refused by both after {took:?}", test_name());
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    println!("{}: let in for {accepted_until:?} after it was revoked", test_name());
+    assert!(accepted_until < Duration::from_secs(10), "{accepted_until:?}");
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use canvas_scheduler::pb::v1;
 use chrono::DateTime;
@@ -137,12 +137,27 @@ fn told(schedule: Option<v1::CanvasSchedule>, time_ms: i64) -> (String, i64) {
     (schedule.schedule_id, schedule.revision)
 }
 
+/// The end of a call that is made again, as its caller is told, for as long as the database cannot be reached, or waited for. What is
+/// told so was not done.
+pub async fn when_available<T>(mut call: impl AsyncFnMut() -> Result<T, Status>) -> Result<T, Status> {
+    let give_up_at = Instant::now() + PATIENCE;
+    loop {
+        let end = call().await;
+        let Err(status) = &end else { return end };
+        if reason(status) != "STORE_UNAVAILABLE" || Instant::now() > give_up_at {
+            return end;
+        }
+        tokio::time::sleep(status.get_details_retry_info().and_then(|info| info.retry_delay).expect("when to try again")).await;
+    }
+}
+
 /// Makes schedules to work on.
 pub async fn schedules(client: &mut Client, n: usize) -> (Vec<String>, Vec<Call>) {
     let mut calls = Vec::new();
     for _ in 0..n {
         let time_ms = unique_time();
-        calls.push(Call { time_ms, end: create(client, time_ms, String::new()).await, repeats: 0 });
+        let end = when_available(async || create(client, time_ms, String::new()).await).await;
+        calls.push(Call { time_ms, end, repeats: 0 });
     }
     (calls.iter().map(|call| call.end.as_ref().expect("created").0.clone()).collect(), calls)
 }

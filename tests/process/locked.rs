@@ -5,7 +5,7 @@ use std::time::Instant;
 use tonic::Code;
 
 use super::database::{Database, test_name};
-use super::load::{create, reason, schedules, unique_time, update};
+use super::load::{create, reason, schedules, unique_time, update, when_available};
 use super::lock::Locked;
 use super::server::{PATIENCE, Server, key};
 
@@ -45,11 +45,9 @@ async fn a_file_that_another_process_writes_to_is_unavailable_not_an_internal_fa
     let locked = Locked::file(&database).await;
     let refused = update(&mut client, &ids[0], unique_time(), String::new()).await.expect_err("the file is locked");
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "STORE_UNAVAILABLE"), "{refused:?}");
-    let mut own = client.clone();
-    let id = ids[0].clone();
-    let waiting = tokio::spawn(async move { update(&mut own, &id, unique_time(), String::new()).await });
-    drop(locked);
-    assert_eq!(waiting.await.unwrap().expect("the lock is gone").1, 2);
+    let waiting = when_available(async || update(&mut client, &ids[0], unique_time(), String::new()).await);
+    let (updated, ()) = tokio::join!(waiting, async { drop(locked) });
+    assert_eq!(updated.expect("the lock is gone").1, 2);
 }
 
 /// As after a failover that leaves connections to a server that only reads now.
@@ -67,5 +65,6 @@ async fn a_server_that_only_reads_is_left_for_one_that_writes_postgres() {
     let refused = create(&mut client, unique_time(), String::new()).await.expect_err("it only reads");
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "STORE_UNAVAILABLE"), "{refused:?}");
     read_only("off");
-    create(&mut client, unique_time(), String::new()).await.expect("a new connection writes");
+    // Until the last connection that only reads is left.
+    when_available(async || create(&mut client, unique_time(), String::new()).await).await.expect("a new connection writes");
 }

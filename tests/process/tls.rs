@@ -161,7 +161,7 @@ async fn with_mutual_tls_a_client_without_a_certificate_is_refused_at_the_handsh
     write(&files.path("own.crt"), &certificate);
     write(&files.path("own.key"), &key);
     let [ca, own_certificate, own_key] = ["ca.crt", "own.crt", "own.key"].map(|name| files.path(name).display().to_string());
-    let ask = ["healthcheck", "--grpc-addr", server.addr(), "--tls-ca", &ca];
+    let ask = ["healthcheck", "--timeout", "60s", "--grpc-addr", server.addr(), "--tls-ca", &ca];
     assert!(!ended(&ask).status.success(), "without a certificate");
     let output = ended(&[&ask[..], &["--tls-cert", &own_certificate, "--tls-key", &own_key]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
