@@ -13,11 +13,13 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_types::StatusExt;
 
 use super::database::{Database, test_name};
-use super::load::{reason, schedules};
+use super::load::{create, reason, schedules, unique_time, when_available};
 use super::server::{PATIENCE, Server, next_status};
 
 /// What the process may take, in kilobytes.
 const MEMORY_MOST: u64 = 300 * 1024;
+/// How long a call waits for a database connection before it is told to try again.
+const CONNECTION_WAIT: Duration = Duration::from_secs(3);
 /// How long an abuse that does not end by itself goes on.
 const WHILE: Duration = Duration::from_secs(5);
 
@@ -92,6 +94,7 @@ impl Neighbour {
                     }
                     Err(status) => {
                         assert_eq!(reason(&status), "STORE_UNAVAILABLE", "a neighbour is served: {status:?}");
+                        assert!(began.elapsed() >= CONNECTION_WAIT, "put off before it had waited: {status:?}");
                         served.put_off += 1;
                         status.get_details_retry_info().and_then(|info| info.retry_delay).expect("when to try again")
                     }
@@ -111,7 +114,8 @@ impl Neighbour {
         let Served { calls, slowest, put_off } = served;
         assert!(calls > put_off, "{calls} calls, put off {put_off} times");
         // Somebody new comes in too.
-        schedules(&mut server.connect().await, 1).await;
+        let mut client = server.connect().await;
+        when_available(async || create(&mut client, unique_time(), String::new()).await).await.expect("created");
         let peak = peak_of(server.pid());
         println!("{}: {calls} calls, the slowest {slowest:?}, put off {put_off} times; at most {} MB", test_name(), peak / 1024);
         assert!(peak < MEMORY_MOST, "{peak} KB");
