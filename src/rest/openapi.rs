@@ -77,7 +77,7 @@ fn paths(schemas: &mut Schemas) -> Value {
     let mut get =
         operation("getCanvasSchedule", "One schedule, what it carries, and the waves to come", (StatusCode::OK, &read), &refusal, &ON_GET);
     let mut schedule_id = json!({ "type": "string" });
-    bounds::add("schedule_id", &mut schedule_id);
+    bounds::add("schedule_id", true, &mut schedule_id);
     get["parameters"] = json!([{ "name": "schedule_id", "in": "path", "required": true, "schema": schedule_id }]);
     let listed = "Schedules by id (the order of creation), filtered by Canvas and state";
     let mut list = operation("listCanvasSchedules", listed, (StatusCode::OK, &page), &refusal, &ON_GET);

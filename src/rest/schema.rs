@@ -42,7 +42,7 @@ impl Schemas {
     /// A field. An optional one may be null, which is the same as absent.
     fn field(&mut self, name: &str, describe: Describe, text: &Text) -> Value {
         let mut schema = describe(self);
-        bounds::add(name, &mut schema);
+        bounds::add(name, text.required, &mut schema);
         if !text.required {
             schema = match schema.get("type") {
                 Some(kind) => {
@@ -61,7 +61,7 @@ impl Schemas {
         let parameter = |(field, describe): (&str, Describe)| {
             let text = Text::of(T::NAME, field).text;
             let mut schema = describe(self);
-            bounds::add(field, &mut schema);
+            bounds::add(field, false, &mut schema);
             json!({ "name": field, "in": "query", "description": text, "schema": schema })
         };
         fields::<T>(Naming::Canvas).into_iter().map(parameter).collect()

@@ -19,6 +19,7 @@ on_both![
     every_path_and_slash_that_clients_use_is_one_route,
     every_violation_is_told_at_once,
     a_change_that_reaches_nobody_is_a_conflict,
+    an_empty_id_is_an_absent_one,
     what_is_listed_comes_page_by_page,
     the_description_and_its_page_need_no_key_and_nothing_from_elsewhere,
     http_2_is_spoken_too_with_many_calls_on_a_connection,
@@ -225,6 +226,18 @@ async fn a_change_that_reaches_nobody_is_a_conflict(database: &Database) {
         "schedule": { "time": "2026-03-01T11:30:00", "in_local_time": true } });
     let told = app.post(UPDATE, &require_all).await.with(409);
     assert_eq!(told["applied"], "none", "{told}");
+}
+
+async fn an_empty_id_is_an_absent_one(database: &Database) {
+    let app = TestApp::start(database).await;
+    let id = created(&app, "canvas").await;
+    for revision in [2, 3] {
+        let body = json!({ "canvas_id": "canvas", "schedule_id": "", "request_id": "", "schedule": { "time": LATER } });
+        let told = app.post(UPDATE, &body).await.with(201);
+        assert_eq!((&told["schedule_id"], &told["revision"]), (&json!(id), &json!(revision)), "{told}");
+    }
+    let listed = app.fetch("/canvas/trigger/schedule?canvas_id=").await.with(200);
+    assert_eq!(listed["schedules"][0]["schedule_id"], id, "{listed}");
 }
 
 async fn what_is_listed_comes_page_by_page(database: &Database) {
