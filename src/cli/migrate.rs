@@ -15,7 +15,7 @@ use crate::store::{Options, Store};
 pub fn run(database_url: &Secret<String>) -> Result<(), Faults> {
     block_on(async {
         let (store, _writers) =
-            Store::open(&Options::new(&database_url.0), Arc::new(SystemClock), Policy::default()).await.map_err(fault)?;
+            Store::open(&Options::of_command(&database_url.0), Arc::new(SystemClock), Policy::default()).await.map_err(fault)?;
         let applied = store.migrate().await.map_err(fault)?;
         tracing::info!(applied = applied.len(), steps = applied.join(", "), "the schema is up to date");
         Ok(())

@@ -76,7 +76,7 @@ impl<T> Reading<T> {
 /// Does what an operator asks, over a database whose schema is there.
 async fn with_admin<T>(url: &Secret<String>, work: impl AsyncFnOnce(Admin) -> Result<T, Faults>) -> Result<T, Faults> {
     let clock = Arc::new(SystemClock);
-    let (store, _writers) = Store::open(&Options::new(&url.0), clock.clone(), Policy::default()).await.map_err(fault)?;
+    let (store, _writers) = Store::open(&Options::of_command(&url.0), clock.clone(), Policy::default()).await.map_err(fault)?;
     if !store.pending_migrations().await.map_err(fault)?.is_empty() {
         return Err(vec!["migrations are pending; run `canvas-scheduler migrate` first".to_owned()]);
     }

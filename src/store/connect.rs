@@ -22,6 +22,8 @@ pub struct Options {
     pub queue_max: usize,
     /// The most connections for reading.
     pub reads_max: u32,
+    /// How long anyone waits for a connection.
+    pub connection_wait: Duration,
     /// The newest revisions of a schedule that are kept.
     pub revisions_kept: i64,
     /// Where it is told what is written.
@@ -31,8 +33,21 @@ pub struct Options {
 impl Options {
     /// The usual bounds for this database.
     pub fn new(url: impl Into<String>) -> Self {
-        let writes = Writes::default();
-        Self { url: url.into(), writers: 2, batch_max: 256, queue_max: 4096, reads_max: 8, revisions_kept: REVISIONS_KEPT, writes }
+        Self {
+            url: url.into(),
+            writers: 2,
+            batch_max: 256,
+            queue_max: 4096,
+            reads_max: 8,
+            connection_wait: SERVING_WAIT,
+            revisions_kept: REVISIONS_KEPT,
+            writes: Writes::default(),
+        }
+    }
+
+    /// Those of a command that ends when its work is done: nobody is put off meanwhile, so it waits longer.
+    pub fn of_command(url: impl Into<String>) -> Self {
+        Self { connection_wait: COMMAND_WAIT, ..Self::new(url) }
     }
 
     fn is_sqlite(&self) -> bool {
@@ -66,15 +81,17 @@ pub enum Durability {
 /// counts calls.
 const DISPATCHING_MOST: u32 = 6;
 
-/// How long a caller waits for a connection.
-const ACQUIRE_MOST: Duration = Duration::from_secs(3);
+/// How long a caller waits for a connection; then it is told to try again.
+const SERVING_WAIT: Duration = Duration::from_secs(3);
+/// The same for a command: a database that is slow or just starting is no reason to fail a release's migration.
+const COMMAND_WAIT: Duration = Duration::from_secs(30);
 
 fn base(options: &Options) -> ConnectOptions {
     let mut connect = ConnectOptions::new(options.url.clone());
     connect.sqlx_logging(false).record_stmt_in_spans(false);
     // A lost connection shows itself at first use, and what failed is told apart from what is safe to repeat.
     connect.test_before_acquire(false);
-    connect.acquire_timeout(ACQUIRE_MOST).connect_timeout(ACQUIRE_MOST);
+    connect.acquire_timeout(options.connection_wait).connect_timeout(options.connection_wait);
     connect.map_sqlx_postgres_opts(|postgres| postgres.application_name("canvas-scheduler").statement_cache_capacity(200));
     connect.map_sqlx_sqlite_opts(|sqlite| {
         use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};

@@ -2,12 +2,13 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::database::{Database, Folder, own_postgres};
 use super::load::schedules;
-use super::postgres::process::{Running, run};
+use super::postgres::process::{Running, run, send};
 use super::server::{PATIENCE, Server, command, key, migrate, next_status};
 
 /// Runs the binary to its end, which is near.
@@ -205,6 +206,21 @@ async fn until_migrated(url: &str) {
     server.signal("TERM");
     assert!(server.ended(PATIENCE).await.expect("it ends").success());
     assert_eq!(healthcheck(server.addr()), Some(1), "nobody is there");
+}
+
+/// Longer than a call of the API waits for a connection.
+const A_WHILE: Duration = Duration::from_secs(4);
+
+#[test]
+fn a_command_waits_for_a_database_that_stands_still_postgres() {
+    let Some(postgres) = own_postgres(&[]) else { return };
+    postgres.createdb("test").unwrap();
+    let postmaster = [postgres.pid().unwrap()];
+    send("STOP", &postmaster);
+    let mut migrating = Running::start(&mut command(&["migrate", "--database-url", &postgres.url("test")])).unwrap();
+    assert_eq!(migrating.wait(A_WHILE), None, "it waits");
+    send("CONT", &postmaster);
+    assert!(migrating.wait(PATIENCE).expect("it ends").success());
 }
 
 #[test]
