@@ -1,6 +1,6 @@
 //! A consumer of webhooks that keeps what it gets, and fails as the test says.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::postgres::port;
 use super::server::PATIENCE;
 
 /// How long a slow answer takes.
@@ -57,7 +58,7 @@ pub struct Consumer {
 impl Consumer {
     /// One that takes everything.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port::lasting().unwrap())).await.unwrap();
         let (addr, mode, came) = (listener.local_addr().unwrap(), watch::Sender::new(Mode::Take), Arc::new(watch::Sender::new(vec![])));
         let mut consumer = Self { addr, mode, came, unanswered: Arc::default(), listening: None };
         consumer.listen(listener);

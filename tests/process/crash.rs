@@ -31,6 +31,7 @@ async fn killed_server(database: &Database) {
     server.kill9();
     // Whoever was under way is told by the closed connection.
     calls.extend(callers.ended().await);
+    database.is_left();
 
     let server = Server::start(&database.url(), &[]).await;
     let mut client = server.connect().await;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Instant;
 
 use super::postgres::{Postgres, Problem};
 use super::server;
@@ -42,6 +43,16 @@ impl Database {
         let name = format!("test_{}", MADE.fetch_add(1, Ordering::Relaxed));
         server.createdb(&name).unwrap();
         Some(Self::Postgres { server, name })
+    }
+
+    /// Waits until no session of the service is left: a backend goes on with what it was asked before its client was killed.
+    pub fn is_left(&self) {
+        let Self::Postgres { server, name } = self else { return };
+        let left = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}' AND application_name LIKE 'canvas-scheduler%'");
+        let give_up_at = Instant::now() + server::PATIENCE;
+        while server.psql("postgres", &left).unwrap() != "0" {
+            assert!(Instant::now() < give_up_at, "a session stays");
+        }
     }
 
     /// Where a client finds it.

@@ -181,7 +181,7 @@ impl Server {
         let mut server = Self::listening(url, more).await;
         (server.way.key, server.way.tls) = (key, tls);
         let mut health = server.watch().await;
-        let serving = async { while next_status(&mut health).await != Some(ServingStatus::Serving) {} };
+        let serving = async { while next_status(&mut health).await.expect("it goes on telling") != ServingStatus::Serving {} };
         tokio::time::timeout(PATIENCE, serving).await.expect("SERVING in time");
         server
     }

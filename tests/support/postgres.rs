@@ -5,12 +5,14 @@
 
 #![allow(dead_code, reason = "shared: not every one of its users needs all of it")]
 
+#[path = "port.rs"]
+pub mod port;
 #[path = "process.rs"]
 pub mod process;
 
 use std::fmt;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -200,7 +202,7 @@ impl Postgres {
             // Written once it has its port.
             let has_run = self.data().join("postmaster.opts").exists();
             if !has_run {
-                self.port = free_port()?;
+                self.port = port::lasting().map_err(|fault| format!("no free port: {fault}"))?;
             }
             let mut server = self.spawn()?;
             if self.answers(&mut server, until) {
@@ -343,9 +345,4 @@ impl Drop for Folder {
         // What cannot be removed is left to whoever empties the temporary folder.
         let _removed = fs::remove_dir_all(&self.0);
     }
-}
-
-fn free_port() -> Result<u16, Problem> {
-    let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    address.map(|address| address.port()).map_err(|fault| Problem::Failed(format!("no free port: {fault}")))
 }

@@ -7,6 +7,7 @@ use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 
 use super::*;
+use crate::support::database::postgres::port;
 use crate::support::database::postgres::process::Running;
 
 /// Where Debian keeps the server; elsewhere the PATH has it.
@@ -33,8 +34,9 @@ impl Server {
         let name = format!("canvas-scheduler-nats-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir(&folder).expect("a folder");
-        let running = run(program, &folder, -1, flags);
-        let port = soon(port(&folder)).await;
+        let port = port::lasting().expect("a free port");
+        let running = run(program, &folder, port, flags);
+        soon(listens(&folder)).await;
         Some(Self { program, running, folder, port })
     }
 
@@ -44,7 +46,7 @@ impl Server {
 
     /// Starts it anew at the same port.
     fn restart(&mut self) {
-        self.running = run(self.program, &self.folder, self.port.into(), &[]);
+        self.running = run(self.program, &self.folder, self.port, &[]);
     }
 
     /// A stream for all dispatches.
@@ -68,26 +70,23 @@ fn nats_is_required() -> bool {
     std::env::var("REQUIRE_NATS").is_ok_and(|value| value == "1")
 }
 
-/// Port -1 takes a free one.
-fn run(program: &str, folder: &Path, port: i32, flags: &[&str]) -> Running {
+fn run(program: &str, folder: &Path, port: u16, flags: &[&str]) -> Running {
     let mut command = Command::new(program);
     command.args(["--addr", "127.0.0.1", "--jetstream", "--port", &port.to_string()]).args(flags);
     command.arg("--store_dir").arg(folder).arg("--ports_file_dir").arg(folder);
     Running::start(command.stdout(Stdio::null()).stderr(Stdio::null())).expect("it starts")
 }
 
-/// The port that the server took, from the file in which it says so.
-async fn port(folder: &Path) -> u16 {
+/// Waits for the file in which the server says where it listens.
+async fn listens(folder: &Path) {
     let mut look = tokio::time::interval(Duration::from_millis(5));
-    loop {
+    let told = || {
+        std::fs::read_dir(folder)
+            .expect("a folder")
+            .any(|file| file.expect("a file").path().extension().is_some_and(|extension| extension == "ports"))
+    };
+    while !told() {
         look.tick().await;
-        let files = std::fs::read_dir(folder).expect("a folder").map(|file| file.expect("a file").path());
-        let told = files.filter(|file| file.extension().is_some_and(|extension| extension == "ports"));
-        let told = told.filter_map(|file| serde_json::from_slice::<Value>(&std::fs::read(file).ok()?).ok()).next();
-        let url = told.as_ref().and_then(|told| told["nats"][0].as_str());
-        if let Some(port) = url.and_then(|url| url.rsplit(':').next()?.parse().ok()) {
-            return port;
-        }
     }
 }
 
