@@ -18,8 +18,8 @@ const PLAIN: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
 pub fn add(field: &str, required: bool, schema: &mut Value) {
     let known = match field {
         "canvas_id" | "campaign_id" if required => opaque(ID_MAX),
-        "canvas_id" => json!({ "maxLength": ID_MAX, "pattern": PLAIN }),
-        "request_id" => json!({ "maxLength": REQUEST_ID_MAX, "pattern": PLAIN }),
+        "canvas_id" => or_empty(ID_MAX),
+        "request_id" => or_empty(REQUEST_ID_MAX),
         "external_user_id" | "alias_name" | "alias_label" | "email" => opaque(IDENTIFIER_MAX),
         "schedule_id" if required => json!({ "pattern": format!("^{UUID}$") }),
         "schedule_id" => json!({ "pattern": format!("^({UUID})?$") }),
@@ -37,4 +37,8 @@ pub fn add(field: &str, required: bool, schema: &mut Value) {
 
 fn opaque(most: usize) -> Value {
     json!({ "minLength": 1, "maxLength": most, "pattern": PLAIN })
+}
+
+fn or_empty(most: usize) -> Value {
+    json!({ "maxLength": most, "pattern": PLAIN })
 }

@@ -202,7 +202,7 @@ impl Postgres {
             // Written once it has its port.
             let has_run = self.data().join("postmaster.opts").exists();
             if !has_run {
-                self.port = port::lasting().map_err(|fault| format!("no free port: {fault}"))?;
+                self.port = port::lasting().ok_or_else(|| "no free port".to_owned())?;
             }
             let mut server = self.spawn()?;
             if self.answers(&mut server, until) {
