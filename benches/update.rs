@@ -60,7 +60,9 @@ type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 const LOAD: &str = "--load";
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip_while(|argument| argument != LOAD).skip(1);
+    let mut arguments = std::env::args()
+        .skip_while(|argument| argument != LOAD)
+        .skip(1);
     let ended = match arguments.next() {
         Some(order) => load::main(&order).map(|()| true),
         None => measure(),

@@ -9,7 +9,9 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
-use canvas_scheduler::pb::v1::canvas_trigger_service_server::{CanvasTriggerService, CanvasTriggerServiceServer};
+use canvas_scheduler::pb::v1::canvas_trigger_service_server::{
+    CanvasTriggerService, CanvasTriggerServiceServer,
+};
 use canvas_scheduler::pb::v1::{TriggerCanvasRequest, TriggerCanvasResponse};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -45,27 +47,54 @@ struct Engine(Mutex<Taken>);
 
 #[tonic::async_trait]
 impl CanvasTriggerService for Engine {
-    async fn trigger_canvas(&self, request: Request<TriggerCanvasRequest>) -> Result<Response<TriggerCanvasResponse>, Status> {
+    async fn trigger_canvas(
+        &self,
+        request: Request<TriggerCanvasRequest>,
+    ) -> Result<Response<TriggerCanvasResponse>, Status> {
         let dispatch = request.into_inner();
-        let Some(wave) = &dispatch.wave else { return Err(Status::invalid_argument("wave: is missing")) };
+        let Some(wave) = &dispatch.wave else {
+            return Err(Status::invalid_argument("wave: is missing"));
+        };
         // A panic under the lock leaves nothing half done.
-        let new = self.0.lock().unwrap_or_else(PoisonError::into_inner).take(&dispatch.dispatch_id);
+        let new = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take(&dispatch.dispatch_id);
         let whom = match (dispatch.broadcast, &dispatch.audience) {
             (true, _) => "everyone".to_owned(),
             (false, Some(_)) => format!("an audience and {} recipients", dispatch.recipients.len()),
             (false, None) => format!("{} recipients", dispatch.recipients.len()),
         };
-        let (id, canvas, n, attempt) = (&dispatch.dispatch_id, &dispatch.canvas_id, dispatch.n, dispatch.attempt);
-        let what = if new { "send" } else { "seen before, nothing to do:" };
-        println!("{what} {canvas} to {whom} in {} zones (dispatch {id}, firing {n}, attempt {attempt})", wave.zones.len());
+        let (id, canvas, n, attempt) = (
+            &dispatch.dispatch_id,
+            &dispatch.canvas_id,
+            dispatch.n,
+            dispatch.attempt,
+        );
+        let what = if new {
+            "send"
+        } else {
+            "seen before, nothing to do:"
+        };
+        println!(
+            "{what} {canvas} to {whom} in {} zones (dispatch {id}, firing {n}, attempt {attempt})",
+            wave.zones.len()
+        );
         Ok(Response::new(TriggerCanvasResponse {}))
     }
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let addr: SocketAddr = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:50061".to_owned()).parse()?;
+    let addr: SocketAddr = std::env::args()
+        .nth(1)
+        .unwrap_or_else(|| "127.0.0.1:50061".to_owned())
+        .parse()?;
     println!("a Canvas engine listens at {addr}");
-    Server::builder().add_service(CanvasTriggerServiceServer::new(Engine::default())).serve(addr).await?;
+    Server::builder()
+        .add_service(CanvasTriggerServiceServer::new(Engine::default()))
+        .serve(addr)
+        .await?;
     Ok(())
 }

@@ -9,7 +9,10 @@ use canvas_scheduler::domain::{Zone, zone};
 const HOURS: i64 = 366 * 24;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let from: i64 = std::env::args().nth(1).ok_or("usage: zone_offsets HOURS_SINCE_1970")?.parse()?;
+    let from: i64 = std::env::args()
+        .nth(1)
+        .ok_or("usage: zone_offsets HOURS_SINCE_1970")?
+        .parse()?;
     let mut out = format!("version {}\n", zone::data_version());
     for zone in Zone::all() {
         out.push_str(zone.name());

@@ -41,7 +41,8 @@ pub trait Clock: Send + Sync + 'static {
 /// A number from 0 to 1, by which replicas that wait for the same thing do not all come at once.
 pub fn jitter() -> f64 {
     // A fresh RandomState is seeded at random once for each thread and counted on from there.
-    f64::from(u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default()) / f64::from(u32::MAX)
+    f64::from(u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default())
+        / f64::from(u32::MAX)
 }
 
 /// A clock that many parts share.
@@ -52,10 +53,14 @@ pub type SharedClock = Arc<dyn Clock>;
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    #[allow(clippy::disallowed_methods, reason = "the one place that asks the machine")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the one place that asks the machine"
+    )]
     fn now(&self) -> DateTime<Utc> {
         let now = Utc::now();
-        now.duration_trunc(TimeDelta::milliseconds(1)).unwrap_or(now)
+        now.duration_trunc(TimeDelta::milliseconds(1))
+            .unwrap_or(now)
     }
 
     fn sleep_until(&self, instant: DateTime<Utc>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
@@ -89,7 +94,10 @@ pub struct ManualClock {
 impl ManualClock {
     /// A clock that shows `now`.
     pub fn at(now: DateTime<Utc>) -> Self {
-        Self { now: tokio::sync::watch::Sender::new(now), unsteady: AtomicBool::new(false) }
+        Self {
+            now: tokio::sync::watch::Sender::new(now),
+            unsteady: AtomicBool::new(false),
+        }
     }
 
     /// Sets whether it may be fired by.
@@ -117,7 +125,9 @@ impl Clock for ManualClock {
     }
 
     fn unsteady(&self) -> Option<&'static str> {
-        self.unsteady.load(Ordering::Relaxed).then_some("a test says so")
+        self.unsteady
+            .load(Ordering::Relaxed)
+            .then_some("a test says so")
     }
 }
 
@@ -150,6 +160,9 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!sleeper.is_finished());
         clock.advance(TimeDelta::seconds(1));
-        assert_eq!(sleeper.await.expect("no panic"), start + TimeDelta::seconds(2));
+        assert_eq!(
+            sleeper.await.expect("no panic"),
+            start + TimeDelta::seconds(2)
+        );
     }
 }

@@ -55,10 +55,22 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct LogArgs {
     /// What is logged: error, warn, info, debug, trace, or directives such as info,canvas_scheduler=debug
-    #[arg(long, global = true, env = "CANVAS_SCHEDULER_LOG_LEVEL", default_value = "info", help_heading = "Logging")]
+    #[arg(
+        long,
+        global = true,
+        env = "CANVAS_SCHEDULER_LOG_LEVEL",
+        default_value = "info",
+        help_heading = "Logging"
+    )]
     pub log_level: String,
     /// text, json, or auto: text on a terminal, else json
-    #[arg(long, global = true, env = "CANVAS_SCHEDULER_LOG_FORMAT", default_value = "auto", help_heading = "Logging")]
+    #[arg(
+        long,
+        global = true,
+        env = "CANVAS_SCHEDULER_LOG_FORMAT",
+        default_value = "auto",
+        help_heading = "Logging"
+    )]
     pub log_format: String,
 }
 
@@ -77,22 +89,51 @@ pub struct DatabaseArgs {
 #[derive(Debug, Args)]
 pub struct HealthcheckArgs {
     /// The address of the server, or its name and port
-    #[arg(long, env = "CANVAS_SCHEDULER_GRPC_ADDR", default_value = "127.0.0.1:50051")]
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_GRPC_ADDR",
+        default_value = "127.0.0.1:50051"
+    )]
     pub grpc_addr: String,
     /// The authority that signed its certificate, PEM: then it is asked by TLS
-    #[arg(long, env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_CA", value_name = "FILE", help_heading = "TLS")]
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_CA",
+        value_name = "FILE",
+        help_heading = "TLS"
+    )]
     pub tls_ca: Option<String>,
     /// The name in its certificate
-    #[arg(long, env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_NAME", default_value = "localhost", value_name = "NAME", help_heading = "TLS")]
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_NAME",
+        default_value = "localhost",
+        value_name = "NAME",
+        help_heading = "TLS"
+    )]
     pub tls_name: String,
     /// A certificate of one's own, PEM, where the server asks for one
-    #[arg(long, env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_CERT", value_name = "FILE", help_heading = "TLS")]
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_CERT",
+        value_name = "FILE",
+        help_heading = "TLS"
+    )]
     pub tls_cert: Option<String>,
     /// The private key of --tls-cert, PEM
-    #[arg(long, env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_KEY", value_name = "FILE", help_heading = "TLS")]
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_KEY",
+        value_name = "FILE",
+        help_heading = "TLS"
+    )]
     pub tls_key: Option<String>,
     /// How long to wait for its answer
-    #[arg(long, env = "CANVAS_SCHEDULER_HEALTHCHECK_TIMEOUT", default_value = "3s")]
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_HEALTHCHECK_TIMEOUT",
+        default_value = "3s"
+    )]
     pub timeout: String,
 }
 
@@ -134,6 +175,12 @@ impl HealthcheckArgs {
         let tls_ca = self.tls_ca.as_deref().map(Into::into);
         let tls_name = self.tls_name.clone();
         let read = grpc_addr.zip(timeout);
-        reader.finish(read.map(|(grpc_addr, timeout)| Healthcheck { grpc_addr, tls_ca, tls_name, tls_identity, timeout }))
+        reader.finish(read.map(|(grpc_addr, timeout)| Healthcheck {
+            grpc_addr,
+            tls_ca,
+            tls_name,
+            tls_identity,
+            timeout,
+        }))
     }
 }

@@ -66,7 +66,14 @@ pub enum Pass {
 impl Dispatcher {
     /// A dispatcher with so many workers: the most dispatches that are in its hands, whatever is due. Call it on the runtime
     /// that is to run it.
-    pub fn new(service: Service, sink: SharedSink, clock: SharedClock, workers: usize, sending: Sending, traces: Traces) -> Self {
+    pub fn new(
+        service: Service,
+        sink: SharedSink,
+        clock: SharedClock,
+        workers: usize,
+        sending: Sending,
+        traces: Traces,
+    ) -> Self {
         let hands = Hands::new(workers, sending.clone());
         let (answers, queue) = mpsc::channel(workers);
         let mut finisher = JoinSet::new();
@@ -93,7 +100,11 @@ impl Dispatcher {
         tokio::pin!(stop);
         let mut upkeep = JoinSet::new();
         upkeep.spawn(upkeep::run(self.service.clone(), self.clock.clone()));
-        upkeep.spawn(upkeep::count(self.service.clone(), self.clock.clone(), self.sending.clone()));
+        upkeep.spawn(upkeep::count(
+            self.service.clone(),
+            self.clock.clone(),
+            self.sending.clone(),
+        ));
         loop {
             let (now, began) = (self.clock.now(), Instant::now());
             // Never cut off: what it takes it hands on.
@@ -166,7 +177,10 @@ impl Dispatcher {
         if more {
             return Ok(Pass::More);
         }
-        let ahead = [next.wake, next.retry].into_iter().flatten().filter(|at| *at > now);
+        let ahead = [next.wake, next.retry]
+            .into_iter()
+            .flatten()
+            .filter(|at| *at > now);
         Ok(Pass::Idle(ahead.fold(now + poll(), DateTime::min)))
     }
 
@@ -181,10 +195,17 @@ impl Dispatcher {
             Err(Error::Internal(cause)) if room == 1 => {
                 tracing::error!(cause, "a wave cannot be fired");
                 self.service.set_first_aside().await?;
-                Ok(Taken { more: true, ..Taken::default() })
+                Ok(Taken {
+                    more: true,
+                    ..Taken::default()
+                })
             }
             Err(error) => {
-                self.fire_most = if matches!(error, Error::Internal(_)) { room / 2 } else { self.fire_most };
+                self.fire_most = if matches!(error, Error::Internal(_)) {
+                    room / 2
+                } else {
+                    self.fire_most
+                };
                 Err(error)
             }
         }
@@ -198,8 +219,16 @@ impl Dispatcher {
             span.set("dispatch.id", || one.dispatch.id.to_string());
             span.set("dispatch.attempt", || i64::from(one.dispatch.attempt));
             span.past("dispatch.fire", began);
-            let (sink, clock, most) = (self.sink.clone(), self.clock.clone(), self.service.delivery_most());
-            let (hands, answers, sending) = (self.hands.clone(), self.answers.clone(), self.sending.clone());
+            let (sink, clock, most) = (
+                self.sink.clone(),
+                self.clock.clone(),
+                self.service.delivery_most(),
+            );
+            let (hands, answers, sending) = (
+                self.hands.clone(),
+                self.answers.clone(),
+                self.sending.clone(),
+            );
             if one.dispatch.attempt == 1 {
                 sending.fired(seconds(one.lag));
             }
@@ -226,8 +255,12 @@ impl Dispatcher {
     /// Logs the first error of an outage, and its end.
     fn note(&mut self, pass: &Result<Pass, Error>) {
         match pass {
-            Err(Error::Internal(cause)) if !self.failing => tracing::error!(cause, "the dispatcher failed; it tries again"),
-            Err(error) if !self.failing => tracing::warn!(%error, "the dispatcher lost its database; it tries again"),
+            Err(Error::Internal(cause)) if !self.failing => {
+                tracing::error!(cause, "the dispatcher failed; it tries again")
+            }
+            Err(error) if !self.failing => {
+                tracing::warn!(%error, "the dispatcher lost its database; it tries again")
+            }
             Ok(_) if self.failing => tracing::info!("the dispatcher goes on"),
             _ => {}
         }
@@ -235,7 +268,12 @@ impl Dispatcher {
     }
 
     async fn finish_what_is_in_flight(self, end: impl Future<Output = ()>) {
-        let Self { answers, mut deliveries, mut finisher, .. } = self;
+        let Self {
+            answers,
+            mut deliveries,
+            mut finisher,
+            ..
+        } = self;
         drop(answers);
         let ended = async {
             while deliveries.join_next().await.is_some() {}
@@ -276,10 +314,14 @@ async fn attempt(sink: &SharedSink, dispatch: &Dispatch, most: Duration) -> Answ
     let delivery = pin!(tokio::time::timeout(most, sink.deliver(dispatch)));
     match caught(delivery).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Answer::Unknown { why: format!("no answer within {} s", most.as_secs()) },
+        Ok(Err(_)) => Answer::Unknown {
+            why: format!("no answer within {} s", most.as_secs()),
+        },
         Err(panic) => {
             tracing::error!(panic, "a sink failed by a fault of ours");
-            Answer::Unknown { why: "the sink failed".to_owned() }
+            Answer::Unknown {
+                why: "the sink failed".to_owned(),
+            }
         }
     }
 }
@@ -315,6 +357,14 @@ async fn write(service: &Service, batch: &[Finished]) {
 }
 
 fn given_up(error: &Error, dispatches: usize) {
-    let cause = if let Error::Internal(cause) = error { cause.clone() } else { error.to_string() };
-    tracing::error!(cause, dispatches, "what became of dispatches was not written; they are tried again when their leases run out");
+    let cause = if let Error::Internal(cause) = error {
+        cause.clone()
+    } else {
+        error.to_string()
+    };
+    tracing::error!(
+        cause,
+        dispatches,
+        "what became of dispatches was not written; they are tried again when their leases run out"
+    );
 }

@@ -18,7 +18,10 @@ pub struct Violation {
 impl Violation {
     /// A violation of `field`.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into() }
+        Self {
+            field: field.into(),
+            message: message.into(),
+        }
     }
 }
 
@@ -183,7 +186,11 @@ fn write_violations(f: &mut fmt::Formatter<'_>, all: &[Violation]) -> fmt::Resul
         let separator = if n == 0 { "" } else { "; " };
         write!(f, "{separator}{}: {}", one.field, one.message)?;
     }
-    if told.len() < all.len() { write!(f, "; and {} more", all.len() - told.len()) } else { Ok(()) }
+    if told.len() < all.len() {
+        write!(f, "; and {} more", all.len() - told.len())
+    } else {
+        Ok(())
+    }
 }
 
 /// The value in quotes for an error text: control characters escaped, cut after 64 characters.

@@ -16,11 +16,21 @@ fn main() -> ExitCode {
     let logging = telemetry::start(&line.log);
     let outcome = match line.command {
         Command::Dev(args) => both(logging, args.read()).and_then(|serve| cli::dev::run(&serve)),
-        Command::Serve(args) => both(logging, args.read()).and_then(|serve| cli::serve::run(&serve)),
-        Command::Migrate(args) => both(logging, args.read()).and_then(|url| cli::migrate::run(&url)),
-        Command::ApiKey(command) => both(logging, Ok(command)).and_then(|command| cli::api_key::run(&command)),
-        Command::Workspace(command) => both(logging, Ok(command)).and_then(|command| cli::workspace::run(&command)),
-        Command::Healthcheck(args) => both(logging, args.read()).and_then(|asked| cli::healthcheck::run(&asked)),
+        Command::Serve(args) => {
+            both(logging, args.read()).and_then(|serve| cli::serve::run(&serve))
+        }
+        Command::Migrate(args) => {
+            both(logging, args.read()).and_then(|url| cli::migrate::run(&url))
+        }
+        Command::ApiKey(command) => {
+            both(logging, Ok(command)).and_then(|command| cli::api_key::run(&command))
+        }
+        Command::Workspace(command) => {
+            both(logging, Ok(command)).and_then(|command| cli::workspace::run(&command))
+        }
+        Command::Healthcheck(args) => {
+            both(logging, args.read()).and_then(|asked| cli::healthcheck::run(&asked))
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -29,7 +39,10 @@ fn main() -> ExitCode {
 }
 
 /// The settings, or the faults of both, so that all are told in one go.
-fn both<T>(logging: Result<(), Vec<String>>, settings: Result<T, Vec<String>>) -> Result<T, Vec<String>> {
+fn both<T>(
+    logging: Result<(), Vec<String>>,
+    settings: Result<T, Vec<String>>,
+) -> Result<T, Vec<String>> {
     match (logging, settings) {
         (Ok(()), settings) => settings,
         (Err(faults), Ok(_)) => Err(faults),

@@ -5,7 +5,12 @@ mod messages;
 pub mod values;
 
 /// The package `canvas.schedule.v1`.
-#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated; the comments stand in the protos")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated; the comments stand in the protos"
+)]
 pub mod v1 {
     tonic::include_proto!("canvas.schedule.v1");
 }

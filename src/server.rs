@@ -72,7 +72,11 @@ impl Server {
     ///
     /// # Errors
     /// What is wrong with the database or the address.
-    pub async fn start(settings: &Serve, clock: SharedClock, sink: Option<SharedSink>) -> Result<Self, Error> {
+    pub async fn start(
+        settings: &Serve,
+        clock: SharedClock,
+        sink: Option<SharedSink>,
+    ) -> Result<Self, Error> {
         let opened = Opened::new(settings, clock.clone()).await?;
         Self::serve(settings, clock, sink, opened).await
     }
@@ -81,44 +85,114 @@ impl Server {
     ///
     /// # Errors
     /// What is wrong with the database or the address.
-    pub async fn start_migrated(settings: &Serve, clock: SharedClock, sink: Option<SharedSink>) -> Result<Self, Error> {
+    pub async fn start_migrated(
+        settings: &Serve,
+        clock: SharedClock,
+        sink: Option<SharedSink>,
+    ) -> Result<Self, Error> {
         let opened = Opened::new(settings, clock.clone()).await?;
         opened.store.migrate().await?;
         Self::serve(settings, clock, sink, opened).await
     }
 
-    async fn serve(settings: &Serve, clock: SharedClock, sink: Option<SharedSink>, opened: Opened) -> Result<Self, Error> {
-        let Opened { store, mut writers, metrics, traces } = opened;
+    async fn serve(
+        settings: &Serve,
+        clock: SharedClock,
+        sink: Option<SharedSink>,
+        opened: Opened,
+    ) -> Result<Self, Error> {
+        let Opened {
+            store,
+            mut writers,
+            metrics,
+            traces,
+        } = opened;
         check_durability(&store).await?;
         let (phase, phases) = watch::channel(Phase::Serving);
         let mut faces = Faces::open(settings, bounds(settings), phases.clone()).await?;
         let (admin_listener, admin_addr) = faces::bind("admin-addr", settings.admin_addr).await?;
-        let service = Service::new(store.clone(), clock.clone(), policy(settings), delivery(settings));
-        let sink = sink.map(Place::Made).or_else(|| settings.sink.clone().map(Place::Set)).filter(|_| settings.roles.dispatcher);
-        let sending = sink.as_ref().map(|sink| metrics.sending(sink.name())).transpose().map_err(Error::internal)?;
-        let readiness = Readiness::new(settings.roles, sink.is_some(), sending.clone().unwrap_or_default()).await;
+        let service = Service::new(
+            store.clone(),
+            clock.clone(),
+            policy(settings),
+            delivery(settings),
+        );
+        let sink = sink
+            .map(Place::Made)
+            .or_else(|| settings.sink.clone().map(Place::Set))
+            .filter(|_| settings.roles.dispatcher);
+        let sending = sink
+            .as_ref()
+            .map(|sink| metrics.sending(sink.name()))
+            .transpose()
+            .map_err(Error::internal)?;
+        let readiness = Readiness::new(
+            settings.roles,
+            sink.is_some(),
+            sending.clone().unwrap_or_default(),
+        )
+        .await;
         let access = Access::new(store.clone(), clock.clone());
         let entry = Entry::shut(readiness.clone(), access.clone());
-        let stack = Stack { traces: traces.clone(), ..stack(settings, &access, &clock, &metrics, phases.clone()) };
-        let shown = Shown { api: settings.roles.api, reflection: settings.reflection };
+        let stack = Stack {
+            traces: traces.clone(),
+            ..stack(settings, &access, &clock, &metrics, phases.clone())
+        };
+        let shown = Shown {
+            api: settings.roles.api,
+            reflection: settings.reflection,
+        };
         let routes = Routes::new(&service, readiness.health(), entry.ready.clone(), shown)?;
         let mut threads = Vec::new();
         for n in 0..settings.cores {
             // Writers are spread over the cores; where there are more writers than cores, the last core runs the rest.
-            let own = if n + 1 == settings.cores { std::mem::take(&mut writers) } else { writers.pop().into_iter().collect() };
-            let work = serve_core(faces.of_core(stack.clone().wrap(routes.clone()), &stack.in_flight), own);
+            let own = if n + 1 == settings.cores {
+                std::mem::take(&mut writers)
+            } else {
+                writers.pop().into_iter().collect()
+            };
+            let work = serve_core(
+                faces.of_core(stack.clone().wrap(routes.clone()), &stack.in_flight),
+                own,
+            );
             threads.push(run_thread(format!("core-{n}"), work)?);
         }
-        gauges::of_calls(&metrics, &stack.in_flight, faces.counters(), settings.max_connections).map_err(Error::internal)?;
+        gauges::of_calls(
+            &metrics,
+            &stack.in_flight,
+            faces.counters(),
+            settings.max_connections,
+        )
+        .map_err(Error::internal)?;
         gauges::of_store(&metrics, &store).map_err(Error::internal)?;
         gauges::of_process(&metrics, &readiness, &clock, faces.tls()).map_err(Error::internal)?;
         if let (Some(sink), Some(sending)) = (sink, sending) {
-            let (service, clock, workers, traces) = (service.clone(), clock.clone(), settings.workers, traces.clone());
-            let dispatching = Dispatching { service, sink, clock, workers, sending, traces };
-            threads.push(dispatching.start(entry.opened.subscribe(), phases.clone()).await?);
+            let (service, clock, workers, traces) = (
+                service.clone(),
+                clock.clone(),
+                settings.workers,
+                traces.clone(),
+            );
+            let dispatching = Dispatching {
+                service,
+                sink,
+                clock,
+                workers,
+                sending,
+                traces,
+            };
+            threads.push(
+                dispatching
+                    .start(entry.opened.subscribe(), phases.clone())
+                    .await?,
+            );
         }
         let admin = Admin::new(store.clone(), clock.clone());
-        let mut tasks = vec![tokio::spawn(one_clock::keep(store.clone(), clock.clone(), readiness.clone()))];
+        let mut tasks = vec![tokio::spawn(one_clock::keep(
+            store.clone(),
+            clock.clone(),
+            readiness.clone(),
+        ))];
         tasks.push(tokio::spawn(clean_up(service.clone(), clock)));
         if store.pending_migrations().await?.is_empty() {
             tasks.push(tokio::spawn(entry.open().await.keep_fresh()));
@@ -126,9 +200,17 @@ impl Server {
             tasks.push(tokio::spawn(entry.open_with_schema(store)));
         }
         let (grpc_addr, gateway_addr) = faces.addrs();
-        let door = Door::new(faces.bounds(), settings.max_connections_per_address, settings.trusted_proxies.clone());
+        let door = Door::new(
+            faces.bounds(),
+            settings.max_connections_per_address,
+            settings.trusted_proxies.clone(),
+        );
         tasks.extend(faces.accept(&door.counting(metrics.connections.clone())));
-        let _admin_port = JoinSet::from_iter([admin_port::serve(admin_listener, metrics, readiness.clone())]);
+        let _admin_port = JoinSet::from_iter([admin_port::serve(
+            admin_listener,
+            metrics,
+            readiness.clone(),
+        )]);
         let drain = settings.drain;
         Ok(Self {
             grpc_addr,
@@ -222,8 +304,14 @@ struct Opened {
 impl Opened {
     async fn new(settings: &Serve, clock: SharedClock) -> Result<Self, Error> {
         let metrics = Metrics::new().map_err(Error::internal)?;
-        let traces = settings.otlp_endpoint.as_deref().map(Traces::to).transpose();
-        let traces = traces.map_err(|why| Error::Invalid(vec![Violation::new("otlp-endpoint", why)]))?.unwrap_or_default();
+        let traces = settings
+            .otlp_endpoint
+            .as_deref()
+            .map(Traces::to)
+            .transpose();
+        let traces = traces
+            .map_err(|why| Error::Invalid(vec![Violation::new("otlp-endpoint", why)]))?
+            .unwrap_or_default();
         let options = Options {
             writers: settings.writers,
             batch_max: settings.commit_max,
@@ -234,16 +322,42 @@ impl Opened {
             ..Options::new(&settings.database_url.0)
         };
         let (store, writers) = Store::open(&options, clock, policy(settings)).await?;
-        Ok(Self { store, writers, metrics, traces })
+        Ok(Self {
+            store,
+            writers,
+            metrics,
+            traces,
+        })
     }
 }
 
 /// What every call passes.
-fn stack(settings: &Serve, access: &Access, clock: &SharedClock, metrics: &Metrics, phase: watch::Receiver<Phase>) -> Stack {
+fn stack(
+    settings: &Serve,
+    access: &Access,
+    clock: &SharedClock,
+    metrics: &Metrics,
+    phase: watch::Receiver<Phase>,
+) -> Stack {
     let (access, clock, calls) = (access.clone(), clock.clone(), metrics.calls.clone());
-    let gate = Gate { access, trusted_proxies: settings.trusted_proxies.as_slice().into(), clock, calls: calls.clone() };
-    let (max_call, in_flight) = (settings.max_call_time, InFlight::new(settings.max_in_flight, settings.max_in_flight_bytes));
-    Stack { phase, max_call, in_flight, gate, durations: Durations::new(calls), traces: Traces::default() }
+    let gate = Gate {
+        access,
+        trusted_proxies: settings.trusted_proxies.as_slice().into(),
+        clock,
+        calls: calls.clone(),
+    };
+    let (max_call, in_flight) = (
+        settings.max_call_time,
+        InFlight::new(settings.max_in_flight, settings.max_in_flight_bytes),
+    );
+    Stack {
+        phase,
+        max_call,
+        in_flight,
+        gate,
+        durations: Durations::new(calls),
+        traces: Traces::default(),
+    }
 }
 
 fn policy(settings: &Serve) -> Policy {
@@ -255,7 +369,11 @@ fn policy(settings: &Serve) -> Policy {
 }
 
 fn delivery(settings: &Serve) -> Delivery {
-    Delivery { lease: TimeDelta::from_std(settings.lease).unwrap_or(TimeDelta::MAX), attempts: settings.attempts, ..Delivery::default() }
+    Delivery {
+        lease: TimeDelta::from_std(settings.lease).unwrap_or(TimeDelta::MAX),
+        attempts: settings.attempts,
+        ..Delivery::default()
+    }
 }
 
 fn bounds(settings: &Serve) -> Bounds {
@@ -272,12 +390,20 @@ async fn check_durability(store: &Store) -> Result<(), Error> {
     match store.durability().await? {
         Durability::Durable => Ok(()),
         Durability::Weakened { setting } => {
-            tracing::warn!(setting, "the database may lose acknowledged changes in a failover; see docs/operations.md");
+            tracing::warn!(
+                setting,
+                "the database may lose acknowledged changes in a failover; see docs/operations.md"
+            );
             Ok(())
         }
         Durability::Lost { setting } => {
-            let message = format!("the database has {setting}, which loses acknowledged changes in a crash; fsync=on is needed");
-            Err(Error::Invalid(vec![Violation::new("database-url", message)]))
+            let message = format!(
+                "the database has {setting}, which loses acknowledged changes in a crash; fsync=on is needed"
+            );
+            Err(Error::Invalid(vec![Violation::new(
+                "database-url",
+                message,
+            )]))
         }
     }
 }
@@ -293,7 +419,10 @@ async fn clean_up(service: Service, clock: SharedClock) {
 
 /// Serves the connections that a core is handed and runs its share of the writers; ends when both have ended.
 async fn serve_core(faces: impl Future<Output = ()>, writers: Vec<Writer>) {
-    let writers: Vec<_> = writers.into_iter().map(|writer| tokio::spawn(writer.run())).collect();
+    let writers: Vec<_> = writers
+        .into_iter()
+        .map(|writer| tokio::spawn(writer.run()))
+        .collect();
     faces.await;
     // The service is gone with the connections; once every core has come this far the queues close and the writers end.
     for writer in writers {
@@ -304,8 +433,14 @@ async fn serve_core(faces: impl Future<Output = ()>, writers: Vec<Writer>) {
 }
 
 /// Starts a thread with a runtime of its own. Answers when its work has ended.
-fn run_thread(name: String, work: impl Future<Output = ()> + Send + 'static) -> Result<oneshot::Receiver<()>, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::internal)?;
+fn run_thread(
+    name: String,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> Result<oneshot::Receiver<()>, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::internal)?;
     let (ended, ends) = oneshot::channel();
     let run = move || {
         runtime.block_on(work);
@@ -313,6 +448,9 @@ fn run_thread(name: String, work: impl Future<Output = ()> + Send + 'static) -> 
         // Nobody waits once the bound on stopping has passed.
         let _late = ended.send(());
     };
-    std::thread::Builder::new().name(name).spawn(run).map_err(Error::internal)?;
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(run)
+        .map_err(Error::internal)?;
     Ok(ends)
 }

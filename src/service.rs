@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use crate::clock::SharedClock;
 use crate::domain::{
-    Cancel, CanvasSchedule, Command, Create, Delivery, DispatchId, Outcome, Overwrite, Policy, Properties, PropertiesId, RequestId,
-    Revision, ScheduleId,
+    Cancel, CanvasSchedule, Command, Create, Delivery, DispatchId, Outcome, Overwrite, Policy,
+    Properties, PropertiesId, RequestId, Revision, ScheduleId,
 };
 use crate::error::Error;
 pub use crate::store::{Caller, Details, Filter};
@@ -77,26 +77,47 @@ impl Service {
     /// A service over this store.
     pub fn new(store: Store, clock: SharedClock, policy: Policy, delivery: Delivery) -> Self {
         let rules_in_force = Arc::new(AtomicI32::new(i32::MAX));
-        Self { store, clock, policy, delivery, bell: Bell::default(), rules_in_force }
+        Self {
+            store,
+            clock,
+            policy,
+            delivery,
+            bell: Bell::default(),
+            rules_in_force,
+        }
     }
 
     /// Schedules a Canvas.
     ///
     /// # Errors
     /// The domain's refusals and the store's.
-    pub async fn create(&self, caller: Caller, create: Create, mode: Mode) -> Result<Created, Error> {
+    pub async fn create(
+        &self,
+        caller: Caller,
+        create: Create,
+        mode: Mode,
+    ) -> Result<Created, Error> {
         let id = ScheduleId::new();
         let outcome = if mode.validate_only {
             let zone = self.store.default_zone(caller.workspace).await?;
             create.decide(id, zone, self.clock.now(), &self.policy)?
         } else {
-            let request = mode.request_id.map(|id| RequestKey::of(id, &create)).transpose()?;
-            let outcome = self.store.commit(caller, Work::Create(id, Box::new(create)), request).await?;
+            let request = mode
+                .request_id
+                .map(|id| RequestKey::of(id, &create))
+                .transpose()?;
+            let outcome = self
+                .store
+                .commit(caller, Work::Create(id, Box::new(create)), request)
+                .await?;
             self.ring(&outcome);
             outcome
         };
         // A replayed request answers the schedule that it made first.
-        Ok(Created { first_dispatch: DispatchId::of(outcome.after.id, 1), outcome })
+        Ok(Created {
+            first_dispatch: DispatchId::of(outcome.after.id, 1),
+            outcome,
+        })
     }
 
     /// Replaces a schedule for every zone that is open.
@@ -108,7 +129,10 @@ impl Service {
     }
 
     /// The answer to an update that was begun; a dispatcher of this process hears of a wave that is due at once.
-    async fn answer<F: Future<Output = Result<Outcome, Error>>>(&self, begun: Begun<F>) -> Result<Outcome, Error> {
+    async fn answer<F: Future<Output = Result<Outcome, Error>>>(
+        &self,
+        begun: Begun<F>,
+    ) -> Result<Outcome, Error> {
         match begun {
             Begun::Known(answer) => *answer,
             Begun::Waiting(answer) => answer.await.inspect(|outcome| self.ring(outcome)),
@@ -116,7 +140,11 @@ impl Service {
     }
 
     /// Applies updates in their order, each answered on its own.
-    pub async fn batch_update(&self, caller: &Caller, updates: Vec<Result<Update, Error>>) -> Vec<Result<Outcome, Error>> {
+    pub async fn batch_update(
+        &self,
+        caller: &Caller,
+        updates: Vec<Result<Update, Error>>,
+    ) -> Vec<Result<Outcome, Error>> {
         let mut begun = Vec::with_capacity(updates.len());
         for update in updates {
             // Handed over one after the other, so that two of one schedule keep their order; answered all together.
@@ -153,14 +181,24 @@ impl Service {
         }
         let id = match update.schedule_id {
             Some(id) => id,
-            None => self.store.open_schedule(caller.workspace, &update.overwrite.canvas_id).await?,
+            None => {
+                self.store
+                    .open_schedule(caller.workspace, &update.overwrite.canvas_id)
+                    .await?
+            }
         };
         let command = Command::Overwrite(update.overwrite);
         if update.mode.validate_only {
             let current = self.store.schedule((caller.workspace, id)).await?;
-            return Ok(Begun::Known(Box::new(command.decide(&current, self.clock.now(), &self.policy))));
+            return Ok(Begun::Known(Box::new(command.decide(
+                &current,
+                self.clock.now(),
+                &self.policy,
+            ))));
         }
-        let waiting = self.store.enqueue(caller, Work::Change(id, Box::new(command)), request)?;
+        let waiting = self
+            .store
+            .enqueue(caller, Work::Change(id, Box::new(command)), request)?;
         Ok(Begun::Waiting(waiting))
     }
 
@@ -168,9 +206,23 @@ impl Service {
     ///
     /// # Errors
     /// The domain's refusals and the store's.
-    pub async fn cancel(&self, caller: Caller, id: ScheduleId, cancel: Cancel, request_id: Option<RequestId>) -> Result<Outcome, Error> {
-        let request = request_id.map(|request| RequestKey::of(request, &("cancel", id, &cancel))).transpose()?;
-        self.store.commit(caller, Work::Change(id, Box::new(Command::Cancel(cancel))), request).await
+    pub async fn cancel(
+        &self,
+        caller: Caller,
+        id: ScheduleId,
+        cancel: Cancel,
+        request_id: Option<RequestId>,
+    ) -> Result<Outcome, Error> {
+        let request = request_id
+            .map(|request| RequestKey::of(request, &("cancel", id, &cancel)))
+            .transpose()?;
+        self.store
+            .commit(
+                caller,
+                Work::Change(id, Box::new(Command::Cancel(cancel))),
+                request,
+            )
+            .await
     }
 
     /// One schedule and what it carries.
@@ -192,17 +244,34 @@ impl Service {
         after: Option<ScheduleId>,
         limit: u64,
     ) -> Result<Vec<CanvasSchedule>, Error> {
-        self.store.list(caller.workspace, filter, after, limit).await
+        self.store
+            .list(caller.workspace, filter, after, limit)
+            .await
     }
 
     /// Up to `limit` of the kept revisions before `before`, the newest first, with their properties.
     ///
     /// # Errors
     /// [`Error::NotFound`] and the store's.
-    pub async fn revisions(&self, caller: &Caller, id: ScheduleId, before: Option<i64>, limit: u64) -> Result<Revisions, Error> {
-        let revisions = self.store.revisions((caller.workspace, id), before, limit).await?;
-        let ids = revisions.iter().filter_map(|revision| revision.properties).collect();
-        Ok((revisions, self.store.properties(caller.workspace, ids).await?))
+    pub async fn revisions(
+        &self,
+        caller: &Caller,
+        id: ScheduleId,
+        before: Option<i64>,
+        limit: u64,
+    ) -> Result<Revisions, Error> {
+        let revisions = self
+            .store
+            .revisions((caller.workspace, id), before, limit)
+            .await?;
+        let ids = revisions
+            .iter()
+            .filter_map(|revision| revision.properties)
+            .collect();
+        Ok((
+            revisions,
+            self.store.properties(caller.workspace, ids).await?,
+        ))
     }
 
     /// Removes what has outlived its use, until nothing is left to remove.

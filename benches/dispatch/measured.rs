@@ -32,14 +32,24 @@ const ALONE_SECONDS: u64 = 5;
 /// # Errors
 /// What keeps it from being measured.
 pub fn measure(plan: &Plan, verdict: &mut Verdict) -> Fallible<()> {
-    let Some(postgres) = loaded::start(plan.schedules, &plan.wal_compression)? else { return Ok(()) };
+    let Some(postgres) = loaded::start(plan.schedules, &plan.wal_compression)? else {
+        return Ok(());
+    };
     let times = Times::of(Workload::Utc);
     loaded::load(&postgres, plan.schedules, &times)?;
     let sink = CountingSink::start()?;
     let mut next = plan.schedules;
     for setup in plan.setups() {
         let servers = start_all(&setup, &postgres, &sink)?;
-        let mut run = Run { plan, postgres: &postgres, times, sink: &sink, setup, servers: &servers, next };
+        let mut run = Run {
+            plan,
+            postgres: &postgres,
+            times,
+            sink: &sink,
+            setup,
+            servers: &servers,
+            next,
+        };
         run.all(verdict)?;
         next = run.next;
         for server in servers {
@@ -54,7 +64,16 @@ pub fn measure(plan: &Plan, verdict: &mut Verdict) -> Fallible<()> {
 
 fn start_all(setup: &Setup, postgres: &Postgres, sink: &CountingSink) -> Fallible<Vec<Server>> {
     let (url, sink) = (postgres.url(DATABASE), sink.url());
-    setup.roles.iter().map(|roles| Server::start(&url, &["--roles", roles, "--sink", "grpc", "--sink-url", &sink])).collect()
+    setup
+        .roles
+        .iter()
+        .map(|roles| {
+            Server::start(
+                &url,
+                &["--roles", roles, "--sink", "grpc", "--sink-url", &sink],
+            )
+        })
+        .collect()
 }
 
 /// When schedules are due.
@@ -102,14 +121,36 @@ impl Run<'_> {
         };
         let report = load::in_own_process(&order)?;
         verdict.check_calls(&title, &report);
-        println!("{title} {}/s p99 {}", grouped(report.per_second), latency(report.p99_us));
+        println!(
+            "{title} {}/s p99 {}",
+            grouped(report.per_second),
+            latency(report.p99_us)
+        );
         Ok(report.per_second)
     }
 
     fn measure(&mut self, due: Due, updates: Option<f64>, verdict: &mut Verdict) -> Fallible<()> {
-        let beside = if updates.is_some() { " with updates" } else { "" };
-        let title = format!("dispatch {} {}{beside}", self.setup.title, if due == Due::AtOnce { "drain" } else { "steady" });
-        let schedules = self.next..self.next + if due == Due::AtOnce { self.plan.due } else { self.plan.steady() };
+        let beside = if updates.is_some() {
+            " with updates"
+        } else {
+            ""
+        };
+        let title = format!(
+            "dispatch {} {}{beside}",
+            self.setup.title,
+            if due == Due::AtOnce {
+                "drain"
+            } else {
+                "steady"
+            }
+        );
+        let schedules = self.next
+            ..self.next
+                + if due == Due::AtOnce {
+                    self.plan.due
+                } else {
+                    self.plan.steady()
+                };
         self.next = schedules.end;
         self.sink.expect(schedules.clone());
         let lead = i64::try_from(LEAD.as_micros())?;
@@ -122,12 +163,20 @@ impl Run<'_> {
         std::thread::sleep(left);
         let offered = updates.map(|per_second| Offered::start(self.offer(per_second)));
         let before = self.cpu();
-        let last_due = begin + if due == Due::AtOnce { Duration::ZERO } else { Duration::from_secs(self.plan.seconds) };
+        let last_due = begin
+            + if due == Due::AtOnce {
+                Duration::ZERO
+            } else {
+                Duration::from_secs(self.plan.seconds)
+            };
         let tally = self.sink.tally(last_due + LATE_MOST);
         let cpu = self.cpu().since(before);
         let kept = offered.map(Offered::end).transpose()?;
         println!("{title} {}", line(&tally, begin_us));
-        println!("{title}: processor per 1,000 dispatches: {}", cpu.per_thousand(tally.lags.len()));
+        println!(
+            "{title}: processor per 1,000 dispatches: {}",
+            cpu.per_thousand(tally.lags.len())
+        );
         if let Some(kept) = kept {
             print_kept(&title, &kept);
         }
@@ -152,7 +201,10 @@ impl Run<'_> {
     fn insert(&self, schedules: &Range<u64>, due: Due, begin_ms: i64) -> Fallible<()> {
         let time = match due {
             Due::AtOnce => format!("{begin_ms}"),
-            Due::Steadily => format!("{begin_ms} + (i - {}) * 1000 / {}", schedules.start, self.plan.per_second),
+            Due::Steadily => format!(
+                "{begin_ms} + (i - {}) * 1000 / {}",
+                schedules.start, self.plan.per_second
+            ),
         };
         for statement in rows::insert(Dialect::Postgres, schedules.clone(), &time, &self.times) {
             self.postgres.psql(DATABASE, &statement)?;
@@ -161,7 +213,13 @@ impl Run<'_> {
     }
 
     /// Each came once, none early, and the database has them all as delivered.
-    fn check(&self, title: &str, schedules: &Range<u64>, tally: &Tally, verdict: &mut Verdict) -> Fallible<()> {
+    fn check(
+        &self,
+        title: &str,
+        schedules: &Range<u64>,
+        tally: &Tally,
+        verdict: &mut Verdict,
+    ) -> Fallible<()> {
         let counts = [
             ("never came", tally.missing() as u64),
             ("came twice", tally.twice),
@@ -176,33 +234,49 @@ impl Run<'_> {
             rows::id(schedules.start),
             rows::id(schedules.end - 1)
         );
-        let (until, expected) = (Instant::now() + WRITTEN_MOST, schedules.end - schedules.start);
+        let (until, expected) = (
+            Instant::now() + WRITTEN_MOST,
+            schedules.end - schedules.start,
+        );
         let mut written: u64 = self.postgres.psql(DATABASE, &sql)?.parse()?;
         while written < expected && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(100));
             written = self.postgres.psql(DATABASE, &sql)?.parse()?;
         }
         if written != expected {
-            verdict.fault(&format!("{title}: {expected} dispatches, of which the database has {written} as delivered"));
+            verdict.fault(&format!(
+                "{title}: {expected} dispatches, of which the database has {written} as delivered"
+            ));
         }
         Ok(())
     }
 }
 
 /// `12,345/s lag p50 1.2 ms p99 8.9 ms max 12.0 ms`
-#[allow(clippy::cast_precision_loss, reason = "counts and microseconds far below 2^53")]
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "counts and microseconds far below 2^53"
+)]
 fn line(tally: &Tally, begin_us: i64) -> String {
     let seconds = (tally.last_us - begin_us).max(1) as f64 / 1e6;
     let lag = |quantile| latency(tally.lags.value_at_quantile(quantile));
     let per_second = grouped(tally.lags.len() as f64 / seconds);
-    format!("{per_second}/s lag p50 {} p99 {} max {}", lag(0.5), lag(0.99), lag(1.0))
+    format!(
+        "{per_second}/s lag p50 {} p99 {} max {}",
+        lag(0.5),
+        lag(0.99),
+        lag(1.0)
+    )
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
 fn print_kept(title: &str, kept: &Kept) {
     let share = 100.0 * kept.kept as f64 / kept.offered.max(1) as f64;
     let p99 = latency(kept.latencies.value_at_quantile(0.99));
-    println!("{title}: of {} updates offered {share:.2} % kept, p99 {p99}", grouped(kept.offered as f64));
+    println!(
+        "{title}: of {} updates offered {share:.2} % kept, p99 {p99}",
+        grouped(kept.offered as f64)
+    );
     if let Some(why) = &kept.first_failure {
         println!("{title}: the first update that was not kept: {why}");
     }

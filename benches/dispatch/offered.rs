@@ -62,8 +62,13 @@ impl Offered {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|why| why.to_string())?;
-            runtime.block_on(run(offer, &stopped)).map_err(|why| why.to_string())
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|why| why.to_string())?;
+            runtime
+                .block_on(run(offer, &stopped))
+                .map_err(|why| why.to_string())
         });
         Self { thread, stop }
     }
@@ -74,28 +79,42 @@ impl Offered {
     /// The server was not reached at all.
     pub fn end(self) -> Fallible<Kept> {
         self.stop.store(true, Ordering::Relaxed);
-        Ok(self.thread.join().map_err(|_| "the thread that offers updates panicked")??)
+        Ok(self
+            .thread
+            .join()
+            .map_err(|_| "the thread that offers updates panicked")??)
     }
 }
 
 impl Kept {
     fn new() -> Self {
-        let latencies = Histogram::new_with_bounds(1, 100_000_000, 3).expect("bounds that a histogram can have");
-        Self { offered: 0, kept: 0, first_failure: None, latencies }
+        let latencies = Histogram::new_with_bounds(1, 100_000_000, 3)
+            .expect("bounds that a histogram can have");
+        Self {
+            offered: 0,
+            kept: 0,
+            first_failure: None,
+            latencies,
+        }
     }
 
     fn note(&mut self, answered: Result<Duration, String>) {
         match answered {
             Ok(took) => {
                 self.kept += 1;
-                self.latencies.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
+                self.latencies
+                    .saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
             }
             Err(why) => drop(self.first_failure.get_or_insert(why)),
         }
     }
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of updates")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a count of updates"
+)]
 async fn run(offer: Offer, stop: &AtomicBool) -> Fallible<Kept> {
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
@@ -118,8 +137,12 @@ async fn run(offer: Offer, stop: &AtomicBool) -> Fallible<Kept> {
             all.offered += 1;
             let request = update(random.below(offer.schedules), &offer.times, &mut random);
             match clients.next() {
-                Some(client) if waiting.len() < WAITING_MOST => drop(waiting.spawn(answer(client.clone(), request, due))),
-                _ => all.note(Err(format!("{WAITING_MOST} updates wait for their answers"))),
+                Some(client) if waiting.len() < WAITING_MOST => {
+                    drop(waiting.spawn(answer(client.clone(), request, due)))
+                }
+                _ => all.note(Err(format!(
+                    "{WAITING_MOST} updates wait for their answers"
+                ))),
             }
         }
     }
@@ -128,12 +151,19 @@ async fn run(offer: Offer, stop: &AtomicBool) -> Fallible<Kept> {
         all.note(answered?);
     }
     if !waiting.is_empty() {
-        all.note(Err(format!("{} updates waited for an answer for {ANSWER_MOST:?}", waiting.len())));
+        all.note(Err(format!(
+            "{} updates waited for an answer for {ANSWER_MOST:?}",
+            waiting.len()
+        )));
     }
     Ok(all)
 }
 
-async fn answer(client: Method, request: v1::UpdateCanvasScheduleRequest, due: Instant) -> Result<Duration, String> {
+async fn answer(
+    client: Method,
+    request: v1::UpdateCanvasScheduleRequest,
+    due: Instant,
+) -> Result<Duration, String> {
     let answer: v1::UpdateCanvasScheduleResponse = client.call(&request).await?;
     checked(&request.schedule_id, 0, &answer).map(|_| due.elapsed())
 }

@@ -17,9 +17,21 @@ pub struct Setup {
 const BOTH: &str = "api,dispatcher";
 
 const SETUPS: [Setup; 3] = [
-    Setup { name: "one", title: "one process", roles: &[BOTH] },
-    Setup { name: "two", title: "two processes", roles: &[BOTH, BOTH] },
-    Setup { name: "apart", title: "api and dispatcher apart", roles: &["api", "dispatcher"] },
+    Setup {
+        name: "one",
+        title: "one process",
+        roles: &[BOTH],
+    },
+    Setup {
+        name: "two",
+        title: "two processes",
+        roles: &[BOTH, BOTH],
+    },
+    Setup {
+        name: "apart",
+        title: "api and dispatcher apart",
+        roles: &["api", "dispatcher"],
+    },
 ];
 
 /// What the run is set to.
@@ -56,13 +68,23 @@ impl Plan {
             only: text("BENCH_ONLY", ""),
         };
         if [plan.due, plan.seconds, plan.per_second, plan.callers].contains(&0) {
-            return Err("BENCH_DUE, BENCH_SECONDS, BENCH_PER_SECOND and BENCH_CALLERS must be over 0".into());
+            return Err(
+                "BENCH_DUE, BENCH_SECONDS, BENCH_PER_SECOND and BENCH_CALLERS must be over 0"
+                    .into(),
+            );
         }
         if plan.due > 1_000_000 || plan.steady() > 1_000_000 {
-            return Err("BENCH_DUE, and BENCH_SECONDS times BENCH_PER_SECOND, must be 1000000 at most".into());
+            return Err(
+                "BENCH_DUE, and BENCH_SECONDS times BENCH_PER_SECOND, must be 1000000 at most"
+                    .into(),
+            );
         }
         if !(plan.callers..=10_000_000).contains(&plan.schedules) {
-            return Err(format!("BENCH_SCHEDULES: {} (the callers) to 10000000 are needed", plan.callers).into());
+            return Err(format!(
+                "BENCH_SCHEDULES: {} (the callers) to 10000000 are needed",
+                plan.callers
+            )
+            .into());
         }
         Ok(plan)
     }
@@ -74,6 +96,8 @@ impl Plan {
 
     /// The processes that are to be measured.
     pub fn setups(&self) -> impl Iterator<Item = Setup> {
-        SETUPS.into_iter().filter(|setup| self.only.is_empty() || self.only.split(',').any(|name| name.trim() == setup.name))
+        SETUPS.into_iter().filter(|setup| {
+            self.only.is_empty() || self.only.split(',').any(|name| name.trim() == setup.name)
+        })
     }
 }

@@ -72,9 +72,20 @@ pub struct Tally {
 
 impl Tally {
     fn of(expected: Range<u64>) -> Self {
-        let count = usize::try_from(expected.end - expected.start).expect("a count that fits into memory");
-        let lags = Histogram::new_with_bounds(1, 1_000_000_000, 3).expect("bounds that a histogram can have");
-        Self { expected, came: vec![false; count], ids: HashSet::new(), lags, last_us: 0, twice: 0, early: 0, unasked: 0 }
+        let count =
+            usize::try_from(expected.end - expected.start).expect("a count that fits into memory");
+        let lags = Histogram::new_with_bounds(1, 1_000_000_000, 3)
+            .expect("bounds that a histogram can have");
+        Self {
+            expected,
+            came: vec![false; count],
+            ids: HashSet::new(),
+            lags,
+            last_us: 0,
+            twice: 0,
+            early: 0,
+            unasked: 0,
+        }
     }
 
     /// How many never came.
@@ -83,13 +94,15 @@ impl Tally {
     }
 
     fn note(&mut self, dispatch: Arrival, now_us: i64) {
-        let number = rows::number(&dispatch.schedule_id).filter(|number| self.expected.contains(number));
+        let number =
+            rows::number(&dispatch.schedule_id).filter(|number| self.expected.contains(number));
         let time = dispatch.wave.and_then(|wave| wave.time);
         let (Some(number), Some(time)) = (number, time) else {
             self.unasked += 1;
             return;
         };
-        let came = &mut self.came[usize::try_from(number - self.expected.start).expect("an index into what is expected")];
+        let came = &mut self.came[usize::try_from(number - self.expected.start)
+            .expect("an index into what is expected")];
         if *came || !self.ids.insert(dispatch.dispatch_id) {
             self.twice += 1;
             return;
@@ -97,14 +110,17 @@ impl Tally {
         *came = true;
         let late_us = now_us - (time.seconds * 1_000_000 + i64::from(time.nanos) / 1000);
         self.early += u64::from(late_us < -EARLY_MOST_US);
-        self.lags.saturating_record(u64::try_from(late_us).unwrap_or(0).max(1));
+        self.lags
+            .saturating_record(u64::try_from(late_us).unwrap_or(0).max(1));
         self.last_us = now_us;
     }
 }
 
 /// Now, in microseconds since 1970.
 pub fn now_us() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
@@ -117,10 +133,17 @@ impl CountingSink {
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?.to_string();
-        let sink = Self { address, shared: Arc::new((Mutex::new(Tally::of(0..0)), Condvar::new())) };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let sink = Self {
+            address,
+            shared: Arc::new((Mutex::new(Tally::of(0..0)), Condvar::new())),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let serve = sink.clone().serve(listener);
-        thread::Builder::new().name("sink".to_owned()).spawn(move || runtime.block_on(serve).expect("a sink that serves"))?;
+        thread::Builder::new()
+            .name("sink".to_owned())
+            .spawn(move || runtime.block_on(serve).expect("a sink that serves"))?;
         Ok(sink)
     }
 
@@ -138,7 +161,9 @@ impl CountingSink {
     pub fn tally(&self, until: Instant) -> Tally {
         let (tally, changed) = &*self.shared;
         let left = until.saturating_duration_since(Instant::now());
-        let waited = changed.wait_timeout_while(tally.lock().expect("no panic"), left, |tally| tally.missing() > 0);
+        let waited = changed.wait_timeout_while(tally.lock().expect("no panic"), left, |tally| {
+            tally.missing() > 0
+        });
         let (mut tally, _) = waited.expect("no panic");
         std::mem::replace(&mut *tally, Tally::of(0..0))
     }
@@ -158,7 +183,11 @@ impl CountingSink {
 
     async fn talk(self, stream: TcpStream) -> Result<(), h2::Error> {
         let mut builder = h2::server::Builder::new();
-        let mut connection = builder.initial_window_size(WINDOW).initial_connection_window_size(WINDOW).handshake(stream).await?;
+        let mut connection = builder
+            .initial_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .handshake(stream)
+            .await?;
         while let Some(call) = connection.accept().await {
             let (request, answer) = call?;
             let sink = self.clone();
@@ -178,11 +207,18 @@ impl CountingSink {
             body.flow_control().release_capacity(piece.len())?;
             received.extend_from_slice(&piece);
         }
-        self.note(Arrival::decode(received.get(PREFIX..).ok_or("a call without a message")?)?);
-        let head = Response::builder().header("content-type", "application/grpc").body(())?;
+        self.note(Arrival::decode(
+            received.get(PREFIX..).ok_or("a call without a message")?,
+        )?);
+        let head = Response::builder()
+            .header("content-type", "application/grpc")
+            .body(())?;
         let mut sending = answer.send_response(head, false)?;
         sending.send_data(Bytes::from_static(&NOTHING), false)?;
-        sending.send_trailers(HeaderMap::from_iter([("grpc-status".parse()?, HeaderValue::from_static("0"))]))?;
+        sending.send_trailers(HeaderMap::from_iter([(
+            "grpc-status".parse()?,
+            HeaderValue::from_static("0"),
+        )]))?;
         Ok(())
     }
 

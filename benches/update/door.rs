@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use canvas_scheduler::clock::SystemClock;
-use canvas_scheduler::domain::{Counted, Permission, Permissions, Policy, Presented, Quota, Window};
+use canvas_scheduler::domain::{
+    Counted, Permission, Permissions, Policy, Presented, Quota, Window,
+};
 use canvas_scheduler::service::access::Access;
 use canvas_scheduler::service::admin::{Admin, KeyOrder, WorkspaceChange};
 use canvas_scheduler::store::{Options, Store};
@@ -20,20 +22,49 @@ const CALLS: u32 = 500_000;
 /// # Errors
 /// A call is refused.
 pub fn cost() -> Fallible<Duration> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let cost = runtime.block_on(measure())?;
-    println!("keys and limits: {:.2} us of the processor for a call", cost.as_secs_f64() * 1e6);
+    println!(
+        "keys and limits: {:.2} us of the processor for a call",
+        cost.as_secs_f64() * 1e6
+    );
     Ok(cost)
 }
 
 async fn measure() -> Fallible<Duration> {
     let clock = Arc::new(SystemClock);
-    let (store, _writers) = Store::open(&Options::new("sqlite::memory:"), clock.clone(), Policy::default()).await?;
+    let (store, _writers) = Store::open(
+        &Options::new("sqlite::memory:"),
+        clock.clone(),
+        Policy::default(),
+    )
+    .await?;
     store.migrate().await?;
     let admin = Admin::new(store.clone(), clock.clone());
-    let quotas = vec![(Counted::Requests, Quota { most: 1_000_000_000_000, window: Window::Hour })];
-    admin.set_workspace("default", &WorkspaceChange { default_zone: None, quotas }).await?;
-    let order = KeyOrder { name: "bench".to_owned(), permissions: Permissions::all(), expires_at: None, allowlist: vec![] };
+    let quotas = vec![(
+        Counted::Requests,
+        Quota {
+            most: 1_000_000_000_000,
+            window: Window::Hour,
+        },
+    )];
+    admin
+        .set_workspace(
+            "default",
+            &WorkspaceChange {
+                default_zone: None,
+                quotas,
+            },
+        )
+        .await?;
+    let order = KeyOrder {
+        name: "bench".to_owned(),
+        permissions: Permissions::all(),
+        expires_at: None,
+        allowlist: vec![],
+    };
     let key = admin.create_key("default", order).await?;
     let access = Access::new(store, clock);
     access.read().await?;
@@ -51,10 +82,17 @@ async fn measure() -> Fallible<Duration> {
 /// As the layers do for an update.
 async fn admit(access: &Access, key: &[u8]) -> Fallible<()> {
     let presented = Presented::parse(key).ok_or("no key")?;
-    let held = access.admit(&presented, None, Permission::Update).await.map_err(|why| format!("{why:?}"))?;
+    let held = access
+        .admit(&presented, None, Permission::Update)
+        .await
+        .map_err(|why| format!("{why:?}"))?;
     let told = match held.budget().charge_at_once(1) {
         Some(told) => told,
-        None => held.budget().charge(&canvas_scheduler::domain::Charge::Requests(1)).await,
+        None => {
+            held.budget()
+                .charge(&canvas_scheduler::domain::Charge::Requests(1))
+                .await
+        }
     };
     std::hint::black_box(told.map_err(|over| format!("{over:?}"))?);
     Ok(())

@@ -78,7 +78,8 @@ pub struct Report {
 pub fn in_own_process(order: &Order) -> Fallible<Report> {
     let most = WARM_UP + Duration::from_secs(order.seconds) + 3 * ANSWER_MOST;
     let mut command = std::process::Command::new(std::env::current_exe()?);
-    let printed = super::support::process::run(command.arg(LOAD).arg(serde_json::to_string(order)?), most)?;
+    let printed =
+        super::support::process::run(command.arg(LOAD).arg(serde_json::to_string(order)?), most)?;
     Ok(serde_json::from_str(printed.trim())?)
 }
 
@@ -95,10 +96,16 @@ pub fn main(order: &str) -> Fallible<()> {
         let workers: Vec<_> = (0..threads)
             .map(|n| {
                 let (order, share) = (&order, share(n));
-                scope.spawn(move || serve_callers(order, share, threads, begin).map_err(|fault| fault.to_string()))
+                scope.spawn(move || {
+                    serve_callers(order, share, threads, begin).map_err(|fault| fault.to_string())
+                })
             })
             .collect();
-        let joined = workers.into_iter().map(|worker| worker.join().map_err(|_| "a thread of the load generator panicked"));
+        let joined = workers.into_iter().map(|worker| {
+            worker
+                .join()
+                .map_err(|_| "a thread of the load generator panicked")
+        });
         joined.map(|tally| Ok(tally??)).collect()
     });
     let mut all = Tally::new();
@@ -119,8 +126,14 @@ struct Tally {
 
 impl Tally {
     fn new() -> Self {
-        let latencies = Histogram::new_with_bounds(1, 100_000_000, 3).expect("bounds that a histogram can have");
-        Self { latencies, acknowledged: 0, failures: 0, first_failure: None }
+        let latencies = Histogram::new_with_bounds(1, 100_000_000, 3)
+            .expect("bounds that a histogram can have");
+        Self {
+            latencies,
+            acknowledged: 0,
+            failures: 0,
+            first_failure: None,
+        }
     }
 
     fn fail(&mut self, why: String) {
@@ -129,7 +142,9 @@ impl Tally {
     }
 
     fn add(&mut self, other: Self) {
-        self.latencies.add(other.latencies).expect("histograms with equal bounds");
+        self.latencies
+            .add(other.latencies)
+            .expect("histograms with equal bounds");
         self.acknowledged += other.acknowledged;
         self.failures += other.failures;
         self.first_failure = self.first_failure.take().or(other.first_failure);
@@ -150,8 +165,15 @@ impl Tally {
 }
 
 /// One thread's callers, on a runtime of its own.
-fn serve_callers(order: &Order, callers: Range<u64>, threads: u64, begin: Instant) -> Fallible<Tally> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+fn serve_callers(
+    order: &Order,
+    callers: Range<u64>,
+    threads: u64,
+    begin: Instant,
+) -> Fallible<Tally> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let connections = (CONNECTIONS_MOST / threads).min(callers.end - callers.start);
         let mut clients = Vec::new();
@@ -173,7 +195,10 @@ fn serve_callers(order: &Order, callers: Range<u64>, threads: u64, begin: Instan
             all.add(ended?);
         }
         if !running.is_empty() {
-            all.fail(format!("{} callers waited for an answer for {ANSWER_MOST:?}", running.len()));
+            all.fail(format!(
+                "{} callers waited for an answer for {ANSWER_MOST:?}",
+                running.len()
+            ));
         }
         Ok(all)
     })
@@ -186,7 +211,10 @@ enum Way {
 }
 
 impl Way {
-    async fn update(&mut self, request: &v1::UpdateCanvasScheduleRequest) -> Result<v1::UpdateCanvasScheduleResponse, String> {
+    async fn update(
+        &mut self,
+        request: &v1::UpdateCanvasScheduleRequest,
+    ) -> Result<v1::UpdateCanvasScheduleResponse, String> {
         match self {
             Self::Grpc(method) => method.call(request).await,
             Self::Rest(connection) => connection.update(request).await,
@@ -209,9 +237,18 @@ struct Caller {
 impl Caller {
     fn new(order: &Order, n: u64, way: Way, measured: Range<Instant>) -> Self {
         let slice = n * order.schedules / order.callers..(n + 1) * order.schedules / order.callers;
-        let length = usize::try_from(slice.end - slice.start).expect("a slice that fits into memory");
+        let length =
+            usize::try_from(slice.end - slice.start).expect("a slice that fits into memory");
         let seed = u64::from(std::process::id()) << 32 | n;
-        Self { way, times: order.times, slice, seen: vec![0; length], random: Random(seed), measured, tally: Tally::new() }
+        Self {
+            way,
+            times: order.times,
+            slice,
+            seen: vec![0; length],
+            random: Random(seed),
+            measured,
+            tally: Tally::new(),
+        }
     }
 
     async fn run(mut self, begin: Instant) -> Tally {
@@ -257,19 +294,44 @@ pub fn update(number: u64, times: &Times, random: &mut Random) -> v1::UpdateCanv
     v1::UpdateCanvasScheduleRequest {
         canvas_id: canvas(number),
         schedule_id: id(number),
-        schedule: Some(v1::Schedule { time, in_local_time: times.local, at_optimal_time: false }),
+        schedule: Some(v1::Schedule {
+            time,
+            in_local_time: times.local,
+            at_optimal_time: false,
+        }),
         ..Default::default()
     }
 }
 
 /// The revision of an answer that is as it must be: about the schedule that was asked for, and one change further; 0 before: not
 /// known.
-pub fn checked(schedule_id: &str, before: u32, answer: &v1::UpdateCanvasScheduleResponse) -> Result<u32, String> {
-    let after = answer.canvas_schedule.as_ref().ok_or("an answer without a schedule")?;
+pub fn checked(
+    schedule_id: &str,
+    before: u32,
+    answer: &v1::UpdateCanvasScheduleResponse,
+) -> Result<u32, String> {
+    let after = answer
+        .canvas_schedule
+        .as_ref()
+        .ok_or("an answer without a schedule")?;
     if after.schedule_id != schedule_id {
-        return Err(format!("asked for {schedule_id}, answered {}", after.schedule_id));
+        return Err(format!(
+            "asked for {schedule_id}, answered {}",
+            after.schedule_id
+        ));
     }
-    let revision = u32::try_from(after.revision).map_err(|_| format!("{schedule_id} is answered with revision {}", after.revision))?;
-    let right = if before == 0 { revision >= 2 } else { revision == before + 1 };
-    if right { Ok(revision) } else { Err(format!("{schedule_id} went from revision {before} to {revision}")) }
+    let revision = u32::try_from(after.revision)
+        .map_err(|_| format!("{schedule_id} is answered with revision {}", after.revision))?;
+    let right = if before == 0 {
+        revision >= 2
+    } else {
+        revision == before + 1
+    };
+    if right {
+        Ok(revision)
+    } else {
+        Err(format!(
+            "{schedule_id} went from revision {before} to {revision}"
+        ))
+    }
 }

@@ -25,7 +25,10 @@ pub fn start(schedules: u64, wal_compression: &str) -> Fallible<Option<Postgres>
         }
         Err(problem) => return Err(problem.into()),
     };
-    println!("postgres version {}", postgres.psql("postgres", "SHOW server_version")?);
+    println!(
+        "postgres version {}",
+        postgres.psql("postgres", "SHOW server_version")?
+    );
     println!("postgres settings {}", settings.join(" "));
     Ok(Some(postgres))
 }
@@ -58,7 +61,13 @@ pub fn load(postgres: &Postgres, schedules: u64, times: &Times) -> Fallible<()> 
     for statement in ["VACUUM ANALYZE", "CHECKPOINT"] {
         postgres.psql(DATABASE, statement)?;
     }
-    let size = postgres.psql(DATABASE, "SELECT pg_size_pretty(pg_database_size(current_database()))")?;
-    println!("postgres loaded {schedules} schedules, {size}, in {:.0?}", begin.elapsed());
+    let size = postgres.psql(
+        DATABASE,
+        "SELECT pg_size_pretty(pg_database_size(current_database()))",
+    )?;
+    println!(
+        "postgres loaded {schedules} schedules, {size}, in {:.0?}",
+        begin.elapsed()
+    );
     Ok(())
 }

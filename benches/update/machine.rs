@@ -11,14 +11,26 @@ use super::support::{Postgres, children_of};
 
 /// How many ticks `/proc` counts in a second.
 fn ticks_per_second() -> f64 {
-    run(Command::new("getconf").arg("CLK_TCK"), Duration::from_secs(5)).ok().and_then(|ticks| ticks.trim().parse().ok()).unwrap_or(100.0)
+    run(
+        Command::new("getconf").arg("CLK_TCK"),
+        Duration::from_secs(5),
+    )
+    .ok()
+    .and_then(|ticks| ticks.trim().parse().ok())
+    .unwrap_or(100.0)
 }
 
 /// Ticks of a process: its own, and of the children that it has waited for.
 fn ticks(pid: u32) -> (f64, f64) {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let after_name = stat.rsplit_once(')').map_or("", |parts| parts.1);
-    let field = |n: usize| after_name.split_whitespace().nth(n).and_then(|ticks| ticks.parse::<f64>().ok()).unwrap_or(0.0);
+    let field = |n: usize| {
+        after_name
+            .split_whitespace()
+            .nth(n)
+            .and_then(|ticks| ticks.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
     // Fields 14 to 17 of the line; the first after the name is the third.
     (field(11) + field(12), field(13) + field(14))
 }
@@ -58,7 +70,9 @@ impl Cpu {
     /// What the processes have taken until now.
     pub fn now(servers: impl IntoIterator<Item = u32>, postgres: Option<&Postgres>) -> Self {
         let own = ticks(std::process::id());
-        let of_postgres = postgres.and_then(Postgres::pid).map_or(0.0, ticks_with_children);
+        let of_postgres = postgres
+            .and_then(Postgres::pid)
+            .map_or(0.0, ticks_with_children);
         let per_second = ticks_per_second();
         Self {
             server: servers.into_iter().map(|pid| ticks(pid).0).sum::<f64>() / per_second,
@@ -80,11 +94,21 @@ impl Cpu {
 
     /// For so many updates or dispatches, by process, per 1,000 of them.
     pub fn per_thousand(&self, count: u64) -> String {
-        let named = [("service", self.server), ("postgres", self.postgres), ("load", self.load), ("in process", self.own)];
-        #[allow(clippy::cast_precision_loss, reason = "a count of updates or dispatches")]
+        let named = [
+            ("service", self.server),
+            ("postgres", self.postgres),
+            ("load", self.load),
+            ("in process", self.own),
+        ];
+        #[allow(
+            clippy::cast_precision_loss,
+            reason = "a count of updates or dispatches"
+        )]
         let thousands = (count.max(1) as f64) / 1000.0;
         let shares = named.iter().filter(|(_, seconds)| *seconds > 0.02);
-        let shares: Vec<String> = shares.map(|(name, seconds)| format!("{name} {:.0} ms", seconds * 1000.0 / thousands)).collect();
+        let shares: Vec<String> = shares
+            .map(|(name, seconds)| format!("{name} {:.0} ms", seconds * 1000.0 / thousands))
+            .collect();
         shares.join(", ")
     }
 }
@@ -97,13 +121,18 @@ pub fn shape() -> Fallible<String> {
     let memory = value(&meminfo, "MemTotal").unwrap_or("unknown");
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cores = std::thread::available_parallelism()?;
-    Ok(format!("machine: {cores} cores of {model}, {memory} of memory, kernel {}", kernel.trim()))
+    Ok(format!(
+        "machine: {cores} cores of {model}, {memory} of memory, kernel {}",
+        kernel.trim()
+    ))
 }
 
 /// How long the disk takes right now to make a page durable. On a shared machine that differs from minute to minute.
 pub fn sync_line(when: &str) -> Fallible<String> {
     let (p50, p99) = sync_time()?;
-    Ok(format!("machine: 8 KiB written and synced in the temporary folder {when}: p50 {p50:.0?}, p99 {p99:.0?}"))
+    Ok(format!(
+        "machine: 8 KiB written and synced in the temporary folder {when}: p50 {p50:.0?}, p99 {p99:.0?}"
+    ))
 }
 
 fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {

@@ -26,7 +26,9 @@ const STATISTICS_MOST: Duration = Duration::from_secs(20);
 /// # Errors
 /// What keeps it from being measured.
 pub fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
-    let Some(postgres) = loaded::start(settings.schedules, &settings.wal_compression)? else { return Ok(()) };
+    let Some(postgres) = loaded::start(settings.schedules, &settings.wal_compression)? else {
+        return Ok(());
+    };
     let mut run = Run::prepare(settings, postgres)?;
     if settings.warm_updates > 0 {
         run.cold(verdict)?;
@@ -67,13 +69,25 @@ impl<'a> Run<'a> {
         loaded::load(&postgres, settings.schedules, &times)?;
         let script = postgres.folder().join("update.sql");
         fs::write(&script, rows::pgbench_script(settings.schedules, &times))?;
-        Ok(Self { settings, postgres, times, script, revisions: settings.schedules, door: door::cost()? })
+        Ok(Self {
+            settings,
+            postgres,
+            times,
+            script,
+            revisions: settings.schedules,
+            door: door::cost()?,
+        })
     }
 
     /// What a restart and a checkpoint leave of the speed: no page in shared buffers, and each is logged whole once.
     fn cold(&mut self, verdict: &mut Verdict) -> Fallible<()> {
         self.checkpoint_and_restart()?;
-        let cold = self.yardstick("postgres cold", CLIENTS, Length::Seconds(self.settings.seconds), verdict)?;
+        let cold = self.yardstick(
+            "postgres cold",
+            CLIENTS,
+            Length::Seconds(self.settings.seconds),
+            verdict,
+        )?;
         for count in [64, 256] {
             self.checkpoint_and_restart()?;
             let server = Server::start(&self.postgres.url(DATABASE), &[])?;
@@ -101,7 +115,11 @@ impl<'a> Run<'a> {
         self.revisions += done.updates;
         #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
         let updates = done.updates as f64;
-        println!("postgres warmed by {} updates in {:.0?}", grouped(updates), begin.elapsed());
+        println!(
+            "postgres warmed by {} updates in {:.0?}",
+            grouped(updates),
+            begin.elapsed()
+        );
         Ok(())
     }
 
@@ -119,7 +137,11 @@ impl<'a> Run<'a> {
             let title = format!("postgres {}", callers(count));
             let (report, _) = self.service(&title, &server, (Face::Grpc, count), verdict)?;
             let after = self.yardstick("postgres", clients, length, verdict)?;
-            report::throughput(&title, &report, f64::midpoint(before.per_second, after.per_second));
+            report::throughput(
+                &title,
+                &report,
+                f64::midpoint(before.per_second, after.per_second),
+            );
             report::steadiness(&title, before.per_second, after.per_second);
             if clients == 1 {
                 report::p50(&title, &report, f64::midpoint(before.p50_us, after.p50_us));
@@ -137,27 +159,51 @@ impl<'a> Run<'a> {
         for face in faces {
             let title = format!("postgres {} by {face:?}", callers(FACES_CALLERS));
             let (report, cost) = self.service(&title, server, (face, FACES_CALLERS), verdict)?;
-            println!("{title}: {}/s, {cost:.1} us of the service's processor for an update", grouped(report.per_second));
+            println!(
+                "{title}: {}/s, {cost:.1} us of the service's processor for an update",
+                grouped(report.per_second)
+            );
             costs.push(cost);
         }
         let (grpc, rest) = (costs[0] + costs[2], costs[1] + costs[3]);
-        println!("postgres {} REST costs the service {:.2} times what gRPC does", callers(FACES_CALLERS), rest / grpc);
+        println!(
+            "postgres {} REST costs the service {:.2} times what gRPC does",
+            callers(FACES_CALLERS),
+            rest / grpc
+        );
         Ok(())
     }
 
     /// One measurement of the yardstick, after a warm-up of its own.
-    fn yardstick(&mut self, title: &str, clients: u64, length: Length, verdict: &mut Verdict) -> Fallible<Yardstick> {
+    fn yardstick(
+        &mut self,
+        title: &str,
+        clients: u64,
+        length: Length,
+        verdict: &mut Verdict,
+    ) -> Fallible<Yardstick> {
         let is_cold = title.ends_with("cold");
         let warm_up = Length::Seconds(WARM_UP.as_secs());
         let before_warm_up = self.before(None)?;
         let warmed = pgbench::measure(&self.postgres, DATABASE, &self.script, clients, warm_up)?;
         self.revisions += warmed.updates;
         // Cold pages are touched in the warm-up too: there its costs count.
-        let before = if is_cold { before_warm_up } else { self.before(None)? };
+        let before = if is_cold {
+            before_warm_up
+        } else {
+            self.before(None)?
+        };
         let measured = pgbench::measure(&self.postgres, DATABASE, &self.script, clients, length)?;
         self.revisions += measured.updates;
-        let p50 = if clients == 1 { format!(", p50 {:.0} us", measured.p50_us) } else { String::new() };
-        let title = format!("{title} pgbench {clients} client{}", if clients == 1 { "" } else { "s" });
+        let p50 = if clients == 1 {
+            format!(", p50 {:.0} us", measured.p50_us)
+        } else {
+            String::new()
+        };
+        let title = format!(
+            "{title} pgbench {clients} client{}",
+            if clients == 1 { "" } else { "s" }
+        );
         println!("{title}: {}/s{p50}", grouped(measured.per_second));
         let updates = measured.updates + if is_cold { warmed.updates } else { 0 };
         self.print_costs(&title, &before, None, updates)?;
@@ -166,11 +212,22 @@ impl<'a> Run<'a> {
     }
 
     /// One measurement of the service by so many callers, and the microseconds of its processor for an update.
-    fn service(&mut self, title: &str, server: &Server, by: (Face, u64), verdict: &mut Verdict) -> Fallible<(Report, f64)> {
+    fn service(
+        &mut self,
+        title: &str,
+        server: &Server,
+        by: (Face, u64),
+        verdict: &mut Verdict,
+    ) -> Fallible<(Report, f64)> {
         let (face, count) = by;
         let order = Order {
             face,
-            address: if face == Face::Rest { server.gateway() } else { server.address() }.to_owned(),
+            address: if face == Face::Rest {
+                server.gateway()
+            } else {
+                server.address()
+            }
+            .to_owned(),
             key: server.key().to_owned(),
             callers: count,
             schedules: self.settings.schedules,
@@ -178,12 +235,19 @@ impl<'a> Run<'a> {
             times: self.times,
         };
         let before = self.before(Some(server))?;
-        let began = self.postgres.psql(DATABASE, "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")?;
+        let began = self.postgres.psql(
+            DATABASE,
+            "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+        )?;
         let report = load::in_own_process(&order)?;
         self.revisions += report.acknowledged;
         let cost = self.print_costs(title, &before, Some(server), report.acknowledged)?;
         if face == Face::Grpc {
-            door::print_ratio(title, self.door, Duration::from_secs_f64(cost.max(0.0) / 1e6));
+            door::print_ratio(
+                title,
+                self.door,
+                Duration::from_secs_f64(cost.max(0.0) / 1e6),
+            );
         }
         self.print_batches(title, &began)?;
         verdict.check_calls(title, &report);
@@ -200,27 +264,48 @@ impl<'a> Run<'a> {
             "SELECT round(count(*)::numeric / greatest(count(DISTINCT commit_id), 1), 1) FROM canvas_schedule_revision \
              WHERE created_ms >= {began} AND actor LIKE 'bench %'"
         );
-        println!("{title}: {} updates to a commit", self.postgres.psql(DATABASE, &sql)?);
+        println!(
+            "{title}: {} updates to a commit",
+            self.postgres.psql(DATABASE, &sql)?
+        );
         Ok(())
     }
 
     fn before(&self, server: Option<&Server>) -> Fallible<Before> {
-        Ok(Before { counters: self.counters()?, cpu: Cpu::now(server.map(Server::pid), Some(&self.postgres)) })
+        Ok(Before {
+            counters: self.counters()?,
+            cpu: Cpu::now(server.map(Server::pid), Some(&self.postgres)),
+        })
     }
 
     fn counters(&self) -> Fallible<Counters> {
         let sql = "SELECT pg_current_wal_insert_lsn() - '0/0', n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables \
                    WHERE relname = 'canvas_schedule'";
         let line = self.postgres.psql(DATABASE, sql)?;
-        let numbers: Vec<f64> = line.split('|').filter_map(|number| number.parse().ok()).collect();
-        let &[wal_bytes, updated, hot] = numbers.as_slice() else { return Err(format!("counters that are none: {line}").into()) };
-        Ok(Counters { wal_bytes, updated, hot })
+        let numbers: Vec<f64> = line
+            .split('|')
+            .filter_map(|number| number.parse().ok())
+            .collect();
+        let &[wal_bytes, updated, hot] = numbers.as_slice() else {
+            return Err(format!("counters that are none: {line}").into());
+        };
+        Ok(Counters {
+            wal_bytes,
+            updated,
+            hot,
+        })
     }
 
     /// WAL, HOT share and processor time of `updates` since `before`; answers the microseconds of the service's for each. Backends
     /// hand in their counts late.
     #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
-    fn print_costs(&self, title: &str, before: &Before, server: Option<&Server>, updates: u64) -> Fallible<f64> {
+    fn print_costs(
+        &self,
+        title: &str,
+        before: &Before,
+        server: Option<&Server>,
+        updates: u64,
+    ) -> Fallible<f64> {
         let cpu = Cpu::now(server.map(Server::pid), Some(&self.postgres)).since(before.cpu);
         let wal_bytes = self.counters()?.wal_bytes - before.counters.wal_bytes;
         let until = Instant::now() + STATISTICS_MOST;
@@ -229,7 +314,10 @@ impl<'a> Run<'a> {
             std::thread::sleep(Duration::from_millis(200));
             now = self.counters()?;
         }
-        let (updated, hot) = (now.updated - before.counters.updated, now.hot - before.counters.hot);
+        let (updated, hot) = (
+            now.updated - before.counters.updated,
+            now.hot - before.counters.hot,
+        );
         let share = 100.0 * hot / updated.max(1.0);
         println!(
             "{title}: {:.0} bytes of WAL per update, {share:.1} % HOT, processor per 1,000 updates: {}",
@@ -241,9 +329,15 @@ impl<'a> Run<'a> {
 
     /// Nothing acknowledged is missing, and nothing else is there.
     fn check_revisions(&mut self, title: &str, verdict: &mut Verdict) -> Fallible<()> {
-        let sum: u64 = self.postgres.psql(DATABASE, "SELECT sum(revision) FROM canvas_schedule")?.parse()?;
+        let sum: u64 = self
+            .postgres
+            .psql(DATABASE, "SELECT sum(revision) FROM canvas_schedule")?
+            .parse()?;
         if sum != self.revisions {
-            verdict.fault(&format!("{title}: the revisions come to {sum}, the acknowledged updates to {}", self.revisions));
+            verdict.fault(&format!(
+                "{title}: the revisions come to {sum}, the acknowledged updates to {}",
+                self.revisions
+            ));
             self.revisions = sum;
         }
         Ok(())
@@ -256,7 +350,10 @@ impl<'a> Run<'a> {
         let (most, kept) = line.split_once('|').ok_or("a row of two columns")?;
         let (most, kept): (u64, u64) = (most.parse()?, kept.parse()?);
         if most <= 100 && kept != self.revisions {
-            verdict.fault(&format!("postgres: {} revisions, of which the history has {kept}", self.revisions));
+            verdict.fault(&format!(
+                "postgres: {} revisions, of which the history has {kept}",
+                self.revisions
+            ));
         }
         Ok(())
     }

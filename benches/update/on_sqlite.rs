@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sea_orm::sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous,
+};
 use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions, Connection, Row};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
@@ -26,7 +28,12 @@ pub fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
     let mut run = Run::prepare(settings)?;
     let server = Server::start(&run.url(), &[])?;
     let mut before = run.yardstick(verdict)?;
-    for count in settings.callers.iter().copied().filter(|count| *count != 32) {
+    for count in settings
+        .callers
+        .iter()
+        .copied()
+        .filter(|count| *count != 32)
+    {
         let title = format!("sqlite {}", callers(count));
         let own = Cpu::now(Some(server.pid()), None);
         let order = Order {
@@ -46,9 +53,16 @@ pub fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
             println!("{title}: the service logged {complaint}");
         }
         run.check_revisions(&title, verdict)?;
-        println!("{title}: processor per 1,000 updates: {}", cpu.per_thousand(report.acknowledged));
+        println!(
+            "{title}: processor per 1,000 updates: {}",
+            cpu.per_thousand(report.acknowledged)
+        );
         let after = run.yardstick(verdict)?;
-        report::throughput(&title, &report, f64::midpoint(before.per_second, after.per_second));
+        report::throughput(
+            &title,
+            &report,
+            f64::midpoint(before.per_second, after.per_second),
+        );
         report::steadiness(&title, before.per_second, after.per_second);
         if count == 1 {
             report::p50(&title, &report, f64::midpoint(before.p50_us, after.p50_us));
@@ -77,16 +91,33 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn prepare(settings: &'a Settings) -> Fallible<Self> {
         let begin = Instant::now();
-        let folder = Folder(std::env::temp_dir().join(format!("canvas-scheduler-sqlite-{}", std::process::id())));
+        let folder = Folder(
+            std::env::temp_dir().join(format!("canvas-scheduler-sqlite-{}", std::process::id())),
+        );
         fs::create_dir(&folder.0)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let times = Times::of(settings.workload);
-        let run = Self { settings, runtime, folder, times, revisions: settings.schedules, random: Random(1) };
+        let run = Self {
+            settings,
+            runtime,
+            folder,
+            times,
+            revisions: settings.schedules,
+            random: Random(1),
+        };
         migrate(&run.url())?;
         run.runtime.block_on(run.load())?;
         let version = run.runtime.block_on(run.one("SELECT sqlite_version()"))?;
-        println!("sqlite version {version}, journal_mode=WAL synchronous=FULL cache_size=-65536 mmap_size=268435456");
-        println!("sqlite loaded {} schedules in {:.0?}", settings.schedules, begin.elapsed());
+        println!(
+            "sqlite version {version}, journal_mode=WAL synchronous=FULL cache_size=-65536 mmap_size=268435456"
+        );
+        println!(
+            "sqlite loaded {} schedules in {:.0?}",
+            settings.schedules,
+            begin.elapsed()
+        );
         Ok(run)
     }
 
@@ -101,9 +132,13 @@ impl<'a> Run<'a> {
     async fn load(&self) -> Fallible<()> {
         let mut connection = connect(&self.file()).await?;
         for statement in rows::load(Dialect::Sqlite, self.settings.schedules, &self.times) {
-            sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await?;
+            sqlx::raw_sql(AssertSqlSafe(statement))
+                .execute(&mut connection)
+                .await?;
         }
-        sqlx::raw_sql("ANALYZE; PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut connection).await?;
+        sqlx::raw_sql("ANALYZE; PRAGMA wal_checkpoint(TRUNCATE)")
+            .execute(&mut connection)
+            .await?;
         Ok(connection.close().await?)
     }
 
@@ -139,21 +174,34 @@ impl<'a> Run<'a> {
         let cpu = Cpu::now(None, None).since(before);
         self.revisions += done;
         latencies.sort_unstable();
-        let p50 = latencies.get(latencies.len() / 2).ok_or("no update in the time")?;
+        let p50 = latencies
+            .get(latencies.len() / 2)
+            .ok_or("no update in the time")?;
         let p50_us = p50.as_secs_f64() * 1e6;
         let per_second = latencies.len() as f64 / self.settings.seconds as f64;
-        println!("sqlite one update per transaction: {}/s, p50 {p50_us:.0} us", grouped(per_second));
-        println!("sqlite one update per transaction: processor per 1,000 updates: {}", cpu.per_thousand(done));
+        println!(
+            "sqlite one update per transaction: {}/s, p50 {p50_us:.0} us",
+            grouped(per_second)
+        );
+        println!(
+            "sqlite one update per transaction: processor per 1,000 updates: {}",
+            cpu.per_thousand(done)
+        );
         self.check_revisions("sqlite one update per transaction", verdict)?;
         Ok(Yardstick { per_second, p50_us })
     }
 
     /// Nothing acknowledged is missing, and nothing else is there.
     fn check_revisions(&mut self, title: &str, verdict: &mut Verdict) -> Fallible<()> {
-        let sum = self.runtime.block_on(self.one("SELECT CAST(sum(revision) AS text) FROM canvas_schedule"))?;
+        let sum = self
+            .runtime
+            .block_on(self.one("SELECT CAST(sum(revision) AS text) FROM canvas_schedule"))?;
         let sum: u64 = sum.parse()?;
         if sum != self.revisions {
-            verdict.fault(&format!("{title}: the revisions come to {sum}, the acknowledged updates to {}", self.revisions));
+            verdict.fault(&format!(
+                "{title}: the revisions come to {sum}, the acknowledged updates to {}",
+                self.revisions
+            ));
             self.revisions = sum;
         }
         Ok(())
@@ -174,19 +222,46 @@ async fn connect(file: &Path) -> Fallible<SqliteConnection> {
 }
 
 /// One update with its history, in a transaction of its own; every statement stays prepared.
-async fn update(connection: &mut SqliteConnection, times: &Times, schedules: u64, random: &mut Random) -> Fallible<()> {
+async fn update(
+    connection: &mut SqliteConnection,
+    times: &Times,
+    schedules: u64,
+    random: &mut Random,
+) -> Fallible<()> {
     let number = random.below(schedules);
     let id = Uuid::parse_str(&rows::id(number))?;
     let time = i64::try_from(random.below(times.span_ms().unsigned_abs()))?;
     let values = times.sqlite_update(time);
     let commit = i64::try_from(random.below(i64::MAX.unsigned_abs()))?;
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
-    let update = sqlx::query(rows::SQLITE_UPDATE).bind(values.time_ms).bind(times.local).bind(values.wave_ms).bind(values.wave_ms);
-    let updated = update.bind(values.late_ms).bind(times.now_ms).bind(id).execute(&mut *connection).await?;
-    sqlx::query(rows::SQLITE_WAKE).bind(id).execute(&mut *connection).await?;
-    sqlx::query(rows::SQLITE_HISTORY).bind(commit).bind(id).execute(&mut *connection).await?;
+    sqlx::query("BEGIN IMMEDIATE")
+        .execute(&mut *connection)
+        .await?;
+    let update = sqlx::query(rows::SQLITE_UPDATE)
+        .bind(values.time_ms)
+        .bind(times.local)
+        .bind(values.wave_ms)
+        .bind(values.wave_ms);
+    let updated = update
+        .bind(values.late_ms)
+        .bind(times.now_ms)
+        .bind(id)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(rows::SQLITE_WAKE)
+        .bind(id)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(rows::SQLITE_HISTORY)
+        .bind(commit)
+        .bind(id)
+        .execute(&mut *connection)
+        .await?;
     sqlx::query("COMMIT").execute(&mut *connection).await?;
-    if updated.rows_affected() == 1 { Ok(()) } else { Err(format!("schedule {number} is not there").into()) }
+    if updated.rows_affected() == 1 {
+        Ok(())
+    } else {
+        Err(format!("schedule {number} is not there").into())
+    }
 }
 
 /// A temporary folder that goes with this value.

@@ -35,47 +35,96 @@ pub struct Yardstick {
 ///
 /// # Errors
 /// pgbench fails, or a transaction did.
-pub fn measure(postgres: &Postgres, database: &str, script: &Path, clients: u64, length: Length) -> Fallible<Yardstick> {
+pub fn measure(
+    postgres: &Postgres,
+    database: &str,
+    script: &Path,
+    clients: u64,
+    length: Length,
+) -> Fallible<Yardstick> {
     let threads = clients.min(2).to_string();
     let (flag, count, most) = match length {
         Length::Seconds(seconds) => ("-T", seconds, seconds + 60),
         Length::Transactions(each) => ("-t", each, 3600),
     };
     let mut pgbench = postgres.client("pgbench", database);
-    pgbench.args(["-n", "-M", "prepared", "-c", &clients.to_string(), "-j", &threads, flag, &count.to_string()]);
+    pgbench.args([
+        "-n",
+        "-M",
+        "prepared",
+        "-c",
+        &clients.to_string(),
+        "-j",
+        &threads,
+        flag,
+        &count.to_string(),
+    ]);
     pgbench.arg("-f").arg(script);
     let logs = script.with_extension("transactions");
     if clients == 1 {
-        pgbench.arg("-l").arg(format!("--log-prefix={}", logs.display()));
+        pgbench
+            .arg("-l")
+            .arg(format!("--log-prefix={}", logs.display()));
     }
     let printed = run(&mut pgbench, Duration::from_secs(most))?;
     let number = |after: &str| {
-        let found = printed.lines().find_map(|line| line.strip_prefix(after)?.split(['/', ' ']).next()?.parse::<f64>().ok());
+        let found = printed.lines().find_map(|line| {
+            line.strip_prefix(after)?
+                .split(['/', ' '])
+                .next()?
+                .parse::<f64>()
+                .ok()
+        });
         found.ok_or_else(|| format!("pgbench does not say \"{after}\": {printed}"))
     };
     if number("number of failed transactions: ")? > 0.0 {
         return Err(format!("transactions of pgbench failed: {printed}").into());
     }
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a count"
+    )]
     let updates = number("number of transactions actually processed: ")? as u64;
-    let p50_us = if clients == 1 { median_of_logs(&logs)? } else { 0.0 };
-    Ok(Yardstick { updates, per_second: number("tps = ")?, p50_us })
+    let p50_us = if clients == 1 {
+        median_of_logs(&logs)?
+    } else {
+        0.0
+    };
+    Ok(Yardstick {
+        updates,
+        per_second: number("tps = ")?,
+        p50_us,
+    })
 }
 
 /// The median of the third column of what pgbench logged (the transaction's microseconds); the files are removed.
 fn median_of_logs(prefix: &Path) -> Fallible<f64> {
     let folder = prefix.parent().ok_or("the log has no folder")?;
-    let name = prefix.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = prefix
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let logs: Vec<PathBuf> = fs::read_dir(folder)?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&name)))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|file| file.to_string_lossy().starts_with(&name))
+        })
         .collect();
     let mut times: Vec<f64> = Vec::new();
     for log in logs {
         let text = fs::read_to_string(&log)?;
-        times.extend(text.lines().filter_map(|line| line.split(' ').nth(2)?.parse::<f64>().ok()));
+        times.extend(
+            text.lines()
+                .filter_map(|line| line.split(' ').nth(2)?.parse::<f64>().ok()),
+        );
         fs::remove_file(log)?;
     }
     times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().ok_or_else(|| "pgbench logged no transaction".into())
+    times
+        .get(times.len() / 2)
+        .copied()
+        .ok_or_else(|| "pgbench logged no transaction".into())
 }

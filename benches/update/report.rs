@@ -1,6 +1,9 @@
 //! The lines that the run prints: one for each result, to be found by grep.
 
-#![allow(dead_code, reason = "shared: not every one of its users needs all of it")]
+#![allow(
+    dead_code,
+    reason = "shared: not every one of its users needs all of it"
+)]
 
 use super::load::Report;
 
@@ -24,7 +27,10 @@ impl Verdict {
     pub fn check_calls(&mut self, title: &str, report: &Report) {
         if report.failures > 0 {
             let first = report.first_failure.as_deref().unwrap_or("unknown");
-            self.fault(&format!("{title}: {} calls failed, the first: {first}", report.failures));
+            self.fault(&format!(
+                "{title}: {} calls failed, the first: {first}",
+                report.failures
+            ));
         }
     }
 
@@ -51,12 +57,19 @@ pub fn throughput(title: &str, report: &Report, yardstick: f64) {
 pub fn p50(title: &str, report: &Report, yardstick_us: f64) {
     #[allow(clippy::cast_precision_loss, reason = "microseconds")]
     let p50_us = report.p50_us as f64;
-    println!("{title} p50 ratio {:.2} ({p50_us:.0} us against {yardstick_us:.0} us)", p50_us / yardstick_us);
+    println!(
+        "{title} p50 ratio {:.2} ({p50_us:.0} us against {yardstick_us:.0} us)",
+        p50_us / yardstick_us
+    );
 }
 
 /// `64 callers`, `1 caller`.
 pub fn callers(count: u64) -> String {
-    if count == 1 { "1 caller".to_owned() } else { format!("{count} callers") }
+    if count == 1 {
+        "1 caller".to_owned()
+    } else {
+        format!("{count} callers")
+    }
 }
 
 /// Says so when the yardsticks before and after a measurement are too far apart for their mean to mean anything: the machine
@@ -64,7 +77,11 @@ pub fn callers(count: u64) -> String {
 pub fn steadiness(title: &str, before: f64, after: f64) {
     let apart = before.max(after) / before.min(after);
     if apart > STEADY {
-        println!("{title} UNSTEADY: the yardstick went from {}/s to {}/s, measure again", grouped(before), grouped(after));
+        println!(
+            "{title} UNSTEADY: the yardstick went from {}/s to {}/s, measure again",
+            grouped(before),
+            grouped(after)
+        );
     }
 }
 
@@ -84,5 +101,9 @@ pub fn grouped(number: f64) -> String {
 /// `640 us`, `12.3 ms`.
 #[allow(clippy::cast_precision_loss, reason = "microseconds")]
 pub fn latency(micros: u64) -> String {
-    if micros < 1000 { format!("{micros} us") } else { format!("{:.1} ms", micros as f64 / 1000.0) }
+    if micros < 1000 {
+        format!("{micros} us")
+    } else {
+        format!("{:.1} ms", micros as f64 / 1000.0)
+    }
 }

@@ -1,7 +1,10 @@
 //! The schedules that are loaded: every value a function of their number, which the databases, pgbench and the load generator
 //! all compute alike.
 
-#![allow(dead_code, reason = "shared: not every one of its users needs all of it")]
+#![allow(
+    dead_code,
+    reason = "shared: not every one of its users needs all of it"
+)]
 
 use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -30,7 +33,8 @@ const REVISION_COLUMNS: &str = "schedule_id, revision, created_ms, previous_ms, 
 pub fn id(i: u64) -> String {
     let random = (i * SPREAD) & LOW_47 | (LOW_47 + 1);
     let millis = FIRST_MS + i;
-    let id = uuid::Uuid::from_u128(u128::from(millis) << 80 | 0x7c0f_8a5e << 48 | u128::from(random));
+    let id =
+        uuid::Uuid::from_u128(u128::from(millis) << 80 | 0x7c0f_8a5e << 48 | u128::from(random));
     id.to_string()
 }
 
@@ -58,8 +62,13 @@ pub struct Times {
 impl Times {
     /// From now on.
     pub fn of(workload: Workload) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { now_ms: i64::try_from(since.as_millis()).unwrap_or(i64::MAX), local: workload == Workload::Local }
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            now_ms: i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+            local: workload == Workload::Local,
+        }
     }
 
     /// The earliest.
@@ -88,9 +97,14 @@ pub enum Dialect {
 impl Dialect {
     /// The id of schedule `i`, where `i` is an expression.
     fn id(self, i: &str) -> String {
-        let (millis, random) = (format!("{FIRST_MS} + {i}"), format!("(({i} * {SPREAD}) & {LOW_47}) | {}", LOW_47 + 1));
+        let (millis, random) = (
+            format!("{FIRST_MS} + {i}"),
+            format!("(({i} * {SPREAD}) & {LOW_47}) | {}", LOW_47 + 1),
+        );
         match self {
-            Self::Postgres => format!("('0' || to_hex({millis}) || '7c0f8a5e' || to_hex({random}))::uuid"),
+            Self::Postgres => {
+                format!("('0' || to_hex({millis}) || '7c0f8a5e' || to_hex({random}))::uuid")
+            }
             Self::Sqlite => format!("unhex(printf('0%x7c0f8a5e%x', {millis}, {random}))"),
         }
     }
@@ -98,7 +112,9 @@ impl Dialect {
     /// These numbers, each as `i`, with the time that it is loaded with.
     fn numbers(self, Range { start, end }: Range<u64>, time: &str) -> String {
         match self {
-            Self::Postgres => format!("(SELECT i, {time} AS t FROM generate_series({start}::bigint, {end} - 1) AS i) AS numbers"),
+            Self::Postgres => format!(
+                "(SELECT i, {time} AS t FROM generate_series({start}::bigint, {end} - 1) AS i) AS numbers"
+            ),
             Self::Sqlite => format!(
                 "(WITH RECURSIVE series (i) AS (SELECT {start} UNION ALL SELECT i + 1 FROM series WHERE i < {end} - 1) \
                   SELECT i, {time} AS t FROM series) AS numbers"
@@ -109,7 +125,11 @@ impl Dialect {
 
 /// The statements that load `schedules` pending schedules, each at its first revision.
 pub fn load(dialect: Dialect, schedules: u64, times: &Times) -> [String; 4] {
-    let time = format!("{} + (i * 2654435761) % {}", times.earliest_ms(), times.span_ms());
+    let time = format!(
+        "{} + (i * 2654435761) % {}",
+        times.earliest_ms(),
+        times.span_ms()
+    );
     insert(dialect, 0..schedules, &time, times)
 }
 
@@ -126,7 +146,9 @@ pub fn insert(dialect: Dialect, schedules: Range<u64>, time: &str, times: &Times
              SELECT 1, {id}, 1, 1, t, t - {lead}, t - {lead}, {missed_before}, {now_ms}, {now_ms}, 0, {local}, false, 'UTC', \
                'canvas-' || (i % {CANVASES}) FROM {numbers}"
         ),
-        format!("INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) SELECT t - {lead}, 1, {id} FROM {numbers}"),
+        format!(
+            "INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) SELECT t - {lead}, 1, {id} FROM {numbers}"
+        ),
         format!(
             "INSERT INTO canvas_schedule_revision ({REVISION_COLUMNS}) \
              SELECT {id}, 1, {now_ms}, 0, t, i, 1, 0, {local}, false, NULL, 'anonymous' FROM {numbers}"
@@ -194,7 +216,11 @@ impl Times {
     /// The values of an update with the time number `n`.
     pub fn sqlite_update(&self, n: i64) -> SqliteUpdate {
         let time_ms = self.earliest_ms() + n;
-        SqliteUpdate { time_ms, wave_ms: time_ms - self.lead_ms(), late_ms: self.now_ms - HOUR_MS }
+        SqliteUpdate {
+            time_ms,
+            wave_ms: time_ms - self.lead_ms(),
+            late_ms: self.now_ms - HOUR_MS,
+        }
     }
 }
 

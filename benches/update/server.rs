@@ -1,6 +1,9 @@
 //! The service under test, as a child process that is set to nothing but documented flags.
 
-#![allow(dead_code, reason = "shared: not every one of its users needs all of it")]
+#![allow(
+    dead_code,
+    reason = "shared: not every one of its users needs all of it"
+)]
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
@@ -36,7 +39,9 @@ pub struct Server {
 /// The command without what the caller's environment would set it to.
 fn command() -> Command {
     let mut command = Command::new(BINARY);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CANVAS_SCHEDULER_")) {
+    for (name, _) in std::env::vars_os()
+        .filter(|(name, _)| name.to_string_lossy().starts_with("CANVAS_SCHEDULER_"))
+    {
         command.env_remove(name);
     }
     command
@@ -47,7 +52,10 @@ fn command() -> Command {
 /// # Errors
 /// What the command says.
 pub fn migrate(url: &str) -> Fallible<()> {
-    run(command().args(["migrate", "--database-url", url]), COMMAND_MOST)?;
+    run(
+        command().args(["migrate", "--database-url", url]),
+        COMMAND_MOST,
+    )?;
     Ok(())
 }
 
@@ -55,8 +63,28 @@ pub fn migrate(url: &str) -> Fallible<()> {
 fn key(url: &str) -> Fallible<String> {
     static MADE: AtomicU32 = AtomicU32::new(0);
     let name = format!("bench {}", MADE.fetch_add(1, Ordering::Relaxed));
-    run(command().args(["workspace", "set", "default", "--requests", "1000000000000/hour", "--database-url", url]), COMMAND_MOST)?;
-    let create = ["api-key", "create", "--name", &name, "--permissions", "update", "--database-url", url];
+    run(
+        command().args([
+            "workspace",
+            "set",
+            "default",
+            "--requests",
+            "1000000000000/hour",
+            "--database-url",
+            url,
+        ]),
+        COMMAND_MOST,
+    )?;
+    let create = [
+        "api-key",
+        "create",
+        "--name",
+        &name,
+        "--permissions",
+        "update",
+        "--database-url",
+        url,
+    ];
     Ok(run(command().args(create), COMMAND_MOST)?.trim().to_owned())
 }
 
@@ -69,10 +97,25 @@ impl Server {
         let key = key(url)?;
         let mut command = command();
         let free = "127.0.0.1:0";
-        command.args(["serve", "--database-url", url, "--grpc-addr", free, "--gateway-addr", free, "--admin-addr", free]);
+        command.args([
+            "serve",
+            "--database-url",
+            url,
+            "--grpc-addr",
+            free,
+            "--gateway-addr",
+            free,
+            "--admin-addr",
+            free,
+        ]);
         command.args(["--log-format", "json"]);
         command.args(more);
-        let mut process = Running::start(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+        let mut process = Running::start(
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped()),
+        )?;
         let (lines, log) = channel();
         if let Some(output) = process.child().stdout.take() {
             forward(output, lines.clone());
@@ -81,7 +124,13 @@ impl Server {
             forward(output, lines);
         }
         let [address, gateway] = bound_addresses(&log)?;
-        let server = Self { process, address, gateway, key, log };
+        let server = Self {
+            process,
+            address,
+            gateway,
+            key,
+            log,
+        };
         server.wait_until_serving()?;
         Ok(server)
     }
@@ -108,7 +157,11 @@ impl Server {
 
     /// What it warned of since the last time.
     pub fn complaints(&self) -> Vec<String> {
-        let complains = |line: &String| ["\"WARN\"", "\"ERROR\"", "panicked"].iter().any(|word| line.contains(word));
+        let complains = |line: &String| {
+            ["\"WARN\"", "\"ERROR\"", "panicked"]
+                .iter()
+                .any(|word| line.contains(word))
+        };
         self.log.try_iter().filter(complains).collect()
     }
 
@@ -118,17 +171,27 @@ impl Server {
     /// It does not end in time, or not with 0.
     pub fn stop(mut self) -> Fallible<()> {
         let status = self.process.stop("TERM", STOP_MOST)?;
-        if status.success() { Ok(()) } else { Err(format!("the service ended with {status} on SIGTERM").into()) }
+        if status.success() {
+            Ok(())
+        } else {
+            Err(format!("the service ended with {status} on SIGTERM").into())
+        }
     }
 
     fn wait_until_serving(&self) -> Fallible<()> {
         let until = Instant::now() + START_MOST;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         loop {
-            let asked = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), serving(&self.address)).await });
+            let asked = runtime.block_on(async {
+                tokio::time::timeout(Duration::from_secs(5), serving(&self.address)).await
+            });
             match asked {
                 Ok(Ok(true)) => return Ok(()),
-                other if Instant::now() >= until => return Err(format!("the service does not serve: {other:?}").into()),
+                other if Instant::now() >= until => {
+                    return Err(format!("the service does not serve: {other:?}").into());
+                }
                 _ => std::thread::sleep(Duration::from_millis(20)),
             }
         }
@@ -136,8 +199,12 @@ impl Server {
 }
 
 async fn serving(address: &str) -> Fallible<bool> {
-    let channel = Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
-    let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await?;
+    let channel = Endpoint::from_shared(format!("http://{address}"))?
+        .connect()
+        .await?;
+    let answer = HealthClient::new(channel)
+        .check(HealthCheckRequest::default())
+        .await?;
     Ok(answer.into_inner().status() == ServingStatus::Serving)
 }
 
@@ -158,10 +225,16 @@ fn bound_addresses(log: &Receiver<String>) -> Fallible<[String; 2]> {
     let mut lines = Vec::new();
     loop {
         let Ok(line) = log.recv_timeout(until.saturating_duration_since(Instant::now())) else {
-            return Err(format!("the service does not say where it listens: {}", lines.join(" / ")).into());
+            return Err(format!(
+                "the service does not say where it listens: {}",
+                lines.join(" / ")
+            )
+            .into());
         };
         let parsed: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-        if let [Some(grpc), gateway] = ["grpc_addr", "gateway_addr"].map(|name| parsed[name].as_str()) {
+        if let [Some(grpc), gateway] =
+            ["grpc_addr", "gateway_addr"].map(|name| parsed[name].as_str())
+        {
             return Ok([grpc.to_owned(), gateway.unwrap_or_default().to_owned()]);
         }
         lines.push(line);

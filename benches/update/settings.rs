@@ -1,6 +1,9 @@
 //! What the run is set to, from `BENCH_*` variables.
 
-#![allow(dead_code, reason = "shared: not every one of its users needs all of it")]
+#![allow(
+    dead_code,
+    reason = "shared: not every one of its users needs all of it"
+)]
 
 use std::env;
 use std::str::FromStr;
@@ -44,7 +47,10 @@ impl Settings {
     /// # Errors
     /// The variable that cannot be read.
     pub fn read() -> Fallible<Self> {
-        let callers: Result<Vec<u64>, _> = text("BENCH_CALLERS", "1,32,64,256").split(',').map(|count| count.trim().parse()).collect();
+        let callers: Result<Vec<u64>, _> = text("BENCH_CALLERS", "1,32,64,256")
+            .split(',')
+            .map(|count| count.trim().parse())
+            .collect();
         let settings = Self {
             schedules: number("BENCH_SCHEDULES", 1_000_000)?,
             seconds: number("BENCH_SECONDS", 8)?,
@@ -53,7 +59,9 @@ impl Settings {
             workload: match text("BENCH_WORKLOAD", "utc").as_str() {
                 "utc" => Workload::Utc,
                 "local" => Workload::Local,
-                other => return Err(format!("BENCH_WORKLOAD: {other}; utc or local is needed").into()),
+                other => {
+                    return Err(format!("BENCH_WORKLOAD: {other}; utc or local is needed").into());
+                }
             },
             wal_compression: text("BENCH_WAL_COMPRESSION", "off"),
             only: env::var("BENCH_ONLY").ok(),
@@ -63,7 +71,9 @@ impl Settings {
             return Err("BENCH_SECONDS and every one of BENCH_CALLERS must be over 0".into());
         }
         if !(most..=20_000_000).contains(&settings.schedules) {
-            return Err(format!("BENCH_SCHEDULES: {most} (the callers) to 20000000 are needed").into());
+            return Err(
+                format!("BENCH_SCHEDULES: {most} (the callers) to 20000000 are needed").into(),
+            );
         }
         Ok(settings)
     }
@@ -85,7 +95,10 @@ pub fn text(name: &str, default: &str) -> String {
 /// It is none.
 pub fn number<T: FromStr<Err: std::fmt::Display>>(name: &str, default: T) -> Fallible<T> {
     match env::var(name) {
-        Ok(value) => value.replace('_', "").parse().map_err(|fault| format!("{name}: {fault}").into()),
+        Ok(value) => value
+            .replace('_', "")
+            .parse()
+            .map_err(|fault| format!("{name}: {fault}").into()),
         Err(_) => Ok(default),
     }
 }

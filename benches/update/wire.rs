@@ -34,7 +34,11 @@ impl Method {
             let _ended = connection.await;
         });
         let authorization = HeaderValue::try_from(format!("Bearer {key}"))?;
-        Ok(Self { requests, uri: format!("http://{address}{path}").parse()?, authorization })
+        Ok(Self {
+            requests,
+            uri: format!("http://{address}{path}").parse()?,
+            authorization,
+        })
     }
 
     /// Calls the method.
@@ -42,22 +46,40 @@ impl Method {
     /// # Errors
     /// The status other than OK, or what is wrong with the answer.
     pub async fn call<T: Message + Default>(&self, message: &impl Message) -> Result<T, String> {
-        let request = Request::post(self.uri.clone()).header("content-type", "application/grpc").header("te", "trailers");
-        let request = request.header("authorization", self.authorization.clone()).body(()).map_err(|why| why.to_string())?;
-        let mut requests = self.requests.clone().ready().await.map_err(|why| why.to_string())?;
-        let (response, mut sending) = requests.send_request(request, false).map_err(|why| why.to_string())?;
-        sending.send_data(framed(message)?, true).map_err(|why| why.to_string())?;
+        let request = Request::post(self.uri.clone())
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        let request = request
+            .header("authorization", self.authorization.clone())
+            .body(())
+            .map_err(|why| why.to_string())?;
+        let mut requests = self
+            .requests
+            .clone()
+            .ready()
+            .await
+            .map_err(|why| why.to_string())?;
+        let (response, mut sending) = requests
+            .send_request(request, false)
+            .map_err(|why| why.to_string())?;
+        sending
+            .send_data(framed(message)?, true)
+            .map_err(|why| why.to_string())?;
         let (head, mut body) = response.await.map_err(|why| why.to_string())?.into_parts();
         let mut received = BytesMut::new();
         while let Some(piece) = body.data().await {
             let piece = piece.map_err(|why| why.to_string())?;
-            body.flow_control().release_capacity(piece.len()).map_err(|why| why.to_string())?;
+            body.flow_control()
+                .release_capacity(piece.len())
+                .map_err(|why| why.to_string())?;
             received.extend_from_slice(&piece);
         }
         let trailers = body.trailers().await.map_err(|why| why.to_string())?;
         // A refusal has no body, and its status in the first headers.
         check_status(trailers.as_ref().unwrap_or(&head.headers))?;
-        let message = received.get(PREFIX..).ok_or("an answer without a message")?;
+        let message = received
+            .get(PREFIX..)
+            .ok_or("an answer without a message")?;
         T::decode(message).map_err(|why| why.to_string())
     }
 }
@@ -72,10 +94,17 @@ fn framed(message: &impl Message) -> Result<Bytes, String> {
 }
 
 fn check_status(headers: &HeaderMap) -> Result<(), String> {
-    let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let text = |name| {
+        headers
+            .get(name)
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    };
     match text("grpc-status") {
         Some(code) if code == "0" => Ok(()),
-        Some(code) => Err(format!("status {code}: {}", text("grpc-message").unwrap_or_default())),
+        Some(code) => Err(format!(
+            "status {code}: {}",
+            text("grpc-message").unwrap_or_default()
+        )),
         None => Err("an answer without a status".to_owned()),
     }
 }

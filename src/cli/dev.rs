@@ -9,7 +9,9 @@ use super::serve::{Stop, drain};
 use super::{Faults, block_on, fault};
 use crate::clock::{Clock, SteadyClock};
 use crate::config::{Serve, SinkSettings};
-use crate::domain::{CanvasId, CanvasSchedule, Create, NewKey, Permissions, Schedule, Target, WorkspaceId};
+use crate::domain::{
+    CanvasId, CanvasSchedule, Create, NewKey, Permissions, Schedule, Target, WorkspaceId,
+};
 use crate::error::Error;
 use crate::server::Server;
 use crate::service::admin::KeyOrder;
@@ -24,13 +26,25 @@ const CANVASES: [&str; 2] = ["welcome", "spring-sale"];
 /// # Errors
 /// What is wrong, a line each.
 pub fn run(settings: &Serve) -> Result<(), Faults> {
-    let settings = &Serve { sink: settings.sink.clone().or(Some(SinkSettings::Log)), ..settings.clone() };
+    let settings = &Serve {
+        sink: settings.sink.clone().or(Some(SinkSettings::Log)),
+        ..settings.clone()
+    };
     block_on(async {
         let mut stop = Stop::new()?;
         let clock = Arc::new(SteadyClock::new());
-        let server = Server::start_migrated(settings, clock.clone(), None).await.map_err(fault)?;
-        let samples = samples(server.service(), clock.now()).await.map_err(fault)?;
-        let order = KeyOrder { name: "dev".to_owned(), permissions: Permissions::all(), expires_at: None, allowlist: vec![] };
+        let server = Server::start_migrated(settings, clock.clone(), None)
+            .await
+            .map_err(fault)?;
+        let samples = samples(server.service(), clock.now())
+            .await
+            .map_err(fault)?;
+        let order = KeyOrder {
+            name: "dev".to_owned(),
+            permissions: Permissions::all(),
+            expires_at: None,
+            allowlist: vec![],
+        };
         let key = server.admin().replace_key(order).await.map_err(fault)?;
         server.read_keys().await.map_err(fault)?;
         print_lines(&server.grpc_addr().to_string(), &key, &samples, clock.now());
@@ -46,19 +60,40 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
 
 /// The sample schedules that can still change; made anew where there is none.
 async fn samples(service: &Service, now: DateTime<Utc>) -> Result<Vec<CanvasSchedule>, Error> {
-    let caller = Caller { workspace: WorkspaceId::DEFAULT, actor: "dev".into(), deadline: None, span: Span::default() };
+    let caller = Caller {
+        workspace: WorkspaceId::DEFAULT,
+        actor: "dev".into(),
+        deadline: None,
+        span: Span::default(),
+    };
     let mut samples = Vec::new();
     for (name, in_local_time) in CANVASES.into_iter().zip([true, false]) {
         let canvas_id = CanvasId::parse(name).map_err(Error::internal)?;
-        let of_canvas = Filter { canvas_id: Some(canvas_id.clone()), state: Some(crate::domain::State::Pending) };
+        let of_canvas = Filter {
+            canvas_id: Some(canvas_id.clone()),
+            state: Some(crate::domain::State::Pending),
+        };
         let found = service.list(&caller, &of_canvas, None, 1).await?;
         samples.push(match found.into_iter().next() {
             Some(sample) => sample,
             None => {
-                let schedule = Schedule::parse(&next_week(now, "13:14:47"), in_local_time, false).map_err(Error::internal)?;
-                let target = Target { broadcast: true, ..Target::default() };
-                let create = Create { canvas_id, schedule, properties: None, target };
-                service.create(caller.clone(), create, Mode::default()).await?.outcome.after
+                let schedule = Schedule::parse(&next_week(now, "13:14:47"), in_local_time, false)
+                    .map_err(Error::internal)?;
+                let target = Target {
+                    broadcast: true,
+                    ..Target::default()
+                };
+                let create = Create {
+                    canvas_id,
+                    schedule,
+                    properties: None,
+                    target,
+                };
+                service
+                    .create(caller.clone(), create, Mode::default())
+                    .await?
+                    .outcome
+                    .after
             }
         });
     }
@@ -67,7 +102,12 @@ async fn samples(service: &Service, now: DateTime<Utc>) -> Result<Vec<CanvasSche
 
 fn next_week(now: DateTime<Utc>, time: &str) -> String {
     let day = now + TimeDelta::days(7);
-    format!("{:04}-{:02}-{:02}T{time}", day.year(), day.month(), day.day())
+    format!(
+        "{:04}-{:02}-{:02}T{time}",
+        day.year(),
+        day.month(),
+        day.day()
+    )
 }
 
 /// Ready-made lines. Every one works as it is pasted, in this order.
@@ -81,7 +121,9 @@ fn print_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTi
     println!("{call} describe canvas.schedule.v1.CanvasScheduleService");
     let method = "canvas.schedule.v1.CanvasScheduleService";
     let header = format!("authorization: Bearer {}", key.reveal());
-    let data = |data: serde_json::Value, rpc: &str| println!("grpcurl -plaintext -H '{header}' -d '{data}' {addr} {method}/{rpc}");
+    let data = |data: serde_json::Value, rpc: &str| {
+        println!("grpcurl -plaintext -H '{header}' -d '{data}' {addr} {method}/{rpc}")
+    };
     // A Canvas of its own at each start, so that it has one schedule and the update needs no id.
     let canvas_id = format!("my-canvas-{}", now.timestamp_millis());
     data(
@@ -93,17 +135,32 @@ fn print_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTi
         }),
         "CreateCanvasSchedule",
     );
-    data(serde_json::json!({ "canvas_id": canvas_id, "schedule": { "time": next_week(now, "10:00:00Z") } }), "UpdateCanvasSchedule");
+    data(
+        serde_json::json!({ "canvas_id": canvas_id, "schedule": { "time": next_week(now, "10:00:00Z") } }),
+        "UpdateCanvasSchedule",
+    );
     for sample in samples.iter().take(1) {
         let (canvas_id, schedule_id) = (sample.canvas_id.as_str(), sample.id.to_string());
         let schedule = serde_json::json!({ "time": next_week(now, "14:14:47") });
-        data(serde_json::json!({ "canvas_id": canvas_id, "schedule_id": schedule_id, "schedule": schedule }), "UpdateCanvasSchedule");
-        data(serde_json::json!({ "schedule_id": schedule_id }), "GetCanvasSchedule");
-        data(serde_json::json!({ "schedule_id": schedule_id }), "ListCanvasScheduleRevisions");
+        data(
+            serde_json::json!({ "canvas_id": canvas_id, "schedule_id": schedule_id, "schedule": schedule }),
+            "UpdateCanvasSchedule",
+        );
+        data(
+            serde_json::json!({ "schedule_id": schedule_id }),
+            "GetCanvasSchedule",
+        );
+        data(
+            serde_json::json!({ "schedule_id": schedule_id }),
+            "ListCanvasScheduleRevisions",
+        );
     }
     for sample in samples.iter().skip(1) {
         let (canvas_id, schedule_id) = (sample.canvas_id.as_str(), sample.id.to_string());
-        data(serde_json::json!({ "canvas_id": canvas_id, "schedule_id": schedule_id }), "CancelCanvasSchedule");
+        data(
+            serde_json::json!({ "canvas_id": canvas_id, "schedule_id": schedule_id }),
+            "CancelCanvasSchedule",
+        );
     }
     data(serde_json::json!({}), "ListCanvasSchedules");
 }
@@ -112,7 +169,10 @@ fn print_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTi
 #[allow(clippy::print_stdout, reason = "the screen is what dev is for")]
 fn print_curl_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTime<Utc>) {
     println!("\nThe same by JSON over HTTP:\n");
-    let call = format!("curl -sS --fail-with-body -H 'Authorization: Bearer {}'", key.reveal());
+    let call = format!(
+        "curl -sS --fail-with-body -H 'Authorization: Bearer {}'",
+        key.reveal()
+    );
     let base = format!("http://{addr}/canvas/trigger/schedule");
     let post = |path: &str, body: serde_json::Value| {
         println!("{call} -H 'Content-Type: application/json' -d '{body}' {base}/{path}");
@@ -120,8 +180,14 @@ fn print_curl_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: D
     let canvas_id = format!("my-json-canvas-{}", now.timestamp_millis());
     let schedule = serde_json::json!({ "time": next_week(now, "09:30:00"), "in_local_time": true });
     let recipients = serde_json::json!([{ "external_user_id": "user-1" }]);
-    post("create", serde_json::json!({ "canvas_id": canvas_id, "schedule": schedule, "recipients": recipients }));
-    post("update", serde_json::json!({ "canvas_id": canvas_id, "schedule": { "time": next_week(now, "10:00:00Z") } }));
+    post(
+        "create",
+        serde_json::json!({ "canvas_id": canvas_id, "schedule": schedule, "recipients": recipients }),
+    );
+    post(
+        "update",
+        serde_json::json!({ "canvas_id": canvas_id, "schedule": { "time": next_week(now, "10:00:00Z") } }),
+    );
     for sample in samples.iter().take(1) {
         println!("{call} {base}/{}", sample.id);
     }

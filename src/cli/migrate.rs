@@ -14,10 +14,19 @@ use crate::store::{Options, Store};
 /// What is wrong, a line each.
 pub fn run(database_url: &Secret<String>) -> Result<(), Faults> {
     block_on(async {
-        let (store, _writers) =
-            Store::open(&Options::of_command(&database_url.0), Arc::new(SystemClock), Policy::default()).await.map_err(fault)?;
+        let (store, _writers) = Store::open(
+            &Options::of_command(&database_url.0),
+            Arc::new(SystemClock),
+            Policy::default(),
+        )
+        .await
+        .map_err(fault)?;
         let applied = store.migrate().await.map_err(fault)?;
-        tracing::info!(applied = applied.len(), steps = applied.join(", "), "the schema is up to date");
+        tracing::info!(
+            applied = applied.len(),
+            steps = applied.join(", "),
+            "the schema is up to date"
+        );
         Ok(())
     })
 }

@@ -32,7 +32,9 @@ pub fn complain(faults: &[String]) -> ExitCode {
 
 /// Runs a future on this thread until it ends.
 fn block_on<T>(work: impl Future<Output = Result<T, Faults>>) -> Result<T, Faults> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|why| vec![format!("the runtime cannot be started: {why}")])?;
     let ended = runtime.block_on(work);
     // Whatever still runs on it has had its time.
@@ -44,7 +46,10 @@ fn block_on<T>(work: impl Future<Output = Result<T, Faults>>) -> Result<T, Fault
 fn fault(error: Error) -> Faults {
     match error {
         Error::Internal(cause) => vec![cause],
-        Error::Invalid(all) => all.into_iter().map(|one| format!("--{}: {}", one.field, one.message)).collect(),
+        Error::Invalid(all) => all
+            .into_iter()
+            .map(|one| format!("--{}: {}", one.field, one.message))
+            .collect(),
         other => vec![other.to_string()],
     }
 }
@@ -74,11 +79,22 @@ impl<T> Reading<T> {
 }
 
 /// Does what an operator asks, over a database whose schema is there.
-async fn with_admin<T>(url: &Secret<String>, work: impl AsyncFnOnce(Admin) -> Result<T, Faults>) -> Result<T, Faults> {
+async fn with_admin<T>(
+    url: &Secret<String>,
+    work: impl AsyncFnOnce(Admin) -> Result<T, Faults>,
+) -> Result<T, Faults> {
     let clock = Arc::new(SystemClock);
-    let (store, _writers) = Store::open(&Options::of_command(&url.0), clock.clone(), Policy::default()).await.map_err(fault)?;
+    let (store, _writers) = Store::open(
+        &Options::of_command(&url.0),
+        clock.clone(),
+        Policy::default(),
+    )
+    .await
+    .map_err(fault)?;
     if !store.pending_migrations().await.map_err(fault)?.is_empty() {
-        return Err(vec!["migrations are pending; run `canvas-scheduler migrate` first".to_owned()]);
+        return Err(vec![
+            "migrations are pending; run `canvas-scheduler migrate` first".to_owned(),
+        ]);
     }
     work(Admin::new(store, clock)).await
 }

@@ -17,7 +17,9 @@ use crate::server::Server;
 pub fn run(settings: &Serve) -> Result<(), Faults> {
     block_on(async {
         let mut stop = Stop::new()?;
-        let server = Server::start(settings, Arc::new(SteadyClock::new()), None).await.map_err(fault)?;
+        let server = Server::start(settings, Arc::new(SteadyClock::new()), None)
+            .await
+            .map_err(fault)?;
         tracing::info!(
             grpc_addr = %server.grpc_addr(),
             gateway_addr = server.gateway_addr().map(tracing::field::display),
@@ -28,7 +30,9 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
             "listening"
         );
         if settings.roles.dispatcher && settings.sink.is_none() {
-            tracing::warn!("no --sink is set: schedules are kept, and nothing is sent by this process");
+            tracing::warn!(
+                "no --sink is set: schedules are kept, and nothing is sent by this process"
+            );
         }
         stop.asked().await;
         drain(server, stop).await;
@@ -38,7 +42,9 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
 
 /// Lets calls in flight finish, within the bound; a second signal ends the process at once.
 pub(super) async fn drain(server: Server, mut stop: Stop) {
-    tracing::info!("stopping: calls in flight finish, new connections are refused; a second signal ends at once");
+    tracing::info!(
+        "stopping: calls in flight finish, new connections are refused; a second signal ends at once"
+    );
     tokio::select! {
         () = server.stop() => tracing::info!("stopped"),
         () = stop.asked() => tracing::warn!("ended by a second signal; calls in flight were cut off"),
@@ -53,8 +59,13 @@ pub(super) struct Stop {
 
 impl Stop {
     pub(super) fn new() -> Result<Self, Faults> {
-        let listen = |kind| signal(kind).map_err(|why| vec![format!("signals cannot be listened for: {why}")]);
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        let listen = |kind| {
+            signal(kind).map_err(|why| vec![format!("signals cannot be listened for: {why}")])
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
     }
 
     pub(super) async fn asked(&mut self) {

@@ -13,18 +13,34 @@ use crate::service::admin::{Admin, WorkspaceChange};
 pub fn run(command: &WorkspaceCommand) -> Result<(), Faults> {
     match command {
         WorkspaceCommand::Create(args) => {
-            let named = workspace::check_name(&args.name).map_err(|why| vec![format!("name: {why}")]);
-            let ((url, change), ()) = Reading::of(&args.database).with(read_change(&args.settings)).with(named).finish()?;
-            block_on(with_admin(&url, async |admin| admin.create_workspace(&args.name, &change).await.map_err(fault)))?;
+            let named =
+                workspace::check_name(&args.name).map_err(|why| vec![format!("name: {why}")]);
+            let ((url, change), ()) = Reading::of(&args.database)
+                .with(read_change(&args.settings))
+                .with(named)
+                .finish()?;
+            block_on(with_admin(&url, async |admin| {
+                admin
+                    .create_workspace(&args.name, &change)
+                    .await
+                    .map_err(fault)
+            }))?;
             tracing::info!(name = args.name, "a workspace was made");
         }
         WorkspaceCommand::Set(args) => {
             let (url, asked) = Reading::of(&args.database).with(read_set(args)).finish()?;
-            block_on(with_admin(&url, async |admin| set(&admin, &asked).await.map_err(fault)))?;
-            tracing::info!(name = asked.name.as_deref().unwrap_or("all"), "set: replicas heed it within 10 seconds");
+            block_on(with_admin(&url, async |admin| {
+                set(&admin, &asked).await.map_err(fault)
+            }))?;
+            tracing::info!(
+                name = asked.name.as_deref().unwrap_or("all"),
+                "set: replicas heed it within 10 seconds"
+            );
         }
         WorkspaceCommand::List(database) => {
-            print_list(&block_on(with_admin(&database.read()?, async |admin| admin.workspaces().await.map_err(fault)))?);
+            print_list(&block_on(with_admin(&database.read()?, async |admin| {
+                admin.workspaces().await.map_err(fault)
+            }))?);
         }
     }
     Ok(())
@@ -33,7 +49,12 @@ pub fn run(command: &WorkspaceCommand) -> Result<(), Faults> {
 /// Everything that is wrong with the settings, at once.
 fn read_change(args: &SettingsArgs) -> Result<WorkspaceChange, Faults> {
     let (mut change, mut faults) = (WorkspaceChange::default(), Vec::new());
-    match args.default_time_zone.as_deref().map(Zone::parse).transpose() {
+    match args
+        .default_time_zone
+        .as_deref()
+        .map(Zone::parse)
+        .transpose()
+    {
         Ok(zone) => change.default_zone = zone,
         Err(why) => faults.push(format!("--default-time-zone: {why}")),
     }
@@ -48,7 +69,11 @@ fn read_change(args: &SettingsArgs) -> Result<WorkspaceChange, Faults> {
             Err(why) => faults.push(format!("--{}: {why}", counted.name())),
         }
     }
-    if faults.is_empty() { Ok(change) } else { Err(faults) }
+    if faults.is_empty() {
+        Ok(change)
+    } else {
+        Err(faults)
+    }
 }
 
 /// What `workspace set` is asked for.
@@ -62,8 +87,10 @@ struct Set {
 
 /// Everything that is wrong, at once.
 fn read_set(args: &SetArgs) -> Result<Set, Faults> {
-    let (change, mut faults) =
-        read_change(&args.settings).map_or_else(|faults| (WorkspaceChange::default(), faults), |change| (change, vec![]));
+    let (change, mut faults) = read_change(&args.settings).map_or_else(
+        |faults| (WorkspaceChange::default(), faults),
+        |change| (change, vec![]),
+    );
     let paused = match args.sending.as_deref() {
         None => None,
         Some("paused") => Some(true),
@@ -78,12 +105,22 @@ fn read_set(args: &SetArgs) -> Result<Set, Faults> {
     }
     let settings = change.default_zone.is_some() || !change.quotas.is_empty();
     if args.all && settings {
-        faults.push("--all goes with --sending alone; other settings are of one workspace".to_owned());
+        faults.push(
+            "--all goes with --sending alone; other settings are of one workspace".to_owned(),
+        );
     }
     if faults.is_empty() && !settings && paused.is_none() {
         faults.push("nothing is to be set; `workspace set --help` lists the settings".to_owned());
     }
-    if faults.is_empty() { Ok(Set { name: args.name.clone(), change, paused }) } else { Err(faults) }
+    if faults.is_empty() {
+        Ok(Set {
+            name: args.name.clone(),
+            change,
+            paused,
+        })
+    } else {
+        Err(faults)
+    }
 }
 
 async fn set(admin: &Admin, asked: &Set) -> Result<(), Error> {
@@ -102,8 +139,13 @@ async fn set(admin: &Admin, asked: &Set) -> Result<(), Error> {
 fn print_list(workspaces: &[Workspace]) {
     println!("NAME\tDEFAULT TIME ZONE\tREQUESTS\tBROADCASTS\tSAME AUDIENCE\tSENDING");
     for one in workspaces {
-        let [requests, broadcasts, same_audience] = Counted::ALL.map(|counted| one.limits.of(counted).to_string());
+        let [requests, broadcasts, same_audience] =
+            Counted::ALL.map(|counted| one.limits.of(counted).to_string());
         let sending = if one.sending_paused { "paused" } else { "on" };
-        println!("{}\t{}\t{requests}\t{broadcasts}\t{same_audience}\t{sending}", one.name, one.default_zone.name());
+        println!(
+            "{}\t{}\t{requests}\t{broadcasts}\t{same_audience}\t{sending}",
+            one.name,
+            one.default_zone.name()
+        );
     }
 }

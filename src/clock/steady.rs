@@ -31,7 +31,10 @@ impl SteadyClock {
     /// A clock that has not looked yet: it shows the machine's time, and is not to be fired by.
     pub fn new() -> Self {
         let origin = Instant::now();
-        Self { origin, looks: Mutex::new(Looks::new(SystemClock.now())) }
+        Self {
+            origin,
+            looks: Mutex::new(Looks::new(SystemClock.now())),
+        }
     }
 
     fn looks(&self) -> std::sync::MutexGuard<'_, Looks> {
@@ -60,7 +63,10 @@ impl Clock for SteadyClock {
     }
 
     fn learn(&self, sample: Sample) {
-        let (asked, told) = (sample.asked.saturating_duration_since(self.origin), sample.told.saturating_duration_since(self.origin));
+        let (asked, told) = (
+            sample.asked.saturating_duration_since(self.origin),
+            sample.told.saturating_duration_since(self.origin),
+        );
         self.looks().learn(sample.time, asked, told);
     }
 }
@@ -86,7 +92,10 @@ struct Looks {
 
 impl Looks {
     fn new(base: DateTime<Utc>) -> Self {
-        Self { base, in_a_row: VecDeque::new() }
+        Self {
+            base,
+            in_a_row: VecDeque::new(),
+        }
     }
 
     fn now(&self, elapsed: Duration) -> DateTime<Utc> {
@@ -99,26 +108,44 @@ impl Looks {
     fn learn(&mut self, time: DateTime<Utc>, asked: Duration, told: Duration) {
         let took = told.saturating_sub(asked);
         let read = asked + took / 2;
-        let look = Look { base: time - TimeDelta::from_std(read).unwrap_or(TimeDelta::zero()), took, told };
-        if self.in_a_row.back().is_some_and(|last| (last.base - look.base).abs() > AGREE) {
+        let look = Look {
+            base: time - TimeDelta::from_std(read).unwrap_or(TimeDelta::zero()),
+            took,
+            told,
+        };
+        if self
+            .in_a_row
+            .back()
+            .is_some_and(|last| (last.base - look.base).abs() > AGREE)
+        {
             self.in_a_row.clear();
         }
-        self.in_a_row.retain(|one| told.saturating_sub(one.told) <= COUNTS_FOR);
+        self.in_a_row
+            .retain(|one| told.saturating_sub(one.told) <= COUNTS_FOR);
         if self.in_a_row.len() == KEPT {
             self.in_a_row.pop_front();
         }
         self.in_a_row.push_back(look);
         if self.in_a_row.len() >= ENOUGH {
             // The quickest was read closest to when it is taken to have been read.
-            self.base = self.in_a_row.iter().min_by_key(|one| one.took).map_or(self.base, |quickest| quickest.base);
+            self.base = self
+                .in_a_row
+                .iter()
+                .min_by_key(|one| one.took)
+                .map_or(self.base, |quickest| quickest.base);
         }
     }
 
     fn unsteady(&self, elapsed: Duration) -> Option<&'static str> {
-        let fresh = self.in_a_row.back().is_some_and(|last| elapsed.saturating_sub(last.told) <= COUNTS_FOR);
+        let fresh = self
+            .in_a_row
+            .back()
+            .is_some_and(|last| elapsed.saturating_sub(last.told) <= COUNTS_FOR);
         match (fresh, self.in_a_row.len()) {
             (false, _) => Some("the clock of the database is not known"),
-            (true, looks) if looks < ENOUGH => Some("the clock of the database has jumped, or is not known for long"),
+            (true, looks) if looks < ENOUGH => {
+                Some("the clock of the database has jumped, or is not known for long")
+            }
             _ => None,
         }
     }
@@ -150,9 +177,17 @@ mod tests {
         assert!(looks.unsteady(secs(0)).is_some());
         look(&mut looks, 1, 2, 300);
         assert!(looks.unsteady(secs(2)).is_some());
-        assert_eq!(looks.now(secs(2)), at(2), "until then the machine's time is shown");
+        assert_eq!(
+            looks.now(secs(2)),
+            at(2),
+            "until then the machine's time is shown"
+        );
         look(&mut looks, 3, 1, 300);
-        assert_eq!((looks.unsteady(secs(3)), looks.now(secs(3))), (None, at(303)), "ours is wrong by five minutes");
+        assert_eq!(
+            (looks.unsteady(secs(3)), looks.now(secs(3))),
+            (None, at(303)),
+            "ours is wrong by five minutes"
+        );
     }
 
     #[test]
@@ -166,7 +201,11 @@ mod tests {
             look(&mut looks, 11, 1, jump);
             assert!(looks.unsteady(secs(11)).is_some(), "{jump}");
             look(&mut looks, 12, 1, jump);
-            assert_eq!((looks.unsteady(secs(12)), looks.now(secs(12))), (None, at(12 + jump)), "{jump}: it stays");
+            assert_eq!(
+                (looks.unsteady(secs(12)), looks.now(secs(12))),
+                (None, at(12 + jump)),
+                "{jump}: it stays"
+            );
         }
     }
 
@@ -178,10 +217,16 @@ mod tests {
         for second in 11..13 {
             look(&mut looks, second, 1, 0);
             assert!(looks.unsteady(secs(second)).is_some(), "{second}");
-            assert_eq!(looks.now(secs(second)), at(i64::try_from(second).expect("few")));
+            assert_eq!(
+                looks.now(secs(second)),
+                at(i64::try_from(second).expect("few"))
+            );
         }
         look(&mut looks, 13, 1, 0);
-        assert_eq!((looks.unsteady(secs(13)), looks.now(secs(13))), (None, at(13)));
+        assert_eq!(
+            (looks.unsteady(secs(13)), looks.now(secs(13))),
+            (None, at(13))
+        );
     }
 
     #[test]
@@ -190,11 +235,23 @@ mod tests {
         look(&mut looks, 0, 3, 0);
         // Asked at 10, told at 11 with what was true at 10.9: read as of 10.5.
         looks.learn(at(10) + TimeDelta::milliseconds(900), secs(10), secs(11));
-        assert_eq!(looks.now(secs(11)), at(11), "a slow answer is not reckoned with");
+        assert_eq!(
+            looks.now(secs(11)),
+            at(11),
+            "a slow answer is not reckoned with"
+        );
         for second in 12..80 {
-            looks.learn(at(second) + TimeDelta::milliseconds(400), secs(second.unsigned_abs()), secs(second.unsigned_abs()));
+            looks.learn(
+                at(second) + TimeDelta::milliseconds(400),
+                secs(second.unsigned_abs()),
+                secs(second.unsigned_abs()),
+            );
         }
-        assert_eq!(looks.now(secs(80)), at(80) + TimeDelta::milliseconds(400), "what was quick an hour ago is forgotten");
+        assert_eq!(
+            looks.now(secs(80)),
+            at(80) + TimeDelta::milliseconds(400),
+            "what was quick an hour ago is forgotten"
+        );
         assert!(looks.in_a_row.len() <= KEPT);
     }
 
@@ -217,11 +274,20 @@ mod tests {
         let ahead = SystemClock.now() + TimeDelta::hours(1);
         for _ in 0..ENOUGH {
             let asked = Instant::now();
-            clock.learn(Sample { time: ahead + TimeDelta::from_std(clock.origin.elapsed()).expect("short"), asked, told: Instant::now() });
+            clock.learn(Sample {
+                time: ahead + TimeDelta::from_std(clock.origin.elapsed()).expect("short"),
+                asked,
+                told: Instant::now(),
+            });
         }
         assert_eq!(clock.unsteady(), None);
-        assert!((clock.now() - ahead).abs() < TimeDelta::minutes(1), "an hour ahead of the machine");
-        clock.sleep_until(clock.now() + TimeDelta::milliseconds(5)).await;
+        assert!(
+            (clock.now() - ahead).abs() < TimeDelta::minutes(1),
+            "an hour ahead of the machine"
+        );
+        clock
+            .sleep_until(clock.now() + TimeDelta::milliseconds(5))
+            .await;
         assert!(clock.now() > ahead);
     }
 }

@@ -34,7 +34,12 @@ pub struct ApiKeyCreateArgs {
     #[arg(long, value_name = "INSTANT")]
     pub expires: Option<String>,
     /// Networks that it may be used from, such as 10.0.0.0/8,192.0.2.7 [default: anywhere]
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "NETWORKS")]
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NETWORKS"
+    )]
     pub allow: String,
 }
 

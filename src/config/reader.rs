@@ -22,14 +22,25 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn fault<T>(&mut self, flag: &str, value: &str, needed: &str) -> Option<T> {
-        self.faults.push(format!("--{flag}: {value:?} is not {needed}"));
+        self.faults
+            .push(format!("--{flag}: {value:?} is not {needed}"));
         None
     }
 
-    pub(super) fn number<T: FromStr + PartialOrd + std::fmt::Display>(&mut self, flag: &str, value: &str, least: T, most: T) -> Option<T> {
+    pub(super) fn number<T: FromStr + PartialOrd + std::fmt::Display>(
+        &mut self,
+        flag: &str,
+        value: &str,
+        least: T,
+        most: T,
+    ) -> Option<T> {
         match value.parse::<T>() {
             Ok(number) if number >= least && number <= most => Some(number),
-            _ => self.fault(flag, value, &format!("a whole number from {least} to {most}")),
+            _ => self.fault(
+                flag,
+                value,
+                &format!("a whole number from {least} to {most}"),
+            ),
         }
     }
 
@@ -42,22 +53,50 @@ impl Reader {
     }
 
     pub(super) fn networks(&mut self, flag: &str, value: &str) -> Option<Vec<IpNet>> {
-        let entries = value.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-        let networks = entries.map(|entry| entry.parse().or_else(|_| entry.parse::<IpAddr>().map(IpNet::from)));
-        networks.collect::<Result<_, _>>().ok().or_else(|| self.fault(flag, value, "a list of networks such as 10.0.0.0/8,192.0.2.7"))
+        let entries = value
+            .split(',')
+            .map(str::trim)
+            .filter(|entry| !entry.is_empty());
+        let networks = entries.map(|entry| {
+            entry
+                .parse()
+                .or_else(|_| entry.parse::<IpAddr>().map(IpNet::from))
+        });
+        networks.collect::<Result<_, _>>().ok().or_else(|| {
+            self.fault(
+                flag,
+                value,
+                "a list of networks such as 10.0.0.0/8,192.0.2.7",
+            )
+        })
     }
 
     /// A span of at least a millisecond and at most a year, such as `90m` or `1h 30m`.
     pub(super) fn duration(&mut self, flag: &str, value: &str) -> Option<Duration> {
-        let span = value.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
+        let span = value
+            .parse::<jiff::SignedDuration>()
+            .ok()
+            .and_then(|span| Duration::try_from(span).ok());
         match span {
-            Some(span) if span >= Duration::from_millis(1) && span <= Duration::from_secs(366 * 86_400) => Some(span),
-            _ => self.fault(flag, value, "a span of time from 1ms to 8784h, such as 20s, 90m or 1h"),
+            Some(span)
+                if span >= Duration::from_millis(1)
+                    && span <= Duration::from_secs(366 * 86_400) =>
+            {
+                Some(span)
+            }
+            _ => self.fault(
+                flag,
+                value,
+                "a span of time from 1ms to 8784h, such as 20s, 90m or 1h",
+            ),
         }
     }
 
     pub(super) fn address(&mut self, flag: &str, value: &str) -> Option<SocketAddr> {
-        match value.replace("localhost:", "127.0.0.1:").parse::<SocketAddr>() {
+        match value
+            .replace("localhost:", "127.0.0.1:")
+            .parse::<SocketAddr>()
+        {
             Ok(address) => Some(address),
             Err(_) => self.fault(flag, value, "an address and port such as 127.0.0.1:50051"),
         }
@@ -66,8 +105,16 @@ impl Reader {
     /// Where a server is: an address or a name, with a port.
     pub(super) fn host(&mut self, flag: &str, value: &str) -> Option<Authority> {
         match value.parse::<Authority>() {
-            Ok(host) if host.port_u16().is_some() && !host.host().is_empty() && !value.contains('@') => Some(host),
-            _ => self.fault(flag, value, "an address or a name, and a port, such as 127.0.0.1:50051"),
+            Ok(host)
+                if host.port_u16().is_some() && !host.host().is_empty() && !value.contains('@') =>
+            {
+                Some(host)
+            }
+            _ => self.fault(
+                flag,
+                value,
+                "an address or a name, and a port, such as 127.0.0.1:50051",
+            ),
         }
     }
 
@@ -77,16 +124,25 @@ impl Reader {
         if safe || address.ip().is_loopback() {
             return Some(address);
         }
-        self.fault(flag, value, "a loopback address; beyond it --tls-cert and --tls-key are needed, or --plaintext on")
+        self.fault(
+            flag,
+            value,
+            "a loopback address; beyond it --tls-cert and --tls-key are needed, or --plaintext on",
+        )
     }
 
     /// A file and its key: both or none.
-    pub(super) fn pair(&mut self, certificates: Option<&str>, key: Option<&str>) -> Option<(PathBuf, PathBuf)> {
+    pub(super) fn pair(
+        &mut self,
+        certificates: Option<&str>,
+        key: Option<&str>,
+    ) -> Option<(PathBuf, PathBuf)> {
         match (certificates, key) {
             (Some(certificates), Some(key)) => Some((certificates.into(), key.into())),
             (None, None) => None,
             _ => {
-                self.faults.push("--tls-cert and --tls-key: one needs the other".to_owned());
+                self.faults
+                    .push("--tls-cert and --tls-key: one needs the other".to_owned());
                 None
             }
         }
@@ -103,19 +159,25 @@ impl Reader {
     pub(super) fn database(&mut self, args: &DatabaseArgs) -> Option<Secret<String>> {
         let url = match (&args.database_url, &args.database_url_file) {
             (Some(_), Some(_)) => {
-                self.faults.push("--database-url and --database-url-file: only one of them may be set".to_owned());
+                self.faults.push(
+                    "--database-url and --database-url-file: only one of them may be set"
+                        .to_owned(),
+                );
                 return None;
             }
             (Some(url), None) => url.0.clone(),
             (None, Some(file)) => self.file("database-url-file", file)?.trim().to_owned(),
             (None, None) => DATABASE_DEFAULT.to_owned(),
         };
-        let known = ["postgres://", "postgresql://", "sqlite:"].iter().any(|scheme| url.starts_with(scheme));
+        let known = ["postgres://", "postgresql://", "sqlite:"]
+            .iter()
+            .any(|scheme| url.starts_with(scheme));
         if known {
             return Some(Secret(url));
         }
         // The value may hold a password: it is not repeated.
-        self.faults.push("--database-url: must begin with postgres:// or sqlite:".to_owned());
+        self.faults
+            .push("--database-url: must begin with postgres:// or sqlite:".to_owned());
         None
     }
 

@@ -17,8 +17,14 @@ impl Reader {
     /// The roles that are named.
     pub(super) fn roles(&mut self, value: &str) -> Option<Roles> {
         let named: Vec<&str> = value.split(',').map(str::trim).collect();
-        if named.iter().all(|name| ["api", "dispatcher"].contains(name)) {
-            return Some(Roles { api: named.contains(&"api"), dispatcher: named.contains(&"dispatcher") });
+        if named
+            .iter()
+            .all(|name| ["api", "dispatcher"].contains(name))
+        {
+            return Some(Roles {
+                api: named.contains(&"api"),
+                dispatcher: named.contains(&"dispatcher"),
+            });
         }
         self.fault("roles", value, "api, dispatcher, or api,dispatcher")
     }
@@ -30,13 +36,19 @@ impl Reader {
         if timeout < lease * 3 / 4 {
             return Some(lease);
         }
-        self.fault("lease", value, "long enough: three quarters of it must be more than --sink-timeout")
+        self.fault(
+            "lease",
+            value,
+            "long enough: three quarters of it must be more than --sink-timeout",
+        )
     }
 
     /// A process that does nothing but send needs a place to send to.
     pub(super) fn sending(&mut self, roles: Option<Roles>, args: &SinkArgs) {
         if roles.is_some_and(|roles| !roles.api) && args.sink.is_none() {
-            self.faults.push("--sink: is needed with --roles dispatcher; log, grpc, webhook or nats".to_owned());
+            self.faults.push(
+                "--sink: is needed with --roles dispatcher; log, grpc, webhook or nats".to_owned(),
+            );
         }
     }
 }

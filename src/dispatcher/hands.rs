@@ -25,7 +25,13 @@ impl Hands {
     /// Empty hands of so many workers.
     pub fn new(workers: usize, sending: Sending) -> Self {
         sending.workers(workers);
-        Self { state: Arc::new(watch::Sender::new(State { in_flight: 0, probe: Probe::new(workers) })), sending }
+        Self {
+            state: Arc::new(watch::Sender::new(State {
+                in_flight: 0,
+                probe: Probe::new(workers),
+            })),
+            sending,
+        }
     }
 
     /// How many more may be taken at `now`.
@@ -41,7 +47,8 @@ impl Hands {
 
     /// Returns once a worker is free, be the sink quiet or not.
     pub async fn freed(&self) {
-        self.once(|state| state.probe.free(state.in_flight) > 0).await;
+        self.once(|state| state.probe.free(state.in_flight) > 0)
+            .await;
     }
 
     /// Returns once the sink is not quiet, before its time since something that was under way was taken.
@@ -79,7 +86,10 @@ impl Hands {
             state.probe.answered(answer, now, jitter());
             self.sending.probing(state.probe.is_probing());
             match (before, state.probe.is_probing()) {
-                (false, true) => tracing::warn!(?answer, "the sink takes nothing; it is probed until it does"),
+                (false, true) => tracing::warn!(
+                    ?answer,
+                    "the sink takes nothing; it is probed until it does"
+                ),
                 (true, false) => tracing::info!("the sink takes dispatches again"),
                 _ => {}
             }

@@ -21,7 +21,11 @@ const RARELY: u32 = 10;
 pub async fn run(service: Service, clock: SharedClock) {
     let mut rounds = Rounds::new("the upkeep of the dispatcher failed; it tries again");
     loop {
-        let kept = if rounds.all() { service.keep_zone_rules().await } else { Ok(()) };
+        let kept = if rounds.all() {
+            service.keep_zone_rules().await
+        } else {
+            Ok(())
+        };
         let released = service.release_parked().await;
         rounds.made(released.and(kept), &clock).await;
     }
@@ -31,8 +35,18 @@ pub async fn run(service: Service, clock: SharedClock) {
 pub async fn count(service: Service, clock: SharedClock, sending: Sending) {
     let mut rounds = Rounds::new("what is due could not be counted; the metrics stay as they were");
     loop {
-        let due = service.backlog().await.map(|backlog| sending.backlog(backlog));
-        let stand = if rounds.all() { service.standing().await.map(|standing| sending.standing(standing)) } else { Ok(()) };
+        let due = service
+            .backlog()
+            .await
+            .map(|backlog| sending.backlog(backlog));
+        let stand = if rounds.all() {
+            service
+                .standing()
+                .await
+                .map(|standing| sending.standing(standing))
+        } else {
+            Ok(())
+        };
         rounds.made(due.and(stand), &clock).await;
     }
 }
@@ -47,7 +61,11 @@ struct Rounds {
 
 impl Rounds {
     fn new(failed: &'static str) -> Self {
-        Self { made: 0, failing: false, failed }
+        Self {
+            made: 0,
+            failing: false,
+            failed,
+        }
     }
 
     /// Whether this is a round in which everything is done.
@@ -58,7 +76,9 @@ impl Rounds {
     /// Notes what a round came to, and waits for the next.
     async fn made(&mut self, came_to: Result<(), Error>, clock: &SharedClock) {
         match &came_to {
-            Err(Error::Internal(cause)) if !self.failing => tracing::error!(cause, "{}", self.failed),
+            Err(Error::Internal(cause)) if !self.failing => {
+                tracing::error!(cause, "{}", self.failed)
+            }
             Err(error) if !self.failing => tracing::warn!(%error, "{}", self.failed),
             _ => {}
         }

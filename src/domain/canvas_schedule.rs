@@ -22,7 +22,11 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { lateness: TimeDelta::hours(1), horizon: TimeDelta::days(366), retention: TimeDelta::days(90) }
+        Self {
+            lateness: TimeDelta::hours(1),
+            horizon: TimeDelta::days(366),
+            retention: TimeDelta::days(90),
+        }
     }
 }
 
@@ -167,13 +171,22 @@ impl CanvasSchedule {
     pub fn plan(&self) -> Plan {
         match self.cancelled_at {
             Some(_) => Plan::default(),
-            None => plan(&self.schedule, &self.open_zones(), self.default_zone, self.missed_before),
+            None => plan(
+                &self.schedule,
+                &self.open_zones(),
+                self.default_zone,
+                self.missed_before,
+            ),
         }
     }
 
     /// Whether the next change reaches everyone.
     pub(super) fn applied(&self) -> Applied {
-        if self.taken.is_empty() { Applied::All } else { Applied::Some }
+        if self.taken.is_empty() {
+            Applied::All
+        } else {
+            Applied::Some
+        }
     }
 
     /// Refuses a change that the state does not allow, or that was decided on an older revision. `reaches` says whether there
@@ -181,13 +194,22 @@ impl CanvasSchedule {
     pub(super) fn check_changeable(&self, reaches: bool, etag: Option<&Etag>) -> Result<(), Error> {
         let schedule_id = self.id.to_string();
         if let Some(since) = self.cancelled_at {
-            return Err(Error::Cancelled { schedule_id, since: rfc3339(since) });
+            return Err(Error::Cancelled {
+                schedule_id,
+                since: rfc3339(since),
+            });
         }
         if !reaches {
-            return Err(Error::NothingLeft { schedule_id, since: rfc3339(self.last_taken.unwrap_or(self.updated_at)) });
+            return Err(Error::NothingLeft {
+                schedule_id,
+                since: rfc3339(self.last_taken.unwrap_or(self.updated_at)),
+            });
         }
         match etag {
-            Some(etag) if *etag != self.etag() => Err(Error::StaleEtag { schedule_id, revision: self.revision }),
+            Some(etag) if *etag != self.etag() => Err(Error::StaleEtag {
+                schedule_id,
+                revision: self.revision,
+            }),
             _ => Ok(()),
         }
     }

@@ -64,7 +64,12 @@ impl Command {
     ///
     /// # Errors
     /// Why it is refused; then nothing is to be written.
-    pub fn decide(&self, current: &CanvasSchedule, now: DateTime<Utc>, policy: &Policy) -> Result<Outcome, Error> {
+    pub fn decide(
+        &self,
+        current: &CanvasSchedule,
+        now: DateTime<Utc>,
+        policy: &Policy,
+    ) -> Result<Outcome, Error> {
         match self {
             Self::Overwrite(overwrite) => overwrite.decide(current, now, policy),
             Self::Cancel(cancel) => cancel.decide(current, now),
@@ -77,11 +82,20 @@ impl Create {
     ///
     /// # Errors
     /// [`Error::TimePast`] and [`Error::BeyondHorizon`].
-    pub fn decide(&self, id: ScheduleId, default_zone: Zone, now: DateTime<Utc>, policy: &Policy) -> Result<Outcome, Error> {
+    pub fn decide(
+        &self,
+        id: ScheduleId,
+        default_zone: Zone,
+        now: DateTime<Utc>,
+        policy: &Policy,
+    ) -> Result<Outcome, Error> {
         let stated_zones = self.target.stated_zones();
         let open = stated_zones.unwrap_or_else(ZoneSet::all);
         let accepted = accept(&self.schedule, &open, default_zone, now, policy)?;
-        let new_properties = self.properties.as_ref().map(|properties| (properties.id(id), properties.canonical()));
+        let new_properties = self
+            .properties
+            .as_ref()
+            .map(|properties| (properties.id(id), properties.canonical()));
         let after = CanvasSchedule {
             id,
             canvas_id: self.canvas_id.clone(),
@@ -101,12 +115,24 @@ impl Create {
             next_wave: accepted.next_wave,
         };
         let missed = accepted.missed;
-        Ok(Outcome { after, kind: RevisionKind::Create, applied: Applied::All, applied_zones: open.len(), missed, new_properties })
+        Ok(Outcome {
+            after,
+            kind: RevisionKind::Create,
+            applied: Applied::All,
+            applied_zones: open.len(),
+            missed,
+            new_properties,
+        })
     }
 }
 
 impl Overwrite {
-    fn decide(&self, current: &CanvasSchedule, now: DateTime<Utc>, policy: &Policy) -> Result<Outcome, Error> {
+    fn decide(
+        &self,
+        current: &CanvasSchedule,
+        now: DateTime<Utc>,
+        policy: &Policy,
+    ) -> Result<Outcome, Error> {
         check_canvas(current, &self.canvas_id)?;
         let open = current.open_zones();
         current.check_changeable(!open.is_empty(), self.etag.as_ref())?;
@@ -114,18 +140,31 @@ impl Overwrite {
         if self.require_all {
             check_all(current, accepted.missed.len())?;
         }
-        let new_properties = self.properties.as_ref().map(|properties| (properties.id(current.id), properties.canonical()));
+        let new_properties = self
+            .properties
+            .as_ref()
+            .map(|properties| (properties.id(current.id), properties.canonical()));
         let after = CanvasSchedule {
             schedule: self.schedule,
             revision: current.revision + 1,
             updated_at: now,
-            properties: new_properties.as_ref().map(|(id, _)| *id).or(current.properties),
+            properties: new_properties
+                .as_ref()
+                .map(|(id, _)| *id)
+                .or(current.properties),
             missed_before: accepted.missed_before,
             next_wave: accepted.next_wave,
             ..current.clone()
         };
         let (applied, missed) = (current.applied(), accepted.missed);
-        Ok(Outcome { after, kind: RevisionKind::Update, applied, applied_zones: open.len(), missed, new_properties })
+        Ok(Outcome {
+            after,
+            kind: RevisionKind::Update,
+            applied,
+            applied_zones: open.len(),
+            missed,
+            new_properties,
+        })
     }
 }
 
@@ -139,21 +178,48 @@ impl Cancel {
             check_all(current, 0)?;
         }
         let (revision, cancelled_at) = (current.revision + 1, Some(now));
-        let after = CanvasSchedule { revision, updated_at: now, cancelled_at, next_wave: None, ..current.clone() };
+        let after = CanvasSchedule {
+            revision,
+            updated_at: now,
+            cancelled_at,
+            next_wave: None,
+            ..current.clone()
+        };
         let applied = current.applied();
         let missed = ZoneSet::empty();
-        Ok(Outcome { after, kind: RevisionKind::Cancel, applied, applied_zones, missed, new_properties: None })
+        Ok(Outcome {
+            after,
+            kind: RevisionKind::Cancel,
+            applied,
+            applied_zones,
+            missed,
+            new_properties: None,
+        })
     }
 }
 
 /// A schedule of another Canvas answers as one that does not exist.
 fn check_canvas(current: &CanvasSchedule, canvas_id: &CanvasId) -> Result<(), Error> {
-    if current.canvas_id == *canvas_id { Ok(()) } else { Err(Error::NotFound { schedule_id: current.id.to_string() }) }
+    if current.canvas_id == *canvas_id {
+        Ok(())
+    } else {
+        Err(Error::NotFound {
+            schedule_id: current.id.to_string(),
+        })
+    }
 }
 
 fn check_all(current: &CanvasSchedule, missed: usize) -> Result<(), Error> {
     let taken = current.taken.len();
-    if taken == 0 && missed == 0 { Ok(()) } else { Err(Error::NotAll { schedule_id: current.id.to_string(), taken, missed }) }
+    if taken == 0 && missed == 0 {
+        Ok(())
+    } else {
+        Err(Error::NotAll {
+            schedule_id: current.id.to_string(),
+            taken,
+            missed,
+        })
+    }
 }
 
 /// What the times of an accepted schedule come to.
@@ -167,10 +233,20 @@ struct Accepted {
 const FURTHEST_ZONE: TimeDelta = TimeDelta::hours(48);
 
 /// Holds `schedule` to what may be late and how far ahead it may be. It sees nothing of an earlier schedule.
-fn accept(schedule: &Schedule, open: &ZoneSet, default_zone: Zone, now: DateTime<Utc>, policy: &Policy) -> Result<Accepted, Error> {
+fn accept(
+    schedule: &Schedule,
+    open: &ZoneSet,
+    default_zone: Zone,
+    now: DateTime<Utc>,
+    policy: &Policy,
+) -> Result<Accepted, Error> {
     let wall = schedule.time().and_utc();
     // An optimal-time wave is on time until its local day ends, any other until the lateness is over.
-    let missed_before = if schedule.at_optimal_time { now } else { now - policy.lateness };
+    let missed_before = if schedule.at_optimal_time {
+        now
+    } else {
+        now - policy.lateness
+    };
     if wall > now + policy.horizon + FURTHEST_ZONE {
         return Err(beyond(schedule, now, policy));
     }
@@ -182,7 +258,11 @@ fn accept(schedule: &Schedule, open: &ZoneSet, default_zone: Zone, now: DateTime
     match waves.last() {
         None => Err(past(schedule, now, policy)),
         Some(last) if last.time > now + policy.horizon => Err(beyond(schedule, now, policy)),
-        Some(_) => Ok(Accepted { missed_before, next_wave, missed }),
+        Some(_) => Ok(Accepted {
+            missed_before,
+            next_wave,
+            missed,
+        }),
     }
 }
 
@@ -190,16 +270,24 @@ fn past(schedule: &Schedule, now: DateTime<Utc>, policy: &Policy) -> Error {
     let bound = if schedule.at_optimal_time {
         "a local day that has not ended".to_owned()
     } else {
-        format!("a time that is at most {} minutes past", policy.lateness.num_minutes())
+        format!(
+            "a time that is at most {} minutes past",
+            policy.lateness.num_minutes()
+        )
     };
-    let message = format!("\"{schedule}\" is past in every zone that is left (it is now {}); {bound} is needed", rfc3339(now));
+    let message = format!(
+        "\"{schedule}\" is past in every zone that is left (it is now {}); {bound} is needed",
+        rfc3339(now)
+    );
     Error::TimePast(Violation::new("schedule.time", message))
 }
 
 fn beyond(schedule: &Schedule, now: DateTime<Utc>, policy: &Policy) -> Error {
     let latest = rfc3339(now + policy.horizon);
     let days = policy.horizon.num_days();
-    let message = format!("\"{schedule}\" is more than {days} days ahead; a time of which no wave is after {latest} is needed");
+    let message = format!(
+        "\"{schedule}\" is more than {days} days ahead; a time of which no wave is after {latest} is needed"
+    );
     Error::BeyondHorizon(Violation::new("schedule.time", message))
 }
 

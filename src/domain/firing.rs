@@ -42,20 +42,34 @@ pub struct Delivery {
 
 impl Default for Delivery {
     fn default() -> Self {
-        Self { lease: TimeDelta::seconds(60), attempts: 10, backoff: TimeDelta::seconds(1), backoff_most: TimeDelta::minutes(5) }
+        Self {
+            lease: TimeDelta::seconds(60),
+            attempts: 10,
+            backoff: TimeDelta::seconds(1),
+            backoff_most: TimeDelta::minutes(5),
+        }
     }
 }
 
 impl Delivery {
     /// The pause after attempt `attempt`; `jitter`, from 0 to 1, spreads it over its upper half.
     pub fn pause(&self, attempt: u32, jitter: f64) -> TimeDelta {
-        let doubled = 2_i32.checked_pow(attempt.saturating_sub(1)).and_then(|times| self.backoff.checked_mul(times));
-        spread(doubled.unwrap_or(self.backoff_most).min(self.backoff_most), jitter)
+        let doubled = 2_i32
+            .checked_pow(attempt.saturating_sub(1))
+            .and_then(|times| self.backoff.checked_mul(times));
+        spread(
+            doubled.unwrap_or(self.backoff_most).min(self.backoff_most),
+            jitter,
+        )
     }
 
     /// When to try again what was not taken: when the consumer asks for it, within bounds.
     fn not_taken_pause(&self, asked: Option<Duration>, jitter: f64) -> TimeDelta {
-        let asked = asked.map(|asked| TimeDelta::from_std(asked).unwrap_or(TimeDelta::MAX).min(self.backoff_most));
+        let asked = asked.map(|asked| {
+            TimeDelta::from_std(asked)
+                .unwrap_or(TimeDelta::MAX)
+                .min(self.backoff_most)
+        });
         asked.unwrap_or_else(|| spread(self.backoff, jitter))
     }
 }
@@ -63,7 +77,11 @@ impl Delivery {
 /// `most`, less up to its half.
 pub(super) fn spread(most: TimeDelta, jitter: f64) -> TimeDelta {
     // Pauses are minutes at most: exact as a double.
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a span of milliseconds up to hours")]
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "a span of milliseconds up to hours"
+    )]
     let millis = (most.num_milliseconds() as f64 * (0.5 + jitter.clamp(0.0, 1.0) / 2.0)) as i64;
     TimeDelta::milliseconds(millis)
 }
@@ -132,17 +150,37 @@ impl CanvasSchedule {
     /// The schedule as these firings of it have left it.
     #[must_use]
     pub fn with_firings(self, firings: &[Firing]) -> Self {
-        let taken = firings.iter().fold(ZoneSet::empty(), |taken, firing| taken.union(&firing.wave.zones));
+        let taken = firings.iter().fold(ZoneSet::empty(), |taken, firing| {
+            taken.union(&firing.wave.zones)
+        });
         let last_taken = firings.iter().map(|firing| firing.fired_at).max();
-        let unknown = firings.iter().filter(|firing| firing.state == DispatchState::Unknown).count();
-        Self { taken, last_taken, unknown, ..self }
+        let unknown = firings
+            .iter()
+            .filter(|firing| firing.state == DispatchState::Unknown)
+            .count();
+        Self {
+            taken,
+            last_taken,
+            unknown,
+            ..self
+        }
     }
 
     /// Fires the earliest wave of the open zones, if it is due. One firing takes one wave: what else is due follows.
     pub fn fire(&self, now: DateTime<Utc>, delivery: &Delivery) -> Option<Fired> {
-        let wave = self.plan().waves.into_iter().next().filter(|wave| wave.time <= now)?;
+        let wave = self
+            .plan()
+            .waves
+            .into_iter()
+            .next()
+            .filter(|wave| wave.time <= now)?;
         let n = self.fired.checked_add(1)?;
-        let taken = Self { taken: self.taken.union(&wave.zones), last_taken: Some(now), fired: n, ..self.clone() };
+        let taken = Self {
+            taken: self.taken.union(&wave.zones),
+            last_taken: Some(now),
+            fired: n,
+            ..self.clone()
+        };
         let firing = Firing {
             n,
             revision: self.revision,
@@ -156,7 +194,10 @@ impl CanvasSchedule {
             finished_at: None,
             why: String::new(),
         };
-        Some(Fired { firing, after: taken.replanned() })
+        Some(Fired {
+            firing,
+            after: taken.replanned(),
+        })
     }
 
     /// Since when nothing more will come of it by itself; none while a wave is to come or a dispatch may still be tried.
@@ -165,13 +206,20 @@ impl CanvasSchedule {
         if self.next_wave.is_some() || waits {
             return None;
         }
-        firings.iter().filter_map(|firing| firing.finished_at).chain([self.updated_at]).max()
+        firings
+            .iter()
+            .filter_map(|firing| firing.finished_at)
+            .chain([self.updated_at])
+            .max()
     }
 
     /// The same with its next wave by the zone rules of this build.
     #[must_use]
     pub fn replanned(self) -> Self {
-        Self { next_wave: self.plan().waves.first().map(|wave| wave.time), ..self }
+        Self {
+            next_wave: self.plan().waves.first().map(|wave| wave.time),
+            ..self
+        }
     }
 }
 
@@ -196,18 +244,23 @@ impl Firing {
             return None;
         }
         Some(match answer {
-            Answer::NotTaken { retry_after, .. } if attempt == 1 => {
-                Settled::TakenBack { again_at: now + delivery.not_taken_pause(*retry_after, jitter) }
-            }
+            Answer::NotTaken { retry_after, .. } if attempt == 1 => Settled::TakenBack {
+                again_at: now + delivery.not_taken_pause(*retry_after, jitter),
+            },
             Answer::NotTaken { why, retry_after } => {
                 // An attempt before this one may have reached the consumer. This one did not: it makes room for one more, whose
                 // answer is told from its own by their numbers.
                 let pause = delivery.not_taken_pause(*retry_after, jitter);
-                let one_more = Self { last_attempt: self.last_attempt.saturating_add(1), ..self.clone() };
+                let one_more = Self {
+                    last_attempt: self.last_attempt.saturating_add(1),
+                    ..self.clone()
+                };
                 kept(one_more.unknown(why, held, now, pause))
             }
             Answer::Rejected { why } => kept(self.finished(DispatchState::Dead, why, now)),
-            Answer::Unknown { why } => kept(self.unknown(why, held, now, delivery.pause(attempt, jitter))),
+            Answer::Unknown { why } => {
+                kept(self.unknown(why, held, now, delivery.pause(attempt, jitter)))
+            }
             Answer::Delivered => return None,
         })
     }
@@ -217,7 +270,11 @@ impl Firing {
     #[must_use]
     pub fn again(&self, held: Held, now: DateTime<Utc>, delivery: &Delivery) -> Self {
         let expired = self.state == DispatchState::InHand;
-        let tried = if expired { self.unknown("the lease ran out", held, now, TimeDelta::zero()) } else { self.clone() };
+        let tried = if expired {
+            self.unknown("the lease ran out", held, now, TimeDelta::zero())
+        } else {
+            self.clone()
+        };
         if tried.state != DispatchState::Unknown {
             return tried;
         }
@@ -225,25 +282,49 @@ impl Firing {
             return tried.finished(DispatchState::Abandoned, &tried.why, now);
         }
         if held.paused {
-            return Self { again_at: Some(now + PAUSED_REST), ..tried };
+            return Self {
+                again_at: Some(now + PAUSED_REST),
+                ..tried
+            };
         }
-        Self { state: DispatchState::InHand, attempt: tried.attempt + 1, again_at: Some(now + delivery.lease), ..tried }
+        Self {
+            state: DispatchState::InHand,
+            attempt: tried.attempt + 1,
+            again_at: Some(now + delivery.lease),
+            ..tried
+        }
     }
 
     /// A dead letter that is tried again, as often as a new one.
     ///
     /// # Errors
     /// [`Error::Cancelled`] and [`Error::NotDead`].
-    pub fn revived(&self, of: &CanvasSchedule, now: DateTime<Utc>, delivery: &Delivery) -> Result<Self, Error> {
+    pub fn revived(
+        &self,
+        of: &CanvasSchedule,
+        now: DateTime<Utc>,
+        delivery: &Delivery,
+    ) -> Result<Self, Error> {
         let schedule_id = of.id.to_string();
         if let Some(since) = of.cancelled_at {
-            return Err(Error::Cancelled { schedule_id, since: rfc3339(since) });
+            return Err(Error::Cancelled {
+                schedule_id,
+                since: rfc3339(since),
+            });
         }
         if self.state != DispatchState::Dead {
-            return Err(Error::NotDead { dispatch_id: self.id(of.id).to_string() });
+            return Err(Error::NotDead {
+                dispatch_id: self.id(of.id).to_string(),
+            });
         }
         let last_attempt = self.attempt.saturating_add(delivery.attempts);
-        Ok(Self { state: DispatchState::Unknown, last_attempt, again_at: Some(now), finished_at: None, ..self.clone() })
+        Ok(Self {
+            state: DispatchState::Unknown,
+            last_attempt,
+            again_at: Some(now),
+            finished_at: None,
+            ..self.clone()
+        })
     }
 
     /// The id of its dispatch.
@@ -259,11 +340,22 @@ impl Firing {
         if self.attempt >= self.last_attempt {
             return self.finished(DispatchState::Dead, why, now);
         }
-        Self { state: DispatchState::Unknown, again_at: Some(now + pause), why: why.to_owned(), ..self.clone() }
+        Self {
+            state: DispatchState::Unknown,
+            again_at: Some(now + pause),
+            why: why.to_owned(),
+            ..self.clone()
+        }
     }
 
     fn finished(&self, state: DispatchState, why: &str, now: DateTime<Utc>) -> Self {
-        Self { state, again_at: None, finished_at: Some(now), why: why.to_owned(), ..self.clone() }
+        Self {
+            state,
+            again_at: None,
+            finished_at: Some(now),
+            why: why.to_owned(),
+            ..self.clone()
+        }
     }
 }
 

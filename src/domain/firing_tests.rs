@@ -21,50 +21,114 @@ fn schedule(time: &str, local: bool) -> Schedule {
 }
 
 fn created(at: Schedule, target: Target) -> CanvasSchedule {
-    let create = Create { canvas_id: canvas(), schedule: at, properties: None, target };
-    create.decide(ScheduleId::new(), Zone::utc(), utc(NOW), &Policy::default()).expect("accepted").after
+    let create = Create {
+        canvas_id: canvas(),
+        schedule: at,
+        properties: None,
+        target,
+    };
+    create
+        .decide(ScheduleId::new(), Zone::utc(), utc(NOW), &Policy::default())
+        .expect("accepted")
+        .after
 }
 
 fn for_everyone(at: Schedule) -> CanvasSchedule {
-    created(at, Target { broadcast: true, ..Target::default() })
+    created(
+        at,
+        Target {
+            broadcast: true,
+            ..Target::default()
+        },
+    )
 }
 
-fn overwrite(to: Schedule, current: &CanvasSchedule, now: DateTime<Utc>) -> Result<super::super::Outcome, Error> {
-    let overwrite = Overwrite { canvas_id: canvas(), schedule: to, properties: None, etag: None, require_all: false };
+fn overwrite(
+    to: Schedule,
+    current: &CanvasSchedule,
+    now: DateTime<Utc>,
+) -> Result<super::super::Outcome, Error> {
+    let overwrite = Overwrite {
+        canvas_id: canvas(),
+        schedule: to,
+        properties: None,
+        etag: None,
+        require_all: false,
+    };
     Command::Overwrite(overwrite).decide(current, now, &Policy::default())
 }
 
 /// A schedule for one instant, fired at it.
 fn fired() -> Fired {
     let pending = for_everyone(schedule("2026-03-20T08:00:00Z", false));
-    pending.fire(utc("2026-03-20T08:00:00Z"), &Delivery::default()).expect("it is due")
+    pending
+        .fire(utc("2026-03-20T08:00:00Z"), &Delivery::default())
+        .expect("it is due")
 }
 
 fn settle(firing: &Firing, answer: &Answer, held: Held) -> Option<Settled> {
-    firing.settle(firing.attempt, answer, held, utc("2026-03-20T08:00:01Z"), 1.0, &Delivery::default())
+    firing.settle(
+        firing.attempt,
+        answer,
+        held,
+        utc("2026-03-20T08:00:01Z"),
+        1.0,
+        &Delivery::default(),
+    )
 }
 
 fn unknown() -> Answer {
-    Answer::Unknown { why: "timeout".to_owned() }
+    Answer::Unknown {
+        why: "timeout".to_owned(),
+    }
 }
 
 fn not_taken() -> Answer {
-    Answer::NotTaken { why: "503".to_owned(), retry_after: None }
+    Answer::NotTaken {
+        why: "503".to_owned(),
+        retry_after: None,
+    }
 }
 
-const CANCELLED: Held = Held { cancelled: true, paused: false };
-const PAUSED: Held = Held { cancelled: false, paused: true };
+const CANCELLED: Held = Held {
+    cancelled: true,
+    paused: false,
+};
+const PAUSED: Held = Held {
+    cancelled: false,
+    paused: true,
+};
 
 #[test]
 fn an_instant_is_fired_once_and_not_before_it_is_due() {
     let pending = for_everyone(schedule("2026-03-20T08:00:00Z", false));
-    assert_eq!(pending.fire(utc("2026-03-20T07:59:59.999Z"), &Delivery::default()), None);
+    assert_eq!(
+        pending.fire(utc("2026-03-20T07:59:59.999Z"), &Delivery::default()),
+        None
+    );
     let Fired { firing, after } = fired();
-    assert_eq!((firing.n, firing.attempt, firing.state, firing.revision), (1, 1, DispatchState::InHand, 1));
-    assert_eq!((firing.wave.zones, firing.wave.includes_unlisted_zones), (ZoneSet::all(), true));
-    assert_eq!((after.state(), after.next_wave, after.fired, after.revision), (State::Dispatched, None, 1, 1));
-    assert_eq!(after.fire(utc("2026-03-21T08:00:00Z"), &Delivery::default()), None, "nothing is left");
-    assert_eq!(after.clone().with_firings(&[firing]), after, "what is kept of its firings is what they left of it");
+    assert_eq!(
+        (firing.n, firing.attempt, firing.state, firing.revision),
+        (1, 1, DispatchState::InHand, 1)
+    );
+    assert_eq!(
+        (firing.wave.zones, firing.wave.includes_unlisted_zones),
+        (ZoneSet::all(), true)
+    );
+    assert_eq!(
+        (after.state(), after.next_wave, after.fired, after.revision),
+        (State::Dispatched, None, 1, 1)
+    );
+    assert_eq!(
+        after.fire(utc("2026-03-21T08:00:00Z"), &Delivery::default()),
+        None,
+        "nothing is left"
+    );
+    assert_eq!(
+        after.clone().with_firings(&[firing]),
+        after,
+        "what is kept of its firings is what they left of it"
+    );
 }
 
 #[test]
@@ -73,7 +137,10 @@ fn a_local_day_is_handed_over_wave_by_wave_and_every_zone_once() {
     let (mut firings, mut now) = (vec![], utc(NOW));
     while let Some(next) = current.next_wave {
         assert!(next > now, "waves come in the order of their instants");
-        assert_eq!(current.fire(next - TimeDelta::milliseconds(1), &Delivery::default()), None);
+        assert_eq!(
+            current.fire(next - TimeDelta::milliseconds(1), &Delivery::default()),
+            None
+        );
         now = next;
         let Fired { firing, after } = current.fire(now, &Delivery::default()).expect("due");
         current = after;
@@ -81,8 +148,18 @@ fn a_local_day_is_handed_over_wave_by_wave_and_every_zone_once() {
     }
     assert!(firings.len() > 20, "{}", firings.len());
     let zones: usize = firings.iter().map(|firing| firing.wave.zones.len()).sum();
-    assert_eq!((zones, current.taken), (ZoneSet::all().len(), ZoneSet::all()), "each zone in exactly one wave");
-    assert_eq!(firings.iter().filter(|firing| firing.wave.includes_unlisted_zones).count(), 1);
+    assert_eq!(
+        (zones, current.taken),
+        (ZoneSet::all().len(), ZoneSet::all()),
+        "each zone in exactly one wave"
+    );
+    assert_eq!(
+        firings
+            .iter()
+            .filter(|firing| firing.wave.includes_unlisted_zones)
+            .count(),
+        1
+    );
     assert!(firings.iter().zip(1..).all(|(firing, n)| firing.n == n));
 }
 
@@ -91,14 +168,22 @@ fn an_update_under_way_moves_the_open_zones_only_to_utc_and_back() {
     let mut current = for_everyone(schedule("2026-03-02T12:00:00", true));
     let mut firings = vec![];
     for _ in 0..10 {
-        let Fired { firing, after } = current.fire(current.next_wave.expect("a wave"), &Delivery::default()).expect("due");
+        let Fired { firing, after } = current
+            .fire(current.next_wave.expect("a wave"), &Delivery::default())
+            .expect("due");
         current = after;
         firings.push(firing);
     }
     let now = current.last_taken.expect("ten waves");
-    for to in [schedule("2026-03-03T10:00:00Z", false), schedule("2026-03-03T12:00:00", true)] {
+    for to in [
+        schedule("2026-03-03T10:00:00Z", false),
+        schedule("2026-03-03T12:00:00", true),
+    ] {
         let outcome = overwrite(to, &current, now).expect("accepted");
-        assert_eq!((outcome.applied, outcome.applied_zones), (Applied::Some, current.open_zones().len()));
+        assert_eq!(
+            (outcome.applied, outcome.applied_zones),
+            (Applied::Some, current.open_zones().len())
+        );
         current = outcome.after;
         assert!(firings.iter().all(|firing| firing.wave.zones.without(&current.open_zones()) == firing.wave.zones));
     }
@@ -108,11 +193,27 @@ fn an_update_under_way_moves_the_open_zones_only_to_utc_and_back() {
         firings.push(firing);
     }
     let zones: usize = firings.iter().map(|firing| firing.wave.zones.len()).sum();
-    assert_eq!((zones, current.open_zones().len()), (ZoneSet::all().len(), 0));
-    assert_eq!(firings.iter().filter(|firing| firing.wave.includes_unlisted_zones).count(), 1);
+    assert_eq!(
+        (zones, current.open_zones().len()),
+        (ZoneSet::all().len(), 0)
+    );
+    assert_eq!(
+        firings
+            .iter()
+            .filter(|firing| firing.wave.includes_unlisted_zones)
+            .count(),
+        1
+    );
     let refused = overwrite(schedule("2026-03-05T10:00:00Z", false), &current, now);
     let since = rfc3339(firings.last().expect("a firing").fired_at);
-    assert_eq!(refused, Err(Error::NothingLeft { schedule_id: current.id.to_string(), since }), "since the last zone was handed over");
+    assert_eq!(
+        refused,
+        Err(Error::NothingLeft {
+            schedule_id: current.id.to_string(),
+            since
+        }),
+        "since the last zone was handed over"
+    );
 }
 
 #[test]
@@ -131,41 +232,111 @@ fn every_wave_that_is_due_goes_however_late() {
 fn what_was_not_taken_is_open_again_under_a_new_number() {
     let Fired { firing, after } = fired();
     let settled = settle(&firing, &not_taken(), Held::default());
-    assert_eq!(settled, Some(Settled::TakenBack { again_at: utc("2026-03-20T08:00:02Z") }));
+    assert_eq!(
+        settled,
+        Some(Settled::TakenBack {
+            again_at: utc("2026-03-20T08:00:02Z")
+        })
+    );
     let again = after.with_firings(&[]).replanned();
-    assert_eq!((again.state(), again.next_wave, again.last_taken), (State::Pending, Some(utc("2026-03-20T08:00:00Z")), None));
-    let second = again.fire(utc("2026-03-20T08:00:02Z"), &Delivery::default()).expect("due").firing;
+    assert_eq!(
+        (again.state(), again.next_wave, again.last_taken),
+        (State::Pending, Some(utc("2026-03-20T08:00:00Z")), None)
+    );
+    let second = again
+        .fire(utc("2026-03-20T08:00:02Z"), &Delivery::default())
+        .expect("due")
+        .firing;
     assert_eq!((second.n, second.attempt), (2, 1));
 }
 
 #[test]
 fn an_attempt_after_an_unknown_one_never_opens_zones_again() {
     let Fired { firing, .. } = fired();
-    let Some(Settled::Kept(unknown)) = settle(&firing, &unknown(), Held::default()) else { panic!("kept") };
-    assert_eq!((unknown.state, unknown.again_at), (DispatchState::Unknown, Some(utc("2026-03-20T08:00:02Z"))));
-    let second = unknown.again(Held::default(), utc("2026-03-20T08:00:02Z"), &Delivery::default());
-    assert_eq!((second.state, second.attempt, second.n), (DispatchState::InHand, 2, 1));
-    let Some(Settled::Kept(still)) = settle(&second, &not_taken(), Held::default()) else { panic!("kept") };
-    assert_eq!((still.state, still.attempt), (DispatchState::Unknown, 2), "the first may be there");
-    assert_eq!(still.last_attempt, second.last_attempt + 1, "the second does not count");
-    let third = still.again(Held::default(), utc("2026-03-20T08:00:09Z"), &Delivery::default());
-    let told_again = third.settle(2, &not_taken(), Held::default(), utc("2026-03-20T08:00:09Z"), 0.0, &Delivery::default());
-    assert_eq!((third.attempt, told_again), (3, None), "that the second was not taken says nothing of the third");
+    let Some(Settled::Kept(unknown)) = settle(&firing, &unknown(), Held::default()) else {
+        panic!("kept")
+    };
+    assert_eq!(
+        (unknown.state, unknown.again_at),
+        (DispatchState::Unknown, Some(utc("2026-03-20T08:00:02Z")))
+    );
+    let second = unknown.again(
+        Held::default(),
+        utc("2026-03-20T08:00:02Z"),
+        &Delivery::default(),
+    );
+    assert_eq!(
+        (second.state, second.attempt, second.n),
+        (DispatchState::InHand, 2, 1)
+    );
+    let Some(Settled::Kept(still)) = settle(&second, &not_taken(), Held::default()) else {
+        panic!("kept")
+    };
+    assert_eq!(
+        (still.state, still.attempt),
+        (DispatchState::Unknown, 2),
+        "the first may be there"
+    );
+    assert_eq!(
+        still.last_attempt,
+        second.last_attempt + 1,
+        "the second does not count"
+    );
+    let third = still.again(
+        Held::default(),
+        utc("2026-03-20T08:00:09Z"),
+        &Delivery::default(),
+    );
+    let told_again = third.settle(
+        2,
+        &not_taken(),
+        Held::default(),
+        utc("2026-03-20T08:00:09Z"),
+        0.0,
+        &Delivery::default(),
+    );
+    assert_eq!(
+        (third.attempt, told_again),
+        (3, None),
+        "that the second was not taken says nothing of the third"
+    );
 }
 
 #[test]
 fn unknown_is_tried_with_growing_pauses_and_then_dies() {
-    let delivery = Delivery { attempts: 4, ..Delivery::default() };
+    let delivery = Delivery {
+        attempts: 4,
+        ..Delivery::default()
+    };
     let pauses = [1, 2, 3, 9, 10, 60].map(|attempt| delivery.pause(attempt, 1.0).num_seconds());
     assert_eq!(pauses, [1, 2, 4, 256, 300, 300]);
-    assert_eq!(delivery.pause(3, 0.0), TimeDelta::seconds(2), "jitter takes up to a half");
-    let mut firing = Firing { last_attempt: 4, ..fired().firing };
+    assert_eq!(
+        delivery.pause(3, 0.0),
+        TimeDelta::seconds(2),
+        "jitter takes up to a half"
+    );
+    let mut firing = Firing {
+        last_attempt: 4,
+        ..fired().firing
+    };
     for attempt in 1..=4 {
-        assert_eq!((firing.state, firing.attempt), (DispatchState::InHand, attempt));
-        let Some(Settled::Kept(next)) = settle(&firing, &unknown(), Held::default()) else { panic!("kept") };
-        firing = next.again(Held::default(), next.again_at.unwrap_or(next.fired_at), &delivery);
+        assert_eq!(
+            (firing.state, firing.attempt),
+            (DispatchState::InHand, attempt)
+        );
+        let Some(Settled::Kept(next)) = settle(&firing, &unknown(), Held::default()) else {
+            panic!("kept")
+        };
+        firing = next.again(
+            Held::default(),
+            next.again_at.unwrap_or(next.fired_at),
+            &delivery,
+        );
     }
-    assert_eq!((firing.state, firing.again_at, firing.why.as_str()), (DispatchState::Dead, None, "timeout"));
+    assert_eq!(
+        (firing.state, firing.again_at, firing.why.as_str()),
+        (DispatchState::Dead, None, "timeout")
+    );
 }
 
 #[test]
@@ -173,46 +344,146 @@ fn a_lease_that_ran_out_is_an_unknown_outcome() {
     let Fired { firing, .. } = fired();
     let end = firing.again_at.expect("a lease");
     let again = firing.again(Held::default(), end, &Delivery::default());
-    assert_eq!((again.state, again.attempt, again.again_at), (DispatchState::InHand, 2, Some(end + Delivery::default().lease)));
-    assert!(firing.settle(1, &Answer::Delivered, Held::default(), end, 0.5, &Delivery::default()).is_some());
-    for answer in [not_taken(), unknown(), Answer::Rejected { why: "400".to_owned() }] {
-        assert_eq!(again.settle(1, &answer, Held::default(), end, 0.5, &Delivery::default()), None, "a late {answer:?} has no say");
+    assert_eq!(
+        (again.state, again.attempt, again.again_at),
+        (
+            DispatchState::InHand,
+            2,
+            Some(end + Delivery::default().lease)
+        )
+    );
+    assert!(
+        firing
+            .settle(
+                1,
+                &Answer::Delivered,
+                Held::default(),
+                end,
+                0.5,
+                &Delivery::default()
+            )
+            .is_some()
+    );
+    for answer in [
+        not_taken(),
+        unknown(),
+        Answer::Rejected {
+            why: "400".to_owned(),
+        },
+    ] {
+        assert_eq!(
+            again.settle(1, &answer, Held::default(), end, 0.5, &Delivery::default()),
+            None,
+            "a late {answer:?} has no say"
+        );
     }
-    let delivered = again.settle(1, &Answer::Delivered, Held::default(), end, 0.5, &Delivery::default());
-    assert!(matches!(delivered, Some(Settled::Kept(firing)) if firing.state == DispatchState::Delivered), "what is there is there");
+    let delivered = again.settle(
+        1,
+        &Answer::Delivered,
+        Held::default(),
+        end,
+        0.5,
+        &Delivery::default(),
+    );
+    assert!(
+        matches!(delivered, Some(Settled::Kept(firing)) if firing.state == DispatchState::Delivered),
+        "what is there is there"
+    );
     let paused = firing.again(PAUSED, end, &Delivery::default());
-    assert_eq!((paused.state, paused.attempt, paused.again_at), (DispatchState::Unknown, 1, Some(end + PAUSED_REST)));
+    assert_eq!(
+        (paused.state, paused.attempt, paused.again_at),
+        (DispatchState::Unknown, 1, Some(end + PAUSED_REST))
+    );
 }
 
 #[test]
 fn a_cancelled_schedule_is_tried_no_more() {
     let Fired { firing, after } = fired();
     for answer in [unknown(), not_taken()] {
-        let second = Firing { attempt: 2, ..firing.clone() };
-        let Some(Settled::Kept(laid)) = settle(&second, &answer, CANCELLED) else { panic!("kept") };
-        assert_eq!((laid.state, laid.again_at), (DispatchState::Abandoned, None), "{answer:?}");
+        let second = Firing {
+            attempt: 2,
+            ..firing.clone()
+        };
+        let Some(Settled::Kept(laid)) = settle(&second, &answer, CANCELLED) else {
+            panic!("kept")
+        };
+        assert_eq!(
+            (laid.state, laid.again_at),
+            (DispatchState::Abandoned, None),
+            "{answer:?}"
+        );
     }
-    assert!(matches!(settle(&firing, &not_taken(), CANCELLED), Some(Settled::TakenBack { .. })), "it was never sent");
+    assert!(
+        matches!(
+            settle(&firing, &not_taken(), CANCELLED),
+            Some(Settled::TakenBack { .. })
+        ),
+        "it was never sent"
+    );
     let expired = firing.again(CANCELLED, utc("2026-03-21T00:00:00Z"), &Delivery::default());
-    let waiting = Firing { state: DispatchState::Unknown, ..firing.clone() }.again(CANCELLED, utc(NOW), &Delivery::default());
-    assert_eq!([expired.state, waiting.state], [DispatchState::Abandoned; 2]);
-    let cancelled = CanvasSchedule { cancelled_at: Some(utc(NOW)), next_wave: None, ..after };
-    assert_eq!(cancelled.fire(utc("2027-01-01T00:00:00Z"), &Delivery::default()), None);
-    let dead = Firing { state: DispatchState::Dead, ..firing };
-    assert!(matches!(dead.revived(&cancelled, utc(NOW), &Delivery::default()), Err(Error::Cancelled { .. })));
+    let waiting = Firing {
+        state: DispatchState::Unknown,
+        ..firing.clone()
+    }
+    .again(CANCELLED, utc(NOW), &Delivery::default());
+    assert_eq!(
+        [expired.state, waiting.state],
+        [DispatchState::Abandoned; 2]
+    );
+    let cancelled = CanvasSchedule {
+        cancelled_at: Some(utc(NOW)),
+        next_wave: None,
+        ..after
+    };
+    assert_eq!(
+        cancelled.fire(utc("2027-01-01T00:00:00Z"), &Delivery::default()),
+        None
+    );
+    let dead = Firing {
+        state: DispatchState::Dead,
+        ..firing
+    };
+    assert!(matches!(
+        dead.revived(&cancelled, utc(NOW), &Delivery::default()),
+        Err(Error::Cancelled { .. })
+    ));
 }
 
 #[test]
 fn a_dead_letter_can_be_tried_again_and_nothing_else() {
     let Fired { firing, after } = fired();
-    let Some(Settled::Kept(dead)) = settle(&firing, &Answer::Rejected { why: "400".to_owned() }, Held::default()) else { panic!("kept") };
-    assert_eq!((dead.state, dead.why.as_str(), dead.again_at), (DispatchState::Dead, "400", None));
-    let revived = dead.revived(&after, utc(NOW), &Delivery::default()).expect("a dead letter");
-    assert_eq!((revived.state, revived.last_attempt, revived.again_at), (DispatchState::Unknown, 11, Some(utc(NOW))));
+    let Some(Settled::Kept(dead)) = settle(
+        &firing,
+        &Answer::Rejected {
+            why: "400".to_owned(),
+        },
+        Held::default(),
+    ) else {
+        panic!("kept")
+    };
+    assert_eq!(
+        (dead.state, dead.why.as_str(), dead.again_at),
+        (DispatchState::Dead, "400", None)
+    );
+    let revived = dead
+        .revived(&after, utc(NOW), &Delivery::default())
+        .expect("a dead letter");
+    assert_eq!(
+        (revived.state, revived.last_attempt, revived.again_at),
+        (DispatchState::Unknown, 11, Some(utc(NOW)))
+    );
     let second = revived.again(Held::default(), utc(NOW), &Delivery::default());
-    assert_eq!((second.state, second.attempt, second.id(after.id)), (DispatchState::InHand, 2, firing.id(after.id)));
+    assert_eq!(
+        (second.state, second.attempt, second.id(after.id)),
+        (DispatchState::InHand, 2, firing.id(after.id))
+    );
     let refused = firing.revived(&after, utc(NOW), &Delivery::default());
-    assert_eq!(refused, Err(Error::NotDead { dispatch_id: DispatchId::of(after.id, 1).to_string() }));
+    assert_eq!(
+        refused,
+        Err(Error::NotDead {
+            dispatch_id: DispatchId::of(after.id, 1).to_string()
+        })
+    );
 }
 
 #[test]
@@ -222,16 +493,49 @@ fn only_the_zones_that_recipients_state_are_fired() {
         prioritization: vec![],
         trigger_properties: None,
         send_to_existing_only: None,
-        attributes: serde_json::json!({ "time_zone": zone }).as_object().cloned(),
+        attributes: serde_json::json!({ "time_zone": zone })
+            .as_object()
+            .cloned(),
     };
-    let target = Target { recipients: vec![user("Asia/Tokyo"), user("Europe/Berlin")], ..Target::default() };
+    let target = Target {
+        recipients: vec![user("Asia/Tokyo"), user("Europe/Berlin")],
+        ..Target::default()
+    };
     let utc_only = created(schedule("2026-03-20T08:00:00Z", false), target.clone());
-    let fired = utc_only.fire(utc("2026-03-20T08:00:00Z"), &Delivery::default()).expect("due");
-    assert_eq!(fired.firing.wave.zones.names(), ["Asia/Tokyo", "Europe/Berlin"]);
+    let fired = utc_only
+        .fire(utc("2026-03-20T08:00:00Z"), &Delivery::default())
+        .expect("due");
+    assert_eq!(
+        fired.firing.wave.zones.names(),
+        ["Asia/Tokyo", "Europe/Berlin"]
+    );
     assert_eq!(fired.after.state(), State::Dispatched);
-    let cancel = Command::Cancel(Cancel { canvas_id: canvas(), etag: None, require_all: false });
-    assert!(matches!(cancel.decide(&fired.after, utc(NOW), &Policy::default()), Err(Error::NothingLeft { .. })));
-    let unknown = Firing { state: DispatchState::Unknown, ..fired.firing };
-    let stopped = cancel.decide(&fired.after.with_firings(&[unknown]), utc(NOW), &Policy::default()).expect("there is something to stop");
-    assert_eq!((stopped.applied, stopped.applied_zones, stopped.after.state()), (Applied::Some, 0, State::Cancelled));
+    let cancel = Command::Cancel(Cancel {
+        canvas_id: canvas(),
+        etag: None,
+        require_all: false,
+    });
+    assert!(matches!(
+        cancel.decide(&fired.after, utc(NOW), &Policy::default()),
+        Err(Error::NothingLeft { .. })
+    ));
+    let unknown = Firing {
+        state: DispatchState::Unknown,
+        ..fired.firing
+    };
+    let stopped = cancel
+        .decide(
+            &fired.after.with_firings(&[unknown]),
+            utc(NOW),
+            &Policy::default(),
+        )
+        .expect("there is something to stop");
+    assert_eq!(
+        (
+            stopped.applied,
+            stopped.applied_zones,
+            stopped.after.state()
+        ),
+        (Applied::Some, 0, State::Cancelled)
+    );
 }

@@ -24,10 +24,16 @@ pub fn opaque(value: &str, most: usize) -> Result<(), String> {
         return Err(format!("is empty; 1 to {most} characters are needed"));
     }
     if length > most {
-        return Err(format!("{} has {length} characters; at most {most} are allowed", quote(value)));
+        return Err(format!(
+            "{} has {length} characters; at most {most} are allowed",
+            quote(value)
+        ));
     }
     if value.chars().any(char::is_control) {
-        return Err(format!("{} has a control character; none is allowed", quote(value)));
+        return Err(format!(
+            "{} has a control character; none is allowed",
+            quote(value)
+        ));
     }
     Ok(())
 }
@@ -72,7 +78,11 @@ impl ScheduleId {
     /// What is wrong and what would be right, without the field's name.
     pub fn parse(value: &str) -> Result<Self, String> {
         // The length keeps out the other spellings that the parser knows: braced, URN, without hyphens.
-        let parsed = if value.len() == 36 { Uuid::try_parse(value).ok() } else { None };
+        let parsed = if value.len() == 36 {
+            Uuid::try_parse(value).ok()
+        } else {
+            None
+        };
         parsed.map(Self).ok_or_else(|| {
             format!(
                 "{} is not a schedule id; a UUID as Create answered it is needed, like 0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11",
@@ -119,7 +129,10 @@ pub struct PropertiesId(pub Uuid);
 impl PropertiesId {
     /// The id of `canonical` JSON text within `schedule`.
     pub fn of(schedule: ScheduleId, canonical: &str) -> Self {
-        Self(Uuid::from_bytes(digest_128(&[schedule.0.as_bytes(), canonical.as_bytes()])))
+        Self(Uuid::from_bytes(digest_128(&[
+            schedule.0.as_bytes(),
+            canonical.as_bytes(),
+        ])))
     }
 }
 
@@ -138,8 +151,15 @@ impl DispatchId {
     /// # Errors
     /// What is wrong and what would be right, without the field's name.
     pub fn parse(value: &str) -> Result<Self, String> {
-        let digits = value.len() == 32 && value.bytes().all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit));
-        let number = if digits { u128::from_str_radix(value, 16).ok() } else { None };
+        let digits = value.len() == 32
+            && value
+                .bytes()
+                .all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit));
+        let number = if digits {
+            u128::from_str_radix(value, 16).ok()
+        } else {
+            None
+        };
         number.map(|number| Self(number.to_be_bytes())).ok_or_else(|| {
             format!("{} is not a dispatch id; 32 lower-case hex digits are needed, as ListDispatches answers them", quote(value))
         })
@@ -195,23 +215,44 @@ mod tests {
         let id = ScheduleId::parse("0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11").expect("a valid id");
         let mut bytes = id.0.as_bytes().to_vec();
         bytes.extend([0, 0, 0, 1]);
-        let whole: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let whole: String = Sha256::digest(&bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         assert_eq!(DispatchId::of(id, 1).to_string(), whole[..32]);
         assert_ne!(DispatchId::of(id, 1), DispatchId::of(id, 2));
         assert_eq!(DispatchId::parse(&whole[..32]), Ok(DispatchId::of(id, 1)));
-        for value in ["", &whole[..31], &whole, &whole[..32].to_uppercase(), "ü000000000000000000000000000000"] {
+        for value in [
+            "",
+            &whole[..31],
+            &whole,
+            &whole[..32].to_uppercase(),
+            "ü000000000000000000000000000000",
+        ] {
             assert!(DispatchId::parse(value).is_err(), "{value:?}");
         }
     }
 
     #[test]
     fn ids_say_what_is_wrong() {
-        for (value, said) in [("", "is empty"), ("a\0b", "control character"), (&"x".repeat(256), "has 256 characters")] {
+        for (value, said) in [
+            ("", "is empty"),
+            ("a\0b", "control character"),
+            (&"x".repeat(256), "has 256 characters"),
+        ] {
             let error = CanvasId::parse(value).expect_err(value);
             assert!(error.contains(said), "{value:?}: {error}");
         }
-        assert!(CanvasId::parse(&"ü".repeat(255)).is_ok(), "characters are counted, not bytes");
-        for value in ["", "x", "0198c5a07d2e7c649f0b2f1a0c9d3b11", "{0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b1}"] {
+        assert!(
+            CanvasId::parse(&"ü".repeat(255)).is_ok(),
+            "characters are counted, not bytes"
+        );
+        for value in [
+            "",
+            "x",
+            "0198c5a07d2e7c649f0b2f1a0c9d3b11",
+            "{0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b1}",
+        ] {
             assert!(ScheduleId::parse(value).is_err(), "{value:?}");
         }
     }

@@ -31,7 +31,10 @@ impl KeyId {
     /// # Errors
     /// What would be right. The value is not repeated: it may be a whole key.
     pub fn parse(value: &str) -> Result<Self, String> {
-        let id = value.strip_prefix(PREFIX).and_then(|digits| number(digits.as_bytes())).map(Self);
+        let id = value
+            .strip_prefix(PREFIX)
+            .and_then(|digits| number(digits.as_bytes()))
+            .map(Self);
         id.ok_or_else(|| format!("is not the id of a key; `api-key list` shows them: {PREFIX} and {ID_DIGITS} lower-case hex digits"))
     }
 }
@@ -52,7 +55,9 @@ fn number(digits: &[u8]) -> Option<u64> {
     if digits.len() != ID_DIGITS {
         return None;
     }
-    digits.iter().try_fold(0_u64, |id, digit| Some(id << 4 | u64::from(hex_digit(*digit)?)))
+    digits.iter().try_fold(0_u64, |id, digit| {
+        Some(id << 4 | u64::from(hex_digit(*digit)?))
+    })
 }
 
 fn hex_digit(digit: u8) -> Option<u8> {
@@ -111,8 +116,15 @@ impl NewKey {
         let mut id = [0; 8];
         id.copy_from_slice(&random[..8]);
         let id = KeyId(u64::from_be_bytes(id));
-        let secret: String = random[8..].iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { id, hash: SecretHash::of(secret.as_bytes()), text: format!("{id}_{secret}") }
+        let secret: String = random[8..]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        Self {
+            id,
+            hash: SecretHash::of(secret.as_bytes()),
+            text: format!("{id}_{secret}"),
+        }
     }
 
     /// The whole key, to be shown once.
@@ -134,9 +146,13 @@ impl Presented {
     pub fn parse(text: &[u8]) -> Option<Self> {
         let rest = text.strip_prefix(PREFIX.as_bytes())?;
         let (id, secret) = (rest.get(..ID_DIGITS)?, rest.get(ID_DIGITS + 1..)?);
-        let well_formed =
-            rest[ID_DIGITS] == b'_' && secret.len() == SECRET_DIGITS && secret.iter().all(|digit| hex_digit(*digit).is_some());
-        well_formed.then_some(Self { id: KeyId(number(id)?), hash: SecretHash::of(secret) })
+        let well_formed = rest[ID_DIGITS] == b'_'
+            && secret.len() == SECRET_DIGITS
+            && secret.iter().all(|digit| hex_digit(*digit).is_some());
+        well_formed.then_some(Self {
+            id: KeyId(number(id)?),
+            hash: SecretHash::of(secret),
+        })
     }
 }
 
@@ -175,7 +191,9 @@ pub struct Permissions(u8);
 impl Permissions {
     /// All of them.
     pub fn all() -> Self {
-        Permission::ALL.into_iter().fold(Self::default(), Self::with)
+        Permission::ALL
+            .into_iter()
+            .fold(Self::default(), Self::with)
     }
 
     fn with(self, one: Permission) -> Self {
@@ -184,7 +202,9 @@ impl Permissions {
 
     /// Reads what [`fmt::Display`] wrote. What a newer release allows besides is not allowed here.
     pub fn from_stored(list: &str) -> Self {
-        let known = list.split(',').filter_map(|name| Permission::ALL.into_iter().find(|one| one.name() == name));
+        let known = list
+            .split(',')
+            .filter_map(|name| Permission::ALL.into_iter().find(|one| one.name() == name));
         known.fold(Self::default(), Self::with)
     }
 
@@ -202,7 +222,9 @@ impl Permissions {
             return Ok(Self::all());
         }
         let known = |name: &str| {
-            let matches = |one: &Permission| one.name() == name || one.name().rsplit('.').next() == Some(name);
+            let matches = |one: &Permission| {
+                one.name() == name || one.name().rsplit('.').next() == Some(name)
+            };
             Permission::ALL.into_iter().find(matches)
         };
         let (mut set, mut wrong) = (Self::default(), Vec::new());
@@ -225,7 +247,11 @@ impl Permissions {
 impl fmt::Display for Permissions {
     /// Whole names separated by commas, as they are stored.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = Permission::ALL.into_iter().filter(|one| self.include(*one)).map(Permission::name).collect();
+        let names: Vec<_> = Permission::ALL
+            .into_iter()
+            .filter(|one| self.include(*one))
+            .map(Permission::name)
+            .collect();
         f.write_str(&names.join(","))
     }
 }
@@ -235,17 +261,38 @@ impl fmt::Display for Permissions {
 /// # Errors
 /// Every entry that is none, without the field's name.
 pub fn networks(list: &str) -> Result<Vec<IpNet>, String> {
-    let entries: Vec<&str> = list.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
+    let entries: Vec<&str> = list
+        .split(',')
+        .map(str::trim)
+        .filter(|entry| !entry.is_empty())
+        .collect();
     if entries.len() > ALLOWLIST_MAX {
-        return Err(format!("has {} networks; at most {ALLOWLIST_MAX} are allowed", entries.len()));
+        return Err(format!(
+            "has {} networks; at most {ALLOWLIST_MAX} are allowed",
+            entries.len()
+        ));
     }
-    let network = |entry: &&str| entry.parse::<IpNet>().or_else(|_| entry.parse::<IpAddr>().map(IpNet::from));
-    let (good, wrong): (Vec<_>, Vec<_>) = entries.iter().map(|entry| (entry, network(entry))).partition(|(_, parsed)| parsed.is_ok());
+    let network = |entry: &&str| {
+        entry
+            .parse::<IpNet>()
+            .or_else(|_| entry.parse::<IpAddr>().map(IpNet::from))
+    };
+    let (good, wrong): (Vec<_>, Vec<_>) = entries
+        .iter()
+        .map(|entry| (entry, network(entry)))
+        .partition(|(_, parsed)| parsed.is_ok());
     if wrong.is_empty() {
-        return Ok(good.into_iter().filter_map(|(_, parsed)| parsed.ok()).map(|network| network.trunc()).collect());
+        return Ok(good
+            .into_iter()
+            .filter_map(|(_, parsed)| parsed.ok())
+            .map(|network| network.trunc())
+            .collect());
     }
     let wrong: Vec<_> = wrong.into_iter().map(|(entry, _)| quote(entry)).collect();
-    Err(format!("{} is no network; addresses such as 192.0.2.7 or 10.0.0.0/8 are needed, separated by commas", wrong.join(" and ")))
+    Err(format!(
+        "{} is no network; addresses such as 192.0.2.7 or 10.0.0.0/8 are needed, separated by commas",
+        wrong.join(" and ")
+    ))
 }
 
 /// Whether `address` lies in one of `networks`. One of IPv4 that came over IPv6 counts as what it is.
@@ -307,7 +354,13 @@ impl ApiKey {
     ///
     /// # Errors
     /// The first reason why not.
-    pub fn admit(&self, presented: &Presented, from: Option<IpAddr>, needs: Permission, now: DateTime<Utc>) -> Result<(), Barred> {
+    pub fn admit(
+        &self,
+        presented: &Presented,
+        from: Option<IpAddr>,
+        needs: Permission,
+        now: DateTime<Utc>,
+    ) -> Result<(), Barred> {
         if presented.id != self.id || !self.hash.is(&presented.hash) {
             return Err(Barred::Unknown);
         }
@@ -317,7 +370,9 @@ impl ApiKey {
         if self.expires_at.is_some_and(|at| at <= now) {
             return Err(Barred::Expired);
         }
-        if !self.allowlist.is_empty() && !from.is_some_and(|address| lies_in(&self.allowlist, address)) {
+        if !self.allowlist.is_empty()
+            && !from.is_some_and(|address| lies_in(&self.allowlist, address))
+        {
             return Err(Barred::Address);
         }
         if !self.permissions.include(needs) {
@@ -334,7 +389,18 @@ impl ApiKey {
         let (id, hash, permissions) = (new.id, new.hash, Permissions::all());
         let (expires_at, revoked_at, last_used_at) = (None, None, None);
         let (workspace, name, allowlist) = (WorkspaceId::DEFAULT, "test".to_owned(), vec![]);
-        Self { id, workspace, name, hash, permissions, expires_at, allowlist, created_at, revoked_at, last_used_at }
+        Self {
+            id,
+            workspace,
+            name,
+            hash,
+            permissions,
+            expires_at,
+            allowlist,
+            created_at,
+            revoked_at,
+            last_used_at,
+        }
     }
 }
 

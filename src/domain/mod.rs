@@ -13,7 +13,9 @@ pub mod wave;
 pub mod workspace;
 pub mod zone;
 
-pub use canvas_schedule::{Applied, CanvasSchedule, Outcome, Policy, Revision, RevisionKind, State};
+pub use canvas_schedule::{
+    Applied, CanvasSchedule, Outcome, Policy, Revision, RevisionKind, State,
+};
 pub use command::{Cancel, Command, Create, Overwrite};
 pub use dispatch::{Answer, Dispatch};
 pub use firing::{Delivery, DispatchState, Fired, Firing, Held, Settled};

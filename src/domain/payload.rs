@@ -92,12 +92,17 @@ impl Recipient {
         match &self.identifier {
             Identifier::ExternalUserId(id) => check("external_user_id", id),
             Identifier::Email(address) => check("email", address),
-            Identifier::UserAlias { alias_name, alias_label } => {
+            Identifier::UserAlias {
+                alias_name,
+                alias_label,
+            } => {
                 check("user_alias.alias_name", alias_name);
                 check("user_alias.alias_label", alias_label);
             }
         }
-        self.prioritization.iter().for_each(|entry| check("prioritization", entry));
+        self.prioritization
+            .iter()
+            .for_each(|entry| check("prioritization", entry));
         self.check_prioritization(field, violations);
         if let Some(attributes) = &self.attributes {
             check_object(attributes, &format!("{field}.attributes"), violations);
@@ -108,10 +113,16 @@ impl Recipient {
     fn check_prioritization(&self, field: &str, violations: &mut Vec<Violation>) {
         let field = format!("{field}.prioritization");
         if !self.prioritization.is_empty() && !matches!(self.identifier, Identifier::Email(_)) {
-            violations.push(Violation::new(&field, "is only allowed beside email; leave it out or state an email"));
+            violations.push(Violation::new(
+                &field,
+                "is only allowed beside email; leave it out or state an email",
+            ));
         }
         if self.prioritization.len() > PRIORITIZATION_MAX {
-            let message = format!("has {} entries; at most {PRIORITIZATION_MAX} are allowed", self.prioritization.len());
+            let message = format!(
+                "has {} entries; at most {PRIORITIZATION_MAX} are allowed",
+                self.prioritization.len()
+            );
             violations.push(Violation::new(&field, message));
         }
     }
@@ -122,7 +133,10 @@ fn check_zone(attributes: &Map<String, Value>, field: &str, violations: &mut Vec
     let wrong = match attributes.get("time_zone") {
         None | Some(Value::Null) => None,
         Some(Value::String(name)) => Zone::parse(name).err(),
-        Some(other) => Some(format!("{} is not text; an IANA time zone name is needed like Europe/Paris", quote(&other.to_string()))),
+        Some(other) => Some(format!(
+            "{} is not text; an IANA time zone name is needed like Europe/Paris",
+            quote(&other.to_string())
+        )),
     };
     if let Some(why) = wrong {
         violations.push(Violation::new(format!("{field}.attributes.time_zone"), why));
@@ -145,10 +159,16 @@ impl Target {
     pub fn check(&self, violations: &mut Vec<Violation>) {
         let some = !self.recipients.is_empty() || self.audience.is_some();
         if !some && !self.broadcast {
-            violations.push(Violation::new("recipients", "are missing; one of recipients, audience or broadcast: true is needed"));
+            violations.push(Violation::new(
+                "recipients",
+                "are missing; one of recipients, audience or broadcast: true is needed",
+            ));
         }
         if some && self.broadcast {
-            violations.push(Violation::new("broadcast", "is true beside recipients or an audience; state one or the other"));
+            violations.push(Violation::new(
+                "broadcast",
+                "is true beside recipients or an audience; state one or the other",
+            ));
         }
         for (n, recipient) in self.recipients.iter().enumerate() {
             recipient.check(&format!("recipients[{n}]"), violations);
@@ -163,22 +183,31 @@ impl Target {
     pub fn collapsed(self) -> Self {
         let mut kept: Vec<Recipient> = Vec::with_capacity(self.recipients.len());
         for recipient in self.recipients {
-            match kept.iter_mut().find(|earlier| earlier.identifier == recipient.identifier) {
+            match kept
+                .iter_mut()
+                .find(|earlier| earlier.identifier == recipient.identifier)
+            {
                 Some(earlier) => *earlier = recipient,
                 None => kept.push(recipient),
             }
         }
-        Self { recipients: kept, ..self }
+        Self {
+            recipients: kept,
+            ..self
+        }
     }
 
     /// Whom a wave of these zones is for, each with `shared` merged into its own properties, which win key by key. Who states a
     /// zone is in that zone's wave only; the consumer knows the zone of everyone else.
     #[must_use]
     pub fn within(mut self, zones: &ZoneSet, shared: &Properties) -> Self {
-        self.recipients.retain(|recipient| recipient.zone().is_none_or(|zone| zones.contains(zone)));
+        self.recipients
+            .retain(|recipient| recipient.zone().is_none_or(|zone| zones.contains(zone)));
         for recipient in &mut self.recipients {
             let mut merged = shared.clone();
-            merged.0.extend(recipient.trigger_properties.take().unwrap_or_default().0);
+            merged
+                .0
+                .extend(recipient.trigger_properties.take().unwrap_or_default().0);
             recipient.trigger_properties = (!merged.0.is_empty()).then_some(merged);
         }
         self
@@ -195,8 +224,14 @@ impl Target {
 
 /// The bytes of all properties of a create together, as compact JSON.
 pub fn properties_bytes(own: Option<&Properties>, target: &Target) -> usize {
-    let of_recipients = target.recipients.iter().filter_map(|recipient| recipient.trigger_properties.as_ref());
-    own.into_iter().chain(of_recipients).map(|properties| properties.canonical().len()).sum()
+    let of_recipients = target
+        .recipients
+        .iter()
+        .filter_map(|recipient| recipient.trigger_properties.as_ref());
+    own.into_iter()
+        .chain(of_recipients)
+        .map(|properties| properties.canonical().len())
+        .sum()
 }
 
 /// Adds a violation when a request has too many recipients; then the rest of them need not be looked at.
@@ -210,21 +245,30 @@ pub fn check_count(recipients: usize, violations: &mut Vec<Violation>) {
 /// Adds a violation when the properties of a request are too large together.
 pub fn check_bytes(bytes: usize, violations: &mut Vec<Violation>) {
     if bytes > PROPERTIES_MAX_BYTES {
-        let message =
-            format!("all properties of the request together are {bytes} bytes of JSON; at most {PROPERTIES_MAX_BYTES} are allowed");
+        let message = format!(
+            "all properties of the request together are {bytes} bytes of JSON; at most {PROPERTIES_MAX_BYTES} are allowed"
+        );
         violations.push(Violation::new("trigger_properties", message));
     }
 }
 
 fn check_object(object: &Map<String, Value>, field: &str, violations: &mut Vec<Violation>) {
     let mut faults = Faults::default();
-    object.iter().for_each(|(key, value)| faults.visit(key, value, 1));
+    object
+        .iter()
+        .for_each(|(key, value)| faults.visit(key, value, 1));
     if faults.deepest > PROPERTIES_MAX_DEPTH {
-        let message = format!("is nested {} deep; at most {PROPERTIES_MAX_DEPTH} levels are allowed", faults.deepest);
+        let message = format!(
+            "is nested {} deep; at most {PROPERTIES_MAX_DEPTH} levels are allowed",
+            faults.deepest
+        );
         violations.push(Violation::new(field, message));
     }
     if let Some(key) = faults.nul_under {
-        violations.push(Violation::new(field, format!("has a NUL character at {}; none is allowed", quote(&key))));
+        violations.push(Violation::new(
+            field,
+            format!("has a NUL character at {}; none is allowed", quote(&key)),
+        ));
     }
 }
 
@@ -246,11 +290,15 @@ impl Faults {
         match value {
             Value::Object(inner) => {
                 self.deepest = self.deepest.max(depth + 1);
-                inner.iter().for_each(|(key, value)| self.visit(key, value, depth + 1));
+                inner
+                    .iter()
+                    .for_each(|(key, value)| self.visit(key, value, depth + 1));
             }
             Value::Array(inner) => {
                 self.deepest = self.deepest.max(depth + 1);
-                inner.iter().for_each(|value| self.visit(key, value, depth + 1));
+                inner
+                    .iter()
+                    .for_each(|value| self.visit(key, value, depth + 1));
             }
             _ => {}
         }
@@ -285,12 +333,18 @@ mod tests {
     fn faults(check: impl FnOnce(&mut Vec<Violation>)) -> Vec<String> {
         let mut violations = vec![];
         check(&mut violations);
-        violations.into_iter().map(|one| format!("{}: {}", one.field, one.message)).collect()
+        violations
+            .into_iter()
+            .map(|one| format!("{}: {}", one.field, one.message))
+            .collect()
     }
 
     #[test]
     fn thirty_levels_pass_and_thirty_one_do_not() {
-        assert_eq!(faults(|all| nested(30).check("p", all)), Vec::<String>::new());
+        assert_eq!(
+            faults(|all| nested(30).check("p", all)),
+            Vec::<String>::new()
+        );
         assert!(faults(|all| nested(31).check("p", all))[0].contains("nested 31 deep"));
     }
 
@@ -298,47 +352,108 @@ mod tests {
     fn every_fault_of_a_target_is_named_at_once() {
         let mut wrong = user("", Some("Europe/Berln"));
         wrong.prioritization = vec!["most_recently_updated".to_owned()];
-        let target = Target { recipients: vec![wrong], audience: None, broadcast: true };
+        let target = Target {
+            recipients: vec![wrong],
+            audience: None,
+            broadcast: true,
+        };
         let all = faults(|all| target.check(all));
-        for field in ["broadcast", "recipients[0].external_user_id", "recipients[0].prioritization", "recipients[0].attributes.time_zone"] {
-            assert!(all.iter().any(|one| one.starts_with(field)), "{field} in {all:?}");
+        for field in [
+            "broadcast",
+            "recipients[0].external_user_id",
+            "recipients[0].prioritization",
+            "recipients[0].attributes.time_zone",
+        ] {
+            assert!(
+                all.iter().any(|one| one.starts_with(field)),
+                "{field} in {all:?}"
+            );
         }
     }
 
     #[test]
     fn of_duplicates_the_last_wins() {
-        let target = Target { recipients: vec![user("a", None), user("b", None), user("a", Some("Asia/Tokyo"))], ..Target::default() };
+        let target = Target {
+            recipients: vec![
+                user("a", None),
+                user("b", None),
+                user("a", Some("Asia/Tokyo")),
+            ],
+            ..Target::default()
+        };
         let kept = target.collapsed().recipients;
         assert_eq!(kept, [user("a", Some("Asia/Tokyo")), user("b", None)]);
     }
 
     #[test]
     fn only_recipients_that_all_state_a_zone_limit_the_zones() {
-        let of = |recipients| Target { recipients, ..Target::default() }.stated_zones().map(|zones| zones.names());
-        assert_eq!(of(vec![user("a", Some("asia/tokyo")), user("b", Some("UTC"))]), Some(vec!["Asia/Tokyo", "UTC"]));
-        assert_eq!(of(vec![user("a", Some("Asia/Tokyo")), user("b", None)]), None);
-        let with_audience = Target { audience: Some(Map::new()), recipients: vec![user("a", Some("UTC"))], broadcast: false };
+        let of = |recipients| {
+            Target {
+                recipients,
+                ..Target::default()
+            }
+            .stated_zones()
+            .map(|zones| zones.names())
+        };
+        assert_eq!(
+            of(vec![user("a", Some("asia/tokyo")), user("b", Some("UTC"))]),
+            Some(vec!["Asia/Tokyo", "UTC"])
+        );
+        assert_eq!(
+            of(vec![user("a", Some("Asia/Tokyo")), user("b", None)]),
+            None
+        );
+        let with_audience = Target {
+            audience: Some(Map::new()),
+            recipients: vec![user("a", Some("UTC"))],
+            broadcast: false,
+        };
         assert_eq!(with_audience.stated_zones(), None);
     }
 
     #[test]
     fn a_wave_is_for_those_in_its_zones_with_their_own_properties_on_top() {
         let shared = Properties(object(json!({ "a": 1, "b": 1 })));
-        let own = Recipient { trigger_properties: Some(Properties(object(json!({ "b": 2, "c": 2 })))), ..user("a", Some("Asia/Tokyo")) };
-        let target = Target { recipients: vec![own, user("b", Some("UTC")), user("c", None)], ..Target::default() };
-        let zones = [Zone::parse("Asia/Tokyo").expect("a zone")].into_iter().collect();
+        let own = Recipient {
+            trigger_properties: Some(Properties(object(json!({ "b": 2, "c": 2 })))),
+            ..user("a", Some("Asia/Tokyo"))
+        };
+        let target = Target {
+            recipients: vec![own, user("b", Some("UTC")), user("c", None)],
+            ..Target::default()
+        };
+        let zones = [Zone::parse("Asia/Tokyo").expect("a zone")]
+            .into_iter()
+            .collect();
         let wave = target.clone().within(&zones, &shared).recipients;
-        let carried = wave.iter().map(|user| (user.identifier.clone(), json!(user.trigger_properties))).collect::<Vec<_>>();
+        let carried = wave
+            .iter()
+            .map(|user| (user.identifier.clone(), json!(user.trigger_properties)))
+            .collect::<Vec<_>>();
         let id = |id: &str| Identifier::ExternalUserId(id.to_owned());
-        assert_eq!(carried, [(id("a"), json!({ "a": 1, "b": 2, "c": 2 })), (id("c"), json!({ "a": 1, "b": 1 }))]);
-        assert_eq!(target.within(&zones, &Properties::default()).recipients[1].trigger_properties, None, "nothing to carry is nothing");
+        assert_eq!(
+            carried,
+            [
+                (id("a"), json!({ "a": 1, "b": 2, "c": 2 })),
+                (id("c"), json!({ "a": 1, "b": 1 }))
+            ]
+        );
+        assert_eq!(
+            target.within(&zones, &Properties::default()).recipients[1].trigger_properties,
+            None,
+            "nothing to carry is nothing"
+        );
     }
 
     #[test]
     fn equal_properties_have_one_id_whatever_the_order_of_their_keys() {
         let schedule = ScheduleId::new();
-        let a = Properties(object(serde_json::from_str(r#"{"x":1,"y":{"b":2,"a":3}}"#).expect("JSON")));
-        let b = Properties(object(serde_json::from_str(r#"{"y":{"a":3,"b":2},"x":1}"#).expect("JSON")));
+        let a = Properties(object(
+            serde_json::from_str(r#"{"x":1,"y":{"b":2,"a":3}}"#).expect("JSON"),
+        ));
+        let b = Properties(object(
+            serde_json::from_str(r#"{"y":{"a":3,"b":2},"x":1}"#).expect("JSON"),
+        ));
         assert_eq!(a.id(schedule), b.id(schedule));
         assert_ne!(a.id(schedule), a.id(ScheduleId::new()));
     }

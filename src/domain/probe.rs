@@ -27,12 +27,22 @@ pub struct Probe {
 impl Probe {
     /// A sink of which nothing is known is trusted with all `workers`.
     pub fn new(workers: usize) -> Self {
-        Self { workers, window: workers, failures: 0, unknown: 0, quiet_until: None }
+        Self {
+            workers,
+            window: workers,
+            failures: 0,
+            unknown: 0,
+            quiet_until: None,
+        }
     }
 
     /// How many further dispatches may go to the sink at `now`, with `in_flight` under way.
     pub fn room(&self, now: DateTime<Utc>, in_flight: usize) -> usize {
-        if self.quiet_until(now).is_some() { 0 } else { self.free(in_flight) }
+        if self.quiet_until(now).is_some() {
+            0
+        } else {
+            self.free(in_flight)
+        }
     }
 
     /// The same once it is quiet no more.
@@ -43,7 +53,8 @@ impl Probe {
     /// Until when nothing goes to the sink, if it rests at `now`. A pause that has longer to go than any lasts was set by a clock that
     /// has been set back since, and counts no more.
     pub fn quiet_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        self.quiet_until.filter(|until| now < *until && *until - now <= ASKED_MOST)
+        self.quiet_until
+            .filter(|until| now < *until && *until - now <= ASKED_MOST)
     }
 
     /// Whether the sink takes nothing as far as is known.
@@ -56,10 +67,17 @@ impl Probe {
         match answer {
             Answer::Delivered | Answer::Rejected { .. } => {
                 let window = (self.window + 1).min(self.workers);
-                *self = Self { window, ..Self::new(self.workers) };
+                *self = Self {
+                    window,
+                    ..Self::new(self.workers)
+                };
             }
             Answer::NotTaken { retry_after, .. } => {
-                let asked = retry_after.map(|asked| TimeDelta::from_std(asked).unwrap_or(ASKED_MOST).min(ASKED_MOST));
+                let asked = retry_after.map(|asked| {
+                    TimeDelta::from_std(asked)
+                        .unwrap_or(ASKED_MOST)
+                        .min(ASKED_MOST)
+                });
                 self.failed(now, jitter, asked.unwrap_or_default());
             }
             Answer::Unknown { .. } => {
@@ -92,7 +110,10 @@ mod tests {
     }
 
     fn not_taken() -> Answer {
-        Answer::NotTaken { why: "503".to_owned(), retry_after: None }
+        Answer::NotTaken {
+            why: "503".to_owned(),
+            retry_after: None,
+        }
     }
 
     #[test]
@@ -108,7 +129,11 @@ mod tests {
             let until = probe.quiet_until(now).expect("it rests");
             pauses.push((until - now).num_milliseconds());
             now = until;
-            assert_eq!((probe.room(now, 0), probe.room(now, 1)), (1, 0), "one probe at a time");
+            assert_eq!(
+                (probe.room(now, 0), probe.room(now, 1)),
+                (1, 0),
+                "one probe at a time"
+            );
         }
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
     }
@@ -129,9 +154,16 @@ mod tests {
     fn a_pause_that_the_sink_asks_for_is_heeded_within_bounds() {
         for (asked, kept) in [(2, 2), (24 * 3600, 60)] {
             let mut probe = Probe::new(4);
-            let answer = Answer::NotTaken { why: "429".to_owned(), retry_after: Some(std::time::Duration::from_secs(asked)) };
+            let answer = Answer::NotTaken {
+                why: "429".to_owned(),
+                retry_after: Some(std::time::Duration::from_secs(asked)),
+            };
             probe.answered(&answer, at(0), 0.5);
-            assert_eq!(probe.quiet_until(at(0)), Some(at(0) + TimeDelta::seconds(kept)), "{asked}");
+            assert_eq!(
+                probe.quiet_until(at(0)),
+                Some(at(0) + TimeDelta::seconds(kept)),
+                "{asked}"
+            );
         }
     }
 
@@ -140,20 +172,40 @@ mod tests {
         let mut probe = Probe::new(4);
         probe.answered(&not_taken(), at(3_600_000), 1.0);
         assert_eq!(probe.room(at(3_600_000), 0), 0);
-        assert_eq!((probe.room(at(0), 0), probe.room(at(0), 1)), (1, 0), "a probe goes out");
+        assert_eq!(
+            (probe.room(at(0), 0), probe.room(at(0), 1)),
+            (1, 0),
+            "a probe goes out"
+        );
         probe.answered(&not_taken(), at(0), 1.0);
-        assert_eq!(probe.quiet_until(at(0)), Some(at(200)), "and sets the next pause");
+        assert_eq!(
+            probe.quiet_until(at(0)),
+            Some(at(200)),
+            "and sets the next pause"
+        );
     }
 
     #[test]
     fn a_sink_of_which_nothing_comes_back_is_probed_too() {
         let mut probe = Probe::new(64);
-        let unknown = Answer::Unknown { why: "timeout".to_owned() };
+        let unknown = Answer::Unknown {
+            why: "timeout".to_owned(),
+        };
         (1..UNKNOWN_MOST).for_each(|_| probe.answered(&unknown, at(0), 0.5));
         assert_eq!(probe.room(at(0), 0), 64, "some are lost on any network");
         probe.answered(&unknown, at(0), 0.5);
         assert_eq!(probe.room(at(0), 0), 0);
-        (0..UNKNOWN_MOST).for_each(|n| probe.answered(if n % 2 == 0 { &unknown } else { &Answer::Delivered }, at(9000), 0.5));
+        (0..UNKNOWN_MOST).for_each(|n| {
+            probe.answered(
+                if n % 2 == 0 {
+                    &unknown
+                } else {
+                    &Answer::Delivered
+                },
+                at(9000),
+                0.5,
+            )
+        });
         assert!(!probe.is_probing(), "what is taken in between counts");
     }
 }

@@ -28,19 +28,32 @@ impl Schedule {
     /// # Errors
     /// The value and an accepted form, without the field's name.
     pub fn parse(time: &str, in_local_time: bool, at_optimal_time: bool) -> Result<Self, String> {
-        let (digits, offset) = parse_iso(time).map_err(|why| format!("{} {why}; {ACCEPTED}", quote(time)))?;
+        let (digits, offset) =
+            parse_iso(time).map_err(|why| format!("{} {why}; {ACCEPTED}", quote(time)))?;
         let local = in_local_time || at_optimal_time;
-        let kept = if local { Some(digits) } else { digits.checked_sub_signed(offset.unwrap_or_default()) };
+        let kept = if local {
+            Some(digits)
+        } else {
+            digits.checked_sub_signed(offset.unwrap_or_default())
+        };
         // The offset may lead out of the years that the form can print.
         kept.filter(|kept| (1..=9999).contains(&kept.year()))
-            .map(|time| Self { time, in_local_time, at_optimal_time })
+            .map(|time| Self {
+                time,
+                in_local_time,
+                at_optimal_time,
+            })
             .ok_or_else(|| format!("{} is out of range; {ACCEPTED}", quote(time)))
     }
 
     /// A schedule from its stored parts: milliseconds since 1970 of UTC or of the wall clock, as [`Self::millis`] gave.
     pub fn from_parts(millis: i64, in_local_time: bool, at_optimal_time: bool) -> Option<Self> {
         let time = chrono::DateTime::from_timestamp_millis(millis)?.naive_utc();
-        Some(Self { time, in_local_time, at_optimal_time })
+        Some(Self {
+            time,
+            in_local_time,
+            at_optimal_time,
+        })
     }
 
     /// Milliseconds since 1970 of UTC (an instant) or of the wall clock (local and optimal).
@@ -65,7 +78,13 @@ impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = self.time;
         let (year, month, day) = (time.year(), time.month(), time.day());
-        write!(f, "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}", time.hour(), time.minute(), time.second())?;
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}",
+            time.hour(),
+            time.minute(),
+            time.second()
+        )?;
         match self.millis().rem_euclid(1000) {
             0 => {}
             millis => write!(f, ".{millis:03}")?,
@@ -122,13 +141,19 @@ fn parse_second(rest: &mut Digits<'_>) -> Result<(u32, u32), &'static str> {
     if !rest.take(b':') {
         return Ok((0, 0));
     }
-    let second = rest.number(2).ok_or("has seconds that are not two digits")?;
+    let second = rest
+        .number(2)
+        .ok_or("has seconds that are not two digits")?;
     match second {
         60 => return Err("names a leap second, which cannot be scheduled"),
         61.. => return Err("names a second over 59"),
         _ => {}
     }
-    let nanos = if rest.take(b'.') || rest.take(b',') { rest.fraction()? } else { 0 };
+    let nanos = if rest.take(b'.') || rest.take(b',') {
+        rest.fraction()?
+    } else {
+        0
+    };
     Ok((second, nanos))
 }
 
@@ -144,14 +169,20 @@ fn parse_designator(mut rest: Digits<'_>) -> Result<Option<TimeDelta>, &'static 
     rest.0 = &rest.0[1..];
     let hours = rest.number(2).ok_or(FORM)?;
     let colon = rest.take(b':');
-    let minutes = if rest.0.is_empty() && !colon { 0 } else { rest.number(2).ok_or(FORM)? };
+    let minutes = if rest.0.is_empty() && !colon {
+        0
+    } else {
+        rest.number(2).ok_or(FORM)?
+    };
     if !rest.0.is_empty() {
         return Err(FORM);
     }
     if hours > 23 || minutes > 59 {
         return Err("has an offset that is not within 23:59");
     }
-    Ok(Some(TimeDelta::minutes(sign * i64::from(hours * 60 + minutes))))
+    Ok(Some(TimeDelta::minutes(
+        sign * i64::from(hours * 60 + minutes),
+    )))
 }
 
 /// What is left to read.
@@ -161,14 +192,21 @@ impl Digits<'_> {
     /// Exactly `count` ASCII digits.
     fn number(&mut self, count: usize) -> Option<u32> {
         let (digits, rest) = self.0.split_at_checked(count)?;
-        let value = digits.iter().try_fold(0, |sum: u32, byte| byte.is_ascii_digit().then(|| sum * 10 + u32::from(byte - b'0')))?;
+        let value = digits.iter().try_fold(0, |sum: u32, byte| {
+            byte.is_ascii_digit()
+                .then(|| sum * 10 + u32::from(byte - b'0'))
+        })?;
         self.0 = rest;
         Some(value)
     }
 
     /// `separator`, then exactly `count` digits.
     fn after(&mut self, separator: u8, count: usize) -> Option<u32> {
-        if self.take(separator) { self.number(count) } else { None }
+        if self.take(separator) {
+            self.number(count)
+        } else {
+            None
+        }
     }
 
     fn take(&mut self, byte: u8) -> bool {
@@ -181,13 +219,19 @@ impl Digits<'_> {
 
     /// One to 30 digits after the decimal sign, as nanoseconds; what is finer is cut off.
     fn fraction(&mut self) -> Result<u32, &'static str> {
-        let count = self.0.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let count = self
+            .0
+            .iter()
+            .take_while(|byte| byte.is_ascii_digit())
+            .count();
         if !(1..=30).contains(&count) {
             return Err("has a fraction that is not 1 to 30 digits");
         }
         let (digits, rest) = self.0.split_at(count);
         self.0 = rest;
-        Ok((0..9).fold(0, |sum, place| sum * 10 + digits.get(place).map_or(0, |byte| u32::from(byte - b'0'))))
+        Ok((0..9).fold(0, |sum, place| {
+            sum * 10 + digits.get(place).map_or(0, |byte| u32::from(byte - b'0'))
+        }))
     }
 }
 

@@ -41,14 +41,27 @@ pub struct Plan {
 
 /// Plans the `open` zones. A zone is missed when its last good moment is before `missed_before`: that moment is the wave's
 /// time, and for optimal time the end of the local day.
-pub fn plan(schedule: &Schedule, open: &ZoneSet, default_zone: Zone, missed_before: DateTime<Utc>) -> Plan {
-    let mode = if schedule.at_optimal_time { WaveMode::OptimalTime } else { WaveMode::AtTime };
+pub fn plan(
+    schedule: &Schedule,
+    open: &ZoneSet,
+    default_zone: Zone,
+    missed_before: DateTime<Utc>,
+) -> Plan {
+    let mode = if schedule.at_optimal_time {
+        WaveMode::OptimalTime
+    } else {
+        WaveMode::AtTime
+    };
     let mut by_time: BTreeMap<DateTime<Utc>, ZoneSet> = BTreeMap::new();
     let mut missed = ZoneSet::empty();
     if schedule.is_local() {
         for zone in open.iter() {
             let moment = Moment::of(schedule, zone);
-            if moment.last < missed_before { missed.insert(zone) } else { by_time.entry(moment.wave).or_default().insert(zone) }
+            if moment.last < missed_before {
+                missed.insert(zone)
+            } else {
+                by_time.entry(moment.wave).or_default().insert(zone)
+            }
         }
     } else if !open.is_empty() {
         let instant = schedule.time().and_utc();
@@ -58,8 +71,16 @@ pub fn plan(schedule: &Schedule, open: &ZoneSet, default_zone: Zone, missed_befo
             by_time.insert(instant, *open);
         }
     }
-    let wave = |(time, zones): (DateTime<Utc>, ZoneSet)| Wave { time, zones, includes_unlisted_zones: zones.contains(default_zone), mode };
-    Plan { waves: by_time.into_iter().map(wave).collect(), missed }
+    let wave = |(time, zones): (DateTime<Utc>, ZoneSet)| Wave {
+        time,
+        zones,
+        includes_unlisted_zones: zones.contains(default_zone),
+        mode,
+    };
+    Plan {
+        waves: by_time.into_iter().map(wave).collect(),
+        missed,
+    }
 }
 
 /// When one zone is served.
@@ -79,7 +100,10 @@ impl Moment {
         }
         let next_day = time.date().succ_opt().unwrap_or(NaiveDate::MAX);
         let end = wall_time(next_day.and_time(NaiveTime::MIN), zone);
-        Self { wave: wall_time(time.date().and_time(NaiveTime::MIN), zone), last: end - TimeDelta::milliseconds(1) }
+        Self {
+            wave: wall_time(time.date().and_time(NaiveTime::MIN), zone),
+            last: end - TimeDelta::milliseconds(1),
+        }
     }
 }
 

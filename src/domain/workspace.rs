@@ -34,11 +34,16 @@ pub struct Workspace {
 /// # Errors
 /// What is wrong and what would be right, without the field's name.
 pub fn check_name(name: &str) -> Result<(), String> {
-    let allowed = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || "-_.".contains(letter);
+    let allowed = |letter: char| {
+        letter.is_ascii_lowercase() || letter.is_ascii_digit() || "-_.".contains(letter)
+    };
     if !name.is_empty() && name.len() <= NAME_MAX && name.chars().all(allowed) {
         return Ok(());
     }
-    Err(format!("{} is no name; 1 to {NAME_MAX} lower-case letters, digits, hyphens, underscores and points are needed", quote(name)))
+    Err(format!(
+        "{} is no name; 1 to {NAME_MAX} lower-case letters, digits, hyphens, underscores and points are needed",
+        quote(name)
+    ))
 }
 
 /// How long a quota counts before it begins anew, at the turn of the clock's minute or hour (UTC).
@@ -66,7 +71,9 @@ impl Window {
 
     /// As it was stored.
     pub fn from_millis(millis: i64) -> Option<Self> {
-        [Self::Minute, Self::Hour].into_iter().find(|window| window.millis() == millis)
+        [Self::Minute, Self::Hour]
+            .into_iter()
+            .find(|window| window.millis() == millis)
     }
 }
 
@@ -91,7 +98,10 @@ impl Quota {
                 "hour" => Window::Hour,
                 _ => return None,
             };
-            most.parse().ok().filter(|most| *most <= MOST).map(|most| Self { most, window })
+            most.parse()
+                .ok()
+                .filter(|most| *most <= MOST)
+                .map(|most| Self { most, window })
         });
         read.ok_or_else(|| {
             format!("{} is no quota; a number up to {MOST} and a window are needed, such as 250000/hour or 6000/minute", quote(text))
@@ -174,14 +184,20 @@ impl Charge {
         match &target.audience {
             _ if target.broadcast => Self::Broadcast,
             // Its keys are in order, so that equal audiences have one digest.
-            Some(audience) => Self::Audience(digest(&serde_json::Value::Object(audience.clone()).to_string())),
+            Some(audience) => Self::Audience(digest(
+                &serde_json::Value::Object(audience.clone()).to_string(),
+            )),
             None => Self::Requests(1),
         }
     }
 }
 
 fn digest(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(text.as_bytes())
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// The quotas of one workspace.
@@ -216,9 +232,18 @@ impl Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            requests: Quota { most: 250_000, window: Window::Hour },
-            broadcasts: Quota { most: 250, window: Window::Minute },
-            same_audience: Quota { most: 10, window: Window::Minute },
+            requests: Quota {
+                most: 250_000,
+                window: Window::Hour,
+            },
+            broadcasts: Quota {
+                most: 250,
+                window: Window::Minute,
+            },
+            same_audience: Quota {
+                most: 10,
+                window: Window::Minute,
+            },
         }
     }
 }
@@ -230,11 +255,26 @@ mod tests {
     #[test]
     fn a_quota_is_a_number_and_a_window() {
         for text in ["250000/hour", "1/minute", "0/hour"] {
-            assert_eq!(Quota::parse(text).map(|quota| quota.to_string()).as_deref(), Ok(text));
+            assert_eq!(
+                Quota::parse(text).map(|quota| quota.to_string()).as_deref(),
+                Ok(text)
+            );
         }
-        for wrong in ["", "5", "5/day", "-1/hour", "1.5/hour", "/hour", "5/hour/minute", "1000000000001/hour"] {
+        for wrong in [
+            "",
+            "5",
+            "5/day",
+            "-1/hour",
+            "1.5/hour",
+            "/hour",
+            "5/hour/minute",
+            "1000000000001/hour",
+        ] {
             let told = Quota::parse(wrong).expect_err(wrong);
-            assert!(told.contains(&quote(wrong)) && told.contains("250000/hour"), "{told}");
+            assert!(
+                told.contains(&quote(wrong)) && told.contains("250000/hour"),
+                "{told}"
+            );
         }
     }
 
@@ -254,10 +294,17 @@ mod tests {
             (7_000, 0, 1, 1, 0),
             (0, 0, 1, 0, 1),
         ] {
-            assert_eq!(quota.chunk(taken, Ask { needed, wanted }, replicas), got, "{taken} {needed} {wanted} {replicas}");
+            assert_eq!(
+                quota.chunk(taken, Ask { needed, wanted }, replicas),
+                got,
+                "{taken} {needed} {wanted} {replicas}"
+            );
         }
         let (mut taken, mut chunks) = (0, 0);
-        let most = Ask { needed: 0, wanted: u64::MAX };
+        let most = Ask {
+            needed: 0,
+            wanted: u64::MAX,
+        };
         while quota.chunk(taken, most, 2) > 0 {
             taken += quota.chunk(taken, most, 2);
             chunks += 1;
@@ -275,12 +322,25 @@ mod tests {
 
     #[test]
     fn a_creation_counts_by_whom_it_is_for() {
-        let audience = |json: &str| Target { audience: Some(serde_json::from_str(json).expect("an object")), ..Target::default() };
+        let audience = |json: &str| Target {
+            audience: Some(serde_json::from_str(json).expect("an object")),
+            ..Target::default()
+        };
         assert_eq!(Charge::of_creation(&Target::default()), Charge::Requests(1));
-        assert_eq!(Charge::of_creation(&Target { broadcast: true, ..Target::default() }), Charge::Broadcast);
+        assert_eq!(
+            Charge::of_creation(&Target {
+                broadcast: true,
+                ..Target::default()
+            }),
+            Charge::Broadcast
+        );
         let one = Charge::of_creation(&audience(r#"{"a": 1, "b": 2}"#));
         assert!(matches!(&one, Charge::Audience(digest) if digest.len() == 32));
-        assert_eq!(one, Charge::of_creation(&audience(r#"{"b": 2, "a": 1}"#)), "whatever the order");
+        assert_eq!(
+            one,
+            Charge::of_creation(&audience(r#"{"b": 2, "a": 1}"#)),
+            "whatever the order"
+        );
         assert_ne!(one, Charge::of_creation(&audience(r#"{"a": 2, "b": 2}"#)));
     }
 
@@ -290,7 +350,10 @@ mod tests {
             assert_eq!(check_name(name), Ok(()), "{name}");
         }
         for name in ["", "Team", "a b", "ü", &"x".repeat(65)] {
-            assert!(check_name(name).expect_err(name).contains("lower-case"), "{name}");
+            assert!(
+                check_name(name).expect_err(name).contains("lower-case"),
+                "{name}"
+            );
         }
     }
 
@@ -300,7 +363,11 @@ mod tests {
         for changed in Counted::ALL {
             let limits = Limits::default().with(changed, other);
             for counted in Counted::ALL {
-                let expected = if counted == changed { other } else { Limits::default().of(counted) };
+                let expected = if counted == changed {
+                    other
+                } else {
+                    Limits::default().of(counted)
+                };
                 assert_eq!(limits.of(counted), expected, "{counted:?}");
             }
         }

@@ -21,11 +21,20 @@ static KNOWN: LazyLock<Vec<Known>> = LazyLock::new(|| {
     let data = TimeZoneDatabase::bundled();
     let mut all: Vec<Known> = data
         .available()
-        .filter_map(|name| data.get(name.as_str()).ok().map(|rules| Known { name: name.as_str().to_owned(), rules }))
+        .filter_map(|name| {
+            data.get(name.as_str()).ok().map(|rules| Known {
+                name: name.as_str().to_owned(),
+                rules,
+            })
+        })
         .filter(|known| !NOT_ZONES.contains(&known.name.as_str()))
         .collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
-    assert!(all.len() <= ZoneSet::CAPACITY, "{} zones do not fit a ZoneSet", all.len());
+    assert!(
+        all.len() <= ZoneSet::CAPACITY,
+        "{} zones do not fit a ZoneSet",
+        all.len()
+    );
     all
 });
 
@@ -38,12 +47,23 @@ impl Zone {
     /// # Errors
     /// The value and what would be right, without the field's name.
     pub fn parse(name: &str) -> Result<Self, String> {
-        let exact = KNOWN.binary_search_by(|known| known.name.as_str().cmp(name)).ok();
+        let exact = KNOWN
+            .binary_search_by(|known| known.name.as_str().cmp(name))
+            .ok();
         exact
-            .or_else(|| KNOWN.iter().position(|known| known.name.eq_ignore_ascii_case(name)))
+            .or_else(|| {
+                KNOWN
+                    .iter()
+                    .position(|known| known.name.eq_ignore_ascii_case(name))
+            })
             .and_then(|index| u16::try_from(index).ok())
             .map(Self)
-            .ok_or_else(|| format!("{} is not an IANA time zone; a name is needed like Europe/Paris", quote(name)))
+            .ok_or_else(|| {
+                format!(
+                    "{} is not an IANA time zone; a name is needed like Europe/Paris",
+                    quote(name)
+                )
+            })
     }
 
     /// UTC.
@@ -81,8 +101,15 @@ pub fn data_number() -> i32 {
 /// A version is the year and a letter; one that is not counts as older than all.
 fn number_of(version: &str) -> i32 {
     let (year, letter) = version.split_at_checked(4).unwrap_or_default();
-    let letter = letter.bytes().next().filter(u8::is_ascii_lowercase).map(|letter| i32::from(letter - b'a') + 1);
-    year.parse::<i32>().ok().zip(letter).map_or(0, |(year, letter)| year * 100 + letter)
+    let letter = letter
+        .bytes()
+        .next()
+        .filter(u8::is_ascii_lowercase)
+        .map(|letter| i32::from(letter - b'a') + 1);
+    year.parse::<i32>()
+        .ok()
+        .zip(letter)
+        .map_or(0, |(year, letter)| year * 100 + letter)
 }
 
 /// Whether a build may fire a local schedule whose next wave was computed with the zone data numbered `stamp`, while that
@@ -107,7 +134,8 @@ impl ZoneSet {
 
     /// Every known zone.
     pub fn all() -> Self {
-        static ALL: LazyLock<ZoneSet> = LazyLock::new(|| (0u16..).take(KNOWN.len()).map(Zone).collect());
+        static ALL: LazyLock<ZoneSet> =
+            LazyLock::new(|| (0u16..).take(KNOWN.len()).map(Zone).collect());
         *ALL
     }
 
@@ -146,7 +174,10 @@ impl ZoneSet {
     /// In alphabetical order.
     pub fn iter(&self) -> impl Iterator<Item = Zone> + use<> {
         let words = self.0;
-        (0u16..).take(Self::CAPACITY).map(Zone).filter(move |zone| Self(words).contains(*zone))
+        (0u16..)
+            .take(Self::CAPACITY)
+            .map(Zone)
+            .filter(move |zone| Self(words).contains(*zone))
     }
 
     /// The names in alphabetical order.
@@ -187,7 +218,10 @@ impl Serialize for ZoneSet {
 impl<'de> Deserialize<'de> for ZoneSet {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let names = Vec::<String>::deserialize(from)?;
-        Ok(names.iter().filter_map(|name| Zone::parse(name).ok()).collect())
+        Ok(names
+            .iter()
+            .filter_map(|name| Zone::parse(name).ok())
+            .collect())
     }
 }
 
@@ -197,7 +231,10 @@ mod tests {
 
     #[test]
     fn the_number_of_the_zone_data_grows_with_its_version() {
-        assert_eq!(["2025b", "2026f", "2026z", "none", "", "2026"].map(number_of), [202_502, 202_606, 202_626, 0, 0, 0]);
+        assert_eq!(
+            ["2025b", "2026f", "2026z", "none", "", "2026"].map(number_of),
+            [202_502, 202_606, 202_626, 0, 0, 0]
+        );
         assert!(data_number() >= 202_606, "{}", data_version());
     }
 }

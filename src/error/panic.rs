@@ -12,10 +12,12 @@ use std::task::Poll;
 /// The text of its panic, which is for the log.
 pub async fn caught<F: Future>(mut inner: Pin<&mut F>) -> Result<F::Output, String> {
     // What it leaves half done is its own; it is never polled again.
-    let outcome = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| inner.as_mut().poll(cx))) {
-        Ok(poll) => poll.map(Ok),
-        Err(payload) => Poll::Ready(Err(payload)),
-    });
+    let outcome = poll_fn(
+        |cx| match catch_unwind(AssertUnwindSafe(|| inner.as_mut().poll(cx))) {
+            Ok(poll) => poll.map(Ok),
+            Err(payload) => Poll::Ready(Err(payload)),
+        },
+    );
     outcome.await.map_err(|payload| text_of(payload.as_ref()))
 }
 

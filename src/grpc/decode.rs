@@ -2,8 +2,8 @@
 
 use crate::domain::payload::{RECIPIENTS_MAX, check_bytes, check_count, properties_bytes};
 use crate::domain::{
-    Cancel, CanvasId, Create, DispatchId, DispatchState, Etag, Identifier, Overwrite, Properties, Recipient, RequestId, Schedule,
-    ScheduleId, State, Target, WorkspaceId,
+    Cancel, CanvasId, Create, DispatchId, DispatchState, Etag, Identifier, Overwrite, Properties,
+    Recipient, RequestId, Schedule, ScheduleId, State, Target, WorkspaceId,
 };
 use crate::error::{Error, Violation};
 use crate::pb::v1;
@@ -20,11 +20,16 @@ struct Reader<'f> {
 
 impl<'f> Reader<'f> {
     fn new(found: &'f [Violation]) -> Self {
-        Self { found, violations: Vec::new() }
+        Self {
+            found,
+            violations: Vec::new(),
+        }
     }
 
     fn field<T>(&mut self, field: &str, parsed: Result<T, String>) -> Option<T> {
-        parsed.map_err(|why| self.violations.push(Violation::new(field, why))).ok()
+        parsed
+            .map_err(|why| self.violations.push(Violation::new(field, why)))
+            .ok()
     }
 
     fn canvas_id(&mut self, sent: &str) -> Option<CanvasId> {
@@ -33,7 +38,10 @@ impl<'f> Reader<'f> {
 
     fn schedule_id(&mut self, sent: &str) -> Option<ScheduleId> {
         if sent.is_empty() {
-            self.violations.push(Violation::new("schedule_id", "is missing; a UUID as Create answered it is needed"));
+            self.violations.push(Violation::new(
+                "schedule_id",
+                "is missing; a UUID as Create answered it is needed",
+            ));
             return None;
         }
         self.field("schedule_id", ScheduleId::parse(sent))
@@ -41,23 +49,41 @@ impl<'f> Reader<'f> {
 
     fn schedule(&mut self, sent: Option<v1::Schedule>) -> Option<Schedule> {
         let Some(sent) = sent else {
-            self.violations.push(Violation::new("schedule", "is missing; a schedule with a time is needed"));
+            self.violations.push(Violation::new(
+                "schedule",
+                "is missing; a schedule with a time is needed",
+            ));
             return None;
         };
-        self.field("schedule.time", Schedule::parse(&sent.time, sent.in_local_time, sent.at_optimal_time))
+        self.field(
+            "schedule.time",
+            Schedule::parse(&sent.time, sent.in_local_time, sent.at_optimal_time),
+        )
     }
 
     fn request_id(&mut self, sent: &str) -> Option<RequestId> {
-        if sent.is_empty() { None } else { self.field("request_id", RequestId::parse(sent)) }
+        if sent.is_empty() {
+            None
+        } else {
+            self.field("request_id", RequestId::parse(sent))
+        }
     }
 
     /// The properties under whichever of their three names they were sent; two names at once are an error.
-    fn properties(&mut self, prefix: &str, sent: [Option<prost_types::Struct>; 3]) -> Option<Properties> {
+    fn properties(
+        &mut self,
+        prefix: &str,
+        sent: [Option<prost_types::Struct>; 3],
+    ) -> Option<Properties> {
         const NAMES: [&str; 3] = ["trigger_properties", "canvas_entry_properties", "context"];
-        let mut found = NAMES.into_iter().zip(sent).filter_map(|(name, sent)| sent.map(|sent| (format!("{prefix}{name}"), sent)));
+        let mut found = NAMES
+            .into_iter()
+            .zip(sent)
+            .filter_map(|(name, sent)| sent.map(|sent| (format!("{prefix}{name}"), sent)));
         let (field, first) = found.next()?;
         for (other, _) in found {
-            let message = format!("is another name of {field}, which is there too; send only one of them");
+            let message =
+                format!("is another name of {field}, which is there too; send only one of them");
             self.violations.push(Violation::new(other, message));
         }
         let properties = Properties(json::object(first, &field, &mut self.violations));
@@ -69,20 +95,32 @@ impl<'f> Reader<'f> {
         let prefix = format!("recipients[{n}].");
         let identifier = match sent.identifier {
             Some(v1::recipient::Identifier::ExternalUserId(id)) => Identifier::ExternalUserId(id),
-            Some(v1::recipient::Identifier::UserAlias(alias)) => {
-                Identifier::UserAlias { alias_name: alias.alias_name, alias_label: alias.alias_label }
-            }
+            Some(v1::recipient::Identifier::UserAlias(alias)) => Identifier::UserAlias {
+                alias_name: alias.alias_name,
+                alias_label: alias.alias_label,
+            },
             Some(v1::recipient::Identifier::Email(email)) => Identifier::Email(email),
             None => {
-                let message = "has no identifier; one of external_user_id, user_alias or email is needed";
-                self.violations.push(Violation::new(prefix.trim_end_matches('.'), message));
+                let message =
+                    "has no identifier; one of external_user_id, user_alias or email is needed";
+                self.violations
+                    .push(Violation::new(prefix.trim_end_matches('.'), message));
                 // A stand-in that nothing is wrong with, so that the rest is checked too; the request is refused.
                 Identifier::Email("-".to_owned())
             }
         };
-        let trigger_properties = self.properties(&prefix, [sent.trigger_properties, sent.canvas_entry_properties, sent.context]);
+        let trigger_properties = self.properties(
+            &prefix,
+            [
+                sent.trigger_properties,
+                sent.canvas_entry_properties,
+                sent.context,
+            ],
+        );
         let field = format!("{prefix}attributes");
-        let attributes = sent.attributes.map(|sent| json::object(sent, &field, &mut self.violations));
+        let attributes = sent
+            .attributes
+            .map(|sent| json::object(sent, &field, &mut self.violations));
         Recipient {
             identifier,
             prioritization: sent.prioritization,
@@ -95,7 +133,12 @@ impl<'f> Reader<'f> {
     /// Everything was there, or all that is wrong.
     fn finish<T>(mut self, value: Option<T>) -> Result<T, Error> {
         // What could not be read is not there; that it is missing is no news.
-        self.violations.retain(|one| !self.found.iter().any(|found| concerns(&found.field, &one.field)));
+        self.violations.retain(|one| {
+            !self
+                .found
+                .iter()
+                .any(|found| concerns(&found.field, &one.field))
+        });
         let all = [self.found, &self.violations].concat();
         match value {
             Some(value) if all.is_empty() => Ok(value),
@@ -106,28 +149,63 @@ impl<'f> Reader<'f> {
 
 /// Whether two paths name the same field, or one a part of the other.
 fn concerns(one: &str, other: &str) -> bool {
-    let within = |long: &str, short: &str| long.strip_prefix(short).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+    let within = |long: &str, short: &str| {
+        long.strip_prefix(short)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
     within(one, other) || within(other, one)
 }
 
 /// # Errors
 /// Every violation at once, those that were `found` before too.
-pub fn create(sent: v1::CreateCanvasScheduleRequest, found: &[Violation]) -> Result<(Create, Mode), Error> {
+pub fn create(
+    sent: v1::CreateCanvasScheduleRequest,
+    found: &[Violation],
+) -> Result<(Create, Mode), Error> {
     let mut reader = Reader::new(found);
     let canvas_id = reader.canvas_id(&sent.canvas_id);
     let schedule = reader.schedule(sent.schedule);
-    let properties = reader.properties("", [sent.trigger_properties, sent.canvas_entry_properties, sent.context]);
+    let properties = reader.properties(
+        "",
+        [
+            sent.trigger_properties,
+            sent.canvas_entry_properties,
+            sent.context,
+        ],
+    );
     check_count(sent.recipients.len(), &mut reader.violations);
     let recipients = sent.recipients.into_iter().take(RECIPIENTS_MAX).enumerate();
-    let recipients = recipients.map(|(n, sent)| reader.recipient(n, sent)).collect();
-    let audience = sent.audience.map(|sent| json::object(sent, "audience", &mut reader.violations));
-    let target = Target { recipients, audience, broadcast: sent.broadcast };
+    let recipients = recipients
+        .map(|(n, sent)| reader.recipient(n, sent))
+        .collect();
+    let audience = sent
+        .audience
+        .map(|sent| json::object(sent, "audience", &mut reader.violations));
+    let target = Target {
+        recipients,
+        audience,
+        broadcast: sent.broadcast,
+    };
     target.check(&mut reader.violations);
-    check_bytes(properties_bytes(properties.as_ref(), &target), &mut reader.violations);
+    check_bytes(
+        properties_bytes(properties.as_ref(), &target),
+        &mut reader.violations,
+    );
     let request_id = reader.request_id(&sent.request_id);
     let create = canvas_id.zip(schedule);
-    let create = create.map(|(canvas_id, schedule)| Create { canvas_id, schedule, properties, target: target.collapsed() });
-    Ok((reader.finish(create)?, Mode { request_id, validate_only: sent.validate_only }))
+    let create = create.map(|(canvas_id, schedule)| Create {
+        canvas_id,
+        schedule,
+        properties,
+        target: target.collapsed(),
+    });
+    Ok((
+        reader.finish(create)?,
+        Mode {
+            request_id,
+            validate_only: sent.validate_only,
+        },
+    ))
 }
 
 /// # Errors
@@ -135,16 +213,43 @@ pub fn create(sent: v1::CreateCanvasScheduleRequest, found: &[Violation]) -> Res
 pub fn update(sent: v1::UpdateCanvasScheduleRequest, found: &[Violation]) -> Result<Update, Error> {
     let mut reader = Reader::new(found);
     let canvas_id = reader.canvas_id(&sent.canvas_id);
-    let schedule_id = if sent.schedule_id.is_empty() { None } else { reader.schedule_id(&sent.schedule_id) };
+    let schedule_id = if sent.schedule_id.is_empty() {
+        None
+    } else {
+        reader.schedule_id(&sent.schedule_id)
+    };
     let schedule = reader.schedule(sent.schedule);
-    let properties = reader.properties("", [sent.trigger_properties, sent.canvas_entry_properties, sent.context]);
-    check_bytes(properties_bytes(properties.as_ref(), &Target::default()), &mut reader.violations);
+    let properties = reader.properties(
+        "",
+        [
+            sent.trigger_properties,
+            sent.canvas_entry_properties,
+            sent.context,
+        ],
+    );
+    check_bytes(
+        properties_bytes(properties.as_ref(), &Target::default()),
+        &mut reader.violations,
+    );
     let request_id = reader.request_id(&sent.request_id);
     let (etag, require_all) = (etag(&sent.etag), sent.require_all);
     let overwrite = canvas_id.zip(schedule);
-    let overwrite = overwrite.map(|(canvas_id, schedule)| Overwrite { canvas_id, schedule, properties, etag, require_all });
+    let overwrite = overwrite.map(|(canvas_id, schedule)| Overwrite {
+        canvas_id,
+        schedule,
+        properties,
+        etag,
+        require_all,
+    });
     let overwrite = reader.finish(overwrite)?;
-    Ok(Update { schedule_id, overwrite, mode: Mode { request_id, validate_only: sent.validate_only } })
+    Ok(Update {
+        schedule_id,
+        overwrite,
+        mode: Mode {
+            request_id,
+            validate_only: sent.validate_only,
+        },
+    })
 }
 
 fn etag(sent: &str) -> Option<Etag> {
@@ -153,12 +258,19 @@ fn etag(sent: &str) -> Option<Etag> {
 
 /// # Errors
 /// Every violation at once.
-pub fn cancel(sent: &v1::CancelCanvasScheduleRequest, found: &[Violation]) -> Result<(ScheduleId, Cancel, Option<RequestId>), Error> {
+pub fn cancel(
+    sent: &v1::CancelCanvasScheduleRequest,
+    found: &[Violation],
+) -> Result<(ScheduleId, Cancel, Option<RequestId>), Error> {
     let mut reader = Reader::new(found);
     let canvas_id = reader.canvas_id(&sent.canvas_id);
     let schedule_id = reader.schedule_id(&sent.schedule_id);
     let request_id = reader.request_id(&sent.request_id);
-    let cancel = canvas_id.map(|canvas_id| Cancel { canvas_id, etag: etag(&sent.etag), require_all: sent.require_all });
+    let cancel = canvas_id.map(|canvas_id| Cancel {
+        canvas_id,
+        etag: etag(&sent.etag),
+        require_all: sent.require_all,
+    });
     let (schedule_id, cancel) = reader.finish(schedule_id.zip(cancel))?;
     Ok((schedule_id, cancel, request_id))
 }
@@ -183,9 +295,17 @@ pub struct ListPage {
 
 /// # Errors
 /// Every violation at once.
-pub fn list(sent: &v1::ListCanvasSchedulesRequest, workspace: WorkspaceId, found: &[Violation]) -> Result<ListPage, Error> {
+pub fn list(
+    sent: &v1::ListCanvasSchedulesRequest,
+    workspace: WorkspaceId,
+    found: &[Violation],
+) -> Result<ListPage, Error> {
     let mut reader = Reader::new(found);
-    let canvas_id = if sent.canvas_id.is_empty() { None } else { reader.canvas_id(&sent.canvas_id) };
+    let canvas_id = if sent.canvas_id.is_empty() {
+        None
+    } else {
+        reader.canvas_id(&sent.canvas_id)
+    };
     let state = match v1::CanvasScheduleState::try_from(sent.state) {
         Ok(v1::CanvasScheduleState::Unspecified) => None,
         Ok(v1::CanvasScheduleState::Pending) => Some(State::Pending),
@@ -193,19 +313,33 @@ pub fn list(sent: &v1::ListCanvasSchedulesRequest, workspace: WorkspaceId, found
         Ok(v1::CanvasScheduleState::Dispatched) => Some(State::Dispatched),
         Ok(v1::CanvasScheduleState::Cancelled) => Some(State::Cancelled),
         Err(_) => {
-            let message = format!("{} is not a state; PENDING, DISPATCHING, DISPATCHED or CANCELLED is needed, or 0 for all", sent.state);
+            let message = format!(
+                "{} is not a state; PENDING, DISPATCHING, DISPATCHED or CANCELLED is needed, or 0 for all",
+                sent.state
+            );
             reader.violations.push(Violation::new("state", message));
             None
         }
     };
     let size = page::size(sent.page_size, &mut reader.violations);
-    let after = page::after(&sent.page_token, &list_query(sent, workspace), &mut reader.violations);
+    let after = page::after(
+        &sent.page_token,
+        &list_query(sent, workspace),
+        &mut reader.violations,
+    );
     let after = after.map(|(last, _)| ScheduleId(uuid::Uuid::from_u128(last)));
-    reader.finish(Some(ListPage { filter: Filter { canvas_id, state }, after, size }))
+    reader.finish(Some(ListPage {
+        filter: Filter { canvas_id, state },
+        after,
+        size,
+    }))
 }
 
 /// What makes a list the same list from page to page. Another workspace's is another one.
-pub fn list_query(sent: &v1::ListCanvasSchedulesRequest, workspace: WorkspaceId) -> impl std::hash::Hash + use<> {
+pub fn list_query(
+    sent: &v1::ListCanvasSchedulesRequest,
+    workspace: WorkspaceId,
+) -> impl std::hash::Hash + use<> {
     ("schedules", workspace, sent.canvas_id.clone(), sent.state)
 }
 
@@ -225,13 +359,23 @@ pub fn revisions(sent: &v1::ListCanvasScheduleRevisionsRequest) -> Result<Revisi
     let mut reader = Reader::new(&[]);
     let schedule_id = reader.schedule_id(&sent.schedule_id);
     let size = page::size(sent.page_size, &mut reader.violations);
-    let before = page::after(&sent.page_token, &revisions_query(sent), &mut reader.violations);
+    let before = page::after(
+        &sent.page_token,
+        &revisions_query(sent),
+        &mut reader.violations,
+    );
     let before = before.and_then(|(last, _)| i64::try_from(last).ok());
-    reader.finish(schedule_id.map(|schedule_id| RevisionsPage { schedule_id, before, size }))
+    reader.finish(schedule_id.map(|schedule_id| RevisionsPage {
+        schedule_id,
+        before,
+        size,
+    }))
 }
 
 /// What makes a list the same list from page to page.
-pub fn revisions_query(sent: &v1::ListCanvasScheduleRevisionsRequest) -> impl std::hash::Hash + use<> {
+pub fn revisions_query(
+    sent: &v1::ListCanvasScheduleRevisionsRequest,
+) -> impl std::hash::Hash + use<> {
     ("revisions", sent.schedule_id.clone())
 }
 
@@ -249,7 +393,11 @@ pub struct DispatchesPage {
 /// Every violation at once.
 pub fn dispatches(sent: &v1::ListDispatchesRequest) -> Result<DispatchesPage, Error> {
     let mut reader = Reader::new(&[]);
-    let schedule_id = if sent.schedule_id.is_empty() { None } else { reader.schedule_id(&sent.schedule_id) };
+    let schedule_id = if sent.schedule_id.is_empty() {
+        None
+    } else {
+        reader.schedule_id(&sent.schedule_id)
+    };
     let state = match v1::DispatchState::try_from(sent.state) {
         Ok(v1::DispatchState::Unspecified) => None,
         Ok(v1::DispatchState::InHand) => Some(DispatchState::InHand),
@@ -258,15 +406,26 @@ pub fn dispatches(sent: &v1::ListDispatchesRequest) -> Result<DispatchesPage, Er
         Ok(v1::DispatchState::Dead) => Some(DispatchState::Dead),
         Ok(v1::DispatchState::Abandoned) => Some(DispatchState::Abandoned),
         Err(_) => {
-            let message = format!("{} is not a state; IN_HAND, UNKNOWN, DELIVERED, DEAD or ABANDONED is needed, or 0 for all", sent.state);
+            let message = format!(
+                "{} is not a state; IN_HAND, UNKNOWN, DELIVERED, DEAD or ABANDONED is needed, or 0 for all",
+                sent.state
+            );
             reader.violations.push(Violation::new("state", message));
             None
         }
     };
     let size = page::size(sent.page_size, &mut reader.violations);
-    let after = page::after(&sent.page_token, &dispatches_query(sent), &mut reader.violations);
+    let after = page::after(
+        &sent.page_token,
+        &dispatches_query(sent),
+        &mut reader.violations,
+    );
     let after = after.map(|(schedule, n)| (ScheduleId(uuid::Uuid::from_u128(schedule)), n));
-    reader.finish(Some(DispatchesPage { filter: DispatchFilter { schedule_id, state }, after, size }))
+    reader.finish(Some(DispatchesPage {
+        filter: DispatchFilter { schedule_id, state },
+        after,
+        size,
+    }))
 }
 
 /// What makes a list the same list from page to page.

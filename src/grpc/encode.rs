@@ -1,7 +1,8 @@
 //! Domain values to answers.
 
 use crate::domain::{
-    Applied, CanvasSchedule, DispatchState, Firing, Outcome, Plan, Properties, Revision, RevisionKind, Schedule, ScheduleId, State,
+    Applied, CanvasSchedule, DispatchState, Firing, Outcome, Plan, Properties, Revision,
+    RevisionKind, Schedule, ScheduleId, State,
 };
 use crate::pb::v1;
 use crate::pb::values::{names, object, properties, recipient, timestamp, wave};
@@ -13,7 +14,11 @@ fn count(zones: usize) -> i32 {
 }
 
 fn schedule(value: &Schedule) -> v1::Schedule {
-    v1::Schedule { time: value.to_string(), in_local_time: value.in_local_time, at_optimal_time: value.at_optimal_time }
+    v1::Schedule {
+        time: value.to_string(),
+        in_local_time: value.in_local_time,
+        at_optimal_time: value.at_optimal_time,
+    }
 }
 
 fn state(state: State) -> v1::CanvasScheduleState {
@@ -66,9 +71,17 @@ pub fn created(created: &Created, validate_only: bool) -> v1::CreateCanvasSchedu
     }
     v1::CreateCanvasScheduleResponse {
         canvas_schedule: Some(value),
-        dispatch_id: if validate_only { String::new() } else { created.first_dispatch.to_string() },
+        dispatch_id: if validate_only {
+            String::new()
+        } else {
+            created.first_dispatch.to_string()
+        },
         missed_zones: names(&created.outcome.missed),
-        waves: if validate_only { waves(&after.plan()) } else { vec![] },
+        waves: if validate_only {
+            waves(&after.plan())
+        } else {
+            vec![]
+        },
     }
 }
 
@@ -79,7 +92,11 @@ pub fn updated(outcome: &Outcome, validate_only: bool) -> v1::UpdateCanvasSchedu
         applied: applied(outcome.applied),
         applied_zones: count(outcome.applied_zones),
         missed_zones: names(&outcome.missed),
-        waves: if validate_only { waves(&outcome.after.plan()) } else { vec![] },
+        waves: if validate_only {
+            waves(&outcome.after.plan())
+        } else {
+            vec![]
+        },
     }
 }
 
@@ -109,7 +126,14 @@ pub fn details(details: &Details) -> v1::GetCanvasScheduleResponse {
 }
 
 fn counts(firings: &[Firing]) -> v1::DispatchCounts {
-    let of = |state| count(firings.iter().filter(|firing| firing.state == state).count());
+    let of = |state| {
+        count(
+            firings
+                .iter()
+                .filter(|firing| firing.state == state)
+                .count(),
+        )
+    };
     v1::DispatchCounts {
         in_hand: of(DispatchState::InHand),
         unknown: of(DispatchState::Unknown),
@@ -128,7 +152,9 @@ pub fn dispatch(schedule: ScheduleId, firing: &Firing) -> v1::Dispatch {
         DispatchState::Dead => v1::DispatchState::Dead,
         DispatchState::Abandoned => v1::DispatchState::Abandoned,
     };
-    let next_attempt = firing.again_at.filter(|_| firing.state == DispatchState::Unknown);
+    let next_attempt = firing
+        .again_at
+        .filter(|_| firing.state == DispatchState::Unknown);
     v1::Dispatch {
         dispatch_id: firing.id(schedule).to_string(),
         schedule_id: schedule.to_string(),

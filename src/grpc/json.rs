@@ -9,7 +9,10 @@ use crate::pb::values;
 
 /// A JSON object from what a caller sent as `field`. Recursion is bounded: the decoder refuses what nests over about 34 deep.
 pub fn object(sent: Struct, field: &str, violations: &mut Vec<Violation>) -> Map<String, Value> {
-    sent.fields.into_iter().map(|(key, sent)| (key, value(sent, field, violations))).collect()
+    sent.fields
+        .into_iter()
+        .map(|(key, sent)| (key, value(sent, field, violations)))
+        .collect()
 }
 
 fn value(sent: ProtoValue, field: &str, violations: &mut Vec<Violation>) -> Value {
@@ -18,12 +21,20 @@ fn value(sent: ProtoValue, field: &str, violations: &mut Vec<Violation>) -> Valu
         Some(Kind::BoolValue(flag)) => Value::Bool(flag),
         Some(Kind::StringValue(text)) => Value::String(text),
         Some(Kind::NumberValue(number)) => values::number(number).unwrap_or_else(|| {
-            let message = format!("has the number {number}, which JSON cannot hold; send a finite number or text");
+            let message = format!(
+                "has the number {number}, which JSON cannot hold; send a finite number or text"
+            );
             once(violations, Violation::new(field, message));
             Value::Null
         }),
         Some(Kind::StructValue(inner)) => Value::Object(object(inner, field, violations)),
-        Some(Kind::ListValue(inner)) => Value::Array(inner.values.into_iter().map(|inner| value(inner, field, violations)).collect()),
+        Some(Kind::ListValue(inner)) => Value::Array(
+            inner
+                .values
+                .into_iter()
+                .map(|inner| value(inner, field, violations))
+                .collect(),
+        ),
         None => {
             let message = "has a value of no kind; state null, a boolean, a number, text, a list or an object";
             once(violations, Violation::new(field, message));
@@ -46,12 +57,19 @@ mod tests {
     use super::*;
 
     fn json() -> impl Strategy<Value = Value> {
-        let whole = (-9_007_199_254_740_991i64..9_007_199_254_740_991).prop_map(|whole| Value::Number(whole.into()));
-        let leaf = prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::Bool), "\\PC{0,8}".prop_map(Value::String), whole];
+        let whole = (-9_007_199_254_740_991i64..9_007_199_254_740_991)
+            .prop_map(|whole| Value::Number(whole.into()));
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::Bool),
+            "\\PC{0,8}".prop_map(Value::String),
+            whole
+        ];
         leaf.prop_recursive(4, 32, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::Array),
-                prop::collection::btree_map("\\PC{0,4}", inner, 0..4).prop_map(|map| Value::Object(map.into_iter().collect())),
+                prop::collection::btree_map("\\PC{0,4}", inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
             ]
         })
     }
@@ -68,9 +86,17 @@ mod tests {
 
     #[test]
     fn what_json_cannot_hold_is_refused_by_name() {
-        for kind in [Some(Kind::NumberValue(f64::NAN)), Some(Kind::NumberValue(f64::INFINITY)), None] {
+        for kind in [
+            Some(Kind::NumberValue(f64::NAN)),
+            Some(Kind::NumberValue(f64::INFINITY)),
+            None,
+        ] {
             let mut violations = vec![];
-            let sent = Struct { fields: [("k".to_owned(), ProtoValue { kind: kind.clone() })].into_iter().collect() };
+            let sent = Struct {
+                fields: [("k".to_owned(), ProtoValue { kind: kind.clone() })]
+                    .into_iter()
+                    .collect(),
+            };
             object(sent, "trigger_properties", &mut violations);
             assert_eq!(violations.len(), 1, "{kind:?}");
         }

@@ -17,7 +17,9 @@ pub fn size(sent: i32, violations: &mut Vec<Violation>) -> u64 {
         _ => {
             violations.push(Violation::new(
                 "page_size",
-                format!("{sent} is not a page size; 1 to {SIZE_MAX} is allowed, 0 means {SIZE_DEFAULT}"),
+                format!(
+                    "{sent} is not a page size; 1 to {SIZE_MAX} is allowed, 0 means {SIZE_DEFAULT}"
+                ),
             ));
             SIZE_DEFAULT
         }
@@ -37,15 +39,22 @@ pub fn after(sent: &str, query: &impl Hash, violations: &mut Vec<Violation>) -> 
     if sent.is_empty() {
         return None;
     }
-    let split = sent.split_at_checked(16).filter(|(_, last)| last.len() == 40 && last.is_ascii());
+    let split = sent
+        .split_at_checked(16)
+        .filter(|(_, last)| last.len() == 40 && last.is_ascii());
     let last = split.and_then(|(list, last)| {
         let same = u64::from_str_radix(list, 16).ok()? == fingerprint(query);
         let (last, second) = last.split_at_checked(32).filter(|_| same)?;
-        Some((u128::from_str_radix(last, 16).ok()?, u32::from_str_radix(second, 16).ok()?))
+        Some((
+            u128::from_str_radix(last, 16).ok()?,
+            u32::from_str_radix(second, 16).ok()?,
+        ))
     });
     if last.is_none() {
-        let message =
-            format!("{} is not a page token of this list; the next_page_token of a page with the same filters is needed", quote(sent));
+        let message = format!(
+            "{} is not a page token of this list; the next_page_token of a page with the same filters is needed",
+            quote(sent)
+        );
         violations.push(Violation::new("page_token", message));
     }
     last
@@ -68,7 +77,12 @@ mod tests {
         let token = token(&"a", (7, 9));
         assert_eq!(after(&token, &"a", &mut violations), Some((7, 9)));
         assert!(violations.is_empty());
-        for (wrong, query) in [(token.as_str(), "b"), ("x", "a"), (&token[1..], "a"), ("ü000000000000000", "a")] {
+        for (wrong, query) in [
+            (token.as_str(), "b"),
+            ("x", "a"),
+            (&token[1..], "a"),
+            ("ü000000000000000", "a"),
+        ] {
             assert_eq!(after(wrong, &query, &mut violations), None, "{wrong}");
         }
         assert_eq!(violations.len(), 4);
@@ -77,7 +91,10 @@ mod tests {
     #[test]
     fn sizes_out_of_bounds_are_refused() {
         let mut violations = vec![];
-        assert_eq!([0, 1, 1000].map(|sent| size(sent, &mut violations)), [50, 1, 1000]);
+        assert_eq!(
+            [0, 1, 1000].map(|sent| size(sent, &mut violations)),
+            [50, 1, 1000]
+        );
         assert!(violations.is_empty());
         size(-1, &mut violations);
         size(1001, &mut violations);

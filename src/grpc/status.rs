@@ -29,7 +29,9 @@ pub fn code_and_reason(error: &Error) -> (Code, &'static str) {
         Error::NotDead { .. } => (Code::FailedPrecondition, "DISPATCH_NOT_DEAD"),
         Error::StaleEtag { .. } => (Code::Aborted, "ETAG_STALE"),
         Error::Cancelled { .. } => (Code::FailedPrecondition, "SCHEDULE_CANCELLED"),
-        Error::NothingLeft { .. } | Error::NotAll { .. } => (Code::FailedPrecondition, "NOTHING_LEFT_TO_CHANGE"),
+        Error::NothingLeft { .. } | Error::NotAll { .. } => {
+            (Code::FailedPrecondition, "NOTHING_LEFT_TO_CHANGE")
+        }
         Error::RequestIdReused { .. } => (Code::AlreadyExists, "REQUEST_ID_REUSED"),
         Error::Busy { .. } => (Code::Unavailable, "BUSY"),
         Error::Draining => (Code::Unavailable, "DRAINING"),
@@ -54,21 +56,41 @@ pub fn status(error: &Error) -> Status {
     let mut message = error.to_string();
     match error {
         Error::Invalid(all) => violations(&mut details, all),
-        Error::TimePast(one) | Error::BeyondHorizon(one) => violations(&mut details, std::slice::from_ref(one)),
+        Error::TimePast(one) | Error::BeyondHorizon(one) => {
+            violations(&mut details, std::slice::from_ref(one))
+        }
         Error::NotFound { schedule_id } => {
             details.set_resource_info(CANVAS_SCHEDULE, schedule_id, "", &message);
         }
         Error::NoOpenSchedule { canvas_id } => {
-            details.set_resource_info(CANVAS_SCHEDULE, format!("canvases/{canvas_id}/schedules/-"), "", &message);
+            details.set_resource_info(
+                CANVAS_SCHEDULE,
+                format!("canvases/{canvas_id}/schedules/-"),
+                "",
+                &message,
+            );
         }
         Error::DispatchNotFound { dispatch_id } => {
             details.set_resource_info(DISPATCH, dispatch_id, "", &message);
         }
-        Error::ScheduleIdNeeded { canvas_id: subject, .. }
-        | Error::NotDead { dispatch_id: subject }
-        | Error::Cancelled { schedule_id: subject, .. }
-        | Error::NothingLeft { schedule_id: subject, .. }
-        | Error::NotAll { schedule_id: subject, .. } => {
+        Error::ScheduleIdNeeded {
+            canvas_id: subject, ..
+        }
+        | Error::NotDead {
+            dispatch_id: subject,
+        }
+        | Error::Cancelled {
+            schedule_id: subject,
+            ..
+        }
+        | Error::NothingLeft {
+            schedule_id: subject,
+            ..
+        }
+        | Error::NotAll {
+            schedule_id: subject,
+            ..
+        } => {
             details.add_precondition_failure_violation(reason, subject, &message);
         }
         Error::StaleEtag { schedule_id, .. } => {
@@ -102,18 +124,29 @@ fn violations(details: &mut ErrorDetails, all: &[Violation]) {
 
 fn metadata(error: &Error) -> HashMap<String, String> {
     let entries: Vec<(&str, String)> = match error {
-        Error::Invalid(all) if told(all).len() < all.len() => vec![("violations", all.len().to_string())],
+        Error::Invalid(all) if told(all).len() < all.len() => {
+            vec![("violations", all.len().to_string())]
+        }
         Error::NoOpenSchedule { .. } => vec![("open_schedules", "0".to_owned())],
         Error::ScheduleIdNeeded { open, .. } => vec![("open_schedules", open.to_string())],
         Error::StaleEtag { revision, .. } => vec![("revision", revision.to_string())],
-        Error::Cancelled { since, .. } | Error::NothingLeft { since, .. } => vec![("since", since.clone())],
+        Error::Cancelled { since, .. } | Error::NothingLeft { since, .. } => {
+            vec![("since", since.clone())]
+        }
         // The same reason as when nothing is left at all; these say that something is.
         Error::NotAll { taken, missed, .. } => {
-            vec![("require_all", "true".to_owned()), ("taken_zones", taken.to_string()), ("missed_zones", missed.to_string())]
+            vec![
+                ("require_all", "true".to_owned()),
+                ("taken_zones", taken.to_string()),
+                ("missed_zones", missed.to_string()),
+            ]
         }
         _ => vec![],
     };
-    entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    entries
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 #[cfg(test)]
@@ -130,33 +163,150 @@ mod tests {
     fn table() -> Vec<Row> {
         let id = || "id".to_owned();
         let second = Duration::from_secs(1);
-        let bad: fn(&ErrorDetails) -> bool = |details| details.bad_request().is_some_and(|bad| !bad.field_violations.is_empty());
+        let bad: fn(&ErrorDetails) -> bool = |details| {
+            details
+                .bad_request()
+                .is_some_and(|bad| !bad.field_violations.is_empty())
+        };
         let resource: fn(&ErrorDetails) -> bool = |details| details.resource_info().is_some();
-        let precondition: fn(&ErrorDetails) -> bool = |details| details.precondition_failure().is_some();
+        let precondition: fn(&ErrorDetails) -> bool =
+            |details| details.precondition_failure().is_some();
         let retry: fn(&ErrorDetails) -> bool = |details| details.retry_info().is_some();
         let nothing: fn(&ErrorDetails) -> bool = |_| true;
         vec![
-            (Error::Invalid(vec![violation(), violation()]), Code::InvalidArgument, "INVALID_FIELDS", |details| {
-                details.bad_request().is_some_and(|bad| bad.field_violations.len() == 2)
-            }),
-            (Error::TimePast(violation()), Code::InvalidArgument, "SCHEDULE_TIME_PAST", bad),
-            (Error::BeyondHorizon(violation()), Code::InvalidArgument, "SCHEDULE_BEYOND_HORIZON", bad),
-            (Error::NotFound { schedule_id: id() }, Code::NotFound, "SCHEDULE_NOT_FOUND", resource),
-            (Error::NoOpenSchedule { canvas_id: id() }, Code::NotFound, "NO_OPEN_SCHEDULE", resource),
-            (Error::ScheduleIdNeeded { canvas_id: id(), open: 2 }, Code::FailedPrecondition, "SCHEDULE_ID_NEEDED", precondition),
-            (Error::StaleEtag { schedule_id: id(), revision: 3 }, Code::Aborted, "ETAG_STALE", precondition),
-            (Error::Cancelled { schedule_id: id(), since: id() }, Code::FailedPrecondition, "SCHEDULE_CANCELLED", precondition),
-            (Error::NothingLeft { schedule_id: id(), since: id() }, Code::FailedPrecondition, "NOTHING_LEFT_TO_CHANGE", precondition),
-            (Error::NotAll { schedule_id: id(), taken: 1, missed: 2 }, Code::FailedPrecondition, "NOTHING_LEFT_TO_CHANGE", precondition),
-            (Error::DispatchNotFound { dispatch_id: id() }, Code::NotFound, "DISPATCH_NOT_FOUND", resource),
-            (Error::NotDead { dispatch_id: id() }, Code::FailedPrecondition, "DISPATCH_NOT_DEAD", precondition),
-            (Error::RequestIdReused { request_id: id() }, Code::AlreadyExists, "REQUEST_ID_REUSED", nothing),
-            (Error::Busy { retry_after: second }, Code::Unavailable, "BUSY", retry),
+            (
+                Error::Invalid(vec![violation(), violation()]),
+                Code::InvalidArgument,
+                "INVALID_FIELDS",
+                |details| {
+                    details
+                        .bad_request()
+                        .is_some_and(|bad| bad.field_violations.len() == 2)
+                },
+            ),
+            (
+                Error::TimePast(violation()),
+                Code::InvalidArgument,
+                "SCHEDULE_TIME_PAST",
+                bad,
+            ),
+            (
+                Error::BeyondHorizon(violation()),
+                Code::InvalidArgument,
+                "SCHEDULE_BEYOND_HORIZON",
+                bad,
+            ),
+            (
+                Error::NotFound { schedule_id: id() },
+                Code::NotFound,
+                "SCHEDULE_NOT_FOUND",
+                resource,
+            ),
+            (
+                Error::NoOpenSchedule { canvas_id: id() },
+                Code::NotFound,
+                "NO_OPEN_SCHEDULE",
+                resource,
+            ),
+            (
+                Error::ScheduleIdNeeded {
+                    canvas_id: id(),
+                    open: 2,
+                },
+                Code::FailedPrecondition,
+                "SCHEDULE_ID_NEEDED",
+                precondition,
+            ),
+            (
+                Error::StaleEtag {
+                    schedule_id: id(),
+                    revision: 3,
+                },
+                Code::Aborted,
+                "ETAG_STALE",
+                precondition,
+            ),
+            (
+                Error::Cancelled {
+                    schedule_id: id(),
+                    since: id(),
+                },
+                Code::FailedPrecondition,
+                "SCHEDULE_CANCELLED",
+                precondition,
+            ),
+            (
+                Error::NothingLeft {
+                    schedule_id: id(),
+                    since: id(),
+                },
+                Code::FailedPrecondition,
+                "NOTHING_LEFT_TO_CHANGE",
+                precondition,
+            ),
+            (
+                Error::NotAll {
+                    schedule_id: id(),
+                    taken: 1,
+                    missed: 2,
+                },
+                Code::FailedPrecondition,
+                "NOTHING_LEFT_TO_CHANGE",
+                precondition,
+            ),
+            (
+                Error::DispatchNotFound { dispatch_id: id() },
+                Code::NotFound,
+                "DISPATCH_NOT_FOUND",
+                resource,
+            ),
+            (
+                Error::NotDead { dispatch_id: id() },
+                Code::FailedPrecondition,
+                "DISPATCH_NOT_DEAD",
+                precondition,
+            ),
+            (
+                Error::RequestIdReused { request_id: id() },
+                Code::AlreadyExists,
+                "REQUEST_ID_REUSED",
+                nothing,
+            ),
+            (
+                Error::Busy {
+                    retry_after: second,
+                },
+                Code::Unavailable,
+                "BUSY",
+                retry,
+            ),
             (Error::Draining, Code::Unavailable, "DRAINING", retry),
-            (Error::StoreUnavailable { retry_after: second }, Code::Unavailable, "STORE_UNAVAILABLE", retry),
-            (Error::OutcomeUnknown, Code::Unknown, "OUTCOME_UNKNOWN", nothing),
-            (Error::DeadlineExceeded, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", nothing),
-            (Error::Internal("password".to_owned()), Code::Internal, "INTERNAL", |details| details.request_info().is_some()),
+            (
+                Error::StoreUnavailable {
+                    retry_after: second,
+                },
+                Code::Unavailable,
+                "STORE_UNAVAILABLE",
+                retry,
+            ),
+            (
+                Error::OutcomeUnknown,
+                Code::Unknown,
+                "OUTCOME_UNKNOWN",
+                nothing,
+            ),
+            (
+                Error::DeadlineExceeded,
+                Code::DeadlineExceeded,
+                "DEADLINE_EXCEEDED",
+                nothing,
+            ),
+            (
+                Error::Internal("password".to_owned()),
+                Code::Internal,
+                "INTERNAL",
+                |details| details.request_info().is_some(),
+            ),
         ]
     }
 
@@ -166,9 +316,16 @@ mod tests {
             let status = status(&error);
             let details = status.get_error_details();
             let info = details.error_info().expect("always an ErrorInfo");
-            assert_eq!((status.code(), info.reason.as_str(), info.domain.as_str()), (code, reason, DOMAIN), "{error:?}");
+            assert_eq!(
+                (status.code(), info.reason.as_str(), info.domain.as_str()),
+                (code, reason, DOMAIN),
+                "{error:?}"
+            );
             assert!(holds(&details), "{error:?}: {details:?}");
-            assert!(!status.message().is_empty() && !status.message().contains("password"), "{status:?}");
+            assert!(
+                !status.message().is_empty() && !status.message().contains("password"),
+                "{status:?}"
+            );
         }
     }
 }

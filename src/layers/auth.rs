@@ -48,19 +48,30 @@ fn door(path: &str) -> Door {
     if path.starts_with("/grpc.health.v1.Health/") || path.starts_with("/grpc.reflection.") {
         return Door::Open;
     }
-    let Some(method) = path.strip_prefix("/canvas.schedule.v1.CanvasScheduleService/") else { return Door::Nowhere };
+    let Some(method) = path.strip_prefix("/canvas.schedule.v1.CanvasScheduleService/") else {
+        return Door::Nowhere;
+    };
     match method {
         "CreateCanvasSchedule" => Door::Needs(Permission::Create),
-        "UpdateCanvasSchedule" | "BatchUpdateCanvasSchedules" | "RetryDispatch" => Door::Needs(Permission::Update),
+        "UpdateCanvasSchedule" | "BatchUpdateCanvasSchedules" | "RetryDispatch" => {
+            Door::Needs(Permission::Update)
+        }
         "CancelCanvasSchedule" => Door::Needs(Permission::Delete),
-        "GetCanvasSchedule" | "ListCanvasSchedules" | "ListCanvasScheduleRevisions" | "ListDispatches" => Door::Needs(Permission::Read),
+        "GetCanvasSchedule"
+        | "ListCanvasSchedules"
+        | "ListCanvasScheduleRevisions"
+        | "ListDispatches" => Door::Needs(Permission::Read),
         _ => Door::Nowhere,
     }
 }
 
 /// Lets the call in, with its [`Caller`] in the extensions and its key gone from the headers, or says why not. Answers the key,
 /// if the method needs one.
-pub(super) async fn admit(request: &mut Request<Body>, call: &Call, gate: &Gate) -> Result<Option<Arc<Held>>, Status> {
+pub(super) async fn admit(
+    request: &mut Request<Body>,
+    call: &Call,
+    gate: &Gate,
+) -> Result<Option<Arc<Held>>, Status> {
     let needs = match door(call.uri.path()) {
         Door::Open => return Ok(None),
         Door::Needs(permission) => permission,
@@ -72,10 +83,22 @@ pub(super) async fn admit(request: &mut Request<Body>, call: &Call, gate: &Gate)
     };
     let presented = presented(request.headers()).map_err(count)?;
     let from = address::of_caller(call.peer, request.headers(), &gate.trusted_proxies);
-    let held = gate.access.admit(&presented, from, needs).await.map_err(|why| count(denied(why)))?;
+    let held = gate
+        .access
+        .admit(&presented, from, needs)
+        .await
+        .map_err(|why| count(denied(why)))?;
     request.headers_mut().remove(AUTHORIZATION);
-    let deadline = request.extensions().get::<Deadline>().map(|deadline| deadline.0);
-    request.extensions_mut().insert(Caller { workspace: held.workspace(), actor: held.actor(), deadline, span: call.span.clone() });
+    let deadline = request
+        .extensions()
+        .get::<Deadline>()
+        .map(|deadline| deadline.0);
+    request.extensions_mut().insert(Caller {
+        workspace: held.workspace(),
+        actor: held.actor(),
+        deadline,
+        span: call.span.clone(),
+    });
     Ok(Some(held))
 }
 
@@ -93,32 +116,54 @@ fn presented(headers: &HeaderMap) -> Result<Presented, Refused> {
         let message = "a key is needed: send `authorization: Bearer KEY`";
         return Err(refused(Code::Unauthenticated, "KEY_MISSING", message));
     };
-    let key = value.as_bytes().split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
+    let key = value
+        .as_bytes()
+        .split_at_checked(7)
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
     let presented = key.and_then(|(_, key)| Presented::parse(key.trim_ascii()));
-    presented.filter(|_| stated.next().is_none()).ok_or_else(|| {
-        // The value is not repeated: it may be a key with a slip in it.
-        let message = "`authorization` is not `Bearer KEY` with one key as `api-key create` printed it";
-        refused(Code::Unauthenticated, "KEY_MALFORMED", message)
-    })
+    presented
+        .filter(|_| stated.next().is_none())
+        .ok_or_else(|| {
+            // The value is not repeated: it may be a key with a slip in it.
+            let message =
+                "`authorization` is not `Bearer KEY` with one key as `api-key create` printed it";
+            refused(Code::Unauthenticated, "KEY_MALFORMED", message)
+        })
 }
 
 fn denied(why: Denied) -> Refused {
     let barred = match why {
         Denied::Barred(barred) => barred,
-        Denied::Unavailable => return ("STORE_UNAVAILABLE", unavailable(&Error::StoreUnavailable { retry_after: RETRY_AFTER })),
+        Denied::Unavailable => {
+            return (
+                "STORE_UNAVAILABLE",
+                unavailable(&Error::StoreUnavailable {
+                    retry_after: RETRY_AFTER,
+                }),
+            );
+        }
     };
     match barred {
         Barred::Unknown => refused(Code::Unauthenticated, "KEY_UNKNOWN", "there is no such key"),
         Barred::Revoked => refused(Code::Unauthenticated, "KEY_REVOKED", "the key was revoked"),
         Barred::Expired => refused(Code::Unauthenticated, "KEY_EXPIRED", "the key has expired"),
-        Barred::Address => {
-            refused(Code::PermissionDenied, "ADDRESS_NOT_ALLOWED", "the key may not be used from the address that the call comes from")
-        }
+        Barred::Address => refused(
+            Code::PermissionDenied,
+            "ADDRESS_NOT_ALLOWED",
+            "the key may not be used from the address that the call comes from",
+        ),
         Barred::Permission(needed) => {
             let reason = "PERMISSION_MISSING";
-            let info = ErrorDetails::with_error_info(reason, DOMAIN, [("permission".into(), needed.name().into())]);
+            let info = ErrorDetails::with_error_info(
+                reason,
+                DOMAIN,
+                [("permission".into(), needed.name().into())],
+            );
             let message = format!("the key has not the permission {}", needed.name());
-            (reason, Status::with_error_details(Code::PermissionDenied, message, info))
+            (
+                reason,
+                Status::with_error_details(Code::PermissionDenied, message, info),
+            )
         }
     }
 }

@@ -10,9 +10,12 @@ use crate::layers::{Phase, Stack};
 
 #[test]
 fn what_stands_in_no_table_is_nowhere() {
-    for path in
-        ["/", "/canvas.schedule.v1.CanvasScheduleService/Nope", "/canvas.schedule.v2.CanvasScheduleService/GetCanvasSchedule", "/x.Y/Z"]
-    {
+    for path in [
+        "/",
+        "/canvas.schedule.v1.CanvasScheduleService/Nope",
+        "/canvas.schedule.v2.CanvasScheduleService/GetCanvasSchedule",
+        "/x.Y/Z",
+    ] {
         assert_eq!(door(path), Door::Nowhere, "{path}");
     }
     assert_eq!(door(STREAM), Door::Open);
@@ -26,15 +29,27 @@ fn stack() -> (watch::Sender<Phase>, Stack) {
 
 #[tokio::test]
 async fn the_key_is_one_bearer_and_is_gone_before_the_handler() {
-    let key = request(UNARY).headers()[AUTHORIZATION].to_str().expect("ASCII").split_once(' ').expect("a scheme").1.to_owned();
+    let key = request(UNARY).headers()[AUTHORIZATION]
+        .to_str()
+        .expect("ASCII")
+        .split_once(' ')
+        .expect("a scheme")
+        .1
+        .to_owned();
     for (lines, reason) in [
         (vec![], "KEY_MISSING"),
         (vec![String::new()], "KEY_MALFORMED"),
         (vec![key.clone()], "KEY_MALFORMED"),
         (vec![format!("Basic {key}")], "KEY_MALFORMED"),
         (vec![format!("Bearer {}", &key[1..])], "KEY_MALFORMED"),
-        (vec![format!("Bearer {key}"), format!("Bearer {key}")], "KEY_MALFORMED"),
-        (vec![format!("Bearer {}", key.replace("cs_07", "cs_08"))], "KEY_UNKNOWN"),
+        (
+            vec![format!("Bearer {key}"), format!("Bearer {key}")],
+            "KEY_MALFORMED",
+        ),
+        (
+            vec![format!("Bearer {}", key.replace("cs_07", "cs_08"))],
+            "KEY_UNKNOWN",
+        ),
         (vec![format!("Bearer {key}")], ""),
         (vec![format!("bearer  {key} ")], ""),
     ] {
@@ -42,17 +57,37 @@ async fn the_key_is_one_bearer_and_is_gone_before_the_handler() {
         let mut call = request(UNARY);
         call.headers_mut().remove(AUTHORIZATION);
         for line in &lines {
-            call.headers_mut().append(AUTHORIZATION, line.parse().expect("a header"));
+            call.headers_mut()
+                .append(AUTHORIZATION, line.parse().expect("a header"));
         }
         let response = pass(stack, call, |request| async move {
             assert!(request.headers().get(AUTHORIZATION).is_none());
-            assert_eq!(&*request.extensions().get::<Caller>().expect("a caller").actor, "test");
+            assert_eq!(
+                &*request
+                    .extensions()
+                    .get::<Caller>()
+                    .expect("a caller")
+                    .actor,
+                "test"
+            );
             done()
         })
         .await;
-        let code = if reason.is_empty() { Code::Ok } else { Code::Unauthenticated };
-        assert_eq!(verdict(&response), (code, reason.to_owned()), "{}", lines.len());
-        assert!(!format!("{:?}", response.headers()).contains(&key[20..]), "the key is not echoed");
+        let code = if reason.is_empty() {
+            Code::Ok
+        } else {
+            Code::Unauthenticated
+        };
+        assert_eq!(
+            verdict(&response),
+            (code, reason.to_owned()),
+            "{}",
+            lines.len()
+        );
+        assert!(
+            !format!("{:?}", response.headers()).contains(&key[20..]),
+            "the key is not echoed"
+        );
     }
 }
 
@@ -60,10 +95,21 @@ async fn the_key_is_one_bearer_and_is_gone_before_the_handler() {
 #[tokio::test]
 async fn a_method_that_nobody_knows_is_not_reached_even_with_a_key() {
     let (_phase, stack) = stack();
-    let inner = tower::service_fn(|_: Request<Body>| async { panic!("reached") as Result<Response<Body>, Infallible> });
+    let inner = tower::service_fn(|_: Request<Body>| async {
+        panic!("reached") as Result<Response<Body>, Infallible>
+    });
     let mut wrapped = stack.wrap(inner);
     for path in ["/canvas.schedule.v1.CanvasScheduleService/Nope", "/x.Y/Z"] {
-        let Ok(response) = wrapped.ready().await.expect("ready").call(request(path)).await;
-        assert_eq!(verdict(&response), (Code::Unimplemented, "METHOD_UNKNOWN".into()), "{path}");
+        let Ok(response) = wrapped
+            .ready()
+            .await
+            .expect("ready")
+            .call(request(path))
+            .await;
+        assert_eq!(
+            verdict(&response),
+            (Code::Unimplemented, "METHOD_UNKNOWN".into()),
+            "{path}"
+        );
     }
 }

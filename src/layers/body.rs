@@ -11,12 +11,23 @@ use tonic::Status;
 use tonic::body::Body;
 
 /// Ends the body of `response` with the status that `end` yields, if it yields one before the body has ended by itself.
-pub fn end_when(response: Response<Body>, end: impl Future<Output = Status> + Send + 'static) -> Response<Body> {
-    response.map(|inner| Body::new(EndWhen { inner: Some(inner), end }))
+pub fn end_when(
+    response: Response<Body>,
+    end: impl Future<Output = Status> + Send + 'static,
+) -> Response<Body> {
+    response.map(|inner| {
+        Body::new(EndWhen {
+            inner: Some(inner),
+            end,
+        })
+    })
 }
 
 /// Shows the trailers of the body of `response` to `see`, which may change them.
-pub fn see_trailers(response: Response<Body>, see: impl FnMut(&mut HeaderMap) + Send + Unpin + 'static) -> Response<Body> {
+pub fn see_trailers(
+    response: Response<Body>,
+    see: impl FnMut(&mut HeaderMap) + Send + Unpin + 'static,
+) -> Response<Body> {
     response.map(|inner| Body::new(SeeTrailers { inner, see }))
 }
 
@@ -33,9 +44,14 @@ impl<F: Future<Output = Status>> HttpBody for EndWhen<F> {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.project();
-        let Some(inner) = this.inner else { return Poll::Ready(None) };
+        let Some(inner) = this.inner else {
+            return Poll::Ready(None);
+        };
         // First, so that a body that always has more to say ends too.
         if let Poll::Ready(status) = this.end.poll(cx) {
             *this.inner = None;
@@ -43,7 +59,9 @@ impl<F: Future<Output = Status>> HttpBody for EndWhen<F> {
         }
         let frame = Pin::new(inner).poll_frame(cx);
         if let Poll::Ready(last) = &frame
-            && last.as_ref().is_none_or(|frame| frame.as_ref().map_or(true, Frame::is_trailers))
+            && last
+                .as_ref()
+                .is_none_or(|frame| frame.as_ref().map_or(true, Frame::is_trailers))
         {
             *this.inner = None;
         }
@@ -68,7 +86,10 @@ impl<F: FnMut(&mut HeaderMap) + Unpin> HttpBody for SeeTrailers<F> {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let mut frame = Pin::new(&mut self.inner).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &mut frame
             && let Some(trailers) = frame.trailers_mut()

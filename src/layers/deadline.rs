@@ -28,7 +28,11 @@ pub(super) struct Bound {
 }
 
 /// The bound of `call`, left in the request for its handler too. None for a stream whose caller states none.
-pub(super) fn read(request: &mut Request<Body>, call: &Call, max_call: Duration) -> Result<Option<Bound>, Status> {
+pub(super) fn read(
+    request: &mut Request<Body>,
+    call: &Call,
+    max_call: Duration,
+) -> Result<Option<Bound>, Status> {
     let stated = timeout(request.headers())?;
     let after = match stated {
         Some(stated) if call.streams() => stated,
@@ -40,11 +44,19 @@ pub(super) fn read(request: &mut Request<Body>, call: &Call, max_call: Duration)
     if let Some(at) = at {
         request.extensions_mut().insert(Deadline(at));
     }
-    Ok(Some(Bound { after, at, stated: stated == Some(after) }))
+    Ok(Some(Bound {
+        after,
+        at,
+        stated: stated == Some(after),
+    }))
 }
 
 /// The answer of `inner`, or DEADLINE_EXCEEDED when the bound passes first. The body of a stream is bounded too.
-pub(super) async fn enforce<F>(inner: Pin<&mut F>, bound: Result<Option<Bound>, Status>, call: &Call) -> Response<Body>
+pub(super) async fn enforce<F>(
+    inner: Pin<&mut F>,
+    bound: Result<Option<Bound>, Status>,
+    call: &Call,
+) -> Response<Body>
 where
     F: Future<Output = Response<Body>>,
 {
@@ -54,7 +66,9 @@ where
         Ok(None) => return inner.await,
         Err(malformed) => return malformed.into_http(),
     };
-    let Some(at) = bound.at else { return inner.await };
+    let Some(at) = bound.at else {
+        return inner.await;
+    };
     let response = tokio::select! {
         // The call first: one that need not wait costs no timer.
         biased;
@@ -72,17 +86,27 @@ where
 
 fn exceeded(bound: Bound) -> Status {
     let after = bound.after;
-    let whose = if bound.stated { "which grpc-timeout allows" } else { "the longest that a call may take" };
+    let whose = if bound.stated {
+        "which grpc-timeout allows"
+    } else {
+        "the longest that a call may take"
+    };
     refusal(
         Code::DeadlineExceeded,
         "DEADLINE_EXCEEDED",
-        format!("the call was not finished within {after:?}, {whose}; what it asked for may or may not have been done"),
+        format!(
+            "the call was not finished within {after:?}, {whose}; what it asked for may or may not have been done"
+        ),
     )
 }
 
 fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
-    let Some(value) = headers.get(HEADER) else { return Ok(None) };
-    parse(value.as_bytes()).map(Some).ok_or_else(|| malformed(&String::from_utf8_lossy(value.as_bytes())))
+    let Some(value) = headers.get(HEADER) else {
+        return Ok(None);
+    };
+    parse(value.as_bytes())
+        .map(Some)
+        .ok_or_else(|| malformed(&String::from_utf8_lossy(value.as_bytes())))
 }
 
 /// One to eight digits and a unit.
@@ -91,7 +115,9 @@ fn parse(value: &[u8]) -> Option<Duration> {
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let n = digits.iter().fold(0_u64, |n, digit| n * 10 + u64::from(digit - b'0'));
+    let n = digits
+        .iter()
+        .fold(0_u64, |n, digit| n * 10 + u64::from(digit - b'0'));
     match unit {
         b'H' => Some(Duration::from_secs(n * 3600)),
         b'M' => Some(Duration::from_secs(n * 60)),

@@ -36,31 +36,48 @@ where
 }
 
 fn rebuild(headers: &mut HeaderMap, path: &str) {
-    let failed = headers.get(Status::GRPC_STATUS).is_some_and(|code| code != "0");
+    let failed = headers
+        .get(Status::GRPC_STATUS)
+        .is_some_and(|code| code != "0");
     if !failed || headers.contains_key(Status::GRPC_STATUS_DETAILS) {
         return;
     }
-    let Some(bare) = Status::from_header_map(headers) else { return };
+    let Some(bare) = Status::from_header_map(headers) else {
+        return;
+    };
     let (code, reason) = judge(bare.code(), bare.message());
-    let rebuilt =
-        if bare.message().is_empty() && reason == "METHOD_UNKNOWN" { method_unknown(path) } else { refusal(code, reason, bare.message()) };
+    let rebuilt = if bare.message().is_empty() && reason == "METHOD_UNKNOWN" {
+        method_unknown(path)
+    } else {
+        refusal(code, reason, bare.message())
+    };
     // It fails only on a text that cannot stand in a header, and this one just did; the bare status then stands.
     let _written = rebuilt.add_header(headers);
 }
 
 /// There is no such method.
 pub(super) fn method_unknown(path: &str) -> Status {
-    refusal(Code::Unimplemented, "METHOD_UNKNOWN", format!("there is no method {}", quote(path)))
+    refusal(
+        Code::Unimplemented,
+        "METHOD_UNKNOWN",
+        format!("there is no method {}", quote(path)),
+    )
 }
 
 fn judge(code: Code, text: &str) -> (Code, &'static str) {
     let unreadable = UNREADABLE.iter().any(|start| text.starts_with(start));
     match code {
         Code::OutOfRange => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
-        Code::ResourceExhausted if text.starts_with("Error decompressing: size limit") => (code, "MESSAGE_TOO_LARGE"),
-        Code::Unimplemented if text.starts_with("Content is compressed") => (code, "ENCODING_UNSUPPORTED"),
+        Code::ResourceExhausted if text.starts_with("Error decompressing: size limit") => {
+            (code, "MESSAGE_TOO_LARGE")
+        }
+        Code::Unimplemented if text.starts_with("Content is compressed") => {
+            (code, "ENCODING_UNSUPPORTED")
+        }
         Code::Unimplemented => (code, "METHOD_UNKNOWN"),
-        Code::Internal | Code::Unknown if unreadable => (Code::InvalidArgument, "MESSAGE_NOT_DECODABLE"),
+        Code::Internal | Code::Unknown if unreadable => {
+            (Code::InvalidArgument, "MESSAGE_NOT_DECODABLE")
+        }
         code => (code, name_of(code)),
     }
 }

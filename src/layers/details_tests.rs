@@ -13,7 +13,10 @@ use crate::layers::{Phase, Stack};
 async fn ask(request: Request<Body>) -> Response<Body> {
     let (_sender, phase) = watch::channel(Phase::Serving);
     let (_, health) = tonic_health::server::health_reporter();
-    let Ok(response) = Stack::new(phase).wrap(Routes::new(health)).oneshot(request).await;
+    let Ok(response) = Stack::new(phase)
+        .wrap(Routes::new(health))
+        .oneshot(request)
+        .await;
     response
 }
 
@@ -22,7 +25,10 @@ fn with_body(path: &str, body: &'static [u8]) -> Request<Body> {
 }
 
 fn text_of(response: &Response<Body>) -> String {
-    Status::from_header_map(response.headers()).expect("a status").message().to_owned()
+    Status::from_header_map(response.headers())
+        .expect("a status")
+        .message()
+        .to_owned()
 }
 
 #[tokio::test]
@@ -35,27 +41,54 @@ async fn what_cannot_be_read_is_the_callers_fault() {
         ("a flag that is none", b"\x07\0\0\0\0", decode),
         ("compressed, by what is not said", b"\x01\0\0\0\0", decode),
         ("no protobuf", b"\0\0\0\0\x02\xff\xff", decode),
-        ("a length over the limit", b"\0\x7f\xff\xff\xff", (Code::ResourceExhausted, "MESSAGE_TOO_LARGE")),
+        (
+            "a length over the limit",
+            b"\0\x7f\xff\xff\xff",
+            (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+        ),
     ];
     for (case, body, (code, reason)) in cases {
         let response = ask(with_body(CHECK, body)).await;
-        assert_eq!(verdict(&response), (code, reason.into()), "{case}: {}", text_of(&response));
+        assert_eq!(
+            verdict(&response),
+            (code, reason.into()),
+            "{case}: {}",
+            text_of(&response)
+        );
         assert!(!text_of(&response).is_empty(), "{case}");
-        assert_eq!(response.headers()["content-type"], "application/grpc", "{case}");
+        assert_eq!(
+            response.headers()["content-type"],
+            "application/grpc",
+            "{case}"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_method_or_an_encoding_that_is_unknown_is_named() {
-    for path in ["/grpc.health.v1.Health/Wach", "/grpc.health.v1.Healthy/Check", "/", "/index.html", UNARY] {
+    for path in [
+        "/grpc.health.v1.Health/Wach",
+        "/grpc.health.v1.Healthy/Check",
+        "/",
+        "/index.html",
+        UNARY,
+    ] {
         let response = ask(request(path)).await;
-        assert_eq!(verdict(&response), (Code::Unimplemented, "METHOD_UNKNOWN".into()), "{path}");
+        assert_eq!(
+            verdict(&response),
+            (Code::Unimplemented, "METHOD_UNKNOWN".into()),
+            "{path}"
+        );
         assert_eq!(text_of(&response), format!("there is no method {path:?}"));
     }
     let mut gzip = with_body(CHECK, b"\x01\0\0\0\0");
-    gzip.headers_mut().insert("grpc-encoding", "gzip".parse().expect("a header"));
+    gzip.headers_mut()
+        .insert("grpc-encoding", "gzip".parse().expect("a header"));
     let response = ask(gzip).await;
-    assert_eq!(verdict(&response), (Code::Unimplemented, "ENCODING_UNSUPPORTED".into()));
+    assert_eq!(
+        verdict(&response),
+        (Code::Unimplemented, "ENCODING_UNSUPPORTED".into())
+    );
     assert_eq!(response.headers()["grpc-accept-encoding"], "identity");
 }
 
@@ -63,11 +96,20 @@ async fn a_method_or_an_encoding_that_is_unknown_is_named() {
 async fn a_request_that_is_not_grpc_is_answered() {
     let mut get = request(CHECK);
     *get.method_mut() = http::Method::GET;
-    assert_eq!(verdict(&ask(get).await), (Code::InvalidArgument, "MESSAGE_NOT_DECODABLE".into()));
+    assert_eq!(
+        verdict(&ask(get).await),
+        (Code::InvalidArgument, "MESSAGE_NOT_DECODABLE".into())
+    );
 
     let mut json = with_body(CHECK, b"{\"service\":\"\"}");
-    json.headers_mut().insert("content-type", "application/json".parse().expect("a header"));
-    assert_eq!(verdict(&ask(json).await), (Code::InvalidArgument, "MESSAGE_NOT_DECODABLE".into()));
+    json.headers_mut().insert(
+        "content-type",
+        "application/json".parse().expect("a header"),
+    );
+    assert_eq!(
+        verdict(&ask(json).await),
+        (Code::InvalidArgument, "MESSAGE_NOT_DECODABLE".into())
+    );
 }
 
 #[test]
@@ -75,10 +117,22 @@ fn anything_else_keeps_its_code_and_is_named_by_it() {
     for (code, text, judged) in [
         (Code::Internal, "no idea", (Code::Internal, "INTERNAL")),
         (Code::Unknown, "", (Code::Unknown, "UNKNOWN")),
-        (Code::Unknown, "h2 protocol error: error reading a body from connection", (Code::InvalidArgument, "MESSAGE_NOT_DECODABLE")),
+        (
+            Code::Unknown,
+            "h2 protocol error: error reading a body from connection",
+            (Code::InvalidArgument, "MESSAGE_NOT_DECODABLE"),
+        ),
         (Code::Unavailable, "", (Code::Unavailable, "UNAVAILABLE")),
-        (Code::ResourceExhausted, "", (Code::ResourceExhausted, "RESOURCE_EXHAUSTED")),
-        (Code::ResourceExhausted, "Error decompressing: size limit, of 9 bytes", (Code::ResourceExhausted, "MESSAGE_TOO_LARGE")),
+        (
+            Code::ResourceExhausted,
+            "",
+            (Code::ResourceExhausted, "RESOURCE_EXHAUSTED"),
+        ),
+        (
+            Code::ResourceExhausted,
+            "Error decompressing: size limit, of 9 bytes",
+            (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+        ),
         (Code::NotFound, "", (Code::NotFound, "NOT_FOUND")),
         (Code::Cancelled, "", (Code::Cancelled, "CANCELLED")),
     ] {
@@ -89,16 +143,26 @@ fn anything_else_keeps_its_code_and_is_named_by_it() {
 #[tokio::test]
 async fn details_that_are_there_stay_and_streams_get_theirs_at_the_end() {
     let (_sender, phase) = watch::channel(Phase::Serving);
-    let own = pass(Stack::new(phase.clone()), request(UNARY), |_| async { refusal(Code::Unimplemented, "OWN", "own").into_http() }).await;
+    let own = pass(Stack::new(phase.clone()), request(UNARY), |_| async {
+        refusal(Code::Unimplemented, "OWN", "own").into_http()
+    })
+    .await;
     assert_eq!(verdict(&own), (Code::Unimplemented, "OWN".into()));
 
     let stream = pass(Stack::new(phase), request(STREAM), |_| async {
         let mut trailers = HeaderMap::new();
-        Status::not_found("gone").add_header(&mut trailers).expect("ASCII");
-        Response::new(Body::new(http_body_util::StreamBody::new(Once(Some(trailers)))))
+        Status::not_found("gone")
+            .add_header(&mut trailers)
+            .expect("ASCII");
+        Response::new(Body::new(http_body_util::StreamBody::new(Once(Some(
+            trailers,
+        )))))
     })
     .await;
-    assert_eq!(verdict_of_stream(stream).await, (Code::NotFound, "NOT_FOUND".into()));
+    assert_eq!(
+        verdict_of_stream(stream).await,
+        (Code::NotFound, "NOT_FOUND".into())
+    );
 }
 
 /// A stream of nothing but trailers.
@@ -107,7 +171,14 @@ struct Once(Option<HeaderMap>);
 impl tonic::codegen::tokio_stream::Stream for Once {
     type Item = Result<http_body::Frame<Bytes>, Status>;
 
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<Option<Self::Item>> {
-        std::task::Poll::Ready(self.0.take().map(|trailers| Ok(http_body::Frame::trailers(trailers))))
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        std::task::Poll::Ready(
+            self.0
+                .take()
+                .map(|trailers| Ok(http_body::Frame::trailers(trailers))),
+        )
     }
 }

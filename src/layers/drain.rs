@@ -32,7 +32,11 @@ impl Phase {
 }
 
 /// The answer of `inner`, unless the process stops first: UNAVAILABLE, reason `DRAINING`.
-pub(super) async fn heed<F>(inner: Pin<&mut F>, phase: &watch::Receiver<Phase>, call: &Call) -> Response<Body>
+pub(super) async fn heed<F>(
+    inner: Pin<&mut F>,
+    phase: &watch::Receiver<Phase>,
+    call: &Call,
+) -> Response<Body>
 where
     F: Future<Output = Response<Body>>,
 {
@@ -90,7 +94,13 @@ mod tests {
 
     fn server(at: Phase) -> (watch::Sender<Phase>, Server) {
         let (sender, phase) = watch::channel(at);
-        (sender, Server::of(Stack { max_call: Duration::from_secs(3600), ..Stack::new(phase) }))
+        (
+            sender,
+            Server::of(Stack {
+                max_call: Duration::from_secs(3600),
+                ..Stack::new(phase)
+            }),
+        )
     }
 
     #[tokio::test]
@@ -99,7 +109,11 @@ mod tests {
         let call = server.start(UNARY, std::future::pending());
         server.begun().await;
         phase.send_replace(Phase::Draining);
-        assert_eq!(verdict(&server.call(UNARY, async { done() }).await), (Code::Ok, String::new()), "a new call while draining");
+        assert_eq!(
+            verdict(&server.call(UNARY, async { done() }).await),
+            (Code::Ok, String::new()),
+            "a new call while draining"
+        );
         assert!(!call.is_finished());
         phase.send_replace(Phase::Ending);
         let response = call.await.expect("no panic");
@@ -115,25 +129,51 @@ mod tests {
         let refused = server.call(UNARY, async { panic!("begun") }).await;
         assert_eq!(verdict(&refused), (Code::Unavailable, "DRAINING".into()));
         let status = Status::from_header_map(refused.headers()).expect("a status");
-        assert_eq!(status.get_details_retry_info().expect("details").retry_delay, Some(Duration::ZERO));
-        assert_eq!(verdict(&server.call(CHECK, async { done() }).await), (Code::Ok, String::new()));
+        assert_eq!(
+            status
+                .get_details_retry_info()
+                .expect("details")
+                .retry_delay,
+            Some(Duration::ZERO)
+        );
+        assert_eq!(
+            verdict(&server.call(CHECK, async { done() }).await),
+            (Code::Ok, String::new())
+        );
     }
 
     #[tokio::test]
     async fn a_stream_ends_when_draining_begins_and_none_begins_after() {
         let (phase, mut server) = server(Phase::Serving);
-        let open = server.call(STREAM, async { Response::new(crate::layers::support::endless()) }).await;
+        let open = server
+            .call(STREAM, async {
+                Response::new(crate::layers::support::endless())
+            })
+            .await;
         assert_eq!(verdict(&open), (Code::Ok, String::new()));
         phase.send_replace(Phase::Draining);
-        assert_eq!(verdict_of_stream(open).await, (Code::Unavailable, "DRAINING".into()));
-        assert_eq!(verdict(&server.call(STREAM, async { done() }).await), (Code::Unavailable, "DRAINING".into()));
+        assert_eq!(
+            verdict_of_stream(open).await,
+            (Code::Unavailable, "DRAINING".into())
+        );
+        assert_eq!(
+            verdict(&server.call(STREAM, async { done() }).await),
+            (Code::Unavailable, "DRAINING".into())
+        );
     }
 
     #[tokio::test]
     async fn a_dropped_sender_counts_as_ending() {
         let (phase, mut server) = server(Phase::Serving);
         drop(phase);
-        assert_eq!(verdict(&server.call(UNARY, std::future::pending()).await), (Code::Unavailable, "DRAINING".into()));
-        assert_eq!(verdict(&server.call(UNARY, async { done() }).await), (Code::Ok, String::new()), "what need not wait is answered");
+        assert_eq!(
+            verdict(&server.call(UNARY, std::future::pending()).await),
+            (Code::Unavailable, "DRAINING".into())
+        );
+        assert_eq!(
+            verdict(&server.call(UNARY, async { done() }).await),
+            (Code::Ok, String::new()),
+            "what need not wait is answered"
+        );
     }
 }

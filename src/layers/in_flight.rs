@@ -62,12 +62,23 @@ impl InFlight {
     pub fn new(calls_most: usize, bytes_most: usize) -> Self {
         let (calls, streams, quiet_until) = Default::default();
         let weights = Weights::new(bytes_most);
-        Self(Arc::new(Counts { calls, streams, calls_most, weights, began: Instant::now(), quiet_until }))
+        Self(Arc::new(Counts {
+            calls,
+            streams,
+            calls_most,
+            weights,
+            began: Instant::now(),
+            quiet_until,
+        }))
     }
 
     /// How many calls, or streams, are under way, and may be.
     pub fn under_way(&self, stream: bool) -> (usize, usize) {
-        let (count, most) = if stream { (&self.0.streams, STREAMS_MOST) } else { (&self.0.calls, self.0.calls_most) };
+        let (count, most) = if stream {
+            (&self.0.streams, STREAMS_MOST)
+        } else {
+            (&self.0.calls, self.0.calls_most)
+        };
         (count.load(Ordering::Relaxed), most)
     }
 
@@ -99,8 +110,17 @@ impl InFlight {
         let now = i64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(i64::MAX);
         let until = self.0.quiet_until.load(Ordering::Relaxed);
         let next = now + i64::try_from(TELL_EVERY.as_millis()).unwrap_or_default();
-        if now >= until && self.0.quiet_until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            tracing::warn!(?kind, "too many calls are under way, or too large ones; more are refused");
+        if now >= until
+            && self
+                .0
+                .quiet_until
+                .compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        {
+            tracing::warn!(
+                ?kind,
+                "too many calls are under way, or too large ones; more are refused"
+            );
         }
     }
 }
@@ -110,7 +130,11 @@ impl Shed {
     pub(super) fn status(self) -> Status {
         let mut details = ErrorDetails::with_error_info("OVERLOADED", DOMAIN, []);
         details.set_retry_info(Some(RETRY_AFTER));
-        Status::with_error_details(Code::Unavailable, "too many calls are under way; try again later", details)
+        Status::with_error_details(
+            Code::Unavailable,
+            "too many calls are under way; try again later",
+            details,
+        )
     }
 
     /// The same as an answer.
@@ -136,7 +160,10 @@ mod tests {
     #[tokio::test]
     async fn one_call_too_many_is_refused_until_another_ends_and_health_never_is() {
         let (_phase, phase) = watch::channel(Phase::Serving);
-        let mut server = Server::of(Stack { in_flight: InFlight::new(2, usize::MAX), ..Stack::new(phase) });
+        let mut server = Server::of(Stack {
+            in_flight: InFlight::new(2, usize::MAX),
+            ..Stack::new(phase)
+        });
         let (release, released) = tokio::sync::oneshot::channel::<()>();
         let hanging = server.start(UNARY, std::future::pending());
         let ending = server.start(UNARY, async {
@@ -148,15 +175,27 @@ mod tests {
         let refused = server.call(UNARY, async { panic!("begun") }).await;
         assert_eq!(verdict(&refused), overloaded());
         let status = Status::from_header_map(refused.headers()).expect("a status");
-        assert_eq!(status.get_details_retry_info().expect("when").retry_delay, Some(RETRY_AFTER));
-        assert_eq!(verdict(&server.call(CHECK, async { done() }).await), (Code::Ok, String::new()));
+        assert_eq!(
+            status.get_details_retry_info().expect("when").retry_delay,
+            Some(RETRY_AFTER)
+        );
+        assert_eq!(
+            verdict(&server.call(CHECK, async { done() }).await),
+            (Code::Ok, String::new())
+        );
         release.send(()).expect("it waits");
         let _unsent = ending.await.expect("no panic");
-        assert_eq!(verdict(&server.call(UNARY, async { done() }).await), (Code::Ok, String::new()));
+        assert_eq!(
+            verdict(&server.call(UNARY, async { done() }).await),
+            (Code::Ok, String::new())
+        );
         hanging.abort();
         assert!(hanging.await.expect_err("given up").is_cancelled());
         for _ in 0..3 {
-            assert_eq!(verdict(&server.call(UNARY, async { done() }).await), (Code::Ok, String::new()));
+            assert_eq!(
+                verdict(&server.call(UNARY, async { done() }).await),
+                (Code::Ok, String::new())
+            );
         }
     }
 
@@ -165,12 +204,25 @@ mod tests {
         let mut server = Server::default();
         let mut open = Vec::new();
         for _ in 0..STREAMS_MOST {
-            open.push(server.call(STREAM, async { Response::new(endless()) }).await);
+            open.push(
+                server
+                    .call(STREAM, async { Response::new(endless()) })
+                    .await,
+            );
         }
-        assert_eq!(verdict(&server.call(STREAM, async { panic!("begun") }).await), overloaded());
-        assert_eq!(verdict(&server.call(UNARY, async { done() }).await), (Code::Ok, String::new()));
+        assert_eq!(
+            verdict(&server.call(STREAM, async { panic!("begun") }).await),
+            overloaded()
+        );
+        assert_eq!(
+            verdict(&server.call(UNARY, async { done() }).await),
+            (Code::Ok, String::new())
+        );
         open.pop();
-        assert_eq!(verdict(&server.call(STREAM, async { done() }).await), (Code::Ok, String::new()));
+        assert_eq!(
+            verdict(&server.call(STREAM, async { done() }).await),
+            (Code::Ok, String::new())
+        );
     }
 
     /// A stranger may make many that never end.
@@ -186,10 +238,20 @@ mod tests {
         while one.0.load(Ordering::Relaxed) < CHECKS_MOST {
             tokio::task::yield_now().await;
         }
-        assert_eq!(verdict(&server.check_over(&one, async { panic!("begun") }).await), overloaded());
+        assert_eq!(
+            verdict(&server.check_over(&one, async { panic!("begun") }).await),
+            overloaded()
+        );
         let ended = server.check_over(&other, async { done() }).await;
-        assert_eq!(verdict(&ended), (Code::Ok, String::new()), "another connection's is answered");
+        assert_eq!(
+            verdict(&ended),
+            (Code::Ok, String::new()),
+            "another connection's is answered"
+        );
         hanging.shutdown().await;
-        assert_eq!(verdict(&server.check_over(&one, async { done() }).await), (Code::Ok, String::new()));
+        assert_eq!(
+            verdict(&server.check_over(&one, async { done() }).await),
+            (Code::Ok, String::new())
+        );
     }
 }

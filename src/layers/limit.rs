@@ -50,7 +50,9 @@ impl Meter {
             // The first count stands: a handler counts once.
             let _first = self.0.told.get_or_init(|| told);
         }
-        counted.map(|_| ()).map_err(|over| refused(over, &self.0.gate))
+        counted
+            .map(|_| ())
+            .map_err(|over| refused(over, &self.0.gate))
     }
 }
 
@@ -65,10 +67,21 @@ pub(super) enum Count {
 }
 
 /// Counts the call of `held`, or leaves that to its handler.
-pub(super) async fn count(request: &mut Request<Body>, call: &Call, held: Option<Arc<Held>>, gate: &Gate) -> Result<Count, Status> {
-    let Some(held) = held else { return Ok(Count::Free) };
+pub(super) async fn count(
+    request: &mut Request<Body>,
+    call: &Call,
+    held: Option<Arc<Held>>,
+    gate: &Gate,
+) -> Result<Count, Status> {
+    let Some(held) = held else {
+        return Ok(Count::Free);
+    };
     if counts_by_its_message(call.uri.path()) {
-        let meter = Meter(Arc::new(Counting { held, gate: gate.clone(), told: OnceLock::new() }));
+        let meter = Meter(Arc::new(Counting {
+            held,
+            gate: gate.clone(),
+            told: OnceLock::new(),
+        }));
         request.extensions_mut().insert(meter.clone());
         return Ok(Count::ByHandler(meter));
     }
@@ -112,20 +125,33 @@ fn refused(over: Over, gate: &Gate) -> Status {
         Over::Store(error) => return unavailable(&error),
     };
     gate.calls.over_quota(counted.name());
-    let millis = u64::try_from(told.resets_ms - gate.clock.now().timestamp_millis()).unwrap_or_default();
+    let millis =
+        u64::try_from(told.resets_ms - gate.clock.now().timestamp_millis()).unwrap_or_default();
     let wait = Duration::from_millis(millis);
     let what = match counted {
         Counted::Requests => "requests",
         Counted::Broadcasts => "creations with broadcast or audience",
         Counted::SameAudience => "creations with the same audience",
     };
-    let message = format!("the workspace has used up its quota of {} {what}; it begins anew in {} s", told.limit, wait.as_secs() + 1);
-    let metadata = [("quota".to_owned(), counted.name().to_owned()), ("limit".to_owned(), told.limit.to_string())];
+    let message = format!(
+        "the workspace has used up its quota of {} {what}; it begins anew in {} s",
+        told.limit,
+        wait.as_secs() + 1
+    );
+    let metadata = [
+        ("quota".to_owned(), counted.name().to_owned()),
+        ("limit".to_owned(), told.limit.to_string()),
+    ];
     let mut details = ErrorDetails::with_error_info("RATE_LIMITED", DOMAIN, metadata);
     details.set_retry_info(Some(wait));
     details.add_quota_failure_violation(counted.name(), &message);
     let mut headers = HeaderMap::new();
     write(&mut headers, told);
     headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
-    Status::with_error_details_and_metadata(Code::ResourceExhausted, message, details, MetadataMap::from_headers(headers))
+    Status::with_error_details_and_metadata(
+        Code::ResourceExhausted,
+        message,
+        details,
+        MetadataMap::from_headers(headers),
+    )
 }

@@ -40,7 +40,10 @@ pub struct Durations {
 
 /// The method that a path stands for; the number after the last for one that is not served.
 fn number_of(path: &str) -> usize {
-    METHODS.iter().position(|method| path.strip_prefix('/') == Some(method)).unwrap_or(METHODS.len())
+    METHODS
+        .iter()
+        .position(|method| path.strip_prefix('/') == Some(method))
+        .unwrap_or(METHODS.len())
 }
 
 fn method_name(number: usize) -> &'static str {
@@ -55,14 +58,26 @@ pub(super) fn method_of(path: &str) -> &'static str {
 impl Durations {
     /// Of these calls.
     pub fn new(calls: Calls) -> Self {
-        Self { calls, cells: (0..=METHODS.len()).flat_map(|_| (0..CODES).map(|_| OnceLock::new())).collect() }
+        Self {
+            calls,
+            cells: (0..=METHODS.len())
+                .flat_map(|_| (0..CODES).map(|_| OnceLock::new()))
+                .collect(),
+        }
     }
 
     /// A call of `path` has ended.
     pub(super) fn ended(&self, path: &str, code: Code, took: Duration) {
         let method = number_of(path);
-        let Some(cell) = usize::try_from(i32::from(code)).ok().and_then(|code| self.cells.get(method * CODES + code)) else { return };
-        if let Some(durations) = cell.get_or_init(|| self.calls.durations(method_name(method), name_of(code))) {
+        let Some(cell) = usize::try_from(i32::from(code))
+            .ok()
+            .and_then(|code| self.cells.get(method * CODES + code))
+        else {
+            return;
+        };
+        if let Some(durations) =
+            cell.get_or_init(|| self.calls.durations(method_name(method), name_of(code)))
+        {
             durations.observe(took.as_secs_f64());
         }
     }
@@ -82,21 +97,49 @@ mod tests {
     fn a_call_counts_for_its_method_and_code_and_a_strange_one_for_other() {
         let metrics = Metrics::new().expect("metrics");
         let durations = Durations::new(metrics.calls.clone());
-        durations.ended("/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule", Code::Ok, Duration::from_millis(2));
-        durations.ended("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Code::Unauthenticated, Duration::from_millis(2));
-        for path in ["/a.B/C", "/", "", "canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule"] {
+        durations.ended(
+            "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule",
+            Code::Ok,
+            Duration::from_millis(2),
+        );
+        durations.ended(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            Code::Unauthenticated,
+            Duration::from_millis(2),
+        );
+        for path in [
+            "/a.B/C",
+            "/",
+            "",
+            "canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule",
+        ] {
             durations.ended(path, Code::Unimplemented, Duration::ZERO);
         }
         let text = metrics.text().expect("a text");
         let counted = |method: &str, code: &str, count: u32| {
-            let labels = format!("rpc_method=\"{method}\",rpc_response_status_code=\"{code}\",rpc_system_name=\"grpc\"");
+            let labels = format!(
+                "rpc_method=\"{method}\",rpc_response_status_code=\"{code}\",rpc_system_name=\"grpc\""
+            );
             let line = format!("rpc_server_call_duration_seconds_count{{{labels}}} {count}");
             assert!(text.lines().any(|one| one == line), "{line} in\n{text}");
         };
-        counted("canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule", "OK", 1);
-        counted("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "UNAUTHENTICATED", 1);
+        counted(
+            "canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule",
+            "OK",
+            1,
+        );
+        counted(
+            "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            "UNAUTHENTICATED",
+            1,
+        );
         counted(OTHER, "UNIMPLEMENTED", 4);
-        assert_eq!(text.matches("rpc_server_call_duration_seconds_count").count(), 3, "and for nothing else");
+        assert_eq!(
+            text.matches("rpc_server_call_duration_seconds_count")
+                .count(),
+            3,
+            "and for nothing else"
+        );
     }
 
     #[tokio::test]
@@ -104,21 +147,34 @@ mod tests {
         let metrics = Metrics::new().expect("metrics");
         let (_phase, phase) = watch::channel(Phase::Serving);
         let stack = |calls_most| {
-            let mut stack = Stack { in_flight: InFlight::new(calls_most, usize::MAX), ..Stack::new(phase.clone()) };
+            let mut stack = Stack {
+                in_flight: InFlight::new(calls_most, usize::MAX),
+                ..Stack::new(phase.clone())
+            };
             stack.gate.calls = metrics.calls.clone();
             stack
         };
         let mut stranger = request(UNARY);
         stranger.headers_mut().clear();
-        assert_eq!(verdict(&pass(stack(1), stranger, |_| async { panic!("let in") }).await).1, "KEY_MISSING");
+        assert_eq!(
+            verdict(&pass(stack(1), stranger, |_| async { panic!("let in") }).await).1,
+            "KEY_MISSING"
+        );
         for _ in 0..2 {
-            assert_eq!(verdict(&pass(stack(0), request(UNARY), |_| async { panic!("let in") }).await).1, "OVERLOADED");
+            assert_eq!(
+                verdict(&pass(stack(0), request(UNARY), |_| async { panic!("let in") }).await).1,
+                "OVERLOADED"
+            );
         }
-        assert_eq!(verdict(&pass(stack(1), request(UNARY), |_| async { done() }).await).1, "");
+        assert_eq!(
+            verdict(&pass(stack(1), request(UNARY), |_| async { done() }).await).1,
+            ""
+        );
         let text = metrics.text().expect("a text");
-        for line in
-            ["canvas_scheduler_auth_refusals_total{reason=\"KEY_MISSING\"} 1", "canvas_scheduler_calls_shed_total{kind=\"unary\"} 2"]
-        {
+        for line in [
+            "canvas_scheduler_auth_refusals_total{reason=\"KEY_MISSING\"} 1",
+            "canvas_scheduler_calls_shed_total{kind=\"unary\"} 2",
+        ] {
             assert!(text.lines().any(|one| one == line), "{line} in\n{text}");
         }
     }

@@ -63,7 +63,10 @@ pub struct Stack {
 impl Stack {
     /// `inner` within the layers.
     pub fn wrap<S>(self, inner: S) -> Wrapped<S> {
-        Wrapped { inner, stack: Arc::new(self) }
+        Wrapped {
+            inner,
+            stack: Arc::new(self),
+        }
     }
 }
 
@@ -76,7 +79,10 @@ pub struct Wrapped<S> {
 
 impl<S> Service<Request<Body>> for Wrapped<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send + 'static,
 {
     type Response = Response<Body>;
@@ -94,7 +100,9 @@ where
             let call = Call::of(&request, &stack.traces);
             let place = match stack.in_flight.enter(&call) {
                 Ok(place) => place,
-                Err(shed) => return Ok(trace::record(pin!(async { shed.refusal() }), &call, &stack).await),
+                Err(shed) => {
+                    return Ok(trace::record(pin!(async { shed.refusal() }), &call, &stack).await);
+                }
             };
             let bound = deadline::read(&mut request, &call, stack.max_call);
             // Each future is pinned once and the layers borrow it: passing them on by value would double their size each time.
@@ -122,7 +130,11 @@ where
 }
 
 /// Whether the call may be made: by whom, and how often.
-async fn admit(request: &mut Request<Body>, call: &Call, gate: &Gate) -> Result<limit::Count, Status> {
+async fn admit(
+    request: &mut Request<Body>,
+    call: &Call,
+    gate: &Gate,
+) -> Result<limit::Count, Status> {
     let held = auth::admit(request, call, gate).await?;
     limit::count(request, call, held, gate).await
 }
@@ -155,13 +167,35 @@ struct Call {
 
 impl Call {
     fn of(request: &Request<Body>, traces: &Traces) -> Self {
-        let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+        let peer = request
+            .extensions()
+            .get::<TcpConnectInfo>()
+            .and_then(TcpConnectInfo::remote_addr);
         let kind = kind_of(request.uri().path());
-        let unsent = request.extensions().get::<Arc<Unsent>>().filter(|_| kind != Kind::Stream).cloned();
-        let checks = request.extensions().get::<Checks>().filter(|_| kind == Kind::Health).cloned();
-        let span =
-            if kind == Kind::Unary { traces.call(measure::method_of(request.uri().path()), request.headers()) } else { Span::default() };
-        Self { uri: request.uri().clone(), kind, began: Instant::now(), peer, unsent, checks, span }
+        let unsent = request
+            .extensions()
+            .get::<Arc<Unsent>>()
+            .filter(|_| kind != Kind::Stream)
+            .cloned();
+        let checks = request
+            .extensions()
+            .get::<Checks>()
+            .filter(|_| kind == Kind::Health)
+            .cloned();
+        let span = if kind == Kind::Unary {
+            traces.call(measure::method_of(request.uri().path()), request.headers())
+        } else {
+            Span::default()
+        };
+        Self {
+            uri: request.uri().clone(),
+            kind,
+            began: Instant::now(),
+            peer,
+            unsent,
+            checks,
+            span,
+        }
     }
 
     fn streams(&self) -> bool {
@@ -181,7 +215,11 @@ fn kind_of(path: &str) -> Kind {
 
 /// A status with its `ErrorInfo`.
 fn refusal(code: Code, reason: &str, message: impl Into<String>) -> Status {
-    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, []))
+    Status::with_error_details(
+        code,
+        message,
+        ErrorDetails::with_error_info(reason, DOMAIN, []),
+    )
 }
 
 /// A refusal of a call that nothing was begun of, as the handlers would have it.
@@ -191,7 +229,11 @@ fn unavailable(error: &Error) -> Status {
         tracing::error!(?error, "a call could not be admitted");
         return refusal(Code::Internal, "INTERNAL", "internal error");
     };
-    let reason = if matches!(error, Error::Busy { .. }) { "BUSY" } else { "STORE_UNAVAILABLE" };
+    let reason = if matches!(error, Error::Busy { .. }) {
+        "BUSY"
+    } else {
+        "STORE_UNAVAILABLE"
+    };
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, []);
     details.set_retry_info(Some(*retry_after));
     Status::with_error_details(Code::Unavailable, error.to_string(), details)

@@ -17,7 +17,9 @@ pub(super) async fn catch<F>(inner: Pin<&mut F>) -> Response<Body>
 where
     F: Future<Output = Response<Body>>,
 {
-    caught(inner).await.unwrap_or_else(|text| panicked(text).into_http())
+    caught(inner)
+        .await
+        .unwrap_or_else(|text| panicked(text).into_http())
 }
 
 /// Why a call failed, for the log.
@@ -43,17 +45,33 @@ mod tests {
     #[tokio::test]
     async fn a_panic_answers_internal_with_the_request_id_and_the_next_call_goes_on() {
         let mut server = Server::default();
-        let calls: [fn() -> Response<Body>; 2] = [|| panic!("secret"), || panic!("{} {}", "se", "cret")];
+        let calls: [fn() -> Response<Body>; 2] =
+            [|| panic!("secret"), || panic!("{} {}", "se", "cret")];
         for panics in calls {
             let response = server.call(UNARY, async move { panics() }).await;
             assert_eq!(verdict(&response), (Code::Internal, "INTERNAL".into()));
-            let id = response.headers()["x-request-id"].to_str().expect("ASCII").to_owned();
+            let id = response.headers()["x-request-id"]
+                .to_str()
+                .expect("ASCII")
+                .to_owned();
             let status = Status::from_header_map(response.headers()).expect("a status");
             assert_eq!(status.message(), format!("internal error; request id {id}"));
-            assert_eq!(status.get_details_request_info().expect("details").request_id, id);
-            assert!(!format!("{:?}", response.headers()).contains("cret"), "the text stays inside");
+            assert_eq!(
+                status
+                    .get_details_request_info()
+                    .expect("details")
+                    .request_id,
+                id
+            );
+            assert!(
+                !format!("{:?}", response.headers()).contains("cret"),
+                "the text stays inside"
+            );
         }
-        assert_eq!(verdict(&server.call(UNARY, async { done() }).await), (Code::Ok, String::new()));
+        assert_eq!(
+            verdict(&server.call(UNARY, async { done() }).await),
+            (Code::Ok, String::new())
+        );
     }
 
     #[tokio::test]

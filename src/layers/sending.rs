@@ -40,7 +40,10 @@ impl Unsent {
         ALL.fetch_add(1, Ordering::Relaxed);
         let when = self.looks.load(Ordering::Relaxed) % 2;
         self.begun[when].fetch_add(1, Ordering::Relaxed);
-        Begun { unsent: self.clone(), when }
+        Begun {
+            unsent: self.clone(),
+            when,
+        }
     }
 
     /// Looks again: whether an answer that was begun before the last look is still not sent.
@@ -68,13 +71,23 @@ impl Drop for Begun {
 }
 
 /// `response` in pieces, which keeps its place if it has one, and counts as unsent, until its body is dropped.
-pub(super) fn keep(response: Response<Body>, place: Option<Place>, unsent: Option<&Arc<Unsent>>) -> Response<Body> {
+pub(super) fn keep(
+    response: Response<Body>,
+    place: Option<Place>,
+    unsent: Option<&Arc<Unsent>>,
+) -> Response<Body> {
     // Of an answer without a body nothing is left to send.
     if HttpBody::is_end_stream(response.body()) {
         return response;
     }
     let begun = unsent.map(Unsent::begin);
-    response.map(|inner| Body::new(Sending { inner, rest: Bytes::new(), _kept: (place, begun) }))
+    response.map(|inner| {
+        Body::new(Sending {
+            inner,
+            rest: Bytes::new(),
+            _kept: (place, begun),
+        })
+    })
 }
 
 /// The answer of a face that has made it of a call's: in pieces, and unsent until its body is dropped.
@@ -93,7 +106,10 @@ impl HttpBody for Sending {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if self.rest.is_empty() {
             match std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -124,9 +140,12 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_goes_out_in_pieces_and_whole() {
-        let sent: Vec<u8> = (0..PIECE * 2 + 7).map(|n| u8::try_from(n % 251).expect("a byte")).collect();
+        let sent: Vec<u8> = (0..PIECE * 2 + 7)
+            .map(|n| u8::try_from(n % 251).expect("a byte"))
+            .collect();
         let whole = Full::new(Bytes::from(sent.clone())).map_err(|never| match never {});
-        let mut body = keep(Response::new(Body::new(whole)), None, Some(&Arc::default())).into_body();
+        let mut body =
+            keep(Response::new(Body::new(whole)), None, Some(&Arc::default())).into_body();
         let (mut received, mut pieces) = (Vec::new(), Vec::new());
         while let Some(frame) = body.frame().await {
             let data = frame.expect("no fault").into_data().expect("data");

@@ -39,16 +39,29 @@ pub struct Server {
 impl Server {
     pub fn of(stack: Stack) -> Self {
         let (begin, begins) = mpsc::unbounded_channel();
-        Self { stack, begin, begins, _phase: None }
+        Self {
+            stack,
+            begin,
+            begins,
+            _phase: None,
+        }
     }
 
     /// Calls `path`, which `handler` answers.
-    pub async fn call(&mut self, path: &str, handler: impl Future<Output = Response<Body>> + Send + 'static) -> Response<Body> {
+    pub async fn call(
+        &mut self,
+        path: &str,
+        handler: impl Future<Output = Response<Body>> + Send + 'static,
+    ) -> Response<Body> {
         pass(self.stack.clone(), request(path), |_| handler).await
     }
 
     /// As [`Self::call`], in a task.
-    pub fn start(&self, path: &str, handler: impl Future<Output = Response<Body>> + Send + 'static) -> JoinHandle<Response<Body>> {
+    pub fn start(
+        &self,
+        path: &str,
+        handler: impl Future<Output = Response<Body>> + Send + 'static,
+    ) -> JoinHandle<Response<Body>> {
         let begin = self.begin.clone();
         tokio::spawn(pass(self.stack.clone(), request(path), |_| async move {
             begin.send(()).expect("the test waits");
@@ -57,7 +70,11 @@ impl Server {
     }
 
     /// Asks for the health over the connection that these checks are of.
-    pub fn check_over<F>(&self, checks: &Checks, handler: F) -> impl Future<Output = Response<Body>> + use<F>
+    pub fn check_over<F>(
+        &self,
+        checks: &Checks,
+        handler: F,
+    ) -> impl Future<Output = Response<Body>> + use<F>
     where
         F: Future<Output = Response<Body>> + Send + 'static,
     {
@@ -75,19 +92,30 @@ impl Server {
 impl Default for Server {
     fn default() -> Self {
         let (sender, phase) = watch::channel(Phase::Serving);
-        Self { _phase: Some(sender), ..Self::of(Stack::new(phase)) }
+        Self {
+            _phase: Some(sender),
+            ..Self::of(Stack::new(phase))
+        }
     }
 }
 
 impl Stack {
     /// A stack with a bound of 60 s for a unary call, and the one key that [`request`] states.
     pub fn new(phase: watch::Receiver<Phase>) -> Self {
-        let access = Access::of_keys(vec![ApiKey::of_tests(&key(), SystemClock.now())], Arc::new(SystemClock));
+        let access = Access::of_keys(
+            vec![ApiKey::of_tests(&key(), SystemClock.now())],
+            Arc::new(SystemClock),
+        );
         Self {
             phase,
             max_call: Duration::from_secs(60),
             in_flight: InFlight::new(1_000, usize::MAX),
-            gate: Gate { access, trusted_proxies: [].into(), clock: Arc::new(SystemClock), calls: Calls::default() },
+            gate: Gate {
+                access,
+                trusted_proxies: [].into(),
+                clock: Arc::new(SystemClock),
+                calls: Calls::default(),
+            },
             durations: Durations::new(Calls::default()),
             traces: Traces::default(),
         }
@@ -106,7 +134,11 @@ where
 {
     let handler = Arc::new(Mutex::new(Some(handler)));
     let service = service_fn(move |request| {
-        let handler = handler.lock().expect("no panic under the lock").take().expect("called once");
+        let handler = handler
+            .lock()
+            .expect("no panic under the lock")
+            .take()
+            .expect("called once");
         let answer = handler(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
@@ -115,8 +147,12 @@ where
 }
 
 pub fn request(path: &str) -> Request<Body> {
-    let request = Request::post(format!("http://host{path}")).header("content-type", "application/grpc");
-    request.header("authorization", format!("Bearer {}", key().reveal())).body(Body::empty()).expect("a request")
+    let request =
+        Request::post(format!("http://host{path}")).header("content-type", "application/grpc");
+    request
+        .header("authorization", format!("Bearer {}", key().reveal()))
+        .body(Body::empty())
+        .expect("a request")
 }
 
 /// A successful answer without a message.
@@ -152,7 +188,9 @@ pub async fn verdict_of_stream(response: Response<Body>) -> (Code, String) {
 }
 
 fn verdict_of(headers: &HeaderMap) -> (Code, String) {
-    let Some(status) = Status::from_header_map(headers) else { return (Code::Ok, String::new()) };
+    let Some(status) = Status::from_header_map(headers) else {
+        return (Code::Ok, String::new());
+    };
     let reason = status.get_details_error_info().map(|info| {
         assert_eq!(info.domain, DOMAIN);
         info.reason

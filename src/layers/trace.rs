@@ -39,13 +39,26 @@ where
     let id = NEXT.fetch_add(1, Ordering::Relaxed);
     let (uri, streams, stack) = (call.uri.clone(), call.streams(), stack.clone());
     let (began, peer, span) = (call.began, call.peer, call.span.clone());
-    let mut line = Line { uri, streams, began, peer, id, stack, span, shed: false, written: false };
+    let mut line = Line {
+        uri,
+        streams,
+        began,
+        peer,
+        id,
+        stack,
+        span,
+        shed: false,
+        written: false,
+    };
     let mut response = REQUEST_ID.scope(id, inner).await;
     if let Ok(id) = HeaderValue::try_from(format!("{id:016x}")) {
         response.headers_mut().insert(HEADER, id);
     }
     if !call.streams() || http_body::Body::is_end_stream(response.body()) {
-        let cause = response.extensions().get::<Status>().and_then(Error::source);
+        let cause = response
+            .extensions()
+            .get::<Status>()
+            .and_then(Error::source);
         line.shed = response.extensions().get::<Shed>().is_some();
         if line.shed {
             line.stack.gate.calls.shed(line.streams);
@@ -53,11 +66,15 @@ where
         line.write(code_of(response.headers()), cause);
         return response;
     }
-    body::see_trailers(response, move |trailers| line.write(code_of(trailers), None))
+    body::see_trailers(response, move |trailers| {
+        line.write(code_of(trailers), None)
+    })
 }
 
 fn code_of(headers: &HeaderMap) -> Code {
-    headers.get(Status::GRPC_STATUS).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
+    headers
+        .get(Status::GRPC_STATUS)
+        .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
 }
 
 /// The end of one call; written as CANCELLED when the call is dropped before it has ended.
@@ -78,7 +95,9 @@ impl Line {
     /// `cause` is what an operator may read and the caller may not: the source of the [`Status`] that a handler answered.
     fn write(&mut self, code: Code, cause: Option<&(dyn Error + 'static)>) {
         self.written = true;
-        self.stack.durations.ended(self.uri.path(), code, self.began.elapsed());
+        self.stack
+            .durations
+            .ended(self.uri.path(), code, self.began.elapsed());
         end(&self.span, code);
         macro_rules! line {
             ($level:ident) => {
@@ -119,7 +138,15 @@ impl Line {
 /// Ends the span of a call: as a failure where the fault is the server's, as OpenTelemetry's conventions have it.
 fn end(span: &Span, code: Code) {
     span.set("rpc.response.status_code", || name_of(code));
-    if matches!(code, Code::Unknown | Code::DeadlineExceeded | Code::Unimplemented | Code::Internal | Code::Unavailable | Code::DataLoss) {
+    if matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    ) {
         span.fail(name_of(code));
     }
     span.end();

@@ -13,14 +13,20 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     fn lines(&self) -> Vec<serde_json::Value> {
-        let text = String::from_utf8(self.0.lock().expect("no panic under the lock").split_off(0)).expect("UTF-8");
-        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+        let text = String::from_utf8(self.0.lock().expect("no panic under the lock").split_off(0))
+            .expect("UTF-8");
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect()
     }
 }
 
 impl io::Write for Log {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("no panic under the lock").extend_from_slice(buffer);
+        self.0
+            .lock()
+            .expect("no panic under the lock")
+            .extend_from_slice(buffer);
         Ok(buffer.len())
     }
 
@@ -51,9 +57,15 @@ async fn every_call_has_its_own_id_which_its_handler_can_read() {
                 done()
             })
             .await;
-        let id = response.headers()["x-request-id"].to_str().expect("ASCII").to_owned();
+        let id = response.headers()["x-request-id"]
+            .to_str()
+            .expect("ASCII")
+            .to_owned();
         assert_eq!(seen.await.expect("sent"), Some(id.clone()));
-        assert!(id.len() == 16 && id.bytes().all(|digit| digit.is_ascii_hexdigit()), "{id}");
+        assert!(
+            id.len() == 16 && id.bytes().all(|digit| digit.is_ascii_hexdigit()),
+            "{id}"
+        );
         ids.push(id);
     }
     assert_ne!(ids[0], ids[1]);
@@ -64,7 +76,11 @@ async fn a_call_is_logged_once_when_it_ends() {
     let log = Log::default();
     // With a single dispatcher tracing asks that of whichever thread meets a line first, here another test's, which has none.
     let _second = tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish());
-    let subscriber = tracing_subscriber::fmt().json().with_max_level(tracing::Level::DEBUG).with_writer(log.clone()).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .json()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_writer(log.clone())
+        .finish();
     let _guard = tracing::subscriber::set_default(subscriber);
     let mut server = Server::default();
 
@@ -78,7 +94,11 @@ async fn a_call_is_logged_once_when_it_ends() {
         (Code::Unknown, "ERROR"),
         (Code::DataLoss, "ERROR"),
     ] {
-        let mut status = if code == Code::Ok { Status::ok("") } else { refusal(code, "REASON", "public") };
+        let mut status = if code == Code::Ok {
+            Status::ok("")
+        } else {
+            refusal(code, "REASON", "public")
+        };
         status.set_source(Arc::new(io::Error::other("cause")));
         let response = server.call(UNARY, async { status.into_http() }).await;
         let lines = log.lines();
@@ -88,16 +108,30 @@ async fn a_call_is_logged_once_when_it_ends() {
         assert_eq!(fields["code"], name_of(code));
         assert_eq!(fields["method"], &UNARY[1..]);
         assert_eq!(fields["cause"], "cause");
-        assert_eq!(fields["request_id"].as_str(), response.headers()["x-request-id"].to_str().ok());
+        assert_eq!(
+            fields["request_id"].as_str(),
+            response.headers()["x-request-id"].to_str().ok()
+        );
         assert!(fields["duration_ms"].is_f64(), "{fields}");
     }
 
-    server.call(UNARY, async { panic!("dropped the ball") }).await;
+    server
+        .call(UNARY, async { panic!("dropped the ball") })
+        .await;
     let lines = log.lines();
-    assert_eq!((lines.len(), &lines[0]["level"]), (1, &"ERROR".into()), "{lines:?}");
-    assert_eq!(lines[0]["fields"]["cause"], "the handler panicked: dropped the ball");
+    assert_eq!(
+        (lines.len(), &lines[0]["level"]),
+        (1, &"ERROR".into()),
+        "{lines:?}"
+    );
+    assert_eq!(
+        lines[0]["fields"]["cause"],
+        "the handler panicked: dropped the ball"
+    );
 
-    let stream = server.call(STREAM, async { Response::new(endless()) }).await;
+    let stream = server
+        .call(STREAM, async { Response::new(endless()) })
+        .await;
     assert_eq!(log.lines().len(), 0, "a stream has not ended with its head");
     drop(stream);
     assert_eq!(log.lines()[0]["fields"]["code"], "CANCELLED");

@@ -31,7 +31,10 @@ struct Scale {
 impl Weights {
     /// At most so many bytes.
     pub fn new(most: usize) -> Self {
-        Self(Arc::new(Scale { held: AtomicUsize::new(0), most }))
+        Self(Arc::new(Scale {
+            held: AtomicUsize::new(0),
+            most,
+        }))
     }
 }
 
@@ -63,12 +66,19 @@ impl Weight {
 
 impl Drop for Weight {
     fn drop(&mut self) {
-        self.scale.0.held.fetch_sub(self.counted.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.scale
+            .0
+            .held
+            .fetch_sub(self.counted.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
 /// Has the body of the request weighed as it comes in. What is answered is to be kept until the call has ended.
-pub(super) fn weigh(request: &mut Request<Body>, call: &Call, in_flight: &InFlight) -> Option<Arc<Weight>> {
+pub(super) fn weigh(
+    request: &mut Request<Body>,
+    call: &Call,
+    in_flight: &InFlight,
+) -> Option<Arc<Weight>> {
     // What needs no key takes messages of 4 KB.
     if call.kind != Kind::Unary || request.body().is_end_stream() {
         return None;
@@ -82,12 +92,27 @@ pub(super) fn weigh(request: &mut Request<Body>, call: &Call, in_flight: &InFlig
 /// `inner`, weighed as it comes in; it counts until what is answered beside it is dropped. Fails as OVERLOADED where it is too much.
 pub fn weighed(inner: Body, in_flight: &InFlight) -> (Body, Arc<Weight>) {
     let (received, counted, refused) = Default::default();
-    let weight = Arc::new(Weight { scale: in_flight.weights().clone(), received, counted, refused });
-    (Body::new(Weighed { inner, weight: weight.clone() }), weight)
+    let weight = Arc::new(Weight {
+        scale: in_flight.weights().clone(),
+        received,
+        counted,
+        refused,
+    });
+    (
+        Body::new(Weighed {
+            inner,
+            weight: weight.clone(),
+        }),
+        weight,
+    )
 }
 
 /// Marks the answer to a request that was too much, as one that found no place.
-pub(super) fn mark(response: &mut Response<Body>, weight: Option<Arc<Weight>>, in_flight: &InFlight) {
+pub(super) fn mark(
+    response: &mut Response<Body>,
+    weight: Option<Arc<Weight>>,
+    in_flight: &InFlight,
+) {
     if weight.is_some_and(|weight| weight.refused.load(Ordering::Relaxed)) {
         response.extensions_mut().insert(Shed);
         in_flight.tell(Kind::Unary);
@@ -103,9 +128,15 @@ impl HttpBody for Weighed {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-        let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+        let bytes = frame
+            .as_ref()
+            .and_then(|frame| frame.as_ref().ok()?.data_ref())
+            .map_or(0, Bytes::len);
         match self.weight.add(bytes) {
             Ok(()) => Poll::Ready(frame),
             Err(shed) => Poll::Ready(Some(Err(shed.status()))),
@@ -127,7 +158,12 @@ mod tests {
 
     fn weight(scale: &Weights) -> Weight {
         let (received, counted, refused) = Default::default();
-        Weight { scale: scale.clone(), received, counted, refused }
+        Weight {
+            scale: scale.clone(),
+            received,
+            counted,
+            refused,
+        }
     }
 
     #[test]
@@ -135,10 +171,17 @@ mod tests {
         let scale = Weights::new(10_000);
         let (one, other) = (weight(&scale), weight(&scale));
         assert!(one.add(FREE).is_ok() && one.add(6_000).is_ok() && other.add(FREE + 4_000).is_ok());
-        assert!(other.add(1).is_err() && weight(&scale).add(FREE + 1).is_err(), "10,000 bytes are held");
+        assert!(
+            other.add(1).is_err() && weight(&scale).add(FREE + 1).is_err(),
+            "10,000 bytes are held"
+        );
         assert!((0..100).all(|_| weight(&scale).add(FREE).is_ok()));
         drop(one);
-        assert_eq!(scale.0.held.load(Ordering::Relaxed), 4_000, "what was refused was not counted");
+        assert_eq!(
+            scale.0.held.load(Ordering::Relaxed),
+            4_000,
+            "what was refused was not counted"
+        );
         assert!(weight(&scale).add(FREE + 6_000).is_ok());
         drop(other);
         assert_eq!(scale.0.held.load(Ordering::Relaxed), 0);

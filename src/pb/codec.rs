@@ -24,7 +24,9 @@ impl<T, U> Default for Codec<T, U> {
     }
 }
 
-impl<T: Message + Send + 'static, U: Message + Name + Default + Send + 'static> TonicCodec for Codec<T, U> {
+impl<T: Message + Send + 'static, U: Message + Name + Default + Send + 'static> TonicCodec
+    for Codec<T, U>
+{
     type Encode = T;
     type Decode = U;
     type Encoder = <tonic_prost::ProstCodec<T, U> as TonicCodec>::Encoder;
@@ -52,7 +54,11 @@ impl<U: Message + Name + Default> TonicDecoder for Decoder<U> {
             && let Err(TooMany(most)) = messages::check(source.chunk(), &U::full_name())
         {
             let message = format!("the message holds too many messages: more than {most}");
-            return Err(refusal(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message));
+            return Err(refusal(
+                Code::ResourceExhausted,
+                "MESSAGE_TOO_LARGE",
+                message,
+            ));
         }
         U::decode(source).map(Some).map_err(|why| {
             let message = format!(
@@ -64,5 +70,9 @@ impl<U: Message + Name + Default> TonicDecoder for Decoder<U> {
 }
 
 fn refusal(code: Code, reason: &str, message: String) -> Status {
-    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, "canvas-scheduler", []))
+    Status::with_error_details(
+        code,
+        message,
+        ErrorDetails::with_error_info(reason, "canvas-scheduler", []),
+    )
 }

@@ -13,12 +13,18 @@ const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// An instant.
 pub fn timestamp(instant: DateTime<Utc>) -> Timestamp {
-    Timestamp { seconds: instant.timestamp(), nanos: i32::try_from(instant.timestamp_subsec_nanos()).unwrap_or(0) }
+    Timestamp {
+        seconds: instant.timestamp(),
+        nanos: i32::try_from(instant.timestamp_subsec_nanos()).unwrap_or(0),
+    }
 }
 
 /// A span of time.
 pub fn duration(span: TimeDelta) -> Duration {
-    Duration { seconds: span.num_seconds(), nanos: span.subsec_nanos() }
+    Duration {
+        seconds: span.num_seconds(),
+        nanos: span.subsec_nanos(),
+    }
 }
 
 /// The names of zones, in alphabetical order.
@@ -49,9 +55,13 @@ pub fn properties(value: &Properties) -> Struct {
 pub fn recipient(value: &Recipient) -> v1::Recipient {
     let identifier = match value.identifier.clone() {
         Identifier::ExternalUserId(id) => v1::recipient::Identifier::ExternalUserId(id),
-        Identifier::UserAlias { alias_name, alias_label } => {
-            v1::recipient::Identifier::UserAlias(v1::UserAlias { alias_name, alias_label })
-        }
+        Identifier::UserAlias {
+            alias_name,
+            alias_label,
+        } => v1::recipient::Identifier::UserAlias(v1::UserAlias {
+            alias_name,
+            alias_label,
+        }),
         Identifier::Email(email) => v1::recipient::Identifier::Email(email),
     };
     v1::Recipient {
@@ -67,7 +77,12 @@ pub fn recipient(value: &Recipient) -> v1::Recipient {
 
 /// A JSON object.
 pub fn object(object: &Map<String, Value>) -> Struct {
-    Struct { fields: object.iter().map(|(key, one)| (key.clone(), value(one))).collect() }
+    Struct {
+        fields: object
+            .iter()
+            .map(|(key, one)| (key.clone(), value(one)))
+            .collect(),
+    }
 }
 
 fn value(value: &Value) -> ProtoValue {
@@ -76,7 +91,9 @@ fn value(value: &Value) -> ProtoValue {
         Value::Bool(flag) => Kind::BoolValue(*flag),
         Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::NAN)),
         Value::String(text) => Kind::StringValue(text.clone()),
-        Value::Array(list) => Kind::ListValue(ListValue { values: list.iter().map(self::value).collect() }),
+        Value::Array(list) => Kind::ListValue(ListValue {
+            values: list.iter().map(self::value).collect(),
+        }),
         Value::Object(inner) => Kind::StructValue(object(inner)),
     };
     ProtoValue { kind: Some(kind) }
@@ -94,7 +111,13 @@ pub fn number(number: f64) -> Option<Value> {
 
 /// A JSON object of ours, as JSON again.
 pub fn json(object: Struct) -> Value {
-    Value::Object(object.fields.into_iter().map(|(key, value)| (key, json_value(value))).collect())
+    Value::Object(
+        object
+            .fields
+            .into_iter()
+            .map(|(key, value)| (key, json_value(value)))
+            .collect(),
+    )
 }
 
 fn json_value(value: ProtoValue) -> Value {
@@ -103,7 +126,9 @@ fn json_value(value: ProtoValue) -> Value {
         Some(Kind::BoolValue(flag)) => Value::Bool(flag),
         Some(Kind::NumberValue(double)) => number(double).unwrap_or_default(),
         Some(Kind::StringValue(text)) => Value::String(text),
-        Some(Kind::ListValue(list)) => Value::Array(list.values.into_iter().map(json_value).collect()),
+        Some(Kind::ListValue(list)) => {
+            Value::Array(list.values.into_iter().map(json_value).collect())
+        }
         Some(Kind::StructValue(inner)) => json(inner),
     }
 }

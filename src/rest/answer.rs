@@ -43,7 +43,10 @@ pub fn json(status: StatusCode, body: &impl Serialize) -> Response {
         Err(why) => {
             // Only a map whose keys are no text cannot be written, and there is none.
             tracing::error!(%why, "an answer could not be written");
-            (StatusCode::INTERNAL_SERVER_ERROR, br#"{"message":"internal error"}"#.to_vec())
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                br#"{"message":"internal error"}"#.to_vec(),
+            )
         }
     };
     let length = HeaderValue::from(text.len());
@@ -52,7 +55,10 @@ pub fn json(status: StatusCode, body: &impl Serialize) -> Response {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CONTENT_LENGTH, length);
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
     response
 }
 
@@ -69,7 +75,11 @@ pub struct StoredSchedule {
 
 impl From<v1::Schedule> for StoredSchedule {
     fn from(value: v1::Schedule) -> Self {
-        Self { time: value.time, in_local_time: value.in_local_time, at_optimal_time: value.at_optimal_time }
+        Self {
+            time: value.time,
+            in_local_time: value.in_local_time,
+            at_optimal_time: value.at_optimal_time,
+        }
     }
 }
 
@@ -95,7 +105,12 @@ impl From<v1::Wave> for Wave {
             v1::WaveMode::AtTime | v1::WaveMode::Unspecified => "at_time",
         };
         let time = value.time.map(instant).unwrap_or_default();
-        Self { time, zones: value.zones, includes_unlisted_zones: value.includes_unlisted_zones, mode }
+        Self {
+            time,
+            zones: value.zones,
+            includes_unlisted_zones: value.includes_unlisted_zones,
+            mode,
+        }
     }
 }
 
@@ -104,8 +119,11 @@ fn waves(sent: Vec<v1::Wave>) -> Vec<Wave> {
 }
 
 fn instant(sent: Timestamp) -> String {
-    let instant = DateTime::from_timestamp(sent.seconds, u32::try_from(sent.nanos).unwrap_or_default());
-    instant.map(|instant| instant.to_rfc3339_opts(SecondsFormat::Millis, true)).unwrap_or_default()
+    let instant =
+        DateTime::from_timestamp(sent.seconds, u32::try_from(sent.nanos).unwrap_or_default());
+    instant
+        .map(|instant| instant.to_rfc3339_opts(SecondsFormat::Millis, true))
+        .unwrap_or_default()
 }
 
 fn applied(value: v1::Applied) -> &'static str {
@@ -213,7 +231,11 @@ impl Answer for Deleted {
     type Message = v1::CancelCanvasScheduleResponse;
 
     fn of(sent: Self::Message) -> Self {
-        Self { message: SUCCESS, applied: applied(sent.applied()), abandoned_dispatches: sent.abandoned_dispatches }
+        Self {
+            message: SUCCESS,
+            applied: applied(sent.applied()),
+            abandoned_dispatches: sent.abandoned_dispatches,
+        }
     }
 }
 
@@ -257,7 +279,10 @@ pub struct CanvasSchedule {
 
 impl From<v1::CanvasSchedule> for CanvasSchedule {
     fn from(sent: v1::CanvasSchedule) -> Self {
-        let state = STATES.iter().find(|(_, state)| *state == sent.state()).map_or("", |(name, _)| name);
+        let state = STATES
+            .iter()
+            .find(|(_, state)| *state == sent.state())
+            .map_or("", |(name, _)| name);
         Self {
             schedule_id: sent.schedule_id,
             canvas_id: sent.canvas_id,
@@ -293,7 +318,13 @@ pub struct Dispatches {
 
 impl From<v1::DispatchCounts> for Dispatches {
     fn from(sent: v1::DispatchCounts) -> Self {
-        Self { in_hand: sent.in_hand, unknown: sent.unknown, delivered: sent.delivered, dead: sent.dead, abandoned: sent.abandoned }
+        Self {
+            in_hand: sent.in_hand,
+            unknown: sent.unknown,
+            delivered: sent.delivered,
+            dead: sent.dead,
+            abandoned: sent.abandoned,
+        }
     }
 }
 
@@ -336,7 +367,11 @@ impl Answer for CanvasScheduleDetails {
             message: SUCCESS,
             canvas_schedule: sent.canvas_schedule.unwrap_or_default().into(),
             trigger_properties: sent.trigger_properties.map(values::json),
-            recipients: sent.recipients.into_iter().map(StoredRecipient::from).collect(),
+            recipients: sent
+                .recipients
+                .into_iter()
+                .map(StoredRecipient::from)
+                .collect(),
             audience: sent.audience.map(values::json),
             broadcast: sent.broadcast,
             waves: waves(sent.waves),
@@ -396,7 +431,10 @@ impl From<v1::Recipient> for StoredRecipient {
         match sent.identifier {
             Some(Identifier::ExternalUserId(id)) => recipient.external_user_id = Some(id),
             Some(Identifier::UserAlias(alias)) => {
-                recipient.user_alias = Some(StoredUserAlias { alias_name: alias.alias_name, alias_label: alias.alias_label });
+                recipient.user_alias = Some(StoredUserAlias {
+                    alias_name: alias.alias_name,
+                    alias_label: alias.alias_label,
+                });
             }
             Some(Identifier::Email(email)) => recipient.email = Some(email),
             None => {}
@@ -422,7 +460,15 @@ impl Answer for Page {
     type Message = v1::ListCanvasSchedulesResponse;
 
     fn of(sent: Self::Message) -> Self {
-        let schedules = sent.canvas_schedules.into_iter().map(CanvasSchedule::from).collect();
-        Self { message: SUCCESS, schedules, next_page_token: sent.next_page_token }
+        let schedules = sent
+            .canvas_schedules
+            .into_iter()
+            .map(CanvasSchedule::from)
+            .collect();
+        Self {
+            message: SUCCESS,
+            schedules,
+            next_page_token: sent.next_page_token,
+        }
     }
 }

@@ -22,11 +22,17 @@ pub struct Fault {
 impl Fault {
     /// A fault.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self {
+            status,
+            message: message.into(),
+        }
     }
 
     fn too_large() -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is over {BYTES_MOST} bytes, the most that is taken"))
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body is over {BYTES_MOST} bytes, the most that is taken"),
+        )
     }
 }
 
@@ -36,22 +42,46 @@ impl Fault {
 /// It is not JSON, or too large.
 pub fn check(headers: &HeaderMap) -> Result<(), Fault> {
     let unsupported = |message| Err(Fault::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
-    if !headers.get(CONTENT_TYPE).is_some_and(|stated| stated.to_str().is_ok_and(is_json)) {
-        return unsupported("the body must be JSON in UTF-8; send `Content-Type: application/json`");
+    if !headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|stated| stated.to_str().is_ok_and(is_json))
+    {
+        return unsupported(
+            "the body must be JSON in UTF-8; send `Content-Type: application/json`",
+        );
     }
-    if headers.get(CONTENT_ENCODING).is_some_and(|stated| stated != "identity") {
+    if headers
+        .get(CONTENT_ENCODING)
+        .is_some_and(|stated| stated != "identity")
+    {
         return unsupported("the body must not be compressed; leave `Content-Encoding` out");
     }
-    let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()).and_then(|length| length.parse::<u64>().ok());
-    if length.is_some_and(|length| length > BYTES_MOST as u64) { Err(Fault::too_large()) } else { Ok(()) }
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok())
+        .and_then(|length| length.parse::<u64>().ok());
+    if length.is_some_and(|length| length > BYTES_MOST as u64) {
+        Err(Fault::too_large())
+    } else {
+        Ok(())
+    }
 }
 
 /// Whether a content type is JSON as we read it. The only parameter that could matter is another charset.
 fn is_json(stated: &str) -> bool {
     let mut parts = stated.split(';').map(str::trim);
-    let json = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("application/json"));
-    let mut charsets = parts.filter_map(|part| part.split_once('=')).filter(|(name, _)| name.trim().eq_ignore_ascii_case("charset"));
-    json && charsets.all(|(_, charset)| charset.trim().trim_matches('"').eq_ignore_ascii_case("utf-8"))
+    let json = parts
+        .next()
+        .is_some_and(|kind| kind.eq_ignore_ascii_case("application/json"));
+    let mut charsets = parts
+        .filter_map(|part| part.split_once('='))
+        .filter(|(name, _)| name.trim().eq_ignore_ascii_case("charset"));
+    json && charsets.all(|(_, charset)| {
+        charset
+            .trim()
+            .trim_matches('"')
+            .eq_ignore_ascii_case("utf-8")
+    })
 }
 
 /// The whole body.
@@ -60,15 +90,21 @@ fn is_json(stated: &str) -> bool {
 /// It is too large, there is no room for it, or it does not come to its end.
 pub async fn whole(body: Body) -> Result<Bytes, Fault> {
     let read = Limited::new(body, BYTES_MOST).collect().await;
-    read.map(http_body_util::Collected::to_bytes).map_err(|why| {
-        if why.is::<LengthLimitError>() {
-            return Fault::too_large();
-        }
-        match why.downcast_ref::<Status>().filter(|status| status.code() == Code::Unavailable) {
-            Some(overloaded) => Fault::new(StatusCode::SERVICE_UNAVAILABLE, overloaded.message()),
-            None => Fault::new(StatusCode::BAD_REQUEST, "the body did not come to its end"),
-        }
-    })
+    read.map(http_body_util::Collected::to_bytes)
+        .map_err(|why| {
+            if why.is::<LengthLimitError>() {
+                return Fault::too_large();
+            }
+            match why
+                .downcast_ref::<Status>()
+                .filter(|status| status.code() == Code::Unavailable)
+            {
+                Some(overloaded) => {
+                    Fault::new(StatusCode::SERVICE_UNAVAILABLE, overloaded.message())
+                }
+                None => Fault::new(StatusCode::BAD_REQUEST, "the body did not come to its end"),
+            }
+        })
 }
 
 #[cfg(test)]
@@ -90,7 +126,15 @@ mod tests {
         ] {
             let headers = HeaderMap::from_iter([(CONTENT_TYPE, stated.parse().expect("a header"))]);
             let checked = check(&headers).map_err(|fault| fault.status);
-            assert_eq!(checked, if taken { Ok(()) } else { Err(StatusCode::UNSUPPORTED_MEDIA_TYPE) }, "{stated}");
+            assert_eq!(
+                checked,
+                if taken {
+                    Ok(())
+                } else {
+                    Err(StatusCode::UNSUPPORTED_MEDIA_TYPE)
+                },
+                "{stated}"
+            );
         }
         assert!(check(&HeaderMap::new()).is_err(), "none");
     }

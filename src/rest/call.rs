@@ -35,12 +35,20 @@ const PASSED_ON: [HeaderName; 4] = [
 
 /// The server within its stack, in process.
 pub trait InProcess:
-    Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
+    Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
 {
 }
 
 impl<S> InProcess for S where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
 {
 }
 
@@ -68,13 +76,21 @@ where
     let fault = Arc::new(OnceLock::new());
     let keep = fault.clone();
     // A fault leaves the call without a message.
-    let messages = stream::once(async move { message.await.map_err(|why| keep.set(why)).ok() }).filter_map(ready);
-    let mut request = tonic::Request::from_parts(passed_on(&from.headers), tonic::Extensions::new(), messages);
+    let messages = stream::once(async move { message.await.map_err(|why| keep.set(why)).ok() })
+        .filter_map(ready);
+    let mut request =
+        tonic::Request::from_parts(passed_on(&from.headers), tonic::Extensions::new(), messages);
     request.extensions_mut().insert(found);
     if let Some(peer) = from.extensions.get::<TcpConnectInfo>() {
         request.extensions_mut().insert(peer.clone());
     }
-    let answer = Grpc::new(service).client_streaming(request, PathAndQuery::from_static(method), Codec::<M, A>::default()).await;
+    let answer = Grpc::new(service)
+        .client_streaming(
+            request,
+            PathAndQuery::from_static(method),
+            Codec::<M, A>::default(),
+        )
+        .await;
     answer.map_err(|mut status| match fault.get() {
         Some(fault) => Refused::Fault(fault.clone(), std::mem::take(status.metadata_mut())),
         None => Refused::Status(status),

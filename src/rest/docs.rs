@@ -52,10 +52,16 @@ pub async fn start() -> Response {
 pub fn of_swagger_ui(name: &str) -> Response {
     match utoipa_swagger_ui::serve(name, Arc::new(Config::from("/openapi.json"))) {
         Ok(Some(found)) => file(found.bytes, &found.content_type),
-        Ok(None) => answer::json(StatusCode::NOT_FOUND, &Refusal::new("there is no such file")),
+        Ok(None) => answer::json(
+            StatusCode::NOT_FOUND,
+            &Refusal::new("there is no such file"),
+        ),
         Err(why) => {
             tracing::error!(%why, name, "a file of the documentation cannot be read");
-            answer::json(StatusCode::INTERNAL_SERVER_ERROR, &Refusal::new("internal error"))
+            answer::json(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                &Refusal::new("internal error"),
+            )
         }
     }
 }
@@ -67,7 +73,10 @@ fn file(content: Cow<'static, [u8]>, kind: &str) -> Response {
     };
     let mut response = Response::new(Body::from(bytes));
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::try_from(kind).unwrap_or(HeaderValue::from_static("application/octet-stream")));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::try_from(kind).unwrap_or(HeaderValue::from_static("application/octet-stream")),
+    );
     headers.insert(CONTENT_SECURITY_POLICY, POLICY);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response

@@ -63,16 +63,28 @@ impl Rest {
             .route("/canvas/trigger/schedule/create", post(create::<S>))
             .route("/canvas/trigger/schedule/update", post(update::<S>))
             .route("/fr/canvas/trigger/schedule/update", post(update::<S>))
-            .route("/campaigns/trigger/schedule/update", post(update_campaign::<S>))
+            .route(
+                "/campaigns/trigger/schedule/update",
+                post(update_campaign::<S>),
+            )
             .route("/canvas/trigger/schedule/delete", post(delete::<S>))
             .route("/canvas/trigger/schedule/{schedule_id}", get(read_one::<S>))
             .route("/canvas/trigger/schedule", get(list::<S>))
             .route("/openapi.json", get(async || openapi::response()))
             .route("/docs", get(docs::page))
             .route("/docs/start.js", get(docs::start))
-            .route("/docs/swagger-ui.css", get(async || docs::of_swagger_ui("swagger-ui.css")))
-            .route("/docs/swagger-ui-bundle.js", get(async || docs::of_swagger_ui("swagger-ui-bundle.js")))
-            .route("/docs/favicon-32x32.png", get(async || docs::of_swagger_ui("favicon-32x32.png")))
+            .route(
+                "/docs/swagger-ui.css",
+                get(async || docs::of_swagger_ui("swagger-ui.css")),
+            )
+            .route(
+                "/docs/swagger-ui-bundle.js",
+                get(async || docs::of_swagger_ui("swagger-ui-bundle.js")),
+            )
+            .route(
+                "/docs/favicon-32x32.png",
+                get(async || docs::of_swagger_ui("favicon-32x32.png")),
+            )
             .fallback(async || not_found())
             .method_not_allowed_fallback(not_allowed)
             .with_state(Server { rpc, in_flight });
@@ -81,40 +93,86 @@ impl Rest {
 }
 
 async fn create<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
-    posted::<_, v1::CreateCanvasScheduleRequest, answer::Created>(server, CREATE, request, Naming::Canvas).await
+    posted::<_, v1::CreateCanvasScheduleRequest, answer::Created>(
+        server,
+        CREATE,
+        request,
+        Naming::Canvas,
+    )
+    .await
 }
 
 async fn update<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
-    posted::<_, v1::UpdateCanvasScheduleRequest, answer::Updated>(server, UPDATE, request, Naming::Canvas).await
+    posted::<_, v1::UpdateCanvasScheduleRequest, answer::Updated>(
+        server,
+        UPDATE,
+        request,
+        Naming::Canvas,
+    )
+    .await
 }
 
-async fn update_campaign<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
-    posted::<_, v1::UpdateCanvasScheduleRequest, answer::Updated>(server, UPDATE, request, Naming::Campaign).await
+async fn update_campaign<S: InProcess>(
+    State(server): State<Server<S>>,
+    request: Request,
+) -> Response {
+    posted::<_, v1::UpdateCanvasScheduleRequest, answer::Updated>(
+        server,
+        UPDATE,
+        request,
+        Naming::Campaign,
+    )
+    .await
 }
 
 async fn delete<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
-    posted::<_, v1::CancelCanvasScheduleRequest, answer::Deleted>(server, CANCEL, request, Naming::Canvas).await
+    posted::<_, v1::CancelCanvasScheduleRequest, answer::Deleted>(
+        server,
+        CANCEL,
+        request,
+        Naming::Canvas,
+    )
+    .await
 }
 
 async fn read_one<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
     let (head, _) = request.into_parts();
     // As it is: no id needs an escape.
-    let schedule_id = head.uri.path().rsplit('/').next().unwrap_or_default().to_owned();
+    let schedule_id = head
+        .uri
+        .path()
+        .rsplit('/')
+        .next()
+        .unwrap_or_default()
+        .to_owned();
     let message = async { Ok(v1::GetCanvasScheduleRequest { schedule_id }) };
     let answer = call::call(server.rpc, GET, &head, Found::default(), message).await;
-    respond::<answer::CanvasScheduleDetails>(answer, StatusCode::OK, Naming::Canvas, &Found::default())
+    respond::<answer::CanvasScheduleDetails>(
+        answer,
+        StatusCode::OK,
+        Naming::Canvas,
+        &Found::default(),
+    )
 }
 
 async fn list<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
     let found = Found::default();
     let (head, _) = request.into_parts();
     let message: v1::ListCanvasSchedulesRequest = request::query(&head.uri, &found);
-    let answer = call::call(server.rpc, LIST, &head, found.clone(), async { Ok(message) }).await;
+    let answer = call::call(server.rpc, LIST, &head, found.clone(), async {
+        Ok(message)
+    })
+    .await;
     respond::<answer::Page>(answer, StatusCode::OK, Naming::Canvas, &found)
 }
 
 /// A call whose message is in the body.
-async fn posted<S, M, A>(server: Server<S>, method: &'static str, request: Request, naming: Naming) -> Response
+async fn posted<S, M, A>(
+    server: Server<S>,
+    method: &'static str,
+    request: Request,
+    naming: Naming,
+) -> Response
 where
     S: InProcess,
     M: Message + ReadObject + 'static,
@@ -151,15 +209,24 @@ fn respond<A: Answer>(
 
 fn not_found() -> Response {
     // The path is not repeated: it may hold what was meant for a header.
-    answer::json(StatusCode::NOT_FOUND, &Refusal::new("there is no such path; /openapi.json tells those that there are"))
+    answer::json(
+        StatusCode::NOT_FOUND,
+        &Refusal::new("there is no such path; /openapi.json tells those that there are"),
+    )
 }
 
 /// The router states the methods in `Allow`.
 async fn not_allowed(method: Method) -> Response {
     if method == Method::OPTIONS {
-        return answer::json(StatusCode::OK, &Refusal::new("the header Allow tells the methods of this path"));
+        return answer::json(
+            StatusCode::OK,
+            &Refusal::new("the header Allow tells the methods of this path"),
+        );
     }
-    answer::json(StatusCode::METHOD_NOT_ALLOWED, &Refusal::new("this path has no such method; the header Allow tells those that it has"))
+    answer::json(
+        StatusCode::METHOD_NOT_ALLOWED,
+        &Refusal::new("this path has no such method; the header Allow tells those that it has"),
+    )
 }
 
 impl Service<http::Request<Body>> for Rest {
@@ -193,7 +260,11 @@ fn tidy(uri: &mut Uri) {
     if !path.contains("//") && (!path.ends_with('/') || path == "/") {
         return;
     }
-    let mut tidied: String = path.split('/').filter(|part| !part.is_empty()).flat_map(|part| ["/", part]).collect();
+    let mut tidied: String = path
+        .split('/')
+        .filter(|part| !part.is_empty())
+        .flat_map(|part| ["/", part])
+        .collect();
     if let Some(query) = uri.query() {
         tidied.extend(["?", query]);
     }
@@ -205,7 +276,10 @@ fn tidy(uri: &mut Uri) {
 
 fn panicked(text: &str) -> Response {
     tracing::error!(text, "the gateway panicked");
-    answer::json(StatusCode::INTERNAL_SERVER_ERROR, &Refusal::new("internal error"))
+    answer::json(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        &Refusal::new("internal error"),
+    )
 }
 
 #[cfg(test)]

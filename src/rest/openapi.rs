@@ -24,7 +24,9 @@ pub fn text() -> &'static str {
 /// The answer with it.
 pub fn response() -> Response {
     let mut response = Response::new(Body::from(text()));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
@@ -59,10 +61,20 @@ fn paths(schemas: &mut Schemas) -> Value {
     let page = schemas.answer::<Page>();
     let refusal = schemas.answer::<Refusal>();
     let update = body::<v1::UpdateCanvasScheduleRequest>(schemas);
-    let campaign = schemas.object::<v1::UpdateCanvasScheduleRequest>("UpdateCampaignScheduleRequest", Naming::Campaign);
+    let campaign = schemas.object::<v1::UpdateCanvasScheduleRequest>(
+        "UpdateCampaignScheduleRequest",
+        Naming::Campaign,
+    );
     let post = |id: &str, summary: &str, request: Value, answer: &Value| {
-        let mut operation = operation(id, summary, (StatusCode::CREATED, answer), &refusal, &ON_POST);
-        operation["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": request } } });
+        let mut operation = operation(
+            id,
+            summary,
+            (StatusCode::CREATED, answer),
+            &refusal,
+            &ON_POST,
+        );
+        operation["requestBody"] =
+            json!({ "required": true, "content": { "application/json": { "schema": request } } });
         json!({ "post": operation })
     };
     let create = post(
@@ -73,14 +85,31 @@ fn paths(schemas: &mut Schemas) -> Value {
     );
     let replaces = "Replaces the schedule, completely, for every zone that was not handed over";
     let cancels = "Cancels for every zone that was not handed over";
-    let delete = post("deleteCanvasSchedule", cancels, body::<v1::CancelCanvasScheduleRequest>(schemas), &deleted);
-    let mut get =
-        operation("getCanvasSchedule", "One schedule, what it carries, and the waves to come", (StatusCode::OK, &read), &refusal, &ON_GET);
+    let delete = post(
+        "deleteCanvasSchedule",
+        cancels,
+        body::<v1::CancelCanvasScheduleRequest>(schemas),
+        &deleted,
+    );
+    let mut get = operation(
+        "getCanvasSchedule",
+        "One schedule, what it carries, and the waves to come",
+        (StatusCode::OK, &read),
+        &refusal,
+        &ON_GET,
+    );
     let mut schedule_id = json!({ "type": "string" });
     bounds::add("schedule_id", true, &mut schedule_id);
-    get["parameters"] = json!([{ "name": "schedule_id", "in": "path", "required": true, "schema": schedule_id }]);
+    get["parameters"] =
+        json!([{ "name": "schedule_id", "in": "path", "required": true, "schema": schedule_id }]);
     let listed = "Schedules by id (the order of creation), filtered by Canvas and state";
-    let mut list = operation("listCanvasSchedules", listed, (StatusCode::OK, &page), &refusal, &ON_GET);
+    let mut list = operation(
+        "listCanvasSchedules",
+        listed,
+        (StatusCode::OK, &page),
+        &refusal,
+        &ON_GET,
+    );
     list["parameters"] = json!(schemas.query::<v1::ListCanvasSchedulesRequest>());
     json!({
         "/canvas/trigger/schedule/create": create,
@@ -101,13 +130,22 @@ fn body<T: ReadObject>(schemas: &mut Schemas) -> Value {
 type Refusals = [(u16, &'static str)];
 
 const ON_GET: [(u16, &str); 8] = [
-    (400, "Something of the request is wrong; everything that is, is told at once"),
+    (
+        400,
+        "Something of the request is wrong; everything that is, is told at once",
+    ),
     (401, "No key, or none that works"),
     (403, "The key may not do this, or not from there"),
     (404, "No such schedule in the key's workspace"),
     (429, "The workspace has used up its quota"),
-    (500, "A fault of the service; the log has its cause under the request id"),
-    (503, "Too much is under way, the service is stopping, or its database is away; nothing was begun unless the message says so"),
+    (
+        500,
+        "A fault of the service; the log has its cause under the request id",
+    ),
+    (
+        503,
+        "Too much is under way, the service is stopping, or its database is away; nothing was begun unless the message says so",
+    ),
     (504, "It took too long; it may or may not have been done"),
 ];
 
@@ -116,7 +154,10 @@ const ON_POST: [(u16, &str); 11] = [
     ON_GET[1],
     ON_GET[2],
     ON_GET[3],
-    (409, "The etag is stale, nothing is left to change, or the request id was used otherwise"),
+    (
+        409,
+        "The etag is stale, nothing is left to change, or the request id was used otherwise",
+    ),
     (413, "The body is over 1 MB"),
     (415, "The body is not JSON by its Content-Type"),
     ON_GET[4],
@@ -125,15 +166,33 @@ const ON_POST: [(u16, &str); 11] = [
     ON_GET[7],
 ];
 
-fn operation(id: &str, summary: &str, (success, answer): (StatusCode, &Value), refusal: &Value, refusals: &Refusals) -> Value {
+fn operation(
+    id: &str,
+    summary: &str,
+    (success, answer): (StatusCode, &Value),
+    refusal: &Value,
+    refusals: &Refusals,
+) -> Value {
     let with = |text: &str, schema: &Value, headers: Value| json!({ "description": text, "headers": headers, "content": { "application/json": { "schema": schema } } });
-    let limits: Map<String, Value> =
-        limit_headers().keys().map(|name| (name.clone(), json!({ "$ref": format!("#/components/headers/{name}") }))).collect();
-    let mut responses = Map::from_iter([(success.as_str().to_owned(), with("Done", answer, json!(limits)))]);
+    let limits: Map<String, Value> = limit_headers()
+        .keys()
+        .map(|name| {
+            (
+                name.clone(),
+                json!({ "$ref": format!("#/components/headers/{name}") }),
+            )
+        })
+        .collect();
+    let mut responses = Map::from_iter([(
+        success.as_str().to_owned(),
+        with("Done", answer, json!(limits)),
+    )]);
     for (status, text) in refusals {
         let headers = match status {
             401 => json!({ "WWW-Authenticate": { "schema": { "type": "string" } } }),
-            429 | 503 => json!({ "Retry-After": { "description": "Seconds", "required": true, "schema": { "type": "integer" } } }),
+            429 | 503 => {
+                json!({ "Retry-After": { "description": "Seconds", "required": true, "schema": { "type": "integer" } } })
+            }
             _ => json!({}),
         };
         responses.insert(status.to_string(), with(text, refusal, headers));
@@ -144,9 +203,18 @@ fn operation(id: &str, summary: &str, (success, answer): (StatusCode, &Value), r
 fn limit_headers() -> Map<String, Value> {
     let header = |text: &str| json!({ "description": text, "schema": { "type": "integer" } });
     Map::from_iter([
-        ("X-RateLimit-Limit".to_owned(), header("How much the workspace may ask in the window")),
-        ("X-RateLimit-Remaining".to_owned(), header("How much of it is left, an estimate over replicas")),
-        ("X-RateLimit-Reset".to_owned(), header("When the window ends, in seconds since 1970")),
+        (
+            "X-RateLimit-Limit".to_owned(),
+            header("How much the workspace may ask in the window"),
+        ),
+        (
+            "X-RateLimit-Remaining".to_owned(),
+            header("How much of it is left, an estimate over replicas"),
+        ),
+        (
+            "X-RateLimit-Reset".to_owned(),
+            header("When the window ends, in seconds since 1970"),
+        ),
     ])
 }
 
@@ -158,19 +226,38 @@ mod tests {
     fn the_committed_copy_is_the_description() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
         let committed = std::fs::read_to_string(path).expect("the copy");
-        assert!(committed == text(), "docs/openapi.json is not what the code says: cargo run --example openapi > docs/openapi.json");
+        assert!(
+            committed == text(),
+            "docs/openapi.json is not what the code says: cargo run --example openapi > docs/openapi.json"
+        );
     }
 
     #[test]
     fn every_field_is_described() {
         let document = document();
-        for (name, schema) in document["components"]["schemas"].as_object().expect("schemas") {
-            let parts = schema["allOf"].as_array().into_iter().flatten().chain([schema]);
-            for (field, of) in parts.filter_map(|part| part["properties"].as_object()).flatten() {
-                assert!(of.to_string().contains(r#""description":"#), "{name}.{field}: {of}");
+        for (name, schema) in document["components"]["schemas"]
+            .as_object()
+            .expect("schemas")
+        {
+            let parts = schema["allOf"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .chain([schema]);
+            for (field, of) in parts
+                .filter_map(|part| part["properties"].as_object())
+                .flatten()
+            {
+                assert!(
+                    of.to_string().contains(r#""description":"#),
+                    "{name}.{field}: {of}"
+                );
                 assert_ne!(of["description"], "", "{name}.{field}");
             }
         }
-        assert_eq!(document["components"]["schemas"]["UpdateCampaignScheduleRequest"]["required"], json!(["campaign_id", "schedule"]));
+        assert_eq!(
+            document["components"]["schemas"]["UpdateCampaignScheduleRequest"]["required"],
+            json!(["campaign_id", "schedule"])
+        );
     }
 }

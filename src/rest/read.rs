@@ -40,12 +40,20 @@ pub enum Naming {
 impl Naming {
     /// The name of a top field as callers of the path write it.
     pub fn outer(self, name: &'static str) -> &'static str {
-        if self == Self::Campaign && name == "canvas_id" { "campaign_id" } else { name }
+        if self == Self::Campaign && name == "canvas_id" {
+            "campaign_id"
+        } else {
+            name
+        }
     }
 
     /// The same for the path of any field.
     pub fn outer_path(self, path: &str) -> &str {
-        if path == "canvas_id" { self.outer("canvas_id") } else { path }
+        if path == "canvas_id" {
+            self.outer("canvas_id")
+        } else {
+            path
+        }
     }
 }
 
@@ -76,7 +84,9 @@ impl<T: ReadObject> Read for T {
     }
 
     fn read(value: JsonValue<'_>, path: &str, reading: &mut Reading) -> Option<Self> {
-        let JsonValue::Object(entries) = value else { return reading.wrong(path, "an object", &value) };
+        let JsonValue::Object(entries) = value else {
+            return reading.wrong(path, "an object", &value);
+        };
         Some(reading.object(entries, format!("{path}.")))
     }
 }
@@ -90,7 +100,10 @@ pub struct Reading {
 impl Reading {
     /// Nothing is wrong yet.
     pub fn new(naming: Naming) -> Self {
-        Self { naming, violations: Vec::new() }
+        Self {
+            naming,
+            violations: Vec::new(),
+        }
     }
 
     /// States what was found.
@@ -121,7 +134,12 @@ impl Reading {
     /// The object with these entries, whose fields' paths begin with `prefix`.
     pub fn object<T: ReadObject>(&mut self, entries: JsonObject<'_>, prefix: String) -> T {
         let entries = Arc::unwrap_or_clone(entries);
-        let mut object = Object { prefix, entries, known: Vec::new(), reading: self };
+        let mut object = Object {
+            prefix,
+            entries,
+            known: Vec::new(),
+            reading: self,
+        };
         let read = T::read(&mut object);
         object.finish();
         read
@@ -144,7 +162,11 @@ impl Reading {
 
     fn list(&mut self, values: JsonArray<'_>, path: &str, depth: usize) -> ListValue {
         let values = Arc::unwrap_or_clone(values).into_iter().enumerate();
-        ListValue { values: values.map(|(n, value)| self.value(value, &format!("{path}[{n}]"), depth)).collect() }
+        ListValue {
+            values: values
+                .map(|(n, value)| self.value(value, &format!("{path}[{n}]"), depth))
+                .collect(),
+        }
     }
 
     /// Any value within an object or a list of this depth.
@@ -171,7 +193,13 @@ impl Reading {
     fn exact(&mut self, digits: &str, path: &str) -> f64 {
         let double = digits.parse().unwrap_or(f64::INFINITY);
         if format!("{double:.0}") != digits {
-            self.violate(path, format!("{} is a whole number that a double cannot hold; send it as a string", quote(digits)));
+            self.violate(
+                path,
+                format!(
+                    "{} is a whole number that a double cannot hold; send it as a string",
+                    quote(digits)
+                ),
+            );
         }
         double
     }
@@ -180,7 +208,12 @@ impl Reading {
 /// The fields of an object, in the order in which they are asked for, and what is accepted as each.
 pub fn fields<T: ReadObject>(naming: Naming) -> Vec<(&'static str, Describe)> {
     let mut reading = Reading::new(naming);
-    let mut object = Object { prefix: String::new(), entries: Vec::new(), known: Vec::new(), reading: &mut reading };
+    let mut object = Object {
+        prefix: String::new(),
+        entries: Vec::new(),
+        known: Vec::new(),
+        reading: &mut reading,
+    };
     T::read(&mut object);
     object.known
 }
@@ -197,15 +230,22 @@ pub struct Object<'r, 'j> {
 impl<'j> Object<'_, 'j> {
     /// The field of this name. Null means absent.
     pub fn field<T: Read>(&mut self, name: &'static str) -> T {
-        let name = if self.prefix.is_empty() { self.reading.naming.outer(name) } else { name };
+        let name = if self.prefix.is_empty() {
+            self.reading.naming.outer(name)
+        } else {
+            name
+        };
         self.known.push((name, T::schema));
-        let Some(value) = self.take(name) else { return T::default() };
+        let Some(value) = self.take(name) else {
+            return T::default();
+        };
         T::read(value, &format!("{}{name}", self.prefix), self.reading).unwrap_or_default()
     }
 
     /// Adds something that is wrong with the object itself.
     pub fn violate(&mut self, message: impl Into<String>) {
-        self.reading.violate(self.prefix.trim_end_matches('.'), message);
+        self.reading
+            .violate(self.prefix.trim_end_matches('.'), message);
     }
 
     fn take(&mut self, name: &str) -> Option<JsonValue<'j>> {
@@ -214,7 +254,8 @@ impl<'j> Object<'_, 'j> {
         let before = self.entries.len();
         self.entries.retain(|(key, _)| key != name);
         if self.entries.len() < before {
-            self.reading.violate(format!("{}{name}", self.prefix), "is there twice");
+            self.reading
+                .violate(format!("{}{name}", self.prefix), "is there twice");
         }
         (value != JsonValue::Null).then_some(value)
     }
@@ -226,9 +267,13 @@ impl<'j> Object<'_, 'j> {
         for (key, _) in self.entries.iter().take(room) {
             let message = match nearest(key, &known) {
                 Some(name) => format!("is not a known field; perhaps {name} is meant"),
-                None => format!("is not a known field; the known ones are {}", known.join(", ")),
+                None => format!(
+                    "is not a known field; the known ones are {}",
+                    known.join(", ")
+                ),
             };
-            self.reading.violate(format!("{}{}", self.prefix, name_of(key)), message);
+            self.reading
+                .violate(format!("{}{}", self.prefix, name_of(key)), message);
         }
     }
 }
@@ -239,14 +284,22 @@ fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
         return None;
     }
     let key = key.to_lowercase();
-    let alike = known.iter().map(|name| (strsim::normalized_damerau_levenshtein(name, &key), *name));
-    let alike = alike.filter(|(alike, _)| *alike >= ALIKE).max_by(|(one, _), (other, _)| one.total_cmp(other));
+    let alike = known
+        .iter()
+        .map(|name| (strsim::normalized_damerau_levenshtein(name, &key), *name));
+    let alike = alike
+        .filter(|(alike, _)| *alike >= ALIKE)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other));
     alike.map(|(_, name)| name)
 }
 
 /// A key as an error text may show it.
 fn name_of(key: &str) -> String {
-    let plain = !key.is_empty() && key.len() <= KEY_MOST && key.chars().all(|letter| letter.is_alphanumeric() || "_-".contains(letter));
+    let plain = !key.is_empty()
+        && key.len() <= KEY_MOST
+        && key
+            .chars()
+            .all(|letter| letter.is_alphanumeric() || "_-".contains(letter));
     if plain { key.to_owned() } else { quote(key) }
 }
 
@@ -305,13 +358,27 @@ impl<T: Read> Read for Vec<T> {
     }
 
     fn read(value: JsonValue<'_>, path: &str, reading: &mut Reading) -> Option<Self> {
-        let JsonValue::Array(values) = value else { return reading.wrong(path, "a list", &value) };
+        let JsonValue::Array(values) = value else {
+            return reading.wrong(path, "a list", &value);
+        };
         if values.len() > LIST_MOST {
-            reading.violate(path, format!("has {} entries; fewer are allowed", values.len()));
+            reading.violate(
+                path,
+                format!("has {} entries; fewer are allowed", values.len()),
+            );
         }
-        let values = Arc::unwrap_or_clone(values).into_iter().take(LIST_MOST).enumerate();
+        let values = Arc::unwrap_or_clone(values)
+            .into_iter()
+            .take(LIST_MOST)
+            .enumerate();
         // One that cannot be read keeps its place, so that the paths of the others stay right.
-        Some(values.map(|(n, value)| T::read(value, &format!("{path}[{n}]"), reading).unwrap_or_default()).collect())
+        Some(
+            values
+                .map(|(n, value)| {
+                    T::read(value, &format!("{path}[{n}]"), reading).unwrap_or_default()
+                })
+                .collect(),
+        )
     }
 }
 
@@ -321,8 +388,11 @@ impl<T: Read> Read for Vec<T> {
 /// It is no JSON object. What is wrong with its fields is in `found`.
 pub fn message<T: ReadObject>(body: &[u8], naming: Naming, found: &Found) -> Result<T, Fault> {
     let bad = |message| Fault::new(StatusCode::BAD_REQUEST, message);
-    let value = JsonValue::parse(body, false).map_err(|why| bad(format!("the body is not JSON: {}", why.description(body))))?;
-    let JsonValue::Object(entries) = value else { return Err(bad("the body must be a JSON object".to_owned())) };
+    let value = JsonValue::parse(body, false)
+        .map_err(|why| bad(format!("the body is not JSON: {}", why.description(body))))?;
+    let JsonValue::Object(entries) = value else {
+        return Err(bad("the body must be a JSON object".to_owned()));
+    };
     let mut reading = Reading::new(naming);
     let read = reading.object(entries, String::new());
     reading.finish(found);

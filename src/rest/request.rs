@@ -48,9 +48,22 @@ readable!(UpdateCanvasScheduleRequest {
     require_all,
     validate_only,
 });
-readable!(CancelCanvasScheduleRequest { canvas_id, schedule_id, etag, request_id, require_all });
-readable!(Schedule { time, in_local_time, at_optimal_time });
-readable!(UserAlias { alias_name, alias_label });
+readable!(CancelCanvasScheduleRequest {
+    canvas_id,
+    schedule_id,
+    etag,
+    request_id,
+    require_all
+});
+readable!(Schedule {
+    time,
+    in_local_time,
+    at_optimal_time
+});
+readable!(UserAlias {
+    alias_name,
+    alias_label
+});
 
 impl ReadObject for v1::Recipient {
     const NAME: &'static str = "Recipient";
@@ -59,11 +72,17 @@ impl ReadObject for v1::Recipient {
         let id: Option<String> = object.field("external_user_id");
         let alias: Option<v1::UserAlias> = object.field("user_alias");
         let email: Option<String> = object.field("email");
-        let stated =
-            [id.map(Identifier::ExternalUserId), alias.map(Identifier::UserAlias), email.map(Identifier::Email)].into_iter().flatten();
+        let stated = [
+            id.map(Identifier::ExternalUserId),
+            alias.map(Identifier::UserAlias),
+            email.map(Identifier::Email),
+        ]
+        .into_iter()
+        .flatten();
         let mut stated: Vec<Identifier> = stated.collect();
         if stated.len() > 1 {
-            object.violate("has more than one of external_user_id, user_alias and email; state one");
+            object
+                .violate("has more than one of external_user_id, user_alias and email; state one");
         }
         Self {
             identifier: stated.pop(),
@@ -111,7 +130,13 @@ impl Read for StateName {
         let text = String::read(value, path, reading)?;
         let known = STATES.iter().find(|(name, _)| *name == text);
         if known.is_none() {
-            reading.violate(path, format!("{} is not a state; pending, dispatching, dispatched or cancelled is needed", quote(&text)));
+            reading.violate(
+                path,
+                format!(
+                    "{} is not a state; pending, dispatching, dispatched or cancelled is needed",
+                    quote(&text)
+                ),
+            );
         }
         known.map(|(_, state)| Self(*state))
     }
@@ -139,7 +164,9 @@ impl Read for Size {
 /// The message that a query states, which is read as an object of texts.
 pub fn query<T: ReadObject>(uri: &Uri, found: &Found) -> T {
     let pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
-    let entries: Vec<_> = pairs.map(|(key, value)| (key, JsonValue::Str(value))).collect();
+    let entries: Vec<_> = pairs
+        .map(|(key, value)| (key, JsonValue::Str(value)))
+        .collect();
     let mut reading = Reading::new(Naming::Canvas);
     let read = reading.object(entries.into(), String::new());
     reading.finish(found);

@@ -9,18 +9,26 @@ use tower::service_fn;
 use super::*;
 
 /// What a `GET` is answered when the call answers this.
-async fn answered(answer: impl Fn() -> http::Response<Body> + Clone + Send + Sync + 'static) -> (u16, http::HeaderMap, Value) {
+async fn answered(
+    answer: impl Fn() -> http::Response<Body> + Clone + Send + Sync + 'static,
+) -> (u16, http::HeaderMap, Value) {
     let server = service_fn(move |_| {
         let answer = answer();
         async { Ok(answer) }
     });
     let mut rest = Rest::new(server, InFlight::new(1, 1));
-    let request = http::Request::get("/canvas/trigger/schedule").body(Body::empty()).expect("a request");
+    let request = http::Request::get("/canvas/trigger/schedule")
+        .body(Body::empty())
+        .expect("a request");
     let Ok(response) = rest.call(request).await;
     let (head, body) = response.into_parts();
     let body = body.collect().await.expect("a body").to_bytes();
     assert_eq!(head.headers["content-type"], "application/json");
-    (head.status.as_u16(), head.headers, serde_json::from_slice(&body).expect("JSON"))
+    (
+        head.status.as_u16(),
+        head.headers,
+        serde_json::from_slice(&body).expect("JSON"),
+    )
 }
 
 fn refused(code: Code, reason: &str, details: impl FnOnce(&mut ErrorDetails)) -> Status {
@@ -32,12 +40,21 @@ fn refused(code: Code, reason: &str, details: impl FnOnce(&mut ErrorDetails)) ->
 #[tokio::test]
 async fn a_panic_is_an_answer_too_and_says_nothing() {
     let (status, _, body) = answered(|| panic!("secret")).await;
-    assert_eq!((status, body), (500, json!({ "message": "internal error" })));
+    assert_eq!(
+        (status, body),
+        (500, json!({ "message": "internal error" }))
+    );
 }
 
 #[tokio::test]
 async fn what_may_be_repeated_says_when() {
-    for (retry_ms, seconds) in [(None, "1"), (Some(0), "1"), (Some(100), "1"), (Some(7_000), "7"), (Some(7_001), "8")] {
+    for (retry_ms, seconds) in [
+        (None, "1"),
+        (Some(0), "1"),
+        (Some(100), "1"),
+        (Some(7_000), "7"),
+        (Some(7_001), "8"),
+    ] {
         let status = refused(Code::Unavailable, "BUSY", |details| {
             if let Some(millis) = retry_ms {
                 details.set_retry_info(Some(std::time::Duration::from_millis(millis)));
@@ -52,28 +69,78 @@ async fn what_may_be_repeated_says_when() {
 #[tokio::test]
 async fn a_refusal_is_told_by_its_code_and_reason() {
     for (code, reason, status, body) in [
-        (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", 504, json!({ "message": "why" })),
-        (Code::ResourceExhausted, "RATE_LIMITED", 429, json!({ "message": "why" })),
-        (Code::ResourceExhausted, "MESSAGE_TOO_LARGE", 413, json!({ "message": "why" })),
-        (Code::Unknown, "OUTCOME_UNKNOWN", 500, json!({ "message": "why" })),
-        (Code::FailedPrecondition, "SCHEDULE_ID_NEEDED", 409, json!({ "message": "why" })),
-        (Code::FailedPrecondition, "SCHEDULE_CANCELLED", 409, json!({ "message": "why", "applied": "none" })),
-        (Code::FailedPrecondition, "NOTHING_LEFT_TO_CHANGE", 409, json!({ "message": "why", "applied": "none" })),
+        (
+            Code::DeadlineExceeded,
+            "DEADLINE_EXCEEDED",
+            504,
+            json!({ "message": "why" }),
+        ),
+        (
+            Code::ResourceExhausted,
+            "RATE_LIMITED",
+            429,
+            json!({ "message": "why" }),
+        ),
+        (
+            Code::ResourceExhausted,
+            "MESSAGE_TOO_LARGE",
+            413,
+            json!({ "message": "why" }),
+        ),
+        (
+            Code::Unknown,
+            "OUTCOME_UNKNOWN",
+            500,
+            json!({ "message": "why" }),
+        ),
+        (
+            Code::FailedPrecondition,
+            "SCHEDULE_ID_NEEDED",
+            409,
+            json!({ "message": "why" }),
+        ),
+        (
+            Code::FailedPrecondition,
+            "SCHEDULE_CANCELLED",
+            409,
+            json!({ "message": "why", "applied": "none" }),
+        ),
+        (
+            Code::FailedPrecondition,
+            "NOTHING_LEFT_TO_CHANGE",
+            409,
+            json!({ "message": "why", "applied": "none" }),
+        ),
     ] {
         let refusal = refused(code, reason, |_| {});
         let (told, headers, said) = answered(move || refusal.clone().into_http()).await;
         assert_eq!((told, said), (status, body), "{reason}");
-        assert!(!headers.contains_key("www-authenticate") && !headers.contains_key("grpc-status"), "{headers:?}");
+        assert!(
+            !headers.contains_key("www-authenticate") && !headers.contains_key("grpc-status"),
+            "{headers:?}"
+        );
     }
 }
 
 #[tokio::test]
 async fn violations_that_did_not_fit_are_counted() {
     let refusal = refused(Code::InvalidArgument, "INVALID_FIELDS", |details| {
-        details.set_error_info("INVALID_FIELDS", "canvas-scheduler", [("violations".to_owned(), "5".to_owned())]);
-        details.add_bad_request_violation("a", "is wrong").add_bad_request_violation("b", "is too");
+        details.set_error_info(
+            "INVALID_FIELDS",
+            "canvas-scheduler",
+            [("violations".to_owned(), "5".to_owned())],
+        );
+        details
+            .add_bad_request_violation("a", "is wrong")
+            .add_bad_request_violation("b", "is too");
     });
     let (status, _, body) = answered(move || refusal.clone().into_http()).await;
     let message = "a: is wrong; b: is too; and 3 more";
-    assert_eq!((status, body), (400, json!({ "message": message, "errors": ["a: is wrong", "b: is too"] })));
+    assert_eq!(
+        (status, body),
+        (
+            400,
+            json!({ "message": message, "errors": ["a: is wrong", "b: is too"] })
+        )
+    );
 }

@@ -64,7 +64,10 @@ impl Schemas {
             bounds::add(field, false, &mut schema);
             json!({ "name": field, "in": "query", "description": text, "schema": schema })
         };
-        fields::<T>(Naming::Canvas).into_iter().map(parameter).collect()
+        fields::<T>(Naming::Canvas)
+            .into_iter()
+            .map(parameter)
+            .collect()
     }
 
     /// A reference to an answer.
@@ -74,7 +77,8 @@ impl Schemas {
         for (name, schema) in all {
             self.0.insert(name, as_value(&schema));
         }
-        self.0.insert(T::name().into_owned(), as_value(&T::schema()));
+        self.0
+            .insert(T::name().into_owned(), as_value(&T::schema()));
         reference(&T::name())
     }
 
@@ -103,11 +107,20 @@ struct Text {
 impl Text {
     fn of(message: &str, field: &str) -> Self {
         // The other name of the same field.
-        let field = if field == Naming::Campaign.outer("canvas_id") { "canvas_id" } else { field };
-        let Some(comment) = COMMENTS.get(&(message.to_owned(), field.to_owned())) else { return Self::default() };
+        let field = if field == Naming::Campaign.outer("canvas_id") {
+            "canvas_id"
+        } else {
+            field
+        };
+        let Some(comment) = COMMENTS.get(&(message.to_owned(), field.to_owned())) else {
+            return Self::default();
+        };
         let text = comment.split_whitespace().collect::<Vec<_>>().join(" ");
         let (first, rest) = text.split_once(". ").unwrap_or((&text, ""));
-        Self { required: first == "Required", text: rest.to_owned() }
+        Self {
+            required: first == "Required",
+            text: rest.to_owned(),
+        }
     }
 }
 
@@ -119,11 +132,20 @@ static COMMENTS: LazyLock<HashMap<(String, String), String>> = LazyLock::new(|| 
     for file in set.file {
         for location in file.source_code_info.unwrap_or_default().location {
             // Message, its index, field, its index.
-            let [4, message, 2, field] = location.path[..] else { continue };
+            let [4, message, 2, field] = location.path[..] else {
+                continue;
+            };
             let at = |index: i32| usize::try_from(index).unwrap_or_default();
-            let Some(message) = file.message_type.get(at(message)) else { continue };
-            let Some(field) = message.field.get(at(field)) else { continue };
-            comments.insert((message.name().to_owned(), field.name().to_owned()), location.leading_comments().to_owned());
+            let Some(message) = file.message_type.get(at(message)) else {
+                continue;
+            };
+            let Some(field) = message.field.get(at(field)) else {
+                continue;
+            };
+            comments.insert(
+                (message.name().to_owned(), field.name().to_owned()),
+                location.leading_comments().to_owned(),
+            );
         }
     }
     comments

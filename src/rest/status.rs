@@ -25,7 +25,9 @@ pub fn http_status(code: Code) -> StatusCode {
         Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted => StatusCode::CONFLICT,
         Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
         // Not 503, which clients repeat: what UNKNOWN stands for may have been done.
-        Code::Unknown | Code::Internal | Code::DataLoss | Code::Cancelled => StatusCode::INTERNAL_SERVER_ERROR,
+        Code::Unknown | Code::Internal | Code::DataLoss | Code::Cancelled => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
     }
@@ -48,7 +50,11 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with one thing to tell.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), errors: vec![], applied: None }
+        Self {
+            message: message.into(),
+            errors: vec![],
+            applied: None,
+        }
     }
 }
 
@@ -57,44 +63,91 @@ pub fn refusal(refused: Refused, naming: Naming, found: usize) -> Response {
     let status = match refused {
         Refused::Status(status) => status,
         Refused::Fault(fault, metadata) => {
-            let response = with_headers(answer::json(fault.status, &Refusal::new(fault.message)), &metadata.into_headers());
+            let response = with_headers(
+                answer::json(fault.status, &Refusal::new(fault.message)),
+                &metadata.into_headers(),
+            );
             return when_again(response, Duration::ZERO);
         }
     };
     let details = status.get_error_details();
     let reason = details.error_info().map_or("", |info| &info.reason);
-    let code = if reason == "MESSAGE_TOO_LARGE" { StatusCode::PAYLOAD_TOO_LARGE } else { http_status(status.code()) };
+    let code = if reason == "MESSAGE_TOO_LARGE" {
+        StatusCode::PAYLOAD_TOO_LARGE
+    } else {
+        http_status(status.code())
+    };
     let mut errors = violations(&details, naming, found);
-    let message = if errors.is_empty() { status.message().to_owned() } else { joined(&errors, &details) };
+    let message = if errors.is_empty() {
+        status.message().to_owned()
+    } else {
+        joined(&errors, &details)
+    };
     if errors.len() < 2 {
         errors.clear();
     }
-    let applied = ["NOTHING_LEFT_TO_CHANGE", "SCHEDULE_CANCELLED"].contains(&reason).then_some("none");
-    let mut response = with_headers(answer::json(code, &Refusal { message, errors, applied }), status.metadata().as_ref());
+    let applied = ["NOTHING_LEFT_TO_CHANGE", "SCHEDULE_CANCELLED"]
+        .contains(&reason)
+        .then_some("none");
+    let mut response = with_headers(
+        answer::json(
+            code,
+            &Refusal {
+                message,
+                errors,
+                applied,
+            },
+        ),
+        status.metadata().as_ref(),
+    );
     if code == StatusCode::UNAUTHORIZED {
-        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        response
+            .headers_mut()
+            .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    when_again(response, details.retry_info().and_then(|info| info.retry_delay).unwrap_or_default())
+    when_again(
+        response,
+        details
+            .retry_info()
+            .and_then(|info| info.retry_delay)
+            .unwrap_or_default(),
+    )
 }
 
 /// A refusal that may be repeated says when: in whole seconds, and never at once.
 fn when_again(mut response: Response, wait: Duration) -> Response {
     if response.status() == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)));
+        response.headers_mut().insert(
+            RETRY_AFTER,
+            HeaderValue::from((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)),
+        );
     }
     response
 }
 
 fn violations(details: &ErrorDetails, naming: Naming, found: usize) -> Vec<String> {
-    let all = details.bad_request().map_or(&[][..], |bad| &bad.field_violations);
-    let field = |n, path| if n < found { path } else { naming.outer_path(path) };
-    all.iter().enumerate().map(|(n, one)| format!("{}: {}", field(n, &*one.field), one.description)).collect()
+    let all = details
+        .bad_request()
+        .map_or(&[][..], |bad| &bad.field_violations);
+    let field = |n, path| {
+        if n < found {
+            path
+        } else {
+            naming.outer_path(path)
+        }
+    };
+    all.iter()
+        .enumerate()
+        .map(|(n, one)| format!("{}: {}", field(n, &*one.field), one.description))
+        .collect()
 }
 
 /// One text of all, and of how many more there are.
 fn joined(errors: &[String], details: &ErrorDetails) -> String {
     let text = errors.join("; ");
-    let all = details.error_info().and_then(|info| info.metadata.get("violations")?.parse::<usize>().ok());
+    let all = details
+        .error_info()
+        .and_then(|info| info.metadata.get("violations")?.parse::<usize>().ok());
     match all.filter(|all| *all > errors.len()) {
         Some(all) => format!("{text}; and {} more", all - errors.len()),
         None => text,

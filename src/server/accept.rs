@@ -84,7 +84,13 @@ impl Core {
     /// A core, and what [`serve`] takes on its runtime.
     pub fn new() -> (Self, mpsc::Receiver<Connection>) {
         let (connections, incoming) = mpsc::channel(WAITING);
-        (Self { connections, live: Arc::default() }, incoming)
+        (
+            Self {
+                connections,
+                live: Arc::default(),
+            },
+            incoming,
+        )
     }
 
     /// Where its connections are counted, for whoever asks.
@@ -95,7 +101,13 @@ impl Core {
     /// The same core as the accept loop of another port sees it.
     pub fn beside(&self) -> (Self, mpsc::Receiver<Connection>) {
         let (connections, incoming) = mpsc::channel(WAITING);
-        (Self { connections, live: self.live.clone() }, incoming)
+        (
+            Self {
+                connections,
+                live: self.live.clone(),
+            },
+            incoming,
+        )
     }
 
     /// The connections, of all ports, that wait for this core or are served by it.
@@ -133,7 +145,11 @@ impl Connection {
     fn new(stream: TcpStream, peer: SocketAddr, core: &Core, place: Place) -> io::Result<Self> {
         // Small answers must not wait for the acknowledgement of earlier ones.
         stream.set_nodelay(true)?;
-        Ok(Self { stream: stream.into_std()?, peer, places: (Slot::of(core), place) })
+        Ok(Self {
+            stream: stream.into_std()?,
+            peer,
+            places: (Slot::of(core), place),
+        })
     }
 }
 
@@ -173,7 +189,10 @@ impl Door {
             return Some(Place(None));
         }
         let address = counted_as(address);
-        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_address = self
+            .by_address
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let live = by_address.entry(address).or_default();
         if *live >= self.max_of_one_address {
             return None;
@@ -199,7 +218,9 @@ struct Place(Option<(IpAddr, ByAddress)>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let Some((address, by_address)) = &self.0 else { return };
+        let Some((address, by_address)) = &self.0 else {
+            return;
+        };
         let mut by_address = by_address.lock().unwrap_or_else(PoisonError::into_inner);
         if let Entry::Occupied(mut live) = by_address.entry(*address) {
             *live.get_mut() -= 1;
@@ -212,7 +233,12 @@ impl Drop for Place {
 }
 
 /// Accepts until `phase` leaves [`Phase::Serving`] and then closes the port.
-pub async fn accept(listener: TcpListener, cores: Vec<Core>, door: Door, mut phase: watch::Receiver<Phase>) {
+pub async fn accept(
+    listener: TcpListener,
+    cores: Vec<Core>,
+    door: Door,
+    mut phase: watch::Receiver<Phase>,
+) {
     tokio::select! {
         biased;
         () = Phase::Draining.reached(&mut phase) => {}
@@ -228,7 +254,9 @@ async fn accept_forever(listener: &TcpListener, cores: &[Core], door: &Door) {
                 faults = 0;
                 hand_over(stream, peer, cores, door).await;
             }
-            Err(why) if one_connections_own(&why) => tracing::debug!(%why, "a connection was lost before it was accepted"),
+            Err(why) if one_connections_own(&why) => {
+                tracing::debug!(%why, "a connection was lost before it was accepted")
+            }
             Err(why) => {
                 let pause = pause_after(faults);
                 faults += 1;
@@ -253,7 +281,9 @@ async fn hand_over(stream: TcpStream, peer: SocketAddr, cores: &[Core], door: &D
         tracing::debug!(%peer, most = door.max_of_one_address, "too many connections of one address; a new one is closed");
         return;
     };
-    let Some(core) = cores.iter().min_by_key(|core| core.live()) else { return };
+    let Some(core) = cores.iter().min_by_key(|core| core.live()) else {
+        return;
+    };
     match Connection::new(stream, peer, core, place) {
         Ok(connection) => {
             if core.connections.send(connection).await.is_err() {
@@ -266,7 +296,12 @@ async fn hand_over(stream: TcpStream, peer: SocketAddr, cores: &[Core], door: &D
 
 /// Whether an error of accept concerns only the connection that would have been next.
 fn one_connections_own(why: &io::Error) -> bool {
-    matches!(why.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
+    matches!(
+        why.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
 }
 
 /// 10 ms after the first fault, doubled with each that follows, at most 1 s.

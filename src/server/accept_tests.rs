@@ -24,7 +24,9 @@ const HANG: &str = "/canvas.schedule.v1.CanvasScheduleService/CancelCanvasSchedu
 
 /// Ends a test that hangs.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), future).await.expect("it hangs")
+    tokio::time::timeout(Duration::from_secs(10), future)
+        .await
+        .expect("it hangs")
 }
 
 struct Server {
@@ -47,12 +49,19 @@ async fn start(bounds: Bounds) -> Server {
     let service = service_fn(move |request: Request<Body>| {
         let (begin, released) = (begin.clone(), released.clone());
         async move {
-            let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+            let peer = request
+                .extensions()
+                .get::<TcpConnectInfo>()
+                .and_then(TcpConnectInfo::remote_addr);
             assert!(peer.expect("the peer's address").ip().is_loopback());
             match request.uri().path() {
                 STREAM => return Ok(Response::new(endless())),
                 QUICK => {}
-                LARGE => return Ok(Response::new(Body::new(Full::new(vec![0; 100 * 1024].into()).map_err(|never| match never {})))),
+                LARGE => {
+                    return Ok(Response::new(Body::new(
+                        Full::new(vec![0; 100 * 1024].into()).map_err(|never| match never {}),
+                    )));
+                }
                 slow => {
                     begin.send(()).expect("the test waits");
                     released.notified().await;
@@ -64,15 +73,31 @@ async fn start(bounds: Bounds) -> Server {
     });
     let (core, incoming) = Core::new();
     let live = core.live.clone();
-    let accepted = tokio::spawn(accept(listener, vec![core], Door::new(bounds, 100, vec![]), phases.clone()));
+    let accepted = tokio::spawn(accept(
+        listener,
+        vec![core],
+        Door::new(bounds, 100, vec![]),
+        phases.clone(),
+    ));
     let served = tokio::spawn(serve(
         incoming,
         Stack::new(phases.clone()).wrap(service),
-        Spoken { speech: Speech::Http2, tls: None },
+        Spoken {
+            speech: Speech::Http2,
+            tls: None,
+        },
         bounds,
         phases,
     ));
-    Server { addr, phase, live, begun, release, accepted, served }
+    Server {
+        addr,
+        phase,
+        live,
+        begun,
+        release,
+        accepted,
+        served,
+    }
 }
 
 /// A connection of a client, whose task ends when it is told to go and has no calls.
@@ -81,7 +106,9 @@ struct Client(SendRequest<Body>, JoinHandle<hyper::Result<()>>);
 impl Client {
     async fn to(server: &Server) -> Self {
         let stream = TcpStream::connect(server.addr).await.expect("a connection");
-        let (send, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+        let (send, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .expect("HTTP/2");
         Self(send, tokio::spawn(connection))
     }
 
@@ -89,12 +116,17 @@ impl Client {
         let (mut send, request) = (self.0.clone(), request(path));
         tokio::spawn(async move {
             send.ready().await?;
-            send.send_request(request).await.map(|response| response.map(Body::new))
+            send.send_request(request)
+                .await
+                .map(|response| response.map(Body::new))
         })
     }
 
     async fn call(&self, path: &str) -> Response<Body> {
-        soon(self.begin(path)).await.expect("no panic").expect("an answer")
+        soon(self.begin(path))
+            .await
+            .expect("no panic")
+            .expect("an answer")
     }
 }
 
@@ -119,10 +151,17 @@ async fn closed(mut stream: TcpStream) {
 
 #[tokio::test]
 async fn a_silent_connection_is_closed_and_one_that_spoke_is_not() {
-    let server = start(Bounds { first_byte: Duration::from_millis(200), ..Bounds::default() }).await;
+    let server = start(Bounds {
+        first_byte: Duration::from_millis(200),
+        ..Bounds::default()
+    })
+    .await;
     let client = Client::to(&server).await;
     assert_eq!(verdict(&client.call(QUICK).await), OK);
-    let (silent, halting) = (mute(&server, b"").await, mute(&server, b"PRI * HTTP/2").await);
+    let (silent, halting) = (
+        mute(&server, b"").await,
+        mute(&server, b"PRI * HTTP/2").await,
+    );
     closed(silent).await;
     closed(halting).await;
     assert_eq!(verdict(&client.call(QUICK).await), OK);
@@ -145,7 +184,10 @@ async fn draining_ends_what_would_not_and_lets_calls_finish() {
 
     server.phase.send_replace(Phase::Draining);
     soon(server.accepted).await.expect("no panic");
-    assert!(TcpStream::connect(server.addr).await.is_err(), "the port is closed");
+    assert!(
+        TcpStream::connect(server.addr).await.is_err(),
+        "the port is closed"
+    );
     closed(silent).await;
     assert_eq!(soon(verdict_of_stream(stream)).await, draining());
     soon(first.1).await.expect("no panic").expect("told to go");
@@ -164,29 +206,47 @@ async fn ending_answers_calls_that_hang_and_leaves_peers_that_do_not_go() {
     let hangs = client.begin(HANG);
     soon(server.begun.recv()).await.expect("begun");
     // It speaks once and keeps the connection open, without a call and without an answer to a ping.
-    let stubborn = mute(&server, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    let stubborn = mute(
+        &server,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+    )
+    .await;
     server.phase.send_replace(Phase::Draining);
     soon(server.accepted).await.expect("no panic");
     assert!(!server.served.is_finished() && !hangs.is_finished());
 
     server.phase.send_replace(Phase::Ending);
-    assert_eq!(verdict(&soon(hangs).await.expect("no panic").expect("an answer")), draining());
+    assert_eq!(
+        verdict(&soon(hangs).await.expect("no panic").expect("an answer")),
+        draining()
+    );
     soon(server.served).await.expect("no panic");
     closed(stubborn).await;
 }
 
 #[tokio::test]
 async fn an_old_connection_is_told_to_go_and_a_new_one_serves() {
-    let server = start(Bounds { max_age: Duration::from_millis(300), ..Bounds::default() }).await;
+    let server = start(Bounds {
+        max_age: Duration::from_millis(300),
+        ..Bounds::default()
+    })
+    .await;
     let client = Client::to(&server).await;
-    soon(client.1).await.expect("no panic").expect("told to go, no error");
+    soon(client.1)
+        .await
+        .expect("no panic")
+        .expect("told to go, no error");
     let next = Client::to(&server).await;
     assert_eq!(verdict(&next.call(QUICK).await), OK);
 }
 
 #[tokio::test]
 async fn an_old_connection_is_closed_when_its_grace_is_over() {
-    let bounds = Bounds { max_age: Duration::from_millis(300), age_grace: Duration::from_millis(100), ..Bounds::default() };
+    let bounds = Bounds {
+        max_age: Duration::from_millis(300),
+        age_grace: Duration::from_millis(100),
+        ..Bounds::default()
+    };
     let mut server = start(bounds).await;
     let client = Client::to(&server).await;
     let hangs = client.begin(HANG);
@@ -196,10 +256,19 @@ async fn an_old_connection_is_closed_when_its_grace_is_over() {
 
 #[tokio::test]
 async fn a_connection_too_many_is_closed_until_another_ends() {
-    let server = start(Bounds { max_connections: 1, ..Bounds::default() }).await;
+    let server = start(Bounds {
+        max_connections: 1,
+        ..Bounds::default()
+    })
+    .await;
     let client = Client::to(&server).await;
     assert_eq!(verdict(&client.call(QUICK).await), OK);
-    closed(TcpStream::connect(server.addr).await.expect("the kernel takes it")).await;
+    closed(
+        TcpStream::connect(server.addr)
+            .await
+            .expect("the kernel takes it"),
+    )
+    .await;
     assert_eq!(verdict(&client.call(QUICK).await), OK);
 
     drop(client);
@@ -221,7 +290,12 @@ async fn the_core_with_the_fewest_connections_gets_the_next() {
     let (phase, phases) = watch::channel(Phase::Serving);
     let ((first, mut firsts), (second, mut seconds)) = (Core::new(), Core::new());
     let _two_more = [Slot::of(&first), Slot::of(&first)];
-    let accepted = tokio::spawn(accept(listener, vec![first, second], Door::new(Bounds::default(), 100, vec![]), phases));
+    let accepted = tokio::spawn(accept(
+        listener,
+        vec![first, second],
+        Door::new(Bounds::default(), 100, vec![]),
+        phases,
+    ));
     let mut taken = Vec::new();
     for core in [2, 2, 1, 2, 1] {
         let _client = TcpStream::connect(addr).await.expect("a connection");
@@ -244,50 +318,105 @@ fn ages_differ_by_a_tenth_and_pauses_double() {
     let bounds = Bounds::default();
     let ages: Vec<Duration> = (0..100).map(|_| bounds.age()).collect();
     let (least, most) = (Duration::from_secs(27 * 60), Duration::from_secs(33 * 60));
-    assert!(ages.iter().all(|age| (least..=most).contains(age)), "{ages:?}");
+    assert!(
+        ages.iter().all(|age| (least..=most).contains(age)),
+        "{ages:?}"
+    );
     assert!(ages.iter().any(|age| *age != ages[0]), "by chance");
-    assert!(Bounds { max_age: Duration::MAX, ..bounds }.age() >= Duration::MAX / 2, "no overflow");
+    assert!(
+        Bounds {
+            max_age: Duration::MAX,
+            ..bounds
+        }
+        .age()
+            >= Duration::MAX / 2,
+        "no overflow"
+    );
 
-    let pauses: Vec<u128> = [0, 1, 2, 6, 7, 8, u32::MAX].into_iter().map(|faults| pause_after(faults).as_millis()).collect();
+    let pauses: Vec<u128> = [0, 1, 2, 6, 7, 8, u32::MAX]
+        .into_iter()
+        .map(|faults| pause_after(faults).as_millis())
+        .collect();
     assert_eq!(pauses, [10, 20, 40, 640, 1000, 1000, 1000]);
 }
 
 /// Whoever has room for one byte of an answer and then for no more is not held on to, and holds up nobody.
 #[tokio::test]
 async fn a_connection_that_does_not_take_its_answers_is_closed() {
-    let server = start(Bounds { unsent: Duration::from_millis(100), ..Bounds::default() }).await;
+    let server = start(Bounds {
+        unsent: Duration::from_millis(100),
+        ..Bounds::default()
+    })
+    .await;
     let stream = TcpStream::connect(server.addr).await.expect("a connection");
     let mut slow = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-    let slow = slow.initial_stream_window_size(1).handshake(TokioIo::new(stream)).await.expect("HTTP/2");
+    let slow = slow
+        .initial_stream_window_size(1)
+        .handshake(TokioIo::new(stream))
+        .await
+        .expect("HTTP/2");
     let slow = Client(slow.0, tokio::spawn(slow.1));
     let client = Client::to(&server).await;
     // Its head came; nobody reads its body.
     let _untaken = slow.call(LARGE).await;
-    assert!(soon(slow.1).await.expect("no panic").is_err(), "it is closed");
-    let body = client.call(LARGE).await.into_body().collect().await.expect("who reads gets it").to_bytes();
+    assert!(
+        soon(slow.1).await.expect("no panic").is_err(),
+        "it is closed"
+    );
+    let body = client
+        .call(LARGE)
+        .await
+        .into_body()
+        .collect()
+        .await
+        .expect("who reads gets it")
+        .to_bytes();
     assert_eq!(body.len(), 100 * 1024);
 }
 
 #[test]
 fn an_address_has_so_many_connections_and_a_proxy_as_many_as_there_are() {
-    let door = Door::new(Bounds::default(), 2, vec!["10.0.0.0/8".parse().expect("a network")]);
+    let door = Door::new(
+        Bounds::default(),
+        2,
+        vec!["10.0.0.0/8".parse().expect("a network")],
+    );
     let enter = |address: &str| door.enter(address.parse().expect("an address"));
-    let places = [enter("192.0.2.1").expect("the first"), enter("::ffff:192.0.2.1").expect("the second")];
+    let places = [
+        enter("192.0.2.1").expect("the first"),
+        enter("::ffff:192.0.2.1").expect("the second"),
+    ];
     assert!(enter("192.0.2.1").is_none());
     let _other = enter("192.0.2.2").expect("another address");
-    let _proxied: Vec<_> = (0..5).map(|_| enter("10.1.2.3").expect("a proxy's")).collect();
+    let _proxied: Vec<_> = (0..5)
+        .map(|_| enter("10.1.2.3").expect("a proxy's"))
+        .collect();
     drop(places);
-    assert_eq!(door.by_address.lock().expect("no panic under the lock").len(), 1, "who has none takes no room");
+    assert_eq!(
+        door.by_address
+            .lock()
+            .expect("no panic under the lock")
+            .len(),
+        1,
+        "who has none takes no room"
+    );
     enter("192.0.2.1").expect("there is room again");
 }
 
 #[test]
 fn the_addresses_that_one_caller_has_of_ipv6_count_as_one() {
-    let door = Door::new(Bounds::default(), 2, vec!["2001:db8:1::/48".parse().expect("a network")]);
+    let door = Door::new(
+        Bounds::default(),
+        2,
+        vec!["2001:db8:1::/48".parse().expect("a network")],
+    );
     let enter = |address: &str| door.enter(address.parse().expect("an address"));
     let places = [enter("2001:db8::1"), enter("2001:db8::ffff:0:0:1")];
     assert!(places.iter().all(Option::is_some) && enter("2001:db8::2").is_none());
-    assert!(enter("2001:db8:0:1::1").is_some() && enter("192.0.2.1").is_some(), "others'");
+    assert!(
+        enter("2001:db8:0:1::1").is_some() && enter("192.0.2.1").is_some(),
+        "others'"
+    );
     let proxies: Vec<_> = (0..5).map(|_| enter("2001:db8:1::1")).collect();
     assert!(proxies.iter().all(Option::is_some));
     drop(places);

@@ -42,7 +42,9 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, readiness: Readiness
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, _)) => {
-                let Ok(place) = places.clone().try_acquire_owned() else { continue };
+                let Ok(place) = places.clone().try_acquire_owned() else {
+                    continue;
+                };
                 let conversation = converse(stream, routes.clone());
                 connections.spawn(async move {
                     conversation.await;
@@ -59,8 +61,11 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, readiness: Readiness
 
 async fn converse(stream: TcpStream, routes: Router) {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADERS_MOST).max_buf_size(16 * 1024);
-    let conversation = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    http.timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_MOST)
+        .max_buf_size(16 * 1024);
+    let conversation =
+        http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
     if let Ok(Err(why)) = tokio::time::timeout(CONNECTION_MOST, conversation).await {
         tracing::debug!(%why, "a connection to the admin port failed");
     }
@@ -71,7 +76,12 @@ fn routes(metrics: Metrics, readiness: Readiness) -> Router {
         .route("/metrics", get(show_metrics).with_state(metrics))
         .route("/readyz", get(show_readiness).with_state(readiness))
         .route("/livez", get(|| async { Json(json!({ "live": true })) }))
-        .fallback(|| async { (StatusCode::NOT_FOUND, Json(json!({ "message": "there are /metrics, /livez and /readyz" }))) })
+        .fallback(|| async {
+            (
+                StatusCode::NOT_FOUND,
+                Json(json!({ "message": "there are /metrics, /livez and /readyz" })),
+            )
+        })
 }
 
 async fn show_metrics(State(metrics): State<Metrics>) -> Response {
@@ -79,17 +89,32 @@ async fn show_metrics(State(metrics): State<Metrics>) -> Response {
         Ok(text) => ([(CONTENT_TYPE, PROMETHEUS)], text).into_response(),
         Err(why) => {
             tracing::error!(%why, "the metrics cannot be written");
-            (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({ "message": "internal error" }))).into_response()
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                Json(json!({ "message": "internal error" })),
+            )
+                .into_response()
         }
     }
 }
 
 async fn show_readiness(State(readiness): State<Readiness>) -> (StatusCode, Json<Value>) {
     let (reasons, warnings) = (readiness.reasons(), readiness.warnings());
-    let code = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(json!({ "ready": reasons.is_empty(), "reasons": told(&reasons), "warnings": told(&warnings) })))
+    let code = if reasons.is_empty() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (
+        code,
+        Json(
+            json!({ "ready": reasons.is_empty(), "reasons": told(&reasons), "warnings": told(&warnings) }),
+        ),
+    )
 }
 
 fn told(all: &[Told]) -> Vec<Value> {
-    all.iter().map(|(name, message)| json!({ "reason": name, "message": message })).collect()
+    all.iter()
+        .map(|(name, message)| json!({ "reason": name, "message": message }))
+        .collect()
 }

@@ -27,7 +27,12 @@ pub struct Entry {
 impl Entry {
     /// A way in for those whom `access` knows.
     pub fn shut(readiness: Readiness, access: Access) -> Self {
-        Self { readiness, ready: Arc::new(AtomicBool::new(false)), opened: watch::Sender::new(false), access }
+        Self {
+            readiness,
+            ready: Arc::new(AtomicBool::new(false)),
+            opened: watch::Sender::new(false),
+            access,
+        }
     }
 
     /// From here on calls are served and waves fired. Answers who is let in, to be kept fresh.

@@ -34,11 +34,21 @@ impl Port {
     /// Why it cannot be bound.
     async fn open(flag: &str, addr: SocketAddr, spoken: Spoken) -> Result<Self, Error> {
         let (listener, addr) = bind(flag, addr).await?;
-        Ok(Self { listener, addr, spoken, cores: Vec::new() })
+        Ok(Self {
+            listener,
+            addr,
+            spoken,
+            cores: Vec::new(),
+        })
     }
 
     fn accept(self, door: &Door, phases: &watch::Receiver<Phase>) -> JoinHandle<()> {
-        tokio::spawn(accept::accept(self.listener, self.cores, door.clone(), phases.clone()))
+        tokio::spawn(accept::accept(
+            self.listener,
+            self.cores,
+            door.clone(),
+            phases.clone(),
+        ))
     }
 }
 
@@ -47,7 +57,12 @@ impl Port {
 /// # Errors
 /// Why it cannot be, as a fault of the setting `flag`.
 pub async fn bind(flag: &str, addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
-    let unbound = |why: std::io::Error| Error::Invalid(vec![Violation::new(flag, format!("{addr} cannot be bound: {why}"))]);
+    let unbound = |why: std::io::Error| {
+        Error::Invalid(vec![Violation::new(
+            flag,
+            format!("{addr} cannot be bound: {why}"),
+        )])
+    };
     let listener = TcpListener::bind(addr).await.map_err(unbound)?;
     let bound = listener.local_addr().map_err(Error::internal)?;
     Ok((listener, bound))
@@ -66,20 +81,37 @@ impl Faces {
     ///
     /// # Errors
     /// What is wrong with the addresses or the certificate.
-    pub async fn open(settings: &Serve, bounds: Bounds, phases: watch::Receiver<Phase>) -> Result<Self, Error> {
+    pub async fn open(
+        settings: &Serve,
+        bounds: Bounds,
+        phases: watch::Receiver<Phase>,
+    ) -> Result<Self, Error> {
         let tls = settings.tls.as_ref().map(Tls::read).transpose()?;
-        let spoken = |speech| Spoken { speech, tls: tls.clone() };
+        let spoken = |speech| Spoken {
+            speech,
+            tls: tls.clone(),
+        };
         let grpc = Port::open("grpc-addr", settings.grpc_addr, spoken(Speech::Http2)).await?;
         let gateway = match settings.gateway_addr.filter(|_| settings.roles.api) {
-            Some(addr) => Some(Port::open("gateway-addr", addr, spoken(Speech::Http1AndHttp2)).await?),
+            Some(addr) => {
+                Some(Port::open("gateway-addr", addr, spoken(Speech::Http1AndHttp2)).await?)
+            }
             None => None,
         };
-        Ok(Self { grpc, gateway, bounds, phases })
+        Ok(Self {
+            grpc,
+            gateway,
+            bounds,
+            phases,
+        })
     }
 
     /// Where the ports are: for gRPC, and the gateway's.
     pub fn addrs(&self) -> (SocketAddr, Option<SocketAddr>) {
-        (self.grpc.addr, self.gateway.as_ref().map(|gateway| gateway.addr))
+        (
+            self.grpc.addr,
+            self.gateway.as_ref().map(|gateway| gateway.addr),
+        )
     }
 
     /// Of connections, over all ports.
@@ -98,12 +130,20 @@ impl Faces {
     }
 
     /// One more core, which serves `service`: what runs on its thread, until the drain has ended.
-    pub fn of_core(&mut self, service: Wrapped<Routes>, in_flight: &InFlight) -> impl Future<Output = ()> + Send + use<> {
+    pub fn of_core(
+        &mut self,
+        service: Wrapped<Routes>,
+        in_flight: &InFlight,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let (core, incoming) = Core::new();
         let beside = self.gateway.as_mut().map(|gateway| {
             let (beside, incoming) = core.beside();
             gateway.cores.push(beside);
-            (incoming, Rest::new(service.clone(), in_flight.clone()), gateway.spoken.clone())
+            (
+                incoming,
+                Rest::new(service.clone(), in_flight.clone()),
+                gateway.spoken.clone(),
+            )
         });
         self.grpc.cores.push(core);
         let (spoken, bounds, phases) = (self.grpc.spoken.clone(), self.bounds, self.phases.clone());
@@ -114,14 +154,25 @@ impl Faces {
                     accept::serve(incoming, rest, spoken, bounds, gateway_phases).await;
                 }
             };
-            tokio::join!(gateway, accept::serve(incoming, service, spoken, bounds, phases));
+            tokio::join!(
+                gateway,
+                accept::serve(incoming, service, spoken, bounds, phases)
+            );
         }
     }
 
     /// Accepts on every port, and keeps the certificate current.
     pub fn accept(self, door: &Door) -> Vec<JoinHandle<()>> {
-        let tls = self.tls().cloned().map(|tls| tokio::spawn(tls.keep_current()));
-        let gateway = self.gateway.map(|gateway| gateway.accept(door, &self.phases));
-        [Some(self.grpc.accept(door, &self.phases)), gateway, tls].into_iter().flatten().collect()
+        let tls = self
+            .tls()
+            .cloned()
+            .map(|tls| tokio::spawn(tls.keep_current()));
+        let gateway = self
+            .gateway
+            .map(|gateway| gateway.accept(door, &self.phases));
+        [Some(self.grpc.accept(door, &self.phases)), gateway, tls]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }

@@ -16,25 +16,45 @@ use crate::telemetry::metrics::Metrics;
 /// Of a database's connections and of the queues of writers.
 pub fn of_store(metrics: &Metrics, store: &Store) -> Result<()> {
     let (queues, most) = (store.levels(), store.levels());
-    metrics.gauges("canvas_scheduler_commit_queue_depth", "Changes that wait for a writer.", &["writer"], move |gauges| {
-        each_writer(gauges, &queues.queues(), |queue| queue.used);
-    })?;
-    metrics.gauges("canvas_scheduler_commit_queue_max", "Changes that may wait for a writer.", &["writer"], move |gauges| {
-        each_writer(gauges, &most.queues(), |queue| queue.most);
-    })?;
+    metrics.gauges(
+        "canvas_scheduler_commit_queue_depth",
+        "Changes that wait for a writer.",
+        &["writer"],
+        move |gauges| {
+            each_writer(gauges, &queues.queues(), |queue| queue.used);
+        },
+    )?;
+    metrics.gauges(
+        "canvas_scheduler_commit_queue_max",
+        "Changes that may wait for a writer.",
+        &["writer"],
+        move |gauges| {
+            each_writer(gauges, &most.queues(), |queue| queue.most);
+        },
+    )?;
     let (pools, most) = (store.levels(), store.levels());
     let (name, labels) = ("canvas_scheduler_database_connections", ["pool", "state"]);
-    metrics.gauges(name, "Database connections in the pools.", &labels, move |gauges| {
-        for (pool, fill) in pools.pools() {
-            set(gauges, &[pool, "used"], fill.used);
-            set(gauges, &[pool, "idle"], fill.idle);
-        }
-    })?;
-    metrics.gauges("canvas_scheduler_database_connections_max", "Database connections that there may be.", &["pool"], move |gauges| {
-        for (pool, fill) in most.pools() {
-            set(gauges, &[pool], fill.most);
-        }
-    })
+    metrics.gauges(
+        name,
+        "Database connections in the pools.",
+        &labels,
+        move |gauges| {
+            for (pool, fill) in pools.pools() {
+                set(gauges, &[pool, "used"], fill.used);
+                set(gauges, &[pool, "idle"], fill.idle);
+            }
+        },
+    )?;
+    metrics.gauges(
+        "canvas_scheduler_database_connections_max",
+        "Database connections that there may be.",
+        &["pool"],
+        move |gauges| {
+            for (pool, fill) in most.pools() {
+                set(gauges, &[pool], fill.most);
+            }
+        },
+    )
 }
 
 fn each_writer(gauges: &GaugeVec, queues: &[Fill], value: impl Fn(&Fill) -> usize) {
@@ -44,39 +64,100 @@ fn each_writer(gauges: &GaugeVec, queues: &[Fill], value: impl Fn(&Fill) -> usiz
 }
 
 /// Of calls under way, and of connections, of which each core has some.
-pub fn of_calls(metrics: &Metrics, in_flight: &InFlight, cores: Vec<Arc<AtomicUsize>>, connections_max: usize) -> Result<()> {
+pub fn of_calls(
+    metrics: &Metrics,
+    in_flight: &InFlight,
+    cores: Vec<Arc<AtomicUsize>>,
+    connections_max: usize,
+) -> Result<()> {
     let (now, most) = (in_flight.clone(), in_flight.clone());
-    metrics.gauges("canvas_scheduler_calls_in_flight", "Calls under way.", &["kind"], move |gauges| {
-        set(gauges, &["unary"], now.under_way(false).0);
-        set(gauges, &["stream"], now.under_way(true).0);
-    })?;
-    metrics.gauges("canvas_scheduler_calls_in_flight_max", "Calls that may be under way.", &["kind"], move |gauges| {
-        set(gauges, &["unary"], most.under_way(false).1);
-        set(gauges, &["stream"], most.under_way(true).1);
-    })?;
+    metrics.gauges(
+        "canvas_scheduler_calls_in_flight",
+        "Calls under way.",
+        &["kind"],
+        move |gauges| {
+            set(gauges, &["unary"], now.under_way(false).0);
+            set(gauges, &["stream"], now.under_way(true).0);
+        },
+    )?;
+    metrics.gauges(
+        "canvas_scheduler_calls_in_flight_max",
+        "Calls that may be under way.",
+        &["kind"],
+        move |gauges| {
+            set(gauges, &["unary"], most.under_way(false).1);
+            set(gauges, &["stream"], most.under_way(true).1);
+        },
+    )?;
     let live = move || number(cores.iter().map(|live| live.load(Ordering::Relaxed)).sum());
-    metrics.gauge("canvas_scheduler_connections", "Connections open on the ports for callers.", live)?;
-    metrics.gauge("canvas_scheduler_connections_max", "Connections that may be open.", move || number(connections_max))
+    metrics.gauge(
+        "canvas_scheduler_connections",
+        "Connections open on the ports for callers.",
+        live,
+    )?;
+    metrics.gauge(
+        "canvas_scheduler_connections_max",
+        "Connections that may be open.",
+        move || number(connections_max),
+    )
 }
 
 /// Of what the process is, and of how it stands.
-pub fn of_process(metrics: &Metrics, readiness: &Readiness, clock: &SharedClock, tls: Option<&Tls>) -> Result<()> {
+pub fn of_process(
+    metrics: &Metrics,
+    readiness: &Readiness,
+    clock: &SharedClock,
+    tls: Option<&Tls>,
+) -> Result<()> {
     let (ready, up, pending) = (readiness.clone(), readiness.clone(), readiness.clone());
-    metrics.gauge("canvas_scheduler_ready", "Whether the process is ready.", move || flag(ready.reasons().is_empty()))?;
-    metrics.gauge("canvas_scheduler_database_up", "Whether the database has answered last.", move || flag(up.database_up()))?;
+    metrics.gauge(
+        "canvas_scheduler_ready",
+        "Whether the process is ready.",
+        move || flag(ready.reasons().is_empty()),
+    )?;
+    metrics.gauge(
+        "canvas_scheduler_database_up",
+        "Whether the database has answered last.",
+        move || flag(up.database_up()),
+    )?;
     let pending = move || number(pending.migrations_pending());
-    metrics.gauge("canvas_scheduler_migrations_pending", "Migrations to be applied before the process is ready.", pending)?;
+    metrics.gauge(
+        "canvas_scheduler_migrations_pending",
+        "Migrations to be applied before the process is ready.",
+        pending,
+    )?;
     let (steady, shown) = (clock.clone(), clock.clone());
-    metrics.gauge("canvas_scheduler_clock_trusted", "Whether the database's clock is known.", move || flag(steady.unsteady().is_none()))?;
+    metrics.gauge(
+        "canvas_scheduler_clock_trusted",
+        "Whether the database's clock is known.",
+        move || flag(steady.unsteady().is_none()),
+    )?;
     let offset = move || whole((shown.now() - SystemClock.now()).num_milliseconds()) / 1e3;
-    metrics.gauge("canvas_scheduler_clock_offset_seconds", "The clock that is gone by, less the machine's.", offset)?;
+    metrics.gauge(
+        "canvas_scheduler_clock_offset_seconds",
+        "The clock that is gone by, less the machine's.",
+        offset,
+    )?;
     if let Some(tls) = tls.cloned() {
         let name = "canvas_scheduler_certificate_expiry_timestamp_seconds";
-        metrics.gauge(name, "When the certificate in use expires, in unix seconds.", move || whole(tls.expires_at()))?;
+        metrics.gauge(
+            name,
+            "When the certificate in use expires, in unix seconds.",
+            move || whole(tls.expires_at()),
+        )?;
     }
-    metrics.gauges("canvas_scheduler_build_info", "What this is.", &["version", "time_zone_data"], |gauges| {
-        set(gauges, &[env!("CARGO_PKG_VERSION"), zone::data_version()], 1);
-    })
+    metrics.gauges(
+        "canvas_scheduler_build_info",
+        "What this is.",
+        &["version", "time_zone_data"],
+        |gauges| {
+            set(
+                gauges,
+                &[env!("CARGO_PKG_VERSION"), zone::data_version()],
+                1,
+            );
+        },
+    )
 }
 
 fn set(gauges: &GaugeVec, labels: &[&str], value: usize) {

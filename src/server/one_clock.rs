@@ -24,7 +24,10 @@ pub async fn keep(store: Store, clock: SharedClock, readiness: Readiness) {
         if said != Some(unsteady) {
             readiness.clock(unsteady).await;
             match (unsteady, said) {
-                (Some(reason), Some(_)) => tracing::warn!(reason, "nothing is fired until three looks at the clock agree"),
+                (Some(reason), Some(_)) => tracing::warn!(
+                    reason,
+                    "nothing is fired until three looks at the clock agree"
+                ),
                 (None, Some(_)) => tracing::info!("three looks at the clock agree"),
                 // A start: three looks are quick.
                 (_, None) => {}

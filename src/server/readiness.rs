@@ -51,10 +51,25 @@ pub struct Readiness {
 impl Readiness {
     /// Of a process that is starting: not ready, which health says from here on.
     pub async fn new(roles: Roles, sends: bool, sending: Sending) -> Self {
-        let state =
-            State { schema: Schema::Unknown, database_up: true, unsteady: Some("the clock of the database is not known"), draining: false };
-        let (state, health, said) = (Arc::new(Mutex::new(state)), HealthReporter::new(), Arc::default());
-        let own = Self { state, health, said, roles, sends, sending };
+        let state = State {
+            schema: Schema::Unknown,
+            database_up: true,
+            unsteady: Some("the clock of the database is not known"),
+            draining: false,
+        };
+        let (state, health, said) = (
+            Arc::new(Mutex::new(state)),
+            HealthReporter::new(),
+            Arc::default(),
+        );
+        let own = Self {
+            state,
+            health,
+            said,
+            roles,
+            sends,
+            sending,
+        };
         own.tell().await;
         own
     }
@@ -91,20 +106,43 @@ impl Readiness {
     pub fn reasons(&self) -> Vec<Told> {
         let state = *self.state();
         let schema = match state.schema {
-            Schema::Unknown => Some(("schema_unknown", "the schema could not be looked at yet".to_owned())),
-            Schema::Pending(n) => Some(("migrations_pending", format!("{n} migrations are pending; run `canvas-scheduler migrate`"))),
+            Schema::Unknown => Some((
+                "schema_unknown",
+                "the schema could not be looked at yet".to_owned(),
+            )),
+            Schema::Pending(n) => Some((
+                "migrations_pending",
+                format!("{n} migrations are pending; run `canvas-scheduler migrate`"),
+            )),
             Schema::There => None,
         };
-        let away = (!state.database_up).then(|| ("database_away", "the database does not answer".to_owned()));
-        let unsteady = state.unsteady.filter(|_| self.sends).map(|why| ("clock_not_trusted", format!("nothing is fired: {why}")));
-        let draining = state.draining.then(|| ("draining", "the process is stopping".to_owned()));
-        [draining, schema, away, unsteady].into_iter().flatten().collect()
+        let away = (!state.database_up)
+            .then(|| ("database_away", "the database does not answer".to_owned()));
+        let unsteady = state
+            .unsteady
+            .filter(|_| self.sends)
+            .map(|why| ("clock_not_trusted", format!("nothing is fired: {why}")));
+        let draining = state
+            .draining
+            .then(|| ("draining", "the process is stopping".to_owned()));
+        [draining, schema, away, unsteady]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// What is wrong and yet keeps nobody from being served.
     pub fn warnings(&self) -> Vec<Told> {
         let probing = self.sending.is_probing();
-        probing.then(|| ("sink_takes_nothing", "the sink takes nothing; it is probed until it does".to_owned())).into_iter().collect()
+        probing
+            .then(|| {
+                (
+                    "sink_takes_nothing",
+                    "the sink takes nothing; it is probed until it does".to_owned(),
+                )
+            })
+            .into_iter()
+            .collect()
     }
 
     /// Whether the database has answered last.
@@ -114,20 +152,37 @@ impl Readiness {
 
     /// Migrations that are pending, as far as is known.
     pub fn migrations_pending(&self) -> usize {
-        if let Schema::Pending(n) = self.state().schema { n } else { 0 }
+        if let Schema::Pending(n) = self.state().schema {
+            n
+        } else {
+            0
+        }
     }
 
     /// Tells health what has changed. What it says of callers goes by the schema and by draining alone: while the database is
     /// away, or the clock is not trusted, calls are answered as well as they can be.
     async fn tell(&self) {
         let mut said = self.said.lock().await;
-        let State { schema, unsteady, draining, .. } = *self.state();
+        let State {
+            schema,
+            unsteady,
+            draining,
+            ..
+        } = *self.state();
         let open = schema == Schema::There && !draining;
-        let api = HEALTH_NAMES.into_iter().map(|name| (name, open && (self.roles.api || name.is_empty())));
-        let dispatcher = self.sends.then_some((DISPATCHER, unsteady.is_none() && !draining));
+        let api = HEALTH_NAMES
+            .into_iter()
+            .map(|name| (name, open && (self.roles.api || name.is_empty())));
+        let dispatcher = self
+            .sends
+            .then_some((DISPATCHER, unsteady.is_none() && !draining));
         let now: Vec<_> = api.chain(dispatcher).collect();
         for (name, serves) in now.iter().filter(|one| !said.contains(one)) {
-            let status = if *serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+            let status = if *serves {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
             self.health.set_service_status(*name, status).await;
         }
         *said = now;
@@ -144,11 +199,23 @@ mod tests {
     use super::*;
 
     async fn readiness(sends: bool) -> Readiness {
-        Readiness::new(Roles { api: true, dispatcher: sends }, sends, Sending::default()).await
+        Readiness::new(
+            Roles {
+                api: true,
+                dispatcher: sends,
+            },
+            sends,
+            Sending::default(),
+        )
+        .await
     }
 
     fn names(readiness: &Readiness) -> Vec<&'static str> {
-        readiness.reasons().into_iter().map(|(name, _)| name).collect()
+        readiness
+            .reasons()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect()
     }
 
     #[tokio::test]
@@ -156,7 +223,10 @@ mod tests {
         let readiness = readiness(true).await;
         assert_eq!(names(&readiness), ["schema_unknown", "clock_not_trusted"]);
         readiness.schema(Schema::Pending(2)).await;
-        assert_eq!((names(&readiness), readiness.migrations_pending()), (vec!["migrations_pending", "clock_not_trusted"], 2));
+        assert_eq!(
+            (names(&readiness), readiness.migrations_pending()),
+            (vec!["migrations_pending", "clock_not_trusted"], 2)
+        );
         readiness.schema(Schema::There).await;
         readiness.clock(None).await;
         assert_eq!(names(&readiness), Vec::<&str>::new());
@@ -164,7 +234,13 @@ mod tests {
         assert_eq!(names(&readiness), ["database_away"]);
         readiness.database(true);
         readiness.clock(Some("it has jumped")).await;
-        assert_eq!(readiness.reasons(), [("clock_not_trusted", "nothing is fired: it has jumped".to_owned())]);
+        assert_eq!(
+            readiness.reasons(),
+            [(
+                "clock_not_trusted",
+                "nothing is fired: it has jumped".to_owned()
+            )]
+        );
         readiness.drain().await;
         assert_eq!(names(&readiness), ["draining", "clock_not_trusted"]);
     }

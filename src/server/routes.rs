@@ -60,17 +60,39 @@ impl Routes {
     ///
     /// # Errors
     /// Never in practice: the descriptors are compiled in.
-    pub fn new(service: &Service, health: HealthReporter, ready: Arc<AtomicBool>, shown: Shown) -> Result<Self, Error> {
-        let server = |bytes| CanvasScheduleServiceServer::new(Grpc::new(service.clone())).max_decoding_message_size(bytes);
-        let health = HealthServer::new(HealthService::from_health_reporter(health)).max_decoding_message_size(OPEN_MESSAGE_MAX);
+    pub fn new(
+        service: &Service,
+        health: HealthReporter,
+        ready: Arc<AtomicBool>,
+        shown: Shown,
+    ) -> Result<Self, Error> {
+        let server = |bytes| {
+            CanvasScheduleServiceServer::new(Grpc::new(service.clone()))
+                .max_decoding_message_size(bytes)
+        };
+        let health = HealthServer::new(HealthService::from_health_reporter(health))
+            .max_decoding_message_size(OPEN_MESSAGE_MAX);
         let mut others = TonicRoutes::new(health);
         if shown.reflection {
-            let v1 = reflection(reflection_v1::SERVICE_NAME).build_v1().map_err(Error::internal)?;
-            let v1alpha = reflection(reflection_v1alpha::SERVICE_NAME).build_v1alpha().map_err(Error::internal)?;
-            let (v1, v1alpha) = (v1.max_decoding_message_size(OPEN_MESSAGE_MAX), v1alpha.max_decoding_message_size(OPEN_MESSAGE_MAX));
+            let v1 = reflection(reflection_v1::SERVICE_NAME)
+                .build_v1()
+                .map_err(Error::internal)?;
+            let v1alpha = reflection(reflection_v1alpha::SERVICE_NAME)
+                .build_v1alpha()
+                .map_err(Error::internal)?;
+            let (v1, v1alpha) = (
+                v1.max_decoding_message_size(OPEN_MESSAGE_MAX),
+                v1alpha.max_decoding_message_size(OPEN_MESSAGE_MAX),
+            );
             others = others.add_service(v1).add_service(v1alpha);
         }
-        Ok(Self { ours: server(MESSAGE_MAX), batches: server(BATCH_MESSAGE_MAX), others: others.prepare(), api: shown.api, ready })
+        Ok(Self {
+            ours: server(MESSAGE_MAX),
+            batches: server(BATCH_MESSAGE_MAX),
+            others: others.prepare(),
+            api: shown.api,
+            ready,
+        })
     }
 }
 
@@ -98,10 +120,17 @@ impl TowerService<Request<Body>> for Routes {
     }
 
     fn call(&mut self, request: Request<Body>) -> Answer {
-        let method = request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME)).filter(|_| self.api);
+        let method = request
+            .uri()
+            .path()
+            .strip_prefix('/')
+            .and_then(|path| path.strip_prefix(SERVICE_NAME))
+            .filter(|_| self.api);
         match method {
             Some(_) if !self.ready.load(Ordering::Relaxed) => {
-                let refused = status(&Error::StoreUnavailable { retry_after: RETRY_AFTER });
+                let refused = status(&Error::StoreUnavailable {
+                    retry_after: RETRY_AFTER,
+                });
                 Box::pin(std::future::ready(Ok(refused.into_http())))
             }
             Some("/BatchUpdateCanvasSchedules") => TowerService::call(&mut self.batches, request),

@@ -60,16 +60,32 @@ impl Dispatching {
     ///
     /// # Errors
     /// What is wrong with the sink.
-    pub async fn start(self, opened: watch::Receiver<bool>, phases: watch::Receiver<Phase>) -> Result<oneshot::Receiver<()>, Error> {
+    pub async fn start(
+        self,
+        opened: watch::Receiver<bool>,
+        phases: watch::Receiver<Phase>,
+    ) -> Result<oneshot::Receiver<()>, Error> {
         let (tell, told) = oneshot::channel();
         let ends = run_thread("dispatcher".to_owned(), async move {
-            let Self { service, sink, clock, workers, sending, traces } = self;
+            let Self {
+                service,
+                sink,
+                clock,
+                workers,
+                sending,
+                traces,
+            } = self;
             let sink = match sink.open(&clock).await {
                 Ok(sink) => sink,
                 Err(error) => return drop(tell.send(Err(error))),
             };
             drop(tell.send(Ok(())));
-            send(Dispatcher::new(service, sink, clock, workers, sending, traces), opened, phases).await;
+            send(
+                Dispatcher::new(service, sink, clock, workers, sending, traces),
+                opened,
+                phases,
+            )
+            .await;
         })?;
         told.await.map_err(Error::internal)??;
         Ok(ends)
@@ -77,7 +93,11 @@ impl Dispatching {
 }
 
 /// Runs a dispatcher once the schema is there, until the drain begins.
-async fn send(dispatcher: Dispatcher, mut opened: watch::Receiver<bool>, phases: watch::Receiver<Phase>) {
+async fn send(
+    dispatcher: Dispatcher,
+    mut opened: watch::Receiver<bool>,
+    phases: watch::Receiver<Phase>,
+) {
     let (mut draining, mut ending) = (phases.clone(), phases);
     let stop = Phase::Draining.reached(&mut draining);
     tokio::pin!(stop);
@@ -86,5 +106,7 @@ async fn send(dispatcher: Dispatcher, mut opened: watch::Receiver<bool>, phases:
         // Nobody opens any more once the sender is gone; then the drain has begun, too.
         opened = opened.wait_for(|opened| *opened) => if opened.is_err() { return },
     }
-    dispatcher.run(stop, Phase::Ending.reached(&mut ending)).await;
+    dispatcher
+        .run(stop, Phase::Ending.reached(&mut ending))
+        .await;
 }

@@ -43,20 +43,37 @@ impl Contents {
     /// Every file that cannot be read is a fault.
     fn read(files: &TlsFiles) -> Result<Self, Vec<Violation>> {
         let read = |flag: &str, file: &PathBuf| {
-            std::fs::read(file).map_err(|why| Violation::new(flag, format!("{} cannot be read: {why}", file.display())))
+            std::fs::read(file).map_err(|why| {
+                Violation::new(flag, format!("{} cannot be read: {why}", file.display()))
+            })
         };
         let certificates = read("tls-cert", &files.certificates);
         let key = read("tls-key", &files.key);
-        let client_ca = files.client_ca.as_ref().map(|file| read("tls-client-ca", file)).transpose();
+        let client_ca = files
+            .client_ca
+            .as_ref()
+            .map(|file| read("tls-client-ca", file))
+            .transpose();
         match (certificates, key, client_ca) {
-            (Ok(certificates), Ok(key), Ok(client_ca)) => Ok(Self { certificates, key, client_ca }),
-            (certificates, key, client_ca) => Err([certificates.err(), key.err(), client_ca.err()].into_iter().flatten().collect()),
+            (Ok(certificates), Ok(key), Ok(client_ca)) => Ok(Self {
+                certificates,
+                key,
+                client_ca,
+            }),
+            (certificates, key, client_ca) => Err([certificates.err(), key.err(), client_ca.err()]
+                .into_iter()
+                .flatten()
+                .collect()),
         }
     }
 
     fn fingerprint(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
-        for file in [&self.certificates, &self.key, self.client_ca.as_ref().unwrap_or(&vec![])] {
+        for file in [
+            &self.certificates,
+            &self.key,
+            self.client_ca.as_ref().unwrap_or(&vec![]),
+        ] {
             hash.update(file.len().to_be_bytes());
             hash.update(file);
         }
@@ -72,21 +89,28 @@ impl Contents {
     fn config(&self) -> Result<ServerConfig, Vec<Violation>> {
         let fault = |flag: &str, why: String| vec![Violation::new(flag, why)];
         let provider = Arc::new(ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions();
         let builder = builder.map_err(|why| fault("tls-cert", why.to_string()))?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(pem) => {
                 let mut roots = RootCertStore::empty();
                 for root in certificates("tls-client-ca", pem)? {
-                    roots.add(root).map_err(|why| fault("tls-client-ca", why.to_string()))?;
+                    roots
+                        .add(root)
+                        .map_err(|why| fault("tls-client-ca", why.to_string()))?;
                 }
-                let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build();
-                builder.with_client_cert_verifier(verifier.map_err(|why| fault("tls-client-ca", why.to_string()))?)
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build();
+                builder.with_client_cert_verifier(
+                    verifier.map_err(|why| fault("tls-client-ca", why.to_string()))?,
+                )
             }
         };
         // The text of the fault says nothing of what is in the file.
-        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| fault("tls-key", "holds no private key in PEM".to_owned()))?;
+        let key = PrivateKeyDer::from_pem_slice(&self.key)
+            .map_err(|_| fault("tls-key", "holds no private key in PEM".to_owned()))?;
         let config = builder.with_single_cert(certificates("tls-cert", &self.certificates)?, key);
         config.map_err(|why| fault("tls-cert", format!("does not go with --tls-key: {why}")))
     }
@@ -94,15 +118,33 @@ impl Contents {
 
 /// When the first of the chain expires, in unix seconds.
 fn expiry(pem: &[u8]) -> Result<i64, Vec<Violation>> {
-    let unreadable = || vec![Violation::new("tls-cert", "holds a certificate that cannot be read")];
+    let unreadable = || {
+        vec![Violation::new(
+            "tls-cert",
+            "holds a certificate that cannot be read",
+        )]
+    };
     let chain = certificates("tls-cert", pem)?;
-    let ends = chain.iter().map(|der| Some(X509Certificate::from_der(der).ok()?.1.validity().not_after.timestamp()));
-    ends.collect::<Option<Vec<_>>>().and_then(|ends| ends.into_iter().min()).ok_or_else(unreadable)
+    let ends = chain.iter().map(|der| {
+        Some(
+            X509Certificate::from_der(der)
+                .ok()?
+                .1
+                .validity()
+                .not_after
+                .timestamp(),
+        )
+    });
+    ends.collect::<Option<Vec<_>>>()
+        .and_then(|ends| ends.into_iter().min())
+        .ok_or_else(unreadable)
 }
 
 fn certificates(flag: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Vec<Violation>> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    read.ok().filter(|all| !all.is_empty()).ok_or_else(|| vec![Violation::new(flag, "holds no certificate in PEM")])
+    read.ok()
+        .filter(|all| !all.is_empty())
+        .ok_or_else(|| vec![Violation::new(flag, "holds no certificate in PEM")])
 }
 
 impl Tls {
@@ -111,9 +153,18 @@ impl Tls {
     /// # Errors
     /// Everything that is wrong with them.
     pub fn read(files: &TlsFiles) -> Result<Self, Error> {
-        let (config, expires_at) = Contents::read(files).and_then(|contents| contents.usable()).map_err(Error::Invalid)?;
-        let (current, expires_at) = (Arc::new(ArcSwap::from_pointee(config)), Arc::new(AtomicI64::new(expires_at)));
-        Ok(Self { current, files: Arc::new(files.clone()), expires_at })
+        let (config, expires_at) = Contents::read(files)
+            .and_then(|contents| contents.usable())
+            .map_err(Error::Invalid)?;
+        let (current, expires_at) = (
+            Arc::new(ArcSwap::from_pointee(config)),
+            Arc::new(AtomicI64::new(expires_at)),
+        );
+        Ok(Self {
+            current,
+            files: Arc::new(files.clone()),
+            expires_at,
+        })
     }
 
     /// For one new connection. `protocols` are what is spoken within, by preference.

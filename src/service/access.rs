@@ -58,7 +58,12 @@ pub struct Held {
 
 impl Held {
     fn new(key: ApiKey, budget: Arc<Budget>, used: Arc<AtomicBool>) -> Arc<Self> {
-        Arc::new(Self { actor: key.name.as_str().into(), key, budget, used })
+        Arc::new(Self {
+            actor: key.name.as_str().into(),
+            key,
+            budget,
+            used,
+        })
     }
 
     /// How much its workspace may still ask.
@@ -77,7 +82,11 @@ impl Held {
     }
 
     fn use_is_to_be_noted(&self, now: DateTime<Utc>) -> bool {
-        self.used.load(Ordering::Relaxed) && self.key.last_used_at.is_none_or(|at| now - at >= NOTE_EVERY)
+        self.used.load(Ordering::Relaxed)
+            && self
+                .key
+                .last_used_at
+                .is_none_or(|at| now - at >= NOTE_EVERY)
     }
 }
 
@@ -117,16 +126,39 @@ impl Access {
 
     fn of(store: Option<Store>, clock: SharedClock, known: ArcSwapOption<Known>) -> Self {
         let counter = Counter::new(store.clone(), clock.clone());
-        let (look_ups_left, looking_up, reading) = (AtomicU32::new(0), Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { store, clock, known, look_ups_left, looking_up, reading, counter, replica: Uuid::now_v7() }))
+        let (look_ups_left, looking_up, reading) =
+            (AtomicU32::new(0), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner {
+            store,
+            clock,
+            known,
+            look_ups_left,
+            looking_up,
+            reading,
+            counter,
+            replica: Uuid::now_v7(),
+        }))
     }
 
     /// Keys that stay as they are, with budgets that never end.
     #[cfg(test)]
     pub fn of_keys(keys: Vec<ApiKey>, clock: SharedClock) -> Self {
-        let held = |key: ApiKey| (key.id, Held::new(key.clone(), Budget::endless(key.workspace, clock.clone()), Arc::default()));
+        let held = |key: ApiKey| {
+            (
+                key.id,
+                Held::new(
+                    key.clone(),
+                    Budget::endless(key.workspace, clock.clone()),
+                    Arc::default(),
+                ),
+            )
+        };
         let keys = keys.into_iter().map(held).collect();
-        let known = ArcSwapOption::from_pointee(Known { keys, budgets: HashMap::new(), read_at: Instant::now() });
+        let known = ArcSwapOption::from_pointee(Known {
+            keys,
+            budgets: HashMap::new(),
+            read_at: Instant::now(),
+        });
         Self::of(None, clock.clone(), known)
     }
 
@@ -134,13 +166,20 @@ impl Access {
     ///
     /// # Errors
     /// Why it does not.
-    pub async fn admit(&self, presented: &Presented, from: Option<IpAddr>, needs: Permission) -> Result<Arc<Held>, Denied> {
+    pub async fn admit(
+        &self,
+        presented: &Presented,
+        from: Option<IpAddr>,
+        needs: Permission,
+    ) -> Result<Arc<Held>, Denied> {
         let held = match self.held(presented.id)? {
             Some(held) => held,
             // Boxed, so that the usual call does not carry it about.
             None => Box::pin(self.look_up(presented.id)).await?,
         };
-        held.key.admit(presented, from, needs, self.0.clock.now()).map_err(Denied::Barred)?;
+        held.key
+            .admit(presented, from, needs, self.0.clock.now())
+            .map_err(Denied::Barred)?;
         if !held.used.load(Ordering::Relaxed) {
             held.used.store(true, Ordering::Relaxed);
         }
@@ -149,14 +188,19 @@ impl Access {
 
     fn held(&self, id: KeyId) -> Result<Option<Arc<Held>>, Denied> {
         let known = self.0.known.load();
-        let known = known.as_ref().filter(|known| known.read_at.elapsed() < STALE_AFTER).ok_or(Denied::Unavailable)?;
+        let known = known
+            .as_ref()
+            .filter(|known| known.read_at.elapsed() < STALE_AFTER)
+            .ok_or(Denied::Unavailable)?;
         Ok(known.keys.get(&id).cloned())
     }
 
     /// A key that was made since the last reading.
     async fn look_up(&self, id: KeyId) -> Result<Arc<Held>, Denied> {
         let unknown = Denied::Barred(Barred::Unknown);
-        let Some(store) = &self.0.store else { return Err(unknown) };
+        let Some(store) = &self.0.store else {
+            return Err(unknown);
+        };
         if self.0.look_ups_left.load(Ordering::Relaxed) == 0 {
             // Not even a wait: there may be very many.
             return Err(unknown);
@@ -166,19 +210,39 @@ impl Access {
         if let Some(held) = self.held(id)? {
             return Ok(held);
         }
-        if self.0.look_ups_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
+        if self
+            .0
+            .look_ups_left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_sub(1)
+            })
+            .is_err()
+        {
             return Err(unknown);
         }
         // A fault is in the log already.
-        let key = timeout(READ_MOST, store.key(id)).await.ok().and_then(Result::ok).ok_or(Denied::Unavailable)?.ok_or(unknown)?;
+        let key = timeout(READ_MOST, store.key(id))
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .ok_or(Denied::Unavailable)?
+            .ok_or(unknown)?;
         let mut found = None;
         self.0.known.rcu(|known| {
             known.as_deref().cloned().map(|mut known| {
                 // Limits that were set for a workspace since the last reading hold from the next one.
-                let fresh = || Budget::new(key.workspace, Limits::default(), self.0.counter.clone());
-                let budget = known.budgets.entry(key.workspace).or_insert_with(fresh).clone();
+                let fresh =
+                    || Budget::new(key.workspace, Limits::default(), self.0.counter.clone());
+                let budget = known
+                    .budgets
+                    .entry(key.workspace)
+                    .or_insert_with(fresh)
+                    .clone();
                 // What a reading has brought in the meantime stands: it may know that the key was revoked.
-                let held = known.keys.entry(id).or_insert_with(|| Held::new(key.clone(), budget, Arc::default()));
+                let held = known
+                    .keys
+                    .entry(id)
+                    .or_insert_with(|| Held::new(key.clone(), budget, Arc::default()));
                 found = Some(held.clone());
                 Arc::new(known)
             })
@@ -191,61 +255,99 @@ impl Access {
     /// # Errors
     /// The store's.
     pub async fn read(&self) -> Result<(), Error> {
-        timeout(READ_MOST, self.read_all()).await.map_err(Error::internal)?
+        timeout(READ_MOST, self.read_all())
+            .await
+            .map_err(Error::internal)?
     }
 
     async fn read_all(&self) -> Result<(), Error> {
-        let Some(store) = &self.0.store else { return Ok(()) };
+        let Some(store) = &self.0.store else {
+            return Ok(());
+        };
         let _turn = self.0.reading.lock().await;
         let read_at = Instant::now();
         let (keys, workspaces) = (store.told_keys().await?, store.workspaces().await?);
         let before = self.0.known.load_full();
         let budget = |workspace: Workspace| {
-            let own = before.as_ref().and_then(|known| known.budgets.get(&workspace.id).cloned());
-            let budget = own.unwrap_or_else(|| Budget::new(workspace.id, workspace.limits, self.0.counter.clone()));
+            let own = before
+                .as_ref()
+                .and_then(|known| known.budgets.get(&workspace.id).cloned());
+            let budget = own.unwrap_or_else(|| {
+                Budget::new(workspace.id, workspace.limits, self.0.counter.clone())
+            });
             budget.set_limits(workspace.limits);
             (workspace.id, budget)
         };
         let budgets: HashMap<_, _> = workspaces.into_iter().map(budget).collect();
         let held = |key: ApiKey| {
-            let used = before.as_ref().and_then(|known| known.keys.get(&key.id)).map(|held| held.used.clone()).unwrap_or_default();
+            let used = before
+                .as_ref()
+                .and_then(|known| known.keys.get(&key.id))
+                .map(|held| held.used.clone())
+                .unwrap_or_default();
             let budget = budgets.get(&key.workspace)?.clone();
             Some((key.id, Held::new(key, budget, used)))
         };
         let keys = keys.into_iter().filter_map(held).collect();
-        self.0.known.store(Some(Arc::new(Known { keys, budgets, read_at })));
+        self.0.known.store(Some(Arc::new(Known {
+            keys,
+            budgets,
+            read_at,
+        })));
         self.0.look_ups_left.store(LOOK_UPS, Ordering::Relaxed);
         Ok(())
     }
 
     /// Whether the last reading found no key.
     pub fn nobody_may_call(&self) -> bool {
-        self.0.known.load().as_ref().is_some_and(|known| known.keys.is_empty())
+        self.0
+            .known
+            .load()
+            .as_ref()
+            .is_some_and(|known| known.keys.is_empty())
     }
 
     /// Reads the keys again and again, and notes which were used, at most once a minute for each.
     pub async fn keep_fresh(self) {
         let (mut unread, mut unseen, mut unnoted) = (false, false, false);
         loop {
-            tell_once(&mut unread, self.read().await, "the keys cannot be read; 10 s after the last reading no call is let in");
+            tell_once(
+                &mut unread,
+                self.read().await,
+                "the keys cannot be read; 10 s after the last reading no call is let in",
+            );
             let pause = sleep(if unread { READ_AGAIN } else { READ_EVERY });
             let (seen, noted, ()) = tokio::join!(self.see_replicas(), self.note_use(), pause);
-            tell_once(&mut unseen, seen, "which replicas live is not known; their number stays as it was");
+            tell_once(
+                &mut unseen,
+                seen,
+                "which replicas live is not known; their number stays as it was",
+            );
             tell_once(&mut unnoted, noted, "which keys were used is not noted");
         }
     }
 
     async fn see_replicas(&self) -> Result<(), Error> {
-        let Some(store) = &self.0.store else { return Ok(()) };
-        let seen = timeout(NOTE_MOST, store.see_replica(self.0.replica)).await.map_err(Error::internal)??;
+        let Some(store) = &self.0.store else {
+            return Ok(());
+        };
+        let seen = timeout(NOTE_MOST, store.see_replica(self.0.replica))
+            .await
+            .map_err(Error::internal)??;
         self.0.counter.set_replicas(seen);
         Ok(())
     }
 
     async fn note_use(&self) -> Result<(), Error> {
-        let (Some(store), Some(known)) = (&self.0.store, self.0.known.load_full()) else { return Ok(()) };
+        let (Some(store), Some(known)) = (&self.0.store, self.0.known.load_full()) else {
+            return Ok(());
+        };
         let now = self.0.clock.now();
-        let used: Vec<_> = known.keys.values().filter(|held| held.use_is_to_be_noted(now)).collect();
+        let used: Vec<_> = known
+            .keys
+            .values()
+            .filter(|held| held.use_is_to_be_noted(now))
+            .collect();
         for held in &used {
             // Before it is written: a use in the meantime is another one.
             held.used.store(false, Ordering::Relaxed);
@@ -257,10 +359,14 @@ impl Access {
             }
             Ok(())
         };
-        let noted = timeout(NOTE_MOST, write).await.map_err(Error::internal).flatten();
+        let noted = timeout(NOTE_MOST, write)
+            .await
+            .map_err(Error::internal)
+            .flatten();
         if noted.is_err() {
             // The next round writes it.
-            used.iter().for_each(|held| held.used.store(true, Ordering::Relaxed));
+            used.iter()
+                .for_each(|held| held.used.store(true, Ordering::Relaxed));
         }
         noted
     }

@@ -8,14 +8,32 @@ use crate::store::{Options, Writer};
 
 /// An access over a database in memory, what operators do with it, and what must live as long.
 async fn access() -> (Access, Admin, Store, Vec<Writer>) {
-    let clock = Arc::new(ManualClock::at(DateTime::from_timestamp(1_800_000_000, 0).expect("an instant")));
-    let (store, writers) = Store::open(&Options::new("sqlite::memory:"), clock.clone(), Policy::default()).await.expect("a store");
+    let clock = Arc::new(ManualClock::at(
+        DateTime::from_timestamp(1_800_000_000, 0).expect("an instant"),
+    ));
+    let (store, writers) = Store::open(
+        &Options::new("sqlite::memory:"),
+        clock.clone(),
+        Policy::default(),
+    )
+    .await
+    .expect("a store");
     store.migrate().await.expect("migrated");
-    (Access::new(store.clone(), clock.clone()), Admin::new(store.clone(), clock), store, writers)
+    (
+        Access::new(store.clone(), clock.clone()),
+        Admin::new(store.clone(), clock),
+        store,
+        writers,
+    )
 }
 
 async fn key(admin: &Admin, name: &str) -> Presented {
-    let order = KeyOrder { name: name.to_owned(), permissions: Permissions::all(), expires_at: None, allowlist: vec![] };
+    let order = KeyOrder {
+        name: name.to_owned(),
+        permissions: Permissions::all(),
+        expires_at: None,
+        allowlist: vec![],
+    };
     presented(&admin.create_key("default", order).await.expect("made"))
 }
 
@@ -52,9 +70,17 @@ async fn a_flood_of_unknown_keys_costs_ten_look_ups() {
     }
     assert_eq!(access.0.look_ups_left.load(Ordering::Relaxed), 0);
     let late = key(&admin, "late").await;
-    assert_eq!(admitted(&access, &late).await, UNKNOWN, "no look-up is left for it");
+    assert_eq!(
+        admitted(&access, &late).await,
+        UNKNOWN,
+        "no look-up is left for it"
+    );
     access.read().await.expect("read");
-    assert_eq!(admitted(&access, &late).await, Ok(()), "the next reading has it");
+    assert_eq!(
+        admitted(&access, &late).await,
+        Ok(()),
+        "the next reading has it"
+    );
     assert_eq!(access.0.look_ups_left.load(Ordering::Relaxed), LOOK_UPS);
 }
 
@@ -64,7 +90,9 @@ async fn many_calls_with_one_new_key_are_one_look_up() {
     access.read().await.expect("read");
     let key = key(&admin, "new").await;
     let calls: Vec<_> = (0..50).map(|_| (access.clone(), key)).collect();
-    let calls = calls.into_iter().map(|(access, key)| tokio::spawn(async move { admitted(&access, &key).await }));
+    let calls = calls
+        .into_iter()
+        .map(|(access, key)| tokio::spawn(async move { admitted(&access, &key).await }));
     for call in calls.collect::<Vec<_>>() {
         assert_eq!(call.await.expect("no panic"), Ok(()));
     }
@@ -90,22 +118,49 @@ async fn without_the_database_the_keys_known_are_good_for_ten_seconds() {
 
 #[tokio::test]
 async fn a_key_that_stopped_is_told_so_for_a_week() {
-    let clock = Arc::new(ManualClock::at(DateTime::from_timestamp(1_800_000_000, 0).expect("an instant")));
-    let (store, _writers) = Store::open(&Options::new("sqlite::memory:"), clock.clone(), Policy::default()).await.expect("a store");
+    let clock = Arc::new(ManualClock::at(
+        DateTime::from_timestamp(1_800_000_000, 0).expect("an instant"),
+    ));
+    let (store, _writers) = Store::open(
+        &Options::new("sqlite::memory:"),
+        clock.clone(),
+        Policy::default(),
+    )
+    .await
+    .expect("a store");
     store.migrate().await.expect("migrated");
-    let (access, admin) = (Access::new(store.clone(), clock.clone()), Admin::new(store, clock.clone()));
+    let (access, admin) = (
+        Access::new(store.clone(), clock.clone()),
+        Admin::new(store, clock.clone()),
+    );
     let revoked = key(&admin, "revoked").await;
     admin.revoke_key(revoked.id).await.expect("revoked");
     let expires_at = Some(clock.now() + TimeDelta::hours(1));
-    let order = KeyOrder { name: "expires".to_owned(), permissions: Permissions::all(), expires_at, allowlist: vec![] };
+    let order = KeyOrder {
+        name: "expires".to_owned(),
+        permissions: Permissions::all(),
+        expires_at,
+        allowlist: vec![],
+    };
     let expires = presented(&admin.create_key("default", order).await.expect("made"));
     access.read().await.expect("read");
-    assert_eq!(admitted(&access, &revoked).await, Err(Denied::Barred(Barred::Revoked)));
+    assert_eq!(
+        admitted(&access, &revoked).await,
+        Err(Denied::Barred(Barred::Revoked))
+    );
     assert_eq!(admitted(&access, &expires).await, Ok(()));
     clock.advance(TimeDelta::hours(1));
-    assert_eq!(admitted(&access, &expires).await, Err(Denied::Barred(Barred::Expired)), "at its instant, without a reading");
+    assert_eq!(
+        admitted(&access, &expires).await,
+        Err(Denied::Barred(Barred::Expired)),
+        "at its instant, without a reading"
+    );
     clock.advance(TimeDelta::days(7));
     access.read().await.expect("read");
     assert!(access.nobody_may_call());
-    assert_eq!(admitted(&access, &revoked).await, UNKNOWN, "also when it is looked up");
+    assert_eq!(
+        admitted(&access, &revoked).await,
+        UNKNOWN,
+        "also when it is looked up"
+    );
 }

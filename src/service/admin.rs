@@ -69,7 +69,9 @@ impl Admin {
     /// # Errors
     /// The store's.
     pub async fn replace_key(&self, order: KeyOrder) -> Result<NewKey, Error> {
-        self.store.remove_key(WorkspaceId::DEFAULT, &order.name).await?;
+        self.store
+            .remove_key(WorkspaceId::DEFAULT, &order.name)
+            .await?;
         self.create_key("default", order).await
     }
 
@@ -93,7 +95,11 @@ impl Admin {
     ///
     /// # Errors
     /// [`Error::Invalid`] when the name is taken, and the store's.
-    pub async fn create_workspace(&self, name: &str, change: &WorkspaceChange) -> Result<(), Error> {
+    pub async fn create_workspace(
+        &self,
+        name: &str,
+        change: &WorkspaceChange,
+    ) -> Result<(), Error> {
         self.store.create_workspace(name, change).await
     }
 
@@ -113,7 +119,10 @@ impl Admin {
         if self.store.set_sending(name, paused).await? {
             return Ok(());
         }
-        let message = format!("workspace {} does not exist", quote(name.unwrap_or_default()));
+        let message = format!(
+            "workspace {} does not exist",
+            quote(name.unwrap_or_default())
+        );
         Err(Error::Invalid(vec![Violation::new("name", message)]))
     }
 

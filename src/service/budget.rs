@@ -54,7 +54,11 @@ pub struct Counter {
 impl Counter {
     /// Counts in this store.
     pub fn new(store: Option<Store>, clock: SharedClock) -> Arc<Self> {
-        Arc::new(Self { store, clock, replicas: AtomicU32::new(1) })
+        Arc::new(Self {
+            store,
+            clock,
+            replicas: AtomicU32::new(1),
+        })
     }
 
     /// States how many replicas share the quotas.
@@ -80,7 +84,13 @@ impl Budget {
     /// A budget of which nothing was taken yet.
     pub fn new(workspace: WorkspaceId, limits: Limits, counter: Arc<Counter>) -> Arc<Self> {
         let bucket = Bucket::default;
-        Arc::new(Self { workspace, counter, limits: Mutex::new(limits), requests: bucket(), broadcasts: bucket() })
+        Arc::new(Self {
+            workspace,
+            counter,
+            limits: Mutex::new(limits),
+            requests: bucket(),
+            broadcasts: bucket(),
+        })
     }
 
     /// Heeds limits that were set anew.
@@ -95,7 +105,10 @@ impl Budget {
     }
 
     fn quota(&self, counted: Counted) -> Quota {
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner).of(counted)
+        self.limits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .of(counted)
     }
 
     /// Counts a call, or says why it may not go on; then nothing was counted.
@@ -134,7 +147,11 @@ impl Budget {
     }
 
     fn bucket(&self, counted: Counted) -> &Bucket {
-        if counted == Counted::Requests { &self.requests } else { &self.broadcasts }
+        if counted == Counted::Requests {
+            &self.requests
+        } else {
+            &self.broadcasts
+        }
     }
 
     async fn take(self: &Arc<Self>, counted: Counted, n: u64) -> Result<Told, Over> {
@@ -144,7 +161,9 @@ impl Budget {
             }
             self.refill(counted, n).await.map_err(Over::Store)?;
         }
-        Err(Over::Store(Error::Busy { retry_after: CHUNK_LASTS }))
+        Err(Over::Store(Error::Busy {
+            retry_after: CHUNK_LASTS,
+        }))
     }
 
     /// Takes a chunk in the background when the last one runs low.
@@ -159,28 +178,51 @@ impl Budget {
                 // The calls that need a chunk and get none are told.
                 tracing::debug!(?error, "no budget could be taken ahead of need");
             }
-            own.bucket(counted).refilling.store(false, Ordering::Relaxed);
+            own.bucket(counted)
+                .refilling
+                .store(false, Ordering::Relaxed);
         });
     }
 
     /// Takes a chunk for `needed` calls that found the bucket empty, or ahead of need for 0; one at a time.
     async fn refill(&self, counted: Counted, needed: u64) -> Result<(), Error> {
-        let Some(store) = &self.counter.store else { return Ok(()) };
+        let Some(store) = &self.counter.store else {
+            return Ok(());
+        };
         let bucket = self.bucket(counted);
         let _turn = bucket.turn.lock().await;
         let now_ms = self.counter.now_ms();
         let open = bucket.open(now_ms);
-        if open.as_ref().is_some_and(|window| !window.wants_more(needed)) {
+        if open
+            .as_ref()
+            .is_some_and(|window| !window.wants_more(needed))
+        {
             // Whoever had the turn before took enough.
             return Ok(());
         }
-        let quota = open.as_ref().map_or_else(|| self.quota(counted), |window| window.quota);
-        let wanted = open.as_ref().map_or((quota.most / FIRST_PART).max(1), |window| window.wanted());
-        let needed = needed.saturating_sub(open.as_ref().map_or(0, |window| window.left.load(Ordering::Relaxed)));
+        let quota = open
+            .as_ref()
+            .map_or_else(|| self.quota(counted), |window| window.quota);
+        let wanted = open
+            .as_ref()
+            .map_or((quota.most / FIRST_PART).max(1), |window| window.wanted());
+        let needed = needed.saturating_sub(
+            open.as_ref()
+                .map_or(0, |window| window.left.load(Ordering::Relaxed)),
+        );
         let began_ms = quota.window.begin(now_ms);
         let replicas = self.counter.replicas.load(Ordering::Relaxed);
         let ask = Ask { needed, wanted };
-        let taken = store.take_quota(self.workspace, counted.name(), began_ms, quota, ask, replicas).await?;
+        let taken = store
+            .take_quota(
+                self.workspace,
+                counted.name(),
+                began_ms,
+                quota,
+                ask,
+                replicas,
+            )
+            .await?;
         // Held until the chunk is kept, so that no limit is set in between.
         let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         if quota == limits.of(counted) {
@@ -195,16 +237,31 @@ impl Budget {
 
     /// Counts one creation for an audience, in the database itself: these are few.
     async fn take_of_audience(&self, digest: &str) -> Result<(), Over> {
-        let Some(store) = &self.counter.store else { return Ok(()) };
+        let Some(store) = &self.counter.store else {
+            return Ok(());
+        };
         let quota = self.quota(Counted::SameAudience);
         let began_ms = quota.window.begin(self.counter.now_ms());
-        let ask = Ask { needed: 1, wanted: 1 };
+        let ask = Ask {
+            needed: 1,
+            wanted: 1,
+        };
         let name = format!("{}:{digest}", Counted::SameAudience.name());
-        let taken = store.take_quota(self.workspace, &name, began_ms, quota, ask, 1).await.map_err(Over::Store)?;
+        let taken = store
+            .take_quota(self.workspace, &name, began_ms, quota, ask, 1)
+            .await
+            .map_err(Over::Store)?;
         if taken.got == 1 {
             return Ok(());
         }
-        Err(Over::Quota(Counted::SameAudience, Told { limit: quota.most, remaining: 0, resets_ms: began_ms + quota.window.millis() }))
+        Err(Over::Quota(
+            Counted::SameAudience,
+            Told {
+                limit: quota.most,
+                remaining: 0,
+                resets_ms: began_ms + quota.window.millis(),
+            },
+        ))
     }
 }
 
@@ -226,13 +283,21 @@ enum Tried {
 
 impl Bucket {
     fn open(&self, now_ms: i64) -> Option<Arc<Window>> {
-        self.window.load_full().filter(|window| window.is_open(now_ms))
+        self.window
+            .load_full()
+            .filter(|window| window.is_open(now_ms))
     }
 
     fn try_take(&self, n: u64, now_ms: i64) -> Tried {
         let window = self.window.load();
-        let Some(window) = window.as_ref().filter(|window| window.is_open(now_ms)) else { return Tried::Empty };
-        match window.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(n)) {
+        let Some(window) = window.as_ref().filter(|window| window.is_open(now_ms)) else {
+            return Tried::Empty;
+        };
+        match window
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_sub(n)
+            }) {
             Ok(before) => {
                 let left = before - n;
                 let low = left < window.low.load(Ordering::Relaxed) && !window.is_used_up();
@@ -246,7 +311,12 @@ impl Bucket {
 
     /// Gives back what was taken of the window that ends at `ends_ms`, if it is not over.
     fn give_back(&self, n: u64, ends_ms: i64) {
-        if let Some(window) = self.window.load().as_ref().filter(|window| window.ends_ms() == ends_ms) {
+        if let Some(window) = self
+            .window
+            .load()
+            .as_ref()
+            .filter(|window| window.ends_ms() == ends_ms)
+        {
             window.left.fetch_add(n, Ordering::Relaxed);
         }
     }
@@ -276,8 +346,19 @@ struct Pace {
 
 impl Window {
     fn new(quota: Quota, began_ms: i64) -> Self {
-        let pace = Mutex::new(Pace { had: 0, used: 0, at: Instant::now() });
-        Self { quota, began_ms, left: AtomicU64::new(0), low: AtomicU64::new(0), taken: AtomicU64::new(0), pace }
+        let pace = Mutex::new(Pace {
+            had: 0,
+            used: 0,
+            at: Instant::now(),
+        });
+        Self {
+            quota,
+            began_ms,
+            left: AtomicU64::new(0),
+            low: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            pace,
+        }
     }
 
     fn is_open(&self, now_ms: i64) -> bool {
@@ -300,10 +381,18 @@ impl Window {
     }
 
     /// As much as was used per [`CHUNK_LASTS`] since the last chunk was taken.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an estimate")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an estimate"
+    )]
     fn wanted(&self) -> u64 {
         let pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = pace.had.saturating_sub(self.left.load(Ordering::Relaxed)).saturating_sub(pace.used);
+        let used = pace
+            .had
+            .saturating_sub(self.left.load(Ordering::Relaxed))
+            .saturating_sub(pace.used);
         // A few calls that come at once, as after a stall, are no rate: a chunk is at most eight times what was used of the last.
         let elapsed = pace.at.elapsed().max(CHUNK_LASTS / 8);
         let per_chunk = used as f64 * CHUNK_LASTS.as_secs_f64() / elapsed.as_secs_f64();
@@ -317,14 +406,25 @@ impl Window {
         }
         let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
         let used = pace.had.saturating_sub(self.left.load(Ordering::Relaxed));
-        *pace = Pace { had: pace.had + got, used, at: Instant::now() };
+        *pace = Pace {
+            had: pace.had + got,
+            used,
+            at: Instant::now(),
+        };
         let left = self.left.fetch_add(got, Ordering::Relaxed) + got;
         self.low.store(left.min(got) / 2, Ordering::Relaxed);
     }
 
     fn told(&self, left: u64) -> Told {
-        let untaken = self.quota.most.saturating_sub(self.taken.load(Ordering::Relaxed));
-        Told { limit: self.quota.most, remaining: (untaken + left).min(self.quota.most), resets_ms: self.ends_ms() }
+        let untaken = self
+            .quota
+            .most
+            .saturating_sub(self.taken.load(Ordering::Relaxed));
+        Told {
+            limit: self.quota.most,
+            remaining: (untaken + left).min(self.quota.most),
+            resets_ms: self.ends_ms(),
+        }
     }
 }
 

@@ -39,7 +39,11 @@ impl Service {
 
     /// Rings for a wave that a dispatcher may sleep past.
     pub(super) fn ring(&self, outcome: &Outcome) {
-        if outcome.after.next_wave.is_some_and(|at| at <= self.clock.now() + POLL) {
+        if outcome
+            .after
+            .next_wave
+            .is_some_and(|at| at <= self.clock.now() + POLL)
+        {
             self.bell.0.notify_one();
         }
     }
@@ -57,7 +61,14 @@ impl Service {
     /// # Errors
     /// The store's.
     pub async fn fire(&self, limit: usize) -> Result<Taken, Error> {
-        self.store.fire(limit, self.clock.now(), &self.delivery, self.rules_in_force.load(Ordering::Relaxed)).await
+        self.store
+            .fire(
+                limit,
+                self.clock.now(),
+                &self.delivery,
+                self.rules_in_force.load(Ordering::Relaxed),
+            )
+            .await
     }
 
     /// Puts the first that is due aside for a while: what stands in the way of everything behind it.
@@ -73,7 +84,9 @@ impl Service {
     /// # Errors
     /// The store's.
     pub async fn retry(&self, limit: usize) -> Result<Taken, Error> {
-        self.store.retry(limit, self.clock.now(), &self.delivery).await
+        self.store
+            .retry(limit, self.clock.now(), &self.delivery)
+            .await
     }
 
     /// Writes what became of attempts.
@@ -81,7 +94,9 @@ impl Service {
     /// # Errors
     /// The store's. To write them again changes nothing.
     pub async fn finish(&self, finished: &[Finished]) -> Result<(), Error> {
-        self.store.finish(finished, self.clock.now(), &self.delivery).await
+        self.store
+            .finish(finished, self.clock.now(), &self.delivery)
+            .await
     }
 
     /// Up to `limit` dispatches after `after`, in the order of schedule and number.
@@ -95,15 +110,30 @@ impl Service {
         after: Option<(ScheduleId, u32)>,
         limit: u64,
     ) -> Result<Vec<(ScheduleId, Firing)>, Error> {
-        self.store.dispatches(caller.workspace, filter, after, limit).await
+        self.store
+            .dispatches(caller.workspace, filter, after, limit)
+            .await
     }
 
     /// Tries a dead letter again.
     ///
     /// # Errors
     /// The domain's refusals and the store's.
-    pub async fn retry_dispatch(&self, caller: &Caller, id: ScheduleId, dispatch: DispatchId) -> Result<Firing, Error> {
-        let revived = self.store.revive((caller.workspace, id), dispatch, self.clock.now(), &self.delivery).await?;
+    pub async fn retry_dispatch(
+        &self,
+        caller: &Caller,
+        id: ScheduleId,
+        dispatch: DispatchId,
+    ) -> Result<Firing, Error> {
+        let revived = self
+            .store
+            .revive(
+                (caller.workspace, id),
+                dispatch,
+                self.clock.now(),
+                &self.delivery,
+            )
+            .await?;
         self.bell.0.notify_one();
         Ok(revived)
     }
@@ -136,7 +166,11 @@ impl Service {
             }
         }
         if recomputed > 0 {
-            tracing::info!(recomputed, time_zone_data = zone::data_version(), "waiting schedules were recomputed with our zone data");
+            tracing::info!(
+                recomputed,
+                time_zone_data = zone::data_version(),
+                "waiting schedules were recomputed with our zone data"
+            );
         }
         Ok(())
     }

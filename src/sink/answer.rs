@@ -14,7 +14,10 @@ const WHY_MOST: usize = 300;
 pub fn by_http_status(status: u16, retry_after: Option<Duration>, why: String) -> Answer {
     match status {
         200..=299 => Answer::Delivered,
-        429 | 503 => Answer::NotTaken { why, retry_after: bounded(retry_after) },
+        429 | 503 => Answer::NotTaken {
+            why,
+            retry_after: bounded(retry_after),
+        },
         300..=499 => Answer::Rejected { why },
         _ => Answer::Unknown { why },
     }
@@ -46,7 +49,10 @@ mod tests {
     #[test]
     fn each_http_status_has_its_answer() {
         let why = String::new;
-        let not_taken = |retry_after| Answer::NotTaken { why: why(), retry_after };
+        let not_taken = |retry_after| Answer::NotTaken {
+            why: why(),
+            retry_after,
+        };
         let minute = Some(Duration::from_secs(60));
         let cases = [
             (200, None, Answer::Delivered),
@@ -63,14 +69,22 @@ mod tests {
             (429, None, not_taken(None)),
             (429, minute, not_taken(minute)),
             (503, minute, not_taken(minute)),
-            (503, Some(Duration::from_secs(86_400)), not_taken(Some(RETRY_AFTER_MOST))),
+            (
+                503,
+                Some(Duration::from_secs(86_400)),
+                not_taken(Some(RETRY_AFTER_MOST)),
+            ),
             (500, None, Answer::Unknown { why: why() }),
             (502, None, Answer::Unknown { why: why() }),
             (504, minute, Answer::Unknown { why: why() }),
             (101, None, Answer::Unknown { why: why() }),
         ];
         for (status, retry_after, answer) in cases {
-            assert_eq!(by_http_status(status, retry_after, why()), answer, "{status}");
+            assert_eq!(
+                by_http_status(status, retry_after, why()),
+                answer,
+                "{status}"
+            );
         }
     }
 

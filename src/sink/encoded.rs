@@ -26,7 +26,10 @@ pub struct Waves(Mutex<Option<(Wave, Bytes)>>);
 impl Waves {
     /// A dispatch in protobuf's form.
     pub fn encode(&self, dispatch: &Dispatch) -> Encoded {
-        Encoded { rest: rest(dispatch), wave: self.wave(&dispatch.wave) }
+        Encoded {
+            rest: rest(dispatch),
+            wave: self.wave(&dispatch.wave),
+        }
     }
 
     fn wave(&self, wave: &Wave) -> Bytes {
@@ -35,7 +38,10 @@ impl Waves {
         match latest.as_ref().filter(|(of, _)| of == wave) {
             Some((_, encoded)) => encoded.clone(),
             None => {
-                let only_wave = TriggerCanvasRequest { wave: Some(values::wave(wave)), ..TriggerCanvasRequest::default() };
+                let only_wave = TriggerCanvasRequest {
+                    wave: Some(values::wave(wave)),
+                    ..TriggerCanvasRequest::default()
+                };
                 let encoded = Bytes::from(only_wave.encode_to_vec());
                 *latest = Some((wave.clone(), encoded.clone()));
                 encoded
@@ -70,7 +76,9 @@ impl Encoded {
     }
 
     fn write(&self, to: &mut impl BufMut) -> Result<(), Status> {
-        self.rest.encode(to).map_err(|why| Status::internal(why.to_string()))?;
+        self.rest
+            .encode(to)
+            .map_err(|why| Status::internal(why.to_string()))?;
         to.put_slice(&self.wave);
         Ok(())
     }
@@ -115,10 +123,15 @@ mod tests {
     use chrono::{DateTime, TimeDelta};
 
     use super::*;
-    use crate::domain::{CanvasId, DispatchId, Properties, ScheduleId, Target, WaveMode, Zone, ZoneSet};
+    use crate::domain::{
+        CanvasId, DispatchId, Properties, ScheduleId, Target, WaveMode, Zone, ZoneSet,
+    };
 
     fn dispatch(n: u32, zones: ZoneSet) -> Dispatch {
-        let (schedule_id, time) = (ScheduleId::new(), DateTime::UNIX_EPOCH + TimeDelta::milliseconds(1_750_000_000_123));
+        let (schedule_id, time) = (
+            ScheduleId::new(),
+            DateTime::UNIX_EPOCH + TimeDelta::milliseconds(1_750_000_000_123),
+        );
         Dispatch {
             id: DispatchId::of(schedule_id, n),
             workspace: "default".to_owned(),
@@ -126,9 +139,22 @@ mod tests {
             schedule_id,
             revision: 7,
             n,
-            wave: Wave { time, zones, includes_unlisted_zones: true, mode: WaveMode::OptimalTime },
-            target: Target { broadcast: true, ..Target::default() },
-            properties: Properties(serde_json::json!({ "a": [1, "b"] }).as_object().cloned().expect("an object")),
+            wave: Wave {
+                time,
+                zones,
+                includes_unlisted_zones: true,
+                mode: WaveMode::OptimalTime,
+            },
+            target: Target {
+                broadcast: true,
+                ..Target::default()
+            },
+            properties: Properties(
+                serde_json::json!({ "a": [1, "b"] })
+                    .as_object()
+                    .cloned()
+                    .expect("an object"),
+            ),
             lateness: TimeDelta::milliseconds(1500),
             attempt: 3,
             traceparent: None,
@@ -138,14 +164,23 @@ mod tests {
     #[test]
     fn the_two_parts_are_the_message_whatever_wave_was_before() {
         let waves = Waves::default();
-        let (all, one) = (ZoneSet::all(), [Zone::utc()].into_iter().collect::<ZoneSet>());
+        let (all, one) = (
+            ZoneSet::all(),
+            [Zone::utc()].into_iter().collect::<ZoneSet>(),
+        );
         for (n, zones) in [(1, all), (2, all), (3, one), (4, one), (5, all)] {
             let dispatch = dispatch(n, zones);
             let (encoded, mut written) = (waves.encode(&dispatch), vec![]);
             encoded.write(&mut written).expect("written");
             assert_eq!(written.len(), encoded.len());
             let read = TriggerCanvasRequest::decode(written.as_slice()).expect("a request");
-            assert_eq!(read, TriggerCanvasRequest { wave: Some(values::wave(&dispatch.wave)), ..rest(&dispatch) });
+            assert_eq!(
+                read,
+                TriggerCanvasRequest {
+                    wave: Some(values::wave(&dispatch.wave)),
+                    ..rest(&dispatch)
+                }
+            );
             assert_eq!(read.wave.expect("a wave").zones.len(), zones.len());
         }
     }

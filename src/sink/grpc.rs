@@ -46,30 +46,55 @@ impl Grpc {
     ///
     /// # Errors
     /// What is wrong with the settings; an engine that is not there is not an error.
-    pub fn open(reach: &Reach, token: Option<&Secret<String>>, connections: usize) -> Result<Self, Error> {
+    pub fn open(
+        reach: &Reach,
+        token: Option<&Secret<String>>,
+        connections: usize,
+    ) -> Result<Self, Error> {
         let tls = tls::client_config(reach)?;
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http2().wrap_connector(tls::tcp(reach));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http2()
+            .wrap_connector(tls::tcp(reach));
         let endpoint = Endpoint::from(reach.url.0.clone())
             .connect_timeout(reach.connect_timeout)
             .http2_keep_alive_interval(KEEP_ALIVE.0)
             .keep_alive_timeout(KEEP_ALIVE.1)
             .keep_alive_while_idle(true);
-        let channels = (0..connections).map(|_| endpoint.connect_with_connector_lazy(connector.clone())).collect();
+        let channels = (0..connections)
+            .map(|_| endpoint.connect_with_connector_lazy(connector.clone()))
+            .collect();
         let authorization = token.map(authorization).transpose()?;
-        Ok(Self { channels, waves: Waves::default(), calls: AtomicUsize::new(0), authorization, timeout: reach.timeout })
+        Ok(Self {
+            channels,
+            waves: Waves::default(),
+            calls: AtomicUsize::new(0),
+            authorization,
+            timeout: reach.timeout,
+        })
     }
 
     async fn call(&self, dispatch: &Dispatch) -> Answer {
         let sent = Sent::default();
         let turn = self.calls.fetch_add(1, Ordering::Relaxed) % self.channels.len();
-        let transport = Transport { channel: self.channels[turn].clone(), sent: sent.clone() };
+        let transport = Transport {
+            channel: self.channels[turn].clone(),
+            sent: sent.clone(),
+        };
         let mut request = tonic::Request::new(self.waves.encode(dispatch));
         request.set_timeout(self.timeout);
         if let Some(authorization) = &self.authorization {
-            request.metadata_mut().insert("authorization", authorization.clone());
+            request
+                .metadata_mut()
+                .insert("authorization", authorization.clone());
         }
         // It is ASCII.
-        if let Some(traceparent) = dispatch.traceparent.as_ref().and_then(|value| value.parse().ok()) {
+        if let Some(traceparent) = dispatch
+            .traceparent
+            .as_ref()
+            .and_then(|value| value.parse().ok())
+        {
             request.metadata_mut().insert("traceparent", traceparent);
         }
         match tokio::time::timeout(self.timeout, trigger(transport, request)).await {
@@ -89,13 +114,21 @@ impl Sink for Grpc {
 async fn trigger(transport: Transport, request: tonic::Request<Encoded>) -> Result<(), Status> {
     let mut client = tonic::client::Grpc::new(transport);
     client.ready().await.map_err(Status::from_error)?;
-    client.unary(request, PathAndQuery::from_static(TRIGGER_CANVAS), TriggerCodec::default()).await?;
+    client
+        .unary(
+            request,
+            PathAndQuery::from_static(TRIGGER_CANVAS),
+            TriggerCodec::default(),
+        )
+        .await?;
     Ok(())
 }
 
 fn authorization(token: &Secret<String>) -> Result<MetadataValue<Ascii>, Error> {
     let value = format!("Bearer {}", token.0).parse::<MetadataValue<Ascii>>();
-    let mut value = value.map_err(|_| Error::Invalid(vec![Violation::new("sink-secret", "does not fit a header")]))?;
+    let mut value = value.map_err(|_| {
+        Error::Invalid(vec![Violation::new("sink-secret", "does not fit a header")])
+    })?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -105,14 +138,23 @@ fn answer(status: &Status, sent: &Sent) -> Answer {
     let why = || format!("gRPC status {:?}", status.code());
     match status.source() {
         Some(source) => match source.downcast_ref::<HttpStatus>() {
-            Some(HttpStatus(http)) => by_http_status(http.as_u16(), None, format!("HTTP status {} without a gRPC status", http.as_u16())),
+            Some(HttpStatus(http)) => by_http_status(
+                http.as_u16(),
+                None,
+                format!("HTTP status {} without a gRPC status", http.as_u16()),
+            ),
             None => sent.unanswered(chain(source)),
         },
         None => match status.code() {
             Code::Ok => Answer::Delivered,
             Code::ResourceExhausted | Code::Unavailable => {
-                let asked = status.get_details_retry_info().and_then(|info| info.retry_delay);
-                Answer::NotTaken { why: why(), retry_after: bounded(asked) }
+                let asked = status
+                    .get_details_retry_info()
+                    .and_then(|info| info.retry_delay);
+                Answer::NotTaken {
+                    why: why(),
+                    retry_after: bounded(asked),
+                }
             }
             Code::InvalidArgument
             | Code::NotFound
@@ -122,9 +164,12 @@ fn answer(status: &Status, sent: &Sent) -> Answer {
             | Code::OutOfRange
             | Code::Unimplemented
             | Code::Unauthenticated => Answer::Rejected { why: why() },
-            Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::Aborted | Code::Internal | Code::DataLoss => {
-                Answer::Unknown { why: why() }
-            }
+            Code::Cancelled
+            | Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Aborted
+            | Code::Internal
+            | Code::DataLoss => Answer::Unknown { why: why() },
         },
     }
 }

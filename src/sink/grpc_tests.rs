@@ -26,7 +26,10 @@ fn each_status_over_the_wire_has_its_answer() {
     for (code, expected) in cases {
         let said = match answer(&Status::new(code, "user-1 is unknown"), &Sent::default()) {
             Answer::Delivered => "delivered",
-            Answer::NotTaken { why, retry_after: None } => told("not taken", &why, code),
+            Answer::NotTaken {
+                why,
+                retry_after: None,
+            } => told("not taken", &why, code),
             Answer::NotTaken { .. } => panic!("{code:?}: nobody asked for a wait"),
             Answer::Rejected { why } => told("rejected", &why, code),
             Answer::Unknown { why } => told("unknown", &why, code),
@@ -46,7 +49,9 @@ fn the_wait_that_an_engine_asks_for_is_honoured_up_to_an_hour() {
     for (asked, kept) in [(7, 7), (86_400, 3600)] {
         let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(asked)));
         let status = Status::with_error_details(Code::Unavailable, "busy", details);
-        let Answer::NotTaken { retry_after, .. } = answer(&status, &Sent::default()) else { panic!("{asked}") };
+        let Answer::NotTaken { retry_after, .. } = answer(&status, &Sent::default()) else {
+            panic!("{asked}")
+        };
         assert_eq!(retry_after, Some(Duration::from_secs(kept)));
     }
 }
@@ -54,8 +59,13 @@ fn the_wait_that_an_engine_asks_for_is_honoured_up_to_an_hour() {
 #[test]
 fn a_proxy_answers_by_its_http_status() {
     for (http, expected) in [(502, "Unknown"), (503, "NotTaken"), (404, "Rejected")] {
-        let status = Status::from_error(Box::new(HttpStatus(StatusCode::from_u16(http).expect("a status"))));
+        let status = Status::from_error(Box::new(HttpStatus(
+            StatusCode::from_u16(http).expect("a status"),
+        )));
         let said = format!("{:?}", answer(&status, &Sent::default()));
-        assert!(said.starts_with(expected) && said.contains(&http.to_string()), "{said}");
+        assert!(
+            said.starts_with(expected) && said.contains(&http.to_string()),
+            "{said}"
+        );
     }
 }

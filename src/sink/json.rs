@@ -41,20 +41,40 @@ fn recipient(recipient: &Recipient) -> Value {
     let mut fields = Map::new();
     match &recipient.identifier {
         Identifier::ExternalUserId(id) => fields.insert("external_user_id".to_owned(), json!(id)),
-        Identifier::UserAlias { alias_name, alias_label } => {
-            fields.insert("user_alias".to_owned(), json!({ "alias_name": alias_name, "alias_label": alias_label }))
-        }
+        Identifier::UserAlias {
+            alias_name,
+            alias_label,
+        } => fields.insert(
+            "user_alias".to_owned(),
+            json!({ "alias_name": alias_name, "alias_label": alias_label }),
+        ),
         Identifier::Email(address) => fields.insert("email".to_owned(), json!(address)),
     };
     if !recipient.prioritization.is_empty() {
         fields.insert("prioritization".to_owned(), json!(recipient.prioritization));
     }
     let optional = [
-        ("trigger_properties", recipient.trigger_properties.as_ref().map(|properties| json!(properties.0))),
-        ("send_to_existing_only", recipient.send_to_existing_only.map(Value::Bool)),
-        ("attributes", recipient.attributes.clone().map(Value::Object)),
+        (
+            "trigger_properties",
+            recipient
+                .trigger_properties
+                .as_ref()
+                .map(|properties| json!(properties.0)),
+        ),
+        (
+            "send_to_existing_only",
+            recipient.send_to_existing_only.map(Value::Bool),
+        ),
+        (
+            "attributes",
+            recipient.attributes.clone().map(Value::Object),
+        ),
     ];
-    fields.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+    fields.extend(
+        optional
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?))),
+    );
     Value::Object(fields)
 }
 

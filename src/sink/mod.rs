@@ -40,8 +40,18 @@ pub type SharedSink = Arc<dyn Sink>;
 pub async fn open(settings: &SinkSettings, clock: SharedClock) -> Result<SharedSink, Error> {
     Ok(match settings {
         SinkSettings::Log => Arc::new(log::Log),
-        SinkSettings::Grpc { reach, token, connections } => Arc::new(grpc::Grpc::open(reach, token.as_ref(), *connections)?),
-        SinkSettings::Webhook { reach, keys } => Arc::new(webhook::Webhook::open(reach, keys, clock)?),
-        SinkSettings::Nats { reach, token, subject } => Arc::new(nats::Nats::open(reach, token.as_ref(), subject).await?),
+        SinkSettings::Grpc {
+            reach,
+            token,
+            connections,
+        } => Arc::new(grpc::Grpc::open(reach, token.as_ref(), *connections)?),
+        SinkSettings::Webhook { reach, keys } => {
+            Arc::new(webhook::Webhook::open(reach, keys, clock)?)
+        }
+        SinkSettings::Nats {
+            reach,
+            token,
+            subject,
+        } => Arc::new(nats::Nats::open(reach, token.as_ref(), subject).await?),
     })
 }

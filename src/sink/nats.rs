@@ -32,7 +32,11 @@ pub struct Nats {
 impl Nats {
     /// # Errors
     /// What is wrong with the settings; a server that is not there is not an error.
-    pub async fn open(reach: &Reach, token: Option<&Secret<String>>, subject: &str) -> Result<Self, Error> {
+    pub async fn open(
+        reach: &Reach,
+        token: Option<&Secret<String>>,
+        subject: &str,
+    ) -> Result<Self, Error> {
         let (up, connected) = watch::channel(false);
         let options = ConnectOptions::new()
             .name("canvas-scheduler")
@@ -49,20 +53,44 @@ impl Nats {
             None => options,
         };
         let client = options.connect(reach.url.0.to_string()).await;
-        let client = client.map_err(|why| Error::Invalid(vec![Violation::new("sink-url", format!("is of no use to NATS ({why})"))]))?;
-        let jetstream =
-            ContextBuilder::new().timeout(reach.timeout).ack_timeout(reach.timeout).backpressure_on_inflight(false).build(client);
+        let client = client.map_err(|why| {
+            Error::Invalid(vec![Violation::new(
+                "sink-url",
+                format!("is of no use to NATS ({why})"),
+            )])
+        })?;
+        let jetstream = ContextBuilder::new()
+            .timeout(reach.timeout)
+            .ack_timeout(reach.timeout)
+            .backpressure_on_inflight(false)
+            .build(client);
         let (connect_timeout, timeout) = (reach.connect_timeout, reach.timeout);
-        Ok(Self { jetstream, connected, connect_timeout, timeout, subject: subject.to_owned() })
+        Ok(Self {
+            jetstream,
+            connected,
+            connect_timeout,
+            timeout,
+            subject: subject.to_owned(),
+        })
     }
 
     async fn publish(&self, dispatch: &Dispatch) -> Answer {
         let (mut connected, began) = (self.connected.clone(), Instant::now());
-        let Ok(Ok(_)) = timeout_at(began + self.connect_timeout.min(self.timeout), connected.wait_for(|up| *up)).await else {
-            return Answer::NotTaken { why: "not connected to NATS".to_owned(), retry_after: None };
+        let Ok(Ok(_)) = timeout_at(
+            began + self.connect_timeout.min(self.timeout),
+            connected.wait_for(|up| *up),
+        )
+        .await
+        else {
+            return Answer::NotTaken {
+                why: "not connected to NATS".to_owned(),
+                retry_after: None,
+            };
         };
         let subject = format!("{}.{}", self.subject, word(&dispatch.workspace));
-        let mut message = PublishMessage::build().payload(json::body(dispatch).into()).message_id(dispatch.id.to_string());
+        let mut message = PublishMessage::build()
+            .payload(json::body(dispatch).into())
+            .message_id(dispatch.id.to_string());
         if let Some(traceparent) = &dispatch.traceparent {
             message = message.header("traceparent", traceparent.as_str());
         }
@@ -70,7 +98,9 @@ impl Nats {
         match timeout_at(began + self.timeout, published).await {
             Ok(Ok(_)) => Answer::Delivered,
             Ok(Err(error)) => answer(&error),
-            Err(_) => Answer::Unknown { why: format!("no acknowledgement within {:?}", self.timeout) },
+            Err(_) => Answer::Unknown {
+                why: format!("no acknowledgement within {:?}", self.timeout),
+            },
         }
     }
 }
@@ -100,13 +130,19 @@ fn note(event: &Event, up: &watch::Sender<bool>) {
 fn answer(error: &PublishError) -> Answer {
     let why = error.kind().to_string();
     match error.kind() {
-        PublishErrorKind::StreamNotFound | PublishErrorKind::MaxAckPending => Answer::NotTaken { why, retry_after: None },
+        PublishErrorKind::StreamNotFound | PublishErrorKind::MaxAckPending => Answer::NotTaken {
+            why,
+            retry_after: None,
+        },
         PublishErrorKind::MaxPayloadExceeded => Answer::Rejected { why },
         PublishErrorKind::Other
         | PublishErrorKind::WrongLastMessageId
         | PublishErrorKind::WrongLastSequence
         | PublishErrorKind::TimedOut
-        | PublishErrorKind::BrokenPipe => match error.source().and_then(|source| source.downcast_ref::<JetStreamError>()) {
+        | PublishErrorKind::BrokenPipe => match error
+            .source()
+            .and_then(|source| source.downcast_ref::<JetStreamError>())
+        {
             Some(told) => {
                 let why = format!("JetStream error {} ({})", told.error_code().0, told.code());
                 by_http_status(u16::try_from(told.code()).unwrap_or_default(), None, why)
@@ -119,7 +155,16 @@ fn answer(error: &PublishError) -> Answer {
 /// A workspace as one word of a subject: what may not stand in one is written as `%XX`, byte by byte.
 fn word(workspace: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-    workspace.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    workspace
+        .bytes()
+        .map(|byte| {
+            if plain(byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,20 +1,37 @@
 use super::*;
 
 fn jetstream(code: u16, error_code: u16) -> PublishError {
-    let told: JetStreamError = serde_json::from_value(serde_json::json!({ "code": code, "err_code": error_code })).expect("an error");
+    let told: JetStreamError =
+        serde_json::from_value(serde_json::json!({ "code": code, "err_code": error_code }))
+            .expect("an error");
     PublishError::with_source(PublishErrorKind::Other, told)
 }
 
 #[test]
 fn each_failure_to_publish_has_its_answer() {
     let cases = [
-        (PublishError::new(PublishErrorKind::StreamNotFound), "NotTaken"),
-        (PublishError::new(PublishErrorKind::MaxAckPending), "NotTaken"),
-        (PublishError::new(PublishErrorKind::MaxPayloadExceeded), "Rejected"),
+        (
+            PublishError::new(PublishErrorKind::StreamNotFound),
+            "NotTaken",
+        ),
+        (
+            PublishError::new(PublishErrorKind::MaxAckPending),
+            "NotTaken",
+        ),
+        (
+            PublishError::new(PublishErrorKind::MaxPayloadExceeded),
+            "Rejected",
+        ),
         (PublishError::new(PublishErrorKind::TimedOut), "Unknown"),
         (PublishError::new(PublishErrorKind::BrokenPipe), "Unknown"),
-        (PublishError::new(PublishErrorKind::WrongLastMessageId), "Unknown"),
-        (PublishError::new(PublishErrorKind::WrongLastSequence), "Unknown"),
+        (
+            PublishError::new(PublishErrorKind::WrongLastMessageId),
+            "Unknown",
+        ),
+        (
+            PublishError::new(PublishErrorKind::WrongLastSequence),
+            "Unknown",
+        ),
         (PublishError::new(PublishErrorKind::Other), "Unknown"),
         // Out of resources; the message is too large for the stream; an unexpected fault.
         (jetstream(503, 10023), "NotTaken"),
@@ -29,7 +46,11 @@ fn each_failure_to_publish_has_its_answer() {
 
 #[test]
 fn a_workspace_is_one_word_of_a_subject() {
-    for (workspace, expected) in [("default", "default"), ("a.b *>", "a%2Eb%20%2A%3E"), ("ü", "%C3%BC")] {
+    for (workspace, expected) in [
+        ("default", "default"),
+        ("a.b *>", "a%2Eb%20%2A%3E"),
+        ("ü", "%C3%BC"),
+    ] {
         assert_eq!(word(workspace), expected);
     }
 }

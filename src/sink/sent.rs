@@ -19,7 +19,10 @@ impl Sent {
     pub fn unanswered(&self, why: String) -> Answer {
         match self.0.load(Ordering::Relaxed) {
             true => Answer::Unknown { why },
-            false => Answer::NotTaken { why, retry_after: None },
+            false => Answer::NotTaken {
+                why,
+                retry_after: None,
+            },
         }
     }
 }
@@ -44,7 +47,10 @@ impl<B: Body> Body for Watched<B> {
     type Data = B::Data;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
         this.sent.0.store(true, Ordering::Relaxed);
         this.body.poll_frame(cx)

@@ -20,7 +20,8 @@ pub fn client_config(reach: &Reach) -> Result<ClientConfig, Error> {
     match &reach.ca {
         Some(pem) => {
             let stated: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-            let stated = stated.map_err(|why| wrong(format!("has a certificate that cannot be read ({why})")))?;
+            let stated = stated
+                .map_err(|why| wrong(format!("has a certificate that cannot be read ({why})")))?;
             roots.add_parsable_certificates(stated);
         }
         // Plain text asks for no certificates, and a container may have none.
@@ -36,8 +37,12 @@ pub fn client_config(reach: &Reach) -> Result<ClientConfig, Error> {
 }
 
 fn build(roots: RootCertStore) -> Result<ClientConfig, Error> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions();
-    Ok(builder.map_err(Error::internal)?.with_root_certificates(roots).with_no_client_auth())
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions();
+    Ok(builder
+        .map_err(Error::internal)?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
 }
 
 fn wrong(message: String) -> Error {

@@ -48,17 +48,34 @@ pub struct Webhook {
 impl Webhook {
     /// # Errors
     /// What is wrong with the settings; a consumer that is not there is not an error.
-    pub fn open(reach: &Reach, keys: &[Secret<Vec<u8>>], clock: SharedClock) -> Result<Self, Error> {
+    pub fn open(
+        reach: &Reach,
+        keys: &[Secret<Vec<u8>>],
+        clock: SharedClock,
+    ) -> Result<Self, Error> {
         let tls = tls::client_config(reach)?;
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tls::tcp(reach));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tls::tcp(reach));
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(IDLE_MAX)
             .build(connector);
-        let keys: Result<Vec<_>, _> = keys.iter().map(|key| Hmac::new_from_slice(&key.0)).collect();
-        Ok(Self { client, url: reach.url.0.clone(), keys: keys.map_err(Error::internal)?, timeout: reach.timeout, clock })
+        let keys: Result<Vec<_>, _> = keys
+            .iter()
+            .map(|key| Hmac::new_from_slice(&key.0))
+            .collect();
+        Ok(Self {
+            client,
+            url: reach.url.0.clone(),
+            keys: keys.map_err(Error::internal)?,
+            timeout: reach.timeout,
+            clock,
+        })
     }
 
     async fn post(&self, dispatch: &Dispatch) -> Answer {
@@ -74,20 +91,31 @@ impl Webhook {
         };
         let (head, body) = response.into_parts();
         let status = head.status.as_u16();
-        let answer = by_http_status(status, retry_after(&head.headers, self.clock.now()), format!("HTTP status {status}"));
+        let answer = by_http_status(
+            status,
+            retry_after(&head.headers, self.clock.now()),
+            format!("HTTP status {status}"),
+        );
         drain(body, until).await;
         answer
     }
 
     fn request(&self, dispatch: &Dispatch, sent: Sent) -> Result<Request<Posted>, http::Error> {
-        let (id, timestamp, body) = (dispatch.id.to_string(), self.clock.now().timestamp(), json::body(dispatch));
+        let (id, timestamp, body) = (
+            dispatch.id.to_string(),
+            self.clock.now().timestamp(),
+            json::body(dispatch),
+        );
         let mut request = Request::post(&self.url);
         if let Some(traceparent) = &dispatch.traceparent {
             request = request.header("traceparent", traceparent);
         }
         request
             .header(CONTENT_TYPE, "application/json")
-            .header(USER_AGENT, concat!("canvas-scheduler/", env!("CARGO_PKG_VERSION")))
+            .header(
+                USER_AGENT,
+                concat!("canvas-scheduler/", env!("CARGO_PKG_VERSION")),
+            )
             .header("webhook-id", &id)
             .header("webhook-timestamp", timestamp)
             .header("webhook-signature", self.sign(&id, timestamp, &body))
@@ -133,7 +161,9 @@ mod tests {
 
     #[test]
     fn retry_after_is_seconds_or_a_date() {
-        let now = DateTime::parse_from_rfc3339("2026-03-01T12:00:00Z").expect("an instant").to_utc();
+        let now = DateTime::parse_from_rfc3339("2026-03-01T12:00:00Z")
+            .expect("an instant")
+            .to_utc();
         let cases = [
             ("120", Some(120)),
             (" 0 ", Some(0)),
@@ -143,8 +173,14 @@ mod tests {
             ("-1", None),
         ];
         for (stated, seconds) in cases {
-            let headers = [(RETRY_AFTER, stated.parse().expect("a header"))].into_iter().collect();
-            assert_eq!(retry_after(&headers, now), seconds.map(Duration::from_secs), "{stated}");
+            let headers = [(RETRY_AFTER, stated.parse().expect("a header"))]
+                .into_iter()
+                .collect();
+            assert_eq!(
+                retry_after(&headers, now),
+                seconds.map(Duration::from_secs),
+                "{stated}"
+            );
         }
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, Condition, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect,
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, Condition, ConnectionTrait, DbErr,
+    EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
 };
 
 use super::Store;
@@ -16,7 +16,9 @@ use super::convert::{self, instant};
 use super::entity::{api_key, workspace, workspace_limit};
 use super::error::{public, unique_violation};
 use crate::domain::key::{SecretHash, networks};
-use crate::domain::{ApiKey, Counted, KeyId, Limits, Permissions, Quota, Window, Workspace, WorkspaceId, Zone};
+use crate::domain::{
+    ApiKey, Counted, KeyId, Limits, Permissions, Quota, Window, Workspace, WorkspaceId, Zone,
+};
 use crate::error::{Error, Violation};
 
 /// Keys that a process holds in memory: those that work, and those that stopped within [`STOPPED_KEPT`]. No more can be made.
@@ -40,24 +42,44 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Invalid`] when the name is taken or there are too many.
-    pub async fn create_workspace(&self, name: &str, change: &WorkspaceChange) -> Result<(), Error> {
+    pub async fn create_workspace(
+        &self,
+        name: &str,
+        change: &WorkspaceChange,
+    ) -> Result<(), Error> {
         let make = async {
             let transaction = begin(&self.reads).await?;
             if workspace::Entity::find().count(&transaction).await? >= WORKSPACES_MOST {
                 return Ok(false);
             }
-            let newest = workspace::Entity::find().order_by_desc(workspace::Column::Id).one(&transaction).await?;
+            let newest = workspace::Entity::find()
+                .order_by_desc(workspace::Column::Id)
+                .one(&transaction)
+                .await?;
             let id = newest.map_or(0, |newest| newest.id) + 1;
             let default_time_zone = change.default_zone.unwrap_or(Zone::utc()).name().to_owned();
-            let row = workspace::Model { id, name: name.to_owned(), default_time_zone, sending_paused: false };
-            workspace::Entity::insert(row.into_active_model()).exec_without_returning(&transaction).await?;
+            let row = workspace::Model {
+                id,
+                name: name.to_owned(),
+                default_time_zone,
+                sending_paused: false,
+            };
+            workspace::Entity::insert(row.into_active_model())
+                .exec_without_returning(&transaction)
+                .await?;
             set_quotas(&transaction, id, &change.quotas).await?;
             transaction.commit().await.map(|()| true)
         };
         match make.await {
             Ok(true) => Ok(()),
-            Ok(false) => Err(invalid("name", format!("there are {WORKSPACES_MOST} workspaces; no more can be made"))),
-            Err(fault) if unique_violation(&fault) => Err(invalid("name", format!("there is a workspace {name} already"))),
+            Ok(false) => Err(invalid(
+                "name",
+                format!("there are {WORKSPACES_MOST} workspaces; no more can be made"),
+            )),
+            Err(fault) if unique_violation(&fault) => Err(invalid(
+                "name",
+                format!("there is a workspace {name} already"),
+            )),
             Err(fault) => Err(public(&fault)),
         }
     }
@@ -71,7 +93,11 @@ impl Store {
         let set = async {
             let transaction = begin(&self.reads).await?;
             if let Some(zone) = change.default_zone {
-                let row = workspace::ActiveModel { id: Set(id), default_time_zone: Set(zone.name().to_owned()), ..Default::default() };
+                let row = workspace::ActiveModel {
+                    id: Set(id),
+                    default_time_zone: Set(zone.name().to_owned()),
+                    ..Default::default()
+                };
                 row.update(&transaction).await?;
             }
             set_quotas(&transaction, id, &change.quotas).await?;
@@ -92,7 +118,11 @@ impl Store {
                 let own = limits.entry(limit.workspace_id).or_default();
                 *own = with_stored(*own, &limit);
             }
-            let rows = workspace::Entity::find().order_by_asc(workspace::Column::Name).limit(WORKSPACES_MOST).all(&db).await?;
+            let rows = workspace::Entity::find()
+                .order_by_asc(workspace::Column::Name)
+                .limit(WORKSPACES_MOST)
+                .all(&db)
+                .await?;
             let workspace = |row: workspace::Model| {
                 Ok(Workspace {
                     id: WorkspaceId(row.id),
@@ -102,7 +132,9 @@ impl Store {
                     sending_paused: row.sending_paused,
                 })
             };
-            rows.into_iter().map(workspace).collect::<Result<Vec<_>, DbErr>>()
+            rows.into_iter()
+                .map(workspace)
+                .collect::<Result<Vec<_>, DbErr>>()
         };
         self.link.in_time(read).await
     }
@@ -112,11 +144,17 @@ impl Store {
     /// # Errors
     /// [`Error::Invalid`] when there is none.
     pub async fn workspace_named(&self, name: &str) -> Result<WorkspaceId, Error> {
-        let found = workspace::Entity::find().filter(workspace::Column::Name.eq(name)).one(&self.reads).await;
+        let found = workspace::Entity::find()
+            .filter(workspace::Column::Name.eq(name))
+            .one(&self.reads)
+            .await;
         let found = found.map_err(|fault| public(&fault))?;
-        found
-            .map(|row| WorkspaceId(row.id))
-            .ok_or_else(|| invalid("workspace", format!("there is no workspace {name}; `workspace list` shows them")))
+        found.map(|row| WorkspaceId(row.id)).ok_or_else(|| {
+            invalid(
+                "workspace",
+                format!("there is no workspace {name}; `workspace list` shows them"),
+            )
+        })
     }
 
     /// Writes a new key.
@@ -124,18 +162,30 @@ impl Store {
     /// # Errors
     /// [`Error::Invalid`] when the name is taken or there are too many keys.
     pub async fn create_key(&self, key: &ApiKey) -> Result<(), Error> {
-        let held = api_key::Entity::find().filter(still_told(self.clock.now())).count(&self.reads).await;
+        let held = api_key::Entity::find()
+            .filter(still_told(self.clock.now()))
+            .count(&self.reads)
+            .await;
         if held.map_err(|fault| public(&fault))? >= KEYS_MOST {
             return Err(invalid(
                 "name",
-                format!("there are {KEYS_MOST} keys; no more can be made until some are revoked and a week has passed"),
+                format!(
+                    "there are {KEYS_MOST} keys; no more can be made until some are revoked and a week has passed"
+                ),
             ));
         }
-        match api_key::Entity::insert(key_row(key).into_active_model()).exec_without_returning(&self.reads).await {
+        match api_key::Entity::insert(key_row(key).into_active_model())
+            .exec_without_returning(&self.reads)
+            .await
+        {
             Ok(_) => Ok(()),
-            Err(fault) if unique_violation(&fault) => {
-                Err(invalid("name", format!("the workspace has a key {:?} already; the history tells keys apart by their names", key.name)))
-            }
+            Err(fault) if unique_violation(&fault) => Err(invalid(
+                "name",
+                format!(
+                    "the workspace has a key {:?} already; the history tells keys apart by their names",
+                    key.name
+                ),
+            )),
             Err(fault) => Err(public(&fault)),
         }
     }
@@ -145,9 +195,14 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn remove_key(&self, workspace: WorkspaceId, name: &str) -> Result<(), Error> {
-        let named =
-            api_key::Entity::delete_many().filter(api_key::Column::WorkspaceId.eq(workspace.0)).filter(api_key::Column::Name.eq(name));
-        named.exec(&self.reads).await.map(|_| ()).map_err(|fault| public(&fault))
+        let named = api_key::Entity::delete_many()
+            .filter(api_key::Column::WorkspaceId.eq(workspace.0))
+            .filter(api_key::Column::Name.eq(name));
+        named
+            .exec(&self.reads)
+            .await
+            .map(|_| ())
+            .map_err(|fault| public(&fault))
     }
 
     /// Revokes a key; one that was revoked before stays so since then.
@@ -157,11 +212,17 @@ impl Store {
     pub async fn revoke_key(&self, id: KeyId) -> Result<(), Error> {
         let now = self.clock.now().timestamp_millis();
         let revoke = api_key::Entity::update_many()
-            .col_expr(api_key::Column::RevokedMs, Expr::col(api_key::Column::RevokedMs).if_null(now))
+            .col_expr(
+                api_key::Column::RevokedMs,
+                Expr::col(api_key::Column::RevokedMs).if_null(now),
+            )
             .filter(api_key::Column::Id.eq(id.to_string()));
         match revoke.exec(&self.reads).await {
             Ok(done) if done.rows_affected > 0 => Ok(()),
-            Ok(_) => Err(invalid("id", format!("there is no key {id}; `api-key list` shows them"))),
+            Ok(_) => Err(invalid(
+                "id",
+                format!("there is no key {id}; `api-key list` shows them"),
+            )),
             Err(fault) => Err(public(&fault)),
         }
     }
@@ -171,7 +232,9 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn all_keys(&self, most: u64) -> Result<Vec<ApiKey>, Error> {
-        let rows = api_key::Entity::find().order_by_asc(api_key::Column::WorkspaceId).order_by_asc(api_key::Column::CreatedMs);
+        let rows = api_key::Entity::find()
+            .order_by_asc(api_key::Column::WorkspaceId)
+            .order_by_asc(api_key::Column::CreatedMs);
         self.keys_of(rows.limit(most)).await
     }
 
@@ -181,7 +244,9 @@ impl Store {
     /// What the database says, for the log.
     pub async fn told_keys(&self) -> Result<Vec<ApiKey>, Error> {
         // By the id, so that it is the same ones if a race has let in too many.
-        let rows = api_key::Entity::find().filter(still_told(self.clock.now())).order_by_asc(api_key::Column::Id);
+        let rows = api_key::Entity::find()
+            .filter(still_told(self.clock.now()))
+            .order_by_asc(api_key::Column::Id);
         self.keys_of(rows.limit(KEYS_MOST)).await
     }
 
@@ -190,7 +255,12 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn key(&self, id: KeyId) -> Result<Option<ApiKey>, Error> {
-        Ok(self.keys_of(api_key::Entity::find_by_id(id.to_string()).filter(still_told(self.clock.now()))).await?.pop())
+        Ok(self
+            .keys_of(
+                api_key::Entity::find_by_id(id.to_string()).filter(still_told(self.clock.now())),
+            )
+            .await?
+            .pop())
     }
 
     async fn keys_of(&self, rows: sea_orm::Select<api_key::Entity>) -> Result<Vec<ApiKey>, Error> {
@@ -198,7 +268,9 @@ impl Store {
         let readable = |row: api_key::Model| {
             let id = row.id.clone();
             // It locks out its own holder, and nobody else.
-            key(row).inspect_err(|fault| tracing::error!(id, %fault, "a key is left out")).ok()
+            key(row)
+                .inspect_err(|fault| tracing::error!(id, %fault, "a key is left out"))
+                .ok()
         };
         Ok(rows.into_iter().filter_map(readable).collect())
     }
@@ -213,8 +285,15 @@ impl Store {
             .col_expr(api_key::Column::LastUsedMs, Expr::value(now))
             .filter(api_key::Column::Id.is_in(ids.iter().map(KeyId::to_string)))
             // Another replica's later word stands.
-            .filter(Condition::any().add(api_key::Column::LastUsedMs.is_null()).add(api_key::Column::LastUsedMs.lt(now)));
-        self.link.in_time(note.exec(&self.link.db())).await.map(drop)
+            .filter(
+                Condition::any()
+                    .add(api_key::Column::LastUsedMs.is_null())
+                    .add(api_key::Column::LastUsedMs.lt(now)),
+            );
+        self.link
+            .in_time(note.exec(&self.link.db()))
+            .await
+            .map(drop)
     }
 }
 
@@ -224,25 +303,47 @@ fn invalid(field: &str, message: String) -> Error {
 
 fn still_told(now: DateTime<Utc>) -> Condition {
     let since = (now - STOPPED_KEPT).timestamp_millis();
-    let or_later = |column: api_key::Column| Condition::any().add(column.is_null()).add(column.gt(since));
-    Condition::all().add(or_later(api_key::Column::RevokedMs)).add(or_later(api_key::Column::ExpiresMs))
+    let or_later =
+        |column: api_key::Column| Condition::any().add(column.is_null()).add(column.gt(since));
+    Condition::all()
+        .add(or_later(api_key::Column::RevokedMs))
+        .add(or_later(api_key::Column::ExpiresMs))
 }
 
-async fn set_quotas<C: ConnectionTrait>(db: &C, workspace_id: i32, quotas: &[(Counted, Quota)]) -> Result<(), DbErr> {
+async fn set_quotas<C: ConnectionTrait>(
+    db: &C,
+    workspace_id: i32,
+    quotas: &[(Counted, Quota)],
+) -> Result<(), DbErr> {
     for (counted, quota) in quotas {
         let most = i64::try_from(quota.most).map_err(convert::broken)?;
-        let row = workspace_limit::Model { workspace_id, counted: counted.name().to_owned(), most, window_ms: quota.window.millis() };
-        workspace_limit::Entity::delete_by_id((workspace_id, row.counted.clone())).exec(db).await?;
-        workspace_limit::Entity::insert(row.into_active_model()).exec_without_returning(db).await?;
+        let row = workspace_limit::Model {
+            workspace_id,
+            counted: counted.name().to_owned(),
+            most,
+            window_ms: quota.window.millis(),
+        };
+        workspace_limit::Entity::delete_by_id((workspace_id, row.counted.clone()))
+            .exec(db)
+            .await?;
+        workspace_limit::Entity::insert(row.into_active_model())
+            .exec_without_returning(db)
+            .await?;
     }
     Ok(())
 }
 
 /// What a newer release counts besides is none of our business.
 fn with_stored(limits: Limits, row: &workspace_limit::Model) -> Limits {
-    let counted = Counted::ALL.into_iter().find(|counted| counted.name() == row.counted);
-    let quota = Window::from_millis(row.window_ms).zip(u64::try_from(row.most).ok()).map(|(window, most)| Quota { most, window });
-    counted.zip(quota).map_or(limits, |(counted, quota)| limits.with(counted, quota))
+    let counted = Counted::ALL
+        .into_iter()
+        .find(|counted| counted.name() == row.counted);
+    let quota = Window::from_millis(row.window_ms)
+        .zip(u64::try_from(row.most).ok())
+        .map(|(window, most)| Quota { most, window });
+    counted
+        .zip(quota)
+        .map_or(limits, |(counted, quota)| limits.with(counted, quota))
 }
 
 fn key_row(key: &ApiKey) -> api_key::Model {

@@ -20,7 +20,11 @@ use crate::error::Error;
 
 static DUE: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let skip = if backend == DbBackend::Postgres { "FOR UPDATE SKIP LOCKED" } else { "" };
+        let skip = if backend == DbBackend::Postgres {
+            "FOR UPDATE SKIP LOCKED"
+        } else {
+            ""
+        };
         let columns = names::<dispatch::Model>("d.");
         format!(
             "SELECT {columns}, t.name, t.sending_paused OR (SELECT paused FROM sending WHERE id = 1) AS paused FROM ( \
@@ -43,7 +47,12 @@ impl Store {
     ///
     /// # Errors
     /// What the database says, for the log.
-    pub async fn retry(&self, limit: usize, now: DateTime<Utc>, delivery: &Delivery) -> Result<Taken, Error> {
+    pub async fn retry(
+        &self,
+        limit: usize,
+        now: DateTime<Utc>,
+        delivery: &Delivery,
+    ) -> Result<Taken, Error> {
         let retry = async {
             let db = self.firing.begin().await?;
             let due = due(&db, self.heads.mark(), now, limit).await?;
@@ -51,22 +60,48 @@ impl Store {
                 db.rollback().await?;
                 return Ok(Taken::default());
             }
-            let Leasing { leased, moved, dead } = lease_all(&db, due, now, delivery).await?;
+            let Leasing {
+                leased,
+                moved,
+                dead,
+            } = lease_all(&db, due, now, delivery).await?;
             db.commit().await?;
             self.writes.died(dead);
-            Ok(Taken { leased, more: moved })
+            Ok(Taken {
+                leased,
+                more: moved,
+            })
         };
         self.link.in_time(retry).await
     }
 }
 
-async fn due<C: ConnectionTrait>(db: &C, from: Mark, now: DateTime<Utc>, limit: usize) -> Result<Vec<Due>, DbErr> {
+async fn due<C: ConnectionTrait>(
+    db: &C,
+    from: Mark,
+    now: DateTime<Utc>,
+    limit: usize,
+) -> Result<Vec<Due>, DbErr> {
     let backend = db.get_database_backend();
-    let values = [now.timestamp_millis().into(), i64::try_from(limit).unwrap_or(i64::MAX).into(), from.retry_ms.into()];
-    let rows = db.query_all_raw(Statement::from_sql_and_values(backend, DUE.get(backend), values)).await?;
+    let values = [
+        now.timestamp_millis().into(),
+        i64::try_from(limit).unwrap_or(i64::MAX).into(),
+        from.retry_ms.into(),
+    ];
+    let rows = db
+        .query_all_raw(Statement::from_sql_and_values(
+            backend,
+            DUE.get(backend),
+            values,
+        ))
+        .await?;
     let due = rows.iter().map(|row| {
         let dispatch = dispatch::Model::from_query_result(row, "")?;
-        Ok(Due { dispatch, workspace_name: row.try_get("", "name")?, paused: row.try_get("", "paused")? })
+        Ok(Due {
+            dispatch,
+            workspace_name: row.try_get("", "name")?,
+            paused: row.try_get("", "paused")?,
+        })
     });
     due.collect()
 }
@@ -80,12 +115,19 @@ struct Leasing {
     dead: usize,
 }
 
-async fn lease_all<C: ConnectionTrait>(db: &C, due: Vec<Due>, now: DateTime<Utc>, delivery: &Delivery) -> Result<Leasing, DbErr> {
+async fn lease_all<C: ConnectionTrait>(
+    db: &C,
+    due: Vec<Due>,
+    now: DateTime<Utc>,
+    delivery: &Delivery,
+) -> Result<Leasing, DbErr> {
     let rows = schedules(db, &due).await?;
     let (mut written, mut takings) = (vec![], vec![]);
     for due in due {
         // Its row is in other hands at the moment, or gone: another look will tell.
-        let Some(row) = rows.get(&due.dispatch.schedule_id) else { continue };
+        let Some(row) = rows.get(&due.dispatch.schedule_id) else {
+            continue;
+        };
         match decide(row, &due, now, delivery) {
             Ok(taking) => takings.push(taking),
             Err(fault) => written.push(unreadable(due.dispatch, now, &fault)),
@@ -96,7 +138,10 @@ async fn lease_all<C: ConnectionTrait>(db: &C, due: Vec<Due>, now: DateTime<Utc>
     let mut leased = vec![];
     for taking in &takings {
         let row = convert::dispatch_row(taking.workspace, &taking.schedule, &taking.firing)?;
-        match in_hand(&taking).then(|| payloads.lease(taking, now)).transpose() {
+        match in_hand(&taking)
+            .then(|| payloads.lease(taking, now))
+            .transpose()
+        {
             Ok(one) => {
                 leased.extend(one);
                 written.push(row);
@@ -105,28 +150,57 @@ async fn lease_all<C: ConnectionTrait>(db: &C, due: Vec<Due>, now: DateTime<Utc>
         }
     }
     dispatches::update(db, &written).await?;
-    let dead = takings.iter().filter(|taking| taking.firing.state == DispatchState::Dead).count();
-    Ok(Leasing { leased, moved: !written.is_empty(), dead })
+    let dead = takings
+        .iter()
+        .filter(|taking| taking.firing.state == DispatchState::Dead)
+        .count();
+    Ok(Leasing {
+        leased,
+        moved: !written.is_empty(),
+        dead,
+    })
 }
 
 /// Lets the domain decide what becomes of one.
-fn decide(row: &canvas_schedule::Model, due: &Due, now: DateTime<Utc>, delivery: &Delivery) -> Result<Taking, DbErr> {
+fn decide(
+    row: &canvas_schedule::Model,
+    due: &Due,
+    now: DateTime<Utc>,
+    delivery: &Delivery,
+) -> Result<Taking, DbErr> {
     let schedule = convert::schedule(row.clone())?;
-    let held = Held { cancelled: schedule.cancelled_at.is_some(), paused: due.paused };
+    let held = Held {
+        cancelled: schedule.cancelled_at.is_some(),
+        paused: due.paused,
+    };
     let firing = convert::firing(due.dispatch.clone(), &schedule)?.again(held, now, delivery);
-    Ok(Taking { workspace: WorkspaceId(row.workspace_id), workspace_name: due.workspace_name.clone(), schedule, firing })
+    Ok(Taking {
+        workspace: WorkspaceId(row.workspace_id),
+        workspace_name: due.workspace_name.clone(),
+        schedule,
+        firing,
+    })
 }
 
 /// One that this build cannot read rests as it is, so that it is in nobody's way.
 fn unreadable(row: dispatch::Model, now: DateTime<Utc>, fault: &DbErr) -> dispatch::Model {
     let (schedule_id, n) = (row.schedule_id, row.n);
     tracing::error!(%schedule_id, n, %fault, "a dispatch cannot be read; it is looked at again in a minute");
-    dispatch::Model { retry_ms: Some((now + UNREADABLE_REST).timestamp_millis()), ..row }
+    dispatch::Model {
+        retry_ms: Some((now + UNREADABLE_REST).timestamp_millis()),
+        ..row
+    }
 }
 
 /// The rows of these dispatches, locked: a cancellation waits for us or we see it.
-async fn schedules<C: ConnectionTrait>(db: &C, due: &[Due]) -> Result<HashMap<Uuid, canvas_schedule::Model>, DbErr> {
-    let key = |due: &Due| ScheduleKey { id: due.dispatch.schedule_id, workspace_id: due.dispatch.workspace_id };
+async fn schedules<C: ConnectionTrait>(
+    db: &C,
+    due: &[Due],
+) -> Result<HashMap<Uuid, canvas_schedule::Model>, DbErr> {
+    let key = |due: &Due| ScheduleKey {
+        id: due.dispatch.schedule_id,
+        workspace_id: due.dispatch.workspace_id,
+    };
     let mut keys: Vec<ScheduleKey> = due.iter().map(key).collect();
     keys.sort_unstable();
     keys.dedup();

@@ -14,8 +14,7 @@ use crate::telemetry::metrics::{Backlog, Standing};
 /// The most that is counted.
 const COUNTED_MOST: i64 = 10_000;
 
-const DUE: &str =
-    "SELECT count(*), min(wake_ms) FROM (SELECT wake_ms FROM canvas_schedule_wake WHERE wake_ms <= $1 ORDER BY wake_ms LIMIT $2) AS due";
+const DUE: &str = "SELECT count(*), min(wake_ms) FROM (SELECT wake_ms FROM canvas_schedule_wake WHERE wake_ms <= $1 ORDER BY wake_ms LIMIT $2) AS due";
 
 /// Read off an index by workspace and state (`dispatch_odd`, whose condition must be repeated for SQLite to see that it fits).
 static STANDING: LazyLock<String> = LazyLock::new(|| {
@@ -26,7 +25,9 @@ static STANDING: LazyLock<String> = LazyLock::new(|| {
              AND d.state IN (1, 3, 4) LIMIT {COUNTED_MOST}) AS counted)"
         )
     });
-    format!("SELECT {unknown}, {dead}, (SELECT count(*) FROM workspace WHERE sending_paused), (SELECT paused FROM sending WHERE id = 1)")
+    format!(
+        "SELECT {unknown}, {dead}, (SELECT count(*) FROM workspace WHERE sending_paused), (SELECT paused FROM sending WHERE id = 1)"
+    )
 });
 
 impl Store {
@@ -38,11 +39,22 @@ impl Store {
         let read = async {
             let db = &self.link.db();
             let values = [now.timestamp_millis().into(), COUNTED_MOST.into()];
-            let row = db.query_one_raw(Statement::from_sql_and_values(db.get_database_backend(), DUE, values)).await?;
-            let Some(row) = row else { return Ok(Backlog::default()) };
+            let row = db
+                .query_one_raw(Statement::from_sql_and_values(
+                    db.get_database_backend(),
+                    DUE,
+                    values,
+                ))
+                .await?;
+            let Some(row) = row else {
+                return Ok(Backlog::default());
+            };
             let since: Option<i64> = row.try_get_by_index(1)?;
             let oldest = since.map_or(0, |since| now.timestamp_millis() - since);
-            Ok(Backlog { due: row.try_get_by_index(0)?, oldest: Duration::from_millis(oldest.max(0).unsigned_abs()) })
+            Ok(Backlog {
+                due: row.try_get_by_index(0)?,
+                oldest: Duration::from_millis(oldest.max(0).unsigned_abs()),
+            })
         };
         self.link.in_time(read).await
     }
@@ -54,8 +66,15 @@ impl Store {
     pub async fn standing(&self) -> Result<Standing, Error> {
         let read = async {
             let db = &self.link.db();
-            let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), STANDING.as_str())).await?;
-            let Some(row) = row else { return Ok(Standing::default()) };
+            let row = db
+                .query_one_raw(Statement::from_string(
+                    db.get_database_backend(),
+                    STANDING.as_str(),
+                ))
+                .await?;
+            let Some(row) = row else {
+                return Ok(Standing::default());
+            };
             Ok(Standing {
                 unknown: row.try_get_by_index(0)?,
                 dead: row.try_get_by_index(1)?,

@@ -37,7 +37,9 @@ impl Answered {
         if self.digest == request.digest {
             return Ok(self.outcome.clone());
         }
-        Err(Error::RequestIdReused { request_id: request.id.as_str().to_owned() })
+        Err(Error::RequestIdReused {
+            request_id: request.id.as_str().to_owned(),
+        })
     }
 }
 
@@ -89,13 +91,26 @@ pub struct Batch {
 impl Batch {
     /// Lets the domain decide each job, in order, on what the jobs before it left. Answers at once what needs no write.
     pub fn decide(jobs: Vec<Job>, mut read: Read, context: &Context<'_>) -> Self {
-        let mut batch = Self { entries: BTreeMap::new(), created: vec![], now: context.now, again: vec![], commit_id: context.commit_id };
+        let mut batch = Self {
+            entries: BTreeMap::new(),
+            created: vec![],
+            now: context.now,
+            again: vec![],
+            commit_id: context.commit_id,
+        };
         let (mut seen, mut held) = (HashSet::new(), std::mem::take(&mut read.held));
         for job in jobs {
-            let Some(job) = answer_what_is_known(job, &read) else { continue };
-            let request = job.request.as_ref().map(|request| (job.caller.workspace, request.id.clone()));
+            let Some(job) = answer_what_is_known(job, &read) else {
+                continue;
+            };
+            let request = job
+                .request
+                .as_ref()
+                .map(|request| (job.caller.workspace, request.id.clone()));
             // Its twin is in this batch: the next round finds the twin's answer.
-            let is_twin = request.as_ref().is_some_and(|request| seen.contains(request));
+            let is_twin = request
+                .as_ref()
+                .is_some_and(|request| seen.contains(request));
             if is_twin || held.contains(&job.key()) {
                 // What follows on its schedule follows it there too.
                 held.insert(job.key());
@@ -150,18 +165,43 @@ impl Batch {
     fn entry(&mut self, job: &Job, read: &mut Read) -> Result<Option<&mut Entry>, DbErr> {
         let key = job.key();
         if let Some(before) = read.rows.remove(&key) {
-            let (after, _) = dispatches::schedule(before.clone(), read.dispatches.remove(&key.1).unwrap_or_default())?;
-            self.entries.insert(key.1, Entry { before, after, jobs: vec![] });
+            let (after, _) = dispatches::schedule(
+                before.clone(),
+                read.dispatches.remove(&key.1).unwrap_or_default(),
+            )?;
+            self.entries.insert(
+                key.1,
+                Entry {
+                    before,
+                    after,
+                    jobs: vec![],
+                },
+            );
         }
-        Ok(self.entries.get_mut(&key.1).filter(|entry| entry.before.workspace_id == key.0.0))
+        Ok(self
+            .entries
+            .get_mut(&key.1)
+            .filter(|entry| entry.before.workspace_id == key.0.0))
     }
 
     /// Answers the jobs of rows that need no write: all of their changes were refused on what is stored.
     pub fn answer_refused(&mut self) {
         let refused = |entry: &Entry| entry.jobs.iter().all(|(_, decided)| decided.is_err());
-        let ids: Vec<Uuid> = self.entries.iter().filter(|(_, entry)| refused(entry)).map(|(id, _)| *id).collect();
-        for entry in ids.iter().filter_map(|id| self.entries.remove(id)).collect::<Vec<_>>() {
-            entry.jobs.into_iter().for_each(|(job, decided)| job.answer(decided));
+        let ids: Vec<Uuid> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| refused(entry))
+            .map(|(id, _)| *id)
+            .collect();
+        for entry in ids
+            .iter()
+            .filter_map(|id| self.entries.remove(id))
+            .collect::<Vec<_>>()
+        {
+            entry
+                .jobs
+                .into_iter()
+                .for_each(|(job, decided)| job.answer(decided));
         }
     }
 
@@ -174,13 +214,20 @@ impl Batch {
         for (id, entry) in &self.entries {
             writes.rows.push(entry.row());
             let mut previous_ms = entry.before.updated_ms;
-            for (job, outcome) in entry.jobs.iter().filter_map(|(job, decided)| decided.as_ref().ok().map(|outcome| (job, outcome))) {
+            for (job, outcome) in entry
+                .jobs
+                .iter()
+                .filter_map(|(job, decided)| decided.as_ref().ok().map(|outcome| (job, outcome)))
+            {
                 let revision = revision_row(job, outcome, previous_ms, self.commit_id);
                 previous_ms = revision.created_ms;
                 writes.revisions.push(revision);
                 writes.properties.extend(properties_row(job, outcome));
                 if let Some(row) = request_row(job, outcome)? {
-                    writes.requests.push(RequestWrite { schedule_id: *id, row });
+                    writes.requests.push(RequestWrite {
+                        schedule_id: *id,
+                        row,
+                    });
                 }
             }
         }
@@ -194,13 +241,26 @@ impl Batch {
     pub fn new_rows(&self) -> Result<NewRows, DbErr> {
         let mut new = NewRows::default();
         for (job, outcome) in &self.created {
-            let Work::Create(id, create) = &job.work else { continue };
+            let Work::Create(id, create) = &job.work else {
+                continue;
+            };
             let workspace_id = job.caller.workspace.0;
             let body = serde_json::to_string(&create.target).map_err(convert::broken)?;
-            new.schedules.push(convert::new_row(job.caller.workspace, &outcome.after)?);
-            new.wakes.extend(outcome.after.next_wave.map(|at| wake::Model { wake_ms: at.timestamp_millis(), workspace_id, id: id.0 }));
-            new.revisions.push(revision_row(job, outcome, 0, self.commit_id));
-            new.targets.push(target::Model { schedule_id: id.0, workspace_id, body });
+            new.schedules
+                .push(convert::new_row(job.caller.workspace, &outcome.after)?);
+            new.wakes
+                .extend(outcome.after.next_wave.map(|at| wake::Model {
+                    wake_ms: at.timestamp_millis(),
+                    workspace_id,
+                    id: id.0,
+                }));
+            new.revisions
+                .push(revision_row(job, outcome, 0, self.commit_id));
+            new.targets.push(target::Model {
+                schedule_id: id.0,
+                workspace_id,
+                body,
+            });
             new.properties.extend(properties_row(job, outcome));
             new.requests.extend(request_row(job, outcome)?);
         }
@@ -209,28 +269,51 @@ impl Batch {
 
     /// Of these rows, those that are cancelled now and have been fired: their unknown dispatches are tried no more.
     pub fn abandoned(&self, moved: impl Fn(&Uuid) -> bool) -> Vec<ScheduleKey> {
-        let cancelled = |entry: &Entry| entry.after.cancelled_at.is_some() && entry.before.fired > 0;
-        let written = self.entries.iter().filter(|(id, entry)| moved(id) && cancelled(entry));
-        written.map(|(_, entry)| ScheduleKey::of(&entry.before)).collect()
+        let cancelled =
+            |entry: &Entry| entry.after.cancelled_at.is_some() && entry.before.fired > 0;
+        let written = self
+            .entries
+            .iter()
+            .filter(|(id, entry)| moved(id) && cancelled(entry));
+        written
+            .map(|(_, entry)| ScheduleKey::of(&entry.before))
+            .collect()
     }
 
     /// Of these rows, those whose next wave is by other zone data than they are marked with: a release with other data is about.
     pub fn restamped(&self, moved: impl Fn(&Uuid) -> bool) -> Vec<ScheduleKey> {
-        let other = |entry: &Entry| entry.after.schedule.is_local() && entry.before.zone_rules != zone::data_number();
-        let written = self.entries.iter().filter(|(id, entry)| moved(id) && other(entry));
-        written.map(|(_, entry)| ScheduleKey::of(&entry.before)).collect()
+        let other = |entry: &Entry| {
+            entry.after.schedule.is_local() && entry.before.zone_rules != zone::data_number()
+        };
+        let written = self
+            .entries
+            .iter()
+            .filter(|(id, entry)| moved(id) && other(entry));
+        written
+            .map(|(_, entry)| ScheduleKey::of(&entry.before))
+            .collect()
     }
 
     /// Whether all that it writes is one statement.
     pub fn is_one_statement(&self) -> bool {
-        self.created.is_empty() && self.abandoned(|_| true).is_empty() && self.restamped(|_| true).is_empty()
+        self.created.is_empty()
+            && self.abandoned(|_| true).is_empty()
+            && self.restamped(|_| true).is_empty()
     }
 
     /// Written schedules that have passed another [`TRIM_EVERY`] revisions, with the newest one that is not kept any more.
     pub fn trims(&self, moved: &HashSet<Uuid>, kept: i64) -> Vec<(RowKey, i64)> {
         let written = self.entries.iter().filter(|(id, _)| moved.contains(id));
-        let revised = written.map(|(id, entry)| ((entry.before.workspace_id, *id), entry.before.revision, entry.after.revision));
-        let due = revised.filter(|(_, before, after)| before / TRIM_EVERY != after / TRIM_EVERY && *after > kept);
+        let revised = written.map(|(id, entry)| {
+            (
+                (entry.before.workspace_id, *id),
+                entry.before.revision,
+                entry.after.revision,
+            )
+        });
+        let due = revised.filter(|(_, before, after)| {
+            before / TRIM_EVERY != after / TRIM_EVERY && *after > kept
+        });
         due.map(|(key, _, after)| (key, after - kept)).collect()
     }
 
@@ -257,11 +340,17 @@ impl Batch {
 
     /// The jobs of a batch that failed; `cut_off` when its commit may have been carried out all the same.
     pub fn into_jobs(self, cut_off: bool) -> Vec<Job> {
-        let created = self.created.into_iter().map(|(job, outcome)| (job, Ok(outcome)));
+        let created = self
+            .created
+            .into_iter()
+            .map(|(job, outcome)| (job, Ok(outcome)));
         let changed = self.entries.into_values().flat_map(|entry| entry.jobs);
         let unsettle = |(mut job, decided): (Job, Result<Outcome, Error>)| {
             if let (true, Ok(outcome)) = (cut_off, decided) {
-                job.unsettled.push(Unsettled { commit_id: self.commit_id, outcome });
+                job.unsettled.push(Unsettled {
+                    commit_id: self.commit_id,
+                    outcome,
+                });
             }
             job
         };
@@ -297,13 +386,22 @@ impl Entry {
 /// Answers a job whose commit turned out to be there, or whose request was answered before.
 fn answer_what_is_known(mut job: Job, read: &Read) -> Option<Job> {
     let id = job.work.schedule_id().0;
-    if let Some(at) = job.unsettled.iter().position(|cut| read.settled.contains(&(id, cut.commit_id))) {
+    if let Some(at) = job
+        .unsettled
+        .iter()
+        .position(|cut| read.settled.contains(&(id, cut.commit_id)))
+    {
         let outcome = job.unsettled.swap_remove(at).outcome;
         job.answer(Ok(outcome));
         return None;
     }
-    let Some(request) = &job.request else { return Some(job) };
-    match read.answered.get(&(job.caller.workspace, request.id.clone())) {
+    let Some(request) = &job.request else {
+        return Some(job);
+    };
+    match read
+        .answered
+        .get(&(job.caller.workspace, request.id.clone()))
+    {
         Some(answered) => {
             let replayed = answered.replay(request);
             job.answer(replayed);
@@ -333,11 +431,18 @@ fn revision_row(job: &Job, outcome: &Outcome, previous_ms: i64, commit_id: i64) 
 
 fn properties_row(job: &Job, outcome: &Outcome) -> Option<properties::Model> {
     let (id, body) = outcome.new_properties.clone()?;
-    Some(properties::Model { id: id.0, workspace_id: job.caller.workspace.0, schedule_id: outcome.after.id.0, body })
+    Some(properties::Model {
+        id: id.0,
+        workspace_id: job.caller.workspace.0,
+        schedule_id: outcome.after.id.0,
+        body,
+    })
 }
 
 fn request_row(job: &Job, outcome: &Outcome) -> Result<Option<request::Model>, DbErr> {
-    let Some(request) = &job.request else { return Ok(None) };
+    let Some(request) = &job.request else {
+        return Ok(None);
+    };
     Ok(Some(request::Model {
         workspace_id: job.caller.workspace.0,
         request_id: request.id.as_str().to_owned(),

@@ -25,11 +25,22 @@ impl Store {
             let db = &self.link.db();
             let Some(name) = workspace else {
                 let all = "UPDATE sending SET paused = $1 WHERE id = 1";
-                db.execute_raw(Statement::from_sql_and_values(db.get_database_backend(), all, [paused.into()])).await?;
+                db.execute_raw(Statement::from_sql_and_values(
+                    db.get_database_backend(),
+                    all,
+                    [paused.into()],
+                ))
+                .await?;
                 return Ok(true);
             };
-            let one = workspace::Entity::update_many().col_expr(workspace::Column::SendingPaused, Expr::value(paused));
-            Ok(one.filter(workspace::Column::Name.eq(name)).exec(db).await?.rows_affected > 0)
+            let one = workspace::Entity::update_many()
+                .col_expr(workspace::Column::SendingPaused, Expr::value(paused));
+            Ok(one
+                .filter(workspace::Column::Name.eq(name))
+                .exec(db)
+                .await?
+                .rows_affected
+                > 0)
         };
         self.link.in_time(set).await
     }
@@ -42,10 +53,14 @@ impl Store {
     pub async fn unpark(&self, most: u64) -> Result<usize, Error> {
         let unpark = async {
             let db = &self.link.db();
-            let released = db.query_all_raw(Statement::from_string(db.get_database_backend(), RELEASED)).await?;
+            let released = db
+                .query_all_raw(Statement::from_string(db.get_database_backend(), RELEASED))
+                .await?;
             let mut moved = 0;
             for workspace in released {
-                moved += self.unpark_one(workspace.try_get_by_index(0)?, most).await?;
+                moved += self
+                    .unpark_one(workspace.try_get_by_index(0)?, most)
+                    .await?;
             }
             Ok(moved)
         };
@@ -54,10 +69,23 @@ impl Store {
 
     async fn unpark_one(&self, workspace: i32, most: u64) -> Result<usize, DbErr> {
         let db = begin(&self.link.db()).await?;
-        let values = [workspace.into(), i64::try_from(most).unwrap_or(i64::MAX).into()];
-        let rows = db.query_all_raw(Statement::from_sql_and_values(db.get_database_backend(), PARKED, values)).await?;
+        let values = [
+            workspace.into(),
+            i64::try_from(most).unwrap_or(i64::MAX).into(),
+        ];
+        let rows = db
+            .query_all_raw(Statement::from_sql_and_values(
+                db.get_database_backend(),
+                PARKED,
+                values,
+            ))
+            .await?;
         let entry = |row: &sea_orm::QueryResult| {
-            Ok(wake::Model { wake_ms: row.try_get_by_index(0)?, workspace_id: row.try_get_by_index(1)?, id: row.try_get_by_index(2)? })
+            Ok(wake::Model {
+                wake_ms: row.try_get_by_index(0)?,
+                workspace_id: row.try_get_by_index(1)?,
+                id: row.try_get_by_index(2)?,
+            })
         };
         let entries = rows.iter().map(entry).collect::<Result<Vec<_>, DbErr>>()?;
         moves::unpark_entries(&db, &entries).await?;

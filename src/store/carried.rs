@@ -39,7 +39,10 @@ pub struct Taking {
 
 impl Taking {
     fn key(&self) -> ScheduleKey {
-        ScheduleKey { id: self.schedule.id.0, workspace_id: self.workspace.0 }
+        ScheduleKey {
+            id: self.schedule.id.0,
+            workspace_id: self.workspace.0,
+        }
     }
 }
 
@@ -54,7 +57,10 @@ struct PropertiesKey {
     id: Uuid,
 }
 
-row!(PropertiesKey { workspace_id: Int, id: Uuid });
+row!(PropertiesKey {
+    workspace_id: Int,
+    id: Uuid
+});
 
 static TARGETS: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
@@ -81,14 +87,23 @@ impl Payloads {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn read<'a, C: ConnectionTrait>(db: &C, taken: impl Iterator<Item = &'a Taking> + Clone) -> Result<Self, DbErr> {
+    pub async fn read<'a, C: ConnectionTrait>(
+        db: &C,
+        taken: impl Iterator<Item = &'a Taking> + Clone,
+    ) -> Result<Self, DbErr> {
         let keys: Vec<ScheduleKey> = taken.clone().map(Taking::key).collect();
         let carried = taken.filter_map(|taking| {
             let id = taking.firing.properties?.0;
-            Some(PropertiesKey { workspace_id: taking.workspace.0, id })
+            Some(PropertiesKey {
+                workspace_id: taking.workspace.0,
+                id,
+            })
         });
         let carried: Vec<PropertiesKey> = carried.collect();
-        Ok(Self { targets: bodies(db, &TARGETS, &keys).await?, properties: bodies(db, &PROPERTIES, &carried).await? })
+        Ok(Self {
+            targets: bodies(db, &TARGETS, &keys).await?,
+            properties: bodies(db, &PROPERTIES, &carried).await?,
+        })
     }
 
     /// What is handed over of `taking` by an attempt that begins at `now`.
@@ -97,12 +112,18 @@ impl Payloads {
     /// A stored value that this build cannot read.
     pub fn lease(&self, taking: &Taking, now: DateTime<Utc>) -> Result<Leased, DbErr> {
         let (schedule, firing) = (&taking.schedule, &taking.firing);
-        let target = self.targets.get(&schedule.id.0).ok_or_else(|| convert::broken("the target is missing"))?;
+        let target = self
+            .targets
+            .get(&schedule.id.0)
+            .ok_or_else(|| convert::broken("the target is missing"))?;
         let target: Target = serde_json::from_str(target).map_err(convert::broken)?;
         let properties = match firing.properties {
             None => Properties::default(),
             Some(id) => {
-                let body = self.properties.get(&id.0).ok_or_else(|| convert::broken("the properties are missing"))?;
+                let body = self
+                    .properties
+                    .get(&id.0)
+                    .ok_or_else(|| convert::broken("the properties are missing"))?;
                 serde_json::from_str(body).map_err(convert::broken)?
             }
         };
@@ -122,11 +143,22 @@ impl Payloads {
         };
         let until = firing.again_at.unwrap_or(now);
         let lag = (now - firing.wave.time.max(schedule.updated_at)).max(TimeDelta::zero());
-        Ok(Leased { workspace: taking.workspace, dispatch, until, lag })
+        Ok(Leased {
+            workspace: taking.workspace,
+            dispatch,
+            until,
+            lag,
+        })
     }
 }
 
-async fn bodies<C: ConnectionTrait>(db: &C, texts: &Texts, keys: &[impl Row]) -> Result<HashMap<Uuid, String>, DbErr> {
+async fn bodies<C: ConnectionTrait>(
+    db: &C,
+    texts: &Texts,
+    keys: &[impl Row],
+) -> Result<HashMap<Uuid, String>, DbErr> {
     let rows = texts.query(db, keys).await?;
-    rows.iter().map(|row| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?))).collect()
+    rows.iter()
+        .map(|row| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?)))
+        .collect()
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
-    ColumnTrait, ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
-    QueryFilter, SqliteTransactionMode, TransactionOptions, TransactionTrait,
+    ColumnTrait, ConnectOptions, ConnectionTrait, Database, DatabaseConnection,
+    DatabaseTransaction, DbBackend, DbErr, EntityTrait, QueryFilter, SqliteTransactionMode,
+    TransactionOptions, TransactionTrait,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -72,7 +73,10 @@ impl Writer {
             }
             self.take_what_has_arrived(&mut batch).await;
             let now = Instant::now();
-            let batch = batch.into_iter().filter_map(|job| job.if_still_wanted(now)).collect();
+            let batch = batch
+                .into_iter()
+                .filter_map(|job| job.if_still_wanted(now))
+                .collect();
             again = self.commit(batch).await;
             if again.iter().any(|job| job.lock_awaited) {
                 tokio::time::sleep(LOCK_PAUSE).await;
@@ -88,7 +92,9 @@ impl Writer {
             before = batch.len();
             tokio::task::yield_now().await;
             while batch.len() < self.batch_max {
-                let Ok(job) = self.queue.try_recv() else { break };
+                let Ok(job) = self.queue.try_recv() else {
+                    break;
+                };
                 batch.push(job);
             }
         }
@@ -98,7 +104,9 @@ impl Writer {
     /// until the faulty change stands alone, so that it never fails its neighbours.
     async fn commit(&mut self, batch: Vec<Job>) -> Vec<Job> {
         // New schedules are inserted, others changed: different statements, and no row is in both.
-        let (changes, creations): (Vec<Job>, Vec<Job>) = batch.into_iter().partition(|job| matches!(job.work, Work::Change(..)));
+        let (changes, creations): (Vec<Job>, Vec<Job>) = batch
+            .into_iter()
+            .partition(|job| matches!(job.work, Work::Change(..)));
         let mut parts = vec![creations, changes];
         let mut again = Vec::new();
         while let Some(part) = parts.pop() {
@@ -111,7 +119,9 @@ impl Writer {
                     self.away = false;
                     again.extend(rest);
                 }
-                Err(Failed { jobs, fault }) if away(&fault) => again.extend(self.outage(jobs, &fault).await),
+                Err(Failed { jobs, fault }) if away(&fault) => {
+                    again.extend(self.outage(jobs, &fault).await)
+                }
                 Err(Failed { jobs, fault }) => match settle_fault(jobs, &fault) {
                     Ok(rest) => again.extend(rest),
                     Err(mut first) => {
@@ -149,7 +159,11 @@ impl Writer {
     fn counted(&self, began: Instant, ended: Result<Vec<Job>, Failed>) -> Result<Vec<Job>, Failed> {
         match &ended {
             Ok(_) => self.writes.committed(began.elapsed()),
-            Err(Failed { fault, .. }) => self.writes.failed(if away(fault) { Failure::Away } else { Failure::Fault }),
+            Err(Failed { fault, .. }) => self.writes.failed(if away(fault) {
+                Failure::Away
+            } else {
+                Failure::Fault
+            }),
         }
         ended
     }
@@ -176,7 +190,9 @@ impl Writer {
         tokio::time::sleep(OUTAGE_PAUSE).await;
         self.reconnect().await;
         let now = Instant::now();
-        jobs.into_iter().filter_map(|job| job.unless_given_up(now)).collect()
+        jobs.into_iter()
+            .filter_map(|job| job.unless_given_up(now))
+            .collect()
     }
 
     /// One round: read, decide, write. Optimistic on PostgreSQL (two round trips, each row guarded by the version that was
@@ -201,17 +217,28 @@ impl Writer {
         ended
     }
 
-    async fn round_at_once(&self, held: &Held, jobs: Vec<Job>, lock: Lock) -> Result<Vec<Job>, Failed> {
+    async fn round_at_once(
+        &self,
+        held: &Held,
+        jobs: Vec<Job>,
+        lock: Lock,
+    ) -> Result<Vec<Job>, Failed> {
         let batch = self.decide(held, jobs, lock).await?;
         if !batch.is_one_statement() {
             return match begin(&self.db).await {
                 Ok(transaction) => self.write_all(transaction, batch).await,
-                Err(fault) => Err(Failed { jobs: batch.into_jobs(false), fault }),
+                Err(fault) => Err(Failed {
+                    jobs: batch.into_jobs(false),
+                    fault,
+                }),
             };
         }
         match write(held, &batch).await {
             Ok(moved) => Ok(self.committed(batch, &moved).await),
-            Err(fault) => Err(Failed { jobs: batch.into_jobs(connection_lost(&fault)), fault }),
+            Err(fault) => Err(Failed {
+                jobs: batch.into_jobs(connection_lost(&fault)),
+                fault,
+            }),
         }
     }
 
@@ -225,13 +252,23 @@ impl Writer {
     }
 
     /// Writes a batch of several statements and ends their transaction.
-    async fn write_all(&self, transaction: DatabaseTransaction, batch: Batch) -> Result<Vec<Job>, Failed> {
+    async fn write_all(
+        &self,
+        transaction: DatabaseTransaction,
+        batch: Batch,
+    ) -> Result<Vec<Job>, Failed> {
         match write(&transaction, &batch).await {
             Ok(moved) => match transaction.commit().await {
                 Ok(()) => Ok(self.committed(batch, &moved).await),
-                Err(fault) => Err(Failed { jobs: batch.into_jobs(connection_lost(&fault)), fault }),
+                Err(fault) => Err(Failed {
+                    jobs: batch.into_jobs(connection_lost(&fault)),
+                    fault,
+                }),
             },
-            Err(fault) => Err(Failed { jobs: batch.into_jobs(false), fault }),
+            Err(fault) => Err(Failed {
+                jobs: batch.into_jobs(false),
+                fault,
+            }),
         }
     }
 
@@ -247,11 +284,24 @@ impl Writer {
         again
     }
 
-    async fn decide<C: ConnectionTrait>(&self, db: &C, jobs: Vec<Job>, lock: Lock) -> Result<Batch, Failed> {
+    async fn decide<C: ConnectionTrait>(
+        &self,
+        db: &C,
+        jobs: Vec<Job>,
+        lock: Lock,
+    ) -> Result<Batch, Failed> {
         let now = self.clock.now();
         match read(db, &jobs, now, lock).await {
             Ok(read) => {
-                let mut batch = Batch::decide(jobs, read, &Context { now, policy: &self.policy, commit_id: commit_id() });
+                let mut batch = Batch::decide(
+                    jobs,
+                    read,
+                    &Context {
+                        now,
+                        policy: &self.policy,
+                        commit_id: commit_id(),
+                    },
+                );
                 batch.answer_refused();
                 Ok(batch)
             }
@@ -265,7 +315,9 @@ fn lock_for(jobs: &[Job]) -> Lock {
     if jobs.iter().any(|job| job.lock_awaited) {
         return Lock::Skip;
     }
-    let contended = jobs.iter().any(|job| job.rounds_lost >= ROUNDS_BEFORE_LOCK || matches!(job.work, Work::Create(..)));
+    let contended = jobs
+        .iter()
+        .any(|job| job.rounds_lost >= ROUNDS_BEFORE_LOCK || matches!(job.work, Work::Create(..)));
     if contended { Lock::Wait } else { Lock::None }
 }
 
@@ -276,7 +328,9 @@ fn hold_back(part: Vec<Job>, again: &mut Vec<Job>) -> Vec<Job> {
         return part;
     }
     let waiting: HashSet<_> = again.iter().map(Job::key).collect();
-    let (held, free): (Vec<Job>, Vec<Job>) = part.into_iter().partition(|job| waiting.contains(&job.key()));
+    let (held, free): (Vec<Job>, Vec<Job>) = part
+        .into_iter()
+        .partition(|job| waiting.contains(&job.key()));
     again.extend(held);
     free
 }
@@ -294,7 +348,9 @@ fn settle_fault(mut jobs: Vec<Job>, fault: &DbErr) -> Result<Vec<Job>, Vec<Job>>
     if jobs.len() > 1 {
         return Err(jobs);
     }
-    let Some(job) = jobs.pop() else { return Ok(vec![]) };
+    let Some(job) = jobs.pop() else {
+        return Ok(vec![]);
+    };
     // Its request id was answered by another writer since it was looked up, or its own cut-off creation landed: the next round
     // finds that.
     let explained = job.request.is_some() || !job.unsettled.is_empty();
@@ -302,7 +358,13 @@ fn settle_fault(mut jobs: Vec<Job>, fault: &DbErr) -> Result<Vec<Job>, Vec<Job>>
         return Ok(vec![again(job)]);
     }
     // What waited in vain to the end was not written, and is no fault of ours.
-    job.answer(Err(if deadlock(fault) { Error::StoreUnavailable { retry_after: RETRY_AFTER } } else { Error::internal(fault) }));
+    job.answer(Err(if deadlock(fault) {
+        Error::StoreUnavailable {
+            retry_after: RETRY_AFTER,
+        }
+    } else {
+        Error::internal(fault)
+    }));
     Ok(vec![])
 }
 
@@ -315,7 +377,10 @@ fn commit_id() -> i64 {
 /// Begins a transaction that writes.
 pub(super) async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
     // On SQLite the write lock is taken at once: one that reads first and writes later may find it taken.
-    let options = TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..Default::default() };
+    let options = TransactionOptions {
+        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+        ..Default::default()
+    };
     db.begin_with_options(options).await
 }
 
@@ -339,20 +404,40 @@ async fn write<C: ConnectionTrait>(db: &C, batch: &Batch) -> Result<HashSet<Uuid
 }
 
 /// Reads what the database holds about the jobs. Only the rows are asked for in the usual case.
-async fn read<C: ConnectionTrait>(db: &C, jobs: &[Job], now: DateTime<Utc>, lock: Lock) -> Result<Read, DbErr> {
-    let mut keys: Vec<(i32, Uuid)> = changes(jobs).map(|(workspace, id)| (workspace.0, id)).collect();
+async fn read<C: ConnectionTrait>(
+    db: &C,
+    jobs: &[Job],
+    now: DateTime<Utc>,
+    lock: Lock,
+) -> Result<Read, DbErr> {
+    let mut keys: Vec<(i32, Uuid)> = changes(jobs)
+        .map(|(workspace, id)| (workspace.0, id))
+        .collect();
     keys.sort_unstable_by_key(|(workspace, id)| (*id, *workspace));
     keys.dedup();
-    let (answered, default_zones) = (answered(db, jobs, now).await?, default_zones(db, jobs).await?);
-    let mut read = Read { answered, default_zones, ..Read::default() };
+    let (answered, default_zones) = (
+        answered(db, jobs, now).await?,
+        default_zones(db, jobs).await?,
+    );
+    let mut read = Read {
+        answered,
+        default_zones,
+        ..Read::default()
+    };
     if !keys.is_empty() {
         let rows = sql::read_rows(db, &keys, lock).await?;
         read.dispatches = dispatches::of_rows(db, rows.iter()).await?;
-        read.rows = rows.into_iter().map(|row| ((WorkspaceId(row.workspace_id), row.id), row)).collect();
+        read.rows = rows
+            .into_iter()
+            .map(|row| ((WorkspaceId(row.workspace_id), row.id), row))
+            .collect();
         if lock == Lock::Skip && read.rows.len() < keys.len() {
             keys.retain(|(workspace, id)| !read.rows.contains_key(&(WorkspaceId(*workspace), *id)));
             let held = sql::read_rows(db, &keys, Lock::None).await?;
-            read.held = held.iter().map(|row| (WorkspaceId(row.workspace_id), row.id)).collect();
+            read.held = held
+                .iter()
+                .map(|row| (WorkspaceId(row.workspace_id), row.id))
+                .collect();
         }
     }
     // After the rows: a commit that was cut off and lands before they are read is found here, one that lands later moves a
@@ -362,7 +447,9 @@ async fn read<C: ConnectionTrait>(db: &C, jobs: &[Job], now: DateTime<Utc>, lock
 }
 
 fn changes(jobs: &[Job]) -> impl Iterator<Item = (WorkspaceId, Uuid)> {
-    jobs.iter().filter(|job| matches!(job.work, Work::Change(..))).map(Job::key)
+    jobs.iter()
+        .filter(|job| matches!(job.work, Work::Change(..)))
+        .map(Job::key)
 }
 
 /// First answers to the jobs' request ids. One that is older than a day is removed: the id is free again.
@@ -372,22 +459,49 @@ async fn answered<C: ConnectionTrait>(
     now: DateTime<Utc>,
 ) -> Result<HashMap<(WorkspaceId, RequestId), Answered>, DbErr> {
     let mut ids: HashMap<i32, Vec<&str>> = HashMap::new();
-    for (job, request) in jobs.iter().filter_map(|job| job.request.as_ref().map(|request| (job, request))) {
-        ids.entry(job.caller.workspace.0).or_default().push(request.id.as_str());
+    for (job, request) in jobs
+        .iter()
+        .filter_map(|job| job.request.as_ref().map(|request| (job, request)))
+    {
+        ids.entry(job.caller.workspace.0)
+            .or_default()
+            .push(request.id.as_str());
     }
     let mut found = HashMap::new();
     for (workspace, ids) in ids {
-        let (workspace, named) = (WorkspaceId(workspace), request::Column::RequestId.is_in(ids));
+        let (workspace, named) = (
+            WorkspaceId(workspace),
+            request::Column::RequestId.is_in(ids),
+        );
         let oldest = now - TimeDelta::from_std(REQUEST_KEPT).unwrap_or_default();
         let too_old = request::Column::CreatedMs.lte(oldest.timestamp_millis());
-        let rows = request::Entity::within(workspace).filter(named.clone()).all(db).await?;
-        if rows.iter().any(|row| row.created_ms <= oldest.timestamp_millis()) {
-            request::Entity::delete_within(workspace).filter(named).filter(too_old).exec(db).await?;
+        let rows = request::Entity::within(workspace)
+            .filter(named.clone())
+            .all(db)
+            .await?;
+        if rows
+            .iter()
+            .any(|row| row.created_ms <= oldest.timestamp_millis())
+        {
+            request::Entity::delete_within(workspace)
+                .filter(named)
+                .filter(too_old)
+                .exec(db)
+                .await?;
         }
-        for row in rows.into_iter().filter(|row| row.created_ms > oldest.timestamp_millis()) {
+        for row in rows
+            .into_iter()
+            .filter(|row| row.created_ms > oldest.timestamp_millis())
+        {
             let id = RequestId::parse(&row.request_id).map_err(convert::broken)?;
             let outcome = serde_json::from_str(&row.outcome).map_err(convert::broken)?;
-            found.insert((workspace, id), Answered { digest: row.digest, outcome });
+            found.insert(
+                (workspace, id),
+                Answered {
+                    digest: row.digest,
+                    outcome,
+                },
+            );
         }
     }
     Ok(found)
@@ -405,12 +519,27 @@ async fn settled<C: ConnectionTrait>(db: &C, jobs: &[Job]) -> Result<HashSet<(Uu
     Ok(settled)
 }
 
-async fn default_zones<C: ConnectionTrait>(db: &C, jobs: &[Job]) -> Result<HashMap<WorkspaceId, Zone>, DbErr> {
-    let creating = jobs.iter().filter(|job| matches!(job.work, Work::Create(..)));
+async fn default_zones<C: ConnectionTrait>(
+    db: &C,
+    jobs: &[Job],
+) -> Result<HashMap<WorkspaceId, Zone>, DbErr> {
+    let creating = jobs
+        .iter()
+        .filter(|job| matches!(job.work, Work::Create(..)));
     let workspaces: HashSet<i32> = creating.map(|job| job.caller.workspace.0).collect();
     if workspaces.is_empty() {
         return Ok(HashMap::new());
     }
-    let rows = workspace::Entity::find().filter(workspace::Column::Id.is_in(workspaces)).all(db).await?;
-    rows.into_iter().map(|row| Ok((WorkspaceId(row.id), Zone::parse(&row.default_time_zone).map_err(convert::broken)?))).collect()
+    let rows = workspace::Entity::find()
+        .filter(workspace::Column::Id.is_in(workspaces))
+        .all(db)
+        .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok((
+                WorkspaceId(row.id),
+                Zone::parse(&row.default_time_zone).map_err(convert::broken)?,
+            ))
+        })
+        .collect()
 }

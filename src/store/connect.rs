@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement};
+use sea_orm::{
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement,
+};
 
 use super::REVISIONS_KEPT;
 use super::link::Link;
@@ -47,7 +49,10 @@ impl Options {
 
     /// Those of a command that ends when its work is done: nobody is put off meanwhile, so it waits longer.
     pub fn of_command(url: impl Into<String>) -> Self {
-        Self { connection_wait: COMMAND_WAIT, ..Self::new(url) }
+        Self {
+            connection_wait: COMMAND_WAIT,
+            ..Self::new(url)
+        }
     }
 
     fn is_sqlite(&self) -> bool {
@@ -91,8 +96,14 @@ fn base(options: &Options) -> ConnectOptions {
     connect.sqlx_logging(false).record_stmt_in_spans(false);
     // A lost connection shows itself at first use, and what failed is told apart from what is safe to repeat.
     connect.test_before_acquire(false);
-    connect.acquire_timeout(options.connection_wait).connect_timeout(options.connection_wait);
-    connect.map_sqlx_postgres_opts(|postgres| postgres.application_name("canvas-scheduler").statement_cache_capacity(200));
+    connect
+        .acquire_timeout(options.connection_wait)
+        .connect_timeout(options.connection_wait);
+    connect.map_sqlx_postgres_opts(|postgres| {
+        postgres
+            .application_name("canvas-scheduler")
+            .statement_cache_capacity(200)
+    });
     connect.map_sqlx_sqlite_opts(|sqlite| {
         use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
         // FULL: an acknowledged change is on the disk, not only in the operating system's memory.
@@ -109,19 +120,33 @@ fn base(options: &Options) -> ConnectOptions {
 /// Connects the pool that reads.
 pub(super) async fn reads(options: &Options) -> Result<DatabaseConnection, Error> {
     let mut connect = base(options);
-    let most = if options.is_in_memory() { 1 } else { options.reads_max };
-    connect.max_connections(most).min_connections(u32::from(options.is_in_memory()));
+    let most = if options.is_in_memory() {
+        1
+    } else {
+        options.reads_max
+    };
+    connect
+        .max_connections(most)
+        .min_connections(u32::from(options.is_in_memory()));
     // A read may be repeated on another connection: those that a restart of the server has ended are sorted out first.
     connect.test_before_acquire(!options.is_sqlite());
     if options.is_in_memory() {
         // The database is gone with its connection.
-        connect.idle_timeout(None::<Duration>).max_lifetime(None::<Duration>);
+        connect
+            .idle_timeout(None::<Duration>)
+            .max_lifetime(None::<Duration>);
     }
-    Database::connect(connect).await.map_err(|fault| unusable(&fault))
+    Database::connect(connect)
+        .await
+        .map_err(|fault| unusable(&fault))
 }
 
 pub(super) fn writer_count(options: &Options) -> usize {
-    if options.is_sqlite() { 1 } else { options.writers.max(1) }
+    if options.is_sqlite() {
+        1
+    } else {
+        options.writers.max(1)
+    }
 }
 
 /// The connections of a writer: on PostgreSQL one that it holds, and one for its transactions.
@@ -134,13 +159,15 @@ pub(super) fn writer(options: &Options) -> ConnectOptions {
         .max_lifetime(None::<Duration>);
     connect.map_sqlx_postgres_opts(|postgres| {
         // Its few statements are planned once: their arrays differ only in length, and each row is found by its key.
-        postgres.application_name("canvas-scheduler writer").options([
-            ("plan_cache_mode", "force_generic_plan"),
-            ("enable_seqscan", "off"),
-            // What another session holds for longer is left aside, so that the changes of other rows go on.
-            ("lock_timeout", "1s"),
-            ("statement_timeout", "9s"),
-        ])
+        postgres
+            .application_name("canvas-scheduler writer")
+            .options([
+                ("plan_cache_mode", "force_generic_plan"),
+                ("enable_seqscan", "off"),
+                // What another session holds for longer is left aside, so that the changes of other rows go on.
+                ("lock_timeout", "1s"),
+                ("statement_timeout", "9s"),
+            ])
     });
     connect
 }
@@ -153,12 +180,17 @@ pub(super) async fn writer_connection(
     if options.is_in_memory() {
         return Ok(reads.clone());
     }
-    Database::connect(connect.clone()).await.map_err(|fault| unusable(&fault))
+    Database::connect(connect.clone())
+        .await
+        .map_err(|fault| unusable(&fault))
 }
 
 /// The connections that fire and finish: of their own on PostgreSQL, and on SQLite `writer`, since it has one that writes; whoever
 /// waits for it is served in turn.
-pub(super) async fn dispatching(options: &Options, writer: &DatabaseConnection) -> Result<Link, Error> {
+pub(super) async fn dispatching(
+    options: &Options,
+    writer: &DatabaseConnection,
+) -> Result<Link, Error> {
     if options.is_sqlite() {
         return Ok(Link::new(writer.clone(), None));
     }
@@ -166,22 +198,29 @@ pub(super) async fn dispatching(options: &Options, writer: &DatabaseConnection) 
     connect.max_connections(DISPATCHING_MOST).connect_lazy(true);
     connect.map_sqlx_postgres_opts(|postgres| {
         // Each row is found by its key or by the head of a queue, whatever the sizes of tables and batches.
-        postgres.application_name("canvas-scheduler dispatcher").options([
-            ("plan_cache_mode", "force_generic_plan"),
-            ("enable_seqscan", "off"),
-            ("enable_hashjoin", "off"),
-            ("enable_mergejoin", "off"),
-            ("lock_timeout", "1s"),
-            ("statement_timeout", "9s"),
-        ])
+        postgres
+            .application_name("canvas-scheduler dispatcher")
+            .options([
+                ("plan_cache_mode", "force_generic_plan"),
+                ("enable_seqscan", "off"),
+                ("enable_hashjoin", "off"),
+                ("enable_mergejoin", "off"),
+                ("lock_timeout", "1s"),
+                ("statement_timeout", "9s"),
+            ])
     });
-    let db = Database::connect(connect.clone()).await.map_err(|fault| unusable(&fault))?;
+    let db = Database::connect(connect.clone())
+        .await
+        .map_err(|fault| unusable(&fault))?;
     Ok(Link::new(db, Some(connect)))
 }
 
 fn unusable(fault: &DbErr) -> Error {
     // The text may repeat the URL's host but never its password: the driver keeps that to itself.
-    Error::Invalid(vec![Violation::new("database-url", format!("the database cannot be opened: {fault}"))])
+    Error::Invalid(vec![Violation::new(
+        "database-url",
+        format!("the database cannot be opened: {fault}"),
+    )])
 }
 
 pub(super) async fn durability(db: &DatabaseConnection) -> Result<Durability, DbErr> {
@@ -191,15 +230,32 @@ pub(super) async fn durability(db: &DatabaseConnection) -> Result<Durability, Db
     let fsync = show(db, "fsync").await?;
     let full_page_writes = show(db, "full_page_writes").await?;
     let synchronous_commit = show(db, "synchronous_commit").await?;
-    Ok(match (fsync.as_str(), full_page_writes.as_str(), synchronous_commit.as_str()) {
-        ("off", _, _) => Durability::Lost { setting: "fsync=off".to_owned() },
-        (_, "off", _) => Durability::Weakened { setting: "full_page_writes=off".to_owned() },
-        (_, _, "off" | "local" | "remote_write") => Durability::Weakened { setting: format!("synchronous_commit={synchronous_commit}") },
-        _ => Durability::Durable,
-    })
+    Ok(
+        match (
+            fsync.as_str(),
+            full_page_writes.as_str(),
+            synchronous_commit.as_str(),
+        ) {
+            ("off", _, _) => Durability::Lost {
+                setting: "fsync=off".to_owned(),
+            },
+            (_, "off", _) => Durability::Weakened {
+                setting: "full_page_writes=off".to_owned(),
+            },
+            (_, _, "off" | "local" | "remote_write") => Durability::Weakened {
+                setting: format!("synchronous_commit={synchronous_commit}"),
+            },
+            _ => Durability::Durable,
+        },
+    )
 }
 
 async fn show(db: &DatabaseConnection, setting: &str) -> Result<String, DbErr> {
-    let row = db.query_one_raw(Statement::from_string(DbBackend::Postgres, format!("SHOW {setting}"))).await?;
+    let row = db
+        .query_one_raw(Statement::from_string(
+            DbBackend::Postgres,
+            format!("SHOW {setting}"),
+        ))
+        .await?;
     row.map_or_else(|| Ok(String::new()), |row| row.try_get_by_index(0))
 }

@@ -5,8 +5,8 @@ use sea_orm::DbErr;
 
 use super::entity::{canvas_schedule, dispatch, revision};
 use crate::domain::{
-    CanvasId, CanvasSchedule, DispatchState, Firing, PropertiesId, Revision, RevisionKind, Schedule, ScheduleId, State, Wave, WaveMode,
-    WorkspaceId, Zone, ZoneSet, zone,
+    CanvasId, CanvasSchedule, DispatchState, Firing, PropertiesId, Revision, RevisionKind,
+    Schedule, ScheduleId, State, Wave, WaveMode, WorkspaceId, Zone, ZoneSet, zone,
 };
 
 /// The value that `state` has for a filter.
@@ -85,8 +85,17 @@ fn dispatch_state(code: i16) -> Result<DispatchState, DbErr> {
 /// # Errors
 /// A stored value that this build cannot read.
 pub fn firing(row: dispatch::Model, of: &CanvasSchedule) -> Result<Firing, DbErr> {
-    let zones = row.zones.as_deref().map(serde_json::from_str).transpose().map_err(broken)?;
-    let mode = if row.optimal_time { WaveMode::OptimalTime } else { WaveMode::AtTime };
+    let zones = row
+        .zones
+        .as_deref()
+        .map(serde_json::from_str)
+        .transpose()
+        .map_err(broken)?;
+    let mode = if row.optimal_time {
+        WaveMode::OptimalTime
+    } else {
+        WaveMode::AtTime
+    };
     Ok(Firing {
         n: unsigned(row.n)?,
         revision: row.revision,
@@ -111,9 +120,16 @@ pub fn firing(row: dispatch::Model, of: &CanvasSchedule) -> Result<Firing, DbErr
 ///
 /// # Errors
 /// Never in practice: zone names always make JSON.
-pub fn dispatch_row(workspace: WorkspaceId, of: &CanvasSchedule, firing: &Firing) -> Result<dispatch::Model, DbErr> {
+pub fn dispatch_row(
+    workspace: WorkspaceId,
+    of: &CanvasSchedule,
+    firing: &Firing,
+) -> Result<dispatch::Model, DbErr> {
     let every_zone = firing.wave.zones == of.zones();
-    let zones = (!every_zone).then(|| serde_json::to_string(&firing.wave.zones)).transpose().map_err(broken)?;
+    let zones = (!every_zone)
+        .then(|| serde_json::to_string(&firing.wave.zones))
+        .transpose()
+        .map_err(broken)?;
     Ok(dispatch::Model {
         workspace_id: workspace.0,
         schedule_id: of.id.0,
@@ -139,8 +155,14 @@ pub fn dispatch_row(workspace: WorkspaceId, of: &CanvasSchedule, firing: &Firing
 /// # Errors
 /// A stored value that this build cannot read.
 pub fn schedule(row: canvas_schedule::Model) -> Result<CanvasSchedule, DbErr> {
-    let at = Schedule::from_parts(row.time_ms, row.in_local_time, row.at_optimal_time).ok_or_else(|| broken(row.time_ms))?;
-    let stated_zones: Option<ZoneSet> = row.stated_zones.as_deref().map(serde_json::from_str).transpose().map_err(broken)?;
+    let at = Schedule::from_parts(row.time_ms, row.in_local_time, row.at_optimal_time)
+        .ok_or_else(|| broken(row.time_ms))?;
+    let stated_zones: Option<ZoneSet> = row
+        .stated_zones
+        .as_deref()
+        .map(serde_json::from_str)
+        .transpose()
+        .map_err(broken)?;
     Ok(CanvasSchedule {
         id: ScheduleId(row.id),
         canvas_id: CanvasId::parse(&row.canvas_id).map_err(broken)?,
@@ -165,7 +187,10 @@ pub fn schedule(row: canvas_schedule::Model) -> Result<CanvasSchedule, DbErr> {
 ///
 /// # Errors
 /// Never in practice: zone names always make JSON.
-pub fn new_row(workspace: WorkspaceId, new: &CanvasSchedule) -> Result<canvas_schedule::Model, DbErr> {
+pub fn new_row(
+    workspace: WorkspaceId,
+    new: &CanvasSchedule,
+) -> Result<canvas_schedule::Model, DbErr> {
     let next_wave_ms = new.next_wave.map(|at| at.timestamp_millis());
     Ok(canvas_schedule::Model {
         workspace_id: workspace.0,
@@ -184,7 +209,11 @@ pub fn new_row(workspace: WorkspaceId, new: &CanvasSchedule) -> Result<canvas_sc
         updated_ms: new.updated_at.timestamp_millis(),
         cancelled_ms: new.cancelled_at.map(|at| at.timestamp_millis()),
         default_zone: new.default_zone.name().to_owned(),
-        stated_zones: new.stated_zones.map(|zones| serde_json::to_string(&zones)).transpose().map_err(broken)?,
+        stated_zones: new
+            .stated_zones
+            .map(|zones| serde_json::to_string(&zones))
+            .transpose()
+            .map_err(broken)?,
         properties_id: new.properties.map(|id| id.0),
         fired: 0,
         zone_rules: zone::data_number(),
@@ -199,7 +228,8 @@ pub fn revision(row: revision::Model) -> Result<Revision, DbErr> {
         number: row.revision,
         kind: kind_of(row.kind)?,
         created_at: instant(row.created_ms)?,
-        schedule: Schedule::from_parts(row.time_ms, row.in_local_time, row.at_optimal_time).ok_or_else(|| broken(row.time_ms))?,
+        schedule: Schedule::from_parts(row.time_ms, row.in_local_time, row.at_optimal_time)
+            .ok_or_else(|| broken(row.time_ms))?,
         properties: row.properties_id.map(PropertiesId),
         actor: row.actor,
     })

@@ -40,7 +40,10 @@ pub struct ScheduleKey {
     pub workspace_id: i32,
 }
 
-row!(ScheduleKey { workspace_id: Int, id: Uuid });
+row!(ScheduleKey {
+    workspace_id: Int,
+    id: Uuid
+});
 
 /// Names a dispatch.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -53,19 +56,30 @@ pub struct DispatchKey {
     pub workspace_id: i32,
 }
 
-row!(DispatchKey { workspace_id: Int, schedule_id: Uuid, n: Int });
+row!(DispatchKey {
+    workspace_id: Int,
+    schedule_id: Uuid,
+    n: Int
+});
 
 impl DispatchKey {
     /// The key of a row.
     pub fn of(row: &dispatch::Model) -> Self {
-        Self { schedule_id: row.schedule_id, n: row.n, workspace_id: row.workspace_id }
+        Self {
+            schedule_id: row.schedule_id,
+            n: row.n,
+            workspace_id: row.workspace_id,
+        }
     }
 }
 
 impl ScheduleKey {
     /// The key of a row.
     pub fn of(row: &canvas_schedule::Model) -> Self {
-        Self { id: row.id, workspace_id: row.workspace_id }
+        Self {
+            id: row.id,
+            workspace_id: row.workspace_id,
+        }
     }
 
     /// As the reads take it.
@@ -99,7 +113,9 @@ static UPDATE: LazyLock<Texts> = LazyLock::new(|| {
 static DELETE: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
         let keys = table::<DispatchKey>(backend, "k", 1);
-        format!("WITH {keys} DELETE FROM dispatch WHERE (workspace_id, schedule_id, n) IN (SELECT workspace_id, schedule_id, n FROM k)")
+        format!(
+            "WITH {keys} DELETE FROM dispatch WHERE (workspace_id, schedule_id, n) IN (SELECT workspace_id, schedule_id, n FROM k)"
+        )
     })
 });
 
@@ -107,7 +123,8 @@ static DELETE: LazyLock<Texts> = LazyLock::new(|| {
 static ABANDON: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
         let keys = table::<ScheduleKey>(backend, "k", 2);
-        let [unknown, abandoned] = [DispatchState::Unknown, DispatchState::Abandoned].map(convert::dispatch_state_code);
+        let [unknown, abandoned] =
+            [DispatchState::Unknown, DispatchState::Abandoned].map(convert::dispatch_state_code);
         format!(
             "WITH {keys} UPDATE dispatch AS d SET state = {abandoned}, retry_ms = NULL, finished_ms = $1 FROM k \
              WHERE d.workspace_id = k.workspace_id AND d.schedule_id = k.id AND d.state = {unknown}"
@@ -119,7 +136,10 @@ static ABANDON: LazyLock<Texts> = LazyLock::new(|| {
 ///
 /// # Errors
 /// What the database says.
-pub async fn of_schedules<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<HashMap<Uuid, Vec<dispatch::Model>>, DbErr> {
+pub async fn of_schedules<C: ConnectionTrait>(
+    db: &C,
+    keys: &[ScheduleKey],
+) -> Result<HashMap<Uuid, Vec<dispatch::Model>>, DbErr> {
     let mut found: HashMap<Uuid, Vec<dispatch::Model>> = HashMap::new();
     for row in OF_SCHEDULES.query(db, keys).await? {
         let row = dispatch::Model::from_query_result(&row, "")?;
@@ -136,7 +156,10 @@ pub async fn of_rows<'a, C: ConnectionTrait>(
     db: &C,
     rows: impl Iterator<Item = &'a canvas_schedule::Model>,
 ) -> Result<HashMap<Uuid, Vec<dispatch::Model>>, DbErr> {
-    let fired: Vec<ScheduleKey> = rows.filter(|row| row.fired > 0).map(ScheduleKey::of).collect();
+    let fired: Vec<ScheduleKey> = rows
+        .filter(|row| row.fired > 0)
+        .map(ScheduleKey::of)
+        .collect();
     of_schedules(db, &fired).await
 }
 
@@ -144,9 +167,15 @@ pub async fn of_rows<'a, C: ConnectionTrait>(
 ///
 /// # Errors
 /// A stored value that this build cannot read.
-pub fn schedule(row: canvas_schedule::Model, dispatches: Vec<dispatch::Model>) -> Result<(CanvasSchedule, Vec<Firing>), DbErr> {
+pub fn schedule(
+    row: canvas_schedule::Model,
+    dispatches: Vec<dispatch::Model>,
+) -> Result<(CanvasSchedule, Vec<Firing>), DbErr> {
     let bare = convert::schedule(row)?;
-    let firings = dispatches.into_iter().map(|row| convert::firing(row, &bare)).collect::<Result<Vec<_>, _>>()?;
+    let firings = dispatches
+        .into_iter()
+        .map(|row| convert::firing(row, &bare))
+        .collect::<Result<Vec<_>, _>>()?;
     Ok((bare.with_firings(&firings), firings))
 }
 
@@ -163,7 +192,13 @@ pub async fn update<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Res
 /// # Errors
 /// What the database says.
 pub async fn remove<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Result<(), DbErr> {
-    DELETE.execute(db, [], &rows.iter().map(DispatchKey::of).collect::<Vec<_>>()).await
+    DELETE
+        .execute(
+            db,
+            [],
+            &rows.iter().map(DispatchKey::of).collect::<Vec<_>>(),
+        )
+        .await
 }
 
 /// Lays down the unknown dispatches of these schedules, in the transaction that cancels them, after their rows: whoever settles
@@ -171,6 +206,12 @@ pub async fn remove<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Res
 ///
 /// # Errors
 /// What the database says.
-pub async fn abandon<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey], now: DateTime<Utc>) -> Result<(), DbErr> {
-    ABANDON.execute(db, [now.timestamp_millis().into()], keys).await
+pub async fn abandon<C: ConnectionTrait>(
+    db: &C,
+    keys: &[ScheduleKey],
+    now: DateTime<Utc>,
+) -> Result<(), DbErr> {
+    ABANDON
+        .execute(db, [now.timestamp_millis().into()], keys)
+        .await
 }

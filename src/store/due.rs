@@ -34,16 +34,38 @@ impl Store {
     pub async fn next_due(&self, now: DateTime<Utc>) -> Result<Next, Error> {
         let read = async {
             let db = self.firing.connection().await?;
-            let Mark { wake: (wake_ms, workspace_id, id), retry_ms } = self.heads.begin(Instant::now());
-            let from = [wake_ms.into(), workspace_id.into(), id.into(), retry_ms.into()];
-            let row = db.query_one_raw(Statement::from_sql_and_values(db.get_database_backend(), NEXT, from)).await?;
+            let Mark {
+                wake: (wake_ms, workspace_id, id),
+                retry_ms,
+            } = self.heads.begin(Instant::now());
+            let from = [
+                wake_ms.into(),
+                workspace_id.into(),
+                id.into(),
+                retry_ms.into(),
+            ];
+            let row = db
+                .query_one_raw(Statement::from_sql_and_values(
+                    db.get_database_backend(),
+                    NEXT,
+                    from,
+                ))
+                .await?;
             db.done();
-            let Some(row) = row else { return Ok(Next::default()) };
-            let (wake_ms, retry_ms): (Option<i64>, Option<i64>) = (row.try_get_by_index(0)?, row.try_get_by_index(3)?);
-            let wake = wake_ms.map(|wake_ms| Ok::<_, DbErr>((wake_ms, row.try_get_by_index(1)?, row.try_get_by_index(2)?)));
+            let Some(row) = row else {
+                return Ok(Next::default());
+            };
+            let (wake_ms, retry_ms): (Option<i64>, Option<i64>) =
+                (row.try_get_by_index(0)?, row.try_get_by_index(3)?);
+            let wake = wake_ms.map(|wake_ms| {
+                Ok::<_, DbErr>((wake_ms, row.try_get_by_index(1)?, row.try_get_by_index(2)?))
+            });
             self.heads.found(wake.transpose()?, retry_ms, now);
             let instant = |millis: Option<i64>| millis.and_then(DateTime::from_timestamp_millis);
-            Ok(Next { wake: instant(wake_ms), retry: instant(retry_ms) })
+            Ok(Next {
+                wake: instant(wake_ms),
+                retry: instant(retry_ms),
+            })
         };
         self.link.in_time(read).await
     }
@@ -56,13 +78,23 @@ impl Store {
         let db = &self.link.db();
         let asked = Instant::now();
         if db.get_database_backend() != DbBackend::Postgres {
-            return Ok(Sample { time: SystemClock.now(), asked, told: asked });
+            return Ok(Sample {
+                time: SystemClock.now(),
+                asked,
+                told: asked,
+            });
         }
         let read = async {
-            let row = db.query_one_raw(Statement::from_string(DbBackend::Postgres, CLOCK)).await?;
+            let row = db
+                .query_one_raw(Statement::from_string(DbBackend::Postgres, CLOCK))
+                .await?;
             let told = Instant::now();
-            let micros: i64 = row.map(|row| row.try_get_by_index(0)).transpose()?.unwrap_or_default();
-            let time = DateTime::from_timestamp_micros(micros).ok_or_else(|| convert::broken(micros))?;
+            let micros: i64 = row
+                .map(|row| row.try_get_by_index(0))
+                .transpose()?
+                .unwrap_or_default();
+            let time =
+                DateTime::from_timestamp_micros(micros).ok_or_else(|| convert::broken(micros))?;
             Ok(Sample { time, asked, told })
         };
         self.link.in_time(read).await

@@ -15,11 +15,17 @@ pub fn connection_lost(fault: &DbErr) -> bool {
         return true;
     }
     match driver_error(fault) {
-        Some(SqlxError::Io(_) | SqlxError::Protocol(_) | SqlxError::PoolClosed | SqlxError::PoolTimedOut | SqlxError::WorkerCrashed) => {
-            true
-        }
+        Some(
+            SqlxError::Io(_)
+            | SqlxError::Protocol(_)
+            | SqlxError::PoolClosed
+            | SqlxError::PoolTimedOut
+            | SqlxError::WorkerCrashed,
+        ) => true,
         // 57P01 to 57P05: the server is shutting down, crashed, or refuses connections. 08xxx: connection exceptions.
-        Some(SqlxError::Database(said)) => said.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08")),
+        Some(SqlxError::Database(said)) => said
+            .code()
+            .is_some_and(|code| code.starts_with("57P") || code.starts_with("08")),
         _ => false,
     }
 }
@@ -31,8 +37,12 @@ pub fn away(fault: &DbErr) -> bool {
 }
 
 fn cannot_write_now(fault: &DbErr) -> bool {
-    let Some(SqlxError::Database(said)) = driver_error(fault) else { return false };
-    let Some(code) = said.code() else { return false };
+    let Some(SqlxError::Database(said)) = driver_error(fault) else {
+        return false;
+    };
+    let Some(code) = said.code() else {
+        return false;
+    };
     match code.parse::<u32>() {
         // SQLite, whose codes are numbers with a refinement above the lowest byte. 5: another process holds the write lock;
         // 13: the disk is full.
@@ -46,7 +56,9 @@ fn cannot_write_now(fault: &DbErr) -> bool {
 pub fn deadlock(fault: &DbErr) -> bool {
     match driver_error(fault) {
         // 40P01: deadlock; 40001: serialization failure; 55P03: a lock was not had in time.
-        Some(SqlxError::Database(said)) => said.code().is_some_and(|code| ["40P01", "40001", "55P03"].contains(&code.as_ref())),
+        Some(SqlxError::Database(said)) => said
+            .code()
+            .is_some_and(|code| ["40P01", "40001", "55P03"].contains(&code.as_ref())),
         _ => false,
     }
 }
@@ -58,9 +70,9 @@ pub fn lock_not_had(fault: &DbErr) -> bool {
 
 fn driver_error(fault: &DbErr) -> Option<&SqlxError> {
     match fault {
-        DbErr::Exec(RuntimeErr::SqlxError(why)) | DbErr::Query(RuntimeErr::SqlxError(why)) | DbErr::Conn(RuntimeErr::SqlxError(why)) => {
-            Some(why)
-        }
+        DbErr::Exec(RuntimeErr::SqlxError(why))
+        | DbErr::Query(RuntimeErr::SqlxError(why))
+        | DbErr::Conn(RuntimeErr::SqlxError(why)) => Some(why),
         _ => None,
     }
 }
@@ -84,7 +96,9 @@ pub fn background(fault: &DbErr) -> Error {
     // What waited in vain for others was not carried out, and is no fault of ours.
     if away(fault) || deadlock(fault) {
         tracing::debug!(error = %fault, "the database is not available");
-        return Error::StoreUnavailable { retry_after: RETRY_AFTER };
+        return Error::StoreUnavailable {
+            retry_after: RETRY_AFTER,
+        };
     }
     Error::internal(fault)
 }

@@ -16,7 +16,9 @@ use super::rows::{Texts, table};
 use super::sql::{self, Lock};
 use super::{Store, convert};
 use crate::clock::jitter;
-use crate::domain::{Answer, Delivery, Dispatch, DispatchState, Firing, Held, ScheduleId, Settled, WorkspaceId};
+use crate::domain::{
+    Answer, Delivery, Dispatch, DispatchState, Firing, Held, ScheduleId, Settled, WorkspaceId,
+};
 use crate::error::Error;
 
 /// An attempt and what the sink said of it.
@@ -37,16 +39,34 @@ pub struct Finished {
 impl Finished {
     /// What the sink said of a dispatch.
     pub fn of(leased: &Leased, answer: Answer) -> Self {
-        let Dispatch { schedule_id, n, attempt, .. } = leased.dispatch;
-        Self { workspace: leased.workspace, schedule_id, n, attempt, answer }
+        let Dispatch {
+            schedule_id,
+            n,
+            attempt,
+            ..
+        } = leased.dispatch;
+        Self {
+            workspace: leased.workspace,
+            schedule_id,
+            n,
+            attempt,
+            answer,
+        }
     }
 
     fn schedule_key(&self) -> ScheduleKey {
-        ScheduleKey { id: self.schedule_id.0, workspace_id: self.workspace.0 }
+        ScheduleKey {
+            id: self.schedule_id.0,
+            workspace_id: self.workspace.0,
+        }
     }
 
     fn key(&self) -> Result<DispatchKey, DbErr> {
-        Ok(DispatchKey { schedule_id: self.schedule_id.0, n: convert::signed(self.n)?, workspace_id: self.workspace.0 })
+        Ok(DispatchKey {
+            schedule_id: self.schedule_id.0,
+            n: convert::signed(self.n)?,
+            workspace_id: self.workspace.0,
+        })
     }
 }
 
@@ -66,9 +86,16 @@ impl Store {
     ///
     /// # Errors
     /// What the database says, for the log. Some may have been written; to write them again changes nothing.
-    pub async fn finish(&self, finished: &[Finished], now: DateTime<Utc>, delivery: &Delivery) -> Result<(), Error> {
+    pub async fn finish(
+        &self,
+        finished: &[Finished],
+        now: DateTime<Utc>,
+        delivery: &Delivery,
+    ) -> Result<(), Error> {
         let finish = async {
-            let (delivered, others): (Vec<&Finished>, Vec<&Finished>) = finished.iter().partition(|one| one.answer == Answer::Delivered);
+            let (delivered, others): (Vec<&Finished>, Vec<&Finished>) = finished
+                .iter()
+                .partition(|one| one.answer == Answer::Delivered);
             let db = self.finishing.connection().await?;
             deliver(&db, &delivered, now).await?;
             db.done();
@@ -85,14 +112,28 @@ impl Store {
     }
 }
 
-async fn deliver<C: ConnectionTrait>(db: &C, delivered: &[&Finished], now: DateTime<Utc>) -> Result<(), DbErr> {
-    let mut keys = delivered.iter().map(|one| one.key()).collect::<Result<Vec<_>, _>>()?;
+async fn deliver<C: ConnectionTrait>(
+    db: &C,
+    delivered: &[&Finished],
+    now: DateTime<Utc>,
+) -> Result<(), DbErr> {
+    let mut keys = delivered
+        .iter()
+        .map(|one| one.key())
+        .collect::<Result<Vec<_>, _>>()?;
     keys.sort_unstable();
-    DELIVERED.execute(db, [now.timestamp_millis().into()], &keys).await
+    DELIVERED
+        .execute(db, [now.timestamp_millis().into()], &keys)
+        .await
 }
 
 /// Answers how many became dead letters.
-async fn settle<C: ConnectionTrait>(db: &C, finished: &[&Finished], now: DateTime<Utc>, delivery: &Delivery) -> Result<usize, DbErr> {
+async fn settle<C: ConnectionTrait>(
+    db: &C,
+    finished: &[&Finished],
+    now: DateTime<Utc>,
+    delivery: &Delivery,
+) -> Result<usize, DbErr> {
     let mut of_schedule: BTreeMap<ScheduleKey, Vec<&Finished>> = BTreeMap::new();
     for one in finished {
         of_schedule.entry(one.schedule_key()).or_default().push(one);
@@ -100,9 +141,18 @@ async fn settle<C: ConnectionTrait>(db: &C, finished: &[&Finished], now: DateTim
     let keys: Vec<(i32, Uuid)> = of_schedule.keys().map(ScheduleKey::pair).collect();
     let rows = sql::read_rows(db, &keys, Lock::Wait).await?;
     let mut dispatches = dispatches::of_rows(db, rows.iter()).await?;
-    let mut settling = Settling { now, delivery, moves: Moves::default(), kept: vec![], removed: vec![], dead: 0 };
+    let mut settling = Settling {
+        now,
+        delivery,
+        moves: Moves::default(),
+        kept: vec![],
+        removed: vec![],
+        dead: 0,
+    };
     for row in rows {
-        let answers = of_schedule.remove(&ScheduleKey::of(&row)).unwrap_or_default();
+        let answers = of_schedule
+            .remove(&ScheduleKey::of(&row))
+            .unwrap_or_default();
         let (schedule_id, dispatches) = (row.id, dispatches.remove(&row.id).unwrap_or_default());
         if let Err(fault) = settling.schedule(row, dispatches, &answers) {
             tracing::error!(%schedule_id, %fault, "what became of a dispatch cannot be written; its lease will run out");
@@ -126,32 +176,59 @@ struct Settling<'a> {
 
 impl Settling<'_> {
     /// Lets the domain decide what the answers make of one schedule.
-    fn schedule(&mut self, row: canvas_schedule::Model, dispatches: Vec<dispatch::Model>, answers: &[&Finished]) -> Result<(), DbErr> {
+    fn schedule(
+        &mut self,
+        row: canvas_schedule::Model,
+        dispatches: Vec<dispatch::Model>,
+        answers: &[&Finished],
+    ) -> Result<(), DbErr> {
         let workspace = WorkspaceId(row.workspace_id);
         let (schedule, mut firings) = dispatches::schedule(row.clone(), dispatches)?;
-        let held = Held { cancelled: schedule.cancelled_at.is_some(), paused: false };
+        let held = Held {
+            cancelled: schedule.cancelled_at.is_some(),
+            paused: false,
+        };
         let mut look_at = None;
         for one in answers {
-            let Some(at) = firings.iter().position(|firing| firing.n == one.n) else { continue };
-            match firings[at].settle(one.attempt, &one.answer, held, self.now, jitter(), self.delivery) {
+            let Some(at) = firings.iter().position(|firing| firing.n == one.n) else {
+                continue;
+            };
+            match firings[at].settle(
+                one.attempt,
+                &one.answer,
+                held,
+                self.now,
+                jitter(),
+                self.delivery,
+            ) {
                 None => {}
                 Some(Settled::Kept(firing)) => {
                     log(&schedule.id, &firing);
                     self.dead += usize::from(firing.state == DispatchState::Dead);
-                    self.kept.push(convert::dispatch_row(workspace, &schedule, &firing)?);
+                    self.kept
+                        .push(convert::dispatch_row(workspace, &schedule, &firing)?);
                     firings[at] = *firing;
                 }
                 Some(Settled::TakenBack { again_at }) => {
                     let taken_back = firings.remove(at);
-                    self.removed.push(convert::dispatch_row(workspace, &schedule, &taken_back)?);
-                    look_at = Some(look_at.map_or(again_at, |earlier: DateTime<Utc>| earlier.min(again_at)));
+                    self.removed
+                        .push(convert::dispatch_row(workspace, &schedule, &taken_back)?);
+                    look_at = Some(
+                        look_at.map_or(again_at, |earlier: DateTime<Utc>| earlier.min(again_at)),
+                    );
                 }
             }
         }
         if let Some(look_at) = look_at {
             // Its zones are open again, so a change that was decided meanwhile is decided anew.
             let open_again = schedule.with_firings(&firings).replanned();
-            self.moves.row(&row, &open_again, Some(look_at.timestamp_millis()), self.now.timestamp_millis(), None)?;
+            self.moves.row(
+                &row,
+                &open_again,
+                Some(look_at.timestamp_millis()),
+                self.now.timestamp_millis(),
+                None,
+            )?;
         }
         Ok(())
     }
@@ -161,8 +238,14 @@ fn log(schedule_id: &ScheduleId, firing: &Firing) {
     let dispatch_id = firing.id(*schedule_id);
     let (attempt, why) = (firing.attempt, firing.why.as_str());
     match firing.state {
-        DispatchState::Dead => tracing::warn!(%schedule_id, %dispatch_id, attempt, why, "a dispatch is a dead letter"),
-        DispatchState::Abandoned => tracing::info!(%schedule_id, %dispatch_id, attempt, why, "a dispatch is abandoned: perhaps sent"),
-        _ => tracing::debug!(%schedule_id, %dispatch_id, attempt, why, "the outcome of a dispatch is unknown"),
+        DispatchState::Dead => {
+            tracing::warn!(%schedule_id, %dispatch_id, attempt, why, "a dispatch is a dead letter")
+        }
+        DispatchState::Abandoned => {
+            tracing::info!(%schedule_id, %dispatch_id, attempt, why, "a dispatch is abandoned: perhaps sent")
+        }
+        _ => {
+            tracing::debug!(%schedule_id, %dispatch_id, attempt, why, "the outcome of a dispatch is unknown")
+        }
     }
 }

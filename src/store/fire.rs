@@ -34,7 +34,11 @@ pub struct Taken {
 /// Up to as many entries as are asked for; those that another replica holds are left to it.
 static DUE: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let skip = if backend == DbBackend::Postgres { "FOR UPDATE SKIP LOCKED" } else { "" };
+        let skip = if backend == DbBackend::Postgres {
+            "FOR UPDATE SKIP LOCKED"
+        } else {
+            ""
+        };
         format!(
             "SELECT w.wake_ms, w.workspace_id, w.id, t.name, t.sending_paused FROM ( \
                SELECT wake_ms, workspace_id, id FROM canvas_schedule_wake \
@@ -64,7 +68,13 @@ impl Store {
     /// # Errors
     /// What the database says, for the log. Nothing was fired, unless the connection was lost at the commit: then the leases run
     /// out.
-    pub async fn fire(&self, limit: usize, now: DateTime<Utc>, delivery: &Delivery, in_force: i32) -> Result<Taken, Error> {
+    pub async fn fire(
+        &self,
+        limit: usize,
+        now: DateTime<Utc>,
+        delivery: &Delivery,
+        in_force: i32,
+    ) -> Result<Taken, Error> {
         let fire = async {
             let db = self.firing.begin().await?;
             let found = due(&db, self.heads.mark(), now, limit).await?;
@@ -74,7 +84,10 @@ impl Store {
             }
             let (leased, moved) = fire_all(&db, found, Round::new(now, delivery, in_force)).await?;
             db.commit().await?;
-            Ok(Taken { leased, more: moved })
+            Ok(Taken {
+                leased,
+                more: moved,
+            })
         };
         self.link.in_time(fire).await
     }
@@ -91,42 +104,90 @@ impl Store {
             for entry in &entries {
                 tracing::error!(schedule_id = %entry.id, "a due schedule cannot be fired; it is looked at again in a minute");
             }
-            moves::postpone_entries(&db, entries, (now + UNREADABLE_REST).timestamp_millis()).await?;
+            moves::postpone_entries(&db, entries, (now + UNREADABLE_REST).timestamp_millis())
+                .await?;
             db.commit().await
         };
         self.link.in_time(set_aside).await
     }
 }
 
-async fn due<C: ConnectionTrait>(db: &C, from: Mark, now: DateTime<Utc>, limit: usize) -> Result<Found, DbErr> {
+async fn due<C: ConnectionTrait>(
+    db: &C,
+    from: Mark,
+    now: DateTime<Utc>,
+    limit: usize,
+) -> Result<Found, DbErr> {
     let backend = db.get_database_backend();
     let (wake_ms, workspace_id, id) = from.wake;
     let most = i64::try_from(limit).unwrap_or(i64::MAX);
-    let values = [now.timestamp_millis().into(), most.into(), wake_ms.into(), workspace_id.into(), id.into()];
-    let rows = db.query_all_raw(Statement::from_sql_and_values(backend, DUE.get(backend), values)).await?;
-    let mut found = Found { looked: rows.len(), ..Found::default() };
+    let values = [
+        now.timestamp_millis().into(),
+        most.into(),
+        wake_ms.into(),
+        workspace_id.into(),
+        id.into(),
+    ];
+    let rows = db
+        .query_all_raw(Statement::from_sql_and_values(
+            backend,
+            DUE.get(backend),
+            values,
+        ))
+        .await?;
+    let mut found = Found {
+        looked: rows.len(),
+        ..Found::default()
+    };
     for row in rows {
-        let entry = wake::Model { wake_ms: row.try_get_by_index(0)?, workspace_id: row.try_get_by_index(1)?, id: row.try_get_by_index(2)? };
+        let entry = wake::Model {
+            wake_ms: row.try_get_by_index(0)?,
+            workspace_id: row.try_get_by_index(1)?,
+            id: row.try_get_by_index(2)?,
+        };
         if row.try_get_by_index(4)? {
             found.paused.push(entry);
             continue;
         }
         let workspace_name = row.try_get_by_index(3)?;
-        let key = ScheduleKey { id: entry.id, workspace_id: entry.workspace_id };
-        found.due.entry(key).or_insert_with(|| Due { entries: vec![], workspace_name }).entries.push(entry);
+        let key = ScheduleKey {
+            id: entry.id,
+            workspace_id: entry.workspace_id,
+        };
+        found
+            .due
+            .entry(key)
+            .or_insert_with(|| Due {
+                entries: vec![],
+                workspace_name,
+            })
+            .entries
+            .push(entry);
     }
     Ok(found)
 }
 
 /// The dispatches, and whether any entry has left the head of the queue.
-async fn fire_all<C: ConnectionTrait>(db: &C, found: Found, mut round: Round<'_>) -> Result<(Vec<Leased>, bool), DbErr> {
+async fn fire_all<C: ConnectionTrait>(
+    db: &C,
+    found: Found,
+    mut round: Round<'_>,
+) -> Result<(Vec<Leased>, bool), DbErr> {
     moves::park_entries(db, &found.paused).await?;
-    let Found { mut due, paused, .. } = found;
+    let Found {
+        mut due, paused, ..
+    } = found;
     let keys: Vec<(i32, Uuid)> = due.keys().map(ScheduleKey::pair).collect();
-    let rows = if keys.is_empty() { vec![] } else { sql::read_rows(db, &keys, Lock::None).await? };
+    let rows = if keys.is_empty() {
+        vec![]
+    } else {
+        sql::read_rows(db, &keys, Lock::None).await?
+    };
     let mut dispatches = dispatches::of_rows(db, rows.iter()).await?;
     for row in rows {
-        let Some(due) = due.remove(&ScheduleKey::of(&row)) else { continue };
+        let Some(due) = due.remove(&ScheduleKey::of(&row)) else {
+            continue;
+        };
         let dispatches = dispatches.remove(&row.id).unwrap_or_default();
         round.decide(row, dispatches, due);
     }
@@ -158,11 +219,22 @@ struct Round<'a> {
 
 impl<'a> Round<'a> {
     fn new(now: DateTime<Utc>, delivery: &'a Delivery, in_force: i32) -> Self {
-        Self { now, delivery, in_force, decided: vec![], unreadable: vec![] }
+        Self {
+            now,
+            delivery,
+            in_force,
+            decided: vec![],
+            unreadable: vec![],
+        }
     }
 
     /// Lets the domain decide a row: its earliest wave is fired, or it only moves on to its next one.
-    fn decide(&mut self, before: canvas_schedule::Model, dispatches: Vec<dispatch::Model>, due: Due) {
+    fn decide(
+        &mut self,
+        before: canvas_schedule::Model,
+        dispatches: Vec<dispatch::Model>,
+        due: Due,
+    ) {
         let schedule = match dispatches::schedule(before.clone(), dispatches) {
             Ok((schedule, _)) => schedule,
             Err(fault) => return self.unreadable(before.id, due.entries, &fault),
@@ -172,15 +244,32 @@ impl<'a> Round<'a> {
             return;
         }
         // A wave that was not taken rests, also when an entry of an earlier look is still due.
-        let look_ms = before.wake_ms.filter(|at| *at > self.now.timestamp_millis());
-        let fired = if look_ms.is_none() { schedule.fire(self.now, self.delivery) } else { None };
+        let look_ms = before
+            .wake_ms
+            .filter(|at| *at > self.now.timestamp_millis());
+        let fired = if look_ms.is_none() {
+            schedule.fire(self.now, self.delivery)
+        } else {
+            None
+        };
         let (after, firing) = match fired {
             Some(fired) => (fired.after, Some(fired.firing)),
             None => (schedule.replanned(), None),
         };
         let workspace = WorkspaceId(before.workspace_id);
-        let taking = firing.map(|firing| Taking { workspace, workspace_name: due.workspace_name, schedule: after.clone(), firing });
-        self.decided.push(Decided { before, entries: due.entries, after, taking, look_ms });
+        let taking = firing.map(|firing| Taking {
+            workspace,
+            workspace_name: due.workspace_name,
+            schedule: after.clone(),
+            firing,
+        });
+        self.decided.push(Decided {
+            before,
+            entries: due.entries,
+            after,
+            taking,
+            look_ms,
+        });
     }
 
     fn unreadable(&mut self, id: Uuid, entries: Vec<wake::Model>, fault: &DbErr) {
@@ -189,11 +278,26 @@ impl<'a> Round<'a> {
     }
 
     async fn write<C: ConnectionTrait>(mut self, db: &C) -> Result<(Vec<Leased>, bool), DbErr> {
-        let payloads = Payloads::read(db, self.decided.iter().filter_map(|decided| decided.taking.as_ref())).await?;
+        let payloads = Payloads::read(
+            db,
+            self.decided
+                .iter()
+                .filter_map(|decided| decided.taking.as_ref()),
+        )
+        .await?;
         let (mut moves, mut leased) = (Moves::default(), HashMap::new());
         for decided in std::mem::take(&mut self.decided) {
-            let Decided { before, entries, after, taking, look_ms } = decided;
-            let lease = taking.as_ref().map(|taking| payloads.lease(taking, self.now)).transpose();
+            let Decided {
+                before,
+                entries,
+                after,
+                taking,
+                look_ms,
+            } = decided;
+            let lease = taking
+                .as_ref()
+                .map(|taking| payloads.lease(taking, self.now))
+                .transpose();
             let lease = match lease {
                 Ok(lease) => lease,
                 Err(fault) => {
@@ -202,13 +306,26 @@ impl<'a> Round<'a> {
                 }
             };
             moves.taken.extend(entries);
-            let row = |taking: Taking| convert::dispatch_row(taking.workspace, &taking.schedule, &taking.firing);
-            moves.row(&before, &after, look_ms, self.now.timestamp_millis(), taking.map(row).transpose()?)?;
+            let row = |taking: Taking| {
+                convert::dispatch_row(taking.workspace, &taking.schedule, &taking.firing)
+            };
+            moves.row(
+                &before,
+                &after,
+                look_ms,
+                self.now.timestamp_millis(),
+                taking.map(row).transpose()?,
+            )?;
             leased.extend(lease.map(|one| (before.id, one)));
         }
         let moved = moves.write(db).await?;
         let any = !moved.is_empty() || !self.unreadable.is_empty();
-        moves::postpone_entries(db, self.unreadable, (self.now + UNREADABLE_REST).timestamp_millis()).await?;
+        moves::postpone_entries(
+            db,
+            self.unreadable,
+            (self.now + UNREADABLE_REST).timestamp_millis(),
+        )
+        .await?;
         leased.retain(|id, _| moved.contains(id));
         Ok((leased.into_values().collect(), any))
     }

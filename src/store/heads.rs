@@ -27,7 +27,10 @@ pub struct Mark {
 
 impl Mark {
     /// Before every key.
-    pub const BEGINNING: Self = Self { wake: first_at(i64::MIN), retry_ms: i64::MIN };
+    pub const BEGINNING: Self = Self {
+        wake: first_at(i64::MIN),
+        retry_ms: i64::MIN,
+    };
 }
 
 const fn first_at(wake_ms: i64) -> Entry {
@@ -46,7 +49,10 @@ struct Known {
 
 impl Default for Heads {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Known { mark: Mark::BEGINNING, from_the_beginning: None })))
+        Self(Arc::new(Mutex::new(Known {
+            mark: Mark::BEGINNING,
+            from_the_beginning: None,
+        })))
     }
 }
 
@@ -59,9 +65,14 @@ impl Heads {
     /// Where a look begins at `now`, of which [`Self::found`] is told: at the mark, or at the beginning when it is time for that.
     pub fn begin(&self, now: Instant) -> Mark {
         let mut known = self.known();
-        let lately = known.from_the_beginning.is_some_and(|at| now.duration_since(at) < FROM_THE_BEGINNING_EVERY);
+        let lately = known
+            .from_the_beginning
+            .is_some_and(|at| now.duration_since(at) < FROM_THE_BEGINNING_EVERY);
         if !lately {
-            *known = Known { mark: Mark::BEGINNING, from_the_beginning: Some(now) };
+            *known = Known {
+                mark: Mark::BEGINNING,
+                from_the_beginning: Some(now),
+            };
         }
         known.mark
     }
@@ -70,7 +81,10 @@ impl Heads {
     pub fn found(&self, wake: Option<Entry>, retry_ms: Option<i64>, now: DateTime<Utc>) {
         let latest_ms = (now - LATEST).timestamp_millis();
         let wake = wake.map_or(first_at(latest_ms), |first| first.min(first_at(latest_ms)));
-        self.known().mark = Mark { wake, retry_ms: retry_ms.map_or(latest_ms, |first| first.min(latest_ms)) };
+        self.known().mark = Mark {
+            wake,
+            retry_ms: retry_ms.map_or(latest_ms, |first| first.min(latest_ms)),
+        };
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -85,16 +99,38 @@ mod tests {
 
     #[test]
     fn a_look_begins_where_the_last_one_found_something_and_now_and_then_at_the_beginning() {
-        let (heads, start, now) = (Heads::default(), Instant::now(), DateTime::UNIX_EPOCH + TimeDelta::hours(1));
+        let (heads, start, now) = (
+            Heads::default(),
+            Instant::now(),
+            DateTime::UNIX_EPOCH + TimeDelta::hours(1),
+        );
         let latest_ms = (now - LATEST).timestamp_millis();
         let past = (latest_ms - 5, 1, Uuid::from_u128(7));
         assert_eq!(heads.begin(start), Mark::BEGINNING);
         heads.found(Some(past), Some(latest_ms + 9), now);
-        let mark = Mark { wake: past, retry_ms: latest_ms };
-        assert_eq!((heads.mark(), heads.begin(start + FROM_THE_BEGINNING_EVERY / 2)), (mark, mark));
+        let mark = Mark {
+            wake: past,
+            retry_ms: latest_ms,
+        };
+        assert_eq!(
+            (
+                heads.mark(),
+                heads.begin(start + FROM_THE_BEGINNING_EVERY / 2)
+            ),
+            (mark, mark)
+        );
         heads.found(None, None, now);
-        assert_eq!(heads.mark(), Mark { wake: first_at(latest_ms), retry_ms: latest_ms });
-        assert_eq!(heads.begin(start + FROM_THE_BEGINNING_EVERY), Mark::BEGINNING);
+        assert_eq!(
+            heads.mark(),
+            Mark {
+                wake: first_at(latest_ms),
+                retry_ms: latest_ms
+            }
+        );
+        assert_eq!(
+            heads.begin(start + FROM_THE_BEGINNING_EVERY),
+            Mark::BEGINNING
+        );
     }
 
     #[test]

@@ -24,10 +24,14 @@ const CHAIN: &str = "WITH RECURSIVE chain AS ( \
          ON r.created_ms = c.previous_ms AND r.schedule_id = c.schedule_id AND r.revision = c.revision - 1 \
      )";
 
-static NEWEST: LazyLock<String> =
-    LazyLock::new(|| format!("{CHAIN} SELECT * FROM chain WHERE revision < $3 AND revision > $4 ORDER BY revision DESC LIMIT $5"));
+static NEWEST: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "{CHAIN} SELECT * FROM chain WHERE revision < $3 AND revision > $4 ORDER BY revision DESC LIMIT $5"
+    )
+});
 
-static WRITTEN_BY: LazyLock<String> = LazyLock::new(|| format!("{CHAIN} SELECT * FROM chain WHERE commit_id = $3 LIMIT 1"));
+static WRITTEN_BY: LazyLock<String> =
+    LazyLock::new(|| format!("{CHAIN} SELECT * FROM chain WHERE commit_id = $3 LIMIT 1"));
 
 static REMOVE: LazyLock<String> = LazyLock::new(|| {
     format!(
@@ -39,27 +43,53 @@ static REMOVE: LazyLock<String> = LazyLock::new(|| {
 /// A schedule's row in the database's terms.
 pub type RowKey = (i32, Uuid);
 
-fn statement<C: ConnectionTrait>(db: &C, sql: &str, (workspace, id): RowKey, more: impl IntoIterator<Item = i64>) -> Statement {
+fn statement<C: ConnectionTrait>(
+    db: &C,
+    sql: &str,
+    (workspace, id): RowKey,
+    more: impl IntoIterator<Item = i64>,
+) -> Statement {
     let more = more.into_iter().map(Value::from);
-    Statement::from_sql_and_values(db.get_database_backend(), sql, [workspace.into(), id.into()].into_iter().chain(more))
+    Statement::from_sql_and_values(
+        db.get_database_backend(),
+        sql,
+        [workspace.into(), id.into()].into_iter().chain(more),
+    )
 }
 
 /// Up to `limit` revisions between `oldest` and `before`, neither included, the newest first. Walks all that are newer too.
 ///
 /// # Errors
 /// What the database says.
-pub async fn newest<C: ConnectionTrait>(db: &C, key: RowKey, before: i64, oldest: i64, limit: i64) -> Result<Vec<revision::Model>, DbErr> {
-    revision::Entity::within(WorkspaceId(key.0)).from_raw_sql(statement(db, &NEWEST, key, [before, oldest, limit])).all(db).await
+pub async fn newest<C: ConnectionTrait>(
+    db: &C,
+    key: RowKey,
+    before: i64,
+    oldest: i64,
+    limit: i64,
+) -> Result<Vec<revision::Model>, DbErr> {
+    revision::Entity::within(WorkspaceId(key.0))
+        .from_raw_sql(statement(db, &NEWEST, key, [before, oldest, limit]))
+        .all(db)
+        .await
 }
 
 /// Which of these commits have written a revision of the schedule that is still kept.
 ///
 /// # Errors
 /// What the database says.
-pub async fn written_by<C: ConnectionTrait>(db: &C, key: RowKey, commits: &[i64]) -> Result<HashSet<i64>, DbErr> {
+pub async fn written_by<C: ConnectionTrait>(
+    db: &C,
+    key: RowKey,
+    commits: &[i64],
+) -> Result<HashSet<i64>, DbErr> {
     let mut found = HashSet::new();
     for commit in commits {
-        if db.query_one_raw(statement(db, &WRITTEN_BY, key, [*commit])).await?.is_some() {
+        if db
+            .query_one_raw(statement(db, &WRITTEN_BY, key, [*commit]))
+            .await?
+            .is_some()
+        {
             found.insert(*commit);
         }
     }
@@ -71,6 +101,7 @@ pub async fn written_by<C: ConnectionTrait>(db: &C, key: RowKey, commits: &[i64]
 /// # Errors
 /// What the database says.
 pub async fn remove<C: ConnectionTrait>(db: &C, key: RowKey, newest: i64) -> Result<(), DbErr> {
-    db.execute_raw(statement(db, &REMOVE, key, [newest])).await?;
+    db.execute_raw(statement(db, &REMOVE, key, [newest]))
+        .await?;
     Ok(())
 }

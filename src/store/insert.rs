@@ -30,10 +30,18 @@ pub async fn schedules<C: ConnectionTrait>(db: &C, new: NewRows) -> Result<(), D
     if new.schedules.is_empty() {
         return Ok(());
     }
-    entity::canvas_schedule::Entity::insert_many(active(new.schedules)).exec_without_returning(db).await?;
-    entity::wake::Entity::insert_many(active(new.wakes)).exec_without_returning(db).await?;
-    entity::revision::Entity::insert_many(active(new.revisions)).exec_without_returning(db).await?;
-    entity::target::Entity::insert_many(active(new.targets)).exec_without_returning(db).await?;
+    entity::canvas_schedule::Entity::insert_many(active(new.schedules))
+        .exec_without_returning(db)
+        .await?;
+    entity::wake::Entity::insert_many(active(new.wakes))
+        .exec_without_returning(db)
+        .await?;
+    entity::revision::Entity::insert_many(active(new.revisions))
+        .exec_without_returning(db)
+        .await?;
+    entity::target::Entity::insert_many(active(new.targets))
+        .exec_without_returning(db)
+        .await?;
     properties(db, new.properties).await?;
     requests(db, new.requests).await
 }
@@ -42,12 +50,20 @@ pub async fn schedules<C: ConnectionTrait>(db: &C, new: NewRows) -> Result<(), D
 ///
 /// # Errors
 /// What the database says.
-pub async fn properties<C: ConnectionTrait>(db: &C, rows: Vec<entity::properties::Model>) -> Result<(), DbErr> {
+pub async fn properties<C: ConnectionTrait>(
+    db: &C,
+    rows: Vec<entity::properties::Model>,
+) -> Result<(), DbErr> {
     if rows.is_empty() {
         return Ok(());
     }
-    let there_already = OnConflict::column(entity::properties::Column::Id).do_nothing().to_owned();
-    entity::properties::Entity::insert_many(active(rows)).on_conflict(there_already).exec_without_returning(db).await?;
+    let there_already = OnConflict::column(entity::properties::Column::Id)
+        .do_nothing()
+        .to_owned();
+    entity::properties::Entity::insert_many(active(rows))
+        .on_conflict(there_already)
+        .exec_without_returning(db)
+        .await?;
     Ok(())
 }
 
@@ -55,14 +71,21 @@ pub async fn properties<C: ConnectionTrait>(db: &C, rows: Vec<entity::properties
 ///
 /// # Errors
 /// What the database says; a request id that was answered meanwhile is a unique violation.
-pub async fn requests<C: ConnectionTrait>(db: &C, rows: Vec<entity::request::Model>) -> Result<(), DbErr> {
+pub async fn requests<C: ConnectionTrait>(
+    db: &C,
+    rows: Vec<entity::request::Model>,
+) -> Result<(), DbErr> {
     if rows.is_empty() {
         return Ok(());
     }
-    entity::request::Entity::insert_many(active(rows)).exec_without_returning(db).await?;
+    entity::request::Entity::insert_many(active(rows))
+        .exec_without_returning(db)
+        .await?;
     Ok(())
 }
 
-fn active<M: IntoActiveModel<A>, A: sea_orm::ActiveModelTrait>(rows: Vec<M>) -> impl Iterator<Item = A> {
+fn active<M: IntoActiveModel<A>, A: sea_orm::ActiveModelTrait>(
+    rows: Vec<M>,
+) -> impl Iterator<Item = A> {
     rows.into_iter().map(IntoActiveModel::into_active_model)
 }

@@ -45,8 +45,13 @@ impl RequestKey {
     /// # Errors
     /// Never in practice: requests always make JSON.
     pub fn of(id: RequestId, request: &impl Serialize) -> Result<Self, Error> {
-        let canonical = serde_json::to_value(request).map_err(Error::internal)?.to_string();
-        let digest = Sha256::digest(canonical.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let canonical = serde_json::to_value(request)
+            .map_err(Error::internal)?
+            .to_string();
+        let digest = Sha256::digest(canonical.as_bytes())
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         Ok(Self { id, digest })
     }
 }
@@ -99,11 +104,28 @@ pub struct Job {
 
 impl Job {
     /// A change and the place where its answer arrives.
-    pub fn new(caller: Caller, work: Work, request: Option<RequestKey>) -> (Self, oneshot::Receiver<Result<Outcome, Error>>) {
+    pub fn new(
+        caller: Caller,
+        work: Work,
+        request: Option<RequestKey>,
+    ) -> (Self, oneshot::Receiver<Result<Outcome, Error>>) {
         let (answer, arrives) = oneshot::channel();
         let give_up_at = Instant::now() + GIVE_UP_AFTER;
         let stage = caller.span.child("commit.queue");
-        (Self { caller, work, request, rounds_lost: 0, lock_awaited: false, unsettled: vec![], stage, give_up_at, answer }, arrives)
+        (
+            Self {
+                caller,
+                work,
+                request,
+                rounds_lost: 0,
+                lock_awaited: false,
+                unsettled: vec![],
+                stage,
+                give_up_at,
+                answer,
+            },
+            arrives,
+        )
     }
 
     /// The key of its row.
@@ -115,7 +137,9 @@ impl Job {
     pub fn enter_round(&mut self, changes: usize) {
         self.stage.end();
         self.stage = self.caller.span.child("commit.round");
-        self.stage.set("commit.batch_size", || i64::try_from(changes).unwrap_or(i64::MAX));
+        self.stage.set("commit.batch_size", || {
+            i64::try_from(changes).unwrap_or(i64::MAX)
+        });
     }
 
     /// Answers the caller, who may have gone.
@@ -130,7 +154,8 @@ impl Job {
         if self.answer.is_closed() {
             return None;
         }
-        if self.unsettled.is_empty() && self.caller.deadline.is_some_and(|deadline| deadline <= now) {
+        if self.unsettled.is_empty() && self.caller.deadline.is_some_and(|deadline| deadline <= now)
+        {
             self.answer(Err(Error::DeadlineExceeded));
             return None;
         }
@@ -142,7 +167,13 @@ impl Job {
         if now < self.give_up_at {
             return Some(self);
         }
-        let error = if self.unsettled.is_empty() { Error::StoreUnavailable { retry_after: RETRY_AFTER } } else { Error::OutcomeUnknown };
+        let error = if self.unsettled.is_empty() {
+            Error::StoreUnavailable {
+                retry_after: RETRY_AFTER,
+            }
+        } else {
+            Error::OutcomeUnknown
+        };
         self.answer(Err(error));
         None
     }

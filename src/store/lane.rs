@@ -3,7 +3,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult, QueryResult, Statement};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult,
+    QueryResult, Statement,
+};
 
 use super::commit::begin;
 use super::held::Held;
@@ -20,7 +23,10 @@ pub struct Lane {
 impl Lane {
     /// A lane that takes its connection out of those of `link` when it is first needed, and a new one after each that failed.
     pub fn new(link: Link) -> Self {
-        Self { link, held: Arc::default() }
+        Self {
+            link,
+            held: Arc::default(),
+        }
     }
 
     /// For single statements, each of which commits.
@@ -29,7 +35,11 @@ impl Lane {
     /// There is no connection to be had.
     pub async fn connection(&self) -> Result<OnLane<'_>, DbErr> {
         let db = self.link.db();
-        let on = if db.get_database_backend() == DbBackend::Postgres { On::Held(self.take(&db).await?) } else { On::Pool(db) };
+        let on = if db.get_database_backend() == DbBackend::Postgres {
+            On::Held(self.take(&db).await?)
+        } else {
+            On::Pool(db)
+        };
         Ok(OnLane { lane: self, on })
     }
 

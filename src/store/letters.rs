@@ -14,7 +14,9 @@ use super::error::public;
 use super::scope::Tenant;
 use super::sql::{self, Lock};
 use super::{Key, Store, convert};
-use crate::domain::{CanvasSchedule, Delivery, DispatchId, DispatchState, Firing, ScheduleId, WorkspaceId};
+use crate::domain::{
+    CanvasSchedule, Delivery, DispatchId, DispatchState, Firing, ScheduleId, WorkspaceId,
+};
 use crate::error::Error;
 
 /// Which dispatches a list is about.
@@ -45,24 +47,42 @@ impl Store {
             }
             if let Some(state) = filter.state {
                 // In its text, as the partial indexes have it.
-                query = query.filter(Expr::cust(format!("state = {}", convert::dispatch_state_code(state))));
+                query = query.filter(Expr::cust(format!(
+                    "state = {}",
+                    convert::dispatch_state_code(state)
+                )));
             }
             if filter.state == Some(DispatchState::InHand) {
                 query = query.filter(dispatch::Column::RetryMs.is_not_null());
             }
             if let Some((schedule, n)) = after {
-                let key = Expr::tuple([Expr::col(dispatch::Column::ScheduleId), Expr::col(dispatch::Column::N)]);
-                query = query.filter(key.gt(Expr::tuple([Expr::value(schedule.0), Expr::value(convert::signed(n)?)])));
+                let key = Expr::tuple([
+                    Expr::col(dispatch::Column::ScheduleId),
+                    Expr::col(dispatch::Column::N),
+                ]);
+                query = query.filter(key.gt(Expr::tuple([
+                    Expr::value(schedule.0),
+                    Expr::value(convert::signed(n)?),
+                ])));
             }
-            let query = query.order_by_asc(dispatch::Column::ScheduleId).order_by_asc(dispatch::Column::N);
-            self.with_schedules(query.limit(limit).all(&self.reads).await?).await
+            let query = query
+                .order_by_asc(dispatch::Column::ScheduleId)
+                .order_by_asc(dispatch::Column::N);
+            self.with_schedules(query.limit(limit).all(&self.reads).await?)
+                .await
         };
         read.await.map_err(|fault: DbErr| public(&fault))
     }
 
     /// Dispatches as firings, which may be of every zone that their schedules are about.
-    async fn with_schedules(&self, rows: Vec<dispatch::Model>) -> Result<Vec<(ScheduleId, Firing)>, DbErr> {
-        let mut keys: Vec<(i32, Uuid)> = rows.iter().map(|row| (row.workspace_id, row.schedule_id)).collect();
+    async fn with_schedules(
+        &self,
+        rows: Vec<dispatch::Model>,
+    ) -> Result<Vec<(ScheduleId, Firing)>, DbErr> {
+        let mut keys: Vec<(i32, Uuid)> = rows
+            .iter()
+            .map(|row| (row.workspace_id, row.schedule_id))
+            .collect();
         keys.dedup();
         let mut schedules: HashMap<Uuid, CanvasSchedule> = HashMap::new();
         if !keys.is_empty() {
@@ -82,7 +102,13 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::DispatchNotFound`], the domain's refusals, and what the database says, for the log.
-    pub async fn revive(&self, key: Key, id: DispatchId, now: DateTime<Utc>, delivery: &Delivery) -> Result<Firing, Error> {
+    pub async fn revive(
+        &self,
+        key: Key,
+        id: DispatchId,
+        now: DateTime<Utc>,
+        delivery: &Delivery,
+    ) -> Result<Firing, Error> {
         let revive = async {
             let db = begin(&self.link.db()).await?;
             let revived = revived(&db, key, id, now, delivery).await?;
@@ -107,13 +133,24 @@ async fn revived<C: ConnectionTrait>(
     delivery: &Delivery,
 ) -> Result<Result<Firing, Error>, DbErr> {
     // Under the lock of its schedule: a cancellation waits for us or we see it.
-    let Some(row) = sql::read_rows(db, &[(key.0.0, key.1.0)], Lock::Wait).await?.pop() else {
-        return Ok(Err(Error::NotFound { schedule_id: key.1.to_string() }));
+    let Some(row) = sql::read_rows(db, &[(key.0.0, key.1.0)], Lock::Wait)
+        .await?
+        .pop()
+    else {
+        return Ok(Err(Error::NotFound {
+            schedule_id: key.1.to_string(),
+        }));
     };
     let mut rows = dispatches::of_schedules(db, &[ScheduleKey::of(&row)]).await?;
-    let (schedule, firings) = dispatches::schedule(row.clone(), rows.remove(&row.id).unwrap_or_default())?;
-    let Some(dead) = firings.into_iter().find(|firing| firing.id(schedule.id) == id) else {
-        return Ok(Err(Error::DispatchNotFound { dispatch_id: id.to_string() }));
+    let (schedule, firings) =
+        dispatches::schedule(row.clone(), rows.remove(&row.id).unwrap_or_default())?;
+    let Some(dead) = firings
+        .into_iter()
+        .find(|firing| firing.id(schedule.id) == id)
+    else {
+        return Ok(Err(Error::DispatchNotFound {
+            dispatch_id: id.to_string(),
+        }));
     };
     let revived = match dead.revived(&schedule, now, delivery) {
         Ok(revived) => revived,

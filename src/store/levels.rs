@@ -29,7 +29,11 @@ impl Store {
     /// How full its queues and pools are.
     pub fn levels(&self) -> Levels {
         let queues = self.writers.iter().map(mpsc::Sender::downgrade).collect();
-        Levels { queues, reads: self.reads.clone(), link: self.link.clone() }
+        Levels {
+            queues,
+            reads: self.reads.clone(),
+            link: self.link.clone(),
+        }
     }
 }
 
@@ -37,7 +41,13 @@ impl Levels {
     /// Of the changes that wait, by writer.
     pub fn queues(&self) -> Vec<Fill> {
         let queues = self.queues.iter().filter_map(mpsc::WeakSender::upgrade);
-        queues.map(|queue| Fill { used: queue.max_capacity() - queue.capacity(), idle: 0, most: queue.max_capacity() }).collect()
+        queues
+            .map(|queue| Fill {
+                used: queue.max_capacity() - queue.capacity(),
+                idle: 0,
+                most: queue.max_capacity(),
+            })
+            .collect()
     }
 
     /// Of the connections that are shared, by what they are for.
@@ -54,11 +64,23 @@ impl Levels {
 fn fill(db: &DatabaseConnection) -> Fill {
     let (size, idle, most) = if db.get_database_backend() == DbBackend::Postgres {
         let pool = db.get_postgres_connection_pool();
-        (pool.size(), pool.num_idle(), pool.options().get_max_connections())
+        (
+            pool.size(),
+            pool.num_idle(),
+            pool.options().get_max_connections(),
+        )
     } else {
         let pool = db.get_sqlite_connection_pool();
-        (pool.size(), pool.num_idle(), pool.options().get_max_connections())
+        (
+            pool.size(),
+            pool.num_idle(),
+            pool.options().get_max_connections(),
+        )
     };
     let size = usize::try_from(size).unwrap_or_default();
-    Fill { used: size.saturating_sub(idle), idle, most: usize::try_from(most).unwrap_or_default() }
+    Fill {
+        used: size.saturating_sub(idle),
+        idle,
+        most: usize::try_from(most).unwrap_or_default(),
+    }
 }

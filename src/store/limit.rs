@@ -42,10 +42,16 @@ impl Store {
         replicas: u32,
     ) -> Result<Taken, Error> {
         for _ in 0..ROUNDS_MOST {
-            let taken = self.link.in_time(self.taken(workspace, counted, began_ms)).await?;
+            let taken = self
+                .link
+                .in_time(self.taken(workspace, counted, began_ms))
+                .await?;
             let before = taken.map_or(0, |taken| u64::try_from(taken).unwrap_or_default());
             let got = quota.chunk(before, ask, replicas);
-            let after = Taken { got, in_all: before + got };
+            let after = Taken {
+                got,
+                in_all: before + got,
+            };
             if got == 0 {
                 return Ok(after);
             }
@@ -60,10 +66,17 @@ impl Store {
                 return Ok(after);
             }
         }
-        Err(Error::StoreUnavailable { retry_after: RETRY_AFTER })
+        Err(Error::StoreUnavailable {
+            retry_after: RETRY_AFTER,
+        })
     }
 
-    async fn taken(&self, workspace: WorkspaceId, counted: &str, began_ms: i64) -> Result<Option<i64>, DbErr> {
+    async fn taken(
+        &self,
+        workspace: WorkspaceId,
+        counted: &str,
+        began_ms: i64,
+    ) -> Result<Option<i64>, DbErr> {
         let row = rate_window::Entity::within(workspace)
             .filter(rate_window::Column::Counted.eq(counted))
             .filter(rate_window::Column::BeganMs.eq(began_ms))
@@ -76,9 +89,14 @@ impl Store {
     async fn moved(&self, before: Option<i64>, row: rate_window::Model) -> Result<bool, DbErr> {
         let written = match before {
             None => {
-                let key = [rate_window::Column::WorkspaceId, rate_window::Column::Counted, rate_window::Column::BeganMs];
+                let key = [
+                    rate_window::Column::WorkspaceId,
+                    rate_window::Column::Counted,
+                    rate_window::Column::BeganMs,
+                ];
                 let there = OnConflict::columns(key).do_nothing().to_owned();
-                let insert = rate_window::Entity::insert(row.into_active_model()).on_conflict(there);
+                let insert =
+                    rate_window::Entity::insert(row.into_active_model()).on_conflict(there);
                 match insert.exec_without_returning(&self.link.db()).await {
                     Err(DbErr::RecordNotInserted) => 0,
                     written => written?,
@@ -103,13 +121,27 @@ impl Store {
     pub async fn see_replica(&self, id: Uuid) -> Result<u32, Error> {
         let now = self.clock.now();
         let see = async {
-            let row = replica::Model { id, seen_ms: now.timestamp_millis() };
-            let again = OnConflict::column(replica::Column::Id).update_column(replica::Column::SeenMs).to_owned();
-            replica::Entity::insert(row.into_active_model()).on_conflict(again).exec_without_returning(&self.link.db()).await?;
+            let row = replica::Model {
+                id,
+                seen_ms: now.timestamp_millis(),
+            };
+            let again = OnConflict::column(replica::Column::Id)
+                .update_column(replica::Column::SeenMs)
+                .to_owned();
+            replica::Entity::insert(row.into_active_model())
+                .on_conflict(again)
+                .exec_without_returning(&self.link.db())
+                .await?;
             let alive = replica::Column::SeenMs.gt((now - REPLICA_LIVES).timestamp_millis());
-            replica::Entity::find().filter(alive).count(&self.link.db()).await
+            replica::Entity::find()
+                .filter(alive)
+                .count(&self.link.db())
+                .await
         };
-        self.link.in_time(see).await.map(|count| u32::try_from(count).unwrap_or(u32::MAX))
+        self.link
+            .in_time(see)
+            .await
+            .map(|count| u32::try_from(count).unwrap_or(u32::MAX))
     }
 
     /// Removes windows that have ended and replicas that are gone.
@@ -119,8 +151,14 @@ impl Store {
     pub async fn remove_old_windows(&self) -> Result<(), Error> {
         let long_ago = (self.clock.now() - TimeDelta::hours(1)).timestamp_millis();
         let remove = async {
-            rate_window::Entity::delete_across_workspaces().filter(rate_window::Column::EndsMs.lt(long_ago)).exec(&self.link.db()).await?;
-            replica::Entity::delete_many().filter(replica::Column::SeenMs.lt(long_ago)).exec(&self.link.db()).await
+            rate_window::Entity::delete_across_workspaces()
+                .filter(rate_window::Column::EndsMs.lt(long_ago))
+                .exec(&self.link.db())
+                .await?;
+            replica::Entity::delete_many()
+                .filter(replica::Column::SeenMs.lt(long_ago))
+                .exec(&self.link.db())
+                .await
         };
         self.link.in_time(remove).await.map(drop)
     }

@@ -22,19 +22,28 @@ pub struct Link {
 impl Link {
     /// These connections, and how to make new ones.
     pub fn new(db: DatabaseConnection, connect: Option<ConnectOptions>) -> Self {
-        Self { db: Arc::new(Mutex::new(db)), connect }
+        Self {
+            db: Arc::new(Mutex::new(db)),
+            connect,
+        }
     }
 
     /// The connections as they are now.
     pub fn db(&self) -> DatabaseConnection {
-        self.db.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.db
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Does a piece of work, which is given up when it takes too long.
     ///
     /// # Errors
     /// What the database says, for the log.
-    pub async fn in_time<T>(&self, work: impl Future<Output = Result<T, DbErr>>) -> Result<T, Error> {
+    pub async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, DbErr>>,
+    ) -> Result<T, Error> {
         match tokio::time::timeout(MOST, work).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(fault)) => {
@@ -44,9 +53,14 @@ impl Link {
                 Err(background(&fault))
             }
             Err(_) => {
-                tracing::error!(seconds = MOST.as_secs(), "the database has not answered; its connections are left for new ones");
+                tracing::error!(
+                    seconds = MOST.as_secs(),
+                    "the database has not answered; its connections are left for new ones"
+                );
                 self.leave().await;
-                Err(Error::StoreUnavailable { retry_after: RETRY_AFTER })
+                Err(Error::StoreUnavailable {
+                    retry_after: RETRY_AFTER,
+                })
             }
         }
     }

@@ -5,7 +5,9 @@ mod m0001_schedules;
 mod m0002_dispatches;
 mod m0003_access;
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, Statement, TransactionTrait};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, Statement, TransactionTrait,
+};
 use sea_orm_migration::{MigrationTrait, MigratorTrait, seaql_migrations};
 
 /// Every step, in order.
@@ -13,7 +15,11 @@ pub struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_schedules::Migration), Box::new(m0002_dispatches::Migration), Box::new(m0003_access::Migration)]
+        vec![
+            Box::new(m0001_schedules::Migration),
+            Box::new(m0002_dispatches::Migration),
+            Box::new(m0003_access::Migration),
+        ]
     }
 }
 
@@ -30,7 +36,12 @@ pub async fn migrate(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
     }
     // The lock ends with its transaction, also when this process is killed.
     let lock = db.begin().await?;
-    lock.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, "SELECT pg_advisory_xact_lock($1)", [LOCK_KEY.into()])).await?;
+    lock.execute_raw(Statement::from_sql_and_values(
+        DbBackend::Postgres,
+        "SELECT pg_advisory_xact_lock($1)",
+        [LOCK_KEY.into()],
+    ))
+    .await?;
     let applied = apply(db).await;
     lock.rollback().await?;
     applied
@@ -51,16 +62,29 @@ async fn apply(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
 /// # Errors
 /// What the database says.
 pub async fn pending(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
-    let applied = if has_been_migrated(db).await? { seaql_migrations::Entity::find().all(db).await? } else { vec![] };
-    let known = Migrator::migrations().into_iter().map(|step| step.name().to_owned());
-    Ok(known.filter(|name| !applied.iter().any(|step| step.version == *name)).collect())
+    let applied = if has_been_migrated(db).await? {
+        seaql_migrations::Entity::find().all(db).await?
+    } else {
+        vec![]
+    };
+    let known = Migrator::migrations()
+        .into_iter()
+        .map(|step| step.name().to_owned());
+    Ok(known
+        .filter(|name| !applied.iter().any(|step| step.version == *name))
+        .collect())
 }
 
 async fn has_been_migrated(db: &DatabaseConnection) -> Result<bool, DbErr> {
     let backend = db.get_database_backend();
     let sql = match backend {
-        DbBackend::Postgres => "SELECT 1 AS found WHERE to_regclass('seaql_migrations') IS NOT NULL",
+        DbBackend::Postgres => {
+            "SELECT 1 AS found WHERE to_regclass('seaql_migrations') IS NOT NULL"
+        }
         _ => "SELECT 1 AS found FROM sqlite_master WHERE name = 'seaql_migrations'",
     };
-    Ok(db.query_one_raw(Statement::from_string(backend, sql)).await?.is_some())
+    Ok(db
+        .query_one_raw(Statement::from_string(backend, sql))
+        .await?
+        .is_some())
 }

@@ -95,7 +95,11 @@ impl Store {
     ///
     /// # Errors
     /// What is wrong with the URL, or [`Error::StoreUnavailable`] with the cause in the log.
-    pub async fn open(options: &Options, clock: SharedClock, policy: Policy) -> Result<(Self, Vec<Writer>), Error> {
+    pub async fn open(
+        options: &Options,
+        clock: SharedClock,
+        policy: Policy,
+    ) -> Result<(Self, Vec<Writer>), Error> {
         let reads = connect::reads(options).await?;
         let mut senders = Vec::new();
         let mut writers = Vec::new();
@@ -103,23 +107,55 @@ impl Store {
             let (sender, queue) = mpsc::channel(options.queue_max);
             let connect = connect::writer(options);
             let db = connect::writer_connection(options, &connect, &reads).await?;
-            let (clock, batch_max, revisions_kept) = (clock.clone(), options.batch_max, options.revisions_kept);
+            let (clock, batch_max, revisions_kept) =
+                (clock.clone(), options.batch_max, options.revisions_kept);
             let writes = options.writes.clone();
-            writers.push(Writer { queue, connect, db, clock, policy, batch_max, revisions_kept, writes, held: None, away: false });
+            writers.push(Writer {
+                queue,
+                connect,
+                db,
+                clock,
+                policy,
+                batch_max,
+                revisions_kept,
+                writes,
+                held: None,
+                away: false,
+            });
             senders.push(sender);
         }
-        let link = connect::dispatching(options, writers.first().map_or(&reads, |writer| &writer.db)).await?;
+        let link =
+            connect::dispatching(options, writers.first().map_or(&reads, |writer| &writer.db))
+                .await?;
         let (firing, finishing) = (Lane::new(link.clone()), Lane::new(link.clone()));
         let (revisions_kept, writes) = (options.revisions_kept, options.writes.clone());
         let heads = Heads::default();
-        Ok((Self { reads, link, firing, finishing, heads, writers: senders.into(), clock, revisions_kept, writes }, writers))
+        Ok((
+            Self {
+                reads,
+                link,
+                firing,
+                finishing,
+                heads,
+                writers: senders.into(),
+                clock,
+                revisions_kept,
+                writes,
+            },
+            writers,
+        ))
     }
 
     /// Hands a change to its writer and waits for its commit.
     ///
     /// # Errors
     /// The domain's refusals, and those of a full queue, an expired deadline, or a database that is away.
-    pub async fn commit(&self, caller: Caller, work: Work, request: Option<RequestKey>) -> Result<Outcome, Error> {
+    pub async fn commit(
+        &self,
+        caller: Caller,
+        work: Work,
+        request: Option<RequestKey>,
+    ) -> Result<Outcome, Error> {
         self.enqueue(caller, work, request)?.await
     }
 
@@ -139,7 +175,9 @@ impl Store {
         writer.try_send(job).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => {
                 self.writes.queue_was_full();
-                Error::Busy { retry_after: BUSY_RETRY_AFTER }
+                Error::Busy {
+                    retry_after: BUSY_RETRY_AFTER,
+                }
             }
             mpsc::error::TrySendError::Closed(_) => Error::Draining,
         })?;
@@ -152,7 +190,9 @@ impl Store {
         let mut hash = DefaultHasher::new();
         id.hash(&mut hash);
         let index = usize::try_from(hash.finish() % self.writers.len().max(1) as u64).unwrap_or(0);
-        self.writers.get(index).ok_or_else(|| Error::internal("the store has no writer"))
+        self.writers
+            .get(index)
+            .ok_or_else(|| Error::internal("the store has no writer"))
     }
 
     /// Applies pending migrations and answers their names.
@@ -160,7 +200,9 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn migrate(&self) -> Result<Vec<String>, Error> {
-        migration::migrate(&self.reads).await.map_err(|fault| error::public(&fault))
+        migration::migrate(&self.reads)
+            .await
+            .map_err(|fault| error::public(&fault))
     }
 
     /// The names of migrations that were not applied yet.
@@ -168,7 +210,9 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn pending_migrations(&self) -> Result<Vec<String>, Error> {
-        migration::pending(&self.reads).await.map_err(|fault| error::public(&fault))
+        migration::pending(&self.reads)
+            .await
+            .map_err(|fault| error::public(&fault))
     }
 
     /// Whether an acknowledged change survives a crash of the database's machine.
@@ -176,7 +220,9 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn durability(&self) -> Result<Durability, Error> {
-        connect::durability(&self.reads).await.map_err(|fault| error::public(&fault))
+        connect::durability(&self.reads)
+            .await
+            .map_err(|fault| error::public(&fault))
     }
 }
 

@@ -68,12 +68,23 @@ impl Row for Move {
             self.zone_rules.into(),
             self.done_ms.into(),
         ];
-        let nothing = || dispatch::Model::columns().into_iter().map(|(_, kind)| kind.null()).collect();
-        own.into_iter().chain(self.dispatch.as_ref().map_or_else(nothing, Row::values)).collect()
+        let nothing = || {
+            dispatch::Model::columns()
+                .into_iter()
+                .map(|(_, kind)| kind.null())
+                .collect()
+        };
+        own.into_iter()
+            .chain(self.dispatch.as_ref().map_or_else(nothing, Row::values))
+            .collect()
     }
 }
 
-row!(wake::Model { wake_ms: Big, workspace_id: Int, id: Uuid });
+row!(wake::Model {
+    wake_ms: Big,
+    workspace_id: Int,
+    id: Uuid
+});
 
 const ROWS: &str = "UPDATE canvas_schedule AS s SET version = s.version + 1, state = i.next_state, next_wave_ms = i.next_wave_ms, \
        wake_ms = i.wake_ms, fired = i.fired, zone_rules = i.zone_rules, finished_ms = i.done_ms \
@@ -93,7 +104,8 @@ fn fired(of: &str) -> String {
 fn tables(backend: DbBackend) -> String {
     let taken = 1 + parameters::<Move>(backend);
     let added = taken + parameters::<wake::Model>(backend);
-    let [taken, added] = [("t", taken), ("a", added)].map(|(name, first)| table::<wake::Model>(backend, name, first));
+    let [taken, added] = [("t", taken), ("a", added)]
+        .map(|(name, first)| table::<wake::Model>(backend, name, first));
     [table::<Move>(backend, "i", 1), taken, added].join(", ")
 }
 
@@ -101,7 +113,11 @@ fn tables(backend: DbBackend) -> String {
 /// would compare each with each, since nothing is known of what is in a batch. What is selected comes first: no entry is removed
 /// before all rows are locked, so that a writer who waits to add the same one holds none that is still needed.
 static POSTGRES: LazyLock<String> = LazyLock::new(|| {
-    let (tables, dispatches, fired) = (tables(DbBackend::Postgres), names::<dispatch::Model>("i."), fired("moved"));
+    let (tables, dispatches, fired) = (
+        tables(DbBackend::Postgres),
+        names::<dispatch::Model>("i."),
+        fired("moved"),
+    );
     format!(
         "WITH {tables}, moved AS ({ROWS} RETURNING s.id, {dispatches}), taken AS ({TAKEN}), added AS ({ADDED}), fired AS ({fired}) \
          SELECT id FROM moved"
@@ -131,7 +147,11 @@ impl Moves {
         let next_wave_ms = after.next_wave.map(|at| at.timestamp_millis());
         let wake_ms = next_wave_ms.map(|next| look_ms.unwrap_or(next));
         if let Some(wake_ms) = wake_ms {
-            self.look(wake::Model { wake_ms, workspace_id: before.workspace_id, id: before.id });
+            self.look(wake::Model {
+                wake_ms,
+                workspace_id: before.workspace_id,
+                id: before.id,
+            });
         }
         self.rows.push(Move {
             workspace: before.workspace_id,
@@ -170,20 +190,47 @@ impl Moves {
             return Ok(HashSet::new());
         }
         // In the order of the ids, as every other batch, so that batches never wait for each other in a ring.
-        self.rows.sort_unstable_by_key(|row| ScheduleKey { id: row.id, workspace_id: row.workspace });
+        self.rows.sort_unstable_by_key(|row| ScheduleKey {
+            id: row.id,
+            workspace_id: row.workspace,
+        });
         let backend = db.get_database_backend();
-        let values = [values(backend, &self.rows), values(backend, &self.taken), values(backend, &self.added)].concat();
+        let values = [
+            values(backend, &self.rows),
+            values(backend, &self.taken),
+            values(backend, &self.added),
+        ]
+        .concat();
         if backend == DbBackend::Postgres {
-            let moved = db.query_all_raw(Statement::from_sql_and_values(DbBackend::Postgres, POSTGRES.as_str(), values)).await?;
-            let moved = moved.iter().map(|row| row.try_get_by_index::<Uuid>(0)).collect::<Result<HashSet<_>, _>>()?;
+            let moved = db
+                .query_all_raw(Statement::from_sql_and_values(
+                    DbBackend::Postgres,
+                    POSTGRES.as_str(),
+                    values,
+                ))
+                .await?;
+            let moved = moved
+                .iter()
+                .map(|row| row.try_get_by_index::<Uuid>(0))
+                .collect::<Result<HashSet<_>, _>>()?;
             self.taken.retain(|entry| !moved.contains(&entry.id));
             ADD_ENTRIES.execute(db, [], &self.taken).await?;
             return Ok(moved);
         }
         for (n, part) in SQLITE.iter().enumerate() {
-            let done = db.execute_raw(Statement::from_sql_and_values(DbBackend::Sqlite, part, values.clone())).await?;
+            let done = db
+                .execute_raw(Statement::from_sql_and_values(
+                    DbBackend::Sqlite,
+                    part,
+                    values.clone(),
+                ))
+                .await?;
             if n == 0 && done.rows_affected() != self.rows.len() as u64 {
-                return Err(DbErr::Custom(format!("{} of {} rows had the version that was read", done.rows_affected(), self.rows.len())));
+                return Err(DbErr::Custom(format!(
+                    "{} of {} rows had the version that was read",
+                    done.rows_affected(),
+                    self.rows.len()
+                )));
             }
         }
         Ok(self.rows.iter().map(|row| row.id).collect())
@@ -233,7 +280,10 @@ static PARK_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
 ///
 /// # Errors
 /// What the database says.
-pub async fn remove_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model]) -> Result<(), DbErr> {
+pub async fn remove_entries<C: ConnectionTrait>(
+    db: &C,
+    entries: &[wake::Model],
+) -> Result<(), DbErr> {
     REMOVE_ENTRIES.execute(db, [], entries).await
 }
 
@@ -241,7 +291,10 @@ pub async fn remove_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model])
 ///
 /// # Errors
 /// What the database says.
-pub async fn park_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model]) -> Result<(), DbErr> {
+pub async fn park_entries<C: ConnectionTrait>(
+    db: &C,
+    entries: &[wake::Model],
+) -> Result<(), DbErr> {
     PARK_ENTRIES.execute(db, [], entries).await?;
     remove_entries(db, entries).await
 }
@@ -250,7 +303,10 @@ pub async fn park_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model]) -
 ///
 /// # Errors
 /// What the database says.
-pub async fn unpark_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model]) -> Result<(), DbErr> {
+pub async fn unpark_entries<C: ConnectionTrait>(
+    db: &C,
+    entries: &[wake::Model],
+) -> Result<(), DbErr> {
     UNPARK_ENTRIES.execute(db, [], entries).await?;
     ADD_ENTRIES.execute(db, [], entries).await
 }
@@ -259,8 +315,18 @@ pub async fn unpark_entries<C: ConnectionTrait>(db: &C, entries: &[wake::Model])
 ///
 /// # Errors
 /// What the database says.
-pub async fn postpone_entries<C: ConnectionTrait>(db: &C, entries: Vec<wake::Model>, at_ms: i64) -> Result<(), DbErr> {
+pub async fn postpone_entries<C: ConnectionTrait>(
+    db: &C,
+    entries: Vec<wake::Model>,
+    at_ms: i64,
+) -> Result<(), DbErr> {
     remove_entries(db, &entries).await?;
-    let later: Vec<wake::Model> = entries.into_iter().map(|entry| wake::Model { wake_ms: at_ms, ..entry }).collect();
+    let later: Vec<wake::Model> = entries
+        .into_iter()
+        .map(|entry| wake::Model {
+            wake_ms: at_ms,
+            ..entry
+        })
+        .collect();
     ADD_ENTRIES.execute(db, [], &later).await
 }

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use sea_orm::{ColumnTrait, DbErr, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ColumnTrait, DbErr, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
+};
 
 use super::batch::Answered;
 use super::entity::{canvas_schedule, properties, request, target, workspace};
@@ -10,7 +12,8 @@ use super::error::public;
 use super::scope::Tenant;
 use super::{Key, REQUEST_KEPT, Store, convert, dispatches, history};
 use crate::domain::{
-    CanvasId, CanvasSchedule, Firing, Properties, PropertiesId, RequestId, Revision, ScheduleId, State, Target, WorkspaceId, Zone,
+    CanvasId, CanvasSchedule, Firing, Properties, PropertiesId, RequestId, Revision, ScheduleId,
+    State, Target, WorkspaceId, Zone,
 };
 use crate::error::Error;
 
@@ -49,13 +52,24 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NotFound`], also when it is another workspace's.
-    pub async fn schedule_and_firings(&self, key: Key) -> Result<(CanvasSchedule, Vec<Firing>), Error> {
+    pub async fn schedule_and_firings(
+        &self,
+        key: Key,
+    ) -> Result<(CanvasSchedule, Vec<Firing>), Error> {
         let found = self.find(key).await.map_err(|fault| public(&fault))?;
-        found.ok_or_else(|| Error::NotFound { schedule_id: key.1.to_string() })
+        found.ok_or_else(|| Error::NotFound {
+            schedule_id: key.1.to_string(),
+        })
     }
 
-    async fn find(&self, (workspace, id): Key) -> Result<Option<(CanvasSchedule, Vec<Firing>)>, DbErr> {
-        let Some(row) = canvas_schedule::Entity::within(workspace).filter(canvas_schedule::Column::Id.eq(id.0)).one(&self.reads).await?
+    async fn find(
+        &self,
+        (workspace, id): Key,
+    ) -> Result<Option<(CanvasSchedule, Vec<Firing>)>, DbErr> {
+        let Some(row) = canvas_schedule::Entity::within(workspace)
+            .filter(canvas_schedule::Column::Id.eq(id.0))
+            .one(&self.reads)
+            .await?
         else {
             return Ok(None);
         };
@@ -72,12 +86,22 @@ impl Store {
         let (schedule, firings) = self.schedule_and_firings(key).await?;
         let (workspace, id) = key;
         let read = async {
-            let target = target::Entity::within(workspace).filter(target::Column::ScheduleId.eq(id.0)).one(&self.reads).await?;
+            let target = target::Entity::within(workspace)
+                .filter(target::Column::ScheduleId.eq(id.0))
+                .one(&self.reads)
+                .await?;
             let target = target.ok_or_else(|| convert::broken("the target is missing"))?;
             let target = serde_json::from_str(&target.body).map_err(convert::broken)?;
-            let mut bodies = self.find_properties(workspace, schedule.properties.into_iter().collect()).await?;
+            let mut bodies = self
+                .find_properties(workspace, schedule.properties.into_iter().collect())
+                .await?;
             let properties = schedule.properties.and_then(|id| bodies.remove(&id));
-            Ok(Details { schedule, firings, target, properties })
+            Ok(Details {
+                schedule,
+                firings,
+                target,
+                properties,
+            })
         };
         read.await.map_err(|fault: DbErr| public(&fault))
     }
@@ -86,17 +110,34 @@ impl Store {
     ///
     /// # Errors
     /// What the database says, for the log.
-    pub async fn properties(&self, workspace: WorkspaceId, ids: Vec<PropertiesId>) -> Result<HashMap<PropertiesId, Properties>, Error> {
-        self.find_properties(workspace, ids).await.map_err(|fault| public(&fault))
+    pub async fn properties(
+        &self,
+        workspace: WorkspaceId,
+        ids: Vec<PropertiesId>,
+    ) -> Result<HashMap<PropertiesId, Properties>, Error> {
+        self.find_properties(workspace, ids)
+            .await
+            .map_err(|fault| public(&fault))
     }
 
-    async fn find_properties(&self, workspace: WorkspaceId, ids: Vec<PropertiesId>) -> Result<HashMap<PropertiesId, Properties>, DbErr> {
+    async fn find_properties(
+        &self,
+        workspace: WorkspaceId,
+        ids: Vec<PropertiesId>,
+    ) -> Result<HashMap<PropertiesId, Properties>, DbErr> {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
-        let rows =
-            properties::Entity::within(workspace).filter(properties::Column::Id.is_in(ids.iter().map(|id| id.0))).all(&self.reads).await?;
-        let body = |row: properties::Model| Ok((PropertiesId(row.id), serde_json::from_str(&row.body).map_err(convert::broken)?));
+        let rows = properties::Entity::within(workspace)
+            .filter(properties::Column::Id.is_in(ids.iter().map(|id| id.0)))
+            .all(&self.reads)
+            .await?;
+        let body = |row: properties::Model| {
+            Ok((
+                PropertiesId(row.id),
+                serde_json::from_str(&row.body).map_err(convert::broken)?,
+            ))
+        };
         rows.into_iter().map(body).collect()
     }
 
@@ -104,19 +145,36 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NoOpenSchedule`] and [`Error::ScheduleIdNeeded`].
-    pub async fn open_schedule(&self, workspace: WorkspaceId, canvas_id: &CanvasId) -> Result<ScheduleId, Error> {
+    pub async fn open_schedule(
+        &self,
+        workspace: WorkspaceId,
+        canvas_id: &CanvasId,
+    ) -> Result<ScheduleId, Error> {
         let open = canvas_schedule::Entity::within(workspace)
             .filter(canvas_schedule::Column::CanvasId.eq(canvas_id.as_str()))
             // The text of the partial index's own condition.
             .filter(canvas_schedule::Column::State.lte(convert::state_code(State::Dispatching)));
-        let first =
-            open.clone().order_by_asc(canvas_schedule::Column::Id).limit(2).all(&self.reads).await.map_err(|fault| public(&fault))?;
+        let first = open
+            .clone()
+            .order_by_asc(canvas_schedule::Column::Id)
+            .limit(2)
+            .all(&self.reads)
+            .await
+            .map_err(|fault| public(&fault))?;
         match first.as_slice() {
-            [] => Err(Error::NoOpenSchedule { canvas_id: canvas_id.as_str().to_owned() }),
+            [] => Err(Error::NoOpenSchedule {
+                canvas_id: canvas_id.as_str().to_owned(),
+            }),
             [one] => Ok(ScheduleId(one.id)),
             _ => {
-                let open = open.count(&self.reads).await.map_err(|fault| public(&fault))?;
-                Err(Error::ScheduleIdNeeded { canvas_id: canvas_id.as_str().to_owned(), open })
+                let open = open
+                    .count(&self.reads)
+                    .await
+                    .map_err(|fault| public(&fault))?;
+                Err(Error::ScheduleIdNeeded {
+                    canvas_id: canvas_id.as_str().to_owned(),
+                    open,
+                })
             }
         }
     }
@@ -143,7 +201,11 @@ impl Store {
             query = query.filter(canvas_schedule::Column::Id.gt(after.0));
         }
         let read = async {
-            let rows = query.order_by_asc(canvas_schedule::Column::Id).limit(limit).all(&self.reads).await?;
+            let rows = query
+                .order_by_asc(canvas_schedule::Column::Id)
+                .limit(limit)
+                .all(&self.reads)
+                .await?;
             let mut dispatches = dispatches::of_rows(&self.reads, rows.iter()).await?;
             let schedule = |row: canvas_schedule::Model| {
                 let of_row = dispatches.remove(&row.id).unwrap_or_default();
@@ -158,7 +220,12 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NotFound`], also when the schedule is another workspace's.
-    pub async fn revisions(&self, key: Key, before: Option<i64>, limit: u64) -> Result<Vec<Revision>, Error> {
+    pub async fn revisions(
+        &self,
+        key: Key,
+        before: Option<i64>,
+        limit: u64,
+    ) -> Result<Vec<Revision>, Error> {
         let newest = self.schedule(key).await?.revision;
         let (workspace, id) = key;
         let (before, oldest) = (before.unwrap_or(i64::MAX), newest - self.revisions_kept);
@@ -172,16 +239,26 @@ impl Store {
     ///
     /// # Errors
     /// What the database says, for the log.
-    pub async fn answered(&self, workspace: WorkspaceId, id: &RequestId) -> Result<Option<Answered>, Error> {
+    pub async fn answered(
+        &self,
+        workspace: WorkspaceId,
+        id: &RequestId,
+    ) -> Result<Option<Answered>, Error> {
         let read = async {
-            let named = request::Entity::within(workspace).filter(request::Column::RequestId.eq(id.as_str()));
-            let Some(row) = named.one(&self.reads).await? else { return Ok(None) };
+            let named = request::Entity::within(workspace)
+                .filter(request::Column::RequestId.eq(id.as_str()));
+            let Some(row) = named.one(&self.reads).await? else {
+                return Ok(None);
+            };
             let age = self.clock.now().timestamp_millis() - row.created_ms;
             if u128::try_from(age).is_ok_and(|age| age >= REQUEST_KEPT.as_millis()) {
                 return Ok(None);
             }
             let outcome = serde_json::from_str(&row.outcome).map_err(convert::broken)?;
-            Ok(Some(Answered { digest: row.digest, outcome }))
+            Ok(Some(Answered {
+                digest: row.digest,
+                outcome,
+            }))
         };
         read.await.map_err(|fault: DbErr| public(&fault))
     }
@@ -204,10 +281,14 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn remove_old_answers(&self, most: u64) -> Result<usize, Error> {
-        let oldest = self.clock.now().timestamp_millis() - i64::try_from(REQUEST_KEPT.as_millis()).unwrap_or(i64::MAX);
+        let oldest = self.clock.now().timestamp_millis()
+            - i64::try_from(REQUEST_KEPT.as_millis()).unwrap_or(i64::MAX);
         let remove = async {
             let too_old = request::Column::CreatedMs.lte(oldest);
-            let rows = request::Entity::across_workspaces().filter(too_old.clone()).order_by_asc(request::Column::CreatedMs).limit(most);
+            let rows = request::Entity::across_workspaces()
+                .filter(too_old.clone())
+                .order_by_asc(request::Column::CreatedMs)
+                .limit(most);
             let rows = rows.all(&self.reads).await?;
             for row in &rows {
                 // Its age again: the id may have been used anew since it was read.

@@ -27,11 +27,19 @@ struct Kept {
     finished_ms: Option<i64>,
 }
 
-row!(Kept { workspace_id: Int, id: Uuid, finished_ms: BigOrNull });
+row!(Kept {
+    workspace_id: Int,
+    id: Uuid,
+    finished_ms: BigOrNull
+});
 
 impl Kept {
     fn of(key: ScheduleKey, since: Option<DateTime<Utc>>) -> Self {
-        Self { workspace_id: key.workspace_id, id: key.id, finished_ms: since.map(|since| since.timestamp_millis()) }
+        Self {
+            workspace_id: key.workspace_id,
+            id: key.id,
+            finished_ms: since.map(|since| since.timestamp_millis()),
+        }
     }
 }
 
@@ -50,7 +58,9 @@ static REMOVE: LazyLock<[Texts; 4]> = LazyLock::new(|| {
     let of = |columns: &'static str, name: &'static str| {
         Texts::of(move |backend| {
             let keys = table::<ScheduleKey>(backend, "k", 1);
-            format!("WITH {keys} DELETE FROM {name} WHERE ({columns}) IN (SELECT workspace_id, id FROM k)")
+            format!(
+                "WITH {keys} DELETE FROM {name} WHERE ({columns}) IN (SELECT workspace_id, id FROM k)"
+            )
         })
     };
     [
@@ -74,12 +84,28 @@ impl Store {
         self.link.in_time(remove).await
     }
 
-    async fn remove_candidates(&self, candidates: &str, before: DateTime<Utc>, most: u64) -> Result<usize, DbErr> {
+    async fn remove_candidates(
+        &self,
+        candidates: &str,
+        before: DateTime<Utc>,
+        most: u64,
+    ) -> Result<usize, DbErr> {
         let db = begin(&self.link.db()).await?;
-        let values = [before.timestamp_millis().into(), i64::try_from(most).unwrap_or(i64::MAX).into()];
-        let found = db.query_all_raw(Statement::from_sql_and_values(db.get_database_backend(), candidates, values)).await?;
-        let mut keys =
-            found.iter().map(|row| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?))).collect::<Result<Vec<_>, DbErr>>()?;
+        let values = [
+            before.timestamp_millis().into(),
+            i64::try_from(most).unwrap_or(i64::MAX).into(),
+        ];
+        let found = db
+            .query_all_raw(Statement::from_sql_and_values(
+                db.get_database_backend(),
+                candidates,
+                values,
+            ))
+            .await?;
+        let mut keys = found
+            .iter()
+            .map(|row| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?)))
+            .collect::<Result<Vec<_>, DbErr>>()?;
         keys.sort_unstable_by_key(|(_, id)| *id);
         if keys.is_empty() {
             db.rollback().await?;
@@ -91,7 +117,10 @@ impl Store {
         let (mut removed, mut kept) = (vec![], vec![]);
         for row in rows {
             let key = ScheduleKey::of(&row);
-            let (schedule, firings) = match dispatches::schedule(row, dispatches.remove(&key.id).unwrap_or_default()) {
+            let (schedule, firings) = match dispatches::schedule(
+                row,
+                dispatches.remove(&key.id).unwrap_or_default(),
+            ) {
                 Ok(read) => read,
                 Err(fault) => {
                     tracing::error!(schedule_id = %key.id, %fault, "a finished schedule cannot be read, so it is kept");
@@ -100,7 +129,9 @@ impl Store {
             };
             match schedule.finished_since(&firings) {
                 Some(since) if since <= before => removed.push(key),
-                None if schedule.next_wave.is_none() => kept.push(Kept::of(key, Some(before + OUTCOME_REST))),
+                None if schedule.next_wave.is_none() => {
+                    kept.push(Kept::of(key, Some(before + OUTCOME_REST)))
+                }
                 since => kept.push(Kept::of(key, since)),
             }
         }

@@ -113,24 +113,45 @@ impl Kind {
 
 /// How many parameters a batch of such rows takes.
 pub fn parameters<R: Row>(backend: DbBackend) -> usize {
-    if backend == DbBackend::Postgres { R::columns().len() } else { 1 }
+    if backend == DbBackend::Postgres {
+        R::columns().len()
+    } else {
+        1
+    }
 }
 
 /// A batch as a common table expression called `name`, read from the parameters from number `first` on.
 pub fn table<R: Row>(backend: DbBackend, name: &str, first: usize) -> String {
     let columns = R::columns();
     if backend != DbBackend::Postgres {
-        let listed = join(columns.iter().enumerate().map(|(place, (column, kind))| kind.sqlite(column, place)));
+        let listed = join(
+            columns
+                .iter()
+                .enumerate()
+                .map(|(place, (column, kind))| kind.sqlite(column, place)),
+        );
         return format!("{name} AS (SELECT {listed} FROM json_each(${first}))");
     }
     let listed = join(columns.iter().map(|(column, kind)| kind.postgres(column)));
-    let arrays = join(columns.iter().enumerate().map(|(n, (_, kind))| format!("${}::{}[]", first + n, kind.array().1)));
-    format!("{name} AS (SELECT {listed} FROM unnest({arrays}) AS r ({}))", names::<R>(""))
+    let arrays = join(
+        columns
+            .iter()
+            .enumerate()
+            .map(|(n, (_, kind))| format!("${}::{}[]", first + n, kind.array().1)),
+    );
+    format!(
+        "{name} AS (SELECT {listed} FROM unnest({arrays}) AS r ({}))",
+        names::<R>("")
+    )
 }
 
 /// The names of the columns, each after `prefix`.
 pub fn names<R: Row>(prefix: &str) -> String {
-    join(R::columns().iter().map(|(name, _)| format!("{prefix}{name}")))
+    join(
+        R::columns()
+            .iter()
+            .map(|(name, _)| format!("{prefix}{name}")),
+    )
 }
 
 fn join(parts: impl Iterator<Item = String>) -> String {
@@ -139,22 +160,42 @@ fn join(parts: impl Iterator<Item = String>) -> String {
 
 /// Rows as the parameters of their table.
 pub fn values<R: Row>(backend: DbBackend, rows: &[R]) -> Vec<Value> {
-    if backend == DbBackend::Postgres { arrays(rows) } else { vec![json(rows).into()] }
+    if backend == DbBackend::Postgres {
+        arrays(rows)
+    } else {
+        vec![json(rows).into()]
+    }
 }
 
 fn arrays<R: Row>(rows: &[R]) -> Vec<Value> {
     let columns = R::columns();
-    let mut arrays: Vec<Vec<Value>> = columns.iter().map(|_| Vec::with_capacity(rows.len())).collect();
+    let mut arrays: Vec<Vec<Value>> = columns
+        .iter()
+        .map(|_| Vec::with_capacity(rows.len()))
+        .collect();
     for row in rows {
         for ((array, (_, kind)), value) in arrays.iter_mut().zip(&columns).zip(row.values()) {
-            array.push(if value == kind.null() { kind.stand_in() } else { value });
+            array.push(if value == kind.null() {
+                kind.stand_in()
+            } else {
+                value
+            });
         }
     }
-    arrays.into_iter().zip(columns).map(|(array, (_, kind))| Value::Array(kind.array().0, Some(Box::new(array)))).collect()
+    arrays
+        .into_iter()
+        .zip(columns)
+        .map(|(array, (_, kind))| Value::Array(kind.array().0, Some(Box::new(array))))
+        .collect()
 }
 
 fn json<R: Row>(rows: &[R]) -> String {
-    let rows = rows.iter().map(|row| row.values().into_iter().map(cell).collect::<serde_json::Value>());
+    let rows = rows.iter().map(|row| {
+        row.values()
+            .into_iter()
+            .map(cell)
+            .collect::<serde_json::Value>()
+    });
     rows.collect::<serde_json::Value>().to_string()
 }
 
@@ -179,7 +220,10 @@ pub struct Texts {
 impl Texts {
     /// Both texts, from one that is told which database it is for.
     pub fn of(text: impl Fn(DbBackend) -> String) -> Self {
-        Self { postgres: text(DbBackend::Postgres), sqlite: text(DbBackend::Sqlite) }
+        Self {
+            postgres: text(DbBackend::Postgres),
+            sqlite: text(DbBackend::Sqlite),
+        }
     }
 
     /// Runs it over a batch of rows, in the parameters after those of `before`. Nothing is run for no rows.
@@ -197,7 +241,12 @@ impl Texts {
         }
         let backend = db.get_database_backend();
         let values = before.into_iter().chain(values(backend, rows));
-        db.execute_raw(Statement::from_sql_and_values(backend, self.get(backend), values)).await?;
+        db.execute_raw(Statement::from_sql_and_values(
+            backend,
+            self.get(backend),
+            values,
+        ))
+        .await?;
         Ok(())
     }
 
@@ -205,16 +254,29 @@ impl Texts {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn query<C: ConnectionTrait>(&self, db: &C, keys: &[impl Row]) -> Result<Vec<QueryResult>, DbErr> {
+    pub async fn query<C: ConnectionTrait>(
+        &self,
+        db: &C,
+        keys: &[impl Row],
+    ) -> Result<Vec<QueryResult>, DbErr> {
         if keys.is_empty() {
             return Ok(vec![]);
         }
         let backend = db.get_database_backend();
-        db.query_all_raw(Statement::from_sql_and_values(backend, self.get(backend), values(backend, keys))).await
+        db.query_all_raw(Statement::from_sql_and_values(
+            backend,
+            self.get(backend),
+            values(backend, keys),
+        ))
+        .await
     }
 
     /// The text for a database.
     pub fn get(&self, backend: DbBackend) -> &str {
-        if backend == DbBackend::Postgres { &self.postgres } else { &self.sqlite }
+        if backend == DbBackend::Postgres {
+            &self.postgres
+        } else {
+            &self.sqlite
+        }
     }
 }

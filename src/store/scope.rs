@@ -3,7 +3,9 @@
 
 use sea_orm::{ColumnTrait, DeleteMany, EntityTrait, QueryFilter, Select, UpdateMany};
 
-use super::entity::{canvas_schedule, dispatch, properties, rate_window, request, revision, target};
+use super::entity::{
+    canvas_schedule, dispatch, properties, rate_window, request, revision, target,
+};
 use crate::domain::WorkspaceId;
 
 /// A table whose rows belong to workspaces.

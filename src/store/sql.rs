@@ -48,7 +48,11 @@ pub enum Lock {
 ///
 /// # Errors
 /// What the database says.
-pub async fn read_rows<C: ConnectionTrait>(db: &C, keys: &[(i32, Uuid)], lock: Lock) -> Result<Vec<canvas_schedule::Model>, DbErr> {
+pub async fn read_rows<C: ConnectionTrait>(
+    db: &C,
+    keys: &[(i32, Uuid)],
+    lock: Lock,
+) -> Result<Vec<canvas_schedule::Model>, DbErr> {
     let statements = match db.get_database_backend() {
         DbBackend::Postgres => vec![postgres::read(keys, lock)],
         _ => sqlite::read(keys),

@@ -34,7 +34,9 @@ const NEWER: &str = "SELECT workspace_id, id FROM canvas_schedule \
 static STAMP: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
         let keys = table::<ScheduleKey>(backend, "k", 2);
-        format!("WITH {keys} UPDATE canvas_schedule AS s SET zone_rules = $1 FROM k WHERE s.workspace_id = k.workspace_id AND s.id = k.id")
+        format!(
+            "WITH {keys} UPDATE canvas_schedule AS s SET zone_rules = $1 FROM k WHERE s.workspace_id = k.workspace_id AND s.id = k.id"
+        )
     })
 });
 
@@ -47,11 +49,21 @@ impl Store {
         let announce = async {
             let db = &self.link.db();
             let backend = db.get_database_backend();
-            let own = [zone::data_number().into(), zone::data_version().into(), now.timestamp_millis().into()];
-            db.execute_raw(Statement::from_sql_and_values(backend, ANNOUNCE, own)).await?;
+            let own = [
+                zone::data_number().into(),
+                zone::data_version().into(),
+                now.timestamp_millis().into(),
+            ];
+            db.execute_raw(Statement::from_sql_and_values(backend, ANNOUNCE, own))
+                .await?;
             let since = [(now - COUNTS_FOR).timestamp_millis().into()];
-            let row = db.query_one_raw(Statement::from_sql_and_values(backend, IN_FORCE, since)).await?;
-            let newest: Option<i32> = row.map(|row| row.try_get_by_index(0)).transpose()?.flatten();
+            let row = db
+                .query_one_raw(Statement::from_sql_and_values(backend, IN_FORCE, since))
+                .await?;
+            let newest: Option<i32> = row
+                .map(|row| row.try_get_by_index(0))
+                .transpose()?
+                .flatten();
             Ok(newest.unwrap_or_else(zone::data_number))
         };
         self.link.in_time(announce).await
@@ -63,14 +75,31 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn recompute(&self, now: DateTime<Utc>, most: u64) -> Result<usize, Error> {
-        let recompute = async { Ok(self.recompute_those(OLDER, now, most).await? + self.recompute_those(NEWER, now, most).await?) };
+        let recompute = async {
+            Ok(self.recompute_those(OLDER, now, most).await?
+                + self.recompute_those(NEWER, now, most).await?)
+        };
         self.link.in_time(recompute).await
     }
 
-    async fn recompute_those(&self, which: &str, now: DateTime<Utc>, most: u64) -> Result<usize, DbErr> {
-        let values = [zone::data_number().into(), i64::try_from(most).unwrap_or(i64::MAX).into()];
+    async fn recompute_those(
+        &self,
+        which: &str,
+        now: DateTime<Utc>,
+        most: u64,
+    ) -> Result<usize, DbErr> {
+        let values = [
+            zone::data_number().into(),
+            i64::try_from(most).unwrap_or(i64::MAX).into(),
+        ];
         let db = begin(&self.link.db()).await?;
-        let found = db.query_all_raw(Statement::from_sql_and_values(db.get_database_backend(), which, values)).await?;
+        let found = db
+            .query_all_raw(Statement::from_sql_and_values(
+                db.get_database_backend(),
+                which,
+                values,
+            ))
+            .await?;
         let mut keys: Vec<(i32, Uuid)> = vec![];
         for row in found {
             keys.push((row.try_get_by_index(0)?, row.try_get_by_index(1)?));
@@ -92,7 +121,13 @@ impl Store {
                     continue;
                 }
             };
-            moves.row(&row, &schedule.replanned(), None, now.timestamp_millis(), None)?;
+            moves.row(
+                &row,
+                &schedule.replanned(),
+                None,
+                now.timestamp_millis(),
+                None,
+            )?;
         }
         let moved = moves.write(&db).await?;
         db.commit().await?;

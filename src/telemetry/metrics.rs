@@ -10,8 +10,8 @@ use std::sync::Arc;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, PullingGauge, Registry, Result,
-    TextEncoder,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    PullingGauge, Registry, Result, TextEncoder,
 };
 
 pub use calls::{Calls, Connections};
@@ -19,7 +19,10 @@ pub use sending::{Backlog, Sending, Standing};
 pub use writes::{Failure, Writes};
 
 /// Up to a minute, finer where calls and commits usually are.
-const SECONDS: [f64; 16] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const SECONDS: [f64; 16] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    60.0,
+];
 
 /// The metrics of a process. Cheap to clone.
 #[derive(Clone)]
@@ -41,8 +44,17 @@ impl Metrics {
     pub fn new() -> Result<Self> {
         let shelf = Shelf(Registry::new());
         shelf.put(ProcessCollector::for_self())?;
-        let (calls, connections, writes) = (Calls::on(&shelf)?, Connections::on(&shelf)?, Writes::on(&shelf)?);
-        Ok(Self { shelf, calls, connections, writes })
+        let (calls, connections, writes) = (
+            Calls::on(&shelf)?,
+            Connections::on(&shelf)?,
+            Writes::on(&shelf)?,
+        );
+        Ok(Self {
+            shelf,
+            calls,
+            connections,
+            writes,
+        })
     }
 
     /// Those of a process that sends to `sink`.
@@ -57,17 +69,32 @@ impl Metrics {
     ///
     /// # Errors
     /// There is one of this name.
-    pub fn gauge(&self, name: &str, help: &str, look: impl Fn() -> f64 + Send + Sync + 'static) -> Result<()> {
-        self.shelf.put(PullingGauge::new(name, help, Box::new(look))?)
+    pub fn gauge(
+        &self,
+        name: &str,
+        help: &str,
+        look: impl Fn() -> f64 + Send + Sync + 'static,
+    ) -> Result<()> {
+        self.shelf
+            .put(PullingGauge::new(name, help, Box::new(look))?)
     }
 
     /// Gauges that `look` sets at each scrape.
     ///
     /// # Errors
     /// There are some of this name.
-    pub fn gauges(&self, name: &str, help: &str, labels: &[&str], look: impl Fn(&GaugeVec) + Send + Sync + 'static) -> Result<()> {
+    pub fn gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        look: impl Fn(&GaugeVec) + Send + Sync + 'static,
+    ) -> Result<()> {
         let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
-        self.shelf.put(Looked { gauges, look: Arc::new(look) })
+        self.shelf.put(Looked {
+            gauges,
+            look: Arc::new(look),
+        })
     }
 
     /// All of them as Prometheus reads them.
@@ -112,10 +139,17 @@ impl Shelf {
     }
 
     /// A counter for each value of its one label.
-    fn counters<const N: usize>(&self, opts: Opts, label: &str, values: [&'static str; N]) -> Result<Counters<N>> {
+    fn counters<const N: usize>(
+        &self,
+        opts: Opts,
+        label: &str,
+        values: [&'static str; N],
+    ) -> Result<Counters<N>> {
         let made = IntCounterVec::new(opts, &[label])?;
         self.put(made.clone())?;
-        Ok(Counters(values.map(|value| (value, made.with_label_values(&[value])))))
+        Ok(Counters(
+            values.map(|value| (value, made.with_label_values(&[value]))),
+        ))
     }
 
     fn gauge(&self, opts: Opts) -> Result<IntGauge> {
@@ -161,8 +195,14 @@ mod tests {
         metrics.connections.refused(true);
         metrics.writes.taken(17);
         metrics.writes.failed(Failure::Away);
-        metrics.gauge("three", "A number.", || 3.0).expect("a new name");
-        metrics.gauges("many", "Numbers.", &["n"], |gauges| gauges.with_label_values(&["a"]).set(4.0)).expect("a new name");
+        metrics
+            .gauge("three", "A number.", || 3.0)
+            .expect("a new name");
+        metrics
+            .gauges("many", "Numbers.", &["n"], |gauges| {
+                gauges.with_label_values(&["a"]).set(4.0)
+            })
+            .expect("a new name");
         let text = metrics.text().expect("a text");
         for line in [
             "canvas_scheduler_auth_refusals_total{reason=\"KEY_UNKNOWN\"} 1",
@@ -185,6 +225,9 @@ mod tests {
         Calls::default().refused("KEY_UNKNOWN");
         Writes::default().taken(1);
         Sending::default().fired(0.1);
-        assert!(Metrics::new().is_ok(), "and nothing is shared between processes' metrics");
+        assert!(
+            Metrics::new().is_ok(),
+            "and nothing is shared between processes' metrics"
+        );
     }
 }

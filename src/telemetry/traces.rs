@@ -37,31 +37,56 @@ impl Traces {
     /// # Errors
     /// The endpoint is none.
     pub fn to(endpoint: &str) -> Result<Self, String> {
-        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build();
-        let exporter = exporter.map_err(|why| format!("{endpoint:?} is no collector's endpoint: {why}"))?;
+        let exporter = SpanExporter::builder()
+            .with_tonic()
+            .with_endpoint(endpoint)
+            .build();
+        let exporter =
+            exporter.map_err(|why| format!("{endpoint:?} is no collector's endpoint: {why}"))?;
         let resource = Resource::builder_empty()
             .with_service_name("canvas-scheduler")
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
-            .with_detectors(&[Box::new(TelemetryResourceDetector), Box::new(EnvResourceDetector::new())])
+            .with_detectors(&[
+                Box::new(TelemetryResourceDetector),
+                Box::new(EnvResourceDetector::new()),
+            ])
             .build();
-        let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(exporter)
+            .with_resource(resource)
+            .build();
         let tracer = provider.tracer("canvas-scheduler");
         Ok(Self(Some(Arc::new(On { provider, tracer }))))
     }
 
     /// The span of a call that came with these headers: part of its caller's trace, if they name one.
     pub fn call(&self, method: &'static str, headers: &HeaderMap) -> Span {
-        let Some(on) = &self.0 else { return Span::default() };
-        let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
-        let attributes = [KeyValue::new("rpc.system.name", "grpc"), KeyValue::new("rpc.method", method)];
-        let builder = on.tracer.span_builder(method).with_kind(SpanKind::Server).with_attributes(attributes);
+        let Some(on) = &self.0 else {
+            return Span::default();
+        };
+        let parent =
+            TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
+        let attributes = [
+            KeyValue::new("rpc.system.name", "grpc"),
+            KeyValue::new("rpc.method", method),
+        ];
+        let builder = on
+            .tracer
+            .span_builder(method)
+            .with_kind(SpanKind::Server)
+            .with_attributes(attributes);
         Span::start(&on.tracer, &parent, builder)
     }
 
     /// A span that begins a trace of its own.
     pub fn begin(&self, name: &'static str, began: Moment) -> Span {
-        let Some(on) = &self.0 else { return Span::default() };
-        let builder = on.tracer.span_builder(name).with_start_time(began.0.unwrap_or_else(SystemTime::now));
+        let Some(on) = &self.0 else {
+            return Span::default();
+        };
+        let builder = on
+            .tracer
+            .span_builder(name)
+            .with_start_time(began.0.unwrap_or_else(SystemTime::now));
         Span::start(&on.tracer, &Context::new(), builder)
     }
 
@@ -74,7 +99,9 @@ impl Traces {
     pub async fn finish(self) {
         let Some(on) = self.0 else { return };
         // It waits for the connection, which this runtime carries.
-        let flushed = tokio::task::spawn_blocking(move || on.provider.shutdown_with_timeout(FLUSH_MOST)).await;
+        let flushed =
+            tokio::task::spawn_blocking(move || on.provider.shutdown_with_timeout(FLUSH_MOST))
+                .await;
         if let Ok(Err(why)) = flushed {
             tracing::warn!(%why, "the last traces were not sent");
         }
@@ -86,7 +113,11 @@ impl Traces {
 pub struct Span(Option<Arc<(SdkTracer, Context)>>);
 
 impl Span {
-    fn start(tracer: &SdkTracer, parent: &Context, builder: opentelemetry::trace::SpanBuilder) -> Self {
+    fn start(
+        tracer: &SdkTracer,
+        parent: &Context,
+        builder: opentelemetry::trace::SpanBuilder,
+    ) -> Self {
         let context = parent.with_span(tracer.build_with_context(builder, parent));
         Self(Some(Arc::new((tracer.clone(), context))))
     }
@@ -109,9 +140,14 @@ impl Span {
     }
 
     fn child_from(&self, name: &'static str, kind: SpanKind, began: Moment) -> Self {
-        let Some(on) = &self.0 else { return Self::default() };
+        let Some(on) = &self.0 else {
+            return Self::default();
+        };
         let (tracer, context) = &**on;
-        let builder = tracer.span_builder(name).with_kind(kind).with_start_time(began.0.unwrap_or_else(SystemTime::now));
+        let builder = tracer
+            .span_builder(name)
+            .with_kind(kind)
+            .with_start_time(began.0.unwrap_or_else(SystemTime::now));
         Self::start(tracer, context, builder)
     }
 
@@ -139,8 +175,14 @@ impl Span {
     /// As others take it on: the header `traceparent` of W3C's Trace Context.
     pub fn traceparent(&self) -> Option<String> {
         let context = self.0.as_ref()?.1.span().span_context().clone();
-        let (trace, span, flags) = (context.trace_id(), context.span_id(), context.trace_flags().to_u8());
-        context.is_valid().then(|| format!("00-{trace}-{span}-{flags:02x}"))
+        let (trace, span, flags) = (
+            context.trace_id(),
+            context.span_id(),
+            context.trace_flags().to_u8(),
+        );
+        context
+            .is_valid()
+            .then(|| format!("00-{trace}-{span}-{flags:02x}"))
     }
 }
 
@@ -172,12 +214,18 @@ mod tests {
         let traces = Traces::default();
         let span = traces.call("a.B/C", &HeaderMap::new());
         span.set("never", || -> i64 { panic!("asked for") });
-        assert!(span.traceparent().is_none() && span.child("x").0.is_none() && traces.begin("x", traces.moment()).0.is_none());
+        assert!(
+            span.traceparent().is_none()
+                && span.child("x").0.is_none()
+                && traces.begin("x", traces.moment()).0.is_none()
+        );
     }
 
     #[test]
     fn an_endpoint_that_is_none_is_told() {
-        let Err(why) = Traces::to("not a url") else { panic!("taken") };
+        let Err(why) = Traces::to("not a url") else {
+            panic!("taken")
+        };
         assert!(why.contains("not a url"), "{why}");
     }
 }

@@ -13,7 +13,12 @@ use tonic_types::StatusExt;
 use crate::support::*;
 
 on_both![file: every_method_with_every_kind_of_key, a_foreign_schedule_is_an_unknown_one];
-on_both![a_key_works_at_once_until_it_is_revoked, the_use_of_a_key_is_noted, the_history_names_the_key, reflection_can_be_switched_off];
+on_both![
+    a_key_works_at_once_until_it_is_revoked,
+    the_use_of_a_key_is_noted,
+    the_history_names_the_key,
+    reflection_can_be_switched_off
+];
 on_both![an_allowlist_heeds_what_a_trusted_proxy_says];
 
 /// Every method, and the permission that it needs.
@@ -31,10 +36,19 @@ const METHODS: [(&str, &str); 9] = [
 
 #[test]
 fn the_table_has_every_method() {
-    let files = FileDescriptorSet::decode(canvas_scheduler::pb::FILE_DESCRIPTOR_SET).expect("descriptors").file;
-    let ours = files.iter().flat_map(|file| &file.service).find(|service| service.name() == "CanvasScheduleService");
+    let files = FileDescriptorSet::decode(canvas_scheduler::pb::FILE_DESCRIPTOR_SET)
+        .expect("descriptors")
+        .file;
+    let ours = files
+        .iter()
+        .flat_map(|file| &file.service)
+        .find(|service| service.name() == "CanvasScheduleService");
     for method in &ours.expect("our service").method {
-        assert!(METHODS.iter().any(|(name, _)| *name == method.name()), "{}", method.name());
+        assert!(
+            METHODS.iter().any(|(name, _)| *name == method.name()),
+            "{}",
+            method.name()
+        );
     }
 }
 
@@ -42,26 +56,56 @@ fn the_table_has_every_method() {
 async fn call(client: &mut Client, method: &str, about: &v1::CanvasSchedule) -> Result<(), Status> {
     let schedule_id = about.schedule_id.clone();
     match method {
-        "CreateCanvasSchedule" => client.create_canvas_schedule(create(&about.canvas_id, at(LATER))).await.map(drop),
-        "UpdateCanvasSchedule" => client.update_canvas_schedule(update(about, at(LATER))).await.map(drop),
+        "CreateCanvasSchedule" => client
+            .create_canvas_schedule(create(&about.canvas_id, at(LATER)))
+            .await
+            .map(drop),
+        "UpdateCanvasSchedule" => client
+            .update_canvas_schedule(update(about, at(LATER)))
+            .await
+            .map(drop),
         "BatchUpdateCanvasSchedules" => {
-            let request = v1::BatchUpdateCanvasSchedulesRequest { requests: vec![update(about, at(LATER))] };
-            let mut results = client.batch_update_canvas_schedules(request).await?.into_inner().results;
+            let request = v1::BatchUpdateCanvasSchedulesRequest {
+                requests: vec![update(about, at(LATER))],
+            };
+            let mut results = client
+                .batch_update_canvas_schedules(request)
+                .await?
+                .into_inner()
+                .results;
             entry(results.remove(0)).map(drop)
         }
         "CancelCanvasSchedule" => client.cancel_canvas_schedule(cancel(about)).await.map(drop),
-        "GetCanvasSchedule" => client.get_canvas_schedule(v1::GetCanvasScheduleRequest { schedule_id }).await.map(drop),
-        "ListCanvasSchedules" => client.list_canvas_schedules(v1::ListCanvasSchedulesRequest::default()).await.map(drop),
+        "GetCanvasSchedule" => client
+            .get_canvas_schedule(v1::GetCanvasScheduleRequest { schedule_id })
+            .await
+            .map(drop),
+        "ListCanvasSchedules" => client
+            .list_canvas_schedules(v1::ListCanvasSchedulesRequest::default())
+            .await
+            .map(drop),
         "ListCanvasScheduleRevisions" => {
-            let request = v1::ListCanvasScheduleRevisionsRequest { schedule_id, ..Default::default() };
-            client.list_canvas_schedule_revisions(request).await.map(drop)
+            let request = v1::ListCanvasScheduleRevisionsRequest {
+                schedule_id,
+                ..Default::default()
+            };
+            client
+                .list_canvas_schedule_revisions(request)
+                .await
+                .map(drop)
         }
         "ListDispatches" => {
-            let request = v1::ListDispatchesRequest { schedule_id, ..Default::default() };
+            let request = v1::ListDispatchesRequest {
+                schedule_id,
+                ..Default::default()
+            };
             client.list_dispatches(request).await.map(drop)
         }
         "RetryDispatch" => {
-            let request = v1::RetryDispatchRequest { schedule_id, dispatch_id: "0".repeat(32) };
+            let request = v1::RetryDispatchRequest {
+                schedule_id,
+                dispatch_id: "0".repeat(32),
+            };
             match client.retry_dispatch(request).await {
                 // It was let in, and told that there is no such dispatch.
                 Err(status) if status.code() == Code::NotFound => Ok(()),
@@ -76,7 +120,10 @@ async fn call(client: &mut Client, method: &str, about: &v1::CanvasSchedule) -> 
 async fn rows(database: &Database) -> Vec<String> {
     let mut rows = Vec::new();
     for (table, columns) in [
-        ("canvas_schedule", "id, version, revision, state, workspace_id"),
+        (
+            "canvas_schedule",
+            "id, version, revision, state, workspace_id",
+        ),
         ("canvas_schedule_revision", "schedule_id, revision, actor"),
         ("answered_request", "request_id"),
         ("canvas_schedule_target", "schedule_id"),
@@ -84,10 +131,20 @@ async fn rows(database: &Database) -> Vec<String> {
     ] {
         let all = columns
             .split(", ")
-            .map(|column| if database.is_postgres() { format!("CAST({column} AS text)") } else { format!("quote({column})") })
+            .map(|column| {
+                if database.is_postgres() {
+                    format!("CAST({column} AS text)")
+                } else {
+                    format!("quote({column})")
+                }
+            })
             .collect::<Vec<_>>()
             .join(" || ' ' || ");
-        rows.extend(database.rows(&format!("SELECT {all} FROM {table} ORDER BY 1")).await);
+        rows.extend(
+            database
+                .rows(&format!("SELECT {all} FROM {table} ORDER BY 1"))
+                .await,
+        );
     }
     rows
 }
@@ -97,15 +154,31 @@ async fn every_method_with_every_kind_of_key(database: &Database) {
     let schedule = app.created(create("canvas", at(LATER))).await;
     let before = rows(database).await;
     let revoked = app.key_of("default", |_| {}).await;
-    app.admin().revoke_key(KeyId::parse(&revoked[..19]).expect("an id")).await.expect("revoked");
-    let expired = app.key_of("default", |order| order.expires_at = Some(instant(NOW))).await;
-    let elsewhere = app.key_of("default", |order| order.allowlist = vec!["192.0.2.0/24".parse().expect("a network")]).await;
+    app.admin()
+        .revoke_key(KeyId::parse(&revoked[..19]).expect("an id"))
+        .await
+        .expect("revoked");
+    let expired = app
+        .key_of("default", |order| order.expires_at = Some(instant(NOW)))
+        .await;
+    let elsewhere = app
+        .key_of("default", |order| {
+            order.allowlist = vec!["192.0.2.0/24".parse().expect("a network")]
+        })
+        .await;
     app.read_keys().await;
     let unknown = format!("cs_{}{}", "f".repeat(16), &app.key[19..]);
     let wrong_secret = format!("{}{}", &app.key[..20], "0".repeat(48));
     for (method, permission) in METHODS {
-        let others: Vec<&str> = ["create", "update", "delete", "read"].into_iter().filter(|one| *one != permission).collect();
-        let lacking = app.key_of("default", |order| order.permissions = Permissions::parse(&others.join(",")).expect("permissions")).await;
+        let others: Vec<&str> = ["create", "update", "delete", "read"]
+            .into_iter()
+            .filter(|one| *one != permission)
+            .collect();
+        let lacking = app
+            .key_of("default", |order| {
+                order.permissions = Permissions::parse(&others.join(",")).expect("permissions")
+            })
+            .await;
         app.read_keys().await;
         for (key, code, reason) in [
             ("no key", Code::Unauthenticated, "KEY_MALFORMED"),
@@ -118,44 +191,97 @@ async fn every_method_with_every_kind_of_key(database: &Database) {
         ] {
             let answer = call(&mut app.client_with(key), method, &schedule).await;
             let refusal = refused(answer, code, reason);
-            assert!(key.len() < 68 || !format!("{refusal:?}").contains(&key[20..]), "{method}: the secret is not told");
+            assert!(
+                key.len() < 68 || !format!("{refusal:?}").contains(&key[20..]),
+                "{method}: the secret is not told"
+            );
             if reason == "PERMISSION_MISSING" {
-                assert_eq!(refusal.metadata["permission"], format!("canvas.trigger.schedule.{permission}"), "{method}");
+                assert_eq!(
+                    refusal.metadata["permission"],
+                    format!("canvas.trigger.schedule.{permission}"),
+                    "{method}"
+                );
             }
         }
-        let keyless = raw(app.channel.clone(), &format!("/canvas.schedule.v1.CanvasScheduleService/{method}"), vec![]).await;
+        let keyless = raw(
+            app.channel.clone(),
+            &format!("/canvas.schedule.v1.CanvasScheduleService/{method}"),
+            vec![],
+        )
+        .await;
         refused(keyless, Code::Unauthenticated, "KEY_MISSING");
     }
-    assert_eq!(rows(database).await, before, "no row was changed by a refused call");
+    assert_eq!(
+        rows(database).await,
+        before,
+        "no row was changed by a refused call"
+    );
     // Cancelling comes last, so that there is something to change before.
-    let (last, others): (Vec<_>, Vec<_>) = METHODS.iter().partition(|(method, _)| method.starts_with("Cancel"));
+    let (last, others): (Vec<_>, Vec<_>) = METHODS
+        .iter()
+        .partition(|(method, _)| method.starts_with("Cancel"));
     for (method, permission) in others.into_iter().chain(last) {
-        let right = app.key_of("default", |order| order.permissions = Permissions::parse(permission).expect("a permission")).await;
+        let right = app
+            .key_of("default", |order| {
+                order.permissions = Permissions::parse(permission).expect("a permission")
+            })
+            .await;
         app.read_keys().await;
-        call(&mut app.client_with(&right), method, &schedule).await.unwrap_or_else(|why| panic!("{method}: {why:?}"));
+        call(&mut app.client_with(&right), method, &schedule)
+            .await
+            .unwrap_or_else(|why| panic!("{method}: {why:?}"));
     }
 }
 
 async fn a_foreign_schedule_is_an_unknown_one(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
-    app.admin().create_workspace("other", &WorkspaceChange::default()).await.expect("made");
+    app.admin()
+        .create_workspace("other", &WorkspaceChange::default())
+        .await
+        .expect("made");
     let mut stranger = app.client_with(&app.key_of("other", |_| {}).await);
     let before = rows(database).await;
-    let unknown = v1::CanvasSchedule { schedule_id: "0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11".to_owned(), ..schedule.clone() };
-    for (method, _) in METHODS
-        .iter()
-        .filter(|(method, _)| !["CreateCanvasSchedule", "ListCanvasSchedules", "ListDispatches", "RetryDispatch"].contains(method))
-    {
-        let foreign = refused(call(&mut stranger, method, &schedule).await, Code::NotFound, "SCHEDULE_NOT_FOUND");
-        let missing = refused(call(&mut stranger, method, &unknown).await, Code::NotFound, "SCHEDULE_NOT_FOUND");
-        assert_eq!(foreign.message.replace(&schedule.schedule_id, "ID"), missing.message.replace(&unknown.schedule_id, "ID"), "{method}");
+    let unknown = v1::CanvasSchedule {
+        schedule_id: "0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11".to_owned(),
+        ..schedule.clone()
+    };
+    for (method, _) in METHODS.iter().filter(|(method, _)| {
+        ![
+            "CreateCanvasSchedule",
+            "ListCanvasSchedules",
+            "ListDispatches",
+            "RetryDispatch",
+        ]
+        .contains(method)
+    }) {
+        let foreign = refused(
+            call(&mut stranger, method, &schedule).await,
+            Code::NotFound,
+            "SCHEDULE_NOT_FOUND",
+        );
+        let missing = refused(
+            call(&mut stranger, method, &unknown).await,
+            Code::NotFound,
+            "SCHEDULE_NOT_FOUND",
+        );
+        assert_eq!(
+            foreign.message.replace(&schedule.schedule_id, "ID"),
+            missing.message.replace(&unknown.schedule_id, "ID"),
+            "{method}"
+        );
         assert_eq!(foreign.metadata, missing.metadata, "{method}");
     }
-    let by_canvas = stranger.update_canvas_schedule(update_of_canvas("canvas", at(LATER))).await;
+    let by_canvas = stranger
+        .update_canvas_schedule(update_of_canvas("canvas", at(LATER)))
+        .await;
     refused(by_canvas, Code::NotFound, "NO_OPEN_SCHEDULE");
     assert_eq!(rows(database).await, before);
-    let list = stranger.list_canvas_schedules(v1::ListCanvasSchedulesRequest::default()).await.expect("a list").into_inner();
+    let list = stranger
+        .list_canvas_schedules(v1::ListCanvasSchedulesRequest::default())
+        .await
+        .expect("a list")
+        .into_inner();
     assert!(list.canvas_schedules.is_empty(), "{list:?}");
 }
 
@@ -163,9 +289,16 @@ async fn a_key_works_at_once_until_it_is_revoked(database: &Database) {
     let app = TestApp::start(database).await;
     let key = app.key_of("default", |_| {}).await;
     let mut client = app.client_with(&key);
-    let mut list = async || client.list_canvas_schedules(v1::ListCanvasSchedulesRequest::default()).await;
+    let mut list = async || {
+        client
+            .list_canvas_schedules(v1::ListCanvasSchedulesRequest::default())
+            .await
+    };
     list().await.expect("a new key works at once");
-    app.admin().revoke_key(KeyId::parse(&key[..19]).expect("an id")).await.expect("revoked");
+    app.admin()
+        .revoke_key(KeyId::parse(&key[..19]).expect("an id"))
+        .await
+        .expect("revoked");
     let why = soon(async {
         loop {
             match list().await {
@@ -176,14 +309,21 @@ async fn a_key_works_at_once_until_it_is_revoked(database: &Database) {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     });
-    refused(Err::<(), _>(why.await), Code::Unauthenticated, "KEY_REVOKED");
+    refused(
+        Err::<(), _>(why.await),
+        Code::Unauthenticated,
+        "KEY_REVOKED",
+    );
 }
 
 async fn the_use_of_a_key_is_noted(database: &Database) {
     let app = TestApp::start(database).await;
     let noted = async || {
         let keys = app.admin().keys().await.expect("keys");
-        keys.into_iter().find(|key| app.key.starts_with(&key.id.to_string())).expect("ours").last_used_at
+        keys.into_iter()
+            .find(|key| app.key.starts_with(&key.id.to_string()))
+            .expect("ours")
+            .last_used_at
     };
     let until = async |expected| {
         while noted().await != Some(expected) {
@@ -203,7 +343,15 @@ mod on_postgres {
 
     #[tokio::test]
     async fn a_use_that_could_not_be_noted_is_noted_later() {
-        run(Kind::Postgres, concat!(module_path!(), "::a_use_that_could_not_be_noted_is_noted_later"), noted_later).await;
+        run(
+            Kind::Postgres,
+            concat!(
+                module_path!(),
+                "::a_use_that_could_not_be_noted_is_noted_later"
+            ),
+            noted_later,
+        )
+        .await;
     }
 }
 
@@ -213,8 +361,15 @@ const END_WAITING: &str = "SELECT count(*) FROM (SELECT pg_terminate_backend(pid
 
 async fn noted_later(database: &Database) {
     let app = TestApp::start(database).await;
-    let held = database.connect().await.begin().await.expect("a transaction");
-    held.execute_unprepared("LOCK TABLE api_key IN SHARE MODE").await.expect("the lock");
+    let held = database
+        .connect()
+        .await
+        .begin()
+        .await
+        .expect("a transaction");
+    held.execute_unprepared("LOCK TABLE api_key IN SHARE MODE")
+        .await
+        .expect("the lock");
     app.list(Default::default()).await.expect("a list");
     soon(async { while database.count(END_WAITING).await == 0 {} }).await;
     held.rollback().await.expect("the lock is given back");
@@ -225,8 +380,13 @@ async fn noted_later(database: &Database) {
 async fn the_history_names_the_key(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
-    let key = app.key_of("default", |order| order.name = "billing".to_owned()).await;
-    app.client_with(&key).update_canvas_schedule(update(&schedule, at(LATER))).await.expect("updated");
+    let key = app
+        .key_of("default", |order| order.name = "billing".to_owned())
+        .await;
+    app.client_with(&key)
+        .update_canvas_schedule(update(&schedule, at(LATER)))
+        .await
+        .expect("updated");
     let revisions = app.revisions(&schedule).await;
     assert_eq!(revisions[0].actor, "billing");
     assert_ne!(revisions[1].actor, "billing");
@@ -238,21 +398,42 @@ async fn reflection_can_be_switched_off(database: &Database) {
     let app = TestApp::start_with(database, |settings| settings.reflection = false).await;
     let mut client = ServerReflectionClient::new(app.channel.clone());
     let asked = tonic::codegen::tokio_stream::once(ServerReflectionRequest::default());
-    let refused = client.server_reflection_info(asked).await.expect_err("it is off");
+    let refused = client
+        .server_reflection_info(asked)
+        .await
+        .expect_err("it is off");
     assert_eq!(
-        (refused.code(), refused.get_details_error_info().expect("always").reason.as_str()),
+        (
+            refused.code(),
+            refused
+                .get_details_error_info()
+                .expect("always")
+                .reason
+                .as_str()
+        ),
         (Code::Unimplemented, "METHOD_UNKNOWN")
     );
 }
 
 async fn an_allowlist_heeds_what_a_trusted_proxy_says(database: &Database) {
-    for (trusted, said, admitted) in
-        [("127.0.0.0/8", "192.0.2.9", true), ("127.0.0.0/8", "192.0.2.9, 203.0.113.1", false), ("10.0.0.0/8", "192.0.2.9", false)]
-    {
-        let app = TestApp::start_with(database, |settings| settings.trusted_proxies = vec![trusted.parse().expect("a network")]).await;
-        let key = app.key_of("default", |order| order.allowlist = vec!["192.0.2.0/24".parse().expect("a network")]).await;
+    for (trusted, said, admitted) in [
+        ("127.0.0.0/8", "192.0.2.9", true),
+        ("127.0.0.0/8", "192.0.2.9, 203.0.113.1", false),
+        ("10.0.0.0/8", "192.0.2.9", false),
+    ] {
+        let app = TestApp::start_with(database, |settings| {
+            settings.trusted_proxies = vec![trusted.parse().expect("a network")]
+        })
+        .await;
+        let key = app
+            .key_of("default", |order| {
+                order.allowlist = vec!["192.0.2.0/24".parse().expect("a network")]
+            })
+            .await;
         let mut request = tonic::Request::new(v1::ListCanvasSchedulesRequest::default());
-        request.metadata_mut().insert("x-forwarded-for", said.parse().expect("ASCII"));
+        request
+            .metadata_mut()
+            .insert("x-forwarded-for", said.parse().expect("ASCII"));
         let answer = app.client_with(&key).list_canvas_schedules(request).await;
         assert_eq!(answer.is_ok(), admitted, "{trusted} {said}: {answer:?}");
         app.stop().await;

@@ -8,7 +8,11 @@ use canvas_scheduler::telemetry::metrics::{Backlog, Standing};
 use crate::support::stores::*;
 use crate::support::*;
 
-on_both![what_is_due_is_counted_until_it_is_fired, dispatches_that_are_not_as_they_should_be_are_counted, lag_begins_when_a_wave_is_due];
+on_both![
+    what_is_due_is_counted_until_it_is_fired,
+    dispatches_that_are_not_as_they_should_be_are_counted,
+    lag_begins_when_a_wave_is_due
+];
 
 const DUE: &str = "2026-03-20T08:00:00Z";
 
@@ -21,7 +25,8 @@ async fn backlog(test: &TestStore) -> (i64, u64) {
 async fn what_is_due_is_counted_until_it_is_fired(database: &Database) {
     let test = TestStore::open(database).await;
     for minute in 0..5 {
-        test.create(&format!("2026-03-20T08:{minute:02}:00Z"), false).await;
+        test.create(&format!("2026-03-20T08:{minute:02}:00Z"), false)
+            .await;
     }
     assert_eq!(backlog(&test).await, (0, 0), "nothing is due");
     test.at(DUE);
@@ -45,11 +50,35 @@ async fn dispatches_that_are_not_as_they_should_be_are_counted(database: &Databa
     let leased = test.fire(6).await;
     test.finish(&leased[..1], &Answer::Delivered).await;
     test.finish(&leased[1..3], &unknown()).await;
-    test.finish(&leased[3..6], &Answer::Rejected { why: "400".to_owned() }).await;
-    assert_eq!(standing().await, Standing { unknown: 2, dead: 3, ..Standing::default() });
-    test.store.set_sending(Some("default"), true).await.expect("set");
+    test.finish(
+        &leased[3..6],
+        &Answer::Rejected {
+            why: "400".to_owned(),
+        },
+    )
+    .await;
+    assert_eq!(
+        standing().await,
+        Standing {
+            unknown: 2,
+            dead: 3,
+            ..Standing::default()
+        }
+    );
+    test.store
+        .set_sending(Some("default"), true)
+        .await
+        .expect("set");
     test.store.set_sending(None, true).await.expect("set");
-    assert_eq!(standing().await, Standing { unknown: 2, dead: 3, all_paused: true, workspaces_paused: 1 });
+    assert_eq!(
+        standing().await,
+        Standing {
+            unknown: 2,
+            dead: 3,
+            all_paused: true,
+            workspaces_paused: 1
+        }
+    );
 }
 
 async fn lag_begins_when_a_wave_is_due(database: &Database) {

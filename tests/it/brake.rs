@@ -20,12 +20,26 @@ on_both![file: a_dispatcher_goes_on_by_itself_when_sending_is_resumed, what_is_r
 const DUE: &str = "2026-03-20T08:00:00Z";
 
 async fn set(test: &TestStore, workspace: Option<&str>, paused: bool) {
-    assert!(test.store.set_sending(workspace, paused).await.expect("set"));
+    assert!(
+        test.store
+            .set_sending(workspace, paused)
+            .await
+            .expect("set")
+    );
 }
 
-async fn a_paused_workspace_sends_nothing_and_then_everything_with_its_lateness(database: &Database) {
+async fn a_paused_workspace_sends_nothing_and_then_everything_with_its_lateness(
+    database: &Database,
+) {
     let test = TestStore::open(database).await;
-    assert!(!test.store.set_sending(Some("nobody"), true).await.expect("answered"), "no such workspace");
+    assert!(
+        !test
+            .store
+            .set_sending(Some("nobody"), true)
+            .await
+            .expect("answered"),
+        "no such workspace"
+    );
     set(&test, Some("default"), true).await;
     let mut ids = vec![];
     for _ in 0..7 {
@@ -36,19 +50,44 @@ async fn a_paused_workspace_sends_nothing_and_then_everything_with_its_lateness(
         assert!(test.fire(5).await.is_empty());
     }
     // Updates go on, earlier and later, and a cancellation.
-    test.update(ids[0], "2026-03-20T07:30:00Z", false).await.expect("updated");
-    test.update(ids[1], "2026-03-20T12:00:00Z", false).await.expect("updated");
+    test.update(ids[0], "2026-03-20T07:30:00Z", false)
+        .await
+        .expect("updated");
+    test.update(ids[1], "2026-03-20T12:00:00Z", false)
+        .await
+        .expect("updated");
     test.cancel(ids[2]).await.expect("cancelled");
     test.at("2026-03-20T08:10:00Z");
     assert!(test.fire(5).await.is_empty());
-    assert_eq!(test.store.unpark(100).await.expect("nothing"), 0, "not while it is paused");
+    assert_eq!(
+        test.store.unpark(100).await.expect("nothing"),
+        0,
+        "not while it is paused"
+    );
     set(&test, Some("default"), false).await;
     while test.store.unpark(2).await.expect("unparked") > 0 {}
     let mut fired = test.fire(3).await;
     fired.extend(test.fire(50).await);
-    let mut lateness: Vec<_> = fired.iter().map(|one| (one.dispatch.schedule_id, one.dispatch.lateness.num_minutes())).collect();
+    let mut lateness: Vec<_> = fired
+        .iter()
+        .map(|one| {
+            (
+                one.dispatch.schedule_id,
+                one.dispatch.lateness.num_minutes(),
+            )
+        })
+        .collect();
     lateness.sort_unstable();
-    assert_eq!(lateness, [(ids[0], 40), (ids[3], 10), (ids[4], 10), (ids[5], 10), (ids[6], 10)]);
+    assert_eq!(
+        lateness,
+        [
+            (ids[0], 40),
+            (ids[3], 10),
+            (ids[4], 10),
+            (ids[5], 10),
+            (ids[6], 10)
+        ]
+    );
     test.at("2026-03-20T12:00:00Z");
     assert_eq!(test.fire(50).await.len(), 1);
 }
@@ -75,10 +114,17 @@ async fn a_retry_rests_while_sending_is_paused(database: &Database) {
         assert!(test.retry(5).await.is_empty(), "{paused:?}");
         set(&test, paused, false).await;
     }
-    assert!(test.retry(5).await.is_empty(), "looked at again within seconds");
+    assert!(
+        test.retry(5).await.is_empty(),
+        "looked at again within seconds"
+    );
     test.clock.advance(TimeDelta::seconds(10));
     let again = test.retry(5).await;
-    assert_eq!((again.len(), again[0].dispatch.attempt), (1, 2), "the pause was no attempt");
+    assert_eq!(
+        (again.len(), again[0].dispatch.attempt),
+        (1, 2),
+        "the pause was no attempt"
+    );
 }
 
 async fn a_dispatcher_goes_on_by_itself_when_sending_is_resumed(database: &Database) {
@@ -86,22 +132,36 @@ async fn a_dispatcher_goes_on_by_itself_when_sending_is_resumed(database: &Datab
     let brake = TestStore::open(database).await;
     set(&brake, Some("default"), true).await;
     for _ in 0..20 {
-        test.app.created(create("canvas", at("2026-03-01T12:00:30Z"))).await;
+        test.app
+            .created(create("canvas", at("2026-03-01T12:00:30Z")))
+            .await;
     }
     // A schedule of another workspace shows that the time has come; one tenant's brake does not hold up another.
-    let other = test.app.created(create("other", at("2026-03-01T12:00:40Z"))).await;
+    let other = test
+        .app
+        .created(create("other", at("2026-03-01T12:00:40Z")))
+        .await;
     let of_other = format!("= '{}'", other.schedule_id);
     let of_other_hex = format!("= unhex('{}')", other.schedule_id.replace('-', ""));
-    for (table, id) in [("canvas_schedule", "id"), ("canvas_schedule_wake", "id"), ("canvas_schedule_target", "schedule_id")] {
+    for (table, id) in [
+        ("canvas_schedule", "id"),
+        ("canvas_schedule_wake", "id"),
+        ("canvas_schedule_target", "schedule_id"),
+    ] {
         let moved = |of: &str| format!("UPDATE {table} SET workspace_id = 2 WHERE {id} {of}");
         database.sql(&moved(&of_other), &moved(&of_other_hex)).await;
     }
-    let workspace = "INSERT INTO workspace (id, name, default_time_zone) VALUES (2, 'other', 'UTC')";
+    let workspace =
+        "INSERT INTO workspace (id, name, default_time_zone) VALUES (2, 'other', 'UTC')";
     database.sql(workspace, workspace).await;
     test.move_to("2026-03-01T12:00:40Z");
     assert_eq!(test.sink.at_least(1).await[0].workspace, "other");
     set(&brake, Some("default"), false).await;
-    test.sink.in_time(&test.clock, TimeDelta::milliseconds(100), |sink| sink.count() == 21).await;
+    test.sink
+        .in_time(&test.clock, TimeDelta::milliseconds(100), |sink| {
+            sink.count() == 21
+        })
+        .await;
     test.app.stop().await;
 }
 
@@ -116,7 +176,9 @@ async fn finished_schedules_are_removed_after_their_time_and_others_are_not(data
     test.cancel(cancelled).await.expect("cancelled");
     test.at(DUE);
     let leased = test.fire(5).await;
-    let (lost, delivered): (Vec<_>, Vec<_>) = leased.into_iter().partition(|one| one.dispatch.schedule_id == unknown_outcome);
+    let (lost, delivered): (Vec<_>, Vec<_>) = leased
+        .into_iter()
+        .partition(|one| one.dispatch.schedule_id == unknown_outcome);
     test.finish(&delivered, &Answer::Delivered).await;
     test.finish(&lost, &unknown()).await;
     let there = async |id| match test.store.schedule((WorkspaceId::DEFAULT, id)).await {
@@ -125,24 +187,56 @@ async fn finished_schedules_are_removed_after_their_time_and_others_are_not(data
         Err(other) => panic!("{other}"),
     };
     let sent_at = instant(DUE);
-    test.store.remove_finished(sent_at - TimeDelta::milliseconds(1), 10).await.expect("removed");
-    assert_eq!([there(sent).await, there(cancelled).await, there(waiting).await, there(unknown_outcome).await], [true, false, true, true]);
-    test.store.remove_finished(sent_at, 10).await.expect("removed");
-    assert_eq!([there(sent).await, there(waiting).await, there(unknown_outcome).await], [false, true, true]);
+    test.store
+        .remove_finished(sent_at - TimeDelta::milliseconds(1), 10)
+        .await
+        .expect("removed");
+    assert_eq!(
+        [
+            there(sent).await,
+            there(cancelled).await,
+            there(waiting).await,
+            there(unknown_outcome).await
+        ],
+        [true, false, true, true]
+    );
+    test.store
+        .remove_finished(sent_at, 10)
+        .await
+        .expect("removed");
+    assert_eq!(
+        [
+            there(sent).await,
+            there(waiting).await,
+            there(unknown_outcome).await
+        ],
+        [false, true, true]
+    );
     // It is finished when its last attempt is.
     test.at("2026-03-21T08:00:00Z");
     let again = test.retry(5).await;
     test.finish(&again, &Answer::Delivered).await;
-    test.store.remove_finished(instant("2026-03-21T07:59:59Z"), 10).await.expect("removed");
+    test.store
+        .remove_finished(instant("2026-03-21T07:59:59Z"), 10)
+        .await
+        .expect("removed");
     assert!(there(unknown_outcome).await);
-    test.store.remove_finished(instant("2026-03-21T08:00:00Z"), 10).await.expect("removed");
-    assert_eq!([there(waiting).await, there(unknown_outcome).await], [true, false]);
+    test.store
+        .remove_finished(instant("2026-03-21T08:00:00Z"), 10)
+        .await
+        .expect("removed");
+    assert_eq!(
+        [there(waiting).await, there(unknown_outcome).await],
+        [true, false]
+    );
 }
 
 async fn what_is_removed_leaves_nothing_behind(database: &Database) {
     let test = TestStore::open(database).await;
     let id = test.create("2026-03-02T12:00:00", true).await;
-    test.update(id, "2026-03-02T13:00:00", true).await.expect("updated");
+    test.update(id, "2026-03-02T13:00:00", true)
+        .await
+        .expect("updated");
     test.at("2026-03-04T12:00:00Z");
     loop {
         let leased = test.fire(50).await;
@@ -151,7 +245,13 @@ async fn what_is_removed_leaves_nothing_behind(database: &Database) {
         }
         test.finish(&leased, &Answer::Delivered).await;
     }
-    assert_eq!(test.store.remove_finished(instant("2026-03-04T12:00:00Z"), 10).await.expect("removed"), 1);
+    assert_eq!(
+        test.store
+            .remove_finished(instant("2026-03-04T12:00:00Z"), 10)
+            .await
+            .expect("removed"),
+        1
+    );
     for table in [
         "canvas_schedule",
         "canvas_schedule_revision",
@@ -160,6 +260,12 @@ async fn what_is_removed_leaves_nothing_behind(database: &Database) {
         "dispatch",
         "canvas_schedule_wake",
     ] {
-        assert_eq!(database.count(&format!("SELECT count(*) FROM {table}")).await, 0, "{table}");
+        assert_eq!(
+            database
+                .count(&format!("SELECT count(*) FROM {table}"))
+                .await,
+            0,
+            "{table}"
+        );
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use canvas_scheduler::clock::Clock;
-use canvas_scheduler::domain::{Answer, Applied, Delivery, DispatchState, Policy, State, WorkspaceId, ZoneSet, zone};
+use canvas_scheduler::domain::{
+    Answer, Applied, Delivery, DispatchState, Policy, State, WorkspaceId, ZoneSet, zone,
+};
 use canvas_scheduler::error::Error;
 use canvas_scheduler::store::{Finished, Leased};
 use chrono::TimeDelta;
@@ -30,7 +32,8 @@ const DUE: &str = "2026-03-20T08:00:00Z";
 async fn no_more_is_fired_than_is_asked_for(database: &Database) {
     let test = TestStore::open(database).await;
     for n in 0..40 {
-        test.create(&format!("2026-03-20T07:00:{n:02}Z"), false).await;
+        test.create(&format!("2026-03-20T07:00:{n:02}Z"), false)
+            .await;
     }
     assert_eq!(test.fire(10).await.len(), 0, "nothing is due");
     test.at(DUE);
@@ -49,25 +52,63 @@ async fn a_wave_is_fired_once_with_what_it_carries(database: &Database) {
     test.at("2026-03-20T08:00:02Z");
     let [leased] = test.fire(5).await.try_into().expect("one dispatch");
     let dispatch = &leased.dispatch;
-    assert_eq!((dispatch.schedule_id, dispatch.n, dispatch.attempt, dispatch.revision), (id, 1, 1, 1));
-    assert_eq!((dispatch.workspace.as_str(), dispatch.canvas_id.as_str()), ("default", "canvas"));
-    assert_eq!((dispatch.wave.time, dispatch.lateness), (instant(DUE), TimeDelta::seconds(2)));
-    assert!(dispatch.wave.zones == ZoneSet::all() && dispatch.wave.includes_unlisted_zones && dispatch.target.broadcast);
+    assert_eq!(
+        (
+            dispatch.schedule_id,
+            dispatch.n,
+            dispatch.attempt,
+            dispatch.revision
+        ),
+        (id, 1, 1, 1)
+    );
+    assert_eq!(
+        (dispatch.workspace.as_str(), dispatch.canvas_id.as_str()),
+        ("default", "canvas")
+    );
+    assert_eq!(
+        (dispatch.wave.time, dispatch.lateness),
+        (instant(DUE), TimeDelta::seconds(2))
+    );
+    assert!(
+        dispatch.wave.zones == ZoneSet::all()
+            && dispatch.wave.includes_unlisted_zones
+            && dispatch.target.broadcast
+    );
     assert_eq!(leased.until, test.clock.now() + Delivery::default().lease);
     assert!(test.fire(5).await.is_empty());
     let refused = test.update(id, "2026-03-21T08:00:00Z", false).await;
     let since = "2026-03-20T08:00:02.000Z".to_owned();
-    assert_eq!(refused, Err(Error::NothingLeft { schedule_id: id.to_string(), since }), "taken is taken");
+    assert_eq!(
+        refused,
+        Err(Error::NothingLeft {
+            schedule_id: id.to_string(),
+            since
+        }),
+        "taken is taken"
+    );
     test.finish(&[leased], &Answer::Delivered).await;
     assert_eq!(states(&test, id).await, [(1, 1, DispatchState::Delivered)]);
     test.at("2026-03-21T08:00:00Z");
-    assert!(test.fire(5).await.is_empty() && test.retry(5).await.is_empty(), "nothing is left to do");
+    assert!(
+        test.fire(5).await.is_empty() && test.retry(5).await.is_empty(),
+        "nothing is left to do"
+    );
 }
 
 /// Number, attempt and state of every dispatch of a schedule.
-async fn states(test: &TestStore, id: canvas_scheduler::domain::ScheduleId) -> Vec<(u32, u32, DispatchState)> {
-    let (_, firings) = test.store.schedule_and_firings((WorkspaceId::DEFAULT, id)).await.expect("it is there");
-    firings.iter().map(|firing| (firing.n, firing.attempt, firing.state)).collect()
+async fn states(
+    test: &TestStore,
+    id: canvas_scheduler::domain::ScheduleId,
+) -> Vec<(u32, u32, DispatchState)> {
+    let (_, firings) = test
+        .store
+        .schedule_and_firings((WorkspaceId::DEFAULT, id))
+        .await
+        .expect("it is there");
+    firings
+        .iter()
+        .map(|firing| (firing.n, firing.attempt, firing.state))
+        .collect()
 }
 
 async fn what_was_not_taken_is_open_again_and_fired_anew(database: &Database) {
@@ -77,22 +118,41 @@ async fn what_was_not_taken_is_open_again_and_fired_anew(database: &Database) {
     let leased = test.fire(5).await;
     test.finish(&leased, &not_taken()).await;
     assert_eq!(states(&test, id).await, []);
-    let (schedule, _) = test.store.schedule_and_firings((WorkspaceId::DEFAULT, id)).await.expect("it is there");
-    assert_eq!((schedule.state(), schedule.fired, schedule.next_wave), (State::Pending, 1, Some(instant(DUE))));
+    let (schedule, _) = test
+        .store
+        .schedule_and_firings((WorkspaceId::DEFAULT, id))
+        .await
+        .expect("it is there");
+    assert_eq!(
+        (schedule.state(), schedule.fired, schedule.next_wave),
+        (State::Pending, 1, Some(instant(DUE)))
+    );
     assert!(test.fire(5).await.is_empty(), "not at once");
-    let moved = test.update(id, "2026-03-20T09:00:00Z", false).await.expect("every zone is open");
+    let moved = test
+        .update(id, "2026-03-20T09:00:00Z", false)
+        .await
+        .expect("every zone is open");
     assert_eq!(moved.applied, Applied::All);
     test.at("2026-03-20T08:59:59Z");
-    assert!(test.fire(5).await.is_empty(), "the update decides when it goes");
+    assert!(
+        test.fire(5).await.is_empty(),
+        "the update decides when it goes"
+    );
     test.at("2026-03-20T09:00:00Z");
     let [second] = test.fire(5).await.try_into().expect("one dispatch");
     assert_eq!((second.dispatch.n, second.dispatch.revision), (2, 2));
-    assert_ne!(second.dispatch.id, leased[0].dispatch.id, "no two firings share an id");
+    assert_ne!(
+        second.dispatch.id, leased[0].dispatch.id,
+        "no two firings share an id"
+    );
     // Without an update it goes by itself after a pause.
     test.finish(&[second], &not_taken()).await;
     test.at("2026-03-20T09:00:01Z");
     let [third] = test.fire(5).await.try_into().expect("one dispatch");
-    assert_eq!((third.dispatch.n, third.dispatch.wave.time), (3, instant("2026-03-20T09:00:00Z")));
+    assert_eq!(
+        (third.dispatch.n, third.dispatch.wave.time),
+        (3, instant("2026-03-20T09:00:00Z"))
+    );
 }
 
 async fn an_unknown_outcome_is_tried_again_under_its_id(database: &Database) {
@@ -105,10 +165,21 @@ async fn an_unknown_outcome_is_tried_again_under_its_id(database: &Database) {
     assert!(test.retry(5).await.is_empty(), "after a pause");
     test.at("2026-03-20T08:00:01Z");
     let second = test.retry(5).await;
-    assert_eq!((second.len(), second[0].dispatch.attempt, second[0].dispatch.id), (1, 2, first[0].dispatch.id));
+    assert_eq!(
+        (
+            second.len(),
+            second[0].dispatch.attempt,
+            second[0].dispatch.id
+        ),
+        (1, 2, first[0].dispatch.id)
+    );
     assert!(test.retry(5).await.is_empty() && test.fire(5).await.is_empty());
     test.finish(&second, &not_taken()).await;
-    assert_eq!(states(&test, id).await, [(1, 2, DispatchState::Unknown)], "the first may have arrived, so its zones stay taken");
+    assert_eq!(
+        states(&test, id).await,
+        [(1, 2, DispatchState::Unknown)],
+        "the first may have arrived, so its zones stay taken"
+    );
     test.at("2026-03-20T08:00:09Z");
     let third = test.retry(5).await;
     test.finish(&third, &rejected()).await;
@@ -117,7 +188,9 @@ async fn an_unknown_outcome_is_tried_again_under_its_id(database: &Database) {
     assert!(test.retry(5).await.is_empty(), "a dead letter rests");
 }
 
-async fn a_lease_that_ran_out_is_taken_by_another_and_a_late_answer_counts_once(database: &Database) {
+async fn a_lease_that_ran_out_is_taken_by_another_and_a_late_answer_counts_once(
+    database: &Database,
+) {
     let test = TestStore::open(database).await;
     let id = test.create(DUE, false).await;
     test.at(DUE);
@@ -126,11 +199,22 @@ async fn a_lease_that_ran_out_is_taken_by_another_and_a_late_answer_counts_once(
     assert!(test.retry(5).await.is_empty(), "the lease holds");
     test.move_to(first[0].until);
     let second = test.retry(5).await;
-    assert_eq!((second[0].dispatch.attempt, second[0].dispatch.id), (2, first[0].dispatch.id));
+    assert_eq!(
+        (second[0].dispatch.attempt, second[0].dispatch.id),
+        (2, first[0].dispatch.id)
+    );
     test.finish(&first, &not_taken()).await;
-    assert_eq!(states(&test, id).await, [(1, 2, DispatchState::InHand)], "a late answer of the first changes nothing");
+    assert_eq!(
+        states(&test, id).await,
+        [(1, 2, DispatchState::InHand)],
+        "a late answer of the first changes nothing"
+    );
     test.finish(&first, &Answer::Delivered).await;
-    assert_eq!(states(&test, id).await, [(1, 2, DispatchState::Delivered)], "but that it was delivered is true");
+    assert_eq!(
+        states(&test, id).await,
+        [(1, 2, DispatchState::Delivered)],
+        "but that it was delivered is true"
+    );
     test.finish(&second, &not_taken()).await;
     test.finish(&second, &unknown()).await;
     assert_eq!(states(&test, id).await, [(1, 2, DispatchState::Delivered)]);
@@ -146,7 +230,12 @@ async fn a_change_decided_beside_a_firing_covers_what_is_left(database: &Databas
         loop {
             let leased = test.fire(3).await;
             for one in &leased {
-                assert!(handed_over.iter().all(|zone| !one.dispatch.wave.zones.contains(zone)), "no zone twice");
+                assert!(
+                    handed_over
+                        .iter()
+                        .all(|zone| !one.dispatch.wave.zones.contains(zone)),
+                    "no zone twice"
+                );
                 assert!(ids.insert(one.dispatch.id.to_string()));
                 handed_over = handed_over.union(&one.dispatch.wave.zones);
             }
@@ -158,46 +247,107 @@ async fn a_change_decided_beside_a_firing_covers_what_is_left(database: &Databas
     };
     let half = fire("2026-03-02T09:00:00Z").await;
     assert!(half > 0 && half < ZoneSet::all().len());
-    let moved = test.update(id, "2026-03-03T10:00:00Z", false).await.expect("some zones are open");
-    assert_eq!((moved.applied, moved.applied_zones), (Applied::Some, ZoneSet::all().len() - half));
+    let moved = test
+        .update(id, "2026-03-03T10:00:00Z", false)
+        .await
+        .expect("some zones are open");
+    assert_eq!(
+        (moved.applied, moved.applied_zones),
+        (Applied::Some, ZoneSet::all().len() - half)
+    );
     let nothing = fire("2026-03-03T09:59:59Z").await;
     assert_eq!(nothing, half, "the open zones wait for their new time");
-    let back = test.update(id, "2026-03-04T12:00:00", true).await.expect("some zones are open");
+    let back = test
+        .update(id, "2026-03-04T12:00:00", true)
+        .await
+        .expect("some zones are open");
     assert_eq!(back.applied_zones, ZoneSet::all().len() - half);
     let all = fire("2026-03-06T00:00:00Z").await;
     assert_eq!(all, ZoneSet::all().len(), "none forgotten");
-    let (schedule, firings) = test.store.schedule_and_firings((WorkspaceId::DEFAULT, id)).await.expect("it is there");
-    assert_eq!((schedule.state(), schedule.revision), (State::Dispatched, 3));
-    assert_eq!(firings.iter().filter(|firing| firing.wave.includes_unlisted_zones).count(), 1);
+    let (schedule, firings) = test
+        .store
+        .schedule_and_firings((WorkspaceId::DEFAULT, id))
+        .await
+        .expect("it is there");
+    assert_eq!(
+        (schedule.state(), schedule.revision),
+        (State::Dispatched, 3)
+    );
+    assert_eq!(
+        firings
+            .iter()
+            .filter(|firing| firing.wave.includes_unlisted_zones)
+            .count(),
+        1
+    );
 }
 
 async fn a_cancellation_ends_further_attempts_at_once(database: &Database) {
     let test = TestStore::open(database).await;
-    let (waiting, in_hand, not_sent) = (test.create(DUE, false).await, test.create(DUE, false).await, test.create(DUE, false).await);
+    let (waiting, in_hand, not_sent) = (
+        test.create(DUE, false).await,
+        test.create(DUE, false).await,
+        test.create(DUE, false).await,
+    );
     test.at(DUE);
-    let leased: BTreeMap<_, Leased> = test.fire(5).await.into_iter().map(|one| (one.dispatch.schedule_id, one)).collect();
+    let leased: BTreeMap<_, Leased> = test
+        .fire(5)
+        .await
+        .into_iter()
+        .map(|one| (one.dispatch.schedule_id, one))
+        .collect();
     test.finish(&[leased[&waiting].clone()], &unknown()).await;
-    let cancelled = test.cancel(waiting).await.expect("a further attempt is stopped");
-    assert_eq!((cancelled.applied, cancelled.applied_zones, cancelled.after.unknown), (Applied::Some, 0, 1));
-    assert_eq!(states(&test, waiting).await, [(1, 1, DispatchState::Abandoned)]);
+    let cancelled = test
+        .cancel(waiting)
+        .await
+        .expect("a further attempt is stopped");
+    assert_eq!(
+        (
+            cancelled.applied,
+            cancelled.applied_zones,
+            cancelled.after.unknown
+        ),
+        (Applied::Some, 0, 1)
+    );
+    assert_eq!(
+        states(&test, waiting).await,
+        [(1, 1, DispatchState::Abandoned)]
+    );
     let refused = test.cancel(in_hand).await;
-    assert!(matches!(refused, Err(Error::NothingLeft { .. })), "what is in hand is gone: {refused:?}");
+    assert!(
+        matches!(refused, Err(Error::NothingLeft { .. })),
+        "what is in hand is gone: {refused:?}"
+    );
     // One that was not taken is open, and cancelled for all; one whose lease runs out after that is tried no more.
-    test.finish(&[leased[&not_sent].clone()], &not_taken()).await;
-    assert_eq!(test.cancel(not_sent).await.expect("open").applied, Applied::All);
+    test.finish(&[leased[&not_sent].clone()], &not_taken())
+        .await;
+    assert_eq!(
+        test.cancel(not_sent).await.expect("open").applied,
+        Applied::All
+    );
     test.at("2026-03-20T10:00:00Z");
     let again = test.retry(5).await;
-    assert_eq!(again.iter().map(|one| one.dispatch.schedule_id).collect::<Vec<_>>(), [in_hand]);
+    assert_eq!(
+        again
+            .iter()
+            .map(|one| one.dispatch.schedule_id)
+            .collect::<Vec<_>>(),
+        [in_hand]
+    );
     assert!(test.fire(5).await.is_empty());
 }
 
 async fn a_postponed_schedule_leaves_no_early_wave_and_no_late_one(database: &Database) {
     let test = TestStore::open(database).await;
     let id = test.create(DUE, false).await;
-    test.update(id, "2026-03-22T08:00:00Z", false).await.expect("postponed");
+    test.update(id, "2026-03-22T08:00:00Z", false)
+        .await
+        .expect("postponed");
     test.at(DUE);
     assert!(test.fire(5).await.is_empty(), "the old entry only moves on");
-    test.update(id, "2026-03-21T08:00:00Z", false).await.expect("earlier again");
+    test.update(id, "2026-03-21T08:00:00Z", false)
+        .await
+        .expect("earlier again");
     test.at("2026-03-21T07:59:59.999Z");
     assert!(test.fire(5).await.is_empty());
     test.at("2026-03-21T08:00:00Z");
@@ -207,9 +357,14 @@ async fn a_postponed_schedule_leaves_no_early_wave_and_no_late_one(database: &Da
 }
 
 async fn takers_at_once_share_what_is_due(database: &Database) {
-    let tests = [TestStore::open(database).await, TestStore::open(database).await];
+    let tests = [
+        TestStore::open(database).await,
+        TestStore::open(database).await,
+    ];
     for n in 0..60 {
-        tests[0].create(&format!("2026-03-20T07:00:{:02}Z", n % 60), false).await;
+        tests[0]
+            .create(&format!("2026-03-20T07:00:{:02}Z", n % 60), false)
+            .await;
     }
     let now = instant(DUE);
     let mut takers = JoinSet::new();
@@ -218,10 +373,18 @@ async fn takers_at_once_share_what_is_due(database: &Database) {
         takers.spawn(async move {
             let mut taken = Vec::new();
             loop {
-                let fired = store.fire(5, now, &Delivery::default(), zone::data_number()).await.expect("fired");
+                let fired = store
+                    .fire(5, now, &Delivery::default(), zone::data_number())
+                    .await
+                    .expect("fired");
                 assert!(fired.leased.len() <= 5);
                 let done = fired.leased.is_empty();
-                taken.extend(fired.leased.into_iter().map(|one| one.dispatch.id.to_string()));
+                taken.extend(
+                    fired
+                        .leased
+                        .into_iter()
+                        .map(|one| one.dispatch.id.to_string()),
+                );
                 if done {
                     return taken;
                 }
@@ -230,7 +393,12 @@ async fn takers_at_once_share_what_is_due(database: &Database) {
     }
     let mut all = takers.join_all().await.concat();
     // One that found everything held by the others may have left early: what is left is fired now.
-    let left = tests[0].store.fire(100, now, &Delivery::default(), zone::data_number()).await.expect("fired").leased;
+    let left = tests[0]
+        .store
+        .fire(100, now, &Delivery::default(), zone::data_number())
+        .await
+        .expect("fired")
+        .leased;
     all.extend(left.into_iter().map(|one| one.dispatch.id.to_string()));
     let unique: BTreeSet<_> = all.iter().collect();
     assert_eq!((all.len(), unique.len()), (60, 60), "each once");
@@ -239,13 +407,21 @@ async fn takers_at_once_share_what_is_due(database: &Database) {
 /// Two replicas fire and two change the same few local schedules, all at once; every zone is handed over exactly once.
 async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database) {
     // However far past, a zone is not missed: only being handed over takes it out of an update's reach.
-    let policy = Policy { lateness: TimeDelta::days(3), ..Policy::default() };
-    let tests = [TestStore::open_with(database, policy).await, TestStore::open_with(database, policy).await];
+    let policy = Policy {
+        lateness: TimeDelta::days(3),
+        ..Policy::default()
+    };
+    let tests = [
+        TestStore::open_with(database, policy).await,
+        TestStore::open_with(database, policy).await,
+    ];
     let mut ids = Vec::new();
     for _ in 0..4 {
         ids.push(tests[0].create("2026-03-02T12:00:00", true).await);
     }
-    tests.iter().for_each(|test| test.at("2026-03-02T12:00:00Z"));
+    tests
+        .iter()
+        .for_each(|test| test.at("2026-03-02T12:00:00Z"));
     let mut tasks = JoinSet::new();
     for test in &tests {
         let (store, now) = (test.store.clone(), test.clock.now());
@@ -254,18 +430,37 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
             for round in 0..60 {
                 // Who waits for a lock for a second is told so, and comes again, as the dispatcher does.
                 let fired = loop {
-                    match store.fire(3, now, &Delivery::default(), zone::data_number()).await {
+                    match store
+                        .fire(3, now, &Delivery::default(), zone::data_number())
+                        .await
+                    {
                         Err(Error::StoreUnavailable { .. }) => {}
                         taken => break taken.expect("fired").leased,
                     }
                 };
-                let answer = if round % 3 == 0 { not_taken() } else { Answer::Delivered };
-                let done: Vec<_> = fired.iter().map(|one| Finished::of(one, answer.clone())).collect();
+                let answer = if round % 3 == 0 {
+                    not_taken()
+                } else {
+                    Answer::Delivered
+                };
+                let done: Vec<_> = fired
+                    .iter()
+                    .map(|one| Finished::of(one, answer.clone()))
+                    .collect();
                 while let Err(error) = store.finish(&done, now, &Delivery::default()).await {
-                    assert!(matches!(error, Error::StoreUnavailable { .. }), "finished: {error:?}");
+                    assert!(
+                        matches!(error, Error::StoreUnavailable { .. }),
+                        "finished: {error:?}"
+                    );
                 }
                 if answer == Answer::Delivered {
-                    zones.extend(fired.iter().flat_map(|one| one.dispatch.wave.zones.iter().map(|zone| (one.dispatch.schedule_id, zone))));
+                    zones.extend(fired.iter().flat_map(|one| {
+                        one.dispatch
+                            .wave
+                            .zones
+                            .iter()
+                            .map(|zone| (one.dispatch.schedule_id, zone))
+                    }));
                 }
             }
             zones
@@ -274,7 +469,10 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
     for round in 0..30 {
         for (n, id) in ids.iter().enumerate() {
             let time = format!("2026-03-02T12:{round:02}:00");
-            tests[n % 2].update(*id, &time, true).await.expect("some zones are open");
+            tests[n % 2]
+                .update(*id, &time, true)
+                .await
+                .expect("some zones are open");
         }
     }
     let mut zones = tasks.join_all().await.concat();
@@ -285,10 +483,19 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
             break;
         }
         tests[0].finish(&fired, &Answer::Delivered).await;
-        zones.extend(fired.iter().flat_map(|one| one.dispatch.wave.zones.iter().map(|zone| (one.dispatch.schedule_id, zone))));
+        zones.extend(fired.iter().flat_map(|one| {
+            one.dispatch
+                .wave
+                .zones
+                .iter()
+                .map(|zone| (one.dispatch.schedule_id, zone))
+        }));
     }
     let unique: BTreeSet<_> = zones.iter().collect();
-    assert_eq!((zones.len(), unique.len()), (4 * ZoneSet::all().len(), 4 * ZoneSet::all().len()));
+    assert_eq!(
+        (zones.len(), unique.len()),
+        (4 * ZoneSet::all().len(), 4 * ZoneSet::all().len())
+    );
 }
 
 mod on_postgres {
@@ -296,12 +503,28 @@ mod on_postgres {
 
     #[tokio::test]
     async fn what_is_due_is_found_by_indexes_and_updates_touch_none() {
-        run(Kind::Postgres, concat!(module_path!(), "::what_is_due_is_found_by_indexes_and_updates_touch_none"), counted).await;
+        run(
+            Kind::Postgres,
+            concat!(
+                module_path!(),
+                "::what_is_due_is_found_by_indexes_and_updates_touch_none"
+            ),
+            counted,
+        )
+        .await;
     }
 
     #[tokio::test]
     async fn a_row_that_was_changed_as_it_was_fired_stays_due() {
-        run(Kind::Postgres, concat!(module_path!(), "::a_row_that_was_changed_as_it_was_fired_stays_due"), changed).await;
+        run(
+            Kind::Postgres,
+            concat!(
+                module_path!(),
+                "::a_row_that_was_changed_as_it_was_fired_stays_due"
+            ),
+            changed,
+        )
+        .await;
     }
 }
 
@@ -312,14 +535,28 @@ const CHANGED: &str = "
 
 async fn changed(database: &Database) {
     let test = TestStore::open(database).await;
-    let (changed, other) = (test.create("2026-03-20T09:00:00Z", false).await, test.create(DUE, false).await);
+    let (changed, other) = (
+        test.create("2026-03-20T09:00:00Z", false).await,
+        test.create(DUE, false).await,
+    );
     test.update(changed, DUE, false).await.expect("updated");
     test.at(DUE);
     database.sql(CHANGED, "").await;
-    let ids = |fired: &[Leased]| fired.iter().map(|one| one.dispatch.schedule_id).collect::<Vec<_>>();
-    assert_eq!(ids(&test.fire(5).await), [other], "of a row that is not written nothing is");
+    let ids = |fired: &[Leased]| {
+        fired
+            .iter()
+            .map(|one| one.dispatch.schedule_id)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        ids(&test.fire(5).await),
+        [other],
+        "of a row that is not written nothing is"
+    );
     assert_eq!(database.count("SELECT count(*) FROM dispatch").await, 1);
-    database.sql("DROP TRIGGER changed ON canvas_schedule", "").await;
+    database
+        .sql("DROP TRIGGER changed ON canvas_schedule", "")
+        .await;
     assert_eq!(ids(&test.fire(5).await), [changed], "it is looked at again");
 }
 
@@ -336,10 +573,8 @@ const MANY: &str = "
     ANALYZE";
 
 /// Rows that were read past any index, and rows that were fetched by one, of the tables that grow.
-const READ: &str =
-    "SELECT sum(seq_tup_read)::bigint FROM pg_stat_user_tables WHERE relname LIKE 'canvas_schedule%' OR relname = 'dispatch'";
-const FETCHED: &str =
-    "SELECT sum(idx_tup_fetch)::bigint FROM pg_stat_user_tables WHERE relname LIKE 'canvas_schedule%' OR relname = 'dispatch'";
+const READ: &str = "SELECT sum(seq_tup_read)::bigint FROM pg_stat_user_tables WHERE relname LIKE 'canvas_schedule%' OR relname = 'dispatch'";
+const FETCHED: &str = "SELECT sum(idx_tup_fetch)::bigint FROM pg_stat_user_tables WHERE relname LIKE 'canvas_schedule%' OR relname = 'dispatch'";
 
 /// Waits until every other session is gone: each tells its counts as it ends, which is after its client has left.
 async fn all_told(database: &Database) {
@@ -361,7 +596,9 @@ async fn counted(database: &Database) {
             ids.push(test.create(DUE, false).await);
         }
         for (n, id) in ids.iter().take(updates).enumerate() {
-            test.update(*id, &format!("2026-03-20T07:00:{n:02}Z"), false).await.expect("updated");
+            test.update(*id, &format!("2026-03-20T07:00:{n:02}Z"), false)
+                .await
+                .expect("updated");
         }
         test.at(DUE);
         // Those that moved earlier have an entry for their old time, too.
@@ -372,13 +609,31 @@ async fn counted(database: &Database) {
         test.finish(lost, &unknown()).await;
         test.clock.advance(TimeDelta::seconds(2));
         test.finish(&test.retry(n).await, &Answer::Delivered).await;
-        assert_eq!(test.store.next_due(test.clock.now()).await.expect("a look").retry, None);
+        assert_eq!(
+            test.store
+                .next_due(test.clock.now())
+                .await
+                .expect("a look")
+                .retry,
+            None
+        );
     }
     all_told(database).await;
-    assert_eq!(database.count(READ).await - read, 0, "nothing was searched for row by row");
+    assert_eq!(
+        database.count(READ).await - read,
+        0,
+        "nothing was searched for row by row"
+    );
     let fetched = database.count(FETCHED).await - fetched;
-    assert!(fetched < 3000, "{fetched} rows were fetched for {n} schedules");
+    assert!(
+        fetched < 3000,
+        "{fetched} rows were fetched for {n} schedules"
+    );
     let hot = "SELECT n_tup_upd - n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'canvas_schedule'";
     let cold = database.count(hot).await;
-    assert_eq!(cold, i64::try_from(n).expect("few"), "only firing, which changes the state, touches an index");
+    assert_eq!(
+        cold,
+        i64::try_from(n).expect("few"),
+        "only firing, which changes the state, touches an index"
+    );
 }

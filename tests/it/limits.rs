@@ -33,49 +33,100 @@ async fn limited(database: &Database, quotas: &[(Counted, &str)]) -> TestApp {
 }
 
 async fn set(app: &TestApp, workspace: &str, quotas: &[(Counted, &str)]) {
-    let quotas = quotas.iter().map(|(counted, quota)| (*counted, Quota::parse(quota).expect("a quota"))).collect();
-    app.admin().set_workspace(workspace, &WorkspaceChange { default_zone: None, quotas }).await.expect("set");
+    let quotas = quotas
+        .iter()
+        .map(|(counted, quota)| (*counted, Quota::parse(quota).expect("a quota")))
+        .collect();
+    app.admin()
+        .set_workspace(
+            workspace,
+            &WorkspaceChange {
+                default_zone: None,
+                quotas,
+            },
+        )
+        .await
+        .expect("set");
     app.read_keys().await;
 }
 
 /// Limit, remaining and reset.
 fn told(metadata: &MetadataMap) -> [i64; 3] {
-    ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"].map(|name| {
-        let value = metadata.get(name).unwrap_or_else(|| panic!("{name} in {metadata:?}"));
+    [
+        "x-ratelimit-limit",
+        "x-ratelimit-remaining",
+        "x-ratelimit-reset",
+    ]
+    .map(|name| {
+        let value = metadata
+            .get(name)
+            .unwrap_or_else(|| panic!("{name} in {metadata:?}"));
         value.to_str().expect("ASCII").parse().expect("a number")
     })
 }
 
 async fn list(client: &mut Client) -> Result<[i64; 3], Status> {
-    client.list_canvas_schedules(v1::ListCanvasSchedulesRequest::default()).await.map(|answer| told(answer.metadata()))
+    client
+        .list_canvas_schedules(v1::ListCanvasSchedulesRequest::default())
+        .await
+        .map(|answer| told(answer.metadata()))
 }
 
 /// A refusal for the quota, which begins anew in `wait` seconds.
 fn over(refusal: Result<impl std::fmt::Debug, Status>, counted: Counted, limit: i64, wait: u64) {
     let status = refusal.as_ref().expect_err("over the quota").clone();
     let refused = refused(refusal, Code::ResourceExhausted, "RATE_LIMITED");
-    assert_eq!((refused.metadata["quota"].as_str(), refused.metadata["limit"].as_str()), (counted.name(), &*limit.to_string()));
+    assert_eq!(
+        (
+            refused.metadata["quota"].as_str(),
+            refused.metadata["limit"].as_str()
+        ),
+        (counted.name(), &*limit.to_string())
+    );
     let details = status.get_error_details();
-    assert_eq!(details.retry_info().expect("when").retry_delay, Some(Duration::from_secs(wait)));
-    assert_eq!(details.quota_failure().expect("which").violations[0].subject, counted.name());
+    assert_eq!(
+        details.retry_info().expect("when").retry_delay,
+        Some(Duration::from_secs(wait))
+    );
+    assert_eq!(
+        details.quota_failure().expect("which").violations[0].subject,
+        counted.name()
+    );
     let reset = instant(NOW).timestamp() + 60;
     assert_eq!(told(status.metadata()), [limit, 0, reset]);
-    assert_eq!(status.metadata().get("retry-after").expect("when").to_str().expect("ASCII"), (wait + 1).to_string());
+    assert_eq!(
+        status
+            .metadata()
+            .get("retry-after")
+            .expect("when")
+            .to_str()
+            .expect("ASCII"),
+        (wait + 1).to_string()
+    );
 }
 
 async fn a_call_over_the_quota_is_refused_until_the_window_turns(database: &Database) {
     let app = limited(database, &[(Counted::Requests, "5/minute")]).await;
     let (mut client, reset) = (app.client(), instant(NOW).timestamp() + 60);
     for remaining in [4, 3, 2, 1, 0] {
-        assert_eq!(list(&mut client).await.expect("within the quota"), [5, remaining, reset]);
+        assert_eq!(
+            list(&mut client).await.expect("within the quota"),
+            [5, remaining, reset]
+        );
     }
     over(list(&mut client).await, Counted::Requests, 5, 60);
     app.clock.advance(TimeDelta::seconds(50));
     over(list(&mut client).await, Counted::Requests, 5, 10);
     // Health is no request of a workspace.
-    HealthClient::new(app.channel.clone()).check(HealthCheckRequest::default()).await.expect("health is never refused");
+    HealthClient::new(app.channel.clone())
+        .check(HealthCheckRequest::default())
+        .await
+        .expect("health is never refused");
     app.clock.advance(TimeDelta::seconds(10));
-    assert_eq!(list(&mut client).await.expect("a new window"), [5, 4, reset + 60]);
+    assert_eq!(
+        list(&mut client).await.expect("a new window"),
+        [5, 4, reset + 60]
+    );
 }
 
 async fn an_entry_of_a_batch_counts_as_one(database: &Database) {
@@ -84,10 +135,24 @@ async fn an_entry_of_a_batch_counts_as_one(database: &Database) {
     let batch = |entries: usize| vec![update(&schedule, at(LATER)); entries];
     assert_eq!(app.batch(batch(15)).await.expect("answers").len(), 15);
     over_with(app.batch(batch(6)).await, 5);
-    assert_eq!(app.batch(batch(5)).await.expect("a refused batch has counted nothing").len(), 5);
+    assert_eq!(
+        app.batch(batch(5))
+            .await
+            .expect("a refused batch has counted nothing")
+            .len(),
+        5
+    );
     over_with(app.update(update(&schedule, at(LATER))).await, 0);
     app.clock.advance(TimeDelta::minutes(1));
-    assert_eq!(app.get(&schedule).await.canvas_schedule.expect("a schedule").revision, 21, "and has done nothing");
+    assert_eq!(
+        app.get(&schedule)
+            .await
+            .canvas_schedule
+            .expect("a schedule")
+            .revision,
+        21,
+        "and has done nothing"
+    );
 }
 
 /// A refusal that tells how many remain.
@@ -98,38 +163,91 @@ fn over_with(refusal: Result<impl std::fmt::Debug, Status>, remaining: i64) {
 }
 
 async fn a_creation_counts_by_whom_it_is_for(database: &Database) {
-    let quotas = [(Counted::Requests, "3/minute"), (Counted::Broadcasts, "5/minute"), (Counted::SameAudience, "2/minute")];
+    let quotas = [
+        (Counted::Requests, "3/minute"),
+        (Counted::Broadcasts, "5/minute"),
+        (Counted::SameAudience, "2/minute"),
+    ];
     let app = limited(database, &quotas).await;
-    let to_users = v1::CreateCanvasScheduleRequest { broadcast: false, recipients: vec![user("u")], ..create("canvas", at(LATER)) };
+    let to_users = v1::CreateCanvasScheduleRequest {
+        broadcast: false,
+        recipients: vec![user("u")],
+        ..create("canvas", at(LATER))
+    };
     let to_audience = |name: &str| {
         let audience = Some(object(json!({ "filter": name })));
-        v1::CreateCanvasScheduleRequest { broadcast: false, audience, ..create("canvas", at(LATER)) }
+        v1::CreateCanvasScheduleRequest {
+            broadcast: false,
+            audience,
+            ..create("canvas", at(LATER))
+        }
     };
     for _ in 0..2 {
-        app.create(to_audience("a")).await.expect("within all quotas");
+        app.create(to_audience("a"))
+            .await
+            .expect("within all quotas");
     }
-    over(app.create(to_audience("a")).await, Counted::SameAudience, 2, 60);
-    app.create(to_audience("b")).await.expect("another audience");
+    over(
+        app.create(to_audience("a")).await,
+        Counted::SameAudience,
+        2,
+        60,
+    );
+    app.create(to_audience("b"))
+        .await
+        .expect("another audience");
     // An audience beside recipients is one; the refused creation has counted nothing.
-    app.create(v1::CreateCanvasScheduleRequest { recipients: vec![user("u")], ..to_audience("b") }).await.expect("within all quotas");
-    app.create(create("canvas", at(LATER))).await.expect("the fifth for many");
-    over(app.create(create("canvas", at(LATER))).await, Counted::Broadcasts, 5, 60);
-    over(app.create(to_audience("c")).await, Counted::Broadcasts, 5, 60);
+    app.create(v1::CreateCanvasScheduleRequest {
+        recipients: vec![user("u")],
+        ..to_audience("b")
+    })
+    .await
+    .expect("within all quotas");
+    app.create(create("canvas", at(LATER)))
+        .await
+        .expect("the fifth for many");
+    over(
+        app.create(create("canvas", at(LATER))).await,
+        Counted::Broadcasts,
+        5,
+        60,
+    );
+    over(
+        app.create(to_audience("c")).await,
+        Counted::Broadcasts,
+        5,
+        60,
+    );
     for _ in 0..3 {
-        app.create(to_users.clone()).await.expect("those for users are requests");
+        app.create(to_users.clone())
+            .await
+            .expect("those for users are requests");
     }
     over(app.create(to_users).await, Counted::Requests, 3, 60);
 }
 
 async fn a_quota_is_of_one_workspace_and_of_the_whole_of_it(database: &Database) {
     let app = limited(database, &[(Counted::Requests, "2/minute")]).await;
-    app.admin().create_workspace("other", &WorkspaceChange::default()).await.expect("made");
-    let (own, others) = (app.key_of("default", |_| {}).await, app.key_of("other", |_| {}).await);
+    app.admin()
+        .create_workspace("other", &WorkspaceChange::default())
+        .await
+        .expect("made");
+    let (own, others) = (
+        app.key_of("default", |_| {}).await,
+        app.key_of("other", |_| {}).await,
+    );
     app.read_keys().await;
     list(&mut app.client()).await.expect("the first");
-    list(&mut app.client_with(&own)).await.expect("the second, with another key");
+    list(&mut app.client_with(&own))
+        .await
+        .expect("the second, with another key");
     over(list(&mut app.client()).await, Counted::Requests, 2, 60);
-    assert_eq!(list(&mut app.client_with(&others)).await.expect("another workspace")[..2], [250_000, 249_999]);
+    assert_eq!(
+        list(&mut app.client_with(&others))
+            .await
+            .expect("another workspace")[..2],
+        [250_000, 249_999]
+    );
 }
 
 async fn a_quota_that_is_set_anew_holds_from_then_on(database: &Database) {
@@ -146,20 +264,41 @@ async fn a_quota_that_is_set_anew_holds_from_then_on(database: &Database) {
 
 async fn what_cannot_be_read_counts_too(database: &Database) {
     let app = limited(database, &[(Counted::Requests, "4/minute")]).await;
-    let call = async |method: &str| raw(app.keyed(), &format!("/canvas.schedule.v1.CanvasScheduleService/{method}"), vec![0xff]).await;
+    let call = async |method: &str| {
+        raw(
+            app.keyed(),
+            &format!("/canvas.schedule.v1.CanvasScheduleService/{method}"),
+            vec![0xff],
+        )
+        .await
+    };
     list(&mut app.client()).await.expect("the first");
-    for method in ["UpdateCanvasSchedule", "CreateCanvasSchedule", "BatchUpdateCanvasSchedules"] {
-        refused(call(method).await, Code::InvalidArgument, "MESSAGE_NOT_DECODABLE");
+    for method in [
+        "UpdateCanvasSchedule",
+        "CreateCanvasSchedule",
+        "BatchUpdateCanvasSchedules",
+    ] {
+        refused(
+            call(method).await,
+            Code::InvalidArgument,
+            "MESSAGE_NOT_DECODABLE",
+        );
     }
     over(list(&mut app.client()).await, Counted::Requests, 4, 60);
 }
 
 async fn two_replicas_share_a_quota(database: &Database) {
-    let apps = [limited(database, &[(Counted::Requests, "1000/minute")]).await, TestApp::start_as_it_is(database).await];
+    let apps = [
+        limited(database, &[(Counted::Requests, "1000/minute")]).await,
+        TestApp::start_as_it_is(database).await,
+    ];
     let mut accepted = 0;
     // Nine of ten calls reach the first.
     for n in 0..1200 {
-        if list(&mut apps[usize::from(n % 10 == 9)].client()).await.is_ok() {
+        if list(&mut apps[usize::from(n % 10 == 9)].client())
+            .await
+            .is_ok()
+        {
             accepted += 1;
         }
     }
@@ -167,13 +306,30 @@ async fn two_replicas_share_a_quota(database: &Database) {
 }
 
 async fn a_batch_that_is_refused_takes_nothing_from_other_replicas(database: &Database) {
-    let apps = [limited(database, &[(Counted::Requests, "100/minute")]).await, TestApp::start_as_it_is(database).await];
+    let apps = [
+        limited(database, &[(Counted::Requests, "100/minute")]).await,
+        TestApp::start_as_it_is(database).await,
+    ];
     let schedule = apps[0].created(create("canvas", at(LATER))).await;
     let batch = |entries| vec![update(&schedule, at(LATER)); entries];
     list(&mut apps[0].client()).await.expect("the first");
     over_with(apps[0].batch(batch(100)).await, 99);
-    assert_eq!(apps[1].batch(batch(90)).await.expect("another replica").len(), 90);
-    refused(apps[0].batch(batch(20)).await, Code::ResourceExhausted, "RATE_LIMITED");
-    let (first, second) = (list(&mut apps[0].client()).await, list(&mut apps[1].client()).await);
+    assert_eq!(
+        apps[1]
+            .batch(batch(90))
+            .await
+            .expect("another replica")
+            .len(),
+        90
+    );
+    refused(
+        apps[0].batch(batch(20)).await,
+        Code::ResourceExhausted,
+        "RATE_LIMITED",
+    );
+    let (first, second) = (
+        list(&mut apps[0].client()).await,
+        list(&mut apps[1].client()).await,
+    );
     assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
 }

@@ -21,13 +21,25 @@ async fn pages_are_stable_under_concurrent_writes(database: &Database) {
     let app = TestApp::start(database).await;
     let mut made = Vec::new();
     for n in 0..25 {
-        made.push(app.created(create(&format!("canvas {}", n % 3), at(LATER))).await);
+        made.push(
+            app.created(create(&format!("canvas {}", n % 3), at(LATER)))
+                .await,
+        );
     }
     let ids: Vec<String> = made.iter().map(|one| one.schedule_id.clone()).collect();
-    assert!(ids.is_sorted(), "the order of their ids is that of their creation");
+    assert!(
+        ids.is_sorted(),
+        "the order of their ids is that of their creation"
+    );
     assert_eq!(app.list_ids(Default::default()).await, ids);
 
-    let (mut seen, mut request) = (Vec::new(), v1::ListCanvasSchedulesRequest { page_size: 4, ..Default::default() });
+    let (mut seen, mut request) = (
+        Vec::new(),
+        v1::ListCanvasSchedulesRequest {
+            page_size: 4,
+            ..Default::default()
+        },
+    );
     for n in 0.. {
         // While the page is read one is made, one updated and one that is already on a page, or will be, cancelled.
         let (page, fresh, updated, cancelled) = tokio::join!(
@@ -48,38 +60,80 @@ async fn pages_are_stable_under_concurrent_writes(database: &Database) {
         request.page_token = page.next_page_token;
         assert!(n < 12, "it ends");
     }
-    assert!(seen.is_sorted() && seen.iter().collect::<HashSet<_>>().len() == seen.len(), "none twice");
-    assert_eq!(seen[..25], ids, "none left out; those made meanwhile come after");
+    assert!(
+        seen.is_sorted() && seen.iter().collect::<HashSet<_>>().len() == seen.len(),
+        "none twice"
+    );
+    assert_eq!(
+        seen[..25],
+        ids,
+        "none left out; those made meanwhile come after"
+    );
 }
 
 async fn filters_hold_from_page_to_page(database: &Database) {
     let app = TestApp::start(database).await;
     let mut made = Vec::new();
     for n in 0..12 {
-        let schedule = app.created(create(&format!("canvas {}", n % 2), at(LATER))).await;
+        let schedule = app
+            .created(create(&format!("canvas {}", n % 2), at(LATER)))
+            .await;
         if n % 3 == 0 {
             app.cancel(cancel(&schedule)).await.expect("cancelled");
         }
         made.push(schedule.schedule_id);
     }
-    let all_of = |keep: fn(usize) -> bool| (0..12).filter(|n| keep(*n)).map(|n| made[n].clone()).collect::<Vec<_>>();
+    let all_of = |keep: fn(usize) -> bool| {
+        (0..12)
+            .filter(|n| keep(*n))
+            .map(|n| made[n].clone())
+            .collect::<Vec<_>>()
+    };
     let canvas = |canvas_id: &str, state: CanvasScheduleState| v1::ListCanvasSchedulesRequest {
         canvas_id: canvas_id.to_owned(),
         state: state.into(),
         page_size: 2,
         page_token: String::new(),
     };
-    assert_eq!(app.list_ids(canvas("canvas 1", CanvasScheduleState::Unspecified)).await, all_of(|n| n % 2 == 1));
-    assert_eq!(app.list_ids(canvas("", CanvasScheduleState::Cancelled)).await, all_of(|n| n % 3 == 0));
-    assert_eq!(app.list_ids(canvas("canvas 0", CanvasScheduleState::Pending)).await, all_of(|n| n % 2 == 0 && n % 3 != 0));
-    assert_eq!(app.list_ids(canvas("canvas", CanvasScheduleState::Unspecified)).await, Vec::<String>::new(), "no part of a name");
-    let exact = v1::ListCanvasSchedulesRequest { page_size: 12, ..Default::default() };
-    assert_eq!(app.list(exact).await.expect("a page").next_page_token, "", "no empty page after the last");
+    assert_eq!(
+        app.list_ids(canvas("canvas 1", CanvasScheduleState::Unspecified))
+            .await,
+        all_of(|n| n % 2 == 1)
+    );
+    assert_eq!(
+        app.list_ids(canvas("", CanvasScheduleState::Cancelled))
+            .await,
+        all_of(|n| n % 3 == 0)
+    );
+    assert_eq!(
+        app.list_ids(canvas("canvas 0", CanvasScheduleState::Pending))
+            .await,
+        all_of(|n| n % 2 == 0 && n % 3 != 0)
+    );
+    assert_eq!(
+        app.list_ids(canvas("canvas", CanvasScheduleState::Unspecified))
+            .await,
+        Vec::<String>::new(),
+        "no part of a name"
+    );
+    let exact = v1::ListCanvasSchedulesRequest {
+        page_size: 12,
+        ..Default::default()
+    };
+    assert_eq!(
+        app.list(exact).await.expect("a page").next_page_token,
+        "",
+        "no empty page after the last"
+    );
 }
 
 /// The numbers of the revisions of every page, `page_size` at a time.
 async fn pages(app: &TestApp, of: &v1::CanvasSchedule, page_size: i32) -> Vec<Vec<i64>> {
-    let mut request = v1::ListCanvasScheduleRevisionsRequest { schedule_id: of.schedule_id.clone(), page_size, page_token: String::new() };
+    let mut request = v1::ListCanvasScheduleRevisionsRequest {
+        schedule_id: of.schedule_id.clone(),
+        page_size,
+        page_token: String::new(),
+    };
     let mut pages = Vec::new();
     loop {
         let page = app.revisions_page(request.clone()).await.expect("a page");
@@ -98,9 +152,17 @@ async fn pages(app: &TestApp, of: &v1::CanvasSchedule, page_size: i32) -> Vec<Ve
 async fn revisions_come_in_pages_the_newest_first(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
-    app.batch(vec![update(&schedule, at(LATER)); 6]).await.expect("answers");
-    assert_eq!(pages(&app, &schedule, 3).await, [vec![7, 6, 5], vec![4, 3, 2], vec![1]]);
-    assert_eq!(pages(&app, &schedule, 8).await, [vec![8, 7, 6, 5, 4, 3, 2, 1]]);
+    app.batch(vec![update(&schedule, at(LATER)); 6])
+        .await
+        .expect("answers");
+    assert_eq!(
+        pages(&app, &schedule, 3).await,
+        [vec![7, 6, 5], vec![4, 3, 2], vec![1]]
+    );
+    assert_eq!(
+        pages(&app, &schedule, 8).await,
+        [vec![8, 7, 6, 5, 4, 3, 2, 1]]
+    );
 }
 
 async fn a_page_of_revisions_is_cut_short_where_it_would_be_too_large(database: &Database) {
@@ -108,38 +170,76 @@ async fn a_page_of_revisions_is_cut_short_where_it_would_be_too_large(database: 
     let schedule = app.created(create("canvas", at(LATER))).await;
     for n in 0..40 {
         let properties = Some(object(json!({ "k": format!("{n}{}", "x".repeat(50_000)) })));
-        app.update(v1::UpdateCanvasScheduleRequest { trigger_properties: properties, ..update(&schedule, at(LATER)) })
-            .await
-            .expect("updated");
+        app.update(v1::UpdateCanvasScheduleRequest {
+            trigger_properties: properties,
+            ..update(&schedule, at(LATER))
+        })
+        .await
+        .expect("updated");
     }
     let pages = pages(&app, &schedule, 1000).await;
     assert!(pages.len() > 1 && pages[0].len() >= 20, "{pages:?}");
-    assert_eq!(pages.concat(), (1..=41).rev().collect::<Vec<i64>>(), "none is left out");
+    assert_eq!(
+        pages.concat(),
+        (1..=41).rev().collect::<Vec<i64>>(),
+        "none is left out"
+    );
 }
 
 async fn only_the_newest_revisions_are_shown(database: &Database) {
     let app = TestApp::start_with(database, |settings| settings.revisions_kept = 5).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     for newest in 2..=9 {
-        app.update(update(&schedule, at(LATER))).await.expect("updated");
-        let shown: Vec<i64> = app.revisions(&schedule).await.iter().map(|one| one.revision).collect();
-        assert_eq!(shown, ((newest - 4).max(1)..=newest).rev().collect::<Vec<i64>>());
+        app.update(update(&schedule, at(LATER)))
+            .await
+            .expect("updated");
+        let shown: Vec<i64> = app
+            .revisions(&schedule)
+            .await
+            .iter()
+            .map(|one| one.revision)
+            .collect();
+        assert_eq!(
+            shown,
+            ((newest - 4).max(1)..=newest).rev().collect::<Vec<i64>>()
+        );
     }
-    assert_eq!(pages(&app, &schedule, 2).await, [vec![9, 8], vec![7, 6]], "9 and 8 were told, then 10 came and 5 went");
+    assert_eq!(
+        pages(&app, &schedule, 2).await,
+        [vec![9, 8], vec![7, 6]],
+        "9 and 8 were told, then 10 came and 5 went"
+    );
 }
 
 async fn revisions_that_are_not_kept_are_removed(database: &Database) {
     let app = TestApp::start_with(database, |settings| settings.revisions_kept = 5).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let other = app.created(create("other", at(LATER))).await;
-    let rows = async || database.count("SELECT count(*) FROM canvas_schedule_revision").await;
+    let rows = async || {
+        database
+            .count("SELECT count(*) FROM canvas_schedule_revision")
+            .await
+    };
     for _ in 0..120 {
-        app.update(update(&schedule, at(LATER))).await.expect("updated");
+        app.update(update(&schedule, at(LATER)))
+            .await
+            .expect("updated");
     }
     // The writer removes after it has answered, and before it takes the next change.
-    app.update(update(&schedule, at(LATER))).await.expect("updated");
-    assert_eq!(rows().await, 5 + 22 + 1, "removed at 50 and at 100; 22 came since; 1 is the other's");
-    let shown: Vec<i64> = app.revisions(&schedule).await.iter().map(|one| one.revision).collect();
+    app.update(update(&schedule, at(LATER)))
+        .await
+        .expect("updated");
+    assert_eq!(
+        rows().await,
+        5 + 22 + 1,
+        "removed at 50 and at 100; 22 came since; 1 is the other's"
+    );
+    let shown: Vec<i64> = app
+        .revisions(&schedule)
+        .await
+        .iter()
+        .map(|one| one.revision)
+        .collect();
     assert_eq!(shown, [122, 121, 120, 119, 118]);
     assert_eq!(app.revisions(&other).await.len(), 1);
 }

@@ -20,30 +20,53 @@ use tonic_types::StatusExt;
 use crate::support::plain_http::get;
 use crate::support::*;
 
-on_both![health_answers_by_service, a_call_with_no_time_left_is_not_begun];
+on_both![
+    health_answers_by_service,
+    a_call_with_no_time_left_is_not_begun
+];
 on_both![file: a_stop_lets_calls_in_flight_finish_and_ends_everything_else, a_stop_ends_even_if_a_call_does_not];
 
 const OURS: [&str; 2] = ["", SERVICE_NAME];
 
 async fn check(app: &TestApp, service: &str) -> Result<ServingStatus, Status> {
-    let request = HealthCheckRequest { service: service.to_owned() };
-    HealthClient::new(app.channel.clone()).check(request).await.map(|answer| answer.into_inner().status())
+    let request = HealthCheckRequest {
+        service: service.to_owned(),
+    };
+    HealthClient::new(app.channel.clone())
+        .check(request)
+        .await
+        .map(|answer| answer.into_inner().status())
 }
 
 async fn watch(app: &TestApp) -> Streaming<HealthCheckResponse> {
-    let request = HealthCheckRequest { service: SERVICE_NAME.to_owned() };
-    HealthClient::new(channel_to(app.addr())).watch(request).await.expect("a stream").into_inner()
+    let request = HealthCheckRequest {
+        service: SERVICE_NAME.to_owned(),
+    };
+    HealthClient::new(channel_to(app.addr()))
+        .watch(request)
+        .await
+        .expect("a stream")
+        .into_inner()
 }
 
 async fn health_answers_by_service(database: &Database) {
     let app = TestApp::start(database).await;
     assert_eq!(SERVICE_NAME, "canvas.schedule.v1.CanvasScheduleService");
     for name in OURS {
-        assert_eq!(check(&app, name).await.expect("answered"), ServingStatus::Serving, "{name:?}");
+        assert_eq!(
+            check(&app, name).await.expect("answered"),
+            ServingStatus::Serving,
+            "{name:?}"
+        );
     }
-    let unknown = check(&app, "canvas.schedule.v1.Nope").await.expect_err("no such service");
+    let unknown = check(&app, "canvas.schedule.v1.Nope")
+        .await
+        .expect_err("no such service");
     assert_eq!(unknown.code(), Code::NotFound);
-    assert_eq!(unknown.get_details_error_info().expect("always").domain, "canvas-scheduler");
+    assert_eq!(
+        unknown.get_details_error_info().expect("always").domain,
+        "canvas-scheduler"
+    );
 }
 
 /// Both versions of reflection have the same messages under two names.
@@ -61,36 +84,96 @@ macro_rules! reflection {
             on_both![lists_and_describes];
 
             async fn ask(app: &TestApp, asked: MessageRequest) -> MessageResponse {
-                let request = ServerReflectionRequest { host: String::new(), message_request: Some(asked) };
+                let request = ServerReflectionRequest {
+                    host: String::new(),
+                    message_request: Some(asked),
+                };
                 let mut client = ServerReflectionClient::new(app.channel.clone());
-                let answers = client.server_reflection_info(tokio_stream::once(request)).await.expect("a stream");
-                answers.into_inner().message().await.expect("an answer").expect("one").message_response.expect("one")
+                let answers = client
+                    .server_reflection_info(tokio_stream::once(request))
+                    .await
+                    .expect("a stream");
+                answers
+                    .into_inner()
+                    .message()
+                    .await
+                    .expect("an answer")
+                    .expect("one")
+                    .message_response
+                    .expect("one")
             }
 
             async fn files(app: &TestApp, asked: MessageRequest) -> Vec<FileDescriptorProto> {
-                let MessageResponse::FileDescriptorResponse(files) = ask(app, asked.clone()).await else { panic!("no file: {asked:?}") };
-                files.file_descriptor_proto.iter().map(|file| FileDescriptorProto::decode(file.as_slice()).expect("a file")).collect()
+                let MessageResponse::FileDescriptorResponse(files) = ask(app, asked.clone()).await
+                else {
+                    panic!("no file: {asked:?}")
+                };
+                files
+                    .file_descriptor_proto
+                    .iter()
+                    .map(|file| FileDescriptorProto::decode(file.as_slice()).expect("a file"))
+                    .collect()
             }
 
             async fn lists_and_describes(database: &Database) {
                 let app = TestApp::start(database).await;
-                let MessageResponse::ListServicesResponse(list) = ask(&app, MessageRequest::ListServices("*".to_owned())).await else {
+                let MessageResponse::ListServicesResponse(list) =
+                    ask(&app, MessageRequest::ListServices("*".to_owned())).await
+                else {
                     panic!("no list")
                 };
-                let names: Vec<String> = list.service.into_iter().map(|service| service.name).collect();
+                let names: Vec<String> = list
+                    .service
+                    .into_iter()
+                    .map(|service| service.name)
+                    .collect();
                 for name in [SERVICE_NAME, "grpc.health.v1.Health"] {
                     assert!(names.iter().any(|one| one == name), "{name} in {names:?}");
                 }
-                assert!(!names.iter().any(|one| one.contains("CanvasTriggerService")), "only what is served: {names:?}");
-                let ours = files(&app, MessageRequest::FileContainingSymbol(SERVICE_NAME.to_owned())).await;
-                let service = ours.iter().flat_map(|file| &file.service).find(|service| service.name() == "CanvasScheduleService");
-                let methods: Vec<&str> = service.expect("our service").method.iter().map(|method| method.name()).collect();
-                assert!(methods.contains(&"UpdateCanvasSchedule") && methods.len() == 9, "{methods:?}");
+                assert!(
+                    !names.iter().any(|one| one.contains("CanvasTriggerService")),
+                    "only what is served: {names:?}"
+                );
+                let ours = files(
+                    &app,
+                    MessageRequest::FileContainingSymbol(SERVICE_NAME.to_owned()),
+                )
+                .await;
+                let service = ours
+                    .iter()
+                    .flat_map(|file| &file.service)
+                    .find(|service| service.name() == "CanvasScheduleService");
+                let methods: Vec<&str> = service
+                    .expect("our service")
+                    .method
+                    .iter()
+                    .map(|method| method.name())
+                    .collect();
+                assert!(
+                    methods.contains(&"UpdateCanvasSchedule") && methods.len() == 9,
+                    "{methods:?}"
+                );
                 // With these a client shows the details of an error as text.
-                let mut named: Vec<String> = ours.iter().flat_map(|file| file.dependency.clone()).collect();
-                for (symbol, message) in [("google.rpc.BadRequest", "BadRequest"), ("google.rpc.ErrorInfo", "ErrorInfo")] {
-                    let found = files(&app, MessageRequest::FileContainingSymbol(symbol.to_owned())).await;
-                    assert!(found.iter().flat_map(|file| &file.message_type).any(|one| one.name() == message), "{symbol}");
+                let mut named: Vec<String> = ours
+                    .iter()
+                    .flat_map(|file| file.dependency.clone())
+                    .collect();
+                for (symbol, message) in [
+                    ("google.rpc.BadRequest", "BadRequest"),
+                    ("google.rpc.ErrorInfo", "ErrorInfo"),
+                ] {
+                    let found = files(
+                        &app,
+                        MessageRequest::FileContainingSymbol(symbol.to_owned()),
+                    )
+                    .await;
+                    assert!(
+                        found
+                            .iter()
+                            .flat_map(|file| &file.message_type)
+                            .any(|one| one.name() == message),
+                        "{symbol}"
+                    );
                     named.extend(found.iter().map(|file| file.name().to_owned()));
                 }
                 for name in named {
@@ -131,23 +214,64 @@ mod it_is_not_ready_until_the_schema_is_there {
     async fn shown(database: &Database) {
         let app = TestApp::start_unmigrated(database).await;
         for name in OURS {
-            assert_eq!(check(&app, name).await.expect("answered"), ServingStatus::NotServing, "{name:?}");
+            assert_eq!(
+                check(&app, name).await.expect("answered"),
+                ServingStatus::NotServing,
+                "{name:?}"
+            );
         }
         let answer = app.create(create("canvas", at(LATER))).await;
-        assert!(answer.as_ref().expect_err("refused").get_details_retry_info().is_some(), "it says when to try again");
+        assert!(
+            answer
+                .as_ref()
+                .expect_err("refused")
+                .get_details_retry_info()
+                .is_some(),
+            "it says when to try again"
+        );
         refused(answer, Code::Unavailable, "STORE_UNAVAILABLE");
-        refused(app.list(Default::default()).await, Code::Unavailable, "STORE_UNAVAILABLE");
+        refused(
+            app.list(Default::default()).await,
+            Code::Unavailable,
+            "STORE_UNAVAILABLE",
+        );
         let mut health = watch(&app).await;
-        let mut next = async || health.message().await.expect("a status").expect("a status").status();
+        let mut next = async || {
+            health
+                .message()
+                .await
+                .expect("a status")
+                .expect("a status")
+                .status()
+        };
         assert_eq!(next().await, ServingStatus::NotServing);
 
-        let (store, _writers) = Store::open(&Options::new(database.url()), app.clock.clone(), Policy::default()).await.expect("a store");
+        let (store, _writers) = Store::open(
+            &Options::new(database.url()),
+            app.clock.clone(),
+            Policy::default(),
+        )
+        .await
+        .expect("a store");
         let applied = store.migrate().await.expect("migrated");
-        assert!(applied.first().is_some_and(|first| first == "m0001_schedules") && applied.is_sorted(), "{applied:?}");
-        assert_eq!(store.migrate().await.expect("nothing to do"), Vec::<String>::new(), "a second time changes nothing");
+        assert!(
+            applied
+                .first()
+                .is_some_and(|first| first == "m0001_schedules")
+                && applied.is_sorted(),
+            "{applied:?}"
+        );
+        assert_eq!(
+            store.migrate().await.expect("nothing to do"),
+            Vec::<String>::new(),
+            "a second time changes nothing"
+        );
         assert_eq!(next().await, ServingStatus::Serving, "without a restart");
         let mut client = app.client_with(&app.key_of("default", |_| {}).await);
-        client.create_canvas_schedule(create("canvas", at(LATER))).await.expect("created");
+        client
+            .create_canvas_schedule(create("canvas", at(LATER)))
+            .await
+            .expect("created");
         app.stop().await;
     }
 }
@@ -155,7 +279,10 @@ mod it_is_not_ready_until_the_schema_is_there {
 /// The request with a deadline, in the words of `grpc-timeout`.
 fn within<T>(message: T, timeout: &'static str) -> Request<T> {
     let mut request = Request::new(message);
-    request.metadata_mut().insert("grpc-timeout", tonic::metadata::MetadataValue::from_static(timeout));
+    request.metadata_mut().insert(
+        "grpc-timeout",
+        tonic::metadata::MetadataValue::from_static(timeout),
+    );
     request
 }
 
@@ -165,18 +292,36 @@ async fn a_call_with_no_time_left_is_not_begun(database: &Database) {
     let before = app.seen(&schedule).await;
     let mut client = bare_client(app.addr(), &app.key).await;
     for timeout in ["0n", "1n", "0H"] {
-        let answer = client.update_canvas_schedule(within(update(&schedule, at(LATER)), timeout)).await;
+        let answer = client
+            .update_canvas_schedule(within(update(&schedule, at(LATER)), timeout))
+            .await;
         refused(answer, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
-        let answer = client.create_canvas_schedule(within(create("canvas", at(LATER)), timeout)).await;
+        let answer = client
+            .create_canvas_schedule(within(create("canvas", at(LATER)), timeout))
+            .await;
         refused(answer, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
-        let answer = client.cancel_canvas_schedule(within(cancel(&schedule), timeout)).await;
+        let answer = client
+            .cancel_canvas_schedule(within(cancel(&schedule), timeout))
+            .await;
         refused(answer, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     }
-    let malformed = client.update_canvas_schedule(within(update(&schedule, at(LATER)), "soon")).await;
-    assert_eq!(refused(malformed, Code::InvalidArgument, "TIMEOUT_MALFORMED").fields, ["grpc-timeout"]);
+    let malformed = client
+        .update_canvas_schedule(within(update(&schedule, at(LATER)), "soon"))
+        .await;
+    assert_eq!(
+        refused(malformed, Code::InvalidArgument, "TIMEOUT_MALFORMED").fields,
+        ["grpc-timeout"]
+    );
     assert_eq!(app.seen(&schedule).await, before, "nothing changed");
-    assert_eq!(app.list_ids(Default::default()).await.len(), 1, "nothing was made");
-    client.update_canvas_schedule(within(update(&schedule, at(LATER)), "1H")).await.expect("time enough");
+    assert_eq!(
+        app.list_ids(Default::default()).await.len(),
+        1,
+        "nothing was made"
+    );
+    client
+        .update_canvas_schedule(within(update(&schedule, at(LATER)), "1H"))
+        .await
+        .expect("time enough");
 }
 
 /// Returns once the server has closed a connection on which nothing was said.
@@ -191,7 +336,12 @@ type Calls = JoinSet<Result<Response<v1::UpdateCanvasScheduleResponse>, Status>>
 /// An app that takes two changes at a time, one in the writer's hands and one that waits.
 async fn narrow(database: &Database, drain: Duration) -> TestApp {
     TestApp::start_with(database, |settings| {
-        (settings.queue_max, settings.writers, settings.commit_max, settings.drain) = (1, 1, 1, drain);
+        (
+            settings.queue_max,
+            settings.writers,
+            settings.commit_max,
+            settings.drain,
+        ) = (1, 1, 1, drain);
     })
     .await
 }
@@ -201,10 +351,16 @@ async fn narrow(database: &Database, drain: Duration) -> TestApp {
 async fn in_flight(app: &TestApp, schedule: &v1::CanvasSchedule) -> Calls {
     let mut calls = Calls::new();
     for _ in 0..4 {
-        let (mut client, request) = (app.fresh_client(), update(schedule, at("2026-03-21T09:00:00Z")));
+        let (mut client, request) = (
+            app.fresh_client(),
+            update(schedule, at("2026-03-21T09:00:00Z")),
+        );
         calls.spawn(async move { client.update_canvas_schedule(request).await });
     }
-    let first = soon(calls.join_next()).await.expect("four calls").expect("no panic");
+    let first = soon(calls.join_next())
+        .await
+        .expect("four calls")
+        .expect("no panic");
     refused(first, Code::Unavailable, "BUSY");
     calls
 }
@@ -212,11 +368,28 @@ async fn in_flight(app: &TestApp, schedule: &v1::CanvasSchedule) -> Calls {
 async fn a_stop_lets_calls_in_flight_finish_and_ends_everything_else(database: &Database) {
     let app = narrow(database, Duration::from_secs(60)).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
-    let (silent, addr) = (TcpStream::connect(app.addr()).await.expect("a connection"), app.addr());
+    let (silent, addr) = (
+        TcpStream::connect(app.addr()).await.expect("a connection"),
+        app.addr(),
+    );
     let admin = app.admin_addr();
-    assert_eq!(get(&admin, "/readyz").await, (200, r#"{"ready":true,"reasons":[],"warnings":[]}"#.to_owned()));
+    assert_eq!(
+        get(&admin, "/readyz").await,
+        (
+            200,
+            r#"{"ready":true,"reasons":[],"warnings":[]}"#.to_owned()
+        )
+    );
     let mut health = watch(&app).await;
-    assert_eq!(health.message().await.expect("a status").expect("one").status(), ServingStatus::Serving);
+    assert_eq!(
+        health
+            .message()
+            .await
+            .expect("a status")
+            .expect("one")
+            .status(),
+        ServingStatus::Serving
+    );
     // Takes what calls are counted with, which needs the lock too on SQLite.
     app.list(Default::default()).await.expect("a list");
     let held = database.hold(&schedule.schedule_id).await;
@@ -230,11 +403,20 @@ async fn a_stop_lets_calls_in_flight_finish_and_ends_everything_else(database: &
             Err(end) => break end,
         }
     };
-    assert_eq!((end.code(), end.get_details_error_info().expect("always").reason), (Code::Unavailable, "DRAINING".to_owned()));
+    assert_eq!(
+        (
+            end.code(),
+            end.get_details_error_info().expect("always").reason
+        ),
+        (Code::Unavailable, "DRAINING".to_owned())
+    );
     closed(silent).await;
     assert!(!stopping.is_finished(), "it waits for the calls in flight");
     let (status, told) = get(&admin, "/readyz").await;
-    assert!(status == 503 && told.contains(r#""reason":"draining""#), "{told}");
+    assert!(
+        status == 503 && told.contains(r#""reason":"draining""#),
+        "{told}"
+    );
     assert_eq!(get(&admin, "/livez").await.0, 200);
     held.rollback().await.expect("the lock is given back");
     soon(stopping).await.expect("it stops");
@@ -242,9 +424,15 @@ async fn a_stop_lets_calls_in_flight_finish_and_ends_everything_else(database: &
     let answers = soon(calls.join_all()).await;
     let finished = answers.iter().filter(|answer| answer.is_ok()).count();
     assert!((1..=2).contains(&finished), "{answers:?}");
-    TcpStream::connect(addr).await.expect_err("the port is closed");
+    TcpStream::connect(addr)
+        .await
+        .expect_err("the port is closed");
     let revision = database.count("SELECT revision FROM canvas_schedule").await;
-    assert_eq!(revision, i64::try_from(finished + 1).expect("a revision"), "what was answered is there, and nothing else");
+    assert_eq!(
+        revision,
+        i64::try_from(finished + 1).expect("a revision"),
+        "what was answered is there, and nothing else"
+    );
 }
 
 async fn a_stop_ends_even_if_a_call_does_not(database: &Database) {
@@ -257,8 +445,17 @@ async fn a_stop_ends_even_if_a_call_does_not(database: &Database) {
     let calls = in_flight(&app, &schedule).await;
     soon(app.stop()).await;
     let answers = soon(calls.join_all()).await;
-    let cut_off = |answer: &&Result<_, Status>| answer.as_ref().is_err_and(|status| status.message().contains("may or may not"));
-    let status = answers.iter().find(cut_off).expect("one was in flight").as_ref().expect_err("cut off");
+    let cut_off = |answer: &&Result<_, Status>| {
+        answer
+            .as_ref()
+            .is_err_and(|status| status.message().contains("may or may not"))
+    };
+    let status = answers
+        .iter()
+        .find(cut_off)
+        .expect("one was in flight")
+        .as_ref()
+        .expect_err("cut off");
     refused(Err::<(), _>(status.clone()), Code::Unavailable, "DRAINING");
     assert!(answers.iter().all(Result::is_err), "{answers:?}");
     closed(silent).await;

@@ -61,17 +61,36 @@ async fn a_schedule_lives_through_the_documented_calls(database: &Database) {
     let id = told["schedule_id"].as_str().expect("an id").to_owned();
     let dispatch_id = told["dispatch_id"].as_str().expect("an id");
     assert!(dispatch_id.len() == 32 && answer.header("x-request-id").len() == 16);
-    assert_eq!(told, json!({ "dispatch_id": dispatch_id, "schedule_id": id, "message": "success" }));
+    assert_eq!(
+        told,
+        json!({ "dispatch_id": dispatch_id, "schedule_id": id, "message": "success" })
+    );
 
-    let told = app.post(UPDATE, &change(&id, "2026-03-21 09:30+02")).await.with(201);
-    let schedule = json!({ "time": "2026-03-21T07:30:00Z", "in_local_time": false, "at_optimal_time": false });
-    assert_eq!(told, json!({ "message": "success", "schedule_id": id, "revision": 2, "applied": "all", "schedule": schedule }));
+    let told = app
+        .post(UPDATE, &change(&id, "2026-03-21 09:30+02"))
+        .await
+        .with(201);
+    let schedule =
+        json!({ "time": "2026-03-21T07:30:00Z", "in_local_time": false, "at_optimal_time": false });
+    assert_eq!(
+        told,
+        json!({ "message": "success", "schedule_id": id, "revision": 2, "applied": "all", "schedule": schedule })
+    );
 
-    let read = app.fetch(&format!("/canvas/trigger/schedule/{id}")).await.with(200);
+    let read = app
+        .fetch(&format!("/canvas/trigger/schedule/{id}"))
+        .await
+        .with(200);
     let etag = read["etag"].as_str().expect("an etag").to_owned();
     assert_eq!(read["message"], "success");
-    assert_eq!((&read["schedule"], &read["state"], &read["revision"]), (&schedule, &json!("pending"), &json!(2)));
-    assert_eq!(read["trigger_properties"], json!({ "count": 7, "on": true }));
+    assert_eq!(
+        (&read["schedule"], &read["state"], &read["revision"]),
+        (&schedule, &json!("pending"), &json!(2))
+    );
+    assert_eq!(
+        read["trigger_properties"],
+        json!({ "count": 7, "on": true })
+    );
     let alias = json!({ "alias_name": "a", "alias_label": "b" });
     assert_eq!(
         read["recipients"],
@@ -81,14 +100,27 @@ async fn a_schedule_lives_through_the_documented_calls(database: &Database) {
         ])
     );
     assert_eq!(read["waves"][0]["time"], "2026-03-21T07:30:00.000Z");
-    assert_eq!(read["dispatches"], json!({ "in_hand": 0, "unknown": 0, "delivered": 0, "dead": 0, "abandoned": 0 }));
+    assert_eq!(
+        read["dispatches"],
+        json!({ "in_hand": 0, "unknown": 0, "delivered": 0, "dead": 0, "abandoned": 0 })
+    );
 
-    let body = json!({ "canvas_id": "canvas", "schedule_id": id, "etag": etag, "request_id": "once" });
+    let body =
+        json!({ "canvas_id": "canvas", "schedule_id": id, "etag": etag, "request_id": "once" });
     for time in ["first", "again"] {
         let told = app.post(DELETE, &body).await.with(201);
-        assert_eq!(told, json!({ "message": "success", "applied": "all" }), "{time}");
+        assert_eq!(
+            told,
+            json!({ "message": "success", "applied": "all" }),
+            "{time}"
+        );
     }
-    assert_eq!(app.fetch(&format!("/canvas/trigger/schedule/{id}")).await.with(200)["state"], "cancelled");
+    assert_eq!(
+        app.fetch(&format!("/canvas/trigger/schedule/{id}"))
+            .await
+            .with(200)["state"],
+        "cancelled"
+    );
 }
 
 /// The curl example of the document, its host, key, ids and `date` changed.
@@ -104,55 +136,146 @@ async fn the_examples_of_the_document_work(database: &Database) {
     "in_local_time": true
   }
 }"#;
-        body.replace("schedule_identifier", &id).replace("2017-05-24", date)
+        body.replace("schedule_identifier", &id)
+            .replace("2017-05-24", date)
     };
-    let told = app.post_text(CAMPAIGN, &example("2026-03-24")).await.with(201);
-    let schedule = json!({ "time": "2026-03-24T21:30:00", "in_local_time": true, "at_optimal_time": false });
-    assert_eq!(told, json!({ "message": "success", "schedule_id": id, "revision": 2, "applied": "all", "schedule": schedule }));
-    let told = app.post_text(CAMPAIGN, &example("2017-05-24")).await.with(400);
+    let told = app
+        .post_text(CAMPAIGN, &example("2026-03-24"))
+        .await
+        .with(201);
+    let schedule =
+        json!({ "time": "2026-03-24T21:30:00", "in_local_time": true, "at_optimal_time": false });
+    assert_eq!(
+        told,
+        json!({ "message": "success", "schedule_id": id, "revision": 2, "applied": "all", "schedule": schedule })
+    );
+    let told = app
+        .post_text(CAMPAIGN, &example("2017-05-24"))
+        .await
+        .with(400);
     let why = told["message"].as_str().expect("a message");
-    assert!(why.starts_with("schedule.time: ") && why.contains("2017-05-24T21:30:00") && why.contains("past"), "{why}");
-    assert_eq!(told.as_object().expect("an object").len(), 1, "one thing is wrong: {told}");
+    assert!(
+        why.starts_with("schedule.time: ")
+            && why.contains("2017-05-24T21:30:00")
+            && why.contains("past"),
+        "{why}"
+    );
+    assert_eq!(
+        told.as_object().expect("an object").len(),
+        1,
+        "one thing is wrong: {told}"
+    );
     // Its body block, with a schedule; and without the `schedule_id` that its table calls optional.
     let body = json!({ "canvas_id": "campaign_identifier", "schedule_id": id, "schedule": { "time": LATER } });
-    app.post("/fr/canvas/trigger/schedule/update", &body).await.with(201);
+    app.post("/fr/canvas/trigger/schedule/update", &body)
+        .await
+        .with(201);
     let body = json!({ "canvas_id": "campaign_identifier", "schedule": { "time": LATER } });
     assert_eq!(app.post(UPDATE, &body).await.with(201)["schedule_id"], *id);
     // Each name on its path alone.
-    for (path, name, other) in [(UPDATE, "campaign_id", "canvas_id"), (CAMPAIGN, "canvas_id", "campaign_id")] {
-        let told = app.post(path, &json!({ name: "campaign_identifier", "schedule": { "time": LATER } })).await.with(400);
+    for (path, name, other) in [
+        (UPDATE, "campaign_id", "canvas_id"),
+        (CAMPAIGN, "canvas_id", "campaign_id"),
+    ] {
+        let told = app
+            .post(
+                path,
+                &json!({ name: "campaign_identifier", "schedule": { "time": LATER } }),
+            )
+            .await
+            .with(400);
         let why = told["message"].as_str().expect("a message");
-        assert!(why.starts_with(&format!("{name}: is not a known field; perhaps {other} is meant")), "{path}: {why}");
+        assert!(
+            why.starts_with(&format!(
+                "{name}: is not a known field; perhaps {other} is meant"
+            )),
+            "{path}: {why}"
+        );
     }
-    let told = app.post(CAMPAIGN, &json!({ "schedule": { "time": LATER } })).await.with(400);
-    assert!(told["message"].as_str().expect("a message").starts_with("campaign_id: "), "{told}");
+    let told = app
+        .post(CAMPAIGN, &json!({ "schedule": { "time": LATER } }))
+        .await
+        .with(400);
+    assert!(
+        told["message"]
+            .as_str()
+            .expect("a message")
+            .starts_with("campaign_id: "),
+        "{told}"
+    );
 }
 
 async fn the_document_overwrites(database: &Database) {
     let app = TestApp::start(database).await;
     let mut body = creation("canvas");
     body["schedule"] = json!({ "time": "2026-03-20T13:14:47", "in_local_time": true });
-    let id = app.post(CREATE, &body).await.with(201)["schedule_id"].as_str().expect("an id").to_owned();
-    let told = app.post(UPDATE, &change(&id, "2026-03-20T14:14:47")).await.with(201);
-    assert_eq!(told["schedule"], json!({ "time": "2026-03-20T14:14:47Z", "in_local_time": false, "at_optimal_time": false }));
-    let waves = app.fetch(&format!("/canvas/trigger/schedule/{id}")).await.with(200)["waves"].clone();
-    assert_eq!((waves.as_array().expect("waves").len(), &waves[0]["time"]), (1, &json!("2026-03-20T14:14:47.000Z")));
+    let id = app.post(CREATE, &body).await.with(201)["schedule_id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let told = app
+        .post(UPDATE, &change(&id, "2026-03-20T14:14:47"))
+        .await
+        .with(201);
+    assert_eq!(
+        told["schedule"],
+        json!({ "time": "2026-03-20T14:14:47Z", "in_local_time": false, "at_optimal_time": false })
+    );
+    let waves = app
+        .fetch(&format!("/canvas/trigger/schedule/{id}"))
+        .await
+        .with(200)["waves"]
+        .clone();
+    assert_eq!(
+        (waves.as_array().expect("waves").len(), &waves[0]["time"]),
+        (1, &json!("2026-03-20T14:14:47.000Z"))
+    );
 }
 
 async fn every_path_and_slash_that_clients_use_is_one_route(database: &Database) {
     let app = TestApp::start(database).await;
     let id = created(&app, "canvas").await;
-    for (n, path) in [UPDATE, "//canvas/trigger/schedule/update", "/canvas/trigger/schedule/update/", "/fr/canvas/trigger/schedule/update/"]
-        .into_iter()
-        .enumerate()
+    for (n, path) in [
+        UPDATE,
+        "//canvas/trigger/schedule/update",
+        "/canvas/trigger/schedule/update/",
+        "/fr/canvas/trigger/schedule/update/",
+    ]
+    .into_iter()
+    .enumerate()
     {
-        assert_eq!(app.post(path, &change(&id, LATER)).await.with(201)["revision"], n + 2, "{path}");
+        assert_eq!(
+            app.post(path, &change(&id, LATER)).await.with(201)["revision"],
+            n + 2,
+            "{path}"
+        );
     }
-    assert_eq!(app.fetch("//canvas/trigger/schedule/?state=pending").await.with(200)["schedules"][0]["schedule_id"], *id);
-    assert_eq!(app.fetch(&format!("/canvas//trigger/schedule/{id}/")).await.with(200)["schedule_id"], *id);
-    for path in ["/", "//", "/canvas", "/fr/canvas/trigger/schedule/create", "/canvas/trigger/schedule/a/b", "/%ff"] {
+    assert_eq!(
+        app.fetch("//canvas/trigger/schedule/?state=pending")
+            .await
+            .with(200)["schedules"][0]["schedule_id"],
+        *id
+    );
+    assert_eq!(
+        app.fetch(&format!("/canvas//trigger/schedule/{id}/"))
+            .await
+            .with(200)["schedule_id"],
+        *id
+    );
+    for path in [
+        "/",
+        "//",
+        "/canvas",
+        "/fr/canvas/trigger/schedule/create",
+        "/canvas/trigger/schedule/a/b",
+        "/%ff",
+    ] {
         let told = app.post(path, &json!({})).await.with(404);
-        assert_eq!(told, json!({ "message": "there is no such path; /openapi.json tells those that there are" }), "{path}");
+        assert_eq!(
+            told,
+            json!({ "message": "there is no such path; /openapi.json tells those that there are" }),
+            "{path}"
+        );
     }
     app.fetch("/canvas/trigger/schedule/%ff").await.with(400);
     for (method, path, allowed) in [
@@ -163,12 +286,29 @@ async fn every_path_and_slash_that_clients_use_is_one_route(database: &Database)
         (Method::DELETE, "/canvas/trigger/schedule/x", "GET,HEAD"),
     ] {
         let answer = app.http(method.clone(), path, &[], "").await;
-        assert_eq!((answer.status, answer.header("allow")), (405, allowed), "{method} {path}");
-        assert!(method == Method::HEAD || !answer.json()["message"].as_str().expect("a message").is_empty());
+        assert_eq!(
+            (answer.status, answer.header("allow")),
+            (405, allowed),
+            "{method} {path}"
+        );
+        assert!(
+            method == Method::HEAD
+                || !answer.json()["message"]
+                    .as_str()
+                    .expect("a message")
+                    .is_empty()
+        );
     }
     let options = app.http(Method::OPTIONS, UPDATE, &[], "").await;
     assert_eq!((options.status, options.header("allow")), (200, "POST"));
-    let head = app.http(Method::HEAD, &format!("/canvas/trigger/schedule/{id}"), &[("authorization", &app.bearer())], "").await;
+    let head = app
+        .http(
+            Method::HEAD,
+            &format!("/canvas/trigger/schedule/{id}"),
+            &[("authorization", &app.bearer())],
+            "",
+        )
+        .await;
     assert_eq!((head.status, head.text.as_str()), (200, ""));
 }
 
@@ -181,7 +321,12 @@ async fn every_violation_is_told_at_once(database: &Database) {
         "schedule": { "time": "soon", "in_local_time": 1 }
     }"#;
     let told = app.post_text(CREATE, body).await.with(400);
-    let errors: Vec<&str> = told["errors"].as_array().expect("errors").iter().map(|error| error.as_str().expect("text")).collect();
+    let errors: Vec<&str> = told["errors"]
+        .as_array()
+        .expect("errors")
+        .iter()
+        .map(|error| error.as_str().expect("text"))
+        .collect();
     for wanted in [
         "canvas_id: must be text, not a number",
         "schedule.in_local_time: must be true or false, not a number",
@@ -196,10 +341,25 @@ async fn every_violation_is_told_at_once(database: &Database) {
     ] {
         assert!(errors.contains(&wanted), "{wanted}: {errors:#?}");
     }
-    assert!(errors.iter().any(|error| error.starts_with("schedule.time: \"soon\"")), "what the call finds too: {errors:#?}");
-    assert!(!errors.iter().any(|error| error.contains("fine") || error.starts_with("canvas_id: is")), "{errors:#?}");
+    assert!(
+        errors
+            .iter()
+            .any(|error| error.starts_with("schedule.time: \"soon\"")),
+        "what the call finds too: {errors:#?}"
+    );
+    assert!(
+        !errors
+            .iter()
+            .any(|error| error.contains("fine") || error.starts_with("canvas_id: is")),
+        "{errors:#?}"
+    );
     assert_eq!(told["message"], errors.join("; "));
-    assert!(app.list_ids(v1::ListCanvasSchedulesRequest::default()).await.is_empty(), "nothing was made");
+    assert!(
+        app.list_ids(v1::ListCanvasSchedulesRequest::default())
+            .await
+            .is_empty(),
+        "nothing was made"
+    );
 }
 
 async fn a_change_that_reaches_nobody_is_a_conflict(database: &Database) {
@@ -211,17 +371,53 @@ async fn a_change_that_reaches_nobody_is_a_conflict(database: &Database) {
         body
     };
     let stale = app.post(UPDATE, &with("etag", "stale")).await.with(409);
-    assert!(stale["message"].as_str().expect("a message").contains("etag is stale"), "{stale}");
+    assert!(
+        stale["message"]
+            .as_str()
+            .expect("a message")
+            .contains("etag is stale"),
+        "{stale}"
+    );
     app.post(UPDATE, &with("request_id", "r")).await.with(201);
     let mut reused = with("request_id", "r");
     reused["schedule"]["time"] = json!("2026-03-21T08:00:00Z");
     let reused = app.post(UPDATE, &reused).await.with(409);
-    assert!(reused["message"].as_str().expect("a message").contains("another request"), "{reused}");
-    let unknown = app.post(UPDATE, &change("0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11", LATER)).await.with(404);
-    assert!(unknown["message"].as_str().expect("a message").contains("does not exist"), "{unknown}");
+    assert!(
+        reused["message"]
+            .as_str()
+            .expect("a message")
+            .contains("another request"),
+        "{reused}"
+    );
+    let unknown = app
+        .post(
+            UPDATE,
+            &change("0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11", LATER),
+        )
+        .await
+        .with(404);
+    assert!(
+        unknown["message"]
+            .as_str()
+            .expect("a message")
+            .contains("does not exist"),
+        "{unknown}"
+    );
     let second = created(&app, "canvas").await;
-    let several = app.post(UPDATE, &json!({ "canvas_id": "canvas", "schedule": { "time": LATER } })).await.with(409);
-    assert!(several["message"].as_str().expect("a message").contains("2 schedules"), "{several}");
+    let several = app
+        .post(
+            UPDATE,
+            &json!({ "canvas_id": "canvas", "schedule": { "time": LATER } }),
+        )
+        .await
+        .with(409);
+    assert!(
+        several["message"]
+            .as_str()
+            .expect("a message")
+            .contains("2 schedules"),
+        "{several}"
+    );
     let require_all = json!({ "canvas_id": "canvas", "schedule_id": second, "require_all": true,
         "schedule": { "time": "2026-03-01T11:30:00", "in_local_time": true } });
     let told = app.post(UPDATE, &require_all).await.with(409);
@@ -234,9 +430,16 @@ async fn an_empty_id_is_an_absent_one(database: &Database) {
     for revision in [2, 3] {
         let body = json!({ "canvas_id": "canvas", "schedule_id": "", "request_id": "", "schedule": { "time": LATER } });
         let told = app.post(UPDATE, &body).await.with(201);
-        assert_eq!((&told["schedule_id"], &told["revision"]), (&json!(id), &json!(revision)), "{told}");
+        assert_eq!(
+            (&told["schedule_id"], &told["revision"]),
+            (&json!(id), &json!(revision)),
+            "{told}"
+        );
     }
-    let listed = app.fetch("/canvas/trigger/schedule?canvas_id=").await.with(200);
+    let listed = app
+        .fetch("/canvas/trigger/schedule?canvas_id=")
+        .await
+        .with(200);
     assert_eq!(listed["schedules"][0]["schedule_id"], id, "{listed}");
 }
 
@@ -247,14 +450,34 @@ async fn what_is_listed_comes_page_by_page(database: &Database) {
         ids.push(created(&app, "a canvas").await);
     }
     created(&app, "another").await;
-    let first = app.fetch("/canvas/trigger/schedule?canvas_id=a%20canvas&page_size=2&state=pending").await.with(200);
-    assert_eq!((first["message"].as_str(), first["schedules"].as_array().expect("a page").len()), (Some("success"), 2));
+    let first = app
+        .fetch("/canvas/trigger/schedule?canvas_id=a%20canvas&page_size=2&state=pending")
+        .await
+        .with(200);
+    assert_eq!(
+        (
+            first["message"].as_str(),
+            first["schedules"].as_array().expect("a page").len()
+        ),
+        (Some("success"), 2)
+    );
     let token = first["next_page_token"].as_str().expect("a token");
-    let query = format!("/canvas/trigger/schedule?canvas_id=a+canvas&page_size=2&state=pending&page_token={token}");
+    let query = format!(
+        "/canvas/trigger/schedule?canvas_id=a+canvas&page_size=2&state=pending&page_token={token}"
+    );
     let second = app.fetch(&query).await.with(200);
     assert_eq!(second["schedules"][0]["schedule_id"], *ids[2]);
-    assert_eq!((second["schedules"].as_array().expect("a page").len(), second.get("next_page_token")), (1, None));
-    let told = app.fetch("/canvas/trigger/schedule?page_sise=2&state=open&page_size=x&page_size=3").await.with(400);
+    assert_eq!(
+        (
+            second["schedules"].as_array().expect("a page").len(),
+            second.get("next_page_token")
+        ),
+        (1, None)
+    );
+    let told = app
+        .fetch("/canvas/trigger/schedule?page_sise=2&state=open&page_size=x&page_size=3")
+        .await
+        .with(400);
     let errors = [
         "state: \"open\" is not a state; pending, dispatching, dispatched or cancelled is needed",
         "page_size: is there twice",
@@ -262,46 +485,87 @@ async fn what_is_listed_comes_page_by_page(database: &Database) {
         "page_sise: is not a known field; perhaps page_size is meant",
     ];
     assert_eq!(told["errors"], json!(errors));
-    let told = app.fetch("/canvas/trigger/schedule?page_size=5000").await.with(400);
-    assert!(told["message"].as_str().expect("a message").starts_with("page_size: "), "{told}");
+    let told = app
+        .fetch("/canvas/trigger/schedule?page_size=5000")
+        .await
+        .with(400);
+    assert!(
+        told["message"]
+            .as_str()
+            .expect("a message")
+            .starts_with("page_size: "),
+        "{told}"
+    );
 }
 
 async fn the_description_and_its_page_need_no_key_and_nothing_from_elsewhere(database: &Database) {
     let app = TestApp::start(database).await;
     let get = async |path: &str| app.http(Method::GET, path, &[], "").await;
     let described = get("/openapi.json").await;
-    assert!(described.headers.get("x-ratelimit-limit").is_none(), "it counts for nothing");
+    assert!(
+        described.headers.get("x-ratelimit-limit").is_none(),
+        "it counts for nothing"
+    );
     let described = described.with(200);
     assert_eq!(described["openapi"], "3.1.0");
     let page = get("/docs/").await;
     let policy = page.header("content-security-policy");
-    assert!(policy.starts_with("default-src 'none'; script-src 'self';") && !policy.contains("http"), "{policy}");
-    let named: Vec<&str> =
-        page.text.split("=\"").skip(1).filter_map(|rest| rest.split('"').next()).filter(|name| name.contains('/')).collect();
+    assert!(
+        policy.starts_with("default-src 'none'; script-src 'self';") && !policy.contains("http"),
+        "{policy}"
+    );
+    let named: Vec<&str> = page
+        .text
+        .split("=\"")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
+        .filter(|name| name.contains('/'))
+        .collect();
     assert_eq!(named.len(), 4, "{named:?}");
     for path in named {
         assert!(path.starts_with("/docs/"), "{path} is of this host");
         assert_eq!(app.status_of(path).await, 200, "{path}");
     }
-    assert!(get("/docs/start.js").await.text.contains("\"/openapi.json\""));
-    assert_eq!(get("/docs/index.html").await.with(404)["message"], "there is no such path; /openapi.json tells those that there are");
+    assert!(
+        get("/docs/start.js")
+            .await
+            .text
+            .contains("\"/openapi.json\"")
+    );
+    assert_eq!(
+        get("/docs/index.html").await.with(404)["message"],
+        "there is no such path; /openapi.json tells those that there are"
+    );
 }
 
 async fn http_2_is_spoken_too_with_many_calls_on_a_connection(database: &Database) {
     let app = TestApp::start(database).await;
     let id = created(&app, "canvas").await;
     let stream = TcpStream::connect(app.gateway()).await.expect("it listens");
-    let (send, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+    let (send, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .expect("HTTP/2");
     tokio::spawn(connection);
     let calls = (0..20).map(|_| {
         let (mut send, body) = (send.clone(), change(&id, LATER).to_string());
-        let request = Request::post(format!("http://gateway{UPDATE}")).header("authorization", app.bearer());
-        let request = request.header("content-type", "application/json").body(Full::new(Bytes::from(body))).expect("a request");
+        let request =
+            Request::post(format!("http://gateway{UPDATE}")).header("authorization", app.bearer());
+        let request = request
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .expect("a request");
         async move {
             let answer = send.send_request(request).await.expect("an answer");
             assert_eq!(answer.status(), 201);
-            let body = answer.into_body().collect().await.expect("a body").to_bytes();
-            serde_json::from_slice::<Value>(&body).expect("JSON")["revision"].as_i64().expect("a number")
+            let body = answer
+                .into_body()
+                .collect()
+                .await
+                .expect("a body")
+                .to_bytes();
+            serde_json::from_slice::<Value>(&body).expect("JSON")["revision"]
+                .as_i64()
+                .expect("a number")
         }
     });
     let mut revisions = soon(join_all(calls)).await;

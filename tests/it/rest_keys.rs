@@ -35,14 +35,34 @@ fn routes(id: &str) -> Vec<Route> {
         success: 201,
         about_one,
     };
-    let get = |path: String, about_one| Route { method: Method::GET, path, body: Value::Null, permission: "read", success: 200, about_one };
+    let get = |path: String, about_one| Route {
+        method: Method::GET,
+        path,
+        body: Value::Null,
+        permission: "read",
+        success: 200,
+        about_one,
+    };
     vec![
         post("/canvas/trigger/schedule/create", &create, "create", false),
         post("/canvas/trigger/schedule/update", &update, "update", true),
-        post("/fr/canvas/trigger/schedule/update", &update, "update", true),
-        post("/campaigns/trigger/schedule/update", &campaign, "update", true),
+        post(
+            "/fr/canvas/trigger/schedule/update",
+            &update,
+            "update",
+            true,
+        ),
+        post(
+            "/campaigns/trigger/schedule/update",
+            &campaign,
+            "update",
+            true,
+        ),
         get(format!("/canvas/trigger/schedule/{id}"), true),
-        get("/canvas/trigger/schedule?canvas_id=canvas".to_owned(), false),
+        get(
+            "/canvas/trigger/schedule?canvas_id=canvas".to_owned(),
+            false,
+        ),
         post("/canvas/trigger/schedule/delete", &delete, "delete", true),
     ]
 }
@@ -50,77 +70,183 @@ fn routes(id: &str) -> Vec<Route> {
 async fn ask(app: &TestApp, route: &Route, authorization: Option<&str>) -> Answer {
     let mut headers = vec![("content-type", "application/json")];
     headers.extend(authorization.map(|value| ("authorization", value)));
-    let body = if route.body.is_null() { String::new() } else { route.body.to_string() };
-    app.http(route.method.clone(), &route.path, &headers, body).await
+    let body = if route.body.is_null() {
+        String::new()
+    } else {
+        route.body.to_string()
+    };
+    app.http(route.method.clone(), &route.path, &headers, body)
+        .await
 }
 
 /// The headers of limits, or none of them.
 fn limits(answer: &Answer) -> Option<[i64; 3]> {
-    let number = |name| answer.headers.get(name).map(|value| value.to_str().expect("ASCII").parse().expect("a number"));
-    let all = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"].map(number);
-    assert!(all.iter().all(Option::is_some) || all.iter().all(Option::is_none), "{answer:?}");
-    all[0].zip(all[1]).zip(all[2]).map(|((limit, remaining), reset)| [limit, remaining, reset])
+    let number = |name| {
+        answer
+            .headers
+            .get(name)
+            .map(|value| value.to_str().expect("ASCII").parse().expect("a number"))
+    };
+    let all = [
+        "x-ratelimit-limit",
+        "x-ratelimit-remaining",
+        "x-ratelimit-reset",
+    ]
+    .map(number);
+    assert!(
+        all.iter().all(Option::is_some) || all.iter().all(Option::is_none),
+        "{answer:?}"
+    );
+    all[0]
+        .zip(all[1])
+        .zip(all[2])
+        .map(|((limit, remaining), reset)| [limit, remaining, reset])
 }
 
 async fn limit(app: &TestApp, workspace: &str, quota: &str) {
     let quotas = vec![(Counted::Requests, Quota::parse(quota).expect("a quota"))];
-    app.admin().set_workspace(workspace, &WorkspaceChange { default_zone: None, quotas }).await.expect("set");
+    app.admin()
+        .set_workspace(
+            workspace,
+            &WorkspaceChange {
+                default_zone: None,
+                quotas,
+            },
+        )
+        .await
+        .expect("set");
 }
 
 async fn every_route_with_every_kind_of_key(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     for workspace in ["foreign", "busy"] {
-        app.admin().create_workspace(workspace, &WorkspaceChange::default()).await.expect("made");
+        app.admin()
+            .create_workspace(workspace, &WorkspaceChange::default())
+            .await
+            .expect("made");
     }
     limit(&app, "default", "1000/minute").await;
     limit(&app, "foreign", "1000/minute").await;
     limit(&app, "busy", "1/minute").await;
     let revoked = app.key_of("default", |_| {}).await;
-    app.admin().revoke_key(KeyId::parse(&revoked[..19]).expect("an id")).await.expect("revoked");
-    let (foreign, busy) = (app.key_of("foreign", |_| {}).await, app.key_of("busy", |_| {}).await);
+    app.admin()
+        .revoke_key(KeyId::parse(&revoked[..19]).expect("an id"))
+        .await
+        .expect("revoked");
+    let (foreign, busy) = (
+        app.key_of("foreign", |_| {}).await,
+        app.key_of("busy", |_| {}).await,
+    );
     let unknown = format!("cs_{}{}", "f".repeat(16), &app.key[19..]);
     app.read_keys().await;
-    app.client_with(&busy).list_canvas_schedules(canvas_scheduler::pb::v1::ListCanvasSchedulesRequest::default()).await.expect("its one");
+    app.client_with(&busy)
+        .list_canvas_schedules(canvas_scheduler::pb::v1::ListCanvasSchedulesRequest::default())
+        .await
+        .expect("its one");
     let reset = instant(NOW).timestamp() + 60;
     for route in routes(&schedule.schedule_id) {
-        let others: Vec<&str> = ["create", "update", "delete", "read"].into_iter().filter(|one| *one != route.permission).collect();
-        let lacking = app.key_of("default", |order| order.permissions = Permissions::parse(&others.join(",")).expect("permissions")).await;
+        let others: Vec<&str> = ["create", "update", "delete", "read"]
+            .into_iter()
+            .filter(|one| *one != route.permission)
+            .collect();
+        let lacking = app
+            .key_of("default", |order| {
+                order.permissions = Permissions::parse(&others.join(",")).expect("permissions")
+            })
+            .await;
         app.read_keys().await;
-        let lacks = format!("the key has not the permission canvas.trigger.schedule.{}", route.permission);
-        let malformed = "`authorization` is not `Bearer KEY` with one key as `api-key create` printed it";
+        let lacks = format!(
+            "the key has not the permission canvas.trigger.schedule.{}",
+            route.permission
+        );
+        let malformed =
+            "`authorization` is not `Bearer KEY` with one key as `api-key create` printed it";
         for (kind, authorization, status, message) in [
-            ("none", None, 401, "a key is needed: send `authorization: Bearer KEY`"),
-            ("another scheme", Some(format!("Basic {}", app.key)), 401, malformed),
+            (
+                "none",
+                None,
+                401,
+                "a key is needed: send `authorization: Bearer KEY`",
+            ),
+            (
+                "another scheme",
+                Some(format!("Basic {}", app.key)),
+                401,
+                malformed,
+            ),
             ("malformed", Some("Bearer KEY".to_owned()), 401, malformed),
-            ("unknown", Some(format!("Bearer {unknown}")), 401, "there is no such key"),
-            ("revoked", Some(format!("Bearer {revoked}")), 401, "the key was revoked"),
-            ("wrong permission", Some(format!("Bearer {lacking}")), 403, &*lacks),
+            (
+                "unknown",
+                Some(format!("Bearer {unknown}")),
+                401,
+                "there is no such key",
+            ),
+            (
+                "revoked",
+                Some(format!("Bearer {revoked}")),
+                401,
+                "the key was revoked",
+            ),
+            (
+                "wrong permission",
+                Some(format!("Bearer {lacking}")),
+                403,
+                &*lacks,
+            ),
         ] {
             let case = format!("{} {}, {kind}", route.method, route.path);
             let answer = ask(&app, &route, authorization.as_deref()).await;
             assert_eq!(answer.with(status), json!({ "message": message }), "{case}");
-            assert_eq!(answer.headers.get("www-authenticate").is_some(), status == 401, "{case}");
-            assert_eq!((limits(&answer), answer.header("x-request-id").len()), (None, 16), "{case}");
+            assert_eq!(
+                answer.headers.get("www-authenticate").is_some(),
+                status == 401,
+                "{case}"
+            );
+            assert_eq!(
+                (limits(&answer), answer.header("x-request-id").len()),
+                (None, 16),
+                "{case}"
+            );
         }
         let case = format!("{} {}", route.method, route.path);
-        over_the_limit(&ask(&app, &route, Some(&format!("Bearer {busy}"))).await, reset, &case);
+        over_the_limit(
+            &ask(&app, &route, Some(&format!("Bearer {busy}"))).await,
+            reset,
+            &case,
+        );
         let answer = ask(&app, &route, Some(&format!("Bearer {foreign}"))).await;
         if route.about_one {
-            let message = format!("canvas schedule \"{}\" does not exist", schedule.schedule_id);
+            let message = format!(
+                "canvas schedule \"{}\" does not exist",
+                schedule.schedule_id
+            );
             assert_eq!(answer.with(404), json!({ "message": message }), "{case}");
         } else {
-            assert!(!answer.with(route.success).to_string().contains(&schedule.schedule_id), "{case}: {answer:?}");
+            assert!(
+                !answer
+                    .with(route.success)
+                    .to_string()
+                    .contains(&schedule.schedule_id),
+                "{case}: {answer:?}"
+            );
         }
         let answer = ask(&app, &route, Some(&app.bearer())).await;
         assert_eq!(answer.with(route.success)["message"], "success", "{case}");
         let [limit, remaining, resets] = limits(&answer).expect("limits");
-        assert!(limit == 1000 && (0..1000).contains(&remaining) && resets == reset, "{case}: {answer:?}");
+        assert!(
+            limit == 1000 && (0..1000).contains(&remaining) && resets == reset,
+            "{case}: {answer:?}"
+        );
     }
 }
 
 fn over_the_limit(answer: &Answer, reset: i64, case: &str) {
     let message = "the workspace has used up its quota of 1 requests; it begins anew in 61 s";
     assert_eq!(answer.with(429), json!({ "message": message }), "{case}");
-    assert_eq!((limits(answer), answer.header("retry-after")), (Some([1, 0, reset]), "61"), "{case}");
+    assert_eq!(
+        (limits(answer), answer.header("retry-after")),
+        (Some([1, 0, reset]), "61"),
+        "{case}"
+    );
 }

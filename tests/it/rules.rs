@@ -17,20 +17,35 @@ const LOCAL: &str = "2026-03-02T12:00:00";
 
 /// As a release with this zone data would have left the schedule: its first wave an hour later than ours.
 async fn computed_by(database: &Database, id: ScheduleId, number: i32) {
-    let late = format!("zone_rules = {number}, next_wave_ms = next_wave_ms + 3600000, wake_ms = wake_ms + 3600000");
+    let late = format!(
+        "zone_rules = {number}, next_wave_ms = next_wave_ms + 3600000, wake_ms = wake_ms + 3600000"
+    );
     let hex = id.0.as_simple();
-    let (row, wake) =
-        (format!("UPDATE canvas_schedule SET {late} WHERE id ="), "UPDATE canvas_schedule_wake SET wake_ms = wake_ms + 3600000 WHERE id =");
-    database.sql(&format!("{row} '{id}'"), &format!("{row} unhex('{hex}')")).await;
-    database.sql(&format!("{wake} '{id}'"), &format!("{wake} unhex('{hex}')")).await;
+    let (row, wake) = (
+        format!("UPDATE canvas_schedule SET {late} WHERE id ="),
+        "UPDATE canvas_schedule_wake SET wake_ms = wake_ms + 3600000 WHERE id =",
+    );
+    database
+        .sql(&format!("{row} '{id}'"), &format!("{row} unhex('{hex}')"))
+        .await;
+    database
+        .sql(&format!("{wake} '{id}'"), &format!("{wake} unhex('{hex}')"))
+        .await;
 }
 
 async fn first_wave(test: &TestStore, id: ScheduleId) -> chrono::DateTime<chrono::Utc> {
-    test.store.schedule((WorkspaceId::DEFAULT, id)).await.expect("it is there").next_wave.expect("a wave")
+    test.store
+        .schedule((WorkspaceId::DEFAULT, id))
+        .await
+        .expect("it is there")
+        .next_wave
+        .expect("a wave")
 }
 
 async fn marks(database: &Database) -> i64 {
-    database.count("SELECT CAST(min(zone_rules) AS bigint) FROM canvas_schedule WHERE in_local_time").await
+    database
+        .count("SELECT CAST(min(zone_rules) AS bigint) FROM canvas_schedule WHERE in_local_time")
+        .await
 }
 
 async fn what_older_rules_computed_is_computed_anew_in_small_batches(database: &Database) {
@@ -45,7 +60,10 @@ async fn what_older_rules_computed_is_computed_anew_in_small_batches(database: &
         computed_by(database, *id, 202_401).await;
     }
     let now = test.clock.now();
-    assert_eq!(test.store.announce_zone_rules(now).await.expect("answered"), zone::data_number());
+    assert_eq!(
+        test.store.announce_zone_rules(now).await.expect("answered"),
+        zone::data_number()
+    );
     let mut batches = vec![];
     loop {
         let batch = test.store.recompute(now, 2).await.expect("recomputed");
@@ -59,28 +77,58 @@ async fn what_older_rules_computed_is_computed_anew_in_small_batches(database: &
     test.move_to(wave);
     let fired = test.fire(10).await;
     assert_eq!(fired.len(), 5, "at the time that our rules say");
-    assert!(fired.iter().all(|one| one.dispatch.lateness.is_zero() && one.dispatch.schedule_id != utc));
+    assert!(
+        fired
+            .iter()
+            .all(|one| one.dispatch.lateness.is_zero() && one.dispatch.schedule_id != utc)
+    );
 }
 
-async fn older_rules_leave_alone_what_newer_ones_computed_until_those_are_gone(database: &Database) {
+async fn older_rules_leave_alone_what_newer_ones_computed_until_those_are_gone(
+    database: &Database,
+) {
     let test = TestStore::open(database).await;
     let newer = 209_901;
     let id = test.create(LOCAL, true).await;
     let wave = first_wave(&test, id).await;
     computed_by(database, id, newer).await;
     let now = test.clock.now();
-    let seen = format!("INSERT INTO zone_rules (number, version, seen_ms) VALUES ({newer}, '2099a', {})", now.timestamp_millis());
+    let seen = format!(
+        "INSERT INTO zone_rules (number, version, seen_ms) VALUES ({newer}, '2099a', {})",
+        now.timestamp_millis()
+    );
     database.sql(&seen, &seen).await;
     let in_force = test.store.announce_zone_rules(now).await.expect("answered");
     assert_eq!(in_force, newer);
     test.move_to(wave + TimeDelta::hours(2));
-    let fired = test.store.fire(10, test.clock.now(), &Delivery::default(), in_force).await.expect("looked");
-    assert!(fired.leased.is_empty() && !fired.more, "it is left to who has the newer rules");
-    assert_eq!(first_wave(&test, id).await, wave + TimeDelta::hours(1), "and untouched");
+    let fired = test
+        .store
+        .fire(10, test.clock.now(), &Delivery::default(), in_force)
+        .await
+        .expect("looked");
+    assert!(
+        fired.leased.is_empty() && !fired.more,
+        "it is left to who has the newer rules"
+    );
+    assert_eq!(
+        first_wave(&test, id).await,
+        wave + TimeDelta::hours(1),
+        "and untouched"
+    );
     // The newer release was rolled back: a minute after its last word ours are in force again.
-    let in_force = test.store.announce_zone_rules(test.clock.now()).await.expect("answered");
+    let in_force = test
+        .store
+        .announce_zone_rules(test.clock.now())
+        .await
+        .expect("answered");
     assert_eq!(in_force, zone::data_number());
-    assert_eq!(test.store.recompute(test.clock.now(), 10).await.expect("recomputed"), 1);
+    assert_eq!(
+        test.store
+            .recompute(test.clock.now(), 10)
+            .await
+            .expect("recomputed"),
+        1
+    );
     let mut zones = 0;
     test.move_to(wave + TimeDelta::days(3));
     loop {
@@ -88,7 +136,10 @@ async fn older_rules_leave_alone_what_newer_ones_computed_until_those_are_gone(d
         if fired.is_empty() {
             break;
         }
-        zones += fired.iter().map(|one| one.dispatch.wave.zones.len()).sum::<usize>();
+        zones += fired
+            .iter()
+            .map(|one| one.dispatch.wave.zones.len())
+            .sum::<usize>();
     }
     assert_eq!(zones, ZoneSet::all().len(), "nobody is stuck");
 }
@@ -98,7 +149,13 @@ async fn an_update_by_other_rules_is_marked_with_them(database: &Database) {
     for other in [202_401, 209_901] {
         let id = test.create(LOCAL, true).await;
         computed_by(database, id, other).await;
-        test.update(id, "2026-03-03T12:00:00", true).await.expect("updated");
-        assert_eq!(marks(database).await, i64::from(zone::data_number()), "whose rules its next wave is by now");
+        test.update(id, "2026-03-03T12:00:00", true)
+            .await
+            .expect("updated");
+        assert_eq!(
+            marks(database).await,
+            i64::from(zone::data_number()),
+            "whose rules its next wave is by now"
+        );
     }
 }

@@ -12,7 +12,8 @@ use std::time::Duration;
 use canvas_scheduler::clock::SystemClock;
 use canvas_scheduler::config::{Reach, Secret, SinkSettings};
 use canvas_scheduler::domain::{
-    CanvasId, Dispatch, DispatchId, Identifier, Properties, Recipient, ScheduleId, Target, Wave, WaveMode, Zone, ZoneSet,
+    CanvasId, Dispatch, DispatchId, Identifier, Properties, Recipient, ScheduleId, Target, Wave,
+    WaveMode, Zone, ZoneSet,
 };
 use canvas_scheduler::sink::{self, Answer, SharedSink};
 use chrono::TimeDelta;
@@ -31,11 +32,18 @@ const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-
 
 /// How to reach `url` within `timeout`.
 fn reach(url: &str, timeout: Duration) -> Reach {
-    Reach { url: Secret(url.parse().expect(url)), timeout, connect_timeout: LONG, ca: None }
+    Reach {
+        url: Secret(url.parse().expect(url)),
+        timeout,
+        connect_timeout: LONG,
+        ca: None,
+    }
 }
 
 async fn open(settings: SinkSettings) -> SharedSink {
-    sink::open(&settings, Arc::new(SystemClock)).await.expect("good settings")
+    sink::open(&settings, Arc::new(SystemClock))
+        .await
+        .expect("good settings")
 }
 
 /// What the sink says of `dispatch`.
@@ -57,11 +65,16 @@ fn dispatch() -> Dispatch {
     let recipient = |identifier| Recipient {
         identifier,
         prioritization: vec![],
-        trigger_properties: Some(Properties(object(json!({ "greeting": "hello", "name": "Ada" })))),
+        trigger_properties: Some(Properties(object(
+            json!({ "greeting": "hello", "name": "Ada" }),
+        ))),
         send_to_existing_only: None,
         attributes: None,
     };
-    let alias = Identifier::UserAlias { alias_name: "ada".to_owned(), alias_label: "nick".to_owned() };
+    let alias = Identifier::UserAlias {
+        alias_name: "ada".to_owned(),
+        alias_label: "nick".to_owned(),
+    };
     let first = Recipient {
         prioritization: vec!["most_recently_updated".to_owned()],
         send_to_existing_only: Some(false),
@@ -78,16 +91,25 @@ fn dispatch() -> Dispatch {
         n: 2,
         wave: Wave {
             time: instant("2026-03-20T08:00:00Z"),
-            zones: ["Europe/Paris", "Europe/Berlin"].iter().map(|name| Zone::parse(name).expect("a zone")).collect::<ZoneSet>(),
+            zones: ["Europe/Paris", "Europe/Berlin"]
+                .iter()
+                .map(|name| Zone::parse(name).expect("a zone"))
+                .collect::<ZoneSet>(),
             includes_unlisted_zones: true,
             mode: WaveMode::AtTime,
         },
         target: Target {
-            recipients: vec![first, recipient(Identifier::ExternalUserId("user-2".to_owned())), recipient(alias)],
+            recipients: vec![
+                first,
+                recipient(Identifier::ExternalUserId("user-2".to_owned())),
+                recipient(alias),
+            ],
             audience: Some(object(json!({ "AND": [{ "plan": "gold" }] }))),
             broadcast: false,
         },
-        properties: Properties(object(json!({ "greeting": "hello", "nested": { "list": [1, 2.5, null] } }))),
+        properties: Properties(object(
+            json!({ "greeting": "hello", "nested": { "list": [1, 2.5, null] } }),
+        )),
         lateness: TimeDelta::milliseconds(1500),
         attempt: 4,
         traceparent: Some(TRACEPARENT.to_owned()),
@@ -98,7 +120,10 @@ fn dispatch() -> Dispatch {
 fn broadcast() -> Dispatch {
     let mut dispatch = dispatch();
     dispatch.wave.mode = WaveMode::OptimalTime;
-    dispatch.target = Target { broadcast: true, ..Target::default() };
+    dispatch.target = Target {
+        broadcast: true,
+        ..Target::default()
+    };
     dispatch
 }
 
@@ -127,7 +152,10 @@ async fn silent(listener: TcpListener) {
 
 /// Nothing was taken, and nobody says when to try again.
 fn assert_not_taken(answer: &Answer) {
-    assert!(matches!(answer, Answer::NotTaken { retry_after: None, why } if !why.is_empty()), "{answer:?}");
+    assert!(
+        matches!(answer, Answer::NotTaken { retry_after: None, why } if !why.is_empty()),
+        "{answer:?}"
+    );
 }
 
 /// It may have been taken.

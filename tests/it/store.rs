@@ -34,11 +34,18 @@ async fn two_replicas_lose_no_update(database: &Database) {
                 for n in 0..EACH {
                     // A time of its own for each update, to know it again in the history.
                     let time = format!("2026-03-21T{r:02}:{caller:02}:{n:02}Z");
-                    let answer = client.update_canvas_schedule(update(&schedule, at(&time))).await.expect("updated").into_inner();
+                    let answer = client
+                        .update_canvas_schedule(update(&schedule, at(&time)))
+                        .await
+                        .expect("updated")
+                        .into_inner();
                     assert_eq!(time_of(schedule_of(&answer)), time);
                     answers.push((schedule_of(&answer).revision, time));
                 }
-                assert!(answers.is_sorted(), "one caller's updates come one after the other");
+                assert!(
+                    answers.is_sorted(),
+                    "one caller's updates come one after the other"
+                );
                 answers
             });
         }
@@ -46,11 +53,18 @@ async fn two_replicas_lose_no_update(database: &Database) {
     let answers: Vec<(i64, String)> = calls.join_all().await.concat();
     let told: BTreeMap<i64, String> = answers.iter().cloned().collect();
     let last = i64::try_from(2 * CALLERS * EACH + 1).expect("a revision");
-    assert_eq!(told.keys().copied().collect::<Vec<_>>(), (2..=last).collect::<Vec<_>>(), "no gap, and none twice");
+    assert_eq!(
+        told.keys().copied().collect::<Vec<_>>(),
+        (2..=last).collect::<Vec<_>>(),
+        "no gap, and none twice"
+    );
     for replica in &replicas {
         let (got, history) = replica.seen(&contended).await;
-        let kept: BTreeMap<i64, String> =
-            history.into_iter().map(|one| (one.revision, one.schedule.expect("a schedule").time)).filter(|(n, _)| *n > 1).collect();
+        let kept: BTreeMap<i64, String> = history
+            .into_iter()
+            .map(|one| (one.revision, one.schedule.expect("a schedule").time))
+            .filter(|(n, _)| *n > 1)
+            .collect();
         assert_eq!(kept, told, "every answer is in the history as it was told");
         let now = got.canvas_schedule.expect("a schedule");
         assert_eq!((now.revision, time_of(&now)), (last, told[&last].as_str()));
@@ -69,11 +83,23 @@ async fn two_replicas_make_one_revision_of_one_request_id(database: &Database) {
         for n in 0..8 {
             let mut client = replicas[n % 2].fresh_client();
             let request_id = format!("r{round}");
-            let request = v1::UpdateCanvasScheduleRequest { request_id, ..update(&schedule, at(LATER)) };
-            calls.spawn(async move { client.update_canvas_schedule(request).await.expect("answered").into_inner() });
+            let request = v1::UpdateCanvasScheduleRequest {
+                request_id,
+                ..update(&schedule, at(LATER))
+            };
+            calls.spawn(async move {
+                client
+                    .update_canvas_schedule(request)
+                    .await
+                    .expect("answered")
+                    .into_inner()
+            });
         }
         let answers = calls.join_all().await;
-        assert!(answers.iter().all(|answer| *answer == answers[0]), "all get the same answer");
+        assert!(
+            answers.iter().all(|answer| *answer == answers[0]),
+            "all get the same answer"
+        );
         assert_eq!(schedule_of(&answers[0]).revision, round + 2, "one revision");
     }
     assert_eq!(replicas[1].revisions(&schedule).await.len(), 6);
@@ -84,18 +110,36 @@ const CURSED: &str = "2026-03-21T06:06:06Z";
 
 async fn curse(database: &Database, table: &str) {
     let millis = instant(CURSED).timestamp_millis();
-    let postgres = format!("ALTER TABLE {table} ADD CONSTRAINT secret_curse CHECK (time_ms <> {millis}) NOT VALID");
-    let refuse = format!("WHEN NEW.time_ms = {millis} BEGIN SELECT RAISE(ABORT, 'secret_curse'); END");
-    let sqlite = format!("CREATE TRIGGER a BEFORE INSERT ON {table} {refuse}; CREATE TRIGGER b BEFORE UPDATE ON {table} {refuse};");
+    let postgres = format!(
+        "ALTER TABLE {table} ADD CONSTRAINT secret_curse CHECK (time_ms <> {millis}) NOT VALID"
+    );
+    let refuse =
+        format!("WHEN NEW.time_ms = {millis} BEGIN SELECT RAISE(ABORT, 'secret_curse'); END");
+    let sqlite = format!(
+        "CREATE TRIGGER a BEFORE INSERT ON {table} {refuse}; CREATE TRIGGER b BEFORE UPDATE ON {table} {refuse};"
+    );
     database.sql(&postgres, &sqlite).await;
 }
 
 fn assert_internal(entry: &Entry, case: &str) {
     let status = entry.as_ref().expect_err("the database refuses it").clone();
-    assert!(!format!("{status:?}").contains("curse"), "no cause for a caller: {status:?}");
-    assert!(!status.get_details_request_info().expect("a request id").request_id.is_empty());
+    assert!(
+        !format!("{status:?}").contains("curse"),
+        "no cause for a caller: {status:?}"
+    );
+    assert!(
+        !status
+            .get_details_request_info()
+            .expect("a request id")
+            .request_id
+            .is_empty()
+    );
     let refusal = refusal(Err::<(), _>(status));
-    assert_eq!((refusal.code, refusal.reason.as_str()), (Code::Internal, "INTERNAL"), "{case}");
+    assert_eq!(
+        (refusal.code, refusal.reason.as_str()),
+        (Code::Internal, "INTERNAL"),
+        "{case}"
+    );
 }
 
 async fn a_change_that_the_database_refuses_fails_no_neighbour(database: &Database) {
@@ -103,34 +147,78 @@ async fn a_change_that_the_database_refuses_fails_no_neighbour(database: &Databa
         let app = TestApp::start(database).await;
         let mut schedules = Vec::new();
         for n in 0..20 {
-            schedules.push(app.created(create(&format!("{table} {n}"), at(LATER))).await);
+            schedules.push(
+                app.created(create(&format!("{table} {n}"), at(LATER)))
+                    .await,
+            );
         }
         curse(database, table).await;
         let bad = [0, 7, 8, 19];
-        let time = |n: usize| if bad.contains(&n) { CURSED.to_owned() } else { format!("2026-03-21T07:00:{n:02}Z") };
-        let answers = app.batch((0..20).map(|n| update(&schedules[n], at(&time(n)))).collect()).await.expect("answers");
+        let time = |n: usize| {
+            if bad.contains(&n) {
+                CURSED.to_owned()
+            } else {
+                format!("2026-03-21T07:00:{n:02}Z")
+            }
+        };
+        let answers = app
+            .batch(
+                (0..20)
+                    .map(|n| update(&schedules[n], at(&time(n))))
+                    .collect(),
+            )
+            .await
+            .expect("answers");
         for (n, answer) in answers.iter().enumerate() {
-            let now = app.get(&schedules[n]).await.canvas_schedule.expect("a schedule");
+            let now = app
+                .get(&schedules[n])
+                .await
+                .canvas_schedule
+                .expect("a schedule");
             if bad.contains(&n) {
                 assert_internal(answer, &format!("{table} {n}"));
-                assert_eq!((now.revision, time_of(&now)), (1, LATER), "{table} {n}: nothing changed");
+                assert_eq!(
+                    (now.revision, time_of(&now)),
+                    (1, LATER),
+                    "{table} {n}: nothing changed"
+                );
                 assert_eq!(app.revisions(&schedules[n]).await.len(), 1);
             } else {
                 let after = schedule_of(answer.as_ref().expect("a neighbour is applied"));
-                assert_eq!((after, now.revision, time_of(&now)), (&now, 2, time(n).as_str()), "{table} {n}");
+                assert_eq!(
+                    (after, now.revision, time_of(&now)),
+                    (&now, 2, time(n).as_str()),
+                    "{table} {n}"
+                );
             }
         }
         // Between two good changes of the same schedule, the bad one alone is refused.
-        let mixed = [time(1), CURSED.to_owned(), time(2)].map(|time| update(&schedules[0], at(&time)));
+        let mixed =
+            [time(1), CURSED.to_owned(), time(2)].map(|time| update(&schedules[0], at(&time)));
         let answers = app.batch(mixed.to_vec()).await.expect("answers");
         if table == "canvas_schedule_revision" {
             assert_internal(&answers[1], table);
-            let revisions = [0, 2].map(|n| schedule_of(answers[n].as_ref().expect("a neighbour is applied")).revision);
+            let revisions = [0, 2].map(|n| {
+                schedule_of(answers[n].as_ref().expect("a neighbour is applied")).revision
+            });
             assert_eq!(revisions, [2, 3]);
         }
-        assert_eq!(time_of(&app.get(&schedules[0]).await.canvas_schedule.expect("a schedule")), time(2));
+        assert_eq!(
+            time_of(
+                &app.get(&schedules[0])
+                    .await
+                    .canvas_schedule
+                    .expect("a schedule")
+            ),
+            time(2)
+        );
         app.stop().await;
-        database.sql(&format!("ALTER TABLE {table} DROP CONSTRAINT secret_curse"), "DROP TRIGGER a; DROP TRIGGER b;").await;
+        database
+            .sql(
+                &format!("ALTER TABLE {table} DROP CONSTRAINT secret_curse"),
+                "DROP TRIGGER a; DROP TRIGGER b;",
+            )
+            .await;
     }
 }
 
@@ -141,15 +229,26 @@ async fn a_creation_that_the_database_refuses_fails_no_neighbour(database: &Data
     for n in 0..20 {
         let mut client = app.fresh_client();
         let time = if n % 5 == 0 { CURSED } else { LATER };
-        let request_id = if n % 2 == 0 { format!("r{n}") } else { String::new() };
-        let request = v1::CreateCanvasScheduleRequest { request_id, ..create(&format!("{n}"), at(time)) };
+        let request_id = if n % 2 == 0 {
+            format!("r{n}")
+        } else {
+            String::new()
+        };
+        let request = v1::CreateCanvasScheduleRequest {
+            request_id,
+            ..create(&format!("{n}"), at(time))
+        };
         calls.spawn(async move { (time, client.create_canvas_schedule(request).await) });
     }
     for (time, answer) in calls.join_all().await {
         if time == CURSED {
             refused(answer, Code::Internal, "INTERNAL");
         } else {
-            let made = answer.expect("a neighbour is made").into_inner().canvas_schedule.expect("a schedule");
+            let made = answer
+                .expect("a neighbour is made")
+                .into_inner()
+                .canvas_schedule
+                .expect("a schedule");
             assert_eq!(app.get(&made).await.canvas_schedule, Some(made));
         }
     }
@@ -157,7 +256,10 @@ async fn a_creation_that_the_database_refuses_fails_no_neighbour(database: &Data
 }
 
 async fn a_full_queue_refuses_at_once(database: &Database) {
-    let app = TestApp::start_with(database, |settings| (settings.queue_max, settings.writers, settings.commit_max) = (1, 1, 1)).await;
+    let app = TestApp::start_with(database, |settings| {
+        (settings.queue_max, settings.writers, settings.commit_max) = (1, 1, 1)
+    })
+    .await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     // Takes what calls are counted with, which needs the lock too on SQLite.
     app.list(Default::default()).await.expect("a list");
@@ -169,8 +271,16 @@ async fn a_full_queue_refuses_at_once(database: &Database) {
     }
     // One is in the writer's hands at most, one waits at most: at least four are refused while the lock is held.
     for _ in 0..4 {
-        let answer = calls.join_next().await.expect("six calls").expect("no panic");
-        let retry = answer.as_ref().expect_err("refused").get_details_retry_info().expect("when to try again");
+        let answer = calls
+            .join_next()
+            .await
+            .expect("six calls")
+            .expect("no panic");
+        let retry = answer
+            .as_ref()
+            .expect_err("refused")
+            .get_details_retry_info()
+            .expect("when to try again");
         assert!(retry.retry_delay.is_some_and(|delay| !delay.is_zero()));
         refused(answer, Code::Unavailable, "BUSY");
     }
@@ -178,9 +288,19 @@ async fn a_full_queue_refuses_at_once(database: &Database) {
     let rest = calls.join_all().await;
     let applied = rest.iter().filter(|answer| answer.is_ok()).count();
     assert!(applied >= 1, "what waited is applied");
-    let now = app.get(&schedule).await.canvas_schedule.expect("a schedule");
-    assert_eq!(now.revision, i64::try_from(applied + 1).expect("a revision"), "what was refused is not");
-    app.update(update(&schedule, at(LATER))).await.expect("there is room again");
+    let now = app
+        .get(&schedule)
+        .await
+        .canvas_schedule
+        .expect("a schedule");
+    assert_eq!(
+        now.revision,
+        i64::try_from(applied + 1).expect("a revision"),
+        "what was refused is not"
+    );
+    app.update(update(&schedule, at(LATER)))
+        .await
+        .expect("there is room again");
 }
 
 mod on_postgres {
@@ -188,12 +308,25 @@ mod on_postgres {
 
     #[tokio::test]
     async fn a_call_whose_deadline_passes_in_the_queue_is_not_begun() {
-        run(Kind::Postgres, concat!(module_path!(), "::a_call_whose_deadline_passes_in_the_queue_is_not_begun"), in_the_queue).await;
+        run(
+            Kind::Postgres,
+            concat!(
+                module_path!(),
+                "::a_call_whose_deadline_passes_in_the_queue_is_not_begun"
+            ),
+            in_the_queue,
+        )
+        .await;
     }
 
     #[tokio::test]
     async fn lists_are_read_from_an_index() {
-        run(Kind::Postgres, concat!(module_path!(), "::lists_are_read_from_an_index"), lists).await;
+        run(
+            Kind::Postgres,
+            concat!(module_path!(), "::lists_are_read_from_an_index"),
+            lists,
+        )
+        .await;
     }
 }
 
@@ -225,15 +358,28 @@ async fn late_in_the_queue(app: &TestApp, database: &Database) -> bool {
     }
     let mut request = Request::new(update(&queued, at("2026-03-21T09:00:00Z")));
     request.set_timeout(Duration::from_millis(50));
-    let late = bare_client(app.addr(), &app.key).await.update_canvas_schedule(request).await;
+    let late = bare_client(app.addr(), &app.key)
+        .await
+        .update_canvas_schedule(request)
+        .await;
     let waited = database.count(LOCK_WAITS).await > 0;
     held.rollback().await.expect("the lock is given back");
-    begun.await.expect("no panic").expect("what had begun is applied");
+    begun
+        .await
+        .expect("no panic")
+        .expect("what had begun is applied");
     if waited {
         refused(late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
         // It stands behind whatever was queued before it.
-        let after = app.update(update(&queued, at(LATER))).await.expect("updated");
-        assert_eq!(schedule_of(&after).revision, 2, "the late one was not begun");
+        let after = app
+            .update(update(&queued, at(LATER)))
+            .await
+            .expect("updated");
+        assert_eq!(
+            schedule_of(&after).revision,
+            2,
+            "the late one was not begun"
+        );
     }
     waited
 }
@@ -248,14 +394,33 @@ async fn lists(database: &Database) {
          ANALYZE canvas_schedule";
     database.sql(copies, "").await;
     let explained = async |condition: &str| {
-        let sql = format!("EXPLAIN SELECT * FROM canvas_schedule WHERE workspace_id = 1 AND {condition} ORDER BY id LIMIT 51");
+        let sql = format!(
+            "EXPLAIN SELECT * FROM canvas_schedule WHERE workspace_id = 1 AND {condition} ORDER BY id LIMIT 51"
+        );
         let plan = database.rows(&sql).await.join("\n");
-        assert!(plan.contains("Index Scan using") && !plan.contains("Sort") && !plan.contains("Seq Scan"), "{condition}: {plan}");
+        assert!(
+            plan.contains("Index Scan using")
+                && !plan.contains("Sort")
+                && !plan.contains("Seq Scan"),
+            "{condition}: {plan}"
+        );
         plan
     };
     let after = format!("id > '{}'", schedule.schedule_id);
-    assert!(explained(&format!("canvas_id = 'canvas 7' AND {after}")).await.contains("canvas_schedule_canvas"));
-    assert!(explained(&format!("state = 3 AND {after}")).await.contains("canvas_schedule_state"));
-    assert!(explained("canvas_id = 'canvas 7' AND state <= 1").await.contains("canvas_schedule_"));
+    assert!(
+        explained(&format!("canvas_id = 'canvas 7' AND {after}"))
+            .await
+            .contains("canvas_schedule_canvas")
+    );
+    assert!(
+        explained(&format!("state = 3 AND {after}"))
+            .await
+            .contains("canvas_schedule_state")
+    );
+    assert!(
+        explained("canvas_id = 'canvas 7' AND state <= 1")
+            .await
+            .contains("canvas_schedule_")
+    );
     explained(&after).await;
 }

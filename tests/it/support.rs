@@ -71,11 +71,16 @@ pub(crate) use on_both;
 /// Runs one test on a migrated database of its own; no thread of a server may have panicked by then.
 pub async fn run(kind: Kind, name: &str, test: impl AsyncFnOnce(&Database)) {
     count_panics();
-    let Some(database) = Database::new(kind, name) else { return };
+    let Some(database) = Database::new(kind, name) else {
+        return;
+    };
     soon(test(&database)).await;
     drop(database);
     let panics = PANICS.lock().expect("no panic while counting");
-    assert!(panics.is_empty(), "the server panicked, in this test or one beside it: {panics:?}");
+    assert!(
+        panics.is_empty(),
+        "the server panicked, in this test or one beside it: {panics:?}"
+    );
 }
 
 /// What `future` comes to; a test that hangs ends here.
@@ -96,8 +101,14 @@ fn count_panics() {
     ONCE.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            if std::thread::current().name().is_some_and(|name| name.starts_with("core-") || name == "dispatcher") {
-                PANICS.lock().expect("no panic while counting").push(panic.to_string());
+            if std::thread::current()
+                .name()
+                .is_some_and(|name| name.starts_with("core-") || name == "dispatcher")
+            {
+                PANICS
+                    .lock()
+                    .expect("no panic while counting")
+                    .push(panic.to_string());
             }
             usual(panic);
         }));
@@ -111,7 +122,10 @@ pub fn settings(database: &Database) -> Serve {
         grpc_addr: ([127, 0, 0, 1], 0).into(),
         gateway_addr: Some(([127, 0, 0, 1], 0).into()),
         admin_addr: ([127, 0, 0, 1], 0).into(),
-        roles: Roles { api: true, dispatcher: true },
+        roles: Roles {
+            api: true,
+            dispatcher: true,
+        },
         otlp_endpoint: None,
         sink: None,
         tls: None,
@@ -170,28 +184,66 @@ impl TestApp {
         let mut settings = settings(database);
         change(&mut settings);
         let clock = Arc::new(ManualClock::at(instant(NOW)));
-        let server = Server::start_migrated(&settings, clock.clone(), None).await.expect("the server starts");
-        server.admin().set_workspace("default", &endless()).await.expect("set");
+        let server = Server::start_migrated(&settings, clock.clone(), None)
+            .await
+            .expect("the server starts");
+        server
+            .admin()
+            .set_workspace("default", &endless())
+            .await
+            .expect("set");
         Self::of_keyed(server, clock).await
     }
 
     /// The same with a dispatcher that sends to `sink`, and the time that `clock` shows.
-    pub async fn start_sending(database: &Database, sink: &Arc<RecordingSink>, clock: &Arc<ManualClock>) -> Self {
-        Self::start_in_roles(database, sink, clock, Roles { api: true, dispatcher: true }).await
+    pub async fn start_sending(
+        database: &Database,
+        sink: &Arc<RecordingSink>,
+        clock: &Arc<ManualClock>,
+    ) -> Self {
+        Self::start_in_roles(
+            database,
+            sink,
+            clock,
+            Roles {
+                api: true,
+                dispatcher: true,
+            },
+        )
+        .await
     }
 
     /// The same in some of the roles.
-    pub async fn start_in_roles(database: &Database, sink: &Arc<RecordingSink>, clock: &Arc<ManualClock>, roles: Roles) -> Self {
-        let (sink, settings): (SharedSink, _) = (sink.clone(), Serve { roles, ..settings(database) });
-        let server = Server::start_migrated(&settings, clock.clone(), Some(sink)).await.expect("the server starts");
-        server.admin().set_workspace("default", &endless()).await.expect("set");
+    pub async fn start_in_roles(
+        database: &Database,
+        sink: &Arc<RecordingSink>,
+        clock: &Arc<ManualClock>,
+        roles: Roles,
+    ) -> Self {
+        let (sink, settings): (SharedSink, _) = (
+            sink.clone(),
+            Serve {
+                roles,
+                ..settings(database)
+            },
+        );
+        let server = Server::start_migrated(&settings, clock.clone(), Some(sink))
+            .await
+            .expect("the server starts");
+        server
+            .admin()
+            .set_workspace("default", &endless())
+            .await
+            .expect("set");
         Self::of_keyed(server, clock.clone()).await
     }
 
     /// A second server over a database whose limits stay as they are.
     pub async fn start_as_it_is(database: &Database) -> Self {
         let clock = Arc::new(ManualClock::at(instant(NOW)));
-        let server = Server::start_migrated(&settings(database), clock.clone(), None).await.expect("the server starts");
+        let server = Server::start_migrated(&settings(database), clock.clone(), None)
+            .await
+            .expect("the server starts");
         Self::of_keyed(server, clock).await
     }
 
@@ -204,14 +256,26 @@ impl TestApp {
     /// A server over a database as it is; its callers have a key that is none.
     pub async fn start_unmigrated(database: &Database) -> Self {
         let clock = Arc::new(ManualClock::at(instant(NOW)));
-        let server = Server::start(&settings(database), clock.clone(), None).await.expect("the server starts");
-        Self::of(server, clock, format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)))
+        let server = Server::start(&settings(database), clock.clone(), None)
+            .await
+            .expect("the server starts");
+        Self::of(
+            server,
+            clock,
+            format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)),
+        )
     }
 
     fn of(server: Server, clock: Arc<ManualClock>, key: String) -> Self {
         log_everything_if_wanted();
         let addr = server.grpc_addr();
-        Self { clock, channel: channel_to(addr), key, addr, server }
+        Self {
+            clock,
+            channel: channel_to(addr),
+            key,
+            addr,
+            server,
+        }
     }
 
     /// A key of a workspace, which may do everything but for what `change` makes of it.
@@ -269,32 +333,69 @@ impl TestApp {
         self.server.stop().await;
     }
 
-    pub async fn create(&self, request: v1::CreateCanvasScheduleRequest) -> Result<v1::CreateCanvasScheduleResponse, Status> {
-        self.client().create_canvas_schedule(request).await.map(tonic::Response::into_inner)
+    pub async fn create(
+        &self,
+        request: v1::CreateCanvasScheduleRequest,
+    ) -> Result<v1::CreateCanvasScheduleResponse, Status> {
+        self.client()
+            .create_canvas_schedule(request)
+            .await
+            .map(tonic::Response::into_inner)
     }
 
     /// A schedule that was created.
     pub async fn created(&self, request: v1::CreateCanvasScheduleRequest) -> v1::CanvasSchedule {
-        self.create(request).await.expect("created").canvas_schedule.expect("a schedule")
+        self.create(request)
+            .await
+            .expect("created")
+            .canvas_schedule
+            .expect("a schedule")
     }
 
-    pub async fn update(&self, request: v1::UpdateCanvasScheduleRequest) -> Result<v1::UpdateCanvasScheduleResponse, Status> {
-        self.client().update_canvas_schedule(request).await.map(tonic::Response::into_inner)
+    pub async fn update(
+        &self,
+        request: v1::UpdateCanvasScheduleRequest,
+    ) -> Result<v1::UpdateCanvasScheduleResponse, Status> {
+        self.client()
+            .update_canvas_schedule(request)
+            .await
+            .map(tonic::Response::into_inner)
     }
 
-    pub async fn batch(&self, requests: Vec<v1::UpdateCanvasScheduleRequest>) -> Result<Vec<Entry>, Status> {
+    pub async fn batch(
+        &self,
+        requests: Vec<v1::UpdateCanvasScheduleRequest>,
+    ) -> Result<Vec<Entry>, Status> {
         let request = v1::BatchUpdateCanvasSchedulesRequest { requests };
-        let answer = self.client().batch_update_canvas_schedules(request).await?.into_inner();
+        let answer = self
+            .client()
+            .batch_update_canvas_schedules(request)
+            .await?
+            .into_inner();
         Ok(answer.results.into_iter().map(entry).collect())
     }
 
-    pub async fn cancel(&self, request: v1::CancelCanvasScheduleRequest) -> Result<v1::CancelCanvasScheduleResponse, Status> {
-        self.client().cancel_canvas_schedule(request).await.map(tonic::Response::into_inner)
+    pub async fn cancel(
+        &self,
+        request: v1::CancelCanvasScheduleRequest,
+    ) -> Result<v1::CancelCanvasScheduleResponse, Status> {
+        self.client()
+            .cancel_canvas_schedule(request)
+            .await
+            .map(tonic::Response::into_inner)
     }
 
-    pub async fn try_get(&self, schedule_id: &str) -> Result<v1::GetCanvasScheduleResponse, Status> {
-        let request = v1::GetCanvasScheduleRequest { schedule_id: schedule_id.to_owned() };
-        self.client().get_canvas_schedule(request).await.map(tonic::Response::into_inner)
+    pub async fn try_get(
+        &self,
+        schedule_id: &str,
+    ) -> Result<v1::GetCanvasScheduleResponse, Status> {
+        let request = v1::GetCanvasScheduleRequest {
+            schedule_id: schedule_id.to_owned(),
+        };
+        self.client()
+            .get_canvas_schedule(request)
+            .await
+            .map(tonic::Response::into_inner)
     }
 
     /// All that the service tells of a schedule.
@@ -302,8 +403,14 @@ impl TestApp {
         self.try_get(&of.schedule_id).await.expect("it is there")
     }
 
-    pub async fn list(&self, request: v1::ListCanvasSchedulesRequest) -> Result<v1::ListCanvasSchedulesResponse, Status> {
-        self.client().list_canvas_schedules(request).await.map(tonic::Response::into_inner)
+    pub async fn list(
+        &self,
+        request: v1::ListCanvasSchedulesRequest,
+    ) -> Result<v1::ListCanvasSchedulesResponse, Status> {
+        self.client()
+            .list_canvas_schedules(request)
+            .await
+            .map(tonic::Response::into_inner)
     }
 
     /// The ids of all schedules that match the filters of `request`, page after page.
@@ -323,27 +430,57 @@ impl TestApp {
         &self,
         request: v1::ListCanvasScheduleRevisionsRequest,
     ) -> Result<v1::ListCanvasScheduleRevisionsResponse, Status> {
-        self.client().list_canvas_schedule_revisions(request).await.map(tonic::Response::into_inner)
+        self.client()
+            .list_canvas_schedule_revisions(request)
+            .await
+            .map(tonic::Response::into_inner)
     }
 
     /// The kept revisions of a schedule, at most 1,000, the newest first.
     pub async fn revisions(&self, of: &v1::CanvasSchedule) -> Vec<v1::CanvasScheduleRevision> {
-        let request =
-            v1::ListCanvasScheduleRevisionsRequest { schedule_id: of.schedule_id.clone(), page_size: 1000, page_token: String::new() };
-        self.revisions_page(request).await.expect("revisions").revisions
+        let request = v1::ListCanvasScheduleRevisionsRequest {
+            schedule_id: of.schedule_id.clone(),
+            page_size: 1000,
+            page_token: String::new(),
+        };
+        self.revisions_page(request)
+            .await
+            .expect("revisions")
+            .revisions
     }
 
-    pub async fn dispatches(&self, request: v1::ListDispatchesRequest) -> Result<v1::ListDispatchesResponse, Status> {
-        self.client().list_dispatches(request).await.map(tonic::Response::into_inner)
+    pub async fn dispatches(
+        &self,
+        request: v1::ListDispatchesRequest,
+    ) -> Result<v1::ListDispatchesResponse, Status> {
+        self.client()
+            .list_dispatches(request)
+            .await
+            .map(tonic::Response::into_inner)
     }
 
     pub async fn retry(&self, of: &v1::Dispatch) -> Result<v1::Dispatch, Status> {
-        let request = v1::RetryDispatchRequest { schedule_id: of.schedule_id.clone(), dispatch_id: of.dispatch_id.clone() };
-        Ok(self.client().retry_dispatch(request).await?.into_inner().dispatch.expect("a dispatch"))
+        let request = v1::RetryDispatchRequest {
+            schedule_id: of.schedule_id.clone(),
+            dispatch_id: of.dispatch_id.clone(),
+        };
+        Ok(self
+            .client()
+            .retry_dispatch(request)
+            .await?
+            .into_inner()
+            .dispatch
+            .expect("a dispatch"))
     }
 
     /// What the service tells of a schedule and its history: to show that nothing changed.
-    pub async fn seen(&self, of: &v1::CanvasSchedule) -> (v1::GetCanvasScheduleResponse, Vec<v1::CanvasScheduleRevision>) {
+    pub async fn seen(
+        &self,
+        of: &v1::CanvasSchedule,
+    ) -> (
+        v1::GetCanvasScheduleResponse,
+        Vec<v1::CanvasScheduleRevision>,
+    ) {
         (self.get(of).await, self.revisions(of).await)
     }
 }
@@ -352,32 +489,58 @@ impl TestApp {
 fn log_everything_if_wanted() {
     static STARTED: Once = Once::new();
     if traced::is_wanted() {
-        let log = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::TRACE).with_ansi(false);
+        let log = tracing_subscriber::fmt()
+            .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+            .with_ansi(false);
         STARTED.call_once(|| log.with_writer(|| traced::Searched).init());
     }
 }
 
 /// A channel that connects at its first call.
 pub fn channel_to(addr: SocketAddr) -> Channel {
-    Endpoint::from_shared(format!("http://{addr}")).expect("an address").connect_lazy()
+    Endpoint::from_shared(format!("http://{addr}"))
+        .expect("an address")
+        .connect_lazy()
 }
 
 /// Limits that no test reaches by chance.
 fn endless() -> WorkspaceChange {
-    let quota = Quota { most: 1_000_000_000, window: Window::Minute };
-    WorkspaceChange { default_zone: None, quotas: Counted::ALL.map(|counted| (counted, quota)).to_vec() }
+    let quota = Quota {
+        most: 1_000_000_000,
+        window: Window::Minute,
+    };
+    WorkspaceChange {
+        default_zone: None,
+        quotas: Counted::ALL.map(|counted| (counted, quota)).to_vec(),
+    }
 }
 
 /// A key that nobody else has the name of.
 async fn key(server: &Server, workspace: &str, change: impl FnOnce(&mut KeyOrder)) -> String {
     static MADE: AtomicU32 = AtomicU32::new(0);
-    let name = format!("key {} {}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
-    let mut order = KeyOrder { name, permissions: Permissions::all(), expires_at: None, allowlist: vec![] };
+    let name = format!(
+        "key {} {}",
+        std::process::id(),
+        MADE.fetch_add(1, Ordering::Relaxed)
+    );
+    let mut order = KeyOrder {
+        name,
+        permissions: Permissions::all(),
+        expires_at: None,
+        allowlist: vec![],
+    };
     change(&mut order);
-    server.admin().create_key(workspace, order).await.expect("a key").reveal().to_owned()
+    server
+        .admin()
+        .create_key(workspace, order)
+        .await
+        .expect("a key")
+        .reveal()
+        .to_owned()
 }
 
 /// A client on `channel` with a key.
 pub fn client_on(channel: Channel, key: &str) -> Client {
-    CanvasScheduleServiceClient::with_interceptor(channel, Bearer::new(key)).max_decoding_message_size(64 * 1024 * 1024)
+    CanvasScheduleServiceClient::with_interceptor(channel, Bearer::new(key))
+        .max_decoding_message_size(64 * 1024 * 1024)
 }

@@ -32,14 +32,40 @@ enum Named {
 
 #[derive(Debug, Clone)]
 enum Call {
-    Create { canvas: u8, request: Option<u8> },
-    Update { of: Named, canvas: u8, etag: Option<Named>, request: Option<u8> },
-    UpdateOfCanvas { canvas: u8, request: Option<u8> },
-    Batch { of: Vec<Named>, canvas: u8 },
-    Cancel { of: Named, canvas: u8, request: Option<u8> },
-    Get { of: Named },
-    List { canvas: Option<u8>, token: Option<Named> },
-    Revisions { of: Named, token: Option<Named> },
+    Create {
+        canvas: u8,
+        request: Option<u8>,
+    },
+    Update {
+        of: Named,
+        canvas: u8,
+        etag: Option<Named>,
+        request: Option<u8>,
+    },
+    UpdateOfCanvas {
+        canvas: u8,
+        request: Option<u8>,
+    },
+    Batch {
+        of: Vec<Named>,
+        canvas: u8,
+    },
+    Cancel {
+        of: Named,
+        canvas: u8,
+        request: Option<u8>,
+    },
+    Get {
+        of: Named,
+    },
+    List {
+        canvas: Option<u8>,
+        token: Option<Named>,
+    },
+    Revisions {
+        of: Named,
+        token: Option<Named>,
+    },
 }
 
 fn named() -> impl Strategy<Value = Named> {
@@ -72,7 +98,11 @@ struct Told {
 }
 
 fn nth<'a>(told: &'a [String], n: usize, none: &'a str) -> &'a str {
-    if told.is_empty() { none } else { &told[n % told.len()] }
+    if told.is_empty() {
+        none
+    } else {
+        &told[n % told.len()]
+    }
 }
 
 impl Told {
@@ -90,7 +120,11 @@ impl Told {
     /// The text without what differs from run to run by chance: what the tenant itself was given, by number.
     fn normal(&self, text: String) -> String {
         let mut text = text;
-        for (kind, given) in [("token", &self.tokens), ("etag", &self.etags), ("id", &self.ids)] {
+        for (kind, given) in [
+            ("token", &self.tokens),
+            ("etag", &self.etags),
+            ("id", &self.ids),
+        ] {
             for (n, one) in given.iter().enumerate() {
                 text = text.replace(one, &format!("{kind} {n}"));
             }
@@ -112,7 +146,13 @@ impl Tenant {
         self.pick(foreign, named, |told| &told.ids, NOBODYS)
     }
 
-    fn pick(&self, foreign: &Told, named: Named, of: impl Fn(&Told) -> &Vec<String>, none: &str) -> String {
+    fn pick(
+        &self,
+        foreign: &Told,
+        named: Named,
+        of: impl Fn(&Told) -> &Vec<String>,
+        none: &str,
+    ) -> String {
         match named {
             Named::Own(n) => nth(of(&self.told), n, none),
             Named::Foreign(n) => nth(of(foreign), n, none),
@@ -122,59 +162,134 @@ impl Tenant {
     }
 
     fn etag(&self, foreign: &Told, named: Option<Named>) -> String {
-        named.map(|named| self.pick(foreign, named, |told| &told.etags, "0123456789abcdef")).unwrap_or_default()
+        named
+            .map(|named| self.pick(foreign, named, |told| &told.etags, "0123456789abcdef"))
+            .unwrap_or_default()
     }
 
     fn token(&self, foreign: &Told, named: Option<Named>) -> String {
-        named.map(|named| self.pick(foreign, named, |told| &told.tokens, "")).unwrap_or_default()
+        named
+            .map(|named| self.pick(foreign, named, |told| &told.tokens, ""))
+            .unwrap_or_default()
     }
 
     /// Makes a call and answers what it is told, in its normal form.
     async fn call(&mut self, call: &Call, n: usize, foreign: &Told) -> String {
         let schedule = || at(&format!("2026-03-2{}T08:00:00Z", n % 10));
         let canvas_id = |canvas: &u8| format!("canvas {canvas}");
-        let request_id = |request: &Option<u8>| request.map(|request| format!("request {request}")).unwrap_or_default();
+        let request_id = |request: &Option<u8>| {
+            request
+                .map(|request| format!("request {request}"))
+                .unwrap_or_default()
+        };
         let told = match call {
             Call::Create { canvas, request } => {
                 // The same request under the same id, so that it would be replayed and not only refused.
-                let asked = v1::CreateCanvasScheduleRequest { request_id: request_id(request), ..create(&canvas_id(canvas), at(LATER)) };
-                let answer = self.client.create_canvas_schedule(asked).await.map(Response::into_inner);
-                self.told.note(answer.as_ref().ok().and_then(|answer| answer.canvas_schedule.as_ref()));
+                let asked = v1::CreateCanvasScheduleRequest {
+                    request_id: request_id(request),
+                    ..create(&canvas_id(canvas), at(LATER))
+                };
+                let answer = self
+                    .client
+                    .create_canvas_schedule(asked)
+                    .await
+                    .map(Response::into_inner);
+                self.told.note(
+                    answer
+                        .as_ref()
+                        .ok()
+                        .and_then(|answer| answer.canvas_schedule.as_ref()),
+                );
                 // Its dispatch id is derived from the schedule's id.
-                text_of(answer.map(|answer| v1::CreateCanvasScheduleResponse { dispatch_id: String::new(), ..answer }))
+                text_of(answer.map(|answer| v1::CreateCanvasScheduleResponse {
+                    dispatch_id: String::new(),
+                    ..answer
+                }))
             }
-            Call::Update { of, canvas, etag, request } => {
+            Call::Update {
+                of,
+                canvas,
+                etag,
+                request,
+            } => {
                 let (schedule_id, etag) = (self.id(foreign, *of), self.etag(foreign, *etag));
                 let asked = update_of_canvas(&canvas_id(canvas), schedule());
-                self.update(v1::UpdateCanvasScheduleRequest { schedule_id, etag, request_id: request_id(request), ..asked }).await
+                self.update(v1::UpdateCanvasScheduleRequest {
+                    schedule_id,
+                    etag,
+                    request_id: request_id(request),
+                    ..asked
+                })
+                .await
             }
             Call::UpdateOfCanvas { canvas, request } => {
                 let asked = update_of_canvas(&canvas_id(canvas), schedule());
-                self.update(v1::UpdateCanvasScheduleRequest { request_id: request_id(request), ..asked }).await
+                self.update(v1::UpdateCanvasScheduleRequest {
+                    request_id: request_id(request),
+                    ..asked
+                })
+                .await
             }
             Call::Batch { of, canvas } => {
                 let ids: Vec<String> = of.iter().map(|named| self.id(foreign, *named)).collect();
                 self.batch(ids, &canvas_id(canvas), schedule()).await
             }
-            Call::Cancel { of, canvas, request } => {
+            Call::Cancel {
+                of,
+                canvas,
+                request,
+            } => {
                 let (schedule_id, canvas_id) = (self.id(foreign, *of), canvas_id(canvas));
-                let asked =
-                    v1::CancelCanvasScheduleRequest { canvas_id, schedule_id, request_id: request_id(request), ..Default::default() };
-                let answer = self.client.cancel_canvas_schedule(asked).await.map(Response::into_inner);
-                self.told.note(answer.as_ref().ok().and_then(|answer| answer.canvas_schedule.as_ref()));
+                let asked = v1::CancelCanvasScheduleRequest {
+                    canvas_id,
+                    schedule_id,
+                    request_id: request_id(request),
+                    ..Default::default()
+                };
+                let answer = self
+                    .client
+                    .cancel_canvas_schedule(asked)
+                    .await
+                    .map(Response::into_inner);
+                self.told.note(
+                    answer
+                        .as_ref()
+                        .ok()
+                        .and_then(|answer| answer.canvas_schedule.as_ref()),
+                );
                 text_of(answer)
             }
             Call::Get { of } => {
-                let asked = v1::GetCanvasScheduleRequest { schedule_id: self.id(foreign, *of) };
-                text_of(self.client.get_canvas_schedule(asked).await.map(Response::into_inner))
+                let asked = v1::GetCanvasScheduleRequest {
+                    schedule_id: self.id(foreign, *of),
+                };
+                text_of(
+                    self.client
+                        .get_canvas_schedule(asked)
+                        .await
+                        .map(Response::into_inner),
+                )
             }
             Call::List { canvas, token } => {
-                self.list(canvas.as_ref().map(canvas_id).unwrap_or_default(), self.token(foreign, *token)).await
+                self.list(
+                    canvas.as_ref().map(canvas_id).unwrap_or_default(),
+                    self.token(foreign, *token),
+                )
+                .await
             }
             Call::Revisions { of, token } => {
-                let (schedule_id, page_token) = (self.id(foreign, *of), self.token(foreign, *token));
-                let asked = v1::ListCanvasScheduleRevisionsRequest { schedule_id, page_size: 2, page_token };
-                let answer = self.client.list_canvas_schedule_revisions(asked).await.map(Response::into_inner);
+                let (schedule_id, page_token) =
+                    (self.id(foreign, *of), self.token(foreign, *token));
+                let asked = v1::ListCanvasScheduleRevisionsRequest {
+                    schedule_id,
+                    page_size: 2,
+                    page_token,
+                };
+                let answer = self
+                    .client
+                    .list_canvas_schedule_revisions(asked)
+                    .await
+                    .map(Response::into_inner);
                 self.note_token(answer.as_ref().ok().map(|answer| &answer.next_page_token));
                 text_of(answer)
             }
@@ -182,56 +297,116 @@ impl Tenant {
         self.told.normal(told)
     }
 
-    async fn batch(&mut self, ids: Vec<String>, canvas_id: &str, schedule: Option<v1::Schedule>) -> String {
-        let asked = |schedule_id| v1::UpdateCanvasScheduleRequest { schedule_id, ..update_of_canvas(canvas_id, schedule.clone()) };
-        let request = v1::BatchUpdateCanvasSchedulesRequest { requests: ids.into_iter().map(asked).collect() };
-        let answer = self.client.batch_update_canvas_schedules(request).await.expect("answers").into_inner();
+    async fn batch(
+        &mut self,
+        ids: Vec<String>,
+        canvas_id: &str,
+        schedule: Option<v1::Schedule>,
+    ) -> String {
+        let asked = |schedule_id| v1::UpdateCanvasScheduleRequest {
+            schedule_id,
+            ..update_of_canvas(canvas_id, schedule.clone())
+        };
+        let request = v1::BatchUpdateCanvasSchedulesRequest {
+            requests: ids.into_iter().map(asked).collect(),
+        };
+        let answer = self
+            .client
+            .batch_update_canvas_schedules(request)
+            .await
+            .expect("answers")
+            .into_inner();
         let mut text = String::new();
         for result in answer.results {
             let answer = entry(result);
-            self.told.note(answer.as_ref().ok().and_then(|answer| answer.canvas_schedule.as_ref()));
+            self.told.note(
+                answer
+                    .as_ref()
+                    .ok()
+                    .and_then(|answer| answer.canvas_schedule.as_ref()),
+            );
             text += &text_of(answer);
         }
         text
     }
 
     async fn list(&mut self, canvas_id: String, page_token: String) -> String {
-        let asked = v1::ListCanvasSchedulesRequest { canvas_id, page_size: 2, page_token, ..Default::default() };
-        let answer = self.client.list_canvas_schedules(asked).await.map(Response::into_inner);
+        let asked = v1::ListCanvasSchedulesRequest {
+            canvas_id,
+            page_size: 2,
+            page_token,
+            ..Default::default()
+        };
+        let answer = self
+            .client
+            .list_canvas_schedules(asked)
+            .await
+            .map(Response::into_inner);
         self.note_token(answer.as_ref().ok().map(|answer| &answer.next_page_token));
         text_of(answer)
     }
 
     async fn update(&mut self, asked: v1::UpdateCanvasScheduleRequest) -> String {
-        let answer = self.client.update_canvas_schedule(asked).await.map(Response::into_inner);
-        self.told.note(answer.as_ref().ok().and_then(|answer| answer.canvas_schedule.as_ref()));
+        let answer = self
+            .client
+            .update_canvas_schedule(asked)
+            .await
+            .map(Response::into_inner);
+        self.told.note(
+            answer
+                .as_ref()
+                .ok()
+                .and_then(|answer| answer.canvas_schedule.as_ref()),
+        );
         text_of(answer)
     }
 
     fn note_token(&mut self, token: Option<&String>) {
-        self.told.tokens.extend(token.filter(|token| !token.is_empty() && !self.told.tokens.contains(token)).cloned());
+        self.told.tokens.extend(
+            token
+                .filter(|token| !token.is_empty() && !self.told.tokens.contains(token))
+                .cloned(),
+        );
     }
 }
 
 fn text_of<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
     match answer {
         Ok(answer) => format!("{answer:?}"),
-        Err(status) => format!("{:?} {} {:?}", status.code(), status.message(), status.get_error_details()),
+        Err(status) => format!(
+            "{:?} {} {:?}",
+            status.code(),
+            status.message(),
+            status.get_error_details()
+        ),
     }
 }
 
 /// An app, and a tenant in a workspace of this name.
 async fn tenant(app: &TestApp, name: &str) -> Tenant {
-    app.admin().create_workspace(name, &WorkspaceChange::default()).await.expect("made");
+    app.admin()
+        .create_workspace(name, &WorkspaceChange::default())
+        .await
+        .expect("made");
     // The history names the key, in both runs by the same name.
-    let key = app.key_of(name, |order| order.name = "key".to_owned()).await;
+    let key = app
+        .key_of(name, |order| order.name = "key".to_owned())
+        .await;
     app.read_keys().await;
-    Tenant { client: app.client_with(&key), told: Told::default() }
+    Tenant {
+        client: app.client_with(&key),
+        told: Told::default(),
+    }
 }
 
 async fn nothing_of_one_is_visible_to_the_other(database: &Database) {
-    let kind = if database.is_postgres() { Kind::Postgres } else { Kind::Memory };
-    let alone = Database::new(kind, "the same history without the other tenant").expect("as there is the first");
+    let kind = if database.is_postgres() {
+        Kind::Postgres
+    } else {
+        Kind::Memory
+    };
+    let alone = Database::new(kind, "the same history without the other tenant")
+        .expect("as there is the first");
     let (app, app_alone) = (TestApp::start(database).await, TestApp::start(&alone).await);
     let mut runner = TestRunner::deterministic();
     let mut kinds = HashMap::<&str, usize>::new();
@@ -247,12 +422,27 @@ async fn nothing_of_one_is_visible_to_the_other(database: &Database) {
             }
             let beside = second.call(call, n, &first.told).await;
             let alone = twin.call(call, n, &first.told).await;
-            assert_eq!(beside, alone, "history {history}, call {n}: {call:?} in {calls:#?}");
-            *kinds.entry(if beside.contains("NotFound") { "not found" } else { "other" }).or_default() += 1;
+            assert_eq!(
+                beside, alone,
+                "history {history}, call {n}: {call:?} in {calls:#?}"
+            );
+            *kinds
+                .entry(if beside.contains("NotFound") {
+                    "not found"
+                } else {
+                    "other"
+                })
+                .or_default() += 1;
         }
-        assert!(first.told.ids.len() > 1 && second.told.ids.len() > 1, "both have something to see");
+        assert!(
+            first.told.ids.len() > 1 && second.told.ids.len() > 1,
+            "both have something to see"
+        );
     }
-    assert!(kinds.values().all(|count| *count > 20), "the histories say something: {kinds:?}");
+    assert!(
+        kinds.values().all(|count| *count > 20),
+        "the histories say something: {kinds:?}"
+    );
     app.stop().await;
     app_alone.stop().await;
 }

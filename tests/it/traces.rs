@@ -4,11 +4,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use canvas_scheduler::config::{Reach, SinkSettings};
-use canvas_scheduler::pb::v1::canvas_trigger_service_server::{CanvasTriggerService, CanvasTriggerServiceServer};
+use canvas_scheduler::pb::v1::canvas_trigger_service_server::{
+    CanvasTriggerService, CanvasTriggerServiceServer,
+};
 use canvas_scheduler::pb::v1::{TriggerCanvasRequest, TriggerCanvasResponse};
 use chrono::TimeDelta;
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
@@ -31,9 +37,14 @@ struct Collector(Arc<Mutex<Vec<Span>>>);
 
 #[tonic::async_trait]
 impl TraceService for Collector {
-    async fn export(&self, request: Request<ExportTraceServiceRequest>) -> Result<Response<ExportTraceServiceResponse>, Status> {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let resources = request.into_inner().resource_spans.into_iter();
-        let spans = resources.flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans);
+        let spans = resources
+            .flat_map(|resource| resource.scope_spans)
+            .flat_map(|scope| scope.spans);
         self.0.lock().expect("no panic").extend(spans);
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
@@ -43,8 +54,13 @@ impl Collector {
     /// The one span of a trace with this name.
     fn span(&self, trace: &str, name: &str) -> Span {
         let spans = self.0.lock().expect("no panic");
-        let mut found = spans.iter().filter(|span| hex(&span.trace_id) == trace && span.name == name);
-        let span = found.next().unwrap_or_else(|| panic!("{name} of {trace} in {spans:#?}")).clone();
+        let mut found = spans
+            .iter()
+            .filter(|span| hex(&span.trace_id) == trace && span.name == name);
+        let span = found
+            .next()
+            .unwrap_or_else(|| panic!("{name} of {trace} in {spans:#?}"))
+            .clone();
         assert!(found.next().is_none(), "{name} is there twice");
         span
     }
@@ -55,8 +71,15 @@ struct Engine(mpsc::UnboundedSender<String>);
 
 #[tonic::async_trait]
 impl CanvasTriggerService for Engine {
-    async fn trigger_canvas(&self, request: Request<TriggerCanvasRequest>) -> Result<Response<TriggerCanvasResponse>, Status> {
-        let traceparent = request.metadata().get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    async fn trigger_canvas(
+        &self,
+        request: Request<TriggerCanvasRequest>,
+    ) -> Result<Response<TriggerCanvasResponse>, Status> {
+        let traceparent = request
+            .metadata()
+            .get("traceparent")
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
         self.0.send(traceparent.to_owned()).expect("the test waits");
         Ok(Response::new(TriggerCanvasResponse {}))
     }
@@ -73,7 +96,11 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn attribute(span: &Span, name: &str) -> String {
-    let found = span.attributes.iter().find(|one| one.key == name).and_then(|one| one.value.clone()?.value);
+    let found = span
+        .attributes
+        .iter()
+        .find(|one| one.key == name)
+        .and_then(|one| one.value.clone()?.value);
     match found {
         Some(Value::StringValue(text)) => text,
         Some(Value::IntValue(number)) => number.to_string(),
@@ -85,31 +112,61 @@ fn attribute(span: &Span, name: &str) -> String {
 fn within<T>(message: T, (trace, span): (&str, &str), sampled: bool) -> Request<T> {
     let mut request = Request::new(message);
     let traceparent = format!("00-{trace}-{span}-0{}", u8::from(sampled));
-    request.metadata_mut().insert("traceparent", traceparent.parse().expect("ASCII"));
+    request
+        .metadata_mut()
+        .insert("traceparent", traceparent.parse().expect("ASCII"));
     request
 }
 
 async fn one_update_and_one_dispatch_are_each_one_trace(database: &Database) {
     let (collector, (incoming, url)) = (Collector::default(), listener().await);
-    tokio::spawn(Server::builder().add_service(TraceServiceServer::new(collector.clone())).serve_with_incoming(incoming));
+    tokio::spawn(
+        Server::builder()
+            .add_service(TraceServiceServer::new(collector.clone()))
+            .serve_with_incoming(incoming),
+    );
     let ((sender, mut came), (incoming, sink_url)) = (mpsc::unbounded_channel(), listener().await);
-    tokio::spawn(Server::builder().add_service(CanvasTriggerServiceServer::new(Engine(sender))).serve_with_incoming(incoming));
+    tokio::spawn(
+        Server::builder()
+            .add_service(CanvasTriggerServiceServer::new(Engine(sender)))
+            .serve_with_incoming(incoming),
+    );
     let bound = Duration::from_secs(30);
-    let reach =
-        Reach { url: canvas_scheduler::config::Secret(sink_url.parse().expect("a URL")), timeout: bound, connect_timeout: bound, ca: None };
+    let reach = Reach {
+        url: canvas_scheduler::config::Secret(sink_url.parse().expect("a URL")),
+        timeout: bound,
+        connect_timeout: bound,
+        ca: None,
+    };
     let app = TestApp::start_with(database, |settings| {
         settings.otlp_endpoint = Some(url);
-        settings.sink = Some(SinkSettings::Grpc { reach, token: None, connections: 1 });
+        settings.sink = Some(SinkSettings::Grpc {
+            reach,
+            token: None,
+            connections: 1,
+        });
     })
     .await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let mut client = app.client();
     let update = |time| update(&schedule, at(time));
-    client.update_canvas_schedule(within(update("2026-03-01T12:00:05Z"), CALLER, true)).await.expect("updated");
-    client.update_canvas_schedule(within(update("2026-03-01T12:00:05Z"), NOT_SAMPLED, false)).await.expect("updated");
+    client
+        .update_canvas_schedule(within(update("2026-03-01T12:00:05Z"), CALLER, true))
+        .await
+        .expect("updated");
+    client
+        .update_canvas_schedule(within(update("2026-03-01T12:00:05Z"), NOT_SAMPLED, false))
+        .await
+        .expect("updated");
     let mut stale = update("2026-03-01T12:00:05Z");
     stale.etag = schedule.etag.clone();
-    let refused = client.update_canvas_schedule(within(stale, ("2cf7651916cd43dd8448eb211c80319c", CALLER.1), true)).await;
+    let refused = client
+        .update_canvas_schedule(within(
+            stale,
+            ("2cf7651916cd43dd8448eb211c80319c", CALLER.1),
+            true,
+        ))
+        .await;
     assert_eq!(refused.expect_err("stale").code(), Code::Aborted);
     app.clock.advance(TimeDelta::seconds(6));
     let traceparent = soon(came.recv()).await.expect("a dispatch");
@@ -117,25 +174,75 @@ async fn one_update_and_one_dispatch_are_each_one_trace(database: &Database) {
 
     let method = "canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule";
     let call = collector.span(CALLER.0, method);
-    assert_eq!((hex(&call.parent_span_id), call.kind()), (CALLER.1.to_owned(), SpanKind::Server), "it goes on from its caller");
-    assert_eq!((attribute(&call, "rpc.method"), attribute(&call, "rpc.response.status_code")), (method.to_owned(), "OK".to_owned()));
-    let (queue, round) = (collector.span(CALLER.0, "commit.queue"), collector.span(CALLER.0, "commit.round"));
-    assert_eq!((&queue.parent_span_id, &round.parent_span_id), (&call.span_id, &call.span_id));
+    assert_eq!(
+        (hex(&call.parent_span_id), call.kind()),
+        (CALLER.1.to_owned(), SpanKind::Server),
+        "it goes on from its caller"
+    );
+    assert_eq!(
+        (
+            attribute(&call, "rpc.method"),
+            attribute(&call, "rpc.response.status_code")
+        ),
+        (method.to_owned(), "OK".to_owned())
+    );
+    let (queue, round) = (
+        collector.span(CALLER.0, "commit.queue"),
+        collector.span(CALLER.0, "commit.round"),
+    );
+    assert_eq!(
+        (&queue.parent_span_id, &round.parent_span_id),
+        (&call.span_id, &call.span_id)
+    );
     assert_eq!(attribute(&round, "commit.batch_size"), "1");
-    let moments = [call.start_time_unix_nano, queue.start_time_unix_nano, round.start_time_unix_nano, round.end_time_unix_nano];
-    assert!(moments.is_sorted() && round.end_time_unix_nano <= call.end_time_unix_nano, "{moments:?}");
+    let moments = [
+        call.start_time_unix_nano,
+        queue.start_time_unix_nano,
+        round.start_time_unix_nano,
+        round.end_time_unix_nano,
+    ];
+    assert!(
+        moments.is_sorted() && round.end_time_unix_nano <= call.end_time_unix_nano,
+        "{moments:?}"
+    );
     let refused = collector.span("2cf7651916cd43dd8448eb211c80319c", method);
     assert_eq!(attribute(&refused, "rpc.response.status_code"), "ABORTED");
 
     let parts: Vec<&str> = traceparent.split('-').collect();
-    let [_, trace, parent, "01"] = parts[..] else { panic!("{traceparent:?}") };
-    let (dispatch, fire, deliver) =
-        (collector.span(trace, "dispatch"), collector.span(trace, "dispatch.fire"), collector.span(trace, "dispatch.deliver"));
-    assert_eq!((dispatch.parent_span_id.len(), hex(&deliver.span_id).as_str()), (0, parent), "the consumer goes on from the delivery");
-    assert_eq!((&fire.parent_span_id, &deliver.parent_span_id), (&dispatch.span_id, &dispatch.span_id));
-    assert_eq!((deliver.kind(), attribute(&deliver, "dispatch.answer")), (SpanKind::Client, "delivered".to_owned()));
-    assert!(fire.start_time_unix_nano <= deliver.start_time_unix_nano && attribute(&dispatch, "dispatch.id").len() == 32);
+    let [_, trace, parent, "01"] = parts[..] else {
+        panic!("{traceparent:?}")
+    };
+    let (dispatch, fire, deliver) = (
+        collector.span(trace, "dispatch"),
+        collector.span(trace, "dispatch.fire"),
+        collector.span(trace, "dispatch.deliver"),
+    );
+    assert_eq!(
+        (
+            dispatch.parent_span_id.len(),
+            hex(&deliver.span_id).as_str()
+        ),
+        (0, parent),
+        "the consumer goes on from the delivery"
+    );
+    assert_eq!(
+        (&fire.parent_span_id, &deliver.parent_span_id),
+        (&dispatch.span_id, &dispatch.span_id)
+    );
+    assert_eq!(
+        (deliver.kind(), attribute(&deliver, "dispatch.answer")),
+        (SpanKind::Client, "delivered".to_owned())
+    );
+    assert!(
+        fire.start_time_unix_nano <= deliver.start_time_unix_nano
+            && attribute(&dispatch, "dispatch.id").len() == 32
+    );
 
     let spans = collector.0.lock().expect("no panic");
-    assert!(spans.iter().all(|span| hex(&span.trace_id) != NOT_SAMPLED.0), "who samples not is not sampled");
+    assert!(
+        spans
+            .iter()
+            .all(|span| hex(&span.trace_id) != NOT_SAMPLED.0),
+        "who samples not is not sampled"
+    );
 }

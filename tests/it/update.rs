@@ -23,75 +23,168 @@ on_both![
 
 async fn the_source_documents_overwrite_example(database: &Database) {
     let app = TestApp::start(database).await;
-    let first = app.created(create("canvas", local("2026-03-20T13:14:47"))).await;
-    assert!(app.get(&first).await.waves.len() > 20, "a local time reaches the zones one after the other");
+    let first = app
+        .created(create("canvas", local("2026-03-20T13:14:47")))
+        .await;
+    assert!(
+        app.get(&first).await.waves.len() > 20,
+        "a local time reaches the zones one after the other"
+    );
 
-    let answer = app.update(update(&first, at("2026-03-20T14:14:47"))).await.expect("updated");
-    let expected = v1::Schedule { time: "2026-03-20T14:14:47Z".to_owned(), in_local_time: false, at_optimal_time: false };
+    let answer = app
+        .update(update(&first, at("2026-03-20T14:14:47")))
+        .await
+        .expect("updated");
+    let expected = v1::Schedule {
+        time: "2026-03-20T14:14:47Z".to_owned(),
+        in_local_time: false,
+        at_optimal_time: false,
+    };
     let after = schedule_of(&answer);
-    assert_eq!((after.schedule.as_ref(), after.revision), (Some(&expected), 2), "a flag left out means false, never keep");
-    assert_eq!((answer.applied(), answer.applied_zones), (Applied::All, first.total_zones));
+    assert_eq!(
+        (after.schedule.as_ref(), after.revision),
+        (Some(&expected), 2),
+        "a flag left out means false, never keep"
+    );
+    assert_eq!(
+        (answer.applied(), answer.applied_zones),
+        (Applied::All, first.total_zones)
+    );
     assert!(answer.missed_zones.is_empty() && answer.waves.is_empty());
 
     let got = app.get(&first).await;
     assert_eq!(got.canvas_schedule.as_ref(), Some(after));
-    let [wave] = got.waves.as_slice() else { panic!("one wave for everyone: {:?}", got.waves) };
-    assert_eq!(wave.time.expect("a time").seconds, instant("2026-03-20T14:14:47Z").timestamp());
-    assert_eq!((wave.zones.len(), wave.includes_unlisted_zones), (usize::try_from(first.total_zones).expect("a count"), true));
+    let [wave] = got.waves.as_slice() else {
+        panic!("one wave for everyone: {:?}", got.waves)
+    };
+    assert_eq!(
+        wave.time.expect("a time").seconds,
+        instant("2026-03-20T14:14:47Z").timestamp()
+    );
+    assert_eq!(
+        (wave.zones.len(), wave.includes_unlisted_zones),
+        (usize::try_from(first.total_zones).expect("a count"), true)
+    );
     assert_eq!(after.next_wave_time, wave.time);
 
     let history = app.revisions(&first).await;
-    let told: Vec<_> = history.iter().map(|one| (one.revision, one.kind(), one.schedule.clone().expect("a schedule"))).collect();
-    let earlier = v1::Schedule { time: "2026-03-20T13:14:47".to_owned(), in_local_time: true, at_optimal_time: false };
-    assert_eq!(told, [(2, RevisionKind::Update, expected), (1, RevisionKind::Create, earlier)], "the newest first");
+    let told: Vec<_> = history
+        .iter()
+        .map(|one| {
+            (
+                one.revision,
+                one.kind(),
+                one.schedule.clone().expect("a schedule"),
+            )
+        })
+        .collect();
+    let earlier = v1::Schedule {
+        time: "2026-03-20T13:14:47".to_owned(),
+        in_local_time: true,
+        at_optimal_time: false,
+    };
+    assert_eq!(
+        told,
+        [
+            (2, RevisionKind::Update, expected),
+            (1, RevisionKind::Create, earlier)
+        ],
+        "the newest first"
+    );
     app.stop().await;
 }
 
 async fn without_an_id_the_one_open_schedule_is_meant(database: &Database) {
     let app = TestApp::start(database).await;
-    let gone = app.created(create("canvas", at("2026-03-20T08:00:00Z"))).await;
-    let meant = app.created(create("canvas", at("2026-03-20T09:00:00Z"))).await;
-    let other = app.created(create("another canvas", at("2026-03-20T10:00:00Z"))).await;
+    let gone = app
+        .created(create("canvas", at("2026-03-20T08:00:00Z")))
+        .await;
+    let meant = app
+        .created(create("canvas", at("2026-03-20T09:00:00Z")))
+        .await;
+    let other = app
+        .created(create("another canvas", at("2026-03-20T10:00:00Z")))
+        .await;
     app.cancel(cancel(&gone)).await.expect("cancelled");
     let untouched = (app.seen(&gone).await, app.seen(&other).await);
 
-    let answer = app.update(update_of_canvas("canvas", at("2026-03-21T09:00:00Z"))).await.expect("the one that is open");
+    let answer = app
+        .update(update_of_canvas("canvas", at("2026-03-21T09:00:00Z")))
+        .await
+        .expect("the one that is open");
     let after = schedule_of(&answer);
-    assert_eq!((after.schedule_id.as_str(), after.revision), (meant.schedule_id.as_str(), 2));
-    assert_eq!(time_of(&app.get(&meant).await.canvas_schedule.expect("a schedule")), "2026-03-21T09:00:00Z");
+    assert_eq!(
+        (after.schedule_id.as_str(), after.revision),
+        (meant.schedule_id.as_str(), 2)
+    );
+    assert_eq!(
+        time_of(&app.get(&meant).await.canvas_schedule.expect("a schedule")),
+        "2026-03-21T09:00:00Z"
+    );
     assert_eq!((app.seen(&gone).await, app.seen(&other).await), untouched);
 }
 
 async fn without_an_id_none_or_several_are_refused_and_nothing_changes(database: &Database) {
     let app = TestApp::start(database).await;
     let ask = || app.update(update_of_canvas("canvas", at("2026-03-21T09:00:00Z")));
-    let open = |refusal: Refusal| refusal.metadata.get("open_schedules").cloned().expect("how many");
-    assert_eq!(open(refused(ask().await, Code::NotFound, "NO_OPEN_SCHEDULE")), "0", "a Canvas that was never heard of");
+    let open = |refusal: Refusal| {
+        refusal
+            .metadata
+            .get("open_schedules")
+            .cloned()
+            .expect("how many")
+    };
+    assert_eq!(
+        open(refused(ask().await, Code::NotFound, "NO_OPEN_SCHEDULE")),
+        "0",
+        "a Canvas that was never heard of"
+    );
 
-    let one = app.created(create("canvas", at("2026-03-20T08:00:00Z"))).await;
-    let two = app.created(create("canvas", local("2026-03-20T09:00:00"))).await;
+    let one = app
+        .created(create("canvas", at("2026-03-20T08:00:00Z")))
+        .await;
+    let two = app
+        .created(create("canvas", local("2026-03-20T09:00:00")))
+        .await;
     let before = (app.seen(&one).await, app.seen(&two).await);
     let several = refused(ask().await, Code::FailedPrecondition, "SCHEDULE_ID_NEEDED");
     assert!(several.message.contains('2'), "{several:?}");
     assert_eq!(open(several), "2");
-    assert_eq!((app.seen(&one).await, app.seen(&two).await), before, "nothing changed");
+    assert_eq!(
+        (app.seen(&one).await, app.seen(&two).await),
+        before,
+        "nothing changed"
+    );
 
     app.cancel(cancel(&one)).await.expect("cancelled");
     app.cancel(cancel(&two)).await.expect("cancelled");
     let before = (app.seen(&one).await, app.seen(&two).await);
-    assert_eq!(open(refused(ask().await, Code::NotFound, "NO_OPEN_SCHEDULE")), "0", "cancelled ones do not count");
-    assert_eq!((app.seen(&one).await, app.seen(&two).await), before, "nothing changed");
+    assert_eq!(
+        open(refused(ask().await, Code::NotFound, "NO_OPEN_SCHEDULE")),
+        "0",
+        "cancelled ones do not count"
+    );
+    assert_eq!(
+        (app.seen(&one).await, app.seen(&two).await),
+        before,
+        "nothing changed"
+    );
 }
 
 async fn properties_are_kept_when_absent_and_replaced_whole_when_present(database: &Database) {
     let app = TestApp::start(database).await;
     let first = json!({ "greeting": "hello", "n": 1.5, "deep": { "list": [1, null, true, "x"] } });
-    let with = v1::CreateCanvasScheduleRequest { trigger_properties: Some(object(first.clone())), ..create("canvas", at(LATER)) };
+    let with = v1::CreateCanvasScheduleRequest {
+        trigger_properties: Some(object(first.clone())),
+        ..create("canvas", at(LATER))
+    };
     let schedule = app.created(with).await;
     let stored = async || app.get(&schedule).await.trigger_properties;
     assert_eq!(stored().await, Some(object(first.clone())));
 
-    app.update(update(&schedule, at(LATER))).await.expect("updated");
+    app.update(update(&schedule, at(LATER)))
+        .await
+        .expect("updated");
     assert_eq!(stored().await, Some(object(first.clone())), "absent keeps");
 
     let under = |name: &str, value: serde_json::Value| {
@@ -104,29 +197,67 @@ async fn properties_are_kept_when_absent_and_replaced_whole_when_present(databas
         request
     };
     let mut expected = vec![Some(object(first.clone())), Some(object(first))];
-    for (n, name) in ["trigger_properties", "canvas_entry_properties", "context"].into_iter().enumerate() {
-        app.update(under(name, json!({ "only": n }))).await.expect(name);
-        assert_eq!(stored().await, Some(object(json!({ "only": n }))), "{name}: present replaces whole");
+    for (n, name) in ["trigger_properties", "canvas_entry_properties", "context"]
+        .into_iter()
+        .enumerate()
+    {
+        app.update(under(name, json!({ "only": n })))
+            .await
+            .expect(name);
+        assert_eq!(
+            stored().await,
+            Some(object(json!({ "only": n }))),
+            "{name}: present replaces whole"
+        );
         expected.push(Some(object(json!({ "only": n }))));
     }
-    app.update(under("trigger_properties", json!({}))).await.expect("updated");
-    assert_eq!(stored().await, Some(object(json!({}))), "an empty object is present");
+    app.update(under("trigger_properties", json!({})))
+        .await
+        .expect("updated");
+    assert_eq!(
+        stored().await,
+        Some(object(json!({}))),
+        "an empty object is present"
+    );
     expected.push(Some(object(json!({}))));
-    let history: Vec<_> = app.revisions(&schedule).await.into_iter().rev().map(|one| one.trigger_properties).collect();
-    assert_eq!(history, expected, "each revision names the properties it goes with");
+    let history: Vec<_> = app
+        .revisions(&schedule)
+        .await
+        .into_iter()
+        .rev()
+        .map(|one| one.trigger_properties)
+        .collect();
+    assert_eq!(
+        history, expected,
+        "each revision names the properties it goes with"
+    );
 }
 
 async fn an_unchanged_update_is_still_a_revision(database: &Database) {
     let app = TestApp::start(database).await;
-    let first = app.created(create("canvas", local("2026-03-20T13:14:47"))).await;
+    let first = app
+        .created(create("canvas", local("2026-03-20T13:14:47")))
+        .await;
     app.clock.advance(chrono::TimeDelta::milliseconds(1500));
-    let answer = app.update(update(&first, local("2026-03-20T13:14:47"))).await.expect("updated");
+    let answer = app
+        .update(update(&first, local("2026-03-20T13:14:47")))
+        .await
+        .expect("updated");
     let after = schedule_of(&answer);
-    assert_eq!((after.revision, after.schedule.as_ref()), (2, first.schedule.as_ref()));
+    assert_eq!(
+        (after.revision, after.schedule.as_ref()),
+        (2, first.schedule.as_ref())
+    );
     assert_ne!(after.etag, first.etag);
-    assert_eq!((after.create_time, after.next_wave_time), (first.create_time, first.next_wave_time));
+    assert_eq!(
+        (after.create_time, after.next_wave_time),
+        (first.create_time, first.next_wave_time)
+    );
     let moved = after.update_time.expect("a time");
-    assert_eq!((moved.seconds, moved.nanos), (instant(NOW).timestamp() + 1, 500_000_000));
+    assert_eq!(
+        (moved.seconds, moved.nanos),
+        (instant(NOW).timestamp() + 1, 500_000_000)
+    );
     assert_eq!(app.revisions(&first).await.len(), 2);
 }
 
@@ -134,71 +265,169 @@ async fn validate_only_writes_nothing_and_answers_the_waves(database: &Database)
     let app = TestApp::start(database).await;
     let first = app.created(create("canvas", at(LATER))).await;
     let before = app.seen(&first).await;
-    let only = |request| v1::UpdateCanvasScheduleRequest { validate_only: true, request_id: "r".to_owned(), ..request };
-    let told = app.update(only(update(&first, local("2026-03-22T10:00:00")))).await.expect("valid");
+    let only = |request| v1::UpdateCanvasScheduleRequest {
+        validate_only: true,
+        request_id: "r".to_owned(),
+        ..request
+    };
+    let told = app
+        .update(only(update(&first, local("2026-03-22T10:00:00"))))
+        .await
+        .expect("valid");
     assert_eq!(app.seen(&first).await, before, "nothing is written");
-    assert_eq!(app.update(only(update_of_canvas("canvas", local("2026-03-22T10:00:00")))).await.expect("valid"), told);
-    refused(app.update(only(update(&first, at("2026-03-01T10:00:00Z")))).await, Code::InvalidArgument, "SCHEDULE_TIME_PAST");
+    assert_eq!(
+        app.update(only(update_of_canvas(
+            "canvas",
+            local("2026-03-22T10:00:00")
+        )))
+        .await
+        .expect("valid"),
+        told
+    );
+    refused(
+        app.update(only(update(&first, at("2026-03-01T10:00:00Z"))))
+            .await,
+        Code::InvalidArgument,
+        "SCHEDULE_TIME_PAST",
+    );
     assert_eq!(app.seen(&first).await, before, "nothing is written");
 
-    let create_only = v1::CreateCanvasScheduleRequest { validate_only: true, ..create("fresh", local("2026-03-22T10:00:00")) };
+    let create_only = v1::CreateCanvasScheduleRequest {
+        validate_only: true,
+        ..create("fresh", local("2026-03-22T10:00:00"))
+    };
     let made = app.create(create_only).await.expect("valid");
     let would_be = made.canvas_schedule.expect("a schedule");
-    assert_eq!((would_be.schedule_id.as_str(), would_be.etag.as_str(), made.dispatch_id.as_str()), ("", "", ""));
-    let of_canvas = v1::ListCanvasSchedulesRequest { canvas_id: "fresh".to_owned(), ..Default::default() };
-    assert_eq!(app.list_ids(of_canvas).await, Vec::<String>::new(), "nothing is written");
+    assert_eq!(
+        (
+            would_be.schedule_id.as_str(),
+            would_be.etag.as_str(),
+            made.dispatch_id.as_str()
+        ),
+        ("", "", "")
+    );
+    let of_canvas = v1::ListCanvasSchedulesRequest {
+        canvas_id: "fresh".to_owned(),
+        ..Default::default()
+    };
+    assert_eq!(
+        app.list_ids(of_canvas).await,
+        Vec::<String>::new(),
+        "nothing is written"
+    );
 
     // The id was not used up, and what was foretold comes true.
-    let real = v1::UpdateCanvasScheduleRequest { request_id: "r".to_owned(), ..update(&first, local("2026-03-22T10:00:00")) };
+    let real = v1::UpdateCanvasScheduleRequest {
+        request_id: "r".to_owned(),
+        ..update(&first, local("2026-03-22T10:00:00"))
+    };
     let answer = app.update(real).await.expect("updated");
     assert_eq!((schedule_of(&answer).revision, answer.waves.len()), (2, 0));
     assert_eq!(app.get(&first).await.waves, told.waves);
     assert_eq!(made.waves, told.waves);
-    assert!(told.waves.len() > 20 && told.waves.iter().filter(|wave| wave.includes_unlisted_zones).count() == 1);
+    assert!(
+        told.waves.len() > 20
+            && told
+                .waves
+                .iter()
+                .filter(|wave| wave.includes_unlisted_zones)
+                .count()
+                == 1
+    );
 }
 
 async fn missed_zones_are_told_and_require_all_refuses_them(database: &Database) {
     let app = TestApp::start(database).await;
-    let first = app.created(create("canvas", local("2026-03-20T13:14:47"))).await;
+    let first = app
+        .created(create("canvas", local("2026-03-20T13:14:47")))
+        .await;
     let before = app.seen(&first).await;
     // It is noon in UTC: there 11:30 is half an hour past and goes at once; in Tokyo it is half past nine in the evening.
-    let all = v1::UpdateCanvasScheduleRequest { require_all: true, ..update(&first, local("2026-03-01T11:30:00")) };
-    let refusal = refused(app.update(all).await, Code::FailedPrecondition, "NOTHING_LEFT_TO_CHANGE");
+    let all = v1::UpdateCanvasScheduleRequest {
+        require_all: true,
+        ..update(&first, local("2026-03-01T11:30:00"))
+    };
+    let refusal = refused(
+        app.update(all).await,
+        Code::FailedPrecondition,
+        "NOTHING_LEFT_TO_CHANGE",
+    );
     assert_eq!(app.seen(&first).await, before, "nothing changed");
 
-    let answer = app.update(update(&first, local("2026-03-01T11:30:00"))).await.expect("updated");
+    let answer = app
+        .update(update(&first, local("2026-03-01T11:30:00")))
+        .await
+        .expect("updated");
     let missed = |zone: &str| answer.missed_zones.iter().any(|one| one == zone);
-    assert!(missed("Asia/Tokyo") && missed("Europe/Berlin") && !missed("UTC") && !missed("America/New_York"));
-    assert_eq!(refusal.metadata["missed_zones"], answer.missed_zones.len().to_string());
-    assert_eq!((answer.applied(), answer.applied_zones), (Applied::All, first.total_zones), "missed zones stay open");
+    assert!(
+        missed("Asia/Tokyo")
+            && missed("Europe/Berlin")
+            && !missed("UTC")
+            && !missed("America/New_York")
+    );
+    assert_eq!(
+        refusal.metadata["missed_zones"],
+        answer.missed_zones.len().to_string()
+    );
+    assert_eq!(
+        (answer.applied(), answer.applied_zones),
+        (Applied::All, first.total_zones),
+        "missed zones stay open"
+    );
     let got = app.get(&first).await;
     assert_eq!(got.missed_zones, answer.missed_zones);
     let served: usize = got.waves.iter().map(|wave| wave.zones.len()).sum();
-    assert_eq!(served + got.missed_zones.len(), usize::try_from(first.total_zones).expect("a count"), "each zone is in one place");
+    assert_eq!(
+        served + got.missed_zones.len(),
+        usize::try_from(first.total_zones).expect("a count"),
+        "each zone is in one place"
+    );
     let seconds = |wave: &v1::Wave| wave.time.expect("a time").seconds;
-    assert!(seconds(&got.waves[0]) >= instant("2026-03-01T11:00:00Z").timestamp(), "no wave is more than an hour past");
-    let utc = got.waves.iter().find(|wave| wave.zones.iter().any(|zone| zone == "UTC")).expect("the wave of UTC");
+    assert!(
+        seconds(&got.waves[0]) >= instant("2026-03-01T11:00:00Z").timestamp(),
+        "no wave is more than an hour past"
+    );
+    let utc = got
+        .waves
+        .iter()
+        .find(|wave| wave.zones.iter().any(|zone| zone == "UTC"))
+        .expect("the wave of UTC");
     assert_eq!(seconds(utc), instant("2026-03-01T11:30:00Z").timestamp());
 
-    let again = app.update(update(&first, at(LATER))).await.expect("they are open to the next update");
+    let again = app
+        .update(update(&first, at(LATER)))
+        .await
+        .expect("they are open to the next update");
     assert!(again.missed_zones.is_empty());
-    assert_eq!(app.get(&first).await.waves[0].zones.len(), usize::try_from(first.total_zones).expect("a count"));
+    assert_eq!(
+        app.get(&first).await.waves[0].zones.len(),
+        usize::try_from(first.total_zones).expect("a count")
+    );
 }
 
 async fn an_etag_holds_until_the_next_change(database: &Database) {
     let app = TestApp::start(database).await;
     let first = app.created(create("canvas", at(LATER))).await;
-    let with = |etag: &str| v1::UpdateCanvasScheduleRequest { etag: etag.to_owned(), ..update(&first, local("2026-03-22T10:00:00")) };
+    let with = |etag: &str| v1::UpdateCanvasScheduleRequest {
+        etag: etag.to_owned(),
+        ..update(&first, local("2026-03-22T10:00:00"))
+    };
     let answer = app.update(with(&first.etag)).await.expect("a fresh etag");
     let before = app.seen(&first).await;
     for stale in [first.etag.as_str(), "never given out", "0"] {
         let refusal = refused(app.update(with(stale)).await, Code::Aborted, "ETAG_STALE");
         assert_eq!(refusal.metadata["revision"], "2", "{stale}");
     }
-    let late = v1::CancelCanvasScheduleRequest { etag: first.etag.clone(), ..cancel(&first) };
+    let late = v1::CancelCanvasScheduleRequest {
+        etag: first.etag.clone(),
+        ..cancel(&first)
+    };
     refused(app.cancel(late).await, Code::Aborted, "ETAG_STALE");
     assert_eq!(app.seen(&first).await, before, "nothing changed");
-    let fresh = v1::CancelCanvasScheduleRequest { etag: schedule_of(&answer).etag.clone(), ..cancel(&first) };
+    let fresh = v1::CancelCanvasScheduleRequest {
+        etag: schedule_of(&answer).etag.clone(),
+        ..cancel(&first)
+    };
     app.cancel(fresh).await.expect("a fresh etag");
 }
 
@@ -208,11 +437,26 @@ async fn a_cancelled_schedule_is_not_changed(database: &Database) {
     app.clock.advance(chrono::TimeDelta::seconds(5));
     app.cancel(cancel(&first)).await.expect("cancelled");
     let before = app.seen(&first).await;
-    let refusal = refused(app.update(update(&first, at(LATER))).await, Code::FailedPrecondition, "SCHEDULE_CANCELLED");
+    let refusal = refused(
+        app.update(update(&first, at(LATER))).await,
+        Code::FailedPrecondition,
+        "SCHEDULE_CANCELLED",
+    );
     assert_eq!(refusal.metadata["since"], "2026-03-01T12:00:05.000Z");
-    refused(app.cancel(cancel(&first)).await, Code::FailedPrecondition, "SCHEDULE_CANCELLED");
-    let only = v1::UpdateCanvasScheduleRequest { validate_only: true, ..update(&first, at(LATER)) };
-    refused(app.update(only).await, Code::FailedPrecondition, "SCHEDULE_CANCELLED");
+    refused(
+        app.cancel(cancel(&first)).await,
+        Code::FailedPrecondition,
+        "SCHEDULE_CANCELLED",
+    );
+    let only = v1::UpdateCanvasScheduleRequest {
+        validate_only: true,
+        ..update(&first, at(LATER))
+    };
+    refused(
+        app.update(only).await,
+        Code::FailedPrecondition,
+        "SCHEDULE_CANCELLED",
+    );
     assert_eq!(app.seen(&first).await, before, "nothing changed");
 }
 
@@ -220,18 +464,35 @@ async fn the_schedule_of_another_canvas_answers_as_an_unknown_one(database: &Dat
     let app = TestApp::start(database).await;
     let mine = app.created(create("canvas", at(LATER))).await;
     let before = app.seen(&mine).await;
-    let unknown = v1::CanvasSchedule { schedule_id: "0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11".to_owned(), ..mine.clone() };
+    let unknown = v1::CanvasSchedule {
+        schedule_id: "0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11".to_owned(),
+        ..mine.clone()
+    };
     // Every byte of the answer, but for the id that was asked for.
     let answer = |asked: &v1::CanvasSchedule, status: tonic::Status| {
         let details = tonic_types::StatusExt::get_error_details(&status);
-        format!("{:?} {} {details:?}", status.code(), status.message()).replace(&asked.schedule_id, "ID")
+        format!("{:?} {} {details:?}", status.code(), status.message())
+            .replace(&asked.schedule_id, "ID")
     };
     let mut answers = Vec::new();
     for (asked, canvas_id) in [(&unknown, "canvas"), (&mine, "another canvas")] {
-        let update = v1::UpdateCanvasScheduleRequest { canvas_id: canvas_id.to_owned(), ..update(asked, at(LATER)) };
-        let only = v1::UpdateCanvasScheduleRequest { validate_only: true, ..update.clone() };
-        let cancel = v1::CancelCanvasScheduleRequest { canvas_id: canvas_id.to_owned(), ..cancel(asked) };
-        refused(app.update(update.clone()).await, Code::NotFound, "SCHEDULE_NOT_FOUND");
+        let update = v1::UpdateCanvasScheduleRequest {
+            canvas_id: canvas_id.to_owned(),
+            ..update(asked, at(LATER))
+        };
+        let only = v1::UpdateCanvasScheduleRequest {
+            validate_only: true,
+            ..update.clone()
+        };
+        let cancel = v1::CancelCanvasScheduleRequest {
+            canvas_id: canvas_id.to_owned(),
+            ..cancel(asked)
+        };
+        refused(
+            app.update(update.clone()).await,
+            Code::NotFound,
+            "SCHEDULE_NOT_FOUND",
+        );
         answers.push([
             answer(asked, app.update(update).await.expect_err("not found")),
             answer(asked, app.update(only).await.expect_err("not found")),
@@ -239,7 +500,11 @@ async fn the_schedule_of_another_canvas_answers_as_an_unknown_one(database: &Dat
         ]);
     }
     assert_eq!(answers[0], answers[1]);
-    refused(app.try_get(&unknown.schedule_id).await, Code::NotFound, "SCHEDULE_NOT_FOUND");
+    refused(
+        app.try_get(&unknown.schedule_id).await,
+        Code::NotFound,
+        "SCHEDULE_NOT_FOUND",
+    );
     assert_eq!(app.seen(&mine).await, before, "nothing changed");
 }
 
@@ -257,12 +522,30 @@ async fn a_time_past_or_beyond_the_horizon_is_refused(database: &Database) {
         (optimal("9999-12-31T00:00:00"), "SCHEDULE_BEYOND_HORIZON"),
     ] {
         let case = format!("{schedule:?}");
-        let refusal = refused(app.update(update(&first, schedule.clone())).await, Code::InvalidArgument, reason);
+        let refusal = refused(
+            app.update(update(&first, schedule.clone())).await,
+            Code::InvalidArgument,
+            reason,
+        );
         assert_eq!(refusal.fields, ["schedule.time"], "{case}");
-        refused(app.create(create("canvas", schedule)).await, Code::InvalidArgument, reason);
+        refused(
+            app.create(create("canvas", schedule)).await,
+            Code::InvalidArgument,
+            reason,
+        );
     }
     assert_eq!(app.seen(&first).await, before, "nothing changed");
-    assert_eq!(app.list_ids(Default::default()).await.len(), 1, "nothing was made");
-    let answer = app.update(update(&first, at("2026-03-01T11:00:00Z"))).await.expect("an hour past goes at once");
-    assert_eq!(schedule_of(&answer).next_wave_time.expect("a time").seconds, instant("2026-03-01T11:00:00Z").timestamp());
+    assert_eq!(
+        app.list_ids(Default::default()).await.len(),
+        1,
+        "nothing was made"
+    );
+    let answer = app
+        .update(update(&first, at("2026-03-01T11:00:00Z")))
+        .await
+        .expect("an hour past goes at once");
+    assert_eq!(
+        schedule_of(&answer).next_wave_time.expect("a time").seconds,
+        instant("2026-03-01T11:00:00Z").timestamp()
+    );
 }

@@ -12,8 +12,17 @@ const SCHEDULES: usize = 50;
 
 /// The revision that a server has of a schedule.
 async fn revision(client: &mut Client, id: &str) -> i64 {
-    let request = v1::GetCanvasScheduleRequest { schedule_id: id.to_owned() };
-    client.get_canvas_schedule(request).await.unwrap().into_inner().canvas_schedule.unwrap().revision
+    let request = v1::GetCanvasScheduleRequest {
+        schedule_id: id.to_owned(),
+    };
+    client
+        .get_canvas_schedule(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .canvas_schedule
+        .unwrap()
+        .revision
 }
 
 /// Makes schedules, takes a backup by `copy` while they change, and goes on from it.
@@ -23,7 +32,12 @@ async fn goes_on_from_a_backup(database: &Database, copy: impl AsyncFnOnce() -> 
     let (ids, _) = schedules(&mut client, SCHEDULES).await;
     let mut acknowledged = Vec::new();
     for id in &ids {
-        acknowledged.push(update(&mut client, id, unique_time(), String::new()).await.unwrap().1);
+        acknowledged.push(
+            update(&mut client, id, unique_time(), String::new())
+                .await
+                .unwrap()
+                .1,
+        );
     }
     let mut callers = Callers::start(&server.connections(4).await, &ids, 8, Mix::default());
     callers.acknowledged(200).await;
@@ -36,22 +50,55 @@ async fn goes_on_from_a_backup(database: &Database, copy: impl AsyncFnOnce() -> 
     let other = Server::start_with_key(&restored, &[], server.key().to_owned()).await;
     let mut other = other.connect().await;
     for (id, acknowledged) in ids.iter().zip(acknowledged) {
-        let (kept, newest) = (revision(&mut other, id).await, revision(&mut client, id).await);
-        assert!((acknowledged..=newest).contains(&kept), "{id}: {acknowledged} before the backup, {kept} in it, {newest} after it");
-        assert_eq!(update(&mut other, id, unique_time(), String::new()).await.unwrap().1, kept + 1, "it goes on from there");
+        let (kept, newest) = (
+            revision(&mut other, id).await,
+            revision(&mut client, id).await,
+        );
+        assert!(
+            (acknowledged..=newest).contains(&kept),
+            "{id}: {acknowledged} before the backup, {kept} in it, {newest} after it"
+        );
+        assert_eq!(
+            update(&mut other, id, unique_time(), String::new())
+                .await
+                .unwrap()
+                .1,
+            kept + 1,
+            "it goes on from there"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_dump_of_postgresql_is_restored() {
-    let Some(database) = Database::postgres() else { return };
-    let Database::Postgres { server, name } = &database else { panic!("it is PostgreSQL") };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
+    let Database::Postgres { server, name } = &database else {
+        panic!("it is PostgreSQL")
+    };
     let folder = Folder::new();
-    let (file, restored) = (folder.path().join("canvas.dump").display().to_string(), format!("{name}_restored"));
+    let (file, restored) = (
+        folder.path().join("canvas.dump").display().to_string(),
+        format!("{name}_restored"),
+    );
     let copy = async || {
-        run(server.client("pg_dump", name).args(["-Fc", "-f", &file]), PATIENCE).unwrap();
+        run(
+            server.client("pg_dump", name).args(["-Fc", "-f", &file]),
+            PATIENCE,
+        )
+        .unwrap();
         server.createdb(&restored).unwrap();
-        run(server.client("pg_restore", &restored).args(["--exit-on-error", "-d", &restored, &file]), PATIENCE).unwrap();
+        run(
+            server.client("pg_restore", &restored).args([
+                "--exit-on-error",
+                "-d",
+                &restored,
+                &file,
+            ]),
+            PATIENCE,
+        )
+        .unwrap();
         server.url(&restored)
     };
     goes_on_from_a_backup(&database, copy).await;
@@ -63,7 +110,10 @@ async fn a_copy_of_sqlite_is_a_whole_database() {
     let copy = async || {
         let file = folder.path().join("copy.db");
         let connection = Connection::connect(database.url()).await.unwrap();
-        connection.execute_unprepared(&format!("VACUUM INTO '{}'", file.display())).await.unwrap();
+        connection
+            .execute_unprepared(&format!("VACUUM INTO '{}'", file.display()))
+            .await
+            .unwrap();
         format!("sqlite://{}?mode=rwc", file.display())
     };
     goes_on_from_a_backup(&database, copy).await;

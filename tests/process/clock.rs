@@ -42,7 +42,11 @@ impl Clocked {
     /// One that shows the machine's time; none where there is no PostgreSQL or no library, which is told by the name of the test.
     fn start() -> Option<Self> {
         let Some(library) = library() else {
-            assert!(!is_required(), "{} needs libfaketime, which is not installed, and REQUIRE_FAKETIME=1 is set", test_name());
+            assert!(
+                !is_required(),
+                "{} needs libfaketime, which is not installed, and REQUIRE_FAKETIME=1 is set",
+                test_name()
+            );
             println!("skipped: {} needs libfaketime", test_name());
             return None;
         };
@@ -59,7 +63,12 @@ impl Clocked {
         ];
         let postgres = own_postgres_in(environment.into(), &[])?;
         postgres.createdb("test").unwrap();
-        Some(Self { postgres, setting, ahead: 0, _folder: folder })
+        Some(Self {
+            postgres,
+            setting,
+            ahead: 0,
+            _folder: folder,
+        })
     }
 
     fn url(&self) -> String {
@@ -75,8 +84,12 @@ impl Clocked {
     async fn jump(&mut self, ahead: i64, client: &mut Client) {
         set(&self.setting, ahead);
         self.ahead = ahead;
-        let seen = async { while (self.now() - told(client, self.now() + 3 * HOUR).await).abs() > HOUR / 2 {} };
-        tokio::time::timeout(PATIENCE, seen).await.expect("the new time is seen");
+        let seen = async {
+            while (self.now() - told(client, self.now() + 3 * HOUR).await).abs() > HOUR / 2 {}
+        };
+        tokio::time::timeout(PATIENCE, seen)
+            .await
+            .expect("the new time is seen");
     }
 }
 
@@ -88,17 +101,30 @@ async fn told(client: &mut Client, far_ms: i64) -> i64 {
         broadcast: true,
         ..Default::default()
     };
-    let made = client.create_canvas_schedule(request).await.expect("created").into_inner();
-    let at = made.canvas_schedule.and_then(|schedule| schedule.create_time).expect("a time");
+    let made = client
+        .create_canvas_schedule(request)
+        .await
+        .expect("created")
+        .into_inner();
+    let at = made
+        .canvas_schedule
+        .and_then(|schedule| schedule.create_time)
+        .expect("a time");
     at.seconds * 1000
 }
 
 fn library() -> Option<PathBuf> {
-    let folders = fs::read_dir(LIBRARIES).ok()?.flatten().map(|folder| folder.path().join(LIBRARY));
+    let folders = fs::read_dir(LIBRARIES)
+        .ok()?
+        .flatten()
+        .map(|folder| folder.path().join(LIBRARY));
     folders.into_iter().find(|library| library.exists())
 }
 
-#[allow(clippy::disallowed_methods, reason = "a setting of the tests, not of the product")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a setting of the tests, not of the product"
+)]
 fn is_required() -> bool {
     std::env::var("REQUIRE_FAKETIME").is_ok_and(|value| value == "1")
 }
@@ -111,7 +137,12 @@ fn set(setting: &Path, ahead: i64) {
 }
 
 fn machine(at: SystemTime) -> i64 {
-    i64::try_from(at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis()).unwrap()
+    i64::try_from(
+        at.duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap()
+            .as_millis(),
+    )
+    .unwrap()
 }
 
 /// What was made due, and what came of it.
@@ -126,34 +157,50 @@ impl Waves<'_> {
     /// Makes some due from `first` on by a clock that is `ahead` when they come.
     async fn due(&mut self, first: i64, ahead: i64) -> BTreeSet<String> {
         let ids = due(self.clients, SOME, first, SPAN).await;
-        self.earliest.extend(ids.iter().map(|id| (id.clone(), first - ahead)));
+        self.earliest
+            .extend(ids.iter().map(|id| (id.clone(), first - ahead)));
         ids
     }
 
     async fn come(&self, ids: &BTreeSet<String>) {
-        self.consumer.until(|came| ids.is_subset(&arrived(came))).await;
+        self.consumer
+            .until(|came| ids.is_subset(&arrived(came)))
+            .await;
     }
 
     /// Each came once, and none before its time.
     fn check(&self) {
         let came = self.consumer.came();
-        assert_eq!(arrived(&came), self.earliest.keys().cloned().collect(), "all came, and nothing else");
+        assert_eq!(
+            arrived(&came),
+            self.earliest.keys().cloned().collect(),
+            "all came, and nothing else"
+        );
         assert_eq!(came.len(), self.earliest.len(), "each came once");
         for one in &came {
             let earliest = self.earliest[&one.schedule_id];
-            assert!(machine(one.at) >= earliest - EARLY_MOST, "{one:?} came before {earliest}");
+            assert!(
+                machine(one.at) >= earliest - EARLY_MOST,
+                "{one:?} came before {earliest}"
+            );
         }
     }
 }
 
 #[tokio::test]
 async fn a_clock_that_jumps_by_an_hour_brings_each_wave_once_and_none_early_postgres() {
-    let Some(mut clocked) = Clocked::start() else { return };
+    let Some(mut clocked) = Clocked::start() else {
+        return;
+    };
     migrate(&clocked.url());
     let consumer = Consumer::start().await;
     let server = sender_over(&clocked.url(), &consumer).await;
     let clients = server.connections(4).await;
-    let mut waves = Waves { clients: &clients, consumer: &consumer, earliest: BTreeMap::new() };
+    let mut waves = Waves {
+        clients: &clients,
+        consumer: &consumer,
+        earliest: BTreeMap::new(),
+    };
 
     let before = waves.due(clocked.now() + 1_000, 0).await;
     waves.come(&before).await;
@@ -166,7 +213,10 @@ async fn a_clock_that_jumps_by_an_hour_brings_each_wave_once_and_none_early_post
     clocked.jump(0, &mut clients[0].clone()).await;
     let now = waves.due(clocked.now() + 500, 0).await;
     waves.come(&now).await;
-    assert!(arrived(&consumer.came()).is_disjoint(&later), "an hour and some seconds ahead again");
+    assert!(
+        arrived(&consumer.came()).is_disjoint(&later),
+        "an hour and some seconds ahead again"
+    );
     clocked.jump(HOUR, &mut clients[0].clone()).await;
     waves.come(&later).await;
     waves.check();

@@ -15,7 +15,10 @@ use super::server::{PATIENCE, Server, command, key, migrate, next_status};
 pub fn ended(args: &[&str]) -> Output {
     let folder = Folder::new();
     let mut command = command(args);
-    command.current_dir(folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .current_dir(folder.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut running = Running::start(&mut command).unwrap();
     assert!(running.wait(PATIENCE).is_some(), "{args:?} does not end");
     let left = std::fs::read_dir(folder.path()).unwrap().count();
@@ -23,14 +26,22 @@ pub fn ended(args: &[&str]) -> Output {
     let [mut stdout, mut stderr] = [vec![], vec![]];
     std::io::Read::read_to_end(&mut running.child().stdout.take().unwrap(), &mut stdout).unwrap();
     std::io::Read::read_to_end(&mut running.child().stderr.take().unwrap(), &mut stderr).unwrap();
-    Output { status: running.wait(PATIENCE).unwrap(), stdout, stderr }
+    Output {
+        status: running.wait(PATIENCE).unwrap(),
+        stdout,
+        stderr,
+    }
 }
 
 /// Runs `serve`, which must refuse to, and answers its complaints.
 fn refused(args: &[&str]) -> String {
     let output = ended(&[&["serve"], args].concat());
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(!output.status.success() && !said.is_empty(), "{args:?}: {} {said}", output.status);
+    assert!(
+        !output.status.success() && !said.is_empty(),
+        "{args:?}: {} {said}",
+        output.status
+    );
     assert!(!said.contains("listening"), "{said}");
     said
 }
@@ -71,10 +82,16 @@ fn every_bad_setting_is_told_in_one_go_before_a_port_is_bound() {
         ("max-call-time", "-1s"),
         ("drain", "20"),
     ];
-    let args: Vec<String> = bad.iter().map(|(flag, value)| format!("--{flag}={value}")).collect();
+    let args: Vec<String> = bad
+        .iter()
+        .map(|(flag, value)| format!("--{flag}={value}"))
+        .collect();
     let said = refused(&args.iter().map(String::as_str).collect::<Vec<_>>());
     for (flag, _) in bad {
-        assert!(said.contains(&format!("--{flag}:")), "{flag} is missing: {said}");
+        assert!(
+            said.contains(&format!("--{flag}:")),
+            "{flag} is missing: {said}"
+        );
     }
     assert!(!said.contains("hidden"), "{said}");
 }
@@ -125,7 +142,10 @@ fn help_lists_every_setting_with_its_variable() {
     ];
     for flag in flags {
         let variable = format!("CANVAS_SCHEDULER_{}", flag.replace('-', "_").to_uppercase());
-        assert!(help.contains(&format!("--{flag} ")) && help.contains(&variable), "{flag}: {help}");
+        assert!(
+            help.contains(&format!("--{flag} ")) && help.contains(&variable),
+            "{flag}: {help}"
+        );
     }
 }
 
@@ -134,7 +154,13 @@ fn an_address_that_is_not_loopback_needs_tls_or_the_word() {
     for addr in ["0.0.0.0:0", "[::]:0", "192.0.2.1:50051"] {
         for flag in ["--grpc-addr", "--gateway-addr"] {
             let said = refused(&[flag, addr]);
-            assert!(said.contains(flag) && said.contains(addr) && said.contains("loopback") && said.contains("--plaintext on"), "{said}");
+            assert!(
+                said.contains(flag)
+                    && said.contains(addr)
+                    && said.contains("loopback")
+                    && said.contains("--plaintext on"),
+                "{said}"
+            );
         }
     }
 }
@@ -144,24 +170,60 @@ fn a_port_in_use_is_a_clear_error() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let addr = taken.local_addr().unwrap().to_string();
     let database = Database::sqlite();
-    let said = refused(&["--grpc-addr", &addr, "--gateway", "off", "--database-url", &database.url()]);
-    assert!(said.contains("--grpc-addr") && said.contains(&addr) && said.contains("in use"), "{said}");
-    let said = refused(&["--grpc-addr", "127.0.0.1:0", "--gateway-addr", &addr, "--database-url", &database.url()]);
-    assert!(said.contains("--gateway-addr") && said.contains(&addr) && said.contains("in use"), "{said}");
+    let said = refused(&[
+        "--grpc-addr",
+        &addr,
+        "--gateway",
+        "off",
+        "--database-url",
+        &database.url(),
+    ]);
+    assert!(
+        said.contains("--grpc-addr") && said.contains(&addr) && said.contains("in use"),
+        "{said}"
+    );
+    let said = refused(&[
+        "--grpc-addr",
+        "127.0.0.1:0",
+        "--gateway-addr",
+        &addr,
+        "--database-url",
+        &database.url(),
+    ]);
+    assert!(
+        said.contains("--gateway-addr") && said.contains(&addr) && said.contains("in use"),
+        "{said}"
+    );
 }
 
 #[test]
 fn a_database_that_cannot_be_opened_is_a_clear_error() {
-    let said = refused(&["--database-url", "sqlite://no/such/folder/x.db?mode=rwc", "--grpc-addr", "127.0.0.1:0", "--gateway", "off"]);
+    let said = refused(&[
+        "--database-url",
+        "sqlite://no/such/folder/x.db?mode=rwc",
+        "--grpc-addr",
+        "127.0.0.1:0",
+        "--gateway",
+        "off",
+    ]);
     assert!(said.contains("--database-url"), "{said}");
 }
 
 #[test]
 fn a_postgres_without_fsync_is_refused() {
-    let Some(postgres) = own_postgres(&["fsync=off"]) else { return };
+    let Some(postgres) = own_postgres(&["fsync=off"]) else {
+        return;
+    };
     postgres.createdb("test").unwrap();
     migrate(&postgres.url("test"));
-    let said = refused(&["--database-url", &postgres.url("test"), "--grpc-addr", "127.0.0.1:0", "--gateway", "off"]);
+    let said = refused(&[
+        "--database-url",
+        &postgres.url("test"),
+        "--grpc-addr",
+        "127.0.0.1:0",
+        "--gateway",
+        "off",
+    ]);
     assert!(said.contains("fsync=off"), "{said}");
 }
 
@@ -169,38 +231,62 @@ fn a_postgres_without_fsync_is_refused() {
 fn healthcheck(addr: &str) -> Option<i32> {
     let output = ended(&["healthcheck", "--timeout", "60s", "--grpc-addr", addr]);
     let silent = output.stderr.is_empty();
-    assert_eq!(silent, output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        silent,
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     output.status.code()
 }
 
 #[tokio::test]
 async fn it_serves_once_it_is_migrated_without_a_restart_sqlite() {
     let folder = Folder::new();
-    let url = format!("sqlite://{}?mode=rwc", folder.path().join("test.db").display());
+    let url = format!(
+        "sqlite://{}?mode=rwc",
+        folder.path().join("test.db").display()
+    );
     until_migrated(&url).await;
 }
 
 #[tokio::test]
 async fn it_serves_once_it_is_migrated_without_a_restart_postgres() {
-    let Some(database) = Database::postgres_empty() else { return };
+    let Some(database) = Database::postgres_empty() else {
+        return;
+    };
     until_migrated(&database.url()).await;
 }
 
 async fn until_migrated(url: &str) {
     let mut server = Server::listening(url, &[]).await;
     let mut health = server.watch().await;
-    assert_eq!(next_status(&mut health).await, Some(ServingStatus::NotServing));
+    assert_eq!(
+        next_status(&mut health).await,
+        Some(ServingStatus::NotServing)
+    );
     assert_eq!(healthcheck(server.addr()), Some(1));
     let mut client = server.connect().await;
-    let refused = super::load::create(&mut client, super::load::unique_time(), String::new()).await.expect_err("not ready");
+    let refused = super::load::create(&mut client, super::load::unique_time(), String::new())
+        .await
+        .expect_err("not ready");
     assert_eq!(super::load::reason(&refused), "STORE_UNAVAILABLE");
     migrate(url);
-    let serving = tokio::time::timeout(PATIENCE, next_status(&mut health)).await.expect("it looks again");
+    let serving = tokio::time::timeout(PATIENCE, next_status(&mut health))
+        .await
+        .expect("it looks again");
     assert_eq!(serving, Some(ServingStatus::Serving));
     assert_eq!(healthcheck(server.addr()), Some(0));
-    assert_eq!(healthcheck(&server.addr().replace("127.0.0.1", "localhost")), Some(0), "by name");
+    assert_eq!(
+        healthcheck(&server.addr().replace("127.0.0.1", "localhost")),
+        Some(0),
+        "by name"
+    );
     assert_eq!(healthcheck("localhost"), Some(1), "without a port");
-    server.log().first(|line| line.contains("there is no key yet").then_some(())).await;
+    server
+        .log()
+        .first(|line| line.contains("there is no key yet").then_some(()))
+        .await;
     server.set_key(key(url));
     schedules(&mut server.connect().await, 1).await;
     server.signal("TERM");
@@ -213,11 +299,18 @@ const A_WHILE: Duration = Duration::from_secs(4);
 
 #[test]
 fn a_command_waits_for_a_database_that_stands_still_postgres() {
-    let Some(postgres) = own_postgres(&[]) else { return };
+    let Some(postgres) = own_postgres(&[]) else {
+        return;
+    };
     postgres.createdb("test").unwrap();
     let postmaster = [postgres.pid().unwrap()];
     send("STOP", &postmaster);
-    let mut migrating = Running::start(&mut command(&["migrate", "--database-url", &postgres.url("test")])).unwrap();
+    let mut migrating = Running::start(&mut command(&[
+        "migrate",
+        "--database-url",
+        &postgres.url("test"),
+    ]))
+    .unwrap();
     assert_eq!(migrating.wait(A_WHILE), None, "it waits");
     send("CONT", &postmaster);
     assert!(migrating.wait(PATIENCE).expect("it ends").success());
@@ -225,7 +318,9 @@ fn a_command_waits_for_a_database_that_stands_still_postgres() {
 
 #[test]
 fn several_migrations_at_once_all_succeed_postgres() {
-    let Some(database) = Database::postgres_empty() else { return };
+    let Some(database) = Database::postgres_empty() else {
+        return;
+    };
     let url = database.url();
     let migrate = || run(&mut command(&["migrate", "--database-url", &url]), PATIENCE);
     let ended: Vec<_> = std::thread::scope(|scope| {

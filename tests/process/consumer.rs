@@ -58,9 +58,21 @@ pub struct Consumer {
 impl Consumer {
     /// One that takes everything.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port::lasting().unwrap())).await.unwrap();
-        let (addr, mode, came) = (listener.local_addr().unwrap(), watch::Sender::new(Mode::Take), Arc::new(watch::Sender::new(vec![])));
-        let mut consumer = Self { addr, mode, came, unanswered: Arc::default(), listening: None };
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port::lasting().unwrap()))
+            .await
+            .unwrap();
+        let (addr, mode, came) = (
+            listener.local_addr().unwrap(),
+            watch::Sender::new(Mode::Take),
+            Arc::new(watch::Sender::new(vec![])),
+        );
+        let mut consumer = Self {
+            addr,
+            mode,
+            came,
+            unanswered: Arc::default(),
+            listening: None,
+        };
         consumer.listen(listener);
         consumer
     }
@@ -93,11 +105,20 @@ impl Consumer {
     }
 
     fn listen(&mut self, listener: TcpListener) {
-        let (mode, came, unanswered) = (self.mode.subscribe(), self.came.clone(), self.unanswered.clone());
+        let (mode, came, unanswered) = (
+            self.mode.subscribe(),
+            self.came.clone(),
+            self.unanswered.clone(),
+        );
         self.listening = Some(tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(serve(stream, mode.clone(), came.clone(), unanswered.clone()));
+                connections.spawn(serve(
+                    stream,
+                    mode.clone(),
+                    came.clone(),
+                    unanswered.clone(),
+                ));
                 while connections.try_join_next().is_some() {}
             }
         }));
@@ -111,14 +132,18 @@ impl Consumer {
     /// Waits until everything that is taken slowly is answered.
     pub async fn idle(&self) {
         let mut unanswered = self.unanswered.subscribe();
-        let idle = tokio::time::timeout(PATIENCE, unanswered.wait_for(|unanswered| *unanswered == 0)).await;
+        let idle =
+            tokio::time::timeout(PATIENCE, unanswered.wait_for(|unanswered| *unanswered == 0))
+                .await;
         assert!(idle.is_ok_and(|idle| idle.is_ok()), "it does not answer");
     }
 
     /// Waits until what came is `enough`.
     pub async fn until(&self, enough: impl FnMut(&Vec<Came>) -> bool) -> Vec<Came> {
         let mut came = self.came.subscribe();
-        let come = tokio::time::timeout(PATIENCE * 2, came.wait_for(enough)).await.is_ok_and(|come| come.is_ok());
+        let come = tokio::time::timeout(PATIENCE * 2, came.wait_for(enough))
+            .await
+            .is_ok_and(|come| come.is_ok());
         assert!(come, "it did not come; {} did", self.came().len());
         self.came()
     }
@@ -167,7 +192,15 @@ async fn next_body(stream: &mut TcpStream, read: &mut Vec<u8>) -> Option<Value> 
     loop {
         if let Some(end) = read.windows(4).position(|four| four == b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&read[..end]).to_lowercase();
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok()).unwrap();
+            let length = head
+                .lines()
+                .find_map(|line| {
+                    line.strip_prefix("content-length:")?
+                        .trim()
+                        .parse::<usize>()
+                        .ok()
+                })
+                .unwrap();
             if read.len() >= end + 4 + length {
                 let body = serde_json::from_slice(&read[end + 4..end + 4 + length]).unwrap();
                 read.drain(..end + 4 + length);

@@ -10,7 +10,11 @@ const BEFORE: u64 = 1_000;
 const CALLERS: usize = 64;
 const CONNECTIONS: usize = 8;
 const SCHEDULES: usize = 100;
-const MIX: Mix = Mix { create_every: 20, request_id_every: 0, until_refused: false };
+const MIX: Mix = Mix {
+    create_every: 20,
+    request_id_every: 0,
+    until_refused: false,
+};
 
 #[tokio::test]
 async fn a_killed_server_loses_nothing_acknowledged_sqlite() {
@@ -19,14 +23,24 @@ async fn a_killed_server_loses_nothing_acknowledged_sqlite() {
 
 #[tokio::test]
 async fn a_killed_server_loses_nothing_acknowledged_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     killed_server(&database).await;
 }
 
 async fn killed_server(database: &Database) {
     let mut server = Server::start(&database.url(), &[]).await;
     let (ids, mut calls) = schedules(&mut server.connect().await, SCHEDULES).await;
-    let mut callers = Callers::start(&server.connections(CONNECTIONS).await, &ids, CALLERS, Mix { until_refused: true, ..MIX });
+    let mut callers = Callers::start(
+        &server.connections(CONNECTIONS).await,
+        &ids,
+        CALLERS,
+        Mix {
+            until_refused: true,
+            ..MIX
+        },
+    );
     callers.acknowledged(BEFORE).await;
     server.kill9();
     // Whoever was under way is told by the closed connection.
@@ -36,7 +50,9 @@ async fn killed_server(database: &Database) {
     let server = Server::start(&database.url(), &[]).await;
     let mut client = server.connect().await;
     let tally = History::read(&mut client).await.check(&calls);
-    let (_, revision) = update(&mut client, &ids[0], unique_time(), String::new()).await.expect("it works again");
+    let (_, revision) = update(&mut client, &ids[0], unique_time(), String::new())
+        .await
+        .expect("it works again");
     assert_eq!(History::read(&mut client).await.newest(&ids[0]), revision);
     println!("{}: {tally:?}", test_name());
 }

@@ -14,14 +14,20 @@ const SCHEDULES: usize = 20;
 const CUTS: usize = 40;
 /// Acknowledged calls between two cuts.
 const BETWEEN: u64 = 50;
-const MIX: Mix = Mix { create_every: 8, request_id_every: 5, until_refused: false };
+const MIX: Mix = Mix {
+    create_every: 8,
+    request_id_every: 5,
+    until_refused: false,
+};
 /// Every backend of a writer is ended.
 const TERMINATE: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'canvas-scheduler writer'";
 
 #[tokio::test]
 async fn terminated_backends_lose_nothing_and_double_nothing_postgres() {
     // A commit takes longer, so that a cut is likelier to meet one.
-    let Some(postgres) = own_postgres(&["commit_delay=2000", "commit_siblings=0"]) else { return };
+    let Some(postgres) = own_postgres(&["commit_delay=2000", "commit_siblings=0"]) else {
+        return;
+    };
     postgres.createdb("test").unwrap();
     migrate(&postgres.url("test"));
     let server = Server::start(&postgres.url("test"), &[]).await;
@@ -32,7 +38,10 @@ async fn terminated_backends_lose_nothing_and_double_nothing_postgres() {
     for _ in 0..CUTS {
         callers.acknowledged(BETWEEN).await;
         let postgres = postgres.clone();
-        let ended = tokio::task::spawn_blocking(move || postgres.psql("postgres", TERMINATE)).await.unwrap().unwrap();
+        let ended = tokio::task::spawn_blocking(move || postgres.psql("postgres", TERMINATE))
+            .await
+            .unwrap()
+            .unwrap();
         terminated += ended.parse::<usize>().unwrap();
     }
     callers.acknowledged(BETWEEN).await;
@@ -41,6 +50,11 @@ async fn terminated_backends_lose_nothing_and_double_nothing_postgres() {
     for call in &calls {
         assert!(call.is_documented(), "{call:?}");
     }
-    let tally = History::read(&mut server.connect().await).await.check(&calls);
-    println!("{}: {terminated} backends were ended, {tally:?}", test_name());
+    let tally = History::read(&mut server.connect().await)
+        .await
+        .check(&calls);
+    println!(
+        "{}: {terminated} backends were ended, {tally:?}",
+        test_name()
+    );
 }

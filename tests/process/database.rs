@@ -47,8 +47,12 @@ impl Database {
 
     /// Waits until no session of the service is left: a backend goes on with what it was asked before its client was killed.
     pub fn is_left(&self) {
-        let Self::Postgres { server, name } = self else { return };
-        let left = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}' AND application_name LIKE 'canvas-scheduler%'");
+        let Self::Postgres { server, name } = self else {
+            return;
+        };
+        let left = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}' AND application_name LIKE 'canvas-scheduler%'"
+        );
         let give_up_at = Instant::now() + server::PATIENCE;
         while server.psql("postgres", &left).unwrap() != "0" {
             assert!(Instant::now() < give_up_at, "a session stays");
@@ -58,7 +62,10 @@ impl Database {
     /// Where a client finds it.
     pub fn url(&self) -> String {
         match self {
-            Self::Sqlite(folder) => format!("sqlite://{}?mode=rwc", folder.path().join("test.db").display()),
+            Self::Sqlite(folder) => format!(
+                "sqlite://{}?mode=rwc",
+                folder.path().join("test.db").display()
+            ),
             Self::Postgres { server, name } => server.url(name),
         }
     }
@@ -70,7 +77,10 @@ pub fn own_postgres(settings: &[&str]) -> Option<Postgres> {
 }
 
 /// The same with these variables in the server's environment.
-pub fn own_postgres_in(environment: Vec<(&'static str, String)>, settings: &[&str]) -> Option<Postgres> {
+pub fn own_postgres_in(
+    environment: Vec<(&'static str, String)>,
+    settings: &[&str],
+) -> Option<Postgres> {
     match Postgres::start_in(environment, settings) {
         Ok(postgres) => Some(postgres),
         Err(Problem::NotInstalled) if !required() => {
@@ -98,7 +108,10 @@ fn shared() -> Option<Arc<Postgres>> {
     Some(started)
 }
 
-#[allow(clippy::disallowed_methods, reason = "a setting of the tests, not of the product")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a setting of the tests, not of the product"
+)]
 fn required() -> bool {
     std::env::var("REQUIRE_POSTGRES").is_ok_and(|value| value == "1")
 }
@@ -110,7 +123,11 @@ impl Folder {
     /// An empty one.
     pub fn new() -> Self {
         static MADE: AtomicU32 = AtomicU32::new(0);
-        let name = format!("canvas-scheduler-test-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "canvas-scheduler-test-{}-{}",
+            std::process::id(),
+            MADE.fetch_add(1, Ordering::Relaxed)
+        );
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir(&folder).unwrap();
         Self(folder)

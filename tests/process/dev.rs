@@ -9,10 +9,23 @@ use super::server::{Lines, PATIENCE, command};
 
 /// Starts `dev` in a folder, waits for its last line, and answers everything on the screen.
 async fn start(folder: &Folder) -> (Running, Vec<String>) {
-    let mut dev = command(&["dev", "--grpc-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0"]);
-    let mut running = Running::start(dev.current_dir(folder.path()).stdout(Stdio::piped()).stderr(Stdio::null())).unwrap();
+    let mut dev = command(&[
+        "dev",
+        "--grpc-addr",
+        "127.0.0.1:0",
+        "--gateway-addr",
+        "127.0.0.1:0",
+    ]);
+    let mut running = Running::start(
+        dev.current_dir(folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null()),
+    )
+    .unwrap();
     let screen = Lines::of_screen(running.child().stdout.take().unwrap());
-    screen.first(|line| line.contains("Ctrl-C stops it").then_some(())).await;
+    screen
+        .first(|line| line.contains("Ctrl-C stops it").then_some(()))
+        .await;
     (running, screen.all())
 }
 
@@ -26,17 +39,36 @@ async fn it_starts_in_an_empty_folder_stops_by_sigint_and_starts_again() {
     let folder = Folder::new();
     let began = Instant::now();
     let (running, screen) = start(&folder).await;
-    println!("{}: the lines were there after {:?}", test_name(), began.elapsed());
-    assert!(screen.iter().filter(|line| line.starts_with("grpcurl ")).count() >= 5, "{screen:#?}");
+    println!(
+        "{}: the lines were there after {:?}",
+        test_name(),
+        began.elapsed()
+    );
+    assert!(
+        screen
+            .iter()
+            .filter(|line| line.starts_with("grpcurl "))
+            .count()
+            >= 5,
+        "{screen:#?}"
+    );
     interrupt(running);
     let (running, again) = start(&folder).await;
-    assert_eq!(sample(&screen), sample(&again), "the same sample is offered again");
+    assert_eq!(
+        sample(&screen),
+        sample(&again),
+        "the same sample is offered again"
+    );
     interrupt(running);
 }
 
 /// The line that reads a sample, without the address.
 fn sample(screen: &[String]) -> Option<&str> {
-    screen.iter().find(|line| line.ends_with("/GetCanvasSchedule"))?.split('\'').nth(3)
+    screen
+        .iter()
+        .find(|line| line.ends_with("/GetCanvasSchedule"))?
+        .split('\'')
+        .nth(3)
 }
 
 #[tokio::test]
@@ -50,9 +82,20 @@ async fn every_printed_line_works_as_it_is_pasted() {
     // The second time on what the lines of the first left behind.
     for time in ["first", "second"] {
         let (running, screen) = start(&folder).await;
-        for line in screen.iter().filter(|line| line.starts_with("grpcurl ") || line.starts_with("curl ")) {
-            let output = run(Command::new("sh").args(["-c", line]), Duration::from_secs(60));
-            assert!(output.as_ref().is_ok_and(|output| !output.trim().is_empty()), "the {time} time, {line}: {output:?}");
+        for line in screen
+            .iter()
+            .filter(|line| line.starts_with("grpcurl ") || line.starts_with("curl "))
+        {
+            let output = run(
+                Command::new("sh").args(["-c", line]),
+                Duration::from_secs(60),
+            );
+            assert!(
+                output
+                    .as_ref()
+                    .is_ok_and(|output| !output.trim().is_empty()),
+                "the {time} time, {line}: {output:?}"
+            );
         }
         interrupt(running);
     }

@@ -13,7 +13,9 @@ use super::server::{PATIENCE, Server};
 const LIST: &str = "GET /canvas/trigger/schedule?page_size=1000 HTTP/1.1\r\nhost: x\r\n";
 
 async fn connected(server: &Server) -> TcpStream {
-    TcpStream::connect(server.gateway()).await.expect("it listens")
+    TcpStream::connect(server.gateway())
+        .await
+        .expect("it listens")
 }
 
 /// The head of a request with the server's key.
@@ -24,7 +26,9 @@ fn keyed(server: &Server, head: &str) -> String {
 /// What comes until the connection ends. A reset is an end too.
 async fn to_the_end(stream: &mut TcpStream) -> String {
     let mut said = Vec::new();
-    let _end = tokio::time::timeout(PATIENCE * 2, stream.read_to_end(&mut said)).await.expect("it is closed");
+    let _end = tokio::time::timeout(PATIENCE * 2, stream.read_to_end(&mut said))
+        .await
+        .expect("it is closed");
     String::from_utf8_lossy(&said).into_owned()
 }
 
@@ -38,7 +42,10 @@ async fn slow_first_requests_are_closed() {
         let mut stream = connected(&server).await;
         // Half a head, or half the preface of HTTP/2.
         let begin = [LIST, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"][n % 2];
-        stream.write_all(&begin.as_bytes()[..n % 24]).await.expect("it reads");
+        stream
+            .write_all(&begin.as_bytes()[..n % 24])
+            .await
+            .expect("it reads");
         slow.push(stream);
     }
     for mut stream in slow {
@@ -52,11 +59,18 @@ async fn a_second_request_that_does_not_come_ends_the_connection() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &[]).await;
     let mut stream = connected(&server).await;
-    stream.write_all(format!("{}\r\n{LIST}x: ", keyed(&server, LIST)).as_bytes()).await.expect("it reads");
+    stream
+        .write_all(format!("{}\r\n{LIST}x: ", keyed(&server, LIST)).as_bytes())
+        .await
+        .expect("it reads");
     let began = Instant::now();
     let said = to_the_end(&mut stream).await;
     assert!(said.starts_with("HTTP/1.1 200 OK"), "{said}");
-    assert!(began.elapsed() >= Duration::from_secs(60), "an idle connection is kept for longer than balancers do: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() >= Duration::from_secs(60),
+        "an idle connection is kept for longer than balancers do: {:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -85,18 +99,30 @@ async fn a_body_is_read_from_nobody_without_a_key_and_of_a_bounded_size() {
     let mut waiting = Vec::new();
     for _ in 0..200 {
         let mut stream = connected(&server).await;
-        stream.write_all(format!("{head}content-length: 1000000\r\n\r\n").as_bytes()).await.expect("it reads");
+        stream
+            .write_all(format!("{head}content-length: 1000000\r\n\r\n").as_bytes())
+            .await
+            .expect("it reads");
         waiting.push(stream);
     }
     for stream in &mut waiting {
         // The answer comes without a byte of the body.
         let mut said = [0; 12];
-        tokio::time::timeout(PATIENCE, stream.read_exact(&mut said)).await.expect("it answers").expect("an answer");
+        tokio::time::timeout(PATIENCE, stream.read_exact(&mut said))
+            .await
+            .expect("it answers")
+            .expect("an answer");
         assert_eq!(&said, b"HTTP/1.1 401");
     }
-    for length in ["content-length: 104857600\r\n\r\n", "transfer-encoding: chunked\r\n\r\n"] {
+    for length in [
+        "content-length: 104857600\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n",
+    ] {
         let mut stream = connected(&server).await;
-        stream.write_all(format!("{}{length}", keyed(&server, head)).as_bytes()).await.expect("it reads");
+        stream
+            .write_all(format!("{}{length}", keyed(&server, head)).as_bytes())
+            .await
+            .expect("it reads");
         let chunk = format!("{:x}\r\n{}\r\n", 64 * 1024, "x".repeat(64 * 1024));
         let mut sent = 0;
         while stream.write_all(chunk.as_bytes()).await.is_ok() {
@@ -116,12 +142,19 @@ async fn a_slow_body_ends_with_the_time_of_its_call() {
     let mut slow = Vec::new();
     for _ in 0..200 {
         let mut stream = connected(&server).await;
-        stream.write_all(format!("{}\r\n{{", keyed(&server, head)).as_bytes()).await.expect("it reads");
+        stream
+            .write_all(format!("{}\r\n{{", keyed(&server, head)).as_bytes())
+            .await
+            .expect("it reads");
         slow.push(stream);
     }
     for mut stream in slow {
         let said = to_the_end(&mut stream).await;
-        assert!(said.starts_with("HTTP/1.1 504") && said.contains(r#"{"message":"the call was not finished within 10s"#), "{said}");
+        assert!(
+            said.starts_with("HTTP/1.1 504")
+                && said.contains(r#"{"message":"the call was not finished within 10s"#),
+            "{said}"
+        );
     }
     neighbour.was_served_by(&server).await;
 }
@@ -137,14 +170,23 @@ async fn slow_readers_are_closed() {
     for _ in 0..20 {
         let mut stream = connected(&server).await;
         // More answers than the kernel holds, of which none is read; what it does not take any more need not be sent.
-        let _sent = tokio::time::timeout(Duration::from_secs(1), stream.write_all(asked.as_bytes())).await;
+        let _sent =
+            tokio::time::timeout(Duration::from_secs(1), stream.write_all(asked.as_bytes())).await;
         slow.push(stream);
     }
     let began = Instant::now();
     for stream in slow {
         // It is closed from the other side, although nothing is read here.
-        let closed = async { while stream.ready(tokio::io::Interest::ERROR).await.is_ok_and(|ready| !ready.is_error()) {} };
-        tokio::time::timeout(PATIENCE * 2, closed).await.expect("it is closed");
+        let closed = async {
+            while stream
+                .ready(tokio::io::Interest::ERROR)
+                .await
+                .is_ok_and(|ready| !ready.is_error())
+            {}
+        };
+        tokio::time::timeout(PATIENCE * 2, closed)
+            .await
+            .expect("it is closed");
     }
     println!("{}: closed after {:?}", test_name(), began.elapsed());
     neighbour.was_served_by(&server).await;
@@ -153,7 +195,16 @@ async fn slow_readers_are_closed() {
 #[tokio::test]
 async fn more_connections_than_an_address_may_have_over_both_ports() {
     let database = Database::sqlite();
-    let server = Server::start(&database.url(), &["--max-connections-per-address", "20", "--first-byte-timeout", "5m"]).await;
+    let server = Server::start(
+        &database.url(),
+        &[
+            "--max-connections-per-address",
+            "20",
+            "--first-byte-timeout",
+            "5m",
+        ],
+    )
+    .await;
     let neighbour = Neighbour::of(&server).await;
     let mut streams = Vec::new();
     for n in 0..100 {

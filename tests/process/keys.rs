@@ -13,8 +13,13 @@ use super::server::{PATIENCE, Server, key};
 /// Runs the binary on a database; what it prints, or what it complains of.
 fn told(database: &Database, args: &[&str]) -> Result<String, String> {
     let output = ended(&[args, &["--database-url", &database.url()]].concat());
-    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-    if output.status.success() { Ok(stdout) } else { Err(stderr) }
+    let [stdout, stderr] =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    if output.status.success() {
+        Ok(stdout)
+    } else {
+        Err(stderr)
+    }
 }
 
 #[test]
@@ -24,47 +29,116 @@ fn a_key_is_shown_once_listed_without_its_secret_and_revoked_sqlite() {
 
 #[test]
 fn a_key_is_shown_once_listed_without_its_secret_and_revoked_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     life_of_a_key(&database);
 }
 
 fn life_of_a_key(database: &Database) {
-    told(database, &["workspace", "create", "team", "--default-time-zone", "Europe/Paris", "--requests", "5/minute"]).unwrap();
-    let order = ["api-key", "create", "--workspace", "team", "--name", "a", "--permissions", "update,read"];
-    let limits = ["--expires", "2099-01-31T00:00:00Z", "--allow", "10.1.2.3/8,192.0.2.7"];
+    told(
+        database,
+        &[
+            "workspace",
+            "create",
+            "team",
+            "--default-time-zone",
+            "Europe/Paris",
+            "--requests",
+            "5/minute",
+        ],
+    )
+    .unwrap();
+    let order = [
+        "api-key",
+        "create",
+        "--workspace",
+        "team",
+        "--name",
+        "a",
+        "--permissions",
+        "update,read",
+    ];
+    let limits = [
+        "--expires",
+        "2099-01-31T00:00:00Z",
+        "--allow",
+        "10.1.2.3/8,192.0.2.7",
+    ];
     let printed = told(database, &[&order[..], &limits].concat()).unwrap();
     let key = printed.strip_suffix('\n').expect("a line");
-    assert!(key.starts_with("cs_") && key.len() == 68 && !key.contains(char::is_whitespace), "nothing but the key: {printed:?}");
+    assert!(
+        key.starts_with("cs_") && key.len() == 68 && !key.contains(char::is_whitespace),
+        "nothing but the key: {printed:?}"
+    );
     let (id, secret) = key.split_at(19);
 
-    let line = |text: String| text.lines().find(|line| line.starts_with(id)).map(str::to_owned).expect("it is listed");
+    let line = |text: String| {
+        text.lines()
+            .find(|line| line.starts_with(id))
+            .map(str::to_owned)
+            .expect("it is listed")
+    };
     let listed = line(told(database, &["api-key", "list"]).unwrap());
     let permissions = "canvas.trigger.schedule.update,canvas.trigger.schedule.read";
-    for part in ["\tteam\ta\tgood\t", permissions, "\t10.0.0.0/8,192.0.2.7/32\t", "\t2099-01-31T00:00:00Z\t-"] {
+    for part in [
+        "\tteam\ta\tgood\t",
+        permissions,
+        "\t10.0.0.0/8,192.0.2.7/32\t",
+        "\t2099-01-31T00:00:00Z\t-",
+    ] {
         assert!(listed.contains(part), "{part:?} in {listed:?}");
     }
     assert!(!listed.contains(&secret[1..]), "the secret is gone");
 
     let taken = told(database, &order).unwrap_err();
-    assert!(taken.contains("--name") && taken.contains("already"), "{taken}");
-    assert!(told(database, &["api-key", "revoke", key]).unwrap_err().contains("id:"), "a whole key is no id");
+    assert!(
+        taken.contains("--name") && taken.contains("already"),
+        "{taken}"
+    );
+    assert!(
+        told(database, &["api-key", "revoke", key])
+            .unwrap_err()
+            .contains("id:"),
+        "a whole key is no id"
+    );
     for time in ["first", "second"] {
-        told(database, &["api-key", "revoke", id]).unwrap_or_else(|why| panic!("the {time} time: {why}"));
+        told(database, &["api-key", "revoke", id])
+            .unwrap_or_else(|why| panic!("the {time} time: {why}"));
     }
     assert!(line(told(database, &["api-key", "list"]).unwrap()).contains("\trevoked\t"));
     let unknown = told(database, &["api-key", "revoke", "cs_0000000000000000"]).unwrap_err();
-    assert!(unknown.contains("there is no key cs_0000000000000000"), "{unknown}");
+    assert!(
+        unknown.contains("there is no key cs_0000000000000000"),
+        "{unknown}"
+    );
 }
 
 #[test]
 fn everything_that_is_wrong_with_a_key_is_told_at_once() {
     let url = "--database-url=mysql://u:secret@h/d";
-    let output = ended(&["api-key", "create", url, "--permissions=write", "--expires=2017-01-01T00:00:00Z", "--allow=here"]);
+    let output = ended(&[
+        "api-key",
+        "create",
+        url,
+        "--permissions=write",
+        "--expires=2017-01-01T00:00:00Z",
+        "--allow=here",
+    ]);
     let said = String::from_utf8(output.stderr).unwrap();
-    for flag in ["--database-url:", "--name:", "--permissions:", "--expires:", "--allow:"] {
+    for flag in [
+        "--database-url:",
+        "--name:",
+        "--permissions:",
+        "--expires:",
+        "--allow:",
+    ] {
         assert!(said.contains(flag), "{flag} is missing: {said}");
     }
-    assert!(!output.status.success() && !said.contains("secret"), "{said}");
+    assert!(
+        !output.status.success() && !said.contains("secret"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -74,52 +148,153 @@ fn a_workspace_is_made_once_listed_and_set_sqlite() {
 
 #[test]
 fn a_workspace_is_made_once_listed_and_set_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     life_of_a_workspace(&database);
 }
 
 fn life_of_a_workspace(database: &Database) {
     let listed = || told(database, &["workspace", "list"]).unwrap();
-    assert!(listed().contains("default\tUTC\t250000/hour\t250/minute\t10/minute\ton\n"), "{}", listed());
-    told(database, &["workspace", "create", "team", "--broadcasts", "7/minute"]).unwrap();
-    assert!(listed().contains("team\tUTC\t250000/hour\t7/minute\t10/minute\ton\n"), "{}", listed());
-    told(database, &["workspace", "set", "team", "--default-time-zone", "asia/tokyo", "--requests", "9/hour"]).unwrap();
-    told(database, &["workspace", "set", "team", "--requests", "8/hour"]).unwrap();
-    assert!(listed().contains("team\tAsia/Tokyo\t8/hour\t7/minute\t10/minute\ton\n"), "{}", listed());
+    assert!(
+        listed().contains("default\tUTC\t250000/hour\t250/minute\t10/minute\ton\n"),
+        "{}",
+        listed()
+    );
+    told(
+        database,
+        &["workspace", "create", "team", "--broadcasts", "7/minute"],
+    )
+    .unwrap();
+    assert!(
+        listed().contains("team\tUTC\t250000/hour\t7/minute\t10/minute\ton\n"),
+        "{}",
+        listed()
+    );
+    told(
+        database,
+        &[
+            "workspace",
+            "set",
+            "team",
+            "--default-time-zone",
+            "asia/tokyo",
+            "--requests",
+            "9/hour",
+        ],
+    )
+    .unwrap();
+    told(
+        database,
+        &["workspace", "set", "team", "--requests", "8/hour"],
+    )
+    .unwrap();
+    assert!(
+        listed().contains("team\tAsia/Tokyo\t8/hour\t7/minute\t10/minute\ton\n"),
+        "{}",
+        listed()
+    );
 
-    told(database, &["workspace", "set", "team", "--sending", "paused"]).unwrap();
+    told(
+        database,
+        &["workspace", "set", "team", "--sending", "paused"],
+    )
+    .unwrap();
     assert!(listed().contains("10/minute\tpaused\n"), "{}", listed());
 
     for (args, told_of) in [
         (vec!["create", "team"], "already"),
-        (vec!["create", "The Team", "--requests", "many", "--default-time-zone", "Nowhere"], "name:"),
-        (vec!["create", "The Team", "--requests", "many", "--default-time-zone", "Nowhere"], "--requests:"),
-        (vec!["create", "The Team", "--requests", "many", "--default-time-zone", "Nowhere"], "--default-time-zone:"),
-        (vec!["set", "nobody", "--requests", "1/hour"], "there is no workspace nobody"),
+        (
+            vec![
+                "create",
+                "The Team",
+                "--requests",
+                "many",
+                "--default-time-zone",
+                "Nowhere",
+            ],
+            "name:",
+        ),
+        (
+            vec![
+                "create",
+                "The Team",
+                "--requests",
+                "many",
+                "--default-time-zone",
+                "Nowhere",
+            ],
+            "--requests:",
+        ),
+        (
+            vec![
+                "create",
+                "The Team",
+                "--requests",
+                "many",
+                "--default-time-zone",
+                "Nowhere",
+            ],
+            "--default-time-zone:",
+        ),
+        (
+            vec!["set", "nobody", "--requests", "1/hour"],
+            "there is no workspace nobody",
+        ),
         (vec!["set", "team"], "nothing is to be set"),
     ] {
         let why = told(database, &[&["workspace"], &args[..]].concat()).unwrap_err();
         assert!(why.contains(told_of), "{args:?}: {why}");
     }
-    let no_home = told(database, &["api-key", "create", "--workspace", "nobody", "--name", "a", "--permissions", "all"]).unwrap_err();
-    assert!(no_home.contains("there is no workspace nobody"), "{no_home}");
+    let no_home = told(
+        database,
+        &[
+            "api-key",
+            "create",
+            "--workspace",
+            "nobody",
+            "--name",
+            "a",
+            "--permissions",
+            "all",
+        ],
+    )
+    .unwrap_err();
+    assert!(
+        no_home.contains("there is no workspace nobody"),
+        "{no_home}"
+    );
 }
 
 #[test]
 fn without_a_schema_it_says_what_to_do() {
-    let Some(database) = Database::postgres_empty() else { return };
-    assert!(told(&database, &["api-key", "list"]).unwrap_err().contains("canvas-scheduler migrate"));
+    let Some(database) = Database::postgres_empty() else {
+        return;
+    };
+    assert!(
+        told(&database, &["api-key", "list"])
+            .unwrap_err()
+            .contains("canvas-scheduler migrate")
+    );
 }
 
 #[tokio::test]
 async fn a_revoked_key_is_refused_by_both_of_two_replicas_within_10_seconds_postgres() {
-    let Some(database) = Database::postgres() else { return };
-    let servers = [Server::start(&database.url(), &[]).await, Server::start(&database.url(), &[]).await];
+    let Some(database) = Database::postgres() else {
+        return;
+    };
+    let servers = [
+        Server::start(&database.url(), &[]).await,
+        Server::start(&database.url(), &[]).await,
+    ];
     let doomed = key(&database.url());
     let mut clients = Vec::new();
     for server in &servers {
         let mut client = server.way().with(&doomed).connect().await;
-        client.list_canvas_schedules(v1::ListCanvasSchedulesRequest::default()).await.expect("it is good on both");
+        client
+            .list_canvas_schedules(v1::ListCanvasSchedulesRequest::default())
+            .await
+            .expect("it is good on both");
         clients.push(client);
     }
     told(&database, &["api-key", "revoke", &doomed[..19]]).unwrap();
@@ -129,7 +304,10 @@ async fn a_revoked_key_is_refused_by_both_of_two_replicas_within_10_seconds_post
         let refused = async {
             loop {
                 let asked = revoked.elapsed();
-                match client.list_canvas_schedules(v1::ListCanvasSchedulesRequest::default()).await {
+                match client
+                    .list_canvas_schedules(v1::ListCanvasSchedulesRequest::default())
+                    .await
+                {
                     Ok(_) => accepted_until = accepted_until.max(asked),
                     // After 10 s in which the keys could not be read nobody is let in.
                     Err(status) if reason(&status) == "STORE_UNAVAILABLE" => {}
@@ -138,9 +316,20 @@ async fn a_revoked_key_is_refused_by_both_of_two_replicas_within_10_seconds_post
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let refused = tokio::time::timeout(PATIENCE, refused).await.expect("it is refused");
-        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unauthenticated, "KEY_REVOKED"));
+        let refused = tokio::time::timeout(PATIENCE, refused)
+            .await
+            .expect("it is refused");
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (Code::Unauthenticated, "KEY_REVOKED")
+        );
     }
-    println!("{}: let in for {accepted_until:?} after it was revoked", test_name());
-    assert!(accepted_until < Duration::from_secs(10), "{accepted_until:?}");
+    println!(
+        "{}: let in for {accepted_until:?} after it was revoked",
+        test_name()
+    );
+    assert!(
+        accepted_until < Duration::from_secs(10),
+        "{accepted_until:?}"
+    );
 }

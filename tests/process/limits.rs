@@ -36,12 +36,28 @@ struct Tally {
 
 #[tokio::test]
 async fn two_replicas_accept_the_quota_to_within_one_percent_under_uneven_load_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     let key = key(&database.url());
     let quota = format!("{LIMIT}/hour");
-    run(&mut command(&["workspace", "set", "default", "--requests", &quota, "--database-url", &database.url()]), PATIENCE).unwrap();
-    let servers =
-        [Server::start_with_key(&database.url(), &[], key.clone()).await, Server::start_with_key(&database.url(), &[], key.clone()).await];
+    run(
+        &mut command(&[
+            "workspace",
+            "set",
+            "default",
+            "--requests",
+            &quota,
+            "--database-url",
+            &database.url(),
+        ]),
+        PATIENCE,
+    )
+    .unwrap();
+    let servers = [
+        Server::start_with_key(&database.url(), &[], key.clone()).await,
+        Server::start_with_key(&database.url(), &[], key.clone()).await,
+    ];
     let window_ends = a_window_with_room().await;
     let (mut callers, begin) = (JoinSet::new(), Instant::now());
     for (server, offered) in servers.iter().zip(OFFERED) {
@@ -55,15 +71,31 @@ async fn two_replicas_accept_the_quota_to_within_one_percent_under_uneven_load_p
         all.refused += tally.refused;
         all.resets.extend(tally.resets);
     }
-    println!("{}: {} of {LIMIT} accepted, {} refused, in {:?}", test_name(), all.accepted, all.refused, begin.elapsed());
+    println!(
+        "{}: {} of {LIMIT} accepted, {} refused, in {:?}",
+        test_name(),
+        all.accepted,
+        all.refused,
+        begin.elapsed()
+    );
     assert_eq!(all.accepted + all.refused, OFFERED.iter().sum::<usize>());
-    assert!((LIMIT - LIMIT / 100..=LIMIT).contains(&all.accepted), "{}", all.accepted);
-    assert!(all.resets.iter().all(|reset| *reset == window_ends), "{window_ends}: {:?}", all.resets);
+    assert!(
+        (LIMIT - LIMIT / 100..=LIMIT).contains(&all.accepted),
+        "{}",
+        all.accepted
+    );
+    assert!(
+        all.resets.iter().all(|reset| *reset == window_ends),
+        "{window_ends}: {:?}",
+        all.resets
+    );
 }
 
 /// Waits for a window in which the calls have room, and answers when it ends, in seconds since 1970.
 async fn a_window_with_room() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap();
     let ends = (now.as_secs() / WINDOW.as_secs() + 1) * WINDOW.as_secs();
     let left = Duration::from_secs(ends) - now;
     if left > ROOM {
@@ -78,13 +110,30 @@ async fn a_window_with_room() -> u64 {
 async fn offer(mut client: Client, calls: usize, begin: Instant) -> Tally {
     let mut tally = Tally::default();
     for n in 0..calls {
-        sleep_until(begin + SPREAD * u32::try_from(n).unwrap() / u32::try_from(calls).unwrap()).await;
-        match client.list_canvas_schedules(v1::ListCanvasSchedulesRequest::default()).await {
+        sleep_until(begin + SPREAD * u32::try_from(n).unwrap() / u32::try_from(calls).unwrap())
+            .await;
+        match client
+            .list_canvas_schedules(v1::ListCanvasSchedulesRequest::default())
+            .await
+        {
             Ok(_) => tally.accepted += 1,
             Err(status) => {
-                assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "RATE_LIMITED"), "{status:?}");
+                assert_eq!(
+                    (status.code(), reason(&status).as_str()),
+                    (Code::ResourceExhausted, "RATE_LIMITED"),
+                    "{status:?}"
+                );
                 tally.refused += 1;
-                tally.resets.push(status.metadata().get("x-ratelimit-reset").unwrap().to_str().unwrap().parse().unwrap());
+                tally.resets.push(
+                    status
+                        .metadata()
+                        .get("x-ratelimit-reset")
+                        .unwrap()
+                        .to_str()
+                        .unwrap()
+                        .parse()
+                        .unwrap(),
+                );
             }
         }
     }

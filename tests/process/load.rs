@@ -34,7 +34,8 @@ pub struct Call {
 impl Call {
     /// Whether the answer says for sure that nothing was written.
     pub fn certainly_not_done(&self) -> bool {
-        let refused = |status: &Status| ["STORE_UNAVAILABLE", "BUSY"].contains(&reason(status).as_str());
+        let refused =
+            |status: &Status| ["STORE_UNAVAILABLE", "BUSY"].contains(&reason(status).as_str());
         self.end.as_ref().is_err_and(refused) || self.was_never_begun()
     }
 
@@ -45,7 +46,8 @@ impl Call {
         let mut cause = std::error::Error::source(status);
         while let Some(error) = cause {
             if let Some(error) = error.downcast_ref::<hyper::Error>() {
-                return error.is_canceled() || format!("{error:?}").contains("GoAway(b\"\", NO_ERROR, Remote)");
+                return error.is_canceled()
+                    || format!("{error:?}").contains("GoAway(b\"\", NO_ERROR, Remote)");
             }
             cause = error.source();
         }
@@ -54,17 +56,23 @@ impl Call {
 
     /// Whether it ended well or with an error that is documented for a database or a server that goes away.
     pub fn is_documented(&self) -> bool {
-        self.end.as_ref().err().is_none_or(|status| match status.code() {
-            Code::Unavailable => true,
-            Code::Unknown => reason(status) == "OUTCOME_UNKNOWN",
-            _ => false,
-        })
+        self.end
+            .as_ref()
+            .err()
+            .is_none_or(|status| match status.code() {
+                Code::Unavailable => true,
+                Code::Unknown => reason(status) == "OUTCOME_UNKNOWN",
+                _ => false,
+            })
     }
 }
 
 /// The reason in the details of a status, or nothing.
 pub fn reason(status: &Status) -> String {
-    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
+    status
+        .get_details_error_info()
+        .map(|info| info.reason)
+        .unwrap_or_default()
 }
 
 /// What callers ask for.
@@ -81,29 +89,54 @@ pub struct Mix {
 /// A time of one's own, a day ahead and later.
 pub fn unique_time() -> i64 {
     static NEXT: AtomicI64 = AtomicI64::new(0);
-    let tomorrow = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() + Duration::from_secs(24 * 60 * 60);
-    let _first = NEXT.compare_exchange(0, i64::try_from(tomorrow.as_millis()).unwrap(), Ordering::Relaxed, Ordering::Relaxed);
+    let tomorrow = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap()
+        + Duration::from_secs(24 * 60 * 60);
+    let _first = NEXT.compare_exchange(
+        0,
+        i64::try_from(tomorrow.as_millis()).unwrap(),
+        Ordering::Relaxed,
+        Ordering::Relaxed,
+    );
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Now by the machine's clock.
 pub fn now_ms() -> i64 {
-    i64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis()).unwrap()
+    i64::try_from(
+        SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap()
+            .as_millis(),
+    )
+    .unwrap()
 }
 
 /// The schedule of that instant.
 pub fn schedule_at(time_ms: i64) -> Option<v1::Schedule> {
-    let time = DateTime::from_timestamp_millis(time_ms).unwrap().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
-    Some(v1::Schedule { time, ..v1::Schedule::default() })
+    let time = DateTime::from_timestamp_millis(time_ms)
+        .unwrap()
+        .to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+    Some(v1::Schedule {
+        time,
+        ..v1::Schedule::default()
+    })
 }
 
 /// The instant of a schedule.
 pub fn millis(schedule: Option<&v1::Schedule>) -> i64 {
-    DateTime::parse_from_rfc3339(&schedule.expect("a schedule").time).expect("a time").timestamp_millis()
+    DateTime::parse_from_rfc3339(&schedule.expect("a schedule").time)
+        .expect("a time")
+        .timestamp_millis()
 }
 
 /// Creates a schedule.
-pub async fn create(client: &mut Client, time_ms: i64, request_id: String) -> Result<(String, i64), Status> {
+pub async fn create(
+    client: &mut Client,
+    time_ms: i64,
+    request_id: String,
+) -> Result<(String, i64), Status> {
     let request = v1::CreateCanvasScheduleRequest {
         canvas_id: "canvas".to_owned(),
         schedule: schedule_at(time_ms),
@@ -116,7 +149,12 @@ pub async fn create(client: &mut Client, time_ms: i64, request_id: String) -> Re
 }
 
 /// Updates a schedule.
-pub async fn update(client: &mut Client, schedule_id: &str, time_ms: i64, request_id: String) -> Result<(String, i64), Status> {
+pub async fn update(
+    client: &mut Client,
+    schedule_id: &str,
+    time_ms: i64,
+    request_id: String,
+) -> Result<(String, i64), Status> {
     let request = v1::UpdateCanvasScheduleRequest {
         canvas_id: "canvas".to_owned(),
         schedule_id: schedule_id.to_owned(),
@@ -126,20 +164,29 @@ pub async fn update(client: &mut Client, schedule_id: &str, time_ms: i64, reques
     };
     let answer = client.update_canvas_schedule(request).await?.into_inner();
     let (told_id, revision) = told(answer.canvas_schedule, time_ms);
-    assert_eq!(told_id, schedule_id, "an answer is about the schedule that was asked for");
+    assert_eq!(
+        told_id, schedule_id,
+        "an answer is about the schedule that was asked for"
+    );
     Ok((told_id, revision))
 }
 
 /// The id and revision of an answer, which must be about the time that was asked for.
 fn told(schedule: Option<v1::CanvasSchedule>, time_ms: i64) -> (String, i64) {
     let schedule = schedule.expect("a schedule in the answer");
-    assert_eq!(millis(schedule.schedule.as_ref()), time_ms, "an answer is the caller's own");
+    assert_eq!(
+        millis(schedule.schedule.as_ref()),
+        time_ms,
+        "an answer is the caller's own"
+    );
     (schedule.schedule_id, schedule.revision)
 }
 
 /// The end of a call that is made again, as its caller is told, for as long as the database cannot be reached, or waited for. What is
 /// told so was not done.
-pub async fn when_available<T>(mut call: impl AsyncFnMut() -> Result<T, Status>) -> Result<T, Status> {
+pub async fn when_available<T>(
+    mut call: impl AsyncFnMut() -> Result<T, Status>,
+) -> Result<T, Status> {
     let give_up_at = Instant::now() + PATIENCE;
     loop {
         let end = call().await;
@@ -147,7 +194,13 @@ pub async fn when_available<T>(mut call: impl AsyncFnMut() -> Result<T, Status>)
         if reason(status) != "STORE_UNAVAILABLE" || Instant::now() > give_up_at {
             return end;
         }
-        tokio::time::sleep(status.get_details_retry_info().and_then(|info| info.retry_delay).expect("when to try again")).await;
+        tokio::time::sleep(
+            status
+                .get_details_retry_info()
+                .and_then(|info| info.retry_delay)
+                .expect("when to try again"),
+        )
+        .await;
     }
 }
 
@@ -156,9 +209,19 @@ pub async fn schedules(client: &mut Client, n: usize) -> (Vec<String>, Vec<Call>
     let mut calls = Vec::new();
     for _ in 0..n {
         let time_ms = unique_time();
-        calls.push(Call { time_ms, end: create(client, time_ms, String::new()).await, repeats: 0 });
+        calls.push(Call {
+            time_ms,
+            end: create(client, time_ms, String::new()).await,
+            repeats: 0,
+        });
     }
-    (calls.iter().map(|call| call.end.as_ref().expect("created").0.clone()).collect(), calls)
+    (
+        calls
+            .iter()
+            .map(|call| call.end.as_ref().expect("created").0.clone())
+            .collect(),
+        calls,
+    )
 }
 
 /// Callers at work.
@@ -177,16 +240,29 @@ impl Callers {
         let mut tasks = JoinSet::new();
         for caller in 0..n {
             let client = clients[caller % clients.len()].clone();
-            tasks.spawn(work(caller, client, schedules.clone(), mix, count.clone(), stopped.clone()));
+            tasks.spawn(work(
+                caller,
+                client,
+                schedules.clone(),
+                mix,
+                count.clone(),
+                stopped.clone(),
+            ));
         }
-        Self { tasks, acknowledged, stop }
+        Self {
+            tasks,
+            acknowledged,
+            stop,
+        }
     }
 
     /// Waits until `more` further calls were acknowledged.
     pub async fn acknowledged(&mut self, more: u64) {
         let enough = *self.acknowledged.borrow() + more;
         let waiting = self.acknowledged.wait_for(|count| *count >= enough);
-        let came = tokio::time::timeout(PATIENCE * 2, waiting).await.is_ok_and(|came| came.is_ok());
+        let came = tokio::time::timeout(PATIENCE * 2, waiting)
+            .await
+            .is_ok_and(|came| came.is_ok());
         assert!(came, "{more} more acknowledged calls did not come");
     }
 
@@ -204,7 +280,9 @@ impl Callers {
                 calls.extend(done.expect("no caller panics"));
             }
         };
-        tokio::time::timeout(PATIENCE * 2, all).await.expect("every call ends");
+        tokio::time::timeout(PATIENCE * 2, all)
+            .await
+            .expect("every call ends");
         calls
     }
 }
@@ -242,13 +320,21 @@ async fn work(
 /// One call; with a request id it is repeated until its outcome is known, as a caller would.
 async fn one(client: &mut Client, schedule_id: Option<&str>, named: bool) -> Call {
     let time_ms = unique_time();
-    let request_id = if named { format!("request-{time_ms}") } else { String::new() };
+    let request_id = if named {
+        format!("request-{time_ms}")
+    } else {
+        String::new()
+    };
     for repeats in 0.. {
         let end = match schedule_id {
             Some(id) => update(client, id, time_ms, request_id.clone()).await,
             None => create(client, time_ms, request_id.clone()).await,
         };
-        let call = Call { time_ms, end, repeats };
+        let call = Call {
+            time_ms,
+            end,
+            repeats,
+        };
         if !named || call.end.is_ok() || !call.is_documented() || repeats == REPEATS_MOST {
             return call;
         }

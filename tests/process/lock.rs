@@ -18,7 +18,10 @@ impl Locked {
         let mut session = PgConnection::connect(&database.url()).await.unwrap();
         session.execute("BEGIN").await.unwrap();
         let sql = format!("SELECT 1 FROM canvas_schedule WHERE id = '{id}' FOR UPDATE");
-        session.execute(sea_orm::sqlx::AssertSqlSafe(sql)).await.unwrap();
+        session
+            .execute(sea_orm::sqlx::AssertSqlSafe(sql))
+            .await
+            .unwrap();
         Self::Row { _session: session }
     }
 

@@ -11,7 +11,9 @@ use super::server::{PATIENCE, Server, key};
 
 #[tokio::test]
 async fn a_locked_row_does_not_hold_up_its_neighbours_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     // One writer, so that all schedules are neighbours.
     let server = Server::start(&database.url(), &["--writers", "1"]).await;
     let mut client = server.connect().await;
@@ -21,17 +23,25 @@ async fn a_locked_row_does_not_hold_up_its_neighbours_postgres() {
     let id = ids[0].clone();
     let waiting = tokio::spawn(async move {
         let first = update(&mut own, &id, unique_time(), String::new()).await;
-        (first, update(&mut own, &id, unique_time(), String::new()).await)
+        (
+            first,
+            update(&mut own, &id, unique_time(), String::new()).await,
+        )
     });
     let began = Instant::now();
     for id in &ids[1..] {
-        let (_, revision) = update(&mut client, id, unique_time(), String::new()).await.expect("its own row is free");
+        let (_, revision) = update(&mut client, id, unique_time(), String::new())
+            .await
+            .expect("its own row is free");
         assert_eq!(revision, 2);
     }
     let took = began.elapsed();
     assert!(!waiting.is_finished(), "its row is locked");
     drop(locked);
-    let (first, second) = tokio::time::timeout(PATIENCE, waiting).await.expect("the lock is gone").unwrap();
+    let (first, second) = tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("the lock is gone")
+        .unwrap();
     assert_eq!((first.unwrap().1, second.unwrap().1), (2, 3));
     println!("{}: {} neighbours in {took:?}", test_name(), ids.len() - 1);
 }
@@ -43,9 +53,16 @@ async fn a_file_that_another_process_writes_to_is_unavailable_not_an_internal_fa
     let mut client = server.connect().await;
     let (ids, _) = schedules(&mut client, 1).await;
     let locked = Locked::file(&database).await;
-    let refused = update(&mut client, &ids[0], unique_time(), String::new()).await.expect_err("the file is locked");
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "STORE_UNAVAILABLE"), "{refused:?}");
-    let waiting = when_available(async || update(&mut client, &ids[0], unique_time(), String::new()).await);
+    let refused = update(&mut client, &ids[0], unique_time(), String::new())
+        .await
+        .expect_err("the file is locked");
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::Unavailable, "STORE_UNAVAILABLE"),
+        "{refused:?}"
+    );
+    let waiting =
+        when_available(async || update(&mut client, &ids[0], unique_time(), String::new()).await);
     let (updated, ()) = tokio::join!(waiting, async { drop(locked) });
     assert_eq!(updated.expect("the lock is gone").1, 2);
 }
@@ -53,18 +70,39 @@ async fn a_file_that_another_process_writes_to_is_unavailable_not_an_internal_fa
 /// As after a failover that leaves connections to a server that only reads now.
 #[tokio::test]
 async fn a_server_that_only_reads_is_left_for_one_that_writes_postgres() {
-    let Some(database) = Database::postgres() else { return };
-    let Database::Postgres { server: postgres, name } = &database else { unreachable!() };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
+    let Database::Postgres {
+        server: postgres,
+        name,
+    } = &database
+    else {
+        unreachable!()
+    };
     let read_only = |value: &str| {
-        postgres.psql("postgres", &format!("ALTER DATABASE {name} SET default_transaction_read_only = {value}")).unwrap();
+        postgres
+            .psql(
+                "postgres",
+                &format!("ALTER DATABASE {name} SET default_transaction_read_only = {value}"),
+            )
+            .unwrap();
     };
     let key = key(&database.url());
     read_only("on");
     let server = Server::start_with_key(&database.url(), &[], key).await;
     let mut client = server.connect().await;
-    let refused = create(&mut client, unique_time(), String::new()).await.expect_err("it only reads");
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "STORE_UNAVAILABLE"), "{refused:?}");
+    let refused = create(&mut client, unique_time(), String::new())
+        .await
+        .expect_err("it only reads");
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::Unavailable, "STORE_UNAVAILABLE"),
+        "{refused:?}"
+    );
     read_only("off");
     // Until the last connection that only reads is left.
-    when_available(async || create(&mut client, unique_time(), String::new()).await).await.expect("a new connection writes");
+    when_available(async || create(&mut client, unique_time(), String::new()).await)
+        .await
+        .expect("a new connection writes");
 }

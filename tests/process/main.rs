@@ -3,8 +3,16 @@
 //! What needs PostgreSQL starts its own server; where none is installed it says so by name and passes, unless
 //! `REQUIRE_POSTGRES=1` is set. Every process that is started here ends with the test, also when that fails.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-#![allow(clippy::print_stdout, reason = "figures and skipped tests are told there")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+#![allow(
+    clippy::print_stdout,
+    reason = "figures and skipped tests are told there"
+)]
 
 #[path = "../support/postgres.rs"]
 mod postgres;

@@ -13,22 +13,37 @@ const TOGETHER: [&str; 4] = ["--cores", "1", "--writers", "1"];
 
 fn entry(schedule_id: &str, time_ms: i64) -> v1::UpdateCanvasScheduleRequest {
     let (canvas_id, schedule_id) = ("canvas".to_owned(), schedule_id.to_owned());
-    v1::UpdateCanvasScheduleRequest { canvas_id, schedule_id, schedule: schedule_at(time_ms), ..Default::default() }
+    v1::UpdateCanvasScheduleRequest {
+        canvas_id,
+        schedule_id,
+        schedule: schedule_at(time_ms),
+        ..Default::default()
+    }
 }
 
 /// The revision that each entry made, or the code that it was refused with.
-async fn batch(client: &mut Client, requests: Vec<v1::UpdateCanvasScheduleRequest>) -> Vec<Result<i64, Code>> {
-    let answer = client.batch_update_canvas_schedules(v1::BatchUpdateCanvasSchedulesRequest { requests }).await.expect("a batch");
-    let results = answer.into_inner().results.into_iter().map(|result| match result.result.expect("a result") {
-        Entry::Response(done) => Ok(done.canvas_schedule.expect("a schedule").revision),
-        Entry::Error(refused) => Err(Code::from(refused.code)),
+async fn batch(
+    client: &mut Client,
+    requests: Vec<v1::UpdateCanvasScheduleRequest>,
+) -> Vec<Result<i64, Code>> {
+    let answer = client
+        .batch_update_canvas_schedules(v1::BatchUpdateCanvasSchedulesRequest { requests })
+        .await
+        .expect("a batch");
+    let results = answer.into_inner().results.into_iter().map(|result| {
+        match result.result.expect("a result") {
+            Entry::Response(done) => Ok(done.canvas_schedule.expect("a schedule").revision),
+            Entry::Error(refused) => Err(Code::from(refused.code)),
+        }
     });
     results.collect()
 }
 
 /// Makes PostgreSQL fail with these codes, one after the other, whenever the revision of that time is written; then never.
 fn trip(database: &Database, time_ms: i64, codes: &[&str]) {
-    let Database::Postgres { server, name } = database else { panic!("not PostgreSQL") };
+    let Database::Postgres { server, name } = database else {
+        panic!("not PostgreSQL")
+    };
     let codes = codes.join(",");
     let body = format!(
         "DECLARE code text; BEGIN IF NEW.time_ms = {time_ms} THEN \
@@ -45,7 +60,9 @@ fn trip(database: &Database, time_ms: i64, codes: &[&str]) {
 
 #[tokio::test]
 async fn a_change_that_goes_round_again_is_not_overtaken_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     let server = Server::start(&database.url(), &TOGETHER).await;
     let mut client = server.connect().await;
     let (ids, _) = schedules(&mut client, 1).await;
@@ -58,7 +75,9 @@ async fn a_change_that_goes_round_again_is_not_overtaken_postgres() {
 
 #[tokio::test]
 async fn a_faulty_change_fails_alone_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     let server = Server::start(&database.url(), &TOGETHER).await;
     let mut client = server.connect().await;
     let (ids, _) = schedules(&mut client, 8).await;
@@ -68,7 +87,18 @@ async fn a_faulty_change_fails_alone_postgres() {
     requests.push(entry(&ids[2], unique_time()));
     trip(&database, faulty, &["P0001"; 50]);
     let answers = batch(&mut client, requests).await;
-    let others = [Ok(2), Ok(2), Ok(2), Err(Code::Internal), Ok(2), Ok(2), Ok(2), Ok(2), Ok(2), Ok(3)];
+    let others = [
+        Ok(2),
+        Ok(2),
+        Ok(2),
+        Err(Code::Internal),
+        Ok(2),
+        Ok(2),
+        Ok(2),
+        Ok(2),
+        Ok(2),
+        Ok(3),
+    ];
     assert_eq!(answers, others);
 }
 
@@ -79,7 +109,9 @@ async fn what_follows_a_repeated_request_id_does_not_overtake_it_sqlite() {
 
 #[tokio::test]
 async fn what_follows_a_repeated_request_id_does_not_overtake_it_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     request_ids(&database).await;
 }
 
@@ -88,9 +120,19 @@ async fn request_ids(database: &Database) {
     let mut client = server.connect().await;
     let (ids, _) = schedules(&mut client, 1).await;
     let request_id = "twice".to_owned();
-    let refused = v1::UpdateCanvasScheduleRequest { require_all: true, request_id: request_id.clone(), ..entry(&ids[0], unique_time()) };
-    let refused = v1::UpdateCanvasScheduleRequest { etag: "stale".to_owned(), ..refused };
-    let again = v1::UpdateCanvasScheduleRequest { request_id, ..entry(&ids[0], unique_time()) };
+    let refused = v1::UpdateCanvasScheduleRequest {
+        require_all: true,
+        request_id: request_id.clone(),
+        ..entry(&ids[0], unique_time())
+    };
+    let refused = v1::UpdateCanvasScheduleRequest {
+        etag: "stale".to_owned(),
+        ..refused
+    };
+    let again = v1::UpdateCanvasScheduleRequest {
+        request_id,
+        ..entry(&ids[0], unique_time())
+    };
     let after = entry(&ids[0], unique_time());
     // The first is refused and leaves no answer, so that the second is one of its own; the third comes after it.
     let answers = batch(&mut client, vec![refused, again, after]).await;

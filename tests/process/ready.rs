@@ -13,9 +13,25 @@ async fn until(server: &Server, wanted: &[&str]) -> Value {
     loop {
         let (status, body) = server.ask("/readyz").await;
         let body: Value = serde_json::from_str(&body).unwrap();
-        let reasons: Vec<&str> = body["reasons"].as_array().unwrap().iter().map(|one| one["reason"].as_str().unwrap()).collect();
-        assert_eq!((status, body["ready"].as_bool()), if reasons.is_empty() { (200, Some(true)) } else { (503, Some(false)) }, "{body}");
-        assert_eq!(server.ask("/livez").await, (200, r#"{"live":true}"#.to_owned()));
+        let reasons: Vec<&str> = body["reasons"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["reason"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            (status, body["ready"].as_bool()),
+            if reasons.is_empty() {
+                (200, Some(true))
+            } else {
+                (503, Some(false))
+            },
+            "{body}"
+        );
+        assert_eq!(
+            server.ask("/livez").await,
+            (200, r#"{"live":true}"#.to_owned())
+        );
         if reasons == wanted {
             return body;
         }
@@ -26,14 +42,26 @@ async fn until(server: &Server, wanted: &[&str]) -> Value {
 
 #[tokio::test]
 async fn it_says_why_it_is_not_ready_and_lives_without_its_database() {
-    let Some(mut postgres) = own_postgres(&[]) else { return };
+    let Some(mut postgres) = own_postgres(&[]) else {
+        return;
+    };
     postgres.createdb("test").unwrap();
     let url = postgres.url("test");
     let server = Server::listening(&url, &["--sink", "log"]).await;
     let body = until(&server, &["migrations_pending"]).await;
-    assert!(body["reasons"][0]["message"].as_str().unwrap().contains("canvas-scheduler migrate"), "{body}");
+    assert!(
+        body["reasons"][0]["message"]
+            .as_str()
+            .unwrap()
+            .contains("canvas-scheduler migrate"),
+        "{body}"
+    );
     let (_, text) = server.ask("/metrics").await;
-    assert!(text.contains("\ncanvas_scheduler_ready 0\n") && !text.contains("\ncanvas_scheduler_migrations_pending 0\n"), "{text}");
+    assert!(
+        text.contains("\ncanvas_scheduler_ready 0\n")
+            && !text.contains("\ncanvas_scheduler_migrations_pending 0\n"),
+        "{text}"
+    );
 
     migrate(&url);
     until(&server, &[]).await;
@@ -41,7 +69,10 @@ async fn it_says_why_it_is_not_ready_and_lives_without_its_database() {
     postgres.stop().unwrap();
     until(&server, &["database_away"]).await;
     let (status, text) = server.ask("/metrics").await;
-    assert!(status == 200 && text.contains("\ncanvas_scheduler_database_up 0\n"), "{text}");
+    assert!(
+        status == 200 && text.contains("\ncanvas_scheduler_database_up 0\n"),
+        "{text}"
+    );
 
     postgres.restart().unwrap();
     until(&server, &[]).await;

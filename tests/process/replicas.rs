@@ -20,7 +20,10 @@ const CALLERS: usize = 32;
 const SCHEDULES: usize = 5;
 
 async fn two(database: &Database) -> ([Server; 2], Vec<Client>) {
-    let servers = [Server::start(&database.url(), &[]).await, Server::start(&database.url(), &[]).await];
+    let servers = [
+        Server::start(&database.url(), &[]).await,
+        Server::start(&database.url(), &[]).await,
+    ];
     let mut clients = Vec::new();
     for n in 0..8 {
         clients.push(servers[n % 2].connect().await);
@@ -30,30 +33,53 @@ async fn two(database: &Database) -> ([Server; 2], Vec<Client>) {
 
 #[tokio::test]
 async fn two_replicas_lose_no_update_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     let (servers, clients) = two(&database).await;
     let (ids, mut calls) = schedules(&mut clients[0].clone(), SCHEDULES).await;
-    let mut callers = Callers::start(&clients, &ids, CALLERS, Mix { request_id_every: 7, ..Mix::default() });
+    let mut callers = Callers::start(
+        &clients,
+        &ids,
+        CALLERS,
+        Mix {
+            request_id_every: 7,
+            ..Mix::default()
+        },
+    );
     tokio::time::sleep(LOAD).await;
     callers.acknowledged(1).await;
     calls.extend(callers.stop().await);
     for call in &calls {
         assert!(call.end.is_ok(), "nothing was in the way: {call:?}");
     }
-    let tally = History::read(&mut servers[1].connect().await).await.check(&calls);
-    println!("{}: {:.0} updates/s, {tally:?}", test_name(), tally.done as f64 / LOAD.as_secs_f64());
+    let tally = History::read(&mut servers[1].connect().await)
+        .await
+        .check(&calls);
+    println!(
+        "{}: {:.0} updates/s, {tally:?}",
+        test_name(),
+        tally.done as f64 / LOAD.as_secs_f64()
+    );
 }
 
 #[tokio::test]
 async fn an_etag_makes_read_modify_write_exact_over_two_replicas_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     let (_servers, clients) = two(&database).await;
     let (ids, _) = schedules(&mut clients[0].clone(), SCHEDULES).await;
     let ids: Arc<[String]> = ids.into();
     let (stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     for caller in 0..CALLERS {
-        tasks.spawn(count_up(clients[caller % clients.len()].clone(), ids.clone(), caller, stopped.clone()));
+        tasks.spawn(count_up(
+            clients[caller % clients.len()].clone(),
+            ids.clone(),
+            caller,
+            stopped.clone(),
+        ));
     }
     tokio::time::sleep(LOAD).await;
     stop.send_replace(true);
@@ -65,23 +91,46 @@ async fn an_etag_makes_read_modify_write_exact_over_two_replicas_postgres() {
             lost += stale;
         }
     };
-    tokio::time::timeout(PATIENCE, all).await.expect("every caller ends");
+    tokio::time::timeout(PATIENCE, all)
+        .await
+        .expect("every caller ends");
     let history = History::read(&mut clients[1].clone()).await;
     for id in ids.iter() {
         assert!(won[id] > 0, "nobody came through");
-        assert_eq!(history.newest(id) - 1, won[id], "{id}: successes and revisions differ");
+        assert_eq!(
+            history.newest(id) - 1,
+            won[id],
+            "{id}: successes and revisions differ"
+        );
     }
-    println!("{}: {} made, {lost} stale", test_name(), won.values().sum::<i64>());
+    println!(
+        "{}: {} made, {lost} stale",
+        test_name(),
+        won.values().sum::<i64>()
+    );
 }
 
 /// Reads, adds one millisecond to what was read, writes with the etag of the reading. Answers how often it came through, and
 /// how often another was quicker.
-async fn count_up(mut client: Client, ids: Arc<[String]>, caller: usize, stopped: watch::Receiver<bool>) -> (String, i64, i64) {
+async fn count_up(
+    mut client: Client,
+    ids: Arc<[String]>,
+    caller: usize,
+    stopped: watch::Receiver<bool>,
+) -> (String, i64, i64) {
     let id = ids[caller % ids.len()].clone();
     let (mut won, mut stale) = (0, 0);
     while !*stopped.borrow() {
-        let request = v1::GetCanvasScheduleRequest { schedule_id: id.clone() };
-        let read = client.get_canvas_schedule(request).await.expect("it is there").into_inner().canvas_schedule.expect("a schedule");
+        let request = v1::GetCanvasScheduleRequest {
+            schedule_id: id.clone(),
+        };
+        let read = client
+            .get_canvas_schedule(request)
+            .await
+            .expect("it is there")
+            .into_inner()
+            .canvas_schedule
+            .expect("a schedule");
         let next = millis(read.schedule.as_ref()) + 1;
         let request = v1::UpdateCanvasScheduleRequest {
             canvas_id: "canvas".to_owned(),
@@ -93,11 +142,19 @@ async fn count_up(mut client: Client, ids: Arc<[String]>, caller: usize, stopped
         match client.update_canvas_schedule(request).await {
             Ok(answer) => {
                 let after = answer.into_inner().canvas_schedule.expect("a schedule");
-                assert_eq!(after.revision, read.revision + 1, "the etag stands for the revision that was read");
+                assert_eq!(
+                    after.revision,
+                    read.revision + 1,
+                    "the etag stands for the revision that was read"
+                );
                 won += 1;
             }
             Err(status) => {
-                assert_eq!((status.code(), reason(&status).as_str()), (Code::Aborted, "ETAG_STALE"), "{status:?}");
+                assert_eq!(
+                    (status.code(), reason(&status).as_str()),
+                    (Code::Aborted, "ETAG_STALE"),
+                    "{status:?}"
+                );
                 stale += 1;
             }
         }

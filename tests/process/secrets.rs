@@ -15,7 +15,9 @@ async fn nothing_that_is_logged_at_trace_level_holds_a_key_sqlite() {
 
 #[tokio::test]
 async fn nothing_that_is_logged_at_trace_level_holds_a_key_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     no_key_in(&database).await;
 }
 
@@ -26,38 +28,80 @@ async fn no_key_in(database: &Database) {
     let mut logged = Vec::new();
 
     // Keys that are made, listed and revoked while everything is logged.
-    let made = ended(&["api-key", "create", "--name", "made", "--permissions", "read", "--database-url", &url, "--log-level", "trace"]);
+    let made = ended(&[
+        "api-key",
+        "create",
+        "--name",
+        "made",
+        "--permissions",
+        "read",
+        "--database-url",
+        &url,
+        "--log-level",
+        "trace",
+    ]);
     let revoked = String::from_utf8(made.stdout).unwrap().trim().to_owned();
     logged.push(String::from_utf8(made.stderr).unwrap());
-    for args in [vec!["api-key", "list"], vec!["api-key", "revoke", &revoked[..19]], vec!["api-key", "revoke", &revoked]] {
-        let output = ended(&[&args[..], &["--database-url", &url, "--log-level", "trace"]].concat());
+    for args in [
+        vec!["api-key", "list"],
+        vec!["api-key", "revoke", &revoked[..19]],
+        vec!["api-key", "revoke", &revoked],
+    ] {
+        let output =
+            ended(&[&args[..], &["--database-url", &url, "--log-level", "trace"]].concat());
         logged.push(String::from_utf8([output.stdout, output.stderr].concat()).unwrap());
     }
 
     // Calls that are served and calls that are refused, for every reason.
     let (ids, _) = schedules(&mut server.connect().await, 3).await;
     let mut client = server.connect().await;
-    update(&mut client, &ids[0], unique_time(), "request".to_owned()).await.expect("updated");
+    update(&mut client, &ids[0], unique_time(), "request".to_owned())
+        .await
+        .expect("updated");
     let slip = format!("{}x", &good[..67]);
     let unknown = format!("cs_{}{}", "f".repeat(16), &good[19..]);
     for wrong in [&revoked, &slip, &unknown] {
-        let status = create(&mut server.way().with(wrong).connect().await, unique_time(), String::new()).await.expect_err("refused");
+        let status = create(
+            &mut server.way().with(wrong).connect().await,
+            unique_time(),
+            String::new(),
+        )
+        .await
+        .expect_err("refused");
         logged.push(format!("{status:?} {:?}", status.get_error_details()));
     }
     let mut malformed = tonic::Request::new(v1::ListCanvasSchedulesRequest::default());
-    malformed.metadata_mut().insert("x-api-key", good.parse().unwrap());
-    let listed = client.list_canvas_schedules(malformed).await.expect("listed");
+    malformed
+        .metadata_mut()
+        .insert("x-api-key", good.parse().unwrap());
+    let listed = client
+        .list_canvas_schedules(malformed)
+        .await
+        .expect("listed");
     logged.push(format!("{listed:?}"));
-    let odd = v1::GetCanvasScheduleRequest { schedule_id: "nonsense".to_owned() };
-    logged.push(format!("{:?}", client.get_canvas_schedule(odd).await.expect_err("refused")));
+    let odd = v1::GetCanvasScheduleRequest {
+        schedule_id: "nonsense".to_owned(),
+    };
+    logged.push(format!(
+        "{:?}",
+        client.get_canvas_schedule(odd).await.expect_err("refused")
+    ));
 
     server.signal("TERM");
     server.ended(PATIENCE).await.expect("it ends");
     let log = server.log().to_the_end().await;
     let traced = log.iter().filter(|line| line.contains("\"TRACE\"")).count();
-    assert!(traced > 100, "everything is logged: {traced} lines at trace level");
+    assert!(
+        traced > 100,
+        "everything is logged: {traced} lines at trace level"
+    );
     logged.extend(log);
-    for (whose, key) in [("a good", &good), ("a revoked", &revoked), ("a slip of a", &slip), ("an unknown", &unknown)] {
+    for (whose, key) in [
+        ("a good", &good),
+        ("a revoked", &revoked),
+        ("a slip of a", &slip),
+        ("an unknown", &unknown),
+    ] {
         let secret = &key[20..60];
         let bytes: Vec<String> = secret.bytes().map(|byte| byte.to_string()).collect();
         for form in [secret.to_owned(), bytes.join(", ")] {

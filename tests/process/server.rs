@@ -32,7 +32,11 @@ pub type Client = CanvasScheduleServiceClient<InterceptedService<Channel, Bearer
 /// The binary with these arguments and no setting from the environment, but for the admin port, which is any free one.
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_canvas-scheduler"));
-    command.env_clear().env("CANVAS_SCHEDULER_ADMIN_ADDR", "127.0.0.1:0").args(args).stdin(Stdio::null());
+    command
+        .env_clear()
+        .env("CANVAS_SCHEDULER_ADMIN_ADDR", "127.0.0.1:0")
+        .args(args)
+        .stdin(Stdio::null());
     command
 }
 
@@ -44,11 +48,37 @@ pub fn migrate(url: &str) {
 /// A key of the workspace `default` that may do everything, with limits that no test reaches.
 pub fn key(url: &str) -> String {
     static MADE: AtomicU32 = AtomicU32::new(0);
-    let name = format!("key {} {}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
-    let set = ["workspace", "set", "default", "--requests", "1000000000/hour", "--broadcasts", "1000000000/minute", "--database-url", url];
+    let name = format!(
+        "key {} {}",
+        std::process::id(),
+        MADE.fetch_add(1, Ordering::Relaxed)
+    );
+    let set = [
+        "workspace",
+        "set",
+        "default",
+        "--requests",
+        "1000000000/hour",
+        "--broadcasts",
+        "1000000000/minute",
+        "--database-url",
+        url,
+    ];
     run(&mut command(&set), PATIENCE).unwrap();
-    let create = ["api-key", "create", "--name", &name, "--permissions", "all", "--database-url", url];
-    run(&mut command(&create), PATIENCE).unwrap().trim().to_owned()
+    let create = [
+        "api-key",
+        "create",
+        "--name",
+        &name,
+        "--permissions",
+        "all",
+        "--database-url",
+        url,
+    ];
+    run(&mut command(&create), PATIENCE)
+        .unwrap()
+        .trim()
+        .to_owned()
 }
 
 /// What a process writes to a pipe, line by line.
@@ -70,10 +100,17 @@ impl Lines {
     }
 
     /// Reads in a thread of its own until the pipe closes.
-    fn reading(pipe: impl std::io::Read + Send + 'static, wanted: impl Fn(&str) -> bool + Send + 'static) -> Self {
+    fn reading(
+        pipe: impl std::io::Read + Send + 'static,
+        wanted: impl Fn(&str) -> bool + Send + 'static,
+    ) -> Self {
         let (sender, lines) = watch::channel(vec![]);
         std::thread::spawn(move || {
-            for line in BufReader::new(pipe).lines().map_while(Result::ok).filter(|line| wanted(line)) {
+            for line in BufReader::new(pipe)
+                .lines()
+                .map_while(Result::ok)
+                .filter(|line| wanted(line))
+            {
                 sender.send_modify(|lines: &mut Vec<String>| lines.push(line));
             }
         });
@@ -85,7 +122,9 @@ impl Lines {
         let mut lines = self.0.clone();
         let found = |lines: &[String]| lines.iter().find_map(|line| wanted(line));
         // What `wait_for` answers holds the lines locked, so it is dropped at once.
-        let came = tokio::time::timeout(PATIENCE, lines.wait_for(|lines| found(lines).is_some())).await.is_ok_and(|came| came.is_ok());
+        let came = tokio::time::timeout(PATIENCE, lines.wait_for(|lines| found(lines).is_some()))
+            .await
+            .is_ok_and(|came| came.is_ok());
         let all = self.all();
         assert!(came, "the line did not come; these did: {all:#?}");
         found(&all).expect("it was there")
@@ -94,16 +133,25 @@ impl Lines {
     /// Waits until so many lines contain this text.
     pub async fn times(&self, count: usize, text: &str) {
         let mut lines = self.0.clone();
-        let enough = |lines: &Vec<String>| lines.iter().filter(|line| line.contains(text)).count() >= count;
-        let came = tokio::time::timeout(PATIENCE, lines.wait_for(enough)).await.is_ok_and(|came| came.is_ok());
-        assert!(came, "{text:?} did not come {count} times; these lines did: {:#?}", self.all());
+        let enough =
+            |lines: &Vec<String>| lines.iter().filter(|line| line.contains(text)).count() >= count;
+        let came = tokio::time::timeout(PATIENCE, lines.wait_for(enough))
+            .await
+            .is_ok_and(|came| came.is_ok());
+        assert!(
+            came,
+            "{text:?} did not come {count} times; these lines did: {:#?}",
+            self.all()
+        );
     }
 
     /// Waits until the pipe is closed and answers everything.
     pub async fn to_the_end(&self) -> Vec<String> {
         let mut lines = self.0.clone();
         let closed = async { while lines.changed().await.is_ok() {} };
-        tokio::time::timeout(PATIENCE, closed).await.expect("the pipe closes");
+        tokio::time::timeout(PATIENCE, closed)
+            .await
+            .expect("the pipe closes");
         self.all()
     }
 
@@ -125,19 +173,31 @@ impl Way {
     /// A connection without a key.
     pub async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let endpoint = Endpoint::from_shared(format!("{scheme}://{}", self.addr))?.connect_timeout(PATIENCE);
-        let Some(tls) = &self.tls else { return endpoint.connect().await };
+        let endpoint =
+            Endpoint::from_shared(format!("{scheme}://{}", self.addr))?.connect_timeout(PATIENCE);
+        let Some(tls) = &self.tls else {
+            return endpoint.connect().await;
+        };
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
-        let https = HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_only();
-        let named = https.with_server_name_resolver(FixedServerNameResolver::new("localhost".try_into().unwrap()));
-        endpoint.connect_with_connector(named.enable_http2().wrap_connector(tcp)).await
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls.clone())
+            .https_only();
+        let named = https.with_server_name_resolver(FixedServerNameResolver::new(
+            "localhost".try_into().unwrap(),
+        ));
+        endpoint
+            .connect_with_connector(named.enable_http2().wrap_connector(tcp))
+            .await
     }
 
     /// A connection of its own, if there can be one.
     pub async fn try_connect(&self) -> Result<Client, tonic::transport::Error> {
         let channel = self.channel().await?;
-        Ok(CanvasScheduleServiceClient::with_interceptor(channel, Bearer::new(&self.key)).max_decoding_message_size(16 << 20))
+        Ok(
+            CanvasScheduleServiceClient::with_interceptor(channel, Bearer::new(&self.key))
+                .max_decoding_message_size(16 << 20),
+        )
     }
 
     /// A connection of its own.
@@ -147,12 +207,18 @@ impl Way {
 
     /// The same way for callers who speak TLS like this.
     pub fn by(&self, tls: ClientConfig) -> Self {
-        Self { tls: Some(tls), ..self.clone() }
+        Self {
+            tls: Some(tls),
+            ..self.clone()
+        }
     }
 
     /// The same way for callers with another key.
     pub fn with(&self, key: &str) -> Self {
-        Self { key: key.to_owned(), ..self.clone() }
+        Self {
+            key: key.to_owned(),
+            ..self.clone()
+        }
     }
 }
 
@@ -177,35 +243,85 @@ impl Server {
     }
 
     /// The same for callers who may speak TLS.
-    pub async fn start_with(url: &str, more: &[&str], key: String, tls: Option<ClientConfig>) -> Self {
+    pub async fn start_with(
+        url: &str,
+        more: &[&str],
+        key: String,
+        tls: Option<ClientConfig>,
+    ) -> Self {
         let mut server = Self::listening(url, more).await;
         (server.way.key, server.way.tls) = (key, tls);
         let mut health = server.watch().await;
-        let serving = async { while next_status(&mut health).await.expect("it goes on telling") != ServingStatus::Serving {} };
-        tokio::time::timeout(PATIENCE, serving).await.expect("SERVING in time");
+        let serving = async {
+            while next_status(&mut health).await.expect("it goes on telling")
+                != ServingStatus::Serving
+            {}
+        };
+        tokio::time::timeout(PATIENCE, serving)
+            .await
+            .expect("SERVING in time");
         server
     }
 
     /// Starts it and waits until it listens. Its callers have a key that is none.
     pub async fn listening(url: &str, more: &[&str]) -> Self {
-        let addrs = ["--grpc-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0"];
-        let args = [&["serve", "--database-url", url][..], &addrs, &["--log-format", "json", "--revisions-kept", "1000000"]].concat();
+        let addrs = [
+            "--grpc-addr",
+            "127.0.0.1:0",
+            "--gateway-addr",
+            "127.0.0.1:0",
+        ];
+        let args = [
+            &["serve", "--database-url", url][..],
+            &addrs,
+            &["--log-format", "json", "--revisions-kept", "1000000"],
+        ]
+        .concat();
         // Later flags must not repeat earlier ones, so what `more` sets is left out.
         let mut all: Vec<&str> = args[..1].to_vec();
-        all.extend(args[1..].chunks(2).filter(|pair| !more.contains(&pair[0])).flatten());
+        all.extend(
+            args[1..]
+                .chunks(2)
+                .filter(|pair| !more.contains(&pair[0]))
+                .flatten(),
+        );
         all.extend(more);
         let all_levels = traced::is_wanted() && !more.contains(&"--log-level");
         if all_levels {
             all.extend(["--log-level", "trace"]);
         }
-        let mut running = Running::start(command(&all).stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
-        let usual = |line: &str| !line.contains("\"level\":\"TRACE\"") && !line.contains("\"level\":\"DEBUG\"");
-        let log = Lines::of_log(running.child().stderr.take().unwrap(), if all_levels { usual } else { |_| true });
+        let mut running =
+            Running::start(command(&all).stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
+        let usual = |line: &str| {
+            !line.contains("\"level\":\"TRACE\"") && !line.contains("\"level\":\"DEBUG\"")
+        };
+        let log = Lines::of_log(
+            running.child().stderr.take().unwrap(),
+            if all_levels { usual } else { |_| true },
+        );
         let said = log.first(|line| message(line, "listening")).await;
-        let addr = |name: &str| said[name].as_str().map(|addr| addr.replace("0.0.0.0", "127.0.0.1"));
-        let (addr, gateway, admin_addr) = (addr("grpc_addr").unwrap(), addr("gateway_addr"), addr("admin_addr").unwrap());
-        let way = Way { addr, key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)), tls: None };
-        Self { running, log, gateway, way, admin_addr }
+        let addr = |name: &str| {
+            said[name]
+                .as_str()
+                .map(|addr| addr.replace("0.0.0.0", "127.0.0.1"))
+        };
+        let (addr, gateway, admin_addr) = (
+            addr("grpc_addr").unwrap(),
+            addr("gateway_addr"),
+            addr("admin_addr").unwrap(),
+        );
+        let way = Way {
+            addr,
+            key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)),
+            tls: None,
+        };
+        Self {
+            running,
+            log,
+            gateway,
+            way,
+            admin_addr,
+        }
     }
 
     /// Where it listens.
@@ -250,7 +366,11 @@ impl Server {
 
     /// The lines of its log with this message.
     pub fn logged(&self, text: &str) -> Vec<Value> {
-        self.log.all().iter().filter_map(|line| message(line, text)).collect()
+        self.log
+            .all()
+            .iter()
+            .filter_map(|line| message(line, text))
+            .collect()
     }
 
     /// A connection of its own.
@@ -270,7 +390,11 @@ impl Server {
     /// An open `Health/Watch`.
     pub async fn watch(&self) -> Streaming<HealthCheckResponse> {
         let channel = self.way.channel().await.expect("it listens");
-        HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("it watches").into_inner()
+        HealthClient::new(channel)
+            .watch(HealthCheckRequest::default())
+            .await
+            .expect("it watches")
+            .into_inner()
     }
 
     /// Sends a signal such as `TERM`.
@@ -305,5 +429,10 @@ pub fn message(line: &str, text: &str) -> Option<Value> {
 
 /// The next status that a watcher is told; none when it is told no more.
 pub async fn next_status(health: &mut Streaming<HealthCheckResponse>) -> Option<ServingStatus> {
-    health.message().await.ok().flatten().map(|answer| answer.status())
+    health
+        .message()
+        .await
+        .ok()
+        .flatten()
+        .map(|answer| answer.status())
 }

@@ -25,7 +25,9 @@ async fn a_stop_under_load_tells_everyone_sqlite() {
 
 #[tokio::test]
 async fn a_stop_under_load_tells_everyone_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     under_load(&database).await;
 }
 
@@ -35,7 +37,15 @@ async fn under_load(database: &Database) {
     let mut health = server.watch().await;
     assert_eq!(next_status(&mut health).await, Some(ServingStatus::Serving));
     let (ids, mut calls) = schedules(&mut server.connect().await, SCHEDULES).await;
-    let mut callers = Callers::start(&server.connections(CONNECTIONS).await, &ids, CALLERS, Mix { until_refused: true, ..Mix::default() });
+    let mut callers = Callers::start(
+        &server.connections(CONNECTIONS).await,
+        &ids,
+        CALLERS,
+        Mix {
+            until_refused: true,
+            ..Mix::default()
+        },
+    );
     callers.acknowledged(BEFORE).await;
     let began = Instant::now();
     server.signal("TERM");
@@ -44,9 +54,16 @@ async fn under_load(database: &Database) {
     assert!(status.success(), "{status}");
     calls.extend(callers.ended().await);
     for call in &calls {
-        let code = call.end.as_ref().err().map_or(Code::Ok, tonic::Status::code);
+        let code = call
+            .end
+            .as_ref()
+            .err()
+            .map_or(Code::Ok, tonic::Status::code);
         // What GOAWAY overtook was never begun; the history shows below that it was not done.
-        assert!([Code::Ok, Code::Unavailable].contains(&code) || call.was_never_begun(), "{call:?}");
+        assert!(
+            [Code::Ok, Code::Unavailable].contains(&code) || call.was_never_begun(),
+            "{call:?}"
+        );
     }
     // The server has spoken first (SETTINGS), as HTTP/2 lets it; what follows is the end.
     let closed = tokio::time::timeout(PATIENCE, silent.read_to_end(&mut vec![])).await;
@@ -58,23 +75,42 @@ async fn under_load(database: &Database) {
     server.log().to_the_end().await;
     // Nothing had to be cut off: what was in flight finished, long before the end of the drain.
     server.log().to_the_end().await;
-    assert!(server.logged("stopped").len() == 1 && !warned(&server), "{:#?}", server.log().all());
+    assert!(
+        server.logged("stopped").len() == 1 && !warned(&server),
+        "{:#?}",
+        server.log().all()
+    );
     let server = Server::start(&database.url(), &[]).await;
-    let tally = History::read(&mut server.connect().await).await.check(&calls);
-    assert_eq!(tally.unknown_done, 0, "whoever was told UNAVAILABLE was not served");
+    let tally = History::read(&mut server.connect().await)
+        .await
+        .check(&calls);
+    assert_eq!(
+        tally.unknown_done, 0,
+        "whoever was told UNAVAILABLE was not served"
+    );
     let unsent = calls.iter().filter(|call| call.was_never_begun()).count();
-    println!("{}: ended after {took:?}, {unsent} never begun, {tally:?}", test_name());
+    println!(
+        "{}: ended after {took:?}, {unsent} never begun, {tally:?}",
+        test_name()
+    );
 }
 
 /// Whether calls were cut off or a core did not end.
 fn warned(server: &Server) -> bool {
     let of_the_stop = |line: &&String| !line.contains("no --sink is set");
-    server.log().all().iter().filter(of_the_stop).any(|line| line.contains("\"WARN\"") || line.contains("\"ERROR\""))
+    server
+        .log()
+        .all()
+        .iter()
+        .filter(of_the_stop)
+        .any(|line| line.contains("\"WARN\"") || line.contains("\"ERROR\""))
 }
 
 #[tokio::test]
 async fn a_call_that_hangs_is_told_at_the_end_of_the_drain_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     let mut server = Server::start(&database.url(), &["--drain", "1s"]).await;
     let mut client = server.connect().await;
     let (ids, _) = schedules(&mut client, 1).await;
@@ -83,21 +119,37 @@ async fn a_call_that_hangs_is_told_at_the_end_of_the_drain_postgres() {
     let began = Instant::now();
     server.signal("TERM");
     let status = call.await.unwrap().expect_err("the row is locked");
-    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "DRAINING"), "{status:?}");
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::Unavailable, "DRAINING"),
+        "{status:?}"
+    );
     let told = began.elapsed();
     let ended = server.ended(PATIENCE).await.expect("it ends by itself");
     assert!(ended.success(), "{ended}");
-    let given_up = server.log().to_the_end().await.iter().any(|line| line.contains("did not end in time"));
+    let given_up = server
+        .log()
+        .to_the_end()
+        .await
+        .iter()
+        .any(|line| line.contains("did not end in time"));
     assert!(!given_up, "{:#?}", server.log().all());
-    println!("{}: told after {told:?}, ended after {:?}", test_name(), began.elapsed());
+    println!(
+        "{}: told after {told:?}, ended after {:?}",
+        test_name(),
+        began.elapsed()
+    );
 }
 
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     for second in ["TERM", "INT"] {
         // The drain alone would outlast the test's patience.
-        let mut server = Server::start(&database.url(), &["--drain", "1h", "--max-call-time", "1h"]).await;
+        let mut server =
+            Server::start(&database.url(), &["--drain", "1h", "--max-call-time", "1h"]).await;
         let mut client = server.connect().await;
         let (ids, _) = schedules(&mut client, 1).await;
         let _locked = Locked::row(&database, &ids[0]).await;
@@ -105,16 +157,30 @@ async fn a_second_signal_ends_it_at_once_postgres() {
         server.signal("TERM");
         let stopping = |line: &str| line.contains("stopping:").then_some(());
         server.log().first(stopping).await;
-        assert!(server.ended(Duration::from_millis(200)).await.is_none(), "a call is in flight");
+        assert!(
+            server.ended(Duration::from_millis(200)).await.is_none(),
+            "a call is in flight"
+        );
         let began = Instant::now();
         server.signal(second);
         let ended = server.ended(PATIENCE).await.expect("it ends at once");
         assert!(ended.success(), "{ended}");
-        println!("{} {second}: ended after {:?}", test_name(), began.elapsed());
+        println!(
+            "{} {second}: ended after {:?}",
+            test_name(),
+            began.elapsed()
+        );
         // Its connection went with the process.
         call.await.unwrap().expect_err("the row is locked");
         let cut = "ended by a second signal; calls in flight were cut off";
-        assert!(server.log().to_the_end().await.iter().any(|line| message(line, cut).is_some()));
+        assert!(
+            server
+                .log()
+                .to_the_end()
+                .await
+                .iter()
+                .any(|line| message(line, cut).is_some())
+        );
     }
 }
 
@@ -133,6 +199,9 @@ async fn hanging(server: &Server, id: &str) -> Hanging {
     let call = tokio::spawn(request);
     begins.await.unwrap();
     let request = canvas_scheduler::pb::v1::GetCanvasScheduleRequest { schedule_id: asked };
-    client.get_canvas_schedule(request).await.expect("reading does not wait");
+    client
+        .get_canvas_schedule(request)
+        .await
+        .expect("reading does not wait");
     call
 }

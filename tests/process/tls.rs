@@ -32,14 +32,20 @@ impl Authority {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), pem }
+        Self {
+            issuer: Issuer::new(params, key),
+            pem,
+        }
     }
 
     /// A certificate for `localhost` and its key, PEM.
     fn sign(&self) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+        (
+            params.signed_by(&key, &self.issuer).unwrap().pem(),
+            key.serialize_pem(),
+        )
     }
 
     /// A client that trusts its certificates.
@@ -50,14 +56,21 @@ impl Authority {
     /// The same with a certificate and key of its own.
     fn trusted_by(&self, (certificate, key): (String, String)) -> ClientConfig {
         let own = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
-        self.client().with_client_auth_cert(own, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+        self.client()
+            .with_client_auth_cert(own, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
+            .unwrap()
     }
 
     fn client(&self) -> ConfigBuilder<ClientConfig, WantsClientCert> {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
+        roots
+            .add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap())
+            .unwrap();
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
-        builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots)
+        builder
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
     }
 }
 
@@ -69,7 +82,9 @@ pub struct Files {
 impl Files {
     /// Those of a server that this authority knows.
     pub fn of(authority: &Authority) -> Self {
-        let files = Self { folder: Folder::new() };
+        let files = Self {
+            folder: Folder::new(),
+        };
         files.replace(authority);
         files
     }
@@ -87,7 +102,15 @@ impl Files {
 
     /// The flags that name them.
     pub fn flags(&self) -> Vec<String> {
-        ["crt", "key"].map(|end| (if end == "crt" { "cert" } else { end }, self.path(&format!("tls.{end}")))).map(flag).concat()
+        ["crt", "key"]
+            .map(|end| {
+                (
+                    if end == "crt" { "cert" } else { end },
+                    self.path(&format!("tls.{end}")),
+                )
+            })
+            .map(flag)
+            .concat()
     }
 }
 
@@ -116,10 +139,16 @@ async fn a_certificate_is_replaced_under_load_and_no_call_fails() {
     let mut callers = Callers::start(&server.connections(4).await, &ids, 16, Mix::default());
     callers.acknowledged(50).await;
     files.replace(&new);
-    server.log().first(|line| line.contains("the certificate was replaced").then_some(())).await;
+    server
+        .log()
+        .first(|line| line.contains("the certificate was replaced").then_some(()))
+        .await;
     // New connections get the new one, and those that are open go on.
     schedules(&mut server.way().by(new.trusted()).connect().await, 1).await;
-    assert!(server.way().try_connect().await.is_err(), "who trusts the old authority alone does not come in any more");
+    assert!(
+        server.way().try_connect().await.is_err(),
+        "who trusts the old authority alone does not come in any more"
+    );
     callers.acknowledged(200).await;
     for call in callers.stop().await {
         assert!(call.end.is_ok(), "{call:?}");
@@ -131,13 +160,25 @@ async fn files_that_cannot_be_used_leave_the_certificate_as_it_is() {
     let (database, authority) = (Database::sqlite(), Authority::new());
     let files = Files::of(&authority);
     let server = start(&database, &files.flags(), authority.trusted()).await;
-    for (n, (name, text)) in [("tls.key", authority.sign().1), ("tls.crt", "nonsense".to_owned())].into_iter().enumerate() {
+    for (n, (name, text)) in [
+        ("tls.key", authority.sign().1),
+        ("tls.crt", "nonsense".to_owned()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
         write(&files.path(name), &text);
-        server.log().times(n + 1, "the new certificate cannot be used").await;
+        server
+            .log()
+            .times(n + 1, "the new certificate cannot be used")
+            .await;
         schedules(&mut server.connect().await, 1).await;
     }
     files.replace(&authority);
-    server.log().first(|line| line.contains("the certificate was replaced").then_some(())).await;
+    server
+        .log()
+        .first(|line| line.contains("the certificate was replaced").then_some(()))
+        .await;
     schedules(&mut server.connect().await, 1).await;
 }
 
@@ -149,53 +190,107 @@ async fn with_mutual_tls_a_client_without_a_certificate_is_refused_at_the_handsh
     let flags = [files.flags(), flag(("client-ca", files.path("ca.crt")))].concat();
     let server = start(&database, &flags, authority.trusted_by(authority.sign())).await;
     schedules(&mut server.connect().await, 1).await;
-    for (who, client) in [("no certificate", authority.trusted()), ("a stranger's", authority.trusted_by(strangers.sign()))] {
+    for (who, client) in [
+        ("no certificate", authority.trusted()),
+        ("a stranger's", authority.trusted_by(strangers.sign())),
+    ] {
         let stranger = server.way().by(client);
         // In TLS 1.3 a client learns of its refusal with its first read.
-        let Ok(mut client) = stranger.try_connect().await else { continue };
-        let refused = client.list_canvas_schedules(v1::ListCanvasSchedulesRequest::default()).await.expect_err(who);
-        assert!(tonic_types::StatusExt::get_details_error_info(&refused).is_none(), "{who}: no call came through: {refused:?}");
+        let Ok(mut client) = stranger.try_connect().await else {
+            continue;
+        };
+        let refused = client
+            .list_canvas_schedules(v1::ListCanvasSchedulesRequest::default())
+            .await
+            .expect_err(who);
+        assert!(
+            tonic_types::StatusExt::get_details_error_info(&refused).is_none(),
+            "{who}: no call came through: {refused:?}"
+        );
     }
     // By healthcheck, which has a certificate of its own.
     let (certificate, key) = authority.sign();
     write(&files.path("own.crt"), &certificate);
     write(&files.path("own.key"), &key);
-    let [ca, own_certificate, own_key] = ["ca.crt", "own.crt", "own.key"].map(|name| files.path(name).display().to_string());
-    let ask = ["healthcheck", "--timeout", "60s", "--grpc-addr", server.addr(), "--tls-ca", &ca];
+    let [ca, own_certificate, own_key] =
+        ["ca.crt", "own.crt", "own.key"].map(|name| files.path(name).display().to_string());
+    let ask = [
+        "healthcheck",
+        "--timeout",
+        "60s",
+        "--grpc-addr",
+        server.addr(),
+        "--tls-ca",
+        &ca,
+    ];
     assert!(!ended(&ask).status.success(), "without a certificate");
-    let output = ended(&[&ask[..], &["--tls-cert", &own_certificate, "--tls-key", &own_key]].concat());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = ended(
+        &[
+            &ask[..],
+            &["--tls-cert", &own_certificate, "--tls-key", &own_key],
+        ]
+        .concat(),
+    );
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[tokio::test]
 async fn who_does_not_speak_tls_is_closed_and_holds_up_nobody() {
     let (database, authority) = (Database::sqlite(), Authority::new());
     let files = Files::of(&authority);
-    let flags = [files.flags(), ["--first-byte-timeout", "1s"].map(str::to_owned).to_vec()].concat();
+    let flags = [
+        files.flags(),
+        ["--first-byte-timeout", "1s"].map(str::to_owned).to_vec(),
+    ]
+    .concat();
     let server = start(&database, &flags, authority.trusted()).await;
     let mut silent = TcpStream::connect(server.addr()).await.unwrap();
     let mut plain = TcpStream::connect(server.addr()).await.unwrap();
-    plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    plain
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await
+        .unwrap();
     schedules(&mut server.connect().await, 1).await;
     for stream in [&mut silent, &mut plain] {
         let mut said = Vec::new();
         // A reset is an end too.
-        let _end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("it is closed");
+        let _end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said))
+            .await
+            .expect("it is closed");
         assert!(said.len() < 16, "no more than an alert: {said:?}");
     }
 }
 
 /// Asks the gateway for its description by TLS, with a client that would speak these protocols; the one that is spoken, and what
 /// comes back of HTTP/1.1.
-async fn described(server: &Server, mut client: ClientConfig, protocols: &[&[u8]]) -> std::io::Result<(Vec<u8>, String)> {
+async fn described(
+    server: &Server,
+    mut client: ClientConfig,
+    protocols: &[&[u8]],
+) -> std::io::Result<(Vec<u8>, String)> {
     client.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     let stream = TcpStream::connect(server.gateway()).await?;
-    let mut stream = TlsConnector::from(Arc::new(client)).connect("localhost".try_into().unwrap(), stream).await?;
-    let spoken = stream.get_ref().1.alpn_protocol().unwrap_or_default().to_vec();
+    let mut stream = TlsConnector::from(Arc::new(client))
+        .connect("localhost".try_into().unwrap(), stream)
+        .await?;
+    let spoken = stream
+        .get_ref()
+        .1
+        .alpn_protocol()
+        .unwrap_or_default()
+        .to_vec();
     let mut said = Vec::new();
     if spoken != b"h2" {
-        stream.write_all(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await?;
-        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("it answers")?;
+        stream
+            .write_all(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            .await?;
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said))
+            .await
+            .expect("it answers")?;
     }
     Ok((spoken, String::from_utf8_lossy(&said).into_owned()))
 }
@@ -208,17 +303,44 @@ async fn the_gateway_speaks_tls_by_the_same_certificate() {
     let flags = [files.flags(), flag(("client-ca", files.path("ca.crt")))].concat();
     let server = start(&database, &flags, authority.trusted_by(authority.sign())).await;
     let known = || authority.trusted_by(authority.sign());
-    for (protocols, spoken) in [(&[&b"h2"[..], b"http/1.1"][..], &b"h2"[..]), (&[b"http/1.1"], b"http/1.1"), (&[], b"")] {
-        let (negotiated, said) = described(&server, known(), protocols).await.expect("it is let in");
+    for (protocols, spoken) in [
+        (&[&b"h2"[..], b"http/1.1"][..], &b"h2"[..]),
+        (&[b"http/1.1"], b"http/1.1"),
+        (&[], b""),
+    ] {
+        let (negotiated, said) = described(&server, known(), protocols)
+            .await
+            .expect("it is let in");
         assert_eq!(negotiated, spoken);
-        assert!(spoken == b"h2" || said.starts_with("HTTP/1.1 200 OK"), "{said}");
+        assert!(
+            spoken == b"h2" || said.starts_with("HTTP/1.1 200 OK"),
+            "{said}"
+        );
     }
     let refused = described(&server, authority.trusted(), &[b"http/1.1"]).await;
-    assert!(refused.as_ref().map_or(true, |(_, said)| said.is_empty()), "no certificate of its own: {refused:?}");
+    assert!(
+        refused.as_ref().map_or(true, |(_, said)| said.is_empty()),
+        "no certificate of its own: {refused:?}"
+    );
     files.replace(&new);
-    server.log().first(|line| line.contains("the certificate was replaced").then_some(())).await;
-    assert!(described(&server, known(), &[]).await.is_err(), "the old authority is not enough any more");
-    assert_eq!(server.log().all().iter().filter(|line| line.contains("the certificate was replaced")).count(), 1, "for both ports");
+    server
+        .log()
+        .first(|line| line.contains("the certificate was replaced").then_some(()))
+        .await;
+    assert!(
+        described(&server, known(), &[]).await.is_err(),
+        "the old authority is not enough any more"
+    );
+    assert_eq!(
+        server
+            .log()
+            .all()
+            .iter()
+            .filter(|line| line.contains("the certificate was replaced"))
+            .count(),
+        1,
+        "for both ports"
+    );
 }
 
 #[test]
@@ -231,32 +353,93 @@ fn what_is_wrong_with_tls_is_told_before_a_port_is_bound() {
     };
     let (certificate, key) = Authority::new().sign();
     let other = Authority::new().sign().1;
-    let [certificate, key, other, junk] =
-        [("a.crt", &certificate), ("a.key", &key), ("b.key", &other), ("junk", &"junk".to_owned())].map(|(name, text)| file(name, text));
+    let [certificate, key, other, junk] = [
+        ("a.crt", &certificate),
+        ("a.key", &key),
+        ("b.key", &other),
+        ("junk", &"junk".to_owned()),
+    ]
+    .map(|(name, text)| file(name, text));
     for (flags, told) in [
         (vec!["--tls-cert", &certificate], "one needs the other"),
-        (vec!["--tls-client-ca", &certificate], "--tls-client-ca: needs"),
-        (vec!["--tls-cert", &certificate, "--tls-key", "/no/such/file"], "--tls-key: /no/such/file cannot be read"),
-        (vec!["--tls-cert", &junk, "--tls-key", &key], "--tls-cert: holds no certificate"),
-        (vec!["--tls-cert", &certificate, "--tls-key", &junk], "--tls-key: holds no private key"),
-        (vec!["--tls-cert", &certificate, "--tls-key", &other], "does not go with --tls-key"),
-        (vec!["--tls-cert", &certificate, "--tls-key", &key, "--tls-client-ca", &junk], "--tls-client-ca: holds no certificate"),
+        (
+            vec!["--tls-client-ca", &certificate],
+            "--tls-client-ca: needs",
+        ),
+        (
+            vec!["--tls-cert", &certificate, "--tls-key", "/no/such/file"],
+            "--tls-key: /no/such/file cannot be read",
+        ),
+        (
+            vec!["--tls-cert", &junk, "--tls-key", &key],
+            "--tls-cert: holds no certificate",
+        ),
+        (
+            vec!["--tls-cert", &certificate, "--tls-key", &junk],
+            "--tls-key: holds no private key",
+        ),
+        (
+            vec!["--tls-cert", &certificate, "--tls-key", &other],
+            "does not go with --tls-key",
+        ),
+        (
+            vec![
+                "--tls-cert",
+                &certificate,
+                "--tls-key",
+                &key,
+                "--tls-client-ca",
+                &junk,
+            ],
+            "--tls-client-ca: holds no certificate",
+        ),
     ] {
-        let output =
-            ended(&[&["serve", "--grpc-addr", "127.0.0.1:0", "--gateway", "off", "--database-url", &database.url()], &flags[..]].concat());
+        let output = ended(
+            &[
+                &[
+                    "serve",
+                    "--grpc-addr",
+                    "127.0.0.1:0",
+                    "--gateway",
+                    "off",
+                    "--database-url",
+                    &database.url(),
+                ],
+                &flags[..],
+            ]
+            .concat(),
+        );
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success() && said.contains(told) && !said.contains("listening"), "{flags:?}: {said}");
+        assert!(
+            !output.status.success() && said.contains(told) && !said.contains("listening"),
+            "{flags:?}: {said}"
+        );
     }
 }
 
 #[tokio::test]
 async fn plain_text_beyond_loopback_must_be_asked_for_by_name() {
     let database = Database::sqlite();
-    let server = Server::start(&database.url(), &["--grpc-addr", "0.0.0.0:0", "--gateway-addr", "0.0.0.0:0", "--plaintext", "on"]).await;
+    let server = Server::start(
+        &database.url(),
+        &[
+            "--grpc-addr",
+            "0.0.0.0:0",
+            "--gateway-addr",
+            "0.0.0.0:0",
+            "--plaintext",
+            "on",
+        ],
+    )
+    .await;
     schedules(&mut server.connect().await, 1).await;
     let authority = Authority::new();
     let files = Files::of(&authority);
-    let flags = [files.flags(), ["--grpc-addr", "0.0.0.0:0"].map(str::to_owned).to_vec()].concat();
+    let flags = [
+        files.flags(),
+        ["--grpc-addr", "0.0.0.0:0"].map(str::to_owned).to_vec(),
+    ]
+    .concat();
     let server = start(&database, &flags, authority.trusted()).await;
     schedules(&mut server.connect().await, 1).await;
 }

@@ -20,7 +20,9 @@ async fn every_acknowledged_update_is_in_the_history_sqlite() {
 
 #[tokio::test]
 async fn every_acknowledged_update_is_in_the_history_postgres() {
-    let Some(database) = Database::postgres() else { return };
+    let Some(database) = Database::postgres() else {
+        return;
+    };
     updates(&database).await;
 }
 
@@ -39,5 +41,9 @@ async fn updates(database: &Database) {
         assert!(call.end.is_ok(), "nothing was in the way: {call:?}");
     }
     let tally = History::read(&mut client).await.check(&calls);
-    println!("{}: {:.0} updates/s, {tally:?}", test_name(), tally.done as f64 / took);
+    println!(
+        "{}: {:.0} updates/s, {tally:?}",
+        test_name(),
+        tally.done as f64 / took
+    );
 }

@@ -13,5 +13,7 @@ const TRIES: usize = 100;
 /// A free one on loopback; none when so many that were tried are taken.
 pub fn lasting() -> Option<u16> {
     let random = |_| u16::try_from(FIRST + RandomState::new().hash_one(()) % COUNT).ok();
-    (0..TRIES).filter_map(random).find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+    (0..TRIES)
+        .filter_map(random)
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
 }

@@ -3,7 +3,10 @@
 //! Include it with `#[path = ".../support/postgres.rs"] mod postgres;`. It listens on 127.0.0.1 only, and trusts whoever
 //! comes from there: it holds nothing but the caller's own test data.
 
-#![allow(dead_code, reason = "shared: not every one of its users needs all of it")]
+#![allow(
+    dead_code,
+    reason = "shared: not every one of its users needs all of it"
+)]
 
 #[path = "port.rs"]
 pub mod port;
@@ -46,7 +49,11 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotInstalled => {
-                write!(f, "no PostgreSQL server on this machine: neither PATH nor {}/*/bin has initdb and postgres", VERSIONED[0])
+                write!(
+                    f,
+                    "no PostgreSQL server on this machine: neither PATH nor {}/*/bin has initdb and postgres",
+                    VERSIONED[0]
+                )
             }
             Self::Failed(why) => f.write_str(why),
         }
@@ -86,15 +93,39 @@ impl Postgres {
     ///
     /// # Errors
     /// As above.
-    pub fn start_in(environment: Vec<(&'static str, String)>, settings: &[&str]) -> Result<Self, Problem> {
+    pub fn start_in(
+        environment: Vec<(&'static str, String)>,
+        settings: &[&str],
+    ) -> Result<Self, Problem> {
         let binaries = binaries().ok_or(Problem::NotInstalled)?;
         let account = Account::needed()?;
         let folder = Folder::make(account.as_ref())?;
-        let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        let mut postgres = Self { binaries, account, folder, settings, environment, port: 0, server: None };
+        let settings = settings
+            .iter()
+            .map(|setting| (*setting).to_owned())
+            .collect();
+        let mut postgres = Self {
+            binaries,
+            account,
+            folder,
+            settings,
+            environment,
+            port: 0,
+            server: None,
+        };
         let data = postgres.data();
         let mut initdb = postgres.command("initdb");
-        initdb.args(["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions", "-U", SUPERUSER, "-D"]).arg(data);
+        initdb
+            .args([
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-instructions",
+                "-U",
+                SUPERUSER,
+                "-D",
+            ])
+            .arg(data);
         run(&mut initdb, START_MOST)?;
         postgres.launch()?;
         Ok(postgres)
@@ -102,7 +133,11 @@ impl Postgres {
 
     /// Where a client finds this database.
     pub fn url(&self, database: &str) -> String {
-        format!("postgres://{SUPERUSER}@{}:{}/{database}", Ipv4Addr::LOCALHOST, self.port)
+        format!(
+            "postgres://{SUPERUSER}@{}:{}/{database}",
+            Ipv4Addr::LOCALHOST,
+            self.port
+        )
     }
 
     /// Makes an empty database.
@@ -110,7 +145,8 @@ impl Postgres {
     /// # Errors
     /// What the server says.
     pub fn createdb(&self, database: &str) -> Result<(), Problem> {
-        self.psql("postgres", &format!("CREATE DATABASE \"{database}\"")).map(drop)
+        self.psql("postgres", &format!("CREATE DATABASE \"{database}\""))
+            .map(drop)
     }
 
     /// Runs SQL, each statement on its own, and answers the rows: a line each, columns parted by `|`.
@@ -126,15 +162,24 @@ impl Postgres {
     /// One of PostgreSQL's client programs, set to talk to this database.
     pub fn client(&self, program: &str, database: &str) -> Command {
         let mut command = Command::new(self.bin(program));
-        command.env("PGHOST", Ipv4Addr::LOCALHOST.to_string()).env("PGPORT", self.port.to_string());
-        command.env("PGUSER", SUPERUSER).env("PGDATABASE", database).env("PGCONNECT_TIMEOUT", "10");
+        command
+            .env("PGHOST", Ipv4Addr::LOCALHOST.to_string())
+            .env("PGPORT", self.port.to_string());
+        command
+            .env("PGUSER", SUPERUSER)
+            .env("PGDATABASE", database)
+            .env("PGCONNECT_TIMEOUT", "10");
         command
     }
 
     /// The path of one of PostgreSQL's programs.
     pub fn bin(&self, program: &str) -> PathBuf {
         let beside = self.binaries.join(program);
-        if beside.exists() { beside } else { PathBuf::from(program) }
+        if beside.exists() {
+            beside
+        } else {
+            PathBuf::from(program)
+        }
     }
 
     /// The folder of the server, for files that are to go with it; the data lies in `data` below it.
@@ -167,8 +212,13 @@ impl Postgres {
     /// # Errors
     /// That it did not end.
     pub fn stop(&mut self) -> Result<(), Problem> {
-        let Some(mut server) = self.server.take() else { return Ok(()) };
-        server.stop("INT", STOP_MOST).map(drop).map_err(Problem::Failed)
+        let Some(mut server) = self.server.take() else {
+            return Ok(());
+        };
+        server
+            .stop("INT", STOP_MOST)
+            .map(drop)
+            .map_err(Problem::Failed)
     }
 
     /// Starts the server again on the same data and port; one that still runs is stopped first.
@@ -210,18 +260,31 @@ impl Postgres {
                 return Ok(());
             }
             if Instant::now() >= until {
-                return Err(Problem::Failed(format!("the server does not start: {}", self.log_end())));
+                return Err(Problem::Failed(format!(
+                    "the server does not start: {}",
+                    self.log_end()
+                )));
             }
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 
     fn spawn(&self) -> Result<Running, Problem> {
-        let open = |_| File::options().create(true).append(true).open(self.folder.0.join("log"));
-        let log = [open(0), open(1)].map(|file| file.map_err(|fault| format!("the server's log cannot be opened: {fault}")));
+        let open = |_| {
+            File::options()
+                .create(true)
+                .append(true)
+                .open(self.folder.0.join("log"))
+        };
+        let log = [open(0), open(1)].map(|file| {
+            file.map_err(|fault| format!("the server's log cannot be opened: {fault}"))
+        });
         let [output, complaints] = log;
         let mut postgres = self.command("postgres");
-        postgres.arg("-D").arg(self.data()).args(["-p", &self.port.to_string()]);
+        postgres
+            .arg("-D")
+            .arg(self.data())
+            .args(["-p", &self.port.to_string()]);
         for setting in ["listen_addresses=127.0.0.1", "unix_socket_directories="] {
             postgres.args(["-c", setting]);
         }
@@ -229,7 +292,10 @@ impl Postgres {
             postgres.args(["-c", setting]);
         }
         postgres.envs(self.environment.iter().cloned());
-        postgres.stdin(Stdio::null()).stdout(output?).stderr(complaints?);
+        postgres
+            .stdin(Stdio::null())
+            .stdout(output?)
+            .stderr(complaints?);
         Ok(Running::start(&mut postgres)?)
     }
 
@@ -261,37 +327,71 @@ impl Drop for Postgres {
 
 /// The processes that this one started and that still run.
 pub fn children_of(pid: u32) -> Vec<u32> {
-    let Ok(processes) = fs::read_dir("/proc") else { return vec![] };
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return vec![];
+    };
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|child| parent_of(*child) == Some(pid)).collect()
+    pids.filter(|child| parent_of(*child) == Some(pid))
+        .collect()
 }
 
 fn parent_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // "1234 (name, which may hold anything) S PARENT ..."
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
 }
 
 /// The folder of the server's binaries: from the PATH, else of the newest version that is installed.
 fn binaries() -> Option<PathBuf> {
-    let usable = |folder: &PathBuf| ["initdb", "postgres"].iter().all(|program| folder.join(program).exists());
+    let usable = |folder: &PathBuf| {
+        ["initdb", "postgres"]
+            .iter()
+            .all(|program| folder.join(program).exists())
+    };
     // A link on the PATH leads to the folder that has the client programs of the same version too.
-    let behind_link = |folder: PathBuf| Some(fs::canonicalize(folder.join("postgres")).ok()?.parent()?.to_path_buf());
-    let on_path = path_folders().into_iter().filter(usable).flat_map(|folder| [behind_link(folder.clone()), Some(folder)]);
+    let behind_link = |folder: PathBuf| {
+        Some(
+            fs::canonicalize(folder.join("postgres"))
+                .ok()?
+                .parent()?
+                .to_path_buf(),
+        )
+    };
+    let on_path = path_folders()
+        .into_iter()
+        .filter(usable)
+        .flat_map(|folder| [behind_link(folder.clone()), Some(folder)]);
     on_path.flatten().chain(versioned()).find(usable)
 }
 
 #[allow(clippy::disallowed_methods, reason = "PATH is no setting of ours")]
 fn path_folders() -> Vec<PathBuf> {
-    std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
+    std::env::var_os("PATH")
+        .map(|path| std::env::split_paths(&path).collect())
+        .unwrap_or_default()
 }
 
 /// The binaries' folders of every version, the newest first.
 fn versioned() -> Vec<PathBuf> {
-    let entries = VERSIONED.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    let entries = VERSIONED
+        .iter()
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flatten()
+        .flatten();
     let mut found: Vec<(u32, PathBuf)> = entries
         .filter_map(|entry| {
-            let version = entry.file_name().to_str()?.split('.').next()?.parse().ok()?;
+            let version = entry
+                .file_name()
+                .to_str()?
+                .split('.')
+                .next()?
+                .parse()
+                .ok()?;
             Some((version, entry.path().join("bin")))
         })
         .collect();
@@ -312,14 +412,27 @@ impl Account {
         if id(&["-u"]) != Some(0) {
             return Ok(None);
         }
-        let of = |name: &str| Some(Self { uid: id(&["-u", name])?, gid: id(&["-g", name])? });
+        let of = |name: &str| {
+            Some(Self {
+                uid: id(&["-u", name])?,
+                gid: id(&["-g", name])?,
+            })
+        };
         let found = of("postgres").or_else(|| of("nobody"));
-        found.map(Some).ok_or_else(|| Problem::Failed("PostgreSQL refuses to run as root, and there is no other account".to_owned()))
+        found.map(Some).ok_or_else(|| {
+            Problem::Failed(
+                "PostgreSQL refuses to run as root, and there is no other account".to_owned(),
+            )
+        })
     }
 }
 
 fn id(args: &[&str]) -> Option<u32> {
-    run(Command::new("id").args(args), Duration::from_secs(10)).ok()?.trim().parse().ok()
+    run(Command::new("id").args(args), Duration::from_secs(10))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 /// A temporary folder that goes with this value.
@@ -329,11 +442,21 @@ struct Folder(PathBuf);
 impl Folder {
     fn make(owner: Option<&Account>) -> Result<Self, Problem> {
         static MADE: AtomicU32 = AtomicU32::new(0);
-        let name = format!("canvas-scheduler-postgres-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "canvas-scheduler-postgres-{}-{}",
+            std::process::id(),
+            MADE.fetch_add(1, Ordering::Relaxed)
+        );
         let folder = Self(std::env::temp_dir().join(name));
-        let failed = |fault| Problem::Failed(format!("{} cannot be made: {fault}", folder.0.display()));
-        fs::DirBuilder::new().mode(0o700).create(&folder.0).map_err(failed)?;
-        if let Some(owner) = owner.filter(|owner| fs::metadata(&folder.0).is_ok_and(|made| made.uid() != owner.uid)) {
+        let failed =
+            |fault| Problem::Failed(format!("{} cannot be made: {fault}", folder.0.display()));
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&folder.0)
+            .map_err(failed)?;
+        if let Some(owner) =
+            owner.filter(|owner| fs::metadata(&folder.0).is_ok_and(|made| made.uid() != owner.uid))
+        {
             chown(&folder.0, Some(owner.uid), Some(owner.gid)).map_err(failed)?;
         }
         Ok(folder)

@@ -22,7 +22,9 @@ impl Running {
     /// Why it cannot be started.
     pub fn start(command: &mut Command) -> Result<Self, String> {
         let name = command.get_program().to_string_lossy().into_owned();
-        let child = command.spawn().map_err(|fault| format!("{name} cannot be started: {fault}"))?;
+        let child = command
+            .spawn()
+            .map_err(|fault| format!("{name} cannot be started: {fault}"))?;
         Ok(Self { name, child })
     }
 
@@ -74,7 +76,10 @@ impl Running {
             Some(status) => Ok(status),
             None => {
                 self.kill();
-                Err(format!("{} did not end within {most:?} of SIG{signal}", self.name))
+                Err(format!(
+                    "{} did not end within {most:?} of SIG{signal}",
+                    self.name
+                ))
             }
         }
     }
@@ -101,7 +106,11 @@ pub fn send(signal: &str, pids: &[u32]) {
         return;
     }
     let pids = pids.iter().map(u32::to_string);
-    let _status = Command::new("kill").arg(format!("-{signal}")).args(pids).stderr(Stdio::null()).status();
+    let _status = Command::new("kill")
+        .arg(format!("-{signal}"))
+        .args(pids)
+        .stderr(Stdio::null())
+        .status();
 }
 
 /// Runs `command` to its end and answers what it wrote to its standard output.
@@ -109,7 +118,12 @@ pub fn send(signal: &str, pids: &[u32]) {
 /// # Errors
 /// It cannot be started, takes longer than `most` (then it is killed), or fails: with what it wrote to its standard error.
 pub fn run(command: &mut Command, most: Duration) -> Result<String, String> {
-    let mut running = Running::start(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+    let mut running = Running::start(
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped()),
+    )?;
     let output = collect(running.child.stdout.take());
     let complaints = collect(running.child.stderr.take());
     let Some(status) = running.wait(most) else {
@@ -117,7 +131,15 @@ pub fn run(command: &mut Command, most: Duration) -> Result<String, String> {
         return Err(format!("{} did not end within {most:?}", running.name));
     };
     let complaints = text(complaints);
-    if status.success() { Ok(text(output)) } else { Err(format!("{} ended with {status}: {}", running.name, complaints.trim())) }
+    if status.success() {
+        Ok(text(output))
+    } else {
+        Err(format!(
+            "{} ended with {status}: {}",
+            running.name,
+            complaints.trim()
+        ))
+    }
 }
 
 type Collector = Option<JoinHandle<String>>;
@@ -134,13 +156,22 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> Collector {
 }
 
 fn text(collector: Collector) -> String {
-    collector.and_then(|thread| thread.join().ok()).unwrap_or_default()
+    collector
+        .and_then(|thread| thread.join().ok())
+        .unwrap_or_default()
 }
 
 /// Whether each thread of a process is stopped.
 fn stands_still(pid: u32) -> bool {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
     // The state follows the name, which is in parentheses.
-    let stopped = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'));
-    threads.flatten().all(|thread| std::fs::read_to_string(thread.path().join("stat")).is_ok_and(stopped))
+    let stopped = |stat: String| {
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('T'))
+    };
+    threads
+        .flatten()
+        .all(|thread| std::fs::read_to_string(thread.path().join("stat")).is_ok_and(stopped))
 }

@@ -68,9 +68,17 @@ const FLUSH: Duration = Duration::from_secs(1);
 
 /// Serves the connections of one core, on the runtime that this is called on. Returns when `phase` has left
 /// [`Phase::Serving`] and every connection has ended, which is at most 1 s after [`Phase::Ending`].
-pub async fn serve<S>(mut incoming: mpsc::Receiver<Connection>, service: S, spoken: Spoken, bounds: Bounds, phase: watch::Receiver<Phase>)
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+pub async fn serve<S>(
+    mut incoming: mpsc::Receiver<Connection>,
+    service: S,
+    spoken: Spoken,
+    bounds: Bounds,
+    phase: watch::Receiver<Phase>,
+) where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send + 'static,
 {
     let mut connections = JoinSet::new();
@@ -99,20 +107,44 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn live<S>(connection: Connection, service: S, spoken: Spoken, bounds: Bounds, mut phase: watch::Receiver<Phase>)
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+async fn live<S>(
+    connection: Connection,
+    service: S,
+    spoken: Spoken,
+    bounds: Bounds,
+    mut phase: watch::Receiver<Phase>,
+) where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send + 'static,
 {
-    let Connection { stream, peer, places: _until_the_end } = connection;
+    let Connection {
+        stream,
+        peer,
+        places: _until_the_end,
+    } = connection;
     let stream = match TcpStream::from_std(stream) {
         Ok(stream) => stream,
         Err(why) => return tracing::warn!(%peer, %why, "a connection cannot be served"),
     };
-    let known = Known { info: stream.connect_info(), unsent: Arc::default(), checks: Checks::default(), asked: Arc::default() };
+    let known = Known {
+        info: stream.connect_info(),
+        unsent: Arc::default(),
+        checks: Checks::default(),
+        asked: Arc::default(),
+    };
     let service = with_known(service, known.clone());
-    let talk = Talk { peer, speech: spoken.speech, known, bounds };
-    let Some(tls) = spoken.tls else { return talk.over(stream, service, phase).await };
+    let talk = Talk {
+        peer,
+        speech: spoken.speech,
+        known,
+        bounds,
+    };
+    let Some(tls) = spoken.tls else {
+        return talk.over(stream, service, phase).await;
+    };
     let shaken = tokio::select! {
         shaken = tokio::time::timeout(bounds.first_byte, tls.acceptor(spoken.speech.protocols()).accept(stream)) => shaken,
         () = Phase::Draining.reached(&mut phase) => return,
@@ -138,12 +170,23 @@ impl Talk {
     async fn over<I, S>(self, stream: I, service: S, mut phase: watch::Receiver<Phase>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
+            + Clone
+            + Send
+            + 'static,
         S::Future: Send + 'static,
     {
-        let Self { peer, speech, known, bounds } = self;
+        let Self {
+            peer,
+            speech,
+            known,
+            bounds,
+        } = self;
         let traffic = Arc::new(Traffic::default());
-        let io = TokioIo::new(Counting { stream, traffic: traffic.clone() });
+        let io = TokioIo::new(Counting {
+            stream,
+            traffic: traffic.clone(),
+        });
         let silent = || match speech {
             Speech::Http2 => traffic.received.load(Ordering::Relaxed) < PREFACE,
             // Until its first request is there whole it may still be half a preface.
@@ -218,9 +261,15 @@ struct Known {
 fn with_known<S>(
     service: S,
     known: Known,
-) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future = S::Future> + Clone + Send + 'static
+) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future = S::Future>
++ Clone
++ Send
++ 'static
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
 {
     service.map_request(move |mut request: Request<Incoming>| {
         known.asked.store(true, Ordering::Relaxed);
@@ -249,7 +298,10 @@ async fn not_taken(traffic: &Traffic, unsent: &Unsent, bound: Duration) {
         if part % PARTS != 0 && !Unsent::many() {
             continue;
         }
-        let sent = traffic.stuck.load(Ordering::Relaxed).then(|| traffic.sent.load(Ordering::Relaxed));
+        let sent = traffic
+            .stuck
+            .load(Ordering::Relaxed)
+            .then(|| traffic.sent.load(Ordering::Relaxed));
         if unsent.look() || (sent.is_some() && sent == sent_before) {
             return;
         }
@@ -303,21 +355,35 @@ struct Counting<I> {
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Counting<I> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.traffic.received.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
+        self.traffic
+            .received
+            .fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
         read
     }
 }
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Counting<I> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buffer);
         self.traffic.note_write(written)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffers: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, buffers);
         self.traffic.note_write(written)
     }

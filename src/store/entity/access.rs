@@ -34,7 +34,9 @@ pub mod api_key {
     // By hand, without the hash.
     impl std::fmt::Debug for Model {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.debug_struct("api_key").field("id", &self.id).finish_non_exhaustive()
+            f.debug_struct("api_key")
+                .field("id", &self.id)
+                .finish_non_exhaustive()
         }
     }
 

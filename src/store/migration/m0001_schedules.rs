@@ -2,7 +2,9 @@
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr};
 use sea_orm_migration::prelude::*;
-use sea_orm_migration::schema::{big_integer, big_integer_null, boolean, integer, small_integer, string, text, uuid, uuid_null};
+use sea_orm_migration::schema::{
+    big_integer, big_integer_null, boolean, integer, small_integer, string, text, uuid, uuid_null,
+};
 
 pub struct Migration;
 
@@ -34,7 +36,10 @@ impl MigrationTrait for Migration {
                 db.execute_unprepared(setting).await?;
             }
         }
-        db.execute_unprepared("INSERT INTO workspace (id, name, default_time_zone) VALUES (1, 'default', 'UTC')").await?;
+        db.execute_unprepared(
+            "INSERT INTO workspace (id, name, default_time_zone) VALUES (1, 'default', 'UTC')",
+        )
+        .await?;
         Ok(())
     }
 }
@@ -115,7 +120,12 @@ fn revision() -> TableCreateStatement {
         .col(boolean("at_optimal_time"))
         .col(uuid_null("properties_id"))
         .col(string("actor"))
-        .primary_key(Index::create().col("created_ms").col("schedule_id").col("revision"))
+        .primary_key(
+            Index::create()
+                .col("created_ms")
+                .col("schedule_id")
+                .col("revision"),
+        )
         .take()
 }
 

@@ -2,7 +2,10 @@
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr};
 use sea_orm_migration::prelude::*;
-use sea_orm_migration::schema::{big_integer, big_integer_null, boolean, integer, small_integer, string, text, text_null, uuid, uuid_null};
+use sea_orm_migration::schema::{
+    big_integer, big_integer_null, boolean, integer, small_integer, string, text, text_null, uuid,
+    uuid_null,
+};
 
 pub struct Migration;
 
@@ -24,9 +27,11 @@ impl MigrationTrait for Migration {
         }
         if db.get_database_backend() == DbBackend::Postgres {
             // Room on each page for a dispatch as it ends.
-            db.execute_unprepared("ALTER TABLE dispatch SET (fillfactor = 85)").await?;
+            db.execute_unprepared("ALTER TABLE dispatch SET (fillfactor = 85)")
+                .await?;
         }
-        db.execute_unprepared("INSERT INTO sending (id, paused) VALUES (1, false)").await?;
+        db.execute_unprepared("INSERT INTO sending (id, paused) VALUES (1, false)")
+            .await?;
         Ok(())
     }
 }
@@ -74,7 +79,12 @@ fn dispatch() -> TableCreateStatement {
         .col(uuid_null("properties_id"))
         .col(text_null("zones"))
         .col(text("why"))
-        .primary_key(Index::create().col("workspace_id").col("schedule_id").col("n"))
+        .primary_key(
+            Index::create()
+                .col("workspace_id")
+                .col("schedule_id")
+                .col("n"),
+        )
         .take()
 }
 
@@ -89,9 +99,18 @@ fn parked() -> TableCreateStatement {
 }
 
 fn sending() -> TableCreateStatement {
-    Table::create().table("sending").col(integer("id").primary_key()).col(boolean("paused")).take()
+    Table::create()
+        .table("sending")
+        .col(integer("id").primary_key())
+        .col(boolean("paused"))
+        .take()
 }
 
 fn zone_rules() -> TableCreateStatement {
-    Table::create().table("zone_rules").col(integer("number").primary_key()).col(string("version")).col(big_integer("seen_ms")).take()
+    Table::create()
+        .table("zone_rules")
+        .col(integer("number").primary_key())
+        .col(string("version"))
+        .col(big_integer("seen_ms"))
+        .take()
 }

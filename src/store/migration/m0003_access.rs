@@ -35,7 +35,13 @@ fn api_key() -> TableCreateStatement {
         .col(big_integer_null("expires_ms"))
         .col(big_integer_null("revoked_ms"))
         .col(big_integer_null("last_used_ms"))
-        .index(Index::create().name("api_key_name").unique().col("workspace_id").col("name"))
+        .index(
+            Index::create()
+                .name("api_key_name")
+                .unique()
+                .col("workspace_id")
+                .col("name"),
+        )
         .take()
 }
 
@@ -58,10 +64,19 @@ fn window() -> TableCreateStatement {
         .col(big_integer("began_ms"))
         .col(big_integer("ends_ms"))
         .col(big_integer("taken"))
-        .primary_key(Index::create().col("workspace_id").col("counted").col("began_ms"))
+        .primary_key(
+            Index::create()
+                .col("workspace_id")
+                .col("counted")
+                .col("began_ms"),
+        )
         .take()
 }
 
 fn replica() -> TableCreateStatement {
-    Table::create().table("replica").col(uuid("id").primary_key()).col(big_integer("seen_ms")).take()
+    Table::create()
+        .table("replica")
+        .col(uuid("id").primary_key())
+        .col(big_integer("seen_ms"))
+        .take()
 }

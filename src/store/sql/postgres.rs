@@ -20,8 +20,9 @@ static READ: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-static READ_ONE: LazyLock<String> =
-    LazyLock::new(|| format!("SELECT {COLUMNS} FROM canvas_schedule s WHERE s.workspace_id = $1 AND s.id = $2"));
+static READ_ONE: LazyLock<String> = LazyLock::new(|| {
+    format!("SELECT {COLUMNS} FROM canvas_schedule s WHERE s.workspace_id = $1 AND s.id = $2")
+});
 
 static READ_LOCKED: LazyLock<String> = LazyLock::new(|| {
     format!(
@@ -35,14 +36,25 @@ static READ_UNLOCKED: LazyLock<String> = LazyLock::new(|| format!("{} SKIP LOCKE
 /// Reads the rows of these keys.
 pub(super) fn read(keys: &[(i32, Uuid)], lock: Lock) -> Statement {
     if let (&[(workspace, id)], Lock::None) = (keys, lock) {
-        return Statement::from_sql_and_values(DbBackend::Postgres, READ_ONE.as_str(), [workspace.into(), id.into()]);
+        return Statement::from_sql_and_values(
+            DbBackend::Postgres,
+            READ_ONE.as_str(),
+            [workspace.into(), id.into()],
+        );
     }
     let sql: &str = match lock {
         Lock::None => &READ,
         Lock::Wait => &READ_LOCKED,
         Lock::Skip => &READ_UNLOCKED,
     };
-    Statement::from_sql_and_values(DbBackend::Postgres, sql, [ints(keys.iter().map(|key| key.0)), uuids(keys.iter().map(|key| key.1))])
+    Statement::from_sql_and_values(
+        DbBackend::Postgres,
+        sql,
+        [
+            ints(keys.iter().map(|key| key.0)),
+            uuids(keys.iter().map(|key| key.1)),
+        ],
+    )
 }
 
 /// What becomes of a row; `i` is the batch.
@@ -54,7 +66,8 @@ const UPDATE: &str = "UPDATE canvas_schedule s SET revision = i.revision, versio
      properties_id = NULLIF(i.properties_id, '00000000-0000-0000-0000-000000000000'::uuid)";
 
 /// Which rows: those that still have the version that was read.
-const GUARD: &str = "WHERE s.workspace_id = i.workspace_id AND s.id = i.id AND s.version = i.version";
+const GUARD: &str =
+    "WHERE s.workspace_id = i.workspace_id AND s.id = i.id AND s.version = i.version";
 
 /// The arrays of every batch and their columns.
 const ARRAYS: &str = "$1::int4[], $2::uuid[], $3::int8[], $4::int8[], $5::int8[], $6::bool[], $7::bool[], $8::int2[], \
@@ -106,10 +119,13 @@ fn write_single(source: &str) -> String {
     )
 }
 
-static WRITE_SINGLE: LazyLock<String> = LazyLock::new(|| write_single(&format!("unnest({ARRAYS}, {SINGLE_ARRAYS})")));
+static WRITE_SINGLE: LazyLock<String> =
+    LazyLock::new(|| write_single(&format!("unnest({ARRAYS}, {SINGLE_ARRAYS})")));
 
 /// The same for one row, whose values need no arrays: a quarter less work for PostgreSQL when a lone caller waits.
-static WRITE_ONE: LazyLock<String> = LazyLock::new(|| write_single(&format!("(VALUES ({ARRAYS}, {SINGLE_ARRAYS}))").replace("[]", "")));
+static WRITE_ONE: LazyLock<String> = LazyLock::new(|| {
+    write_single(&format!("(VALUES ({ARRAYS}, {SINGLE_ARRAYS}))").replace("[]", ""))
+});
 
 /// What only some batches bring.
 const WRITE_EXTRAS: &str = ", contents AS ( \
@@ -128,7 +144,10 @@ const WRITE_EXTRAS: &str = ", contents AS ( \
 static WRITE_PLAIN: LazyLock<String> = LazyLock::new(|| write_with(""));
 static WRITE_ALL: LazyLock<String> = LazyLock::new(|| write_with(WRITE_EXTRAS));
 
-pub(super) async fn write<C: ConnectionTrait>(db: &C, writes: Writes) -> Result<HashSet<Uuid>, DbErr> {
+pub(super) async fn write<C: ConnectionTrait>(
+    db: &C,
+    writes: Writes,
+) -> Result<HashSet<Uuid>, DbErr> {
     let plain = writes.properties.is_empty() && writes.requests.is_empty();
     let mut values = row_values(&writes.rows);
     let sql: &str = if plain && writes.revisions.len() == writes.rows.len() {
@@ -149,8 +168,17 @@ pub(super) async fn write<C: ConnectionTrait>(db: &C, writes: Writes) -> Result<
         values.extend(request_values(&writes.requests));
         &WRITE_ALL
     };
-    let moved = db.query_all_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await?;
-    moved.iter().map(|row| row.try_get_by_index::<Uuid>(0)).collect()
+    let moved = db
+        .query_all_raw(Statement::from_sql_and_values(
+            DbBackend::Postgres,
+            sql,
+            values,
+        ))
+        .await?;
+    moved
+        .iter()
+        .map(|row| row.try_get_by_index::<Uuid>(0))
+        .collect()
 }
 
 fn row_values(rows: &[canvas_schedule::Model]) -> Vec<Value> {
@@ -176,7 +204,10 @@ fn row_values(rows: &[canvas_schedule::Model]) -> Vec<Value> {
 /// What a revision has that its row has not.
 fn single_revision_values(revisions: &[revision::Model]) -> Vec<Value> {
     let all = || revisions.iter();
-    let commit_id = revisions.first().map(|one| one.commit_id).unwrap_or_default();
+    let commit_id = revisions
+        .first()
+        .map(|one| one.commit_id)
+        .unwrap_or_default();
     vec![
         bigints(all().map(|one| one.previous_ms)),
         smallints(all().map(|one| one.kind)),

@@ -24,8 +24,16 @@ impl Sized {
     /// `text` is given the rows, and their columns are `column1`, `column2` and so on.
     fn new(columns: usize, text: impl Fn(&str) -> String) -> Self {
         let row = format!("({})", vec!["?"; columns].join(","));
-        let texts = (0..=ROWS_MOST.ilog2()).map(|power| text(&format!("(VALUES {})", vec![row.as_str(); 1 << power].join(","))));
-        Self { columns, texts: texts.collect() }
+        let texts = (0..=ROWS_MOST.ilog2()).map(|power| {
+            text(&format!(
+                "(VALUES {})",
+                vec![row.as_str(); 1 << power].join(",")
+            ))
+        });
+        Self {
+            columns,
+            texts: texts.collect(),
+        }
     }
 
     /// The statements for `rows`: one, but for more than [`ROWS_MOST`].
@@ -35,15 +43,24 @@ impl Sized {
             let room = (values.len() / self.columns).next_power_of_two();
             let mut values = values.to_vec();
             values.resize(room * self.columns, Value::BigInt(None));
-            Statement::from_sql_and_values(DbBackend::Sqlite, &self.texts[room.ilog2() as usize], values)
+            Statement::from_sql_and_values(
+                DbBackend::Sqlite,
+                &self.texts[room.ilog2() as usize],
+                values,
+            )
         };
-        values.chunks(ROWS_MOST * self.columns).map(statement).collect()
+        values
+            .chunks(ROWS_MOST * self.columns)
+            .map(statement)
+            .collect()
     }
 }
 
 static READ: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(2, |rows| {
-        format!("SELECT {COLUMNS} FROM {rows} AS k CROSS JOIN canvas_schedule s ON s.workspace_id = k.column1 AND s.id = k.column2")
+        format!(
+            "SELECT {COLUMNS} FROM {rows} AS k CROSS JOIN canvas_schedule s ON s.workspace_id = k.column1 AND s.id = k.column2"
+        )
     })
 });
 
@@ -61,7 +78,9 @@ static UPDATE: LazyLock<Sized> = LazyLock::new(|| {
 
 static WAKES: LazyLock<Sized> = LazyLock::new(|| {
     Sized::new(3, |rows| {
-        format!("INSERT OR IGNORE INTO canvas_schedule_wake (wake_ms, workspace_id, id) SELECT * FROM {rows} WHERE column1 IS NOT NULL")
+        format!(
+            "INSERT OR IGNORE INTO canvas_schedule_wake (wake_ms, workspace_id, id) SELECT * FROM {rows} WHERE column1 IS NOT NULL"
+        )
     })
 });
 
@@ -76,28 +95,45 @@ static REVISIONS: LazyLock<Sized> = LazyLock::new(|| {
 
 /// Reads the rows of these keys.
 pub(super) fn read(keys: &[(i32, Uuid)]) -> Vec<Statement> {
-    READ.of(keys.iter().map(|(workspace, id)| [Value::from(*workspace), Value::from(*id)]))
+    READ.of(keys
+        .iter()
+        .map(|(workspace, id)| [Value::from(*workspace), Value::from(*id)]))
 }
 
 /// Within a transaction that has the one write lock, so that every row still has the version that was read.
-pub(super) async fn write<C: ConnectionTrait>(db: &C, writes: Writes) -> Result<HashSet<Uuid>, DbErr> {
+pub(super) async fn write<C: ConnectionTrait>(
+    db: &C,
+    writes: Writes,
+) -> Result<HashSet<Uuid>, DbErr> {
     let mut updated = 0;
     for statement in UPDATE.of(writes.rows.iter().map(row_values)) {
         updated += db.execute_raw(statement).await?.rows_affected();
     }
     if updated != writes.rows.len() as u64 {
-        return Err(DbErr::Custom(format!("{updated} of {} rows had the version that was read", writes.rows.len())));
+        return Err(DbErr::Custom(format!(
+            "{updated} of {} rows had the version that was read",
+            writes.rows.len()
+        )));
     }
     // An entry for each wave that is now the earliest of its schedule.
-    let earliest = writes.rows.iter().filter(|row| row.wake_ms.is_some() && row.wake_ms == row.next_wave_ms);
-    for statement in WAKES.of(earliest.map(|row| [row.wake_ms.into(), row.workspace_id.into(), row.id.into()])) {
+    let earliest = writes
+        .rows
+        .iter()
+        .filter(|row| row.wake_ms.is_some() && row.wake_ms == row.next_wave_ms);
+    for statement in
+        WAKES.of(earliest.map(|row| [row.wake_ms.into(), row.workspace_id.into(), row.id.into()]))
+    {
         db.execute_raw(statement).await?;
     }
     for statement in REVISIONS.of(writes.revisions.iter().map(revision_values)) {
         db.execute_raw(statement).await?;
     }
     insert::properties(db, writes.properties).await?;
-    insert::requests(db, writes.requests.into_iter().map(|write| write.row).collect()).await?;
+    insert::requests(
+        db,
+        writes.requests.into_iter().map(|write| write.row).collect(),
+    )
+    .await?;
     Ok(writes.rows.iter().map(|row| row.id).collect())
 }
 

@@ -33,22 +33,36 @@ struct Handles {
 
 impl Calls {
     pub(super) fn on(shelf: &Shelf) -> Result<Self> {
-        let durations = HistogramOpts::new("rpc_server_call_duration_seconds", "How long a call took, by method and code.");
-        let durations = durations.const_label("rpc_system_name", "grpc").buckets(SECONDS.to_vec());
+        let durations = HistogramOpts::new(
+            "rpc_server_call_duration_seconds",
+            "How long a call took, by method and code.",
+        );
+        let durations = durations
+            .const_label("rpc_system_name", "grpc")
+            .buckets(SECONDS.to_vec());
         Ok(Self(Some(Arc::new(Handles {
             durations: shelf.histograms(durations, &["rpc_method", "rpc_response_status_code"])?,
             shed: shelf.counters(
-                Opts::new("canvas_scheduler_calls_shed_total", "Calls refused since as many were under way as may be."),
+                Opts::new(
+                    "canvas_scheduler_calls_shed_total",
+                    "Calls refused since as many were under way as may be.",
+                ),
                 "kind",
                 ["unary", "stream"],
             )?,
             refusals: shelf.counters(
-                Opts::new("canvas_scheduler_auth_refusals_total", "Calls that were not let in, by the reason that the caller is told."),
+                Opts::new(
+                    "canvas_scheduler_auth_refusals_total",
+                    "Calls that were not let in, by the reason that the caller is told.",
+                ),
                 "reason",
                 REFUSALS,
             )?,
             over_quota: shelf.counters(
-                Opts::new("canvas_scheduler_rate_limit_refusals_total", "Calls refused since the workspace's quota is used up."),
+                Opts::new(
+                    "canvas_scheduler_rate_limit_refusals_total",
+                    "Calls refused since the workspace's quota is used up.",
+                ),
                 "quota",
                 QUOTAS,
             )?,
@@ -57,7 +71,9 @@ impl Calls {
 
     /// Where the durations of calls of one method that end with one code go. Keep it: it is looked up under a lock.
     pub fn durations(&self, method: &str, code: &str) -> Option<Histogram> {
-        self.0.as_ref().map(|handles| handles.durations.with_label_values(&[method, code]))
+        self.0
+            .as_ref()
+            .map(|handles| handles.durations.with_label_values(&[method, code]))
     }
 
     /// One was refused since too many are under way.
@@ -88,8 +104,15 @@ pub struct Connections(Option<Arc<Counters<2>>>);
 
 impl Connections {
     pub(super) fn on(shelf: &Shelf) -> Result<Self> {
-        let refused = Opts::new("canvas_scheduler_connections_refused_total", "Connections closed at once, being too many.");
-        Ok(Self(Some(Arc::new(shelf.counters(refused, "reason", ["all", "address"])?))))
+        let refused = Opts::new(
+            "canvas_scheduler_connections_refused_total",
+            "Connections closed at once, being too many.",
+        );
+        Ok(Self(Some(Arc::new(shelf.counters(
+            refused,
+            "reason",
+            ["all", "address"],
+        )?))))
     }
 
     /// One was closed at once: too many in all, or of one address.

@@ -8,7 +8,9 @@ use prometheus::{Gauge, Histogram, HistogramOpts, IntGauge, Opts, Result};
 use super::{Counters, SECONDS, Shelf};
 
 /// Up to an hour.
-const LAGS: [f64; 15] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0, 3600.0];
+const LAGS: [f64; 15] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0, 3600.0,
+];
 
 /// What is due and was not fired.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,30 +55,73 @@ struct Handles {
 
 impl Sending {
     pub(super) fn on(shelf: &Shelf, sink: &str) -> Result<Self> {
-        let gauge = |name: &str, help: &str| shelf.gauge(Opts::new(format!("canvas_scheduler_{name}"), help));
-        let of_sink = |name: &str, help: &str| shelf.gauge(Opts::new(format!("canvas_scheduler_{name}"), help).const_label("sink", sink));
-        let oldest =
-            Gauge::new("canvas_scheduler_due_backlog_oldest_seconds", "For how long the first wave that was not fired has been due.")?;
+        let gauge = |name: &str, help: &str| {
+            shelf.gauge(Opts::new(format!("canvas_scheduler_{name}"), help))
+        };
+        let of_sink = |name: &str, help: &str| {
+            shelf.gauge(
+                Opts::new(format!("canvas_scheduler_{name}"), help).const_label("sink", sink),
+            )
+        };
+        let oldest = Gauge::new(
+            "canvas_scheduler_due_backlog_oldest_seconds",
+            "For how long the first wave that was not fired has been due.",
+        )?;
         shelf.put(oldest.clone())?;
-        let lag = HistogramOpts::new("canvas_scheduler_dispatch_lag_seconds", "From when a wave was due to when its first attempt began.");
-        let durations = HistogramOpts::new("canvas_scheduler_dispatch_duration_seconds", "How long the sink took to answer.");
+        let lag = HistogramOpts::new(
+            "canvas_scheduler_dispatch_lag_seconds",
+            "From when a wave was due to when its first attempt began.",
+        );
+        let durations = HistogramOpts::new(
+            "canvas_scheduler_dispatch_duration_seconds",
+            "How long the sink took to answer.",
+        );
         Ok(Self(Some(Arc::new(Handles {
             lag: shelf.histogram(lag.buckets(LAGS.to_vec()))?,
-            backlog: gauge("due_backlog", "Waves that are due and were not fired, up to 10,000.")?,
+            backlog: gauge(
+                "due_backlog",
+                "Waves that are due and were not fired, up to 10,000.",
+            )?,
             oldest,
-            in_hand: of_sink("dispatches_in_hand", "Dispatches in the hands of this process.")?,
+            in_hand: of_sink(
+                "dispatches_in_hand",
+                "Dispatches in the hands of this process.",
+            )?,
             in_hand_max: of_sink("dispatches_in_hand_max", "How many there may be.")?,
-            unknown: of_sink("dispatches_unknown", "Dispatches of unknown outcome, up to 10,000.")?,
-            dead: of_sink("dispatches_dead", "Dead letters that are kept, up to 10,000.")?,
+            unknown: of_sink(
+                "dispatches_unknown",
+                "Dispatches of unknown outcome, up to 10,000.",
+            )?,
+            dead: of_sink(
+                "dispatches_dead",
+                "Dead letters that are kept, up to 10,000.",
+            )?,
             answers: shelf.counters(
-                Opts::new("canvas_scheduler_dispatch_answers_total", "Attempts, by what the sink said.").const_label("sink", sink),
+                Opts::new(
+                    "canvas_scheduler_dispatch_answers_total",
+                    "Attempts, by what the sink said.",
+                )
+                .const_label("sink", sink),
                 "answer",
                 ["delivered", "not_taken", "rejected", "unknown"],
             )?,
-            durations: shelf.histogram(durations.const_label("sink", sink).buckets(SECONDS.to_vec()))?,
-            probing: of_sink("sink_probing", "Whether the sink takes nothing, so that only a probe goes to it.")?,
-            all_paused: gauge("sending_paused", "Whether sending is paused for all workspaces.")?,
-            workspaces_paused: gauge("workspaces_paused", "Workspaces for which sending is paused.")?,
+            durations: shelf.histogram(
+                durations
+                    .const_label("sink", sink)
+                    .buckets(SECONDS.to_vec()),
+            )?,
+            probing: of_sink(
+                "sink_probing",
+                "Whether the sink takes nothing, so that only a probe goes to it.",
+            )?,
+            all_paused: gauge(
+                "sending_paused",
+                "Whether sending is paused for all workspaces.",
+            )?,
+            workspaces_paused: gauge(
+                "workspaces_paused",
+                "Workspaces for which sending is paused.",
+            )?,
         }))))
     }
 
@@ -118,7 +163,9 @@ impl Sending {
 
     /// What was said last of whether the sink takes nothing.
     pub fn is_probing(&self) -> bool {
-        self.0.as_ref().is_some_and(|handles| handles.probing.get() != 0)
+        self.0
+            .as_ref()
+            .is_some_and(|handles| handles.probing.get() != 0)
     }
 
     /// What is due.

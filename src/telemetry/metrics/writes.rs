@@ -7,7 +7,9 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, Opts, Result};
 
 use super::{Counters, SECONDS, Shelf};
 
-const SIZES: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1000.0];
+const SIZES: [f64; 11] = [
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1000.0,
+];
 
 /// Why a round did not end well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,19 +36,33 @@ struct Handles {
 
 impl Writes {
     pub(super) fn on(shelf: &Shelf) -> Result<Self> {
-        let sizes = HistogramOpts::new("canvas_scheduler_commit_batch_size", "Changes taken into one round of the group commit.");
-        let durations = HistogramOpts::new("canvas_scheduler_commit_duration_seconds", "How long a round of the group commit took.");
+        let sizes = HistogramOpts::new(
+            "canvas_scheduler_commit_batch_size",
+            "Changes taken into one round of the group commit.",
+        );
+        let durations = HistogramOpts::new(
+            "canvas_scheduler_commit_duration_seconds",
+            "How long a round of the group commit took.",
+        );
         Ok(Self(Some(Arc::new(Handles {
             sizes: shelf.histogram(sizes.buckets(SIZES.to_vec()))?,
             durations: shelf.histogram(durations.buckets(SECONDS.to_vec()))?,
             failures: shelf.counters(
-                Opts::new("canvas_scheduler_commit_failures_total", "Rounds of the group commit that did not end well."),
+                Opts::new(
+                    "canvas_scheduler_commit_failures_total",
+                    "Rounds of the group commit that did not end well.",
+                ),
                 "reason",
                 ["away", "fault", "timeout"],
             )?,
-            queue_full: shelf
-                .counter("canvas_scheduler_commit_queue_full_total", "Changes refused since their writer's queue was full.")?,
-            dead_letters: shelf.counter("canvas_scheduler_dead_letters_total", "Dispatches that became dead letters.")?,
+            queue_full: shelf.counter(
+                "canvas_scheduler_commit_queue_full_total",
+                "Changes refused since their writer's queue was full.",
+            )?,
+            dead_letters: shelf.counter(
+                "canvas_scheduler_dead_letters_total",
+                "Dispatches that became dead letters.",
+            )?,
         }))))
     }
 

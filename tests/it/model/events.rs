@@ -26,7 +26,10 @@ pub struct Wish {
 
 impl Wish {
     pub fn at(self, now: Time) -> Ask {
-        Ask { kind: self.kind, time: now + self.hours * HOUR }
+        Ask {
+            kind: self.kind,
+            time: now + self.hours * HOUR,
+        }
     }
 }
 

@@ -45,19 +45,40 @@ async fn optimal_times_do_as_the_model_does(database: &Database) {
 async fn what_random_sequences_seldom_meet_is_as_in_the_model(database: &Database) {
     use Event::{Answer, Clock, Create, Fire, Retry};
     let start = instant(STARTS[0]).timestamp();
-    let local = Create(Wish { kind: Kind::Local, hours: 14 });
-    let utc = Create(Wish { kind: Kind::Utc, hours: 0 });
+    let local = Create(Wish {
+        kind: Kind::Local,
+        hours: 14,
+    });
+    let utc = Create(Wish {
+        kind: Kind::Utc,
+        hours: 0,
+    });
     let (pause, not_taken) = (Clock(Move::Pause), Says::NotTaken);
     let mut replica = Replica::open(database).await;
     for (case, events) in [
-        ("a wave that was not taken rests, however many are due", vec![local, Clock(Move::Day), Fire, Answer(0, not_taken), Fire]),
+        (
+            "a wave that was not taken rests, however many are due",
+            vec![local, Clock(Move::Day), Fire, Answer(0, not_taken), Fire],
+        ),
         (
             "that an attempt was not taken says nothing of the next one, told twice or not",
-            vec![utc, Fire, Answer(0, Says::Unknown), pause, Retry, Answer(0, not_taken), pause, Retry, Answer(1, not_taken)],
+            vec![
+                utc,
+                Fire,
+                Answer(0, Says::Unknown),
+                pause,
+                Retry,
+                Answer(0, not_taken),
+                pause,
+                Retry,
+                Answer(1, not_taken),
+            ],
         ),
     ] {
         let picks = events.into_iter().map(Pick::This).collect();
-        play(&mut replica, &Sequence { start, picks }).await.unwrap_or_else(|why| panic!("{case}\n{why}"));
+        play(&mut replica, &Sequence { start, picks })
+            .await
+            .unwrap_or_else(|why| panic!("{case}\n{why}"));
     }
 }
 
@@ -69,26 +90,40 @@ async fn hold(database: &Database, kind: Kind) {
         let mut tree = tree(seed, kind);
         if let Err(why) = play(&mut replica, &tree.current()).await {
             let why = shortest(&mut replica, &mut tree, why).await;
-            panic!("{why}\nMODEL_SEED={seed} begins with the sequence of which this is the shortest that fails");
+            panic!(
+                "{why}\nMODEL_SEED={seed} begins with the sequence of which this is the shortest that fails"
+            );
         }
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "a setting of the tests, not of the service")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a setting of the tests, not of the service"
+)]
 fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().expect(name))
+    std::env::var(name)
+        .ok()
+        .map(|value| value.parse().expect(name))
 }
 
 fn tree(seed: u64, kind: Kind) -> impl ValueTree<Value = Sequence> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     bytes[8] = kind as u8;
-    let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let mut runner = TestRunner::new_with_rng(
+        Config::default(),
+        TestRng::from_seed(RngAlgorithm::ChaCha, &bytes),
+    );
     sequences(kind).new_tree(&mut runner).expect("a sequence")
 }
 
 /// Why the shortest fails that still does.
-async fn shortest(replica: &mut Replica<'_>, tree: &mut impl ValueTree<Value = Sequence>, mut why: String) -> String {
+async fn shortest(
+    replica: &mut Replica<'_>,
+    tree: &mut impl ValueTree<Value = Sequence>,
+    mut why: String,
+) -> String {
     let mut shorter = tree.simplify();
     for _ in 0..SHRINKS_MOST {
         if !shorter {
@@ -125,7 +160,11 @@ impl Pick {
         match self {
             Self::This(event) => *event,
             Self::Telling(index) => {
-                let telling: Vec<Event> = EVENTS.iter().copied().filter(|event| world.step(*event).0 != *world).collect();
+                let telling: Vec<Event> = EVENTS
+                    .iter()
+                    .copied()
+                    .filter(|event| world.step(*event).0 != *world)
+                    .collect();
                 *index.get(&telling)
             }
         }
@@ -134,17 +173,42 @@ impl Pick {
 
 /// Those among which a telling one is looked for; what moves a schedule on comes more than once, to be picked more often.
 static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
-    let mut events = vec![Event::Fire, Event::Fire, Event::Fire, Event::Fire, Event::Retry, Event::Retry, Event::Retry];
+    let mut events = vec![
+        Event::Fire,
+        Event::Fire,
+        Event::Fire,
+        Event::Fire,
+        Event::Retry,
+        Event::Retry,
+        Event::Retry,
+    ];
     events.extend([Move::Next, Move::Next, Move::Pause, Move::Lease, Move::Day].map(Event::Clock));
-    for says in [Says::NotTaken, Says::Unknown, Says::Rejected, Says::Delivered] {
+    for says in [
+        Says::NotTaken,
+        Says::Unknown,
+        Says::Rejected,
+        Says::Delivered,
+    ] {
         events.extend([0, 1].map(|back| Event::Answer(back, says)));
     }
     for (kind, hours) in [(Kind::Local, 1), (Kind::Utc, 0), (Kind::Optimal, 6)] {
-        events.push(Event::Update(Wish { kind, hours }, Terms { etag: Etag::None, require_all: false }));
+        events.push(Event::Update(
+            Wish { kind, hours },
+            Terms {
+                etag: Etag::None,
+                require_all: false,
+            },
+        ));
     }
     events.extend((1..4).map(Event::RetryDispatch));
     events.extend([true, false].map(|on| Event::Brake { all: false, on }));
-    events.extend([Event::Restart, Event::Cancel(Terms { etag: Etag::Current, require_all: false })]);
+    events.extend([
+        Event::Restart,
+        Event::Cancel(Terms {
+            etag: Etag::Current,
+            require_all: false,
+        }),
+    ]);
     events
 });
 
@@ -152,11 +216,19 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
 const STARTS: [&str; 2] = ["2026-03-07T18:30:00Z", "2026-10-31T17:30:00Z"];
 
 fn sequences(kind: Kind) -> impl Strategy<Value = Sequence> {
-    let picks = prop::collection::vec(prop_oneof![2 => any::<Index>().prop_map(Pick::Telling), 1 => event().prop_map(Pick::This)], 0..18);
-    (prop::sample::select(&STARTS[..]), hours(), picks).prop_map(move |(start, hours, mut picks)| {
-        picks.insert(0, Pick::This(Event::Create(Wish { kind, hours })));
-        Sequence { start: instant(start).timestamp(), picks }
-    })
+    let picks = prop::collection::vec(
+        prop_oneof![2 => any::<Index>().prop_map(Pick::Telling), 1 => event().prop_map(Pick::This)],
+        0..18,
+    );
+    (prop::sample::select(&STARTS[..]), hours(), picks).prop_map(
+        move |(start, hours, mut picks)| {
+            picks.insert(0, Pick::This(Event::Create(Wish { kind, hours })));
+            Sequence {
+                start: instant(start).timestamp(),
+                picks,
+            }
+        },
+    )
 }
 
 /// Due, missed, just not missed, within the day, in the gap or the overlap, tomorrow, at the horizon and beyond.
@@ -165,7 +237,11 @@ fn hours() -> impl Strategy<Value = i64> {
 }
 
 fn wish() -> impl Strategy<Value = Wish> {
-    (prop::sample::select(&[Kind::Local, Kind::Utc, Kind::Optimal][..]), hours()).prop_map(|(kind, hours)| Wish { kind, hours })
+    (
+        prop::sample::select(&[Kind::Local, Kind::Utc, Kind::Optimal][..]),
+        hours(),
+    )
+        .prop_map(|(kind, hours)| Wish { kind, hours })
 }
 
 fn terms() -> impl Strategy<Value = Terms> {
@@ -174,7 +250,14 @@ fn terms() -> impl Strategy<Value = Terms> {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let says = prop::sample::select(&[Says::Delivered, Says::NotTaken, Says::Rejected, Says::Unknown][..]);
+    let says = prop::sample::select(
+        &[
+            Says::Delivered,
+            Says::NotTaken,
+            Says::Rejected,
+            Says::Unknown,
+        ][..],
+    );
     prop_oneof![
         3 => Just(Event::Fire),
         3 => Just(Event::Retry),
@@ -193,11 +276,18 @@ async fn play(replica: &mut Replica<'_>, sequence: &Sequence) -> Result<(), Stri
     replica.begin(sequence.start).await;
     let (mut world, mut played) = (World::at(sequence.start), vec![]);
     for n in 0..STEPS_MOST {
-        let Some(event) = sequence.picks.get(n).map(|pick| pick.event(&world)).or_else(|| world.to_do()) else {
+        let Some(event) = sequence
+            .picks
+            .get(n)
+            .map(|pick| pick.event(&world))
+            .or_else(|| world.to_do())
+        else {
             return lists(replica, &world).await;
         };
         played.push(event);
-        world = step(replica, &world, event).await.map_err(|why| format!("{why}\nafter {played:?}"))?;
+        world = step(replica, &world, event)
+            .await
+            .map_err(|why| format!("{why}\nafter {played:?}"))?;
     }
     Err(format!("it does not end: {played:?}"))
 }
@@ -215,14 +305,27 @@ async fn step(replica: &mut Replica<'_>, world: &World, event: Event) -> Result<
 }
 
 fn view(world: &World) -> Option<View> {
-    world.schedule.as_ref().map(|schedule| schedule.view(world.rules))
+    world
+        .schedule
+        .as_ref()
+        .map(|schedule| schedule.view(world.rules))
 }
 
 /// Holds what the lists tell at the end to the model.
 async fn lists(replica: &Replica<'_>, world: &World) -> Result<(), String> {
-    let Some(view) = view(world) else { return Ok(()) };
-    differs("list of dispatches", &view.dispatches, &replica.dispatches().await)?;
-    differs("list of revisions", &(1..=view.revision).rev().collect(), &replica.revisions().await)
+    let Some(view) = view(world) else {
+        return Ok(());
+    };
+    differs(
+        "list of dispatches",
+        &view.dispatches,
+        &replica.dispatches().await,
+    )?;
+    differs(
+        "list of revisions",
+        &(1..=view.revision).rev().collect(),
+        &replica.revisions().await,
+    )
 }
 
 fn differs<T: Debug + PartialEq>(what: &str, model: &T, service: &T) -> Result<(), String> {

@@ -2,12 +2,14 @@
 
 use canvas_scheduler::clock::Clock;
 use canvas_scheduler::domain::{
-    Answer, Applied as Reached, Cancel, CanvasId, Create, Delivery, DispatchId, DispatchState, Etag as RealEtag, Firing, Identifier,
-    Outcome, Overwrite, Policy, Recipient, RequestId, Schedule, ScheduleId, State, Target, Wave as RealWave, WaveMode, WorkspaceId,
-    ZoneSet,
+    Answer, Applied as Reached, Cancel, CanvasId, Create, Delivery, DispatchId, DispatchState,
+    Etag as RealEtag, Firing, Identifier, Outcome, Overwrite, Policy, Recipient, RequestId,
+    Schedule, ScheduleId, State, Target, Wave as RealWave, WaveMode, WorkspaceId, ZoneSet,
 };
 use canvas_scheduler::error::Error;
-use canvas_scheduler::service::{Caller, Details, DispatchFilter, Finished, Leased, Mode, Service, Update};
+use canvas_scheduler::service::{
+    Caller, Details, DispatchFilter, Finished, Leased, Mode, Service, Update,
+};
 use canvas_scheduler::telemetry::traces::Span;
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
@@ -47,7 +49,15 @@ impl<'a> Replica<'a> {
     pub async fn open(database: &'a Database) -> Self {
         let (test, service) = start(database).await;
         let db = database.connect().await;
-        Self { database, db, test, service, schedule: None, hands: vec![], last: None }
+        Self {
+            database,
+            db,
+            test,
+            service,
+            schedule: None,
+            hands: vec![],
+            last: None,
+        }
     }
 
     /// Begins anew at this time, with no schedule. What was left by another sequence is not looked at.
@@ -55,7 +65,11 @@ impl<'a> Replica<'a> {
         self.move_to(now);
         (self.schedule, self.hands, self.last) = (None, vec![], None);
         for workspace in [None, Some("default")] {
-            self.test.store.set_sending(workspace, false).await.expect("set");
+            self.test
+                .store
+                .set_sending(workspace, false)
+                .await
+                .expect("set");
         }
     }
 
@@ -64,10 +78,16 @@ impl<'a> Replica<'a> {
         self.move_to(next.now);
         let (mut told, mut handed) = (Told::Nothing, vec![]);
         match event {
-            Event::Create(wish) => told = self.ask(Request::Create(create(wish.at(next.now)), request_id())).await,
+            Event::Create(wish) => {
+                told = self
+                    .ask(Request::Create(create(wish.at(next.now)), request_id()))
+                    .await
+            }
             Event::Update(wish, terms) => {
                 if let Some(id) = self.schedule {
-                    told = self.ask(update(id, wish.at(next.now), terms, self.revision().await)).await;
+                    told = self
+                        .ask(update(id, wish.at(next.now), terms, self.revision().await))
+                        .await;
                 }
             }
             Event::Cancel(terms) => {
@@ -94,23 +114,39 @@ impl<'a> Replica<'a> {
     }
 
     fn move_to(&self, now: Time) {
-        self.test.move_to(DateTime::from_timestamp(now, 0).expect("an instant"));
+        self.test
+            .move_to(DateTime::from_timestamp(now, 0).expect("an instant"));
     }
 
     async fn revision(&self) -> i64 {
-        self.details().await.map_or(0, |details| details.schedule.revision)
+        self.details()
+            .await
+            .map_or(0, |details| details.schedule.revision)
     }
 
     async fn details(&self) -> Option<Details> {
-        Some(self.service.get(&caller(), self.schedule?).await.expect("it is there"))
+        Some(
+            self.service
+                .get(&caller(), self.schedule?)
+                .await
+                .expect("it is there"),
+        )
     }
 
     /// Whatever is asked for may be asked for again once it was accepted.
     async fn ask(&mut self, request: Request) -> Told {
         let answer = match request.clone() {
-            Request::Create(create, id) => self.service.create(caller(), create, mode(id)).await.map(|created| created.outcome),
+            Request::Create(create, id) => self
+                .service
+                .create(caller(), create, mode(id))
+                .await
+                .map(|created| created.outcome),
             Request::Update(update) => self.service.update(caller(), *update).await,
-            Request::Cancel(schedule, cancel, id) => self.service.cancel(caller(), schedule, cancel, Some(id)).await,
+            Request::Cancel(schedule, cancel, id) => {
+                self.service
+                    .cancel(caller(), schedule, cancel, Some(id))
+                    .await
+            }
         };
         if let Ok(outcome) = &answer {
             self.schedule = Some(outcome.after.id);
@@ -120,8 +156,13 @@ impl<'a> Replica<'a> {
     }
 
     async fn retry_dispatch(&self, n: u32) -> Told {
-        let Some(schedule) = self.schedule else { return Told::Nothing };
-        let revived = self.service.retry_dispatch(&caller(), schedule, DispatchId::of(schedule, n)).await;
+        let Some(schedule) = self.schedule else {
+            return Told::Nothing;
+        };
+        let revived = self
+            .service
+            .retry_dispatch(&caller(), schedule, DispatchId::of(schedule, n))
+            .await;
         revived.as_ref().map_or_else(refused, |_| Told::Revived)
     }
 
@@ -145,19 +186,30 @@ impl<'a> Replica<'a> {
     }
 
     async fn answer(&mut self, back: usize, says: Says) {
-        let Some((leased, said)) = self.hands.iter_mut().rev().nth(back) else { return };
+        let Some((leased, said)) = self.hands.iter_mut().rev().nth(back) else {
+            return;
+        };
         let answer = match *said.get_or_insert(says) {
             Says::Delivered => Answer::Delivered,
             Says::NotTaken => not_taken(),
             Says::Rejected => rejected(),
             Says::Unknown => unknown(),
         };
-        self.service.finish(&[Finished::of(leased, answer.clone())]).await.expect("written");
+        self.service
+            .finish(&[Finished::of(leased, answer.clone())])
+            .await
+            .expect("written");
     }
 
     async fn brake(&self, all: bool, on: bool) {
         let workspace = (!all).then_some("default");
-        assert!(self.test.store.set_sending(workspace, on).await.expect("set"));
+        assert!(
+            self.test
+                .store
+                .set_sending(workspace, on)
+                .await
+                .expect("set")
+        );
         if !on {
             // The upkeep of a dispatcher, which comes every second.
             self.service.release_parked().await.expect("released");
@@ -168,15 +220,25 @@ impl<'a> Replica<'a> {
     /// it, as it does when it starts.
     async fn other_release(&self, later: bool) {
         let Some(id) = self.schedule else { return };
-        let id = if self.database.is_postgres() { format!("'{id}'") } else { format!("unhex('{}')", id.0.as_simple()) };
+        let id = if self.database.is_postgres() {
+            format!("'{id}'")
+        } else {
+            format!("unhex('{}')", id.0.as_simple())
+        };
         let by = if later { HOUR } else { -HOUR } * 1000;
-        let which = format!("id = {id} AND next_wave_ms IS NOT NULL AND (in_local_time OR at_optimal_time)");
+        let which = format!(
+            "id = {id} AND next_wave_ms IS NOT NULL AND (in_local_time OR at_optimal_time)"
+        );
         for sql in [
-            format!("DELETE FROM canvas_schedule_wake WHERE id IN (SELECT id FROM canvas_schedule WHERE {which})"),
+            format!(
+                "DELETE FROM canvas_schedule_wake WHERE id IN (SELECT id FROM canvas_schedule WHERE {which})"
+            ),
             format!(
                 "UPDATE canvas_schedule SET zone_rules = 202401, next_wave_ms = next_wave_ms + {by}, wake_ms = next_wave_ms + {by} WHERE {which}"
             ),
-            format!("INSERT INTO canvas_schedule_wake SELECT wake_ms, workspace_id, id FROM canvas_schedule WHERE {which}"),
+            format!(
+                "INSERT INTO canvas_schedule_wake SELECT wake_ms, workspace_id, id FROM canvas_schedule WHERE {which}"
+            ),
         ] {
             self.db.execute_unprepared(&sql).await.expect("done");
         }
@@ -215,30 +277,57 @@ impl<'a> Replica<'a> {
 
     /// What the list of dispatches tells, which is what the schedule itself tells of them.
     pub async fn dispatches(&self) -> Vec<Dispatch> {
-        let filter = DispatchFilter { schedule_id: self.schedule, state: None };
-        let listed = self.service.dispatches(&caller(), filter, None, 1000).await.expect("a list");
+        let filter = DispatchFilter {
+            schedule_id: self.schedule,
+            state: None,
+        };
+        let listed = self
+            .service
+            .dispatches(&caller(), filter, None, 1000)
+            .await
+            .expect("a list");
         listed.iter().map(|(_, firing)| dispatch(firing)).collect()
     }
 
     /// The numbers of the revisions that are kept, the newest first.
     pub async fn revisions(&self) -> Vec<i64> {
-        let Some(schedule) = self.schedule else { return vec![] };
-        let (revisions, _) = self.service.revisions(&caller(), schedule, None, 1000).await.expect("a list");
+        let Some(schedule) = self.schedule else {
+            return vec![];
+        };
+        let (revisions, _) = self
+            .service
+            .revisions(&caller(), schedule, None, 1000)
+            .await
+            .expect("a list");
         revisions.iter().map(|revision| revision.number).collect()
     }
 }
 
 async fn start(database: &Database) -> (TestStore, Service) {
-    let policy = Policy { lateness: TimeDelta::seconds(LATENESS), horizon: TimeDelta::seconds(HORIZON), ..Policy::default() };
+    let policy = Policy {
+        lateness: TimeDelta::seconds(LATENESS),
+        horizon: TimeDelta::seconds(HORIZON),
+        ..Policy::default()
+    };
     let pause = TimeDelta::seconds(PAUSE);
-    let delivery = Delivery { lease: TimeDelta::seconds(LEASE), attempts: ATTEMPTS, backoff: pause, backoff_most: pause };
+    let delivery = Delivery {
+        lease: TimeDelta::seconds(LEASE),
+        attempts: ATTEMPTS,
+        backoff: pause,
+        backoff_most: pause,
+    };
     let test = TestStore::open_with(database, policy).await;
     let service = Service::new(test.store.clone(), test.clock.clone(), policy, delivery);
     (test, service)
 }
 
 fn caller() -> Caller {
-    Caller { workspace: WorkspaceId::DEFAULT, actor: "model".into(), deadline: None, span: Span::default() }
+    Caller {
+        workspace: WorkspaceId::DEFAULT,
+        actor: "model".into(),
+        deadline: None,
+        span: Span::default(),
+    }
 }
 
 fn request_id() -> RequestId {
@@ -246,7 +335,10 @@ fn request_id() -> RequestId {
 }
 
 fn mode(id: RequestId) -> Mode {
-    Mode { request_id: Some(id), validate_only: false }
+    Mode {
+        request_id: Some(id),
+        validate_only: false,
+    }
 }
 
 fn canvas() -> CanvasId {
@@ -254,7 +346,12 @@ fn canvas() -> CanvasId {
 }
 
 fn value(ask: Ask) -> Schedule {
-    Schedule::from_parts(ask.time * 1000, ask.kind == Kind::Local, ask.kind == Kind::Optimal).expect("a schedule")
+    Schedule::from_parts(
+        ask.time * 1000,
+        ask.kind == Kind::Local,
+        ask.kind == Kind::Optimal,
+    )
+    .expect("a schedule")
 }
 
 /// For one recipient in each zone.
@@ -270,18 +367,39 @@ fn create(ask: Ask) -> Create {
         canvas_id: canvas(),
         schedule: value(ask),
         properties: None,
-        target: Target { recipients: recipients.into(), ..Target::default() },
+        target: Target {
+            recipients: recipients.into(),
+            ..Target::default()
+        },
     }
 }
 
 fn update(id: ScheduleId, ask: Ask, terms: Terms, revision: i64) -> Request {
     let (etag, require_all) = (etag(id, terms, revision), terms.require_all);
-    let overwrite = Overwrite { canvas_id: canvas(), schedule: value(ask), properties: None, etag, require_all };
-    Request::Update(Box::new(Update { schedule_id: Some(id), overwrite, mode: mode(request_id()) }))
+    let overwrite = Overwrite {
+        canvas_id: canvas(),
+        schedule: value(ask),
+        properties: None,
+        etag,
+        require_all,
+    };
+    Request::Update(Box::new(Update {
+        schedule_id: Some(id),
+        overwrite,
+        mode: mode(request_id()),
+    }))
 }
 
 fn cancel(id: ScheduleId, terms: Terms, revision: i64) -> Request {
-    Request::Cancel(id, Cancel { canvas_id: canvas(), etag: etag(id, terms, revision), require_all: terms.require_all }, request_id())
+    Request::Cancel(
+        id,
+        Cancel {
+            canvas_id: canvas(),
+            etag: etag(id, terms, revision),
+            require_all: terms.require_all,
+        },
+        request_id(),
+    )
 }
 
 fn etag(id: ScheduleId, terms: Terms, revision: i64) -> Option<RealEtag> {
@@ -293,8 +411,17 @@ fn etag(id: ScheduleId, terms: Terms, revision: i64) -> Option<RealEtag> {
 }
 
 fn accepted(outcome: &Outcome) -> Told {
-    let applied = if outcome.applied == Reached::All { Applied::All } else { Applied::Some };
-    Told::Accepted { revision: outcome.after.revision, applied, zones: outcome.applied_zones, missed: zones(&outcome.missed) }
+    let applied = if outcome.applied == Reached::All {
+        Applied::All
+    } else {
+        Applied::Some
+    };
+    Told::Accepted {
+        revision: outcome.after.revision,
+        applied,
+        zones: outcome.applied_zones,
+        missed: zones(&outcome.missed),
+    }
 }
 
 fn refused(error: &Error) -> Told {
@@ -304,8 +431,13 @@ fn refused(error: &Error) -> Told {
         Error::BeyondHorizon(_) => Told::BeyondHorizon,
         Error::Cancelled { since: at, .. } => Told::Cancelled { since: since(at) },
         Error::NothingLeft { since: at, .. } => Told::NothingLeft { since: since(at) },
-        Error::NotAll { taken, missed, .. } => Told::NotAll { taken: *taken, missed: *missed },
-        Error::StaleEtag { revision, .. } => Told::Stale { revision: *revision },
+        Error::NotAll { taken, missed, .. } => Told::NotAll {
+            taken: *taken,
+            missed: *missed,
+        },
+        Error::StaleEtag { revision, .. } => Told::Stale {
+            revision: *revision,
+        },
         Error::DispatchNotFound { .. } => Told::NoSuchDispatch,
         Error::NotDead { .. } => Told::NotDead,
         other => panic!("{other:?}"),
@@ -327,12 +459,20 @@ fn ask(schedule: &Schedule) -> Ask {
         (true, false) => Kind::Local,
         (_, true) => Kind::Optimal,
     };
-    Ask { kind, time: schedule.millis() / 1000 }
+    Ask {
+        kind,
+        time: schedule.millis() / 1000,
+    }
 }
 
 fn wave(real: &RealWave) -> Wave {
     let optimal = real.mode == WaveMode::OptimalTime;
-    Wave { time: time(real.time), zones: zones(&real.zones), unlisted: real.includes_unlisted_zones, optimal }
+    Wave {
+        time: time(real.time),
+        zones: zones(&real.zones),
+        unlisted: real.includes_unlisted_zones,
+        optimal,
+    }
 }
 
 fn dispatch(firing: &Firing) -> Dispatch {
@@ -358,11 +498,18 @@ fn dispatch(firing: &Firing) -> Dispatch {
 
 fn handed_over(leased: &Leased) -> HandedOver {
     let dispatch = &leased.dispatch;
-    assert_eq!(dispatch.id, DispatchId::of(dispatch.schedule_id, dispatch.n));
-    let names = dispatch.target.recipients.iter().map(|recipient| match &recipient.identifier {
-        Identifier::ExternalUserId(zone) => zone.as_str(),
-        other => panic!("{other:?}"),
-    });
+    assert_eq!(
+        dispatch.id,
+        DispatchId::of(dispatch.schedule_id, dispatch.n)
+    );
+    let names = dispatch
+        .target
+        .recipients
+        .iter()
+        .map(|recipient| match &recipient.identifier {
+            Identifier::ExternalUserId(zone) => zone.as_str(),
+            other => panic!("{other:?}"),
+        });
     HandedOver {
         n: dispatch.n,
         attempt: dispatch.attempt,

@@ -99,7 +99,14 @@ pub type Step = (World, Told, Vec<HandedOver>);
 impl World {
     /// Nothing but the time.
     pub fn at(now: Time) -> Self {
-        Self { now, rules: Rules::Real, brakes: [false; 2], schedule: None, hands: vec![], remembered: None }
+        Self {
+            now,
+            rules: Rules::Real,
+            brakes: [false; 2],
+            schedule: None,
+            hands: vec![],
+            remembered: None,
+        }
     }
 
     /// `(state, event) -> (state, answer, effects)`.
@@ -108,8 +115,13 @@ impl World {
         let (mut told, mut handed) = (Told::Nothing, vec![]);
         match event {
             Event::Create(wish) => told = next.create(wish),
-            Event::Update(wish, terms) => told = next.change(|schedule, now, rules| schedule.update(wish.at(now), terms, now, rules)),
-            Event::Cancel(terms) => told = next.change(|schedule, now, _| schedule.cancel(terms, now)),
+            Event::Update(wish, terms) => {
+                told = next
+                    .change(|schedule, now, rules| schedule.update(wish.at(now), terms, now, rules))
+            }
+            Event::Cancel(terms) => {
+                told = next.change(|schedule, now, _| schedule.cancel(terms, now))
+            }
             Event::Again => told = next.again(),
             Event::RetryDispatch(n) => told = next.retry_dispatch(n),
             Event::Fire => handed = next.fire(),
@@ -125,11 +137,23 @@ impl World {
             Event::Clock(by) => self.now = self.moved(by),
             Event::Answer(back, says) => self.hand(back).map_or((), |hand| self.answer(hand, says)),
             Event::Brake { all, on } => self.brakes[usize::from(all)] = on,
-            Event::Rules => self.rules = if self.rules == Rules::Real { Rules::Other } else { Rules::Real },
-            Event::OtherRelease { .. } => self.schedule.iter_mut().for_each(|schedule| schedule.rests_until = self.now),
+            Event::Rules => {
+                self.rules = if self.rules == Rules::Real {
+                    Rules::Other
+                } else {
+                    Rules::Real
+                }
+            }
+            Event::OtherRelease { .. } => self
+                .schedule
+                .iter_mut()
+                .for_each(|schedule| schedule.rests_until = self.now),
             Event::Restart => {
                 self.hands.clear();
-                let dispatches = self.schedule.iter_mut().flat_map(|schedule| &mut schedule.dispatches);
+                let dispatches = self
+                    .schedule
+                    .iter_mut()
+                    .flat_map(|schedule| &mut schedule.dispatches);
                 dispatches.for_each(|dispatch| dispatch.hand = None);
             }
             _ => {}
@@ -139,13 +163,18 @@ impl World {
     /// What is left to do to the end, with a sink that takes everything.
     pub fn to_do(&self) -> Option<Event> {
         if let Some(all) = self.brakes.iter().position(|on| *on) {
-            return Some(Event::Brake { all: all == 1, on: false });
+            return Some(Event::Brake {
+                all: all == 1,
+                on: false,
+            });
         }
         if let Some(back) = self.hands.iter().rev().position(|hand| hand.said.is_none()) {
             return Some(Event::Answer(back, Says::Delivered));
         }
         let does = |event: &Event| self.step(*event).0 != *self;
-        [Event::Retry, Event::Fire, Event::Clock(Move::Next)].into_iter().find(does)
+        [Event::Retry, Event::Fire, Event::Clock(Move::Next)]
+            .into_iter()
+            .find(does)
     }
 
     /// Who was handed something last, or so many before.
@@ -162,7 +191,12 @@ impl World {
             Move::Pause => self.now + 10,
             Move::Lease => self.now + LEASE,
             Move::Day => self.now + DAY,
-            Move::Next => self.schedule.iter().filter_map(|schedule| schedule.next_after(self.now, self.rules)).min().unwrap_or(self.now),
+            Move::Next => self
+                .schedule
+                .iter()
+                .filter_map(|schedule| schedule.next_after(self.now, self.rules))
+                .min()
+                .unwrap_or(self.now),
         }
     }
 
@@ -173,13 +207,32 @@ impl World {
             Err(refused) => return refused,
         };
         let (fired, rests_until, dispatches) = (0, now, vec![]);
-        self.schedule = Some(Schedule { ask, revision: 1, missed, updated_at: now, cancelled_at: None, fired, rests_until, dispatches });
-        self.remember(Told::Accepted { revision: 1, applied: Applied::All, zones: Zones::all().len(), missed })
+        self.schedule = Some(Schedule {
+            ask,
+            revision: 1,
+            missed,
+            updated_at: now,
+            cancelled_at: None,
+            fired,
+            rests_until,
+            dispatches,
+        });
+        self.remember(Told::Accepted {
+            revision: 1,
+            applied: Applied::All,
+            zones: Zones::all().len(),
+            missed,
+        })
     }
 
     /// A change that is refused changes nothing.
-    fn change(&mut self, change: impl FnOnce(&mut Schedule, Time, Rules) -> Result<Zones, Told>) -> Told {
-        let Some(before) = &self.schedule else { return Told::Nothing };
+    fn change(
+        &mut self,
+        change: impl FnOnce(&mut Schedule, Time, Rules) -> Result<Zones, Told>,
+    ) -> Told {
+        let Some(before) = &self.schedule else {
+            return Told::Nothing;
+        };
         let mut after = before.clone();
         let missed = match change(&mut after, self.now, self.rules) {
             Ok(missed) => missed,
@@ -187,8 +240,17 @@ impl World {
         };
         after.revision += 1;
         after.updated_at = self.now;
-        let applied = if before.taken() == Zones::NONE { Applied::All } else { Applied::Some };
-        let told = Told::Accepted { revision: after.revision, applied, zones: before.open().len(), missed };
+        let applied = if before.taken() == Zones::NONE {
+            Applied::All
+        } else {
+            Applied::Some
+        };
+        let told = Told::Accepted {
+            revision: after.revision,
+            applied,
+            zones: before.open().len(),
+            missed,
+        };
         self.schedule = Some(after);
         self.remember(told)
     }
@@ -200,19 +262,35 @@ impl World {
 
     /// Whether the last accepted request is still known by its id.
     pub fn knows_last(&self) -> bool {
-        self.remembered.is_some_and(|(_, at)| self.now < at + REMEMBERED)
+        self.remembered
+            .is_some_and(|(_, at)| self.now < at + REMEMBERED)
     }
 
     /// It gets its first answer, whatever has happened since.
     fn again(&self) -> Told {
-        self.remembered.filter(|_| self.knows_last()).map_or(Told::Nothing, |(told, _)| told)
+        self.remembered
+            .filter(|_| self.knows_last())
+            .map_or(Told::Nothing, |(told, _)| told)
     }
 
     /// Firing is taking: the earliest wave leaves the open zones, into somebody's hand.
     fn fire(&mut self) -> Vec<HandedOver> {
         let (paused, now, rules, hand) = (self.is_paused(), self.now, self.rules, self.hands.len());
-        let Some(schedule) = self.schedule.as_mut().filter(|schedule| !paused && schedule.rests_until <= now) else { return vec![] };
-        let Some(wave) = schedule.waves(rules).first().copied().filter(|wave| wave.time <= now) else { return vec![] };
+        let Some(schedule) = self
+            .schedule
+            .as_mut()
+            .filter(|schedule| !paused && schedule.rests_until <= now)
+        else {
+            return vec![];
+        };
+        let Some(wave) = schedule
+            .waves(rules)
+            .first()
+            .copied()
+            .filter(|wave| wave.time <= now)
+        else {
+            return vec![];
+        };
         schedule.fired += 1;
         let mut dispatch = Dispatch {
             n: schedule.fired,
@@ -228,16 +306,26 @@ impl World {
         };
         let handed = dispatch.hand_over(now, hand);
         schedule.dispatches.push(dispatch);
-        self.hands.push(Hand { n: handed.n, first_attempt: true, said: None });
+        self.hands.push(Hand {
+            n: handed.n,
+            first_attempt: true,
+            said: None,
+        });
         vec![handed]
     }
 
     /// What is due once more: its lease has run out, which tells as little as no answer, or its pause has ended.
     fn retry(&mut self) -> Vec<HandedOver> {
         let (paused, now, mut handed) = (self.is_paused(), self.now, vec![]);
-        let Some(schedule) = &mut self.schedule else { return handed };
+        let Some(schedule) = &mut self.schedule else {
+            return handed;
+        };
         let cancelled = schedule.cancelled_at.is_some();
-        for dispatch in schedule.dispatches.iter_mut().filter(|dispatch| dispatch.again_at.is_some_and(|at| at <= now)) {
+        for dispatch in schedule
+            .dispatches
+            .iter_mut()
+            .filter(|dispatch| dispatch.again_at.is_some_and(|at| at <= now))
+        {
             if dispatch.stands == Stands::InHand {
                 dispatch.unknown(now, cancelled, 0);
             }
@@ -245,7 +333,11 @@ impl World {
                 dispatch.again_at = Some(now + PAUSED_REST);
             } else if dispatch.stands == Stands::Unknown {
                 handed.push(dispatch.hand_over(now, self.hands.len()));
-                self.hands.push(Hand { n: dispatch.n, first_attempt: false, said: None });
+                self.hands.push(Hand {
+                    n: dispatch.n,
+                    first_attempt: false,
+                    said: None,
+                });
             }
         }
         handed
@@ -253,15 +345,25 @@ impl World {
 
     /// An answer counts once, and only from who carries the latest attempt; but whoever has delivered has delivered.
     fn answer(&mut self, hand: usize, says: Says) {
-        let (now, Some(schedule)) = (self.now, &mut self.schedule) else { return };
+        let (now, Some(schedule)) = (self.now, &mut self.schedule) else {
+            return;
+        };
         let carrier = &mut self.hands[hand];
         let says = *carrier.said.get_or_insert(says);
-        let Some(at) = schedule.dispatches.iter().position(|dispatch| dispatch.n == carrier.n) else { return };
+        let Some(at) = schedule
+            .dispatches
+            .iter()
+            .position(|dispatch| dispatch.n == carrier.n)
+        else {
+            return;
+        };
         let cancelled = schedule.cancelled_at.is_some();
         let dispatch = &mut schedule.dispatches[at];
         let counts = dispatch.stands == Stands::InHand && dispatch.hand == Some(hand);
         match says {
-            Says::Delivered if dispatch.stands != Stands::Delivered => dispatch.finish(Stands::Delivered, now),
+            Says::Delivered if dispatch.stands != Stands::Delivered => {
+                dispatch.finish(Stands::Delivered, now)
+            }
             Says::Rejected if counts => dispatch.finish(Stands::Dead, now),
             Says::Unknown if counts => dispatch.unknown(now, cancelled, PAUSE),
             // An earlier attempt may have arrived; this one does not count.
@@ -278,9 +380,17 @@ impl World {
     }
 
     fn retry_dispatch(&mut self, n: u32) -> Told {
-        let Some(schedule) = &mut self.schedule else { return Told::Nothing };
+        let Some(schedule) = &mut self.schedule else {
+            return Told::Nothing;
+        };
         let cancelled_at = schedule.cancelled_at;
-        let Some(dispatch) = schedule.dispatches.iter_mut().find(|dispatch| dispatch.n == n) else { return Told::NoSuchDispatch };
+        let Some(dispatch) = schedule
+            .dispatches
+            .iter_mut()
+            .find(|dispatch| dispatch.n == n)
+        else {
+            return Told::NoSuchDispatch;
+        };
         if let Some(since) = cancelled_at {
             return Told::Cancelled { since };
         }
@@ -302,7 +412,14 @@ impl Dispatch {
         self.again_at = Some(now + LEASE);
         self.hand = Some(hand);
         let (n, attempt, revision, wave) = (self.n, self.attempt, self.revision, self.wave);
-        HandedOver { n, attempt, revision, wave, lateness: now - wave.time, recipients: wave.zones }
+        HandedOver {
+            n,
+            attempt,
+            revision,
+            wave,
+            lateness: now - wave.time,
+            recipients: wave.zones,
+        }
     }
 
     fn unknown(&mut self, now: Time, cancelled: bool, pause: Time) {
@@ -325,7 +442,9 @@ impl Dispatch {
 impl Schedule {
     /// The zones of its dispatches.
     pub fn taken(&self) -> Zones {
-        self.dispatches.iter().fold(Zones::NONE, |taken, dispatch| taken.and(dispatch.wave.zones))
+        self.dispatches.iter().fold(Zones::NONE, |taken, dispatch| {
+            taken.and(dispatch.wave.zones)
+        })
     }
 
     pub fn open(&self) -> Zones {
@@ -343,7 +462,15 @@ impl Schedule {
             *zones = zones.and([zone].into_iter().collect());
         }
         let optimal = self.ask.kind == Kind::Optimal;
-        by_time.into_iter().map(|(time, zones)| Wave { time, zones, unlisted: zones.has(UTC), optimal }).collect()
+        by_time
+            .into_iter()
+            .map(|(time, zones)| Wave {
+                time,
+                zones,
+                unlisted: zones.has(UTC),
+                optimal,
+            })
+            .collect()
     }
 
     fn stage(&self) -> Stage {
@@ -362,19 +489,36 @@ impl Schedule {
             revision: self.revision,
             stage: self.stage(),
             open: self.open(),
-            missed: if self.cancelled_at.is_some() { Zones::NONE } else { self.missed.without(self.taken()) },
+            missed: if self.cancelled_at.is_some() {
+                Zones::NONE
+            } else {
+                self.missed.without(self.taken())
+            },
             next_wave: waves.first().map(|wave| wave.time),
             waves,
             updated_at: self.updated_at,
             cancelled_at: self.cancelled_at,
-            dispatches: self.dispatches.iter().map(|dispatch| Dispatch { hand: None, ..dispatch.clone() }).collect(),
+            dispatches: self
+                .dispatches
+                .iter()
+                .map(|dispatch| Dispatch {
+                    hand: None,
+                    ..dispatch.clone()
+                })
+                .collect(),
         }
     }
 
     /// When there is something to do after `now`.
     fn next_after(&self, now: Time, rules: Rules) -> Option<Time> {
-        let wave = self.waves(rules).first().map(|wave| wave.time.max(self.rests_until));
-        let again = self.dispatches.iter().filter_map(|dispatch| dispatch.again_at);
+        let wave = self
+            .waves(rules)
+            .first()
+            .map(|wave| wave.time.max(self.rests_until));
+        let again = self
+            .dispatches
+            .iter()
+            .filter_map(|dispatch| dispatch.again_at);
         again.chain(wave).filter(|at| *at > now).min()
     }
 
@@ -384,17 +528,24 @@ impl Schedule {
         let missed = ask.accepted(self.open(), now, rules)?;
         self.check_all(missed, terms)?;
         // Of what comes back not taken, too, as if it had never been fired.
-        (self.ask, self.missed, self.rests_until) = (ask, ask.missed(Zones::all(), now, rules), now);
+        (self.ask, self.missed, self.rests_until) =
+            (ask, ask.missed(Zones::all(), now, rules), now);
         Ok(missed)
     }
 
     /// Ends it for every open zone, and every further attempt.
     fn cancel(&mut self, terms: Terms, now: Time) -> Result<Zones, Told> {
         let tried_again = |dispatch: &Dispatch| dispatch.stands == Stands::Unknown;
-        self.check(self.open() != Zones::NONE || self.dispatches.iter().any(tried_again), terms)?;
+        self.check(
+            self.open() != Zones::NONE || self.dispatches.iter().any(tried_again),
+            terms,
+        )?;
         self.check_all(Zones::NONE, terms)?;
         self.cancelled_at = Some(now);
-        self.dispatches.iter_mut().filter(|dispatch| tried_again(dispatch)).for_each(|dispatch| dispatch.finish(Stands::Abandoned, now));
+        self.dispatches
+            .iter_mut()
+            .filter(|dispatch| tried_again(dispatch))
+            .for_each(|dispatch| dispatch.finish(Stands::Abandoned, now));
         Ok(Zones::NONE)
     }
 
@@ -404,16 +555,34 @@ impl Schedule {
             return Err(Told::Cancelled { since });
         }
         if !reaches {
-            let since = self.dispatches.iter().map(|dispatch| dispatch.fired_at).max().unwrap_or(self.updated_at);
+            let since = self
+                .dispatches
+                .iter()
+                .map(|dispatch| dispatch.fired_at)
+                .max()
+                .unwrap_or(self.updated_at);
             return Err(Told::NothingLeft { since });
         }
-        if terms.etag == Etag::Stale { Err(Told::Stale { revision: self.revision }) } else { Ok(()) }
+        if terms.etag == Etag::Stale {
+            Err(Told::Stale {
+                revision: self.revision,
+            })
+        } else {
+            Ok(())
+        }
     }
 
     fn check_all(&self, missed: Zones, terms: Terms) -> Result<(), Told> {
         let taken = self.taken();
         let all = taken == Zones::NONE && missed == Zones::NONE;
-        if all || !terms.require_all { Ok(()) } else { Err(Told::NotAll { taken: taken.len(), missed: missed.len() }) }
+        if all || !terms.require_all {
+            Ok(())
+        } else {
+            Err(Told::NotAll {
+                taken: taken.len(),
+                missed: missed.len(),
+            })
+        }
     }
 }
 
@@ -440,7 +609,9 @@ impl Ask {
     }
 
     fn missed(self, of: Zones, now: Time, rules: Rules) -> Zones {
-        of.iter().filter(|zone| self.is_missed(*zone, now, rules)).collect()
+        of.iter()
+            .filter(|zone| self.is_missed(*zone, now, rules))
+            .collect()
     }
 
     /// The zones missed, if it is accepted for these.
@@ -450,7 +621,13 @@ impl Ask {
         if served == Zones::NONE {
             return Err(Told::TimePast);
         }
-        let beyond = served.iter().any(|zone| self.reaches(zone, rules) > now + HORIZON);
-        if beyond { Err(Told::BeyondHorizon) } else { Ok(missed) }
+        let beyond = served
+            .iter()
+            .any(|zone| self.reaches(zone, rules) > now + HORIZON);
+        if beyond {
+            Err(Told::BeyondHorizon)
+        } else {
+            Ok(missed)
+        }
     }
 }

@@ -16,7 +16,12 @@ const PANAMA: usize = 2;
 const NEW_YORK: usize = 3;
 
 /// Their names, by which the service knows them.
-pub const NAMES: [&str; 4] = ["Pacific/Kiritimati", "UTC", "America/Panama", "America/New_York"];
+pub const NAMES: [&str; 4] = [
+    "Pacific/Kiritimati",
+    "UTC",
+    "America/Panama",
+    "America/New_York",
+];
 
 /// From when New York puts its clock forward until it puts it back: in 2026 and 2027.
 const SUMMERS: [Range<Time>; 2] = [1_772_953_200..1_793_512_800, 1_805_007_600..1_825_567_200];
@@ -83,7 +88,15 @@ impl Zones {
     }
 
     pub fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
-        names.into_iter().map(|name| NAMES.iter().position(|known| *known == name).expect("a zone of the model")).collect()
+        names
+            .into_iter()
+            .map(|name| {
+                NAMES
+                    .iter()
+                    .position(|known| *known == name)
+                    .expect("a zone of the model")
+            })
+            .collect()
     }
 }
 
@@ -95,7 +108,9 @@ impl FromIterator<usize> for Zones {
 
 impl fmt::Debug for Zones {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.iter().map(|zone| NAMES[zone])).finish()
+        f.debug_set()
+            .entries(self.iter().map(|zone| NAMES[zone]))
+            .finish()
     }
 }
 
@@ -109,6 +124,10 @@ fn wall_clocks_show_a_time_once_never_or_twice() {
         ("2026-11-01T01:30:00Z", "2026-11-01T05:30:00Z"),
         ("2026-11-01T02:00:00Z", "2026-11-01T07:00:00Z"),
     ] {
-        assert_eq!(instant(new_york(wall), NEW_YORK, Rules::Real), new_york(shown), "{wall}");
+        assert_eq!(
+            instant(new_york(wall), NEW_YORK, Rules::Real),
+            new_york(shown),
+            "{wall}"
+        );
     }
 }

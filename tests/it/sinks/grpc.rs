@@ -2,8 +2,12 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Mutex;
 
-use canvas_scheduler::pb::v1::canvas_trigger_service_server::{CanvasTriggerService, CanvasTriggerServiceServer};
-use canvas_scheduler::pb::v1::{self, TriggerCanvasRequest, TriggerCanvasResponse, recipient::Identifier};
+use canvas_scheduler::pb::v1::canvas_trigger_service_server::{
+    CanvasTriggerService, CanvasTriggerServiceServer,
+};
+use canvas_scheduler::pb::v1::{
+    self, TriggerCanvasRequest, TriggerCanvasResponse, recipient::Identifier,
+};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::service::service_fn;
@@ -34,10 +38,18 @@ struct Engine {
 
 #[tonic::async_trait]
 impl CanvasTriggerService for Engine {
-    async fn trigger_canvas(&self, request: Request<TriggerCanvasRequest>) -> Result<Response<TriggerCanvasResponse>, Status> {
+    async fn trigger_canvas(
+        &self,
+        request: Request<TriggerCanvasRequest>,
+    ) -> Result<Response<TriggerCanvasResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
         self.got.lock().expect("no panic").push((metadata, message));
-        let act = self.acts.lock().expect("no panic").pop_front().expect("no more calls than acts");
+        let act = self
+            .acts
+            .lock()
+            .expect("no panic")
+            .pop_front()
+            .expect("no more calls than acts");
         match act {
             Act::Take => Ok(Response::new(TriggerCanvasResponse {})),
             Act::Refuse(status) => Err(status),
@@ -48,7 +60,10 @@ impl CanvasTriggerService for Engine {
 
 impl Engine {
     fn acting(acts: Vec<Act>) -> Self {
-        Self { acts: Arc::new(Mutex::new(acts.into())), got: Arc::default() }
+        Self {
+            acts: Arc::new(Mutex::new(acts.into())),
+            got: Arc::default(),
+        }
     }
 
     async fn start(acts: Vec<Act>) -> (Self, String) {
@@ -65,37 +80,99 @@ impl Engine {
 }
 
 async fn grpc(url: &str, timeout: Duration) -> SharedSink {
-    open(SinkSettings::Grpc { reach: reach(url, timeout), token: Some(Secret("t0ken".to_owned())), connections: 2 }).await
+    open(SinkSettings::Grpc {
+        reach: reach(url, timeout),
+        token: Some(Secret("t0ken".to_owned())),
+        connections: 2,
+    })
+    .await
 }
 
 #[tokio::test]
 async fn a_dispatch_is_called_whole_with_the_token() {
     let (engine, url) = Engine::start(vec![Act::Take]).await;
-    assert_eq!(deliver(&grpc(&url, LONG).await, &dispatch()).await, Answer::Delivered);
+    assert_eq!(
+        deliver(&grpc(&url, LONG).await, &dispatch()).await,
+        Answer::Delivered
+    );
     let (metadata, got) = engine.got.lock().expect("no panic").pop().expect("a call");
-    assert_eq!(metadata.get("authorization").expect("a token"), "Bearer t0ken");
+    assert_eq!(
+        metadata.get("authorization").expect("a token"),
+        "Bearer t0ken"
+    );
     assert_eq!(metadata.get("traceparent").expect("a trace"), TRACEPARENT);
-    assert!(metadata.contains_key("grpc-timeout"), "the engine is told how long we wait");
+    assert!(
+        metadata.contains_key("grpc-timeout"),
+        "the engine is told how long we wait"
+    );
     let wave = v1::Wave {
-        time: Some(prost_types::Timestamp { seconds: dispatch().wave.time.timestamp(), nanos: 0 }),
+        time: Some(prost_types::Timestamp {
+            seconds: dispatch().wave.time.timestamp(),
+            nanos: 0,
+        }),
         zones: vec!["Europe/Berlin".to_owned(), "Europe/Paris".to_owned()],
         includes_unlisted_zones: true,
         mode: v1::WaveMode::AtTime.into(),
     };
-    let told = (got.dispatch_id, got.workspace, got.canvas_id, got.schedule_id, got.revision, got.n, got.wave, got.attempt);
+    let told = (
+        got.dispatch_id,
+        got.workspace,
+        got.canvas_id,
+        got.schedule_id,
+        got.revision,
+        got.n,
+        got.wave,
+        got.attempt,
+    );
     let id = dispatch().id.to_string();
     let schedule_id = "0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11".to_owned();
-    assert_eq!(told, (id, "default".to_owned(), "spring-sale".to_owned(), schedule_id, 3, 2, Some(wave), 4));
-    assert_eq!(got.lateness, Some(ProtoDuration { seconds: 1, nanos: 500_000_000 }));
-    let keys = |sent: Option<prost_types::Struct>| sent.map(|sent| sent.fields.into_keys().collect::<Vec<_>>());
-    assert_eq!(keys(got.trigger_properties), Some(vec!["greeting".to_owned(), "nested".to_owned()]));
-    assert_eq!((keys(got.audience), got.broadcast), (Some(vec!["AND".to_owned()]), false));
+    assert_eq!(
+        told,
+        (
+            id,
+            "default".to_owned(),
+            "spring-sale".to_owned(),
+            schedule_id,
+            3,
+            2,
+            Some(wave),
+            4
+        )
+    );
+    assert_eq!(
+        got.lateness,
+        Some(ProtoDuration {
+            seconds: 1,
+            nanos: 500_000_000
+        })
+    );
+    let keys = |sent: Option<prost_types::Struct>| {
+        sent.map(|sent| sent.fields.into_keys().collect::<Vec<_>>())
+    };
+    assert_eq!(
+        keys(got.trigger_properties),
+        Some(vec!["greeting".to_owned(), "nested".to_owned()])
+    );
+    assert_eq!(
+        (keys(got.audience), got.broadcast),
+        (Some(vec!["AND".to_owned()]), false)
+    );
     let first = got.recipients[0].clone();
-    assert_eq!(first.identifier, Some(Identifier::Email("ada@example.org".to_owned())));
-    assert_eq!((first.prioritization, first.send_to_existing_only), (vec!["most_recently_updated".to_owned()], Some(false)));
+    assert_eq!(
+        first.identifier,
+        Some(Identifier::Email("ada@example.org".to_owned()))
+    );
+    assert_eq!(
+        (first.prioritization, first.send_to_existing_only),
+        (vec!["most_recently_updated".to_owned()], Some(false))
+    );
     assert_eq!(keys(first.attributes), Some(vec!["time_zone".to_owned()]));
     for recipient in &got.recipients {
-        assert_eq!(keys(recipient.trigger_properties.clone()), Some(vec!["greeting".to_owned(), "name".to_owned()]), "merged");
+        assert_eq!(
+            keys(recipient.trigger_properties.clone()),
+            Some(vec!["greeting".to_owned(), "name".to_owned()]),
+            "merged"
+        );
     }
     assert_eq!(got.recipients.len(), 3);
 }
@@ -103,9 +180,15 @@ async fn a_dispatch_is_called_whole_with_the_token() {
 #[tokio::test]
 async fn a_broadcast_by_optimal_time_says_so_and_names_nobody() {
     let (engine, url) = Engine::start(vec![Act::Take]).await;
-    assert_eq!(deliver(&grpc(&url, LONG).await, &broadcast()).await, Answer::Delivered);
+    assert_eq!(
+        deliver(&grpc(&url, LONG).await, &broadcast()).await,
+        Answer::Delivered
+    );
     let (_, got) = engine.got.lock().expect("no panic").pop().expect("a call");
-    assert_eq!((got.broadcast, got.audience, got.recipients), (true, None, vec![]));
+    assert_eq!(
+        (got.broadcast, got.audience, got.recipients),
+        (true, None, vec![])
+    );
     assert_eq!(got.wave.expect("a wave").mode(), v1::WaveMode::OptimalTime);
 }
 
@@ -115,15 +198,31 @@ async fn the_status_decides() {
     let busy = Status::with_error_details(tonic::Code::Unavailable, "busy", wait);
     let full = Status::resource_exhausted("full");
     let refused = Status::invalid_argument("user-1 is unknown");
-    let acts = vec![Act::Refuse(busy), Act::Refuse(full), Act::Refuse(refused), Act::Refuse(Status::internal("a fault")), Act::Take];
+    let acts = vec![
+        Act::Refuse(busy),
+        Act::Refuse(full),
+        Act::Refuse(refused),
+        Act::Refuse(Status::internal("a fault")),
+        Act::Take,
+    ];
     let (_engine, url) = Engine::start(acts).await;
     let sink = grpc(&url, LONG).await;
     let why = |code: &str| format!("gRPC status {code}");
     let expected = [
-        Answer::NotTaken { why: why("Unavailable"), retry_after: Some(Duration::from_secs(7)) },
-        Answer::NotTaken { why: why("ResourceExhausted"), retry_after: None },
-        Answer::Rejected { why: why("InvalidArgument") },
-        Answer::Unknown { why: why("Internal") },
+        Answer::NotTaken {
+            why: why("Unavailable"),
+            retry_after: Some(Duration::from_secs(7)),
+        },
+        Answer::NotTaken {
+            why: why("ResourceExhausted"),
+            retry_after: None,
+        },
+        Answer::Rejected {
+            why: why("InvalidArgument"),
+        },
+        Answer::Unknown {
+            why: why("Internal"),
+        },
         Answer::Delivered,
     ];
     for expected in expected {
@@ -150,18 +249,32 @@ async fn a_refused_connection_is_not_taken_and_made_anew_once_the_engine_is_ther
 async fn an_engine_that_hangs_is_unknown_within_the_bound() {
     let (engine, url) = Engine::start((0..1000).map(|_| Act::Hang).collect()).await;
     until(&grpc(&url, SHORT).await, &dispatch(), is_unknown).await;
-    assert!(!engine.got.lock().expect("no panic").is_empty(), "it may have it, since it has");
+    assert!(
+        !engine.got.lock().expect("no panic").is_empty(),
+        "it may have it, since it has"
+    );
     // Where nobody speaks HTTP/2, the request has left all the same.
     let (listener, addr) = listener().await;
     tokio::spawn(silent(listener));
-    until(&grpc(&format!("http://{addr}"), SHORT).await, &dispatch(), is_unknown).await;
+    until(
+        &grpc(&format!("http://{addr}"), SHORT).await,
+        &dispatch(),
+        is_unknown,
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_handshake_that_hangs_is_not_taken_within_the_bound() {
     let (listener, addr) = listener().await;
     tokio::spawn(silent(listener));
-    assert_not_taken(&deliver(&tls::grpc(&format!("https://{addr}"), SHORT, tls::certificate(&[]).0).await, &dispatch()).await);
+    assert_not_taken(
+        &deliver(
+            &tls::grpc(&format!("https://{addr}"), SHORT, tls::certificate(&[]).0).await,
+            &dispatch(),
+        )
+        .await,
+    );
 }
 
 #[tokio::test]
@@ -174,8 +287,17 @@ async fn a_connection_lost_after_sending_is_unknown() {
         let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
             let read = read.clone();
             async move {
-                request.into_body().collect().await.expect("a whole request");
-                read.lock().expect("no panic").take().expect("one request").send(()).expect("somebody waits");
+                request
+                    .into_body()
+                    .collect()
+                    .await
+                    .expect("a whole request");
+                read.lock()
+                    .expect("no panic")
+                    .take()
+                    .expect("one request")
+                    .send(())
+                    .expect("somebody waits");
                 std::future::pending::<Result<http::Response<Full<Bytes>>, Infallible>>().await
             }
         });
@@ -193,15 +315,28 @@ async fn an_answer_that_is_no_grpc_counts_by_its_http_status() {
         let (listener, addr) = listener().await;
         tokio::spawn(async move {
             let (stream, _) = listener.accept().await.expect("a connection");
-            let service = service_fn(move |request: http::Request<hyper::body::Incoming>| async move {
-                request.into_body().collect().await.expect("a whole request");
-                let answer = http::Response::builder().status(status).body(Full::<Bytes>::default());
-                Ok::<_, Infallible>(answer.expect("a response"))
-            });
-            hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await
+            let service = service_fn(
+                move |request: http::Request<hyper::body::Incoming>| async move {
+                    request
+                        .into_body()
+                        .collect()
+                        .await
+                        .expect("a whole request");
+                    let answer = http::Response::builder()
+                        .status(status)
+                        .body(Full::<Bytes>::default());
+                    Ok::<_, Infallible>(answer.expect("a response"))
+                },
+            );
+            hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .await
         });
         let answer = deliver(&grpc(&format!("http://{addr}"), LONG).await, &dispatch()).await;
-        assert!(format!("{answer:?}").starts_with(expected), "{status}: {answer:?}");
+        assert!(
+            format!("{answer:?}").starts_with(expected),
+            "{status}: {answer:?}"
+        );
     }
 }
 
@@ -215,7 +350,16 @@ async fn calls_go_over_tls() {
         let stream = acceptor.accept(stream).await.expect("a handshake");
         let routes = tonic::service::Routes::new(CanvasTriggerServiceServer::new(engine)).prepare();
         let service = hyper_util::service::TowerToHyperService::new(routes);
-        hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await
+        hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), service)
+            .await
     });
-    assert_eq!(deliver(&tls::grpc(&format!("https://{addr}"), LONG, ca).await, &dispatch()).await, Answer::Delivered);
+    assert_eq!(
+        deliver(
+            &tls::grpc(&format!("https://{addr}"), LONG, ca).await,
+            &dispatch()
+        )
+        .await,
+        Answer::Delivered
+    );
 }

@@ -11,7 +11,10 @@ struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Lines {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("no panic under the lock").extend_from_slice(buffer);
+        self.0
+            .lock()
+            .expect("no panic under the lock")
+            .extend_from_slice(buffer);
         Ok(buffer.len())
     }
 
@@ -31,18 +34,25 @@ impl MakeWriter<'_> for Lines {
 #[tokio::test]
 async fn a_dispatch_is_one_line_with_neither_recipients_nor_properties() {
     let lines = Lines::default();
-    let log = tracing_subscriber::fmt().json().flatten_event(true).with_writer(lines.clone()).finish();
+    let log = tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_writer(lines.clone())
+        .finish();
     let logging = tracing::subscriber::set_default(log);
     let sink = open(SinkSettings::Log).await;
     assert_eq!(deliver(&sink, &dispatch()).await, Answer::Delivered);
     drop(logging);
-    let text = String::from_utf8(lines.0.lock().expect("no panic under the lock").clone()).expect("UTF-8");
+    let text =
+        String::from_utf8(lines.0.lock().expect("no panic under the lock").clone()).expect("UTF-8");
     assert_eq!(text.lines().count(), 1, "{text}");
     for hidden in ["ada", "Ada", "user-2", "hello", "gold"] {
         assert!(!text.contains(hidden), "{hidden}: {text}");
     }
     let mut line: Value = serde_json::from_str(&text).expect("JSON");
-    line.as_object_mut().expect("an object").retain(|name, _| !["timestamp", "level", "target"].contains(&name.as_str()));
+    line.as_object_mut()
+        .expect("an object")
+        .retain(|name, _| !["timestamp", "level", "target"].contains(&name.as_str()));
     let expected = json!({
         "message": "dispatch",
         "dispatch_id": dispatch().id.to_string(),

@@ -24,20 +24,35 @@ struct Server {
 impl Server {
     /// None where there is none on this machine: then `test` is skipped, by name, or fails with `REQUIRE_NATS=1`.
     async fn start(test: &str, flags: &[&str]) -> Option<Self> {
-        let Some(program) = SERVERS.into_iter().find(|program| Command::new(program).arg("--version").output().is_ok()) else {
-            assert!(!nats_is_required(), "{test} needs nats-server, which is not installed, and REQUIRE_NATS=1 is set");
+        let Some(program) = SERVERS
+            .into_iter()
+            .find(|program| Command::new(program).arg("--version").output().is_ok())
+        else {
+            assert!(
+                !nats_is_required(),
+                "{test} needs nats-server, which is not installed, and REQUIRE_NATS=1 is set"
+            );
             // Past the capture of a passing test's output.
             let _told = writeln!(std::io::stderr(), "skipped: {test} needs nats-server");
             return None;
         };
         static MADE: AtomicU32 = AtomicU32::new(0);
-        let name = format!("canvas-scheduler-nats-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "canvas-scheduler-nats-{}-{}",
+            std::process::id(),
+            MADE.fetch_add(1, Ordering::Relaxed)
+        );
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir(&folder).expect("a folder");
         let port = port::lasting().expect("a free port");
         let running = run(program, &folder, port, flags);
         soon(listens(&folder)).await;
-        Some(Self { program, running, folder, port })
+        Some(Self {
+            program,
+            running,
+            folder,
+            port,
+        })
     }
 
     fn url(&self) -> String {
@@ -52,8 +67,15 @@ impl Server {
     /// A stream for all dispatches.
     async fn stream(&self, config: Config) -> jetstream::stream::Stream {
         let client = async_nats::connect(self.url()).await.expect("it runs");
-        let config = Config { name: "CANVAS".to_owned(), subjects: vec!["canvas.trigger.>".to_owned()], ..config };
-        jetstream::new(client).create_stream(config).await.expect("a stream")
+        let config = Config {
+            name: "CANVAS".to_owned(),
+            subjects: vec!["canvas.trigger.>".to_owned()],
+            ..config
+        };
+        jetstream::new(client)
+            .create_stream(config)
+            .await
+            .expect("a stream")
     }
 }
 
@@ -65,15 +87,30 @@ impl Drop for Server {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "a setting of the tests, not of the service")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a setting of the tests, not of the service"
+)]
 fn nats_is_required() -> bool {
     std::env::var("REQUIRE_NATS").is_ok_and(|value| value == "1")
 }
 
 fn run(program: &str, folder: &Path, port: u16, flags: &[&str]) -> Running {
     let mut command = Command::new(program);
-    command.args(["--addr", "127.0.0.1", "--jetstream", "--port", &port.to_string()]).args(flags);
-    command.arg("--store_dir").arg(folder).arg("--ports_file_dir").arg(folder);
+    command
+        .args([
+            "--addr",
+            "127.0.0.1",
+            "--jetstream",
+            "--port",
+            &port.to_string(),
+        ])
+        .args(flags);
+    command
+        .arg("--store_dir")
+        .arg(folder)
+        .arg("--ports_file_dir")
+        .arg(folder);
     Running::start(command.stdout(Stdio::null()).stderr(Stdio::null())).expect("it starts")
 }
 
@@ -81,9 +118,12 @@ fn run(program: &str, folder: &Path, port: u16, flags: &[&str]) -> Running {
 async fn listens(folder: &Path) {
     let mut look = tokio::time::interval(Duration::from_millis(5));
     let told = || {
-        std::fs::read_dir(folder)
-            .expect("a folder")
-            .any(|file| file.expect("a file").path().extension().is_some_and(|extension| extension == "ports"))
+        std::fs::read_dir(folder).expect("a folder").any(|file| {
+            file.expect("a file")
+                .path()
+                .extension()
+                .is_some_and(|extension| extension == "ports")
+        })
     };
     while !told() {
         look.tick().await;
@@ -91,34 +131,72 @@ async fn listens(folder: &Path) {
 }
 
 async fn nats(url: &str, timeout: Duration, connect_timeout: Duration) -> SharedSink {
-    let reach = Reach { connect_timeout, ..reach(url, timeout) };
-    open(SinkSettings::Nats { reach, token: Some(Secret("t0ken".to_owned())), subject: "canvas.trigger".to_owned() }).await
+    let reach = Reach {
+        connect_timeout,
+        ..reach(url, timeout)
+    };
+    open(SinkSettings::Nats {
+        reach,
+        token: Some(Secret("t0ken".to_owned())),
+        subject: "canvas.trigger".to_owned(),
+    })
+    .await
 }
 
 #[tokio::test]
 async fn a_dispatch_is_kept_once_under_its_id() {
-    let Some(server) = Server::start("sinks::nats::a_dispatch_is_kept_once_under_its_id", &[]).await else { return };
+    let Some(server) =
+        Server::start("sinks::nats::a_dispatch_is_kept_once_under_its_id", &[]).await
+    else {
+        return;
+    };
     let mut stream = server.stream(Config::default()).await;
     let sink = nats(&server.url(), LONG, LONG).await;
     for _ in 0..2 {
         assert_eq!(deliver(&sink, &dispatch()).await, Answer::Delivered);
     }
-    assert_eq!(stream.info().await.expect("it is there").state.messages, 1, "the second is known by its id");
+    assert_eq!(
+        stream.info().await.expect("it is there").state.messages,
+        1,
+        "the second is known by its id"
+    );
     let message = stream.get_raw_message(1).await.expect("it is there");
     assert_eq!(message.subject.as_str(), "canvas.trigger.default");
-    assert_eq!(message.headers.get("Nats-Msg-Id").expect("an id").as_str(), dispatch().id.to_string());
-    assert_eq!(message.headers.get("traceparent").expect("a trace").as_str(), TRACEPARENT);
+    assert_eq!(
+        message.headers.get("Nats-Msg-Id").expect("an id").as_str(),
+        dispatch().id.to_string()
+    );
+    assert_eq!(
+        message
+            .headers
+            .get("traceparent")
+            .expect("a trace")
+            .as_str(),
+        TRACEPARENT
+    );
     let body: Value = serde_json::from_slice(&message.payload).expect("JSON");
     assert_eq!(body, webhook::expected_body());
 }
 
 #[tokio::test]
 async fn what_jetstream_cannot_keep_is_not_taken_or_rejected() {
-    let Some(server) = Server::start("sinks::nats::what_jetstream_cannot_keep_is_not_taken_or_rejected", &[]).await else { return };
+    let Some(server) = Server::start(
+        "sinks::nats::what_jetstream_cannot_keep_is_not_taken_or_rejected",
+        &[],
+    )
+    .await
+    else {
+        return;
+    };
     let sink = nats(&server.url(), LONG, LONG).await;
     // Nobody listens to the subject.
     assert_not_taken(&deliver(&sink, &dispatch()).await);
-    let bounds = Config { max_messages: 1, discard: DiscardPolicy::New, max_message_size: 10_000, ..Config::default() };
+    let bounds = Config {
+        max_messages: 1,
+        discard: DiscardPolicy::New,
+        max_message_size: 10_000,
+        ..Config::default()
+    };
     server.stream(bounds).await;
     let of_size = |bytes: usize| {
         let mut dispatch = broadcast();
@@ -129,7 +207,10 @@ async fn what_jetstream_cannot_keep_is_not_taken_or_rejected() {
     // Beyond what the server takes at all, and beyond what the stream does.
     for bytes in [2_000_000, 20_000] {
         let answer = deliver(&sink, &of_size(bytes)).await;
-        assert!(matches!(answer, Answer::Rejected { .. }), "{bytes}: {answer:?}");
+        assert!(
+            matches!(answer, Answer::Rejected { .. }),
+            "{bytes}: {answer:?}"
+        );
     }
     assert_eq!(deliver(&sink, &of_size(1)).await, Answer::Delivered);
     assert_not_taken(&deliver(&sink, &of_size(2)).await);
@@ -137,7 +218,14 @@ async fn what_jetstream_cannot_keep_is_not_taken_or_rejected() {
 
 #[tokio::test]
 async fn a_server_that_hangs_is_unknown_within_the_bound() {
-    let Some(mut server) = Server::start("sinks::nats::a_server_that_hangs_is_unknown_within_the_bound", &[]).await else { return };
+    let Some(mut server) = Server::start(
+        "sinks::nats::a_server_that_hangs_is_unknown_within_the_bound",
+        &[],
+    )
+    .await
+    else {
+        return;
+    };
     let mut stream = server.stream(Config::default()).await;
     let sink = nats(&server.url(), SHORT, SHORT).await;
     until(&sink, &dispatch(), |answer| *answer == Answer::Delivered).await;
@@ -147,17 +235,31 @@ async fn a_server_that_hangs_is_unknown_within_the_bound() {
     assert_unknown(&deliver(&sink, &second).await);
     server.running.signal("CONT");
     until(&sink, &second, |answer| *answer == Answer::Delivered).await;
-    assert_eq!(stream.info().await.expect("it is there").state.messages, 2, "the attempt that seemed lost is not kept twice");
+    assert_eq!(
+        stream.info().await.expect("it is there").state.messages,
+        2,
+        "the attempt that seemed lost is not kept twice"
+    );
 }
 
 #[tokio::test]
 async fn a_server_that_is_gone_takes_nothing_and_is_found_again() {
-    let Some(mut server) = Server::start("sinks::nats::a_server_that_is_gone_takes_nothing_and_is_found_again", &[]).await else { return };
+    let Some(mut server) = Server::start(
+        "sinks::nats::a_server_that_is_gone_takes_nothing_and_is_found_again",
+        &[],
+    )
+    .await
+    else {
+        return;
+    };
     server.stream(Config::default()).await;
     let sink = nats(&server.url(), SHORT, SHORT).await;
     until(&sink, &dispatch(), |answer| *answer == Answer::Delivered).await;
     server.running.kill();
-    until(&sink, &dispatch(), |answer| matches!(answer, Answer::NotTaken { .. })).await;
+    until(&sink, &dispatch(), |answer| {
+        matches!(answer, Answer::NotTaken { .. })
+    })
+    .await;
     // Once it is known, it stays so.
     assert_not_taken(&deliver(&sink, &dispatch()).await);
     server.restart();
@@ -167,17 +269,31 @@ async fn a_server_that_is_gone_takes_nothing_and_is_found_again() {
 #[tokio::test]
 async fn a_refused_connection_is_not_taken() {
     let (_held, addr) = refusing();
-    assert_not_taken(&deliver(&nats(&format!("nats://{addr}"), LONG, SHORT).await, &dispatch()).await);
+    assert_not_taken(
+        &deliver(
+            &nats(&format!("nats://{addr}"), LONG, SHORT).await,
+            &dispatch(),
+        )
+        .await,
+    );
 }
 
 #[tokio::test]
 async fn only_the_right_token_is_let_in() {
     let name = "sinks::nats::only_the_right_token_is_let_in";
-    let Some(right) = Server::start(name, &["--auth", "t0ken"]).await else { return };
+    let Some(right) = Server::start(name, &["--auth", "t0ken"]).await else {
+        return;
+    };
     let sink = nats(&right.url(), LONG, LONG).await;
     // It is let in, and finds no stream.
-    assert!(matches!(deliver(&sink, &dispatch()).await, Answer::NotTaken { why, .. } if why.contains("stream")));
-    let Some(wrong) = Server::start(name, &["--auth", "another"]).await else { return };
+    assert!(
+        matches!(deliver(&sink, &dispatch()).await, Answer::NotTaken { why, .. } if why.contains("stream"))
+    );
+    let Some(wrong) = Server::start(name, &["--auth", "another"]).await else {
+        return;
+    };
     let sink = nats(&wrong.url(), LONG, SHORT).await;
-    assert!(matches!(deliver(&sink, &dispatch()).await, Answer::NotTaken { why, .. } if why.contains("not connected")));
+    assert!(
+        matches!(deliver(&sink, &dispatch()).await, Answer::NotTaken { why, .. } if why.contains("not connected"))
+    );
 }

@@ -16,15 +16,33 @@ pub fn certificate(protocols: &[&str]) -> (Vec<u8>, TlsAcceptor) {
     let certificate = params.self_signed(&key).expect("a certificate");
     let private = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let server = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
-    let mut server = server.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], private).expect("a certificate");
-    server.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
-    (certificate.pem().into_bytes(), TlsAcceptor::from(Arc::new(server)))
+    let server = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions");
+    let mut server = server
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], private)
+        .expect("a certificate");
+    server.alpn_protocols = protocols
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect();
+    (
+        certificate.pem().into_bytes(),
+        TlsAcceptor::from(Arc::new(server)),
+    )
 }
 
 async fn trusting(url: &str, timeout: Duration, ca: Vec<u8>) -> SharedSink {
-    let reach = Reach { ca: Some(ca), ..reach(url, timeout) };
-    open(SinkSettings::Webhook { reach, keys: vec![Secret(vec![7; 24])] }).await
+    let reach = Reach {
+        ca: Some(ca),
+        ..reach(url, timeout)
+    };
+    open(SinkSettings::Webhook {
+        reach,
+        keys: vec![Secret(vec![7; 24])],
+    })
+    .await
 }
 
 /// A webhook that trusts nobody whom it will meet.
@@ -34,18 +52,35 @@ pub async fn webhook(url: &str, timeout: Duration) -> SharedSink {
 
 /// A gRPC sink that trusts these certificates.
 pub async fn grpc(url: &str, timeout: Duration, ca: Vec<u8>) -> SharedSink {
-    let reach = Reach { ca: Some(ca), ..reach(url, timeout) };
-    open(SinkSettings::Grpc { reach, token: None, connections: 1 }).await
+    let reach = Reach {
+        ca: Some(ca),
+        ..reach(url, timeout)
+    };
+    open(SinkSettings::Grpc {
+        reach,
+        token: None,
+        connections: 1,
+    })
+    .await
 }
 
 /// Answers 200 on every connection whose handshake comes about; tells how many did.
-async fn serve(listener: TcpListener, acceptor: TlsAcceptor, taken: tokio::sync::mpsc::UnboundedSender<()>) {
+async fn serve(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    taken: tokio::sync::mpsc::UnboundedSender<()>,
+) {
     while let Ok((stream, _)) = listener.accept().await {
-        let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+        let Ok(mut stream) = acceptor.accept(stream).await else {
+            continue;
+        };
         let mut seen = [0; 4096];
         if stream.read(&mut seen).await.is_ok_and(|bytes| bytes > 0) {
             taken.send(()).expect("the test waits");
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await.expect("it reads");
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                .await
+                .expect("it reads");
         }
     }
 }
@@ -57,15 +92,36 @@ async fn https_trusts_the_stated_certificates_and_no_others() {
     let (taken, mut seen) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(serve(listener, acceptor, taken));
     let url = format!("https://{addr}/");
-    assert_eq!(deliver(&trusting(&url, LONG, ca).await, &dispatch()).await, Answer::Delivered);
+    assert_eq!(
+        deliver(&trusting(&url, LONG, ca).await, &dispatch()).await,
+        Answer::Delivered
+    );
     assert_not_taken(&deliver(&webhook(&url, LONG).await, &dispatch()).await);
-    assert!(seen.try_recv().is_ok() && seen.try_recv().is_err(), "one request, not two");
+    assert!(
+        seen.try_recv().is_ok() && seen.try_recv().is_err(),
+        "one request, not two"
+    );
 }
 
 #[tokio::test]
 async fn a_file_without_certificates_is_refused() {
-    let reach = Reach { ca: Some(b"no PEM".to_vec()), ..reach("https://127.0.0.1/", LONG) };
-    let opened = sink::open(&SinkSettings::Webhook { reach, keys: vec![Secret(vec![7; 24])] }, Arc::new(SystemClock)).await;
-    let Err(refused) = opened else { panic!("it is refused") };
-    assert!(refused.to_string().starts_with("sink-ca-file: "), "{refused}");
+    let reach = Reach {
+        ca: Some(b"no PEM".to_vec()),
+        ..reach("https://127.0.0.1/", LONG)
+    };
+    let opened = sink::open(
+        &SinkSettings::Webhook {
+            reach,
+            keys: vec![Secret(vec![7; 24])],
+        },
+        Arc::new(SystemClock),
+    )
+    .await;
+    let Err(refused) = opened else {
+        panic!("it is refused")
+    };
+    assert!(
+        refused.to_string().starts_with("sink-ca-file: "),
+        "{refused}"
+    );
 }

@@ -22,53 +22,99 @@ use tonic_types::StatusExt;
 
 /// An instant.
 pub fn at(time: &str) -> Option<v1::Schedule> {
-    Some(v1::Schedule { time: time.to_owned(), ..Default::default() })
+    Some(v1::Schedule {
+        time: time.to_owned(),
+        ..Default::default()
+    })
 }
 
 /// A wall-clock time in each zone.
 pub fn local(time: &str) -> Option<v1::Schedule> {
-    Some(v1::Schedule { time: time.to_owned(), in_local_time: true, at_optimal_time: false })
+    Some(v1::Schedule {
+        time: time.to_owned(),
+        in_local_time: true,
+        at_optimal_time: false,
+    })
 }
 
 /// A local day.
 pub fn optimal(time: &str) -> Option<v1::Schedule> {
-    Some(v1::Schedule { time: time.to_owned(), in_local_time: false, at_optimal_time: true })
+    Some(v1::Schedule {
+        time: time.to_owned(),
+        in_local_time: false,
+        at_optimal_time: true,
+    })
 }
 
 /// A schedule for everyone.
 pub fn create(canvas_id: &str, schedule: Option<v1::Schedule>) -> v1::CreateCanvasScheduleRequest {
-    v1::CreateCanvasScheduleRequest { canvas_id: canvas_id.to_owned(), schedule, broadcast: true, ..Default::default() }
+    v1::CreateCanvasScheduleRequest {
+        canvas_id: canvas_id.to_owned(),
+        schedule,
+        broadcast: true,
+        ..Default::default()
+    }
 }
 
 /// An update of that schedule.
-pub fn update(of: &v1::CanvasSchedule, schedule: Option<v1::Schedule>) -> v1::UpdateCanvasScheduleRequest {
-    v1::UpdateCanvasScheduleRequest { schedule_id: of.schedule_id.clone(), ..update_of_canvas(&of.canvas_id, schedule) }
+pub fn update(
+    of: &v1::CanvasSchedule,
+    schedule: Option<v1::Schedule>,
+) -> v1::UpdateCanvasScheduleRequest {
+    v1::UpdateCanvasScheduleRequest {
+        schedule_id: of.schedule_id.clone(),
+        ..update_of_canvas(&of.canvas_id, schedule)
+    }
 }
 
 /// An update that leaves the schedule's id out.
-pub fn update_of_canvas(canvas_id: &str, schedule: Option<v1::Schedule>) -> v1::UpdateCanvasScheduleRequest {
-    v1::UpdateCanvasScheduleRequest { canvas_id: canvas_id.to_owned(), schedule, ..Default::default() }
+pub fn update_of_canvas(
+    canvas_id: &str,
+    schedule: Option<v1::Schedule>,
+) -> v1::UpdateCanvasScheduleRequest {
+    v1::UpdateCanvasScheduleRequest {
+        canvas_id: canvas_id.to_owned(),
+        schedule,
+        ..Default::default()
+    }
 }
 
 /// A cancellation of that schedule.
 pub fn cancel(of: &v1::CanvasSchedule) -> v1::CancelCanvasScheduleRequest {
-    v1::CancelCanvasScheduleRequest { canvas_id: of.canvas_id.clone(), schedule_id: of.schedule_id.clone(), ..Default::default() }
+    v1::CancelCanvasScheduleRequest {
+        canvas_id: of.canvas_id.clone(),
+        schedule_id: of.schedule_id.clone(),
+        ..Default::default()
+    }
 }
 
 /// A user by the caller's own id.
 pub fn user(id: &str) -> v1::Recipient {
-    v1::Recipient { identifier: Some(v1::recipient::Identifier::ExternalUserId(id.to_owned())), ..Default::default() }
+    v1::Recipient {
+        identifier: Some(v1::recipient::Identifier::ExternalUserId(id.to_owned())),
+        ..Default::default()
+    }
 }
 
 /// A user who states a zone.
 pub fn user_in(id: &str, zone: &str) -> v1::Recipient {
-    v1::Recipient { attributes: Some(object(serde_json::json!({ "time_zone": zone }))), ..user(id) }
+    v1::Recipient {
+        attributes: Some(object(serde_json::json!({ "time_zone": zone }))),
+        ..user(id)
+    }
 }
 
 /// A JSON object as protobuf has it.
 pub fn object(json: Value) -> Struct {
-    let Value::Object(fields) = json else { panic!("{json} is no object") };
-    Struct { fields: fields.into_iter().map(|(key, value)| (key, proto(value))).collect() }
+    let Value::Object(fields) = json else {
+        panic!("{json} is no object")
+    };
+    Struct {
+        fields: fields
+            .into_iter()
+            .map(|(key, value)| (key, proto(value)))
+            .collect(),
+    }
 }
 
 fn proto(json: Value) -> ProtoValue {
@@ -77,7 +123,9 @@ fn proto(json: Value) -> ProtoValue {
         Value::Bool(flag) => ValueKind::BoolValue(flag),
         Value::Number(number) => ValueKind::NumberValue(number.as_f64().expect("a double")),
         Value::String(text) => ValueKind::StringValue(text),
-        Value::Array(list) => ValueKind::ListValue(ListValue { values: list.into_iter().map(proto).collect() }),
+        Value::Array(list) => ValueKind::ListValue(ListValue {
+            values: list.into_iter().map(proto).collect(),
+        }),
         object @ Value::Object(_) => ValueKind::StructValue(self::object(object)),
     };
     ProtoValue { kind: Some(kind) }
@@ -108,10 +156,18 @@ pub struct Refusal {
 pub fn refusal<T: Debug>(answer: Result<T, Status>) -> Refusal {
     let status = answer.expect_err("it must be refused");
     let details = status.get_error_details();
-    let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
+    let info = details
+        .error_info()
+        .unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
     assert_eq!(info.domain, "canvas-scheduler", "{status:?}");
-    let violations = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
-    assert!(violations.iter().all(|one| !one.description.is_empty()), "{status:?}");
+    let violations = details
+        .bad_request()
+        .map(|bad| bad.field_violations.as_slice())
+        .unwrap_or_default();
+    assert!(
+        violations.iter().all(|one| !one.description.is_empty()),
+        "{status:?}"
+    );
     let mut fields: Vec<String> = violations.iter().map(|one| one.field.clone()).collect();
     fields.sort();
     Refusal {
@@ -126,7 +182,11 @@ pub fn refusal<T: Debug>(answer: Result<T, Status>) -> Refusal {
 /// The refusal that `answer` is, held to its code and reason.
 pub fn refused<T: Debug>(answer: Result<T, Status>, code: Code, reason: &str) -> Refusal {
     let refusal = refusal(answer);
-    assert_eq!((refusal.code, refusal.reason.as_str()), (code, reason), "{refusal:?}");
+    assert_eq!(
+        (refusal.code, refusal.reason.as_str()),
+        (code, reason),
+        "{refusal:?}"
+    );
     refusal
 }
 
@@ -139,23 +199,41 @@ pub fn entry(result: v1::BatchUpdateCanvasSchedulesResult) -> Entry {
         v1::batch_update_canvas_schedules_result::Result::Response(response) => Ok(response),
         v1::batch_update_canvas_schedules_result::Result::Error(error) => {
             let details = error.details;
-            let status = tonic_types::pb::Status { code: error.code, message: error.message.clone(), details };
-            Err(Status::with_details(Code::from_i32(error.code), error.message, status.encode_to_vec().into()))
+            let status = tonic_types::pb::Status {
+                code: error.code,
+                message: error.message.clone(),
+                details,
+            };
+            Err(Status::with_details(
+                Code::from_i32(error.code),
+                error.message,
+                status.encode_to_vec().into(),
+            ))
         }
     }
 }
 
 /// A client that leaves deadlines to the server; tonic's channel also ends calls by itself, with a code of its own.
-pub async fn bare_client(addr: SocketAddr, key: &str) -> CanvasScheduleServiceClient<impl GrpcService<Body, ResponseBody = Incoming>> {
-    let stream = tokio::net::TcpStream::connect(addr).await.expect("a connection");
-    let (send, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+pub async fn bare_client(
+    addr: SocketAddr,
+    key: &str,
+) -> CanvasScheduleServiceClient<impl GrpcService<Body, ResponseBody = Incoming>> {
+    let stream = tokio::net::TcpStream::connect(addr)
+        .await
+        .expect("a connection");
+    let (send, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .expect("HTTP/2");
     tokio::spawn(connection);
     let key: http::HeaderValue = format!("Bearer {key}").parse().expect("ASCII");
     let service = tower::service_fn(move |mut request: http::Request<Body>| {
         request.headers_mut().insert("authorization", key.clone());
         send.clone().send_request(request)
     });
-    CanvasScheduleServiceClient::with_origin(service, format!("http://{addr}").parse().expect("an origin"))
+    CanvasScheduleServiceClient::with_origin(
+        service,
+        format!("http://{addr}").parse().expect("an origin"),
+    )
 }
 
 /// Calls a method with bytes as they are, for what no generated client would send.
@@ -167,9 +245,13 @@ where
     C::Error: std::fmt::Display,
 {
     let mut grpc = tonic::client::Grpc::new(channel);
-    grpc.ready().await.map_err(|why| Status::unknown(why.to_string()))?;
+    grpc.ready()
+        .await
+        .map_err(|why| Status::unknown(why.to_string()))?;
     let path = http::uri::PathAndQuery::try_from(method).expect("a path");
-    grpc.unary(Request::new(Bytes::from(message)), path, BytesCodec).await.map(tonic::Response::into_inner)
+    grpc.unary(Request::new(Bytes::from(message)), path, BytesCodec)
+        .await
+        .map(tonic::Response::into_inner)
 }
 
 /// Neither encodes nor decodes.

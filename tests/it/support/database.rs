@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use postgres::{Postgres, Problem};
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, SqliteTransactionMode, Statement, TransactionOptions,
-    TransactionTrait,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, SqliteTransactionMode,
+    Statement, TransactionOptions, TransactionTrait,
 };
 
 /// Which database.
@@ -43,19 +43,31 @@ impl Database {
     /// A database for the test `name`; one of PostgreSQL is migrated. None where PostgreSQL is missing and need not be there.
     pub fn new(kind: Kind, name: &str) -> Option<Self> {
         match kind {
-            Kind::Memory => Some(Self { url: "sqlite::memory:".to_owned(), place: Place::Memory }),
+            Kind::Memory => Some(Self {
+                url: "sqlite::memory:".to_owned(),
+                place: Place::Memory,
+            }),
             Kind::File => {
                 let folder = std::env::temp_dir().join(format!("canvas-scheduler-it-{}", unique()));
                 std::fs::create_dir(&folder).expect("a folder");
-                Some(Self { url: format!("sqlite://{}?mode=rwc", folder.join("test.db").display()), place: Place::Folder(folder) })
+                Some(Self {
+                    url: format!("sqlite://{}?mode=rwc", folder.join("test.db").display()),
+                    place: Place::Folder(folder),
+                })
             }
-            Kind::Postgres => server(name).map(|server| server.database(&format!("CREATE DATABASE {{}} TEMPLATE {TEMPLATE}"))),
+            Kind::Postgres => server(name).map(|server| {
+                server.database(&format!("CREATE DATABASE {{}} TEMPLATE {TEMPLATE}"))
+            }),
         }
     }
 
     /// The same without any table.
     pub fn empty(kind: Kind, name: &str) -> Option<Self> {
-        if kind == Kind::Postgres { server(name).map(|server| server.database("CREATE DATABASE {}")) } else { Self::new(kind, name) }
+        if kind == Kind::Postgres {
+            server(name).map(|server| server.database("CREATE DATABASE {}"))
+        } else {
+            Self::new(kind, name)
+        }
     }
 
     /// Where it is.
@@ -70,40 +82,62 @@ impl Database {
 
     /// A connection past the service. Not for SQLite in memory.
     pub async fn connect(&self) -> DatabaseConnection {
-        assert!(!matches!(self.place, Place::Memory), "nobody else sees a database in memory");
+        assert!(
+            !matches!(self.place, Place::Memory),
+            "nobody else sees a database in memory"
+        );
         let mut options = sea_orm::ConnectOptions::new(self.url.clone());
         options.max_connections(1).sqlx_logging(false);
-        sea_orm::Database::connect(options).await.expect("a connection")
+        sea_orm::Database::connect(options)
+            .await
+            .expect("a connection")
     }
 
     /// Runs SQL past the service: what it says on PostgreSQL and on SQLite.
     pub async fn sql(&self, postgres: &str, sqlite: &str) {
         let sql = if self.is_postgres() { postgres } else { sqlite };
-        self.connect().await.execute_unprepared(sql).await.expect(sql);
+        self.connect()
+            .await
+            .execute_unprepared(sql)
+            .await
+            .expect(sql);
     }
 
     /// A number from the database.
     pub async fn count(&self, sql: &str) -> i64 {
         let db = self.connect().await;
-        let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), sql)).await.expect(sql).expect("a row");
+        let row = db
+            .query_one_raw(Statement::from_string(db.get_database_backend(), sql))
+            .await
+            .expect(sql)
+            .expect("a row");
         row.try_get_by_index(0).expect("a number")
     }
 
     /// The first column, as text, of every row.
     pub async fn rows(&self, sql: &str) -> Vec<String> {
         let db = self.connect().await;
-        let rows = db.query_all_raw(Statement::from_string(db.get_database_backend(), sql)).await.expect(sql);
-        rows.iter().map(|row| row.try_get_by_index(0).expect("text")).collect()
+        let rows = db
+            .query_all_raw(Statement::from_string(db.get_database_backend(), sql))
+            .await
+            .expect(sql);
+        rows.iter()
+            .map(|row| row.try_get_by_index(0).expect("text"))
+            .collect()
     }
 
     /// Takes the lock that a writer needs to change this schedule, until it is given back by a rollback. SQLite has one lock
     /// for all.
     pub async fn hold(&self, schedule_id: &str) -> DatabaseTransaction {
         let db = self.connect().await;
-        let options = TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..Default::default() };
+        let options = TransactionOptions {
+            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+            ..Default::default()
+        };
         let held = db.begin_with_options(options).await.expect("a transaction");
         if held.get_database_backend() == DbBackend::Postgres {
-            let lock = format!("SELECT 1 FROM canvas_schedule WHERE id = '{schedule_id}' FOR UPDATE");
+            let lock =
+                format!("SELECT 1 FROM canvas_schedule WHERE id = '{schedule_id}' FOR UPDATE");
             held.execute_unprepared(&lock).await.expect("the lock");
         }
         held
@@ -120,7 +154,9 @@ impl Drop for Database {
             }
             Place::Server(server, name) => {
                 // FORCE: the server under test may still be closing its connections.
-                let dropped = server.postgres.psql("postgres", &format!("DROP DATABASE {name} WITH (FORCE)"));
+                let dropped = server
+                    .postgres
+                    .psql("postgres", &format!("DROP DATABASE {name} WITH (FORCE)"));
                 if !std::thread::panicking() {
                     dropped.expect("the database is dropped");
                 }
@@ -132,7 +168,11 @@ impl Drop for Database {
 /// A number that no other part of this machine has at the moment.
 fn unique() -> String {
     static MADE: AtomicU32 = AtomicU32::new(0);
-    format!("{}_{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "{}_{}",
+        std::process::id(),
+        MADE.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// The shared server; stopped, and its folder removed, by a process that sees ours end however it ends.
@@ -164,14 +204,20 @@ fn server(test: &str) -> Option<&'static Server> {
         Err(problem) => panic!("{problem}"),
     });
     if server.is_none() {
-        assert!(!postgres_is_required(), "{test} needs PostgreSQL, which is not installed, and REQUIRE_POSTGRES=1 is set");
+        assert!(
+            !postgres_is_required(),
+            "{test} needs PostgreSQL, which is not installed, and REQUIRE_POSTGRES=1 is set"
+        );
         // Past the capture of a passing test's output.
         let _told = writeln!(std::io::stderr(), "skipped: {test} needs PostgreSQL");
     }
     server.as_ref()
 }
 
-#[allow(clippy::disallowed_methods, reason = "a setting of the tests, not of the service")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a setting of the tests, not of the service"
+)]
 fn postgres_is_required() -> bool {
     std::env::var("REQUIRE_POSTGRES").is_ok_and(|value| value == "1")
 }
@@ -182,15 +228,30 @@ impl Server {
         postgres.createdb(TEMPLATE).expect("the template");
         // By another process, so that nobody is connected to the template when it is copied.
         let mut migrate = Command::new(env!("CARGO_BIN_EXE_canvas-scheduler"));
-        let migrated = migrate.args(["migrate", "--database-url", &postgres.url(TEMPLATE)]).output().expect("it starts");
-        assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
-        Self { postgres, _watcher: watcher }
+        let migrated = migrate
+            .args(["migrate", "--database-url", &postgres.url(TEMPLATE)])
+            .output()
+            .expect("it starts");
+        assert!(
+            migrated.status.success(),
+            "{}",
+            String::from_utf8_lossy(&migrated.stderr)
+        );
+        Self {
+            postgres,
+            _watcher: watcher,
+        }
     }
 
     fn database(&'static self, create: &str) -> Database {
         let name = format!("test_{}", unique());
-        self.postgres.psql("postgres", &create.replace("{}", &name)).expect("a database");
-        Database { url: self.postgres.url(&name), place: Place::Server(self, name) }
+        self.postgres
+            .psql("postgres", &create.replace("{}", &name))
+            .expect("a database");
+        Database {
+            url: self.postgres.url(&name),
+            place: Place::Server(self, name),
+        }
     }
 }
 
@@ -205,8 +266,14 @@ fn end_with_us(postgres: &Postgres) -> Child {
     "#;
     let pid = postgres.pid().expect("it runs").to_string();
     let mut shell = Command::new("sh");
-    shell.args(["-c", SCRIPT, "sh", &pid]).arg(postgres.folder());
+    shell
+        .args(["-c", SCRIPT, "sh", &pid])
+        .arg(postgres.folder());
     // Its own group, so that Ctrl-C leaves it to its work.
-    shell.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    shell
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     shell.spawn().expect("a shell")
 }

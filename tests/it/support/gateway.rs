@@ -34,32 +34,66 @@ impl Answer {
 
     /// The text of a header.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).unwrap_or_else(|| panic!("{name}: {self:?}")).to_str().expect("ASCII")
+        self.headers
+            .get(name)
+            .unwrap_or_else(|| panic!("{name}: {self:?}"))
+            .to_str()
+            .expect("ASCII")
     }
 }
 
 impl TestApp {
     /// The status of what may not be text.
     pub async fn status_of(&self, path: &str) -> u16 {
-        self.raw_http(Method::GET, path, &[], Vec::new()).await.0.status.as_u16()
+        self.raw_http(Method::GET, path, &[], Vec::new())
+            .await
+            .0
+            .status
+            .as_u16()
     }
 
     /// Sends a request with these headers as it is.
-    pub async fn http(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) -> Answer {
+    pub async fn http(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Vec<u8>>,
+    ) -> Answer {
         let (head, bytes) = self.raw_http(method, path, headers, body.into()).await;
-        Answer { status: head.status.as_u16(), headers: head.headers, text: String::from_utf8(bytes.to_vec()).expect("UTF-8") }
+        Answer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            text: String::from_utf8(bytes.to_vec()).expect("UTF-8"),
+        }
     }
 
-    async fn raw_http(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> (Parts, Bytes) {
-        let mut request = Request::builder().method(method).uri(path).header("host", "gateway");
+    async fn raw_http(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> (Parts, Bytes) {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "gateway");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Full::new(Bytes::from(body))).expect("a request");
-        let stream = TcpStream::connect(self.gateway()).await.expect("it listens");
+        let request = request
+            .body(Full::new(Bytes::from(body)))
+            .expect("a request");
+        let stream = TcpStream::connect(self.gateway())
+            .await
+            .expect("it listens");
         let (mut send, connection) = handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
         tokio::spawn(connection);
-        let (head, body) = soon(send.send_request(request)).await.expect("an answer").into_parts();
+        let (head, body) = soon(send.send_request(request))
+            .await
+            .expect("an answer")
+            .into_parts();
         (head, soon(body.collect()).await.expect("a body").to_bytes())
     }
 
@@ -70,12 +104,22 @@ impl TestApp {
 
     /// The same of any text.
     pub async fn post_text(&self, path: &str, body: &str) -> Answer {
-        self.http(Method::POST, path, &[("content-type", "application/json"), ("authorization", &self.bearer())], body).await
+        self.http(
+            Method::POST,
+            path,
+            &[
+                ("content-type", "application/json"),
+                ("authorization", &self.bearer()),
+            ],
+            body,
+        )
+        .await
     }
 
     /// Gets with the app's key.
     pub async fn fetch(&self, path: &str) -> Answer {
-        self.http(Method::GET, path, &[("authorization", &self.bearer())], "").await
+        self.http(Method::GET, path, &[("authorization", &self.bearer())], "")
+            .await
     }
 
     /// The app's key as a header states it.

@@ -16,8 +16,15 @@ pub struct Sending {
 impl Sending {
     /// A server over a migrated database.
     pub async fn start(database: &Database) -> Self {
-        let (sink, clock) = (RecordingSink::new(), Arc::new(ManualClock::at(instant(NOW))));
-        Self { app: TestApp::start_sending(database, &sink, &clock).await, sink, clock }
+        let (sink, clock) = (
+            RecordingSink::new(),
+            Arc::new(ManualClock::at(instant(NOW))),
+        );
+        Self {
+            app: TestApp::start_sending(database, &sink, &clock).await,
+            sink,
+            clock,
+        }
     }
 
     /// Moves the clock to an instant as a test writes it.

@@ -31,7 +31,10 @@ impl RecordingSink {
     /// A sink that takes everything.
     pub fn new() -> Arc<Self> {
         let script: Script = Box::new(|_| Reply::Say(Answer::Delivered));
-        Arc::new(Self { seen: watch::Sender::new(vec![]), script: Mutex::new(script) })
+        Arc::new(Self {
+            seen: watch::Sender::new(vec![]),
+            script: Mutex::new(script),
+        })
     }
 
     /// From now on it answers so.
@@ -46,12 +49,18 @@ impl RecordingSink {
 
     /// What has come until now.
     pub fn seen(&self) -> Vec<Dispatch> {
-        self.seen.borrow().iter().map(|(dispatch, _)| dispatch.clone()).collect()
+        self.seen
+            .borrow()
+            .iter()
+            .map(|(dispatch, _)| dispatch.clone())
+            .collect()
     }
 
     /// What was taken until now.
     pub fn taken(&self) -> Vec<Dispatch> {
-        let taken = |(dispatch, reply): &(Dispatch, Reply)| matches!(reply, Reply::Say(Answer::Delivered)).then(|| dispatch.clone());
+        let taken = |(dispatch, reply): &(Dispatch, Reply)| {
+            matches!(reply, Reply::Say(Answer::Delivered)).then(|| dispatch.clone())
+        };
         self.seen.borrow().iter().filter_map(taken).collect()
     }
 
@@ -63,18 +72,26 @@ impl RecordingSink {
     /// Waits until `n` dispatches have come in all, and answers them.
     pub async fn at_least(&self, n: usize) -> Vec<Dispatch> {
         let mut seen = self.seen.subscribe();
-        soon(seen.wait_for(|seen| seen.len() >= n)).await.expect("the sink is there");
+        soon(seen.wait_for(|seen| seen.len() >= n))
+            .await
+            .expect("the sink is there");
         self.seen()
     }
 
     /// Moves the clock on step by step until `enough`: for what comes after pauses that begin when an answer is written.
-    pub async fn in_time(&self, clock: &ManualClock, step: TimeDelta, enough: impl Fn(&Self) -> bool) {
+    pub async fn in_time(
+        &self,
+        clock: &ManualClock,
+        step: TimeDelta,
+        enough: impl Fn(&Self) -> bool,
+    ) {
         let mut seen = self.seen.subscribe();
         let moving = async {
             while !enough(self) {
                 clock.advance(step);
                 // Whoever waits for the clock gets a turn.
-                let _come = tokio::time::timeout(std::time::Duration::from_millis(5), seen.changed()).await;
+                let _come =
+                    tokio::time::timeout(std::time::Duration::from_millis(5), seen.changed()).await;
             }
         };
         soon(moving).await;
@@ -84,7 +101,8 @@ impl RecordingSink {
 impl Sink for RecordingSink {
     fn deliver<'a>(&'a self, dispatch: &'a Dispatch) -> Answering<'a> {
         let reply = (self.script.lock().expect("no panic while answering"))(dispatch);
-        self.seen.send_modify(|seen| seen.push((dispatch.clone(), reply.clone())));
+        self.seen
+            .send_modify(|seen| seen.push((dispatch.clone(), reply.clone())));
         Box::pin(async move {
             match reply {
                 Reply::Say(answer) => answer,

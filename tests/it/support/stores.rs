@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use canvas_scheduler::clock::{Clock, ManualClock};
 use canvas_scheduler::domain::{
-    Answer, Cancel, CanvasId, Command, Create, Delivery, Outcome, Overwrite, Policy, Schedule, ScheduleId, Target, WorkspaceId, zone,
+    Answer, Cancel, CanvasId, Command, Create, Delivery, Outcome, Overwrite, Policy, Schedule,
+    ScheduleId, Target, WorkspaceId, zone,
 };
 use canvas_scheduler::error::Error;
 use canvas_scheduler::store::{Caller, Finished, Leased, Options, Store, Work};
@@ -30,7 +31,9 @@ impl TestStore {
     pub async fn open_with(database: &Database, policy: Policy) -> Self {
         let clock = Arc::new(ManualClock::at(instant(NOW)));
         let options = Options::new(database.url());
-        let (store, writers) = Store::open(&options, clock.clone(), policy).await.expect("it opens");
+        let (store, writers) = Store::open(&options, clock.clone(), policy)
+            .await
+            .expect("it opens");
         for writer in writers {
             tokio::spawn(writer.run());
         }
@@ -40,38 +43,94 @@ impl TestStore {
 
     /// A schedule for everyone.
     pub async fn create(&self, time: &str, in_local_time: bool) -> ScheduleId {
-        let create = Create { canvas_id: canvas(), schedule: schedule(time, in_local_time), properties: None, target: everyone() };
+        let create = Create {
+            canvas_id: canvas(),
+            schedule: schedule(time, in_local_time),
+            properties: None,
+            target: everyone(),
+        };
         let id = ScheduleId::new();
-        self.store.commit(caller(), Work::Create(id, Box::new(create)), None).await.expect("created").after.id
+        self.store
+            .commit(caller(), Work::Create(id, Box::new(create)), None)
+            .await
+            .expect("created")
+            .after
+            .id
     }
 
     /// An update of it.
-    pub async fn update(&self, id: ScheduleId, time: &str, in_local_time: bool) -> Result<Outcome, Error> {
+    pub async fn update(
+        &self,
+        id: ScheduleId,
+        time: &str,
+        in_local_time: bool,
+    ) -> Result<Outcome, Error> {
         let schedule = schedule(time, in_local_time);
-        let overwrite = Overwrite { canvas_id: canvas(), schedule, properties: None, etag: None, require_all: false };
-        self.store.commit(caller(), Work::Change(id, Box::new(Command::Overwrite(overwrite))), None).await
+        let overwrite = Overwrite {
+            canvas_id: canvas(),
+            schedule,
+            properties: None,
+            etag: None,
+            require_all: false,
+        };
+        self.store
+            .commit(
+                caller(),
+                Work::Change(id, Box::new(Command::Overwrite(overwrite))),
+                None,
+            )
+            .await
     }
 
     /// A cancellation of it.
     pub async fn cancel(&self, id: ScheduleId) -> Result<Outcome, Error> {
-        let cancel = Cancel { canvas_id: canvas(), etag: None, require_all: false };
-        self.store.commit(caller(), Work::Change(id, Box::new(Command::Cancel(cancel))), None).await
+        let cancel = Cancel {
+            canvas_id: canvas(),
+            etag: None,
+            require_all: false,
+        };
+        self.store
+            .commit(
+                caller(),
+                Work::Change(id, Box::new(Command::Cancel(cancel))),
+                None,
+            )
+            .await
     }
 
     /// What is due, at most `limit`.
     pub async fn fire(&self, limit: usize) -> Vec<Leased> {
-        self.store.fire(limit, self.clock.now(), &Delivery::default(), zone::data_number()).await.expect("fired").leased
+        self.store
+            .fire(
+                limit,
+                self.clock.now(),
+                &Delivery::default(),
+                zone::data_number(),
+            )
+            .await
+            .expect("fired")
+            .leased
     }
 
     /// What is due again, at most `limit`.
     pub async fn retry(&self, limit: usize) -> Vec<Leased> {
-        self.store.retry(limit, self.clock.now(), &Delivery::default()).await.expect("leased").leased
+        self.store
+            .retry(limit, self.clock.now(), &Delivery::default())
+            .await
+            .expect("leased")
+            .leased
     }
 
     /// Tells what became of dispatches.
     pub async fn finish(&self, leased: &[Leased], answer: &Answer) {
-        let finished: Vec<Finished> = leased.iter().map(|leased| Finished::of(leased, answer.clone())).collect();
-        self.store.finish(&finished, self.clock.now(), &Delivery::default()).await.expect("finished");
+        let finished: Vec<Finished> = leased
+            .iter()
+            .map(|leased| Finished::of(leased, answer.clone()))
+            .collect();
+        self.store
+            .finish(&finished, self.clock.now(), &Delivery::default())
+            .await
+            .expect("finished");
     }
 
     /// Moves the clock to an instant.
@@ -94,24 +153,39 @@ fn schedule(time: &str, in_local_time: bool) -> Schedule {
 }
 
 fn everyone() -> Target {
-    Target { broadcast: true, ..Target::default() }
+    Target {
+        broadcast: true,
+        ..Target::default()
+    }
 }
 
 fn caller() -> Caller {
-    Caller { workspace: WorkspaceId::DEFAULT, actor: "test".into(), deadline: None, span: Span::default() }
+    Caller {
+        workspace: WorkspaceId::DEFAULT,
+        actor: "test".into(),
+        deadline: None,
+        span: Span::default(),
+    }
 }
 
 /// Not taken, as a consumer says that is full.
 pub fn not_taken() -> Answer {
-    Answer::NotTaken { why: "503".to_owned(), retry_after: None }
+    Answer::NotTaken {
+        why: "503".to_owned(),
+        retry_after: None,
+    }
 }
 
 /// Perhaps taken.
 pub fn unknown() -> Answer {
-    Answer::Unknown { why: "timeout".to_owned() }
+    Answer::Unknown {
+        why: "timeout".to_owned(),
+    }
 }
 
 /// Refused for good.
 pub fn rejected() -> Answer {
-    Answer::Rejected { why: "400".to_owned() }
+    Answer::Rejected {
+        why: "400".to_owned(),
+    }
 }
