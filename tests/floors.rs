@@ -150,7 +150,7 @@ fn a_query_of_tenants_rows_names_the_workspace() {
     let mut faults = Vec::new();
     for file in sources(Path::new("src/store"))
         .into_iter()
-        .filter(|file| !file.ends_with("scope.rs"))
+        .filter(|file| !file.ends_with("tenant.rs"))
     {
         let text = fs::read_to_string(&file).expect("a source");
         for (table, begins) in TENANT_TABLES
@@ -166,7 +166,7 @@ fn a_query_of_tenants_rows_names_the_workspace() {
     }
     assert!(
         faults.is_empty(),
-        "these begin at store/scope.rs:\n{}",
+        "these begin at store/schema/tenant.rs:\n{}",
         faults.join("\n")
     );
 }

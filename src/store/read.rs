@@ -6,16 +6,21 @@ use sea_orm::{
     ColumnTrait, DbErr, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
 };
 
-use super::batch::Answered;
-use super::entity::{canvas_schedule, properties, request, target, workspace};
-use super::error::public;
-use super::scope::Tenant;
-use super::{Key, REQUEST_KEPT, Store, convert, dispatches, history};
 use crate::domain::{
     CanvasId, CanvasSchedule, Firing, Properties, PropertiesId, RequestId, Revision, ScheduleId,
     State, Target, WorkspaceId, Zone,
 };
 use crate::error::Error;
+use crate::store::Key;
+use crate::store::REQUEST_KEPT;
+use crate::store::Store;
+use crate::store::commit::batch::Answered;
+use crate::store::commit::history;
+use crate::store::dispatch::rows;
+use crate::store::schema::codec;
+use crate::store::schema::tables::{canvas_schedule, properties, request, target, workspace};
+use crate::store::schema::tenant::Tenant;
+use crate::store::session::error::public;
 
 /// A schedule and what it carries.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,9 +78,9 @@ impl Store {
         else {
             return Ok(None);
         };
-        let mut dispatches = dispatches::of_rows(&self.reads, std::iter::once(&row)).await?;
+        let mut dispatches = rows::of_rows(&self.reads, std::iter::once(&row)).await?;
         let of_row = dispatches.remove(&row.id).unwrap_or_default();
-        dispatches::schedule(row, of_row).map(Some)
+        rows::schedule(row, of_row).map(Some)
     }
 
     /// One schedule and what it carries.
@@ -90,8 +95,8 @@ impl Store {
                 .filter(target::Column::ScheduleId.eq(id.0))
                 .one(&self.reads)
                 .await?;
-            let target = target.ok_or_else(|| convert::broken("the target is missing"))?;
-            let target = serde_json::from_str(&target.body).map_err(convert::broken)?;
+            let target = target.ok_or_else(|| codec::broken("the target is missing"))?;
+            let target = serde_json::from_str(&target.body).map_err(codec::broken)?;
             let mut bodies = self
                 .find_properties(workspace, schedule.properties.into_iter().collect())
                 .await?;
@@ -135,7 +140,7 @@ impl Store {
         let body = |row: properties::Model| {
             Ok((
                 PropertiesId(row.id),
-                serde_json::from_str(&row.body).map_err(convert::broken)?,
+                serde_json::from_str(&row.body).map_err(codec::broken)?,
             ))
         };
         rows.into_iter().map(body).collect()
@@ -153,7 +158,7 @@ impl Store {
         let open = canvas_schedule::Entity::within(workspace)
             .filter(canvas_schedule::Column::CanvasId.eq(canvas_id.as_str()))
             // The text of the partial index's own condition.
-            .filter(canvas_schedule::Column::State.lte(convert::state_code(State::Dispatching)));
+            .filter(canvas_schedule::Column::State.lte(codec::state_code(State::Dispatching)));
         let first = open
             .clone()
             .order_by_asc(canvas_schedule::Column::Id)
@@ -195,7 +200,7 @@ impl Store {
             query = query.filter(canvas_schedule::Column::CanvasId.eq(canvas_id.as_str()));
         }
         if let Some(state) = filter.state {
-            query = query.filter(canvas_schedule::Column::State.eq(convert::state_code(state)));
+            query = query.filter(canvas_schedule::Column::State.eq(codec::state_code(state)));
         }
         if let Some(after) = after {
             query = query.filter(canvas_schedule::Column::Id.gt(after.0));
@@ -206,10 +211,10 @@ impl Store {
                 .limit(limit)
                 .all(&self.reads)
                 .await?;
-            let mut dispatches = dispatches::of_rows(&self.reads, rows.iter()).await?;
+            let mut dispatches = rows::of_rows(&self.reads, rows.iter()).await?;
             let schedule = |row: canvas_schedule::Model| {
                 let of_row = dispatches.remove(&row.id).unwrap_or_default();
-                Ok(dispatches::schedule(row, of_row)?.0)
+                Ok(rows::schedule(row, of_row)?.0)
             };
             rows.into_iter().map(schedule).collect::<Result<_, DbErr>>()
         };
@@ -231,7 +236,7 @@ impl Store {
         let (before, oldest) = (before.unwrap_or(i64::MAX), newest - self.revisions_kept);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let rows = history::newest(&self.reads, (workspace.0, id.0), before, oldest, limit).await;
-        let revisions = rows.and_then(|rows| rows.into_iter().map(convert::revision).collect());
+        let revisions = rows.and_then(|rows| rows.into_iter().map(codec::revision).collect());
         revisions.map_err(|fault: DbErr| public(&fault))
     }
 
@@ -254,7 +259,7 @@ impl Store {
             if u128::try_from(age).is_ok_and(|age| age >= REQUEST_KEPT.as_millis()) {
                 return Ok(None);
             }
-            let outcome = serde_json::from_str(&row.outcome).map_err(convert::broken)?;
+            let outcome = serde_json::from_str(&row.outcome).map_err(codec::broken)?;
             Ok(Some(Answered {
                 digest: row.digest,
                 outcome,
@@ -270,8 +275,8 @@ impl Store {
     pub async fn default_zone(&self, id: WorkspaceId) -> Result<Zone, Error> {
         let read = async {
             let row = workspace::Entity::find_by_id(id.0).one(&self.reads).await?;
-            let row = row.ok_or_else(|| convert::broken("the workspace does not exist"))?;
-            Zone::parse(&row.default_time_zone).map_err(convert::broken)
+            let row = row.ok_or_else(|| codec::broken("the workspace does not exist"))?;
+            Zone::parse(&row.default_time_zone).map_err(codec::broken)
         };
         read.await.map_err(|fault: DbErr| public(&fault))
     }

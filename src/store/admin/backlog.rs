@@ -1,0 +1,88 @@
+//! What operators want to know of sending: what is due, and how dispatches stand. Each look is bounded, whatever there is.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ConnectionTrait, Statement};
+
+use crate::domain::DispatchState;
+use crate::error::Error;
+use crate::store::Store;
+use crate::store::schema::codec;
+use crate::telemetry::metrics::{Backlog, Standing};
+
+/// The most that is counted.
+const COUNTED_MOST: i64 = 10_000;
+
+const DUE: &str = "SELECT count(*), min(wake_ms) FROM (SELECT wake_ms FROM canvas_schedule_wake WHERE wake_ms <= $1 ORDER BY wake_ms LIMIT $2) AS due";
+
+/// Read off an index by workspace and state (`dispatch_odd`, whose condition must be repeated for SQLite to see that it fits).
+static STANDING: LazyLock<String> = LazyLock::new(|| {
+    let [unknown, dead] = [DispatchState::Unknown, DispatchState::Dead].map(|state| {
+        let state = codec::dispatch_state_code(state);
+        format!(
+            "(SELECT count(*) FROM (SELECT 1 FROM workspace t JOIN dispatch d ON d.workspace_id = t.id AND d.state = {state} \
+             AND d.state IN (1, 3, 4) LIMIT {COUNTED_MOST}) AS counted)"
+        )
+    });
+    format!(
+        "SELECT {unknown}, {dead}, (SELECT count(*) FROM workspace WHERE sending_paused), (SELECT paused FROM sending WHERE id = 1)"
+    )
+});
+
+impl Store {
+    /// What is due at `now` and was not fired.
+    ///
+    /// # Errors
+    /// What the database says, for the log.
+    pub async fn backlog(&self, now: DateTime<Utc>) -> Result<Backlog, Error> {
+        let read = async {
+            let db = &self.link.db();
+            let values = [now.timestamp_millis().into(), COUNTED_MOST.into()];
+            let row = db
+                .query_one_raw(Statement::from_sql_and_values(
+                    db.get_database_backend(),
+                    DUE,
+                    values,
+                ))
+                .await?;
+            let Some(row) = row else {
+                return Ok(Backlog::default());
+            };
+            let since: Option<i64> = row.try_get_by_index(1)?;
+            let oldest = since.map_or(0, |since| now.timestamp_millis() - since);
+            Ok(Backlog {
+                due: row.try_get_by_index(0)?,
+                oldest: Duration::from_millis(oldest.max(0).unsigned_abs()),
+            })
+        };
+        self.link.in_time(read).await
+    }
+
+    /// How the dispatches of all workspaces stand, and which brakes are on.
+    ///
+    /// # Errors
+    /// What the database says, for the log.
+    pub async fn standing(&self) -> Result<Standing, Error> {
+        let read = async {
+            let db = &self.link.db();
+            let row = db
+                .query_one_raw(Statement::from_string(
+                    db.get_database_backend(),
+                    STANDING.as_str(),
+                ))
+                .await?;
+            let Some(row) = row else {
+                return Ok(Standing::default());
+            };
+            Ok(Standing {
+                unknown: row.try_get_by_index(0)?,
+                dead: row.try_get_by_index(1)?,
+                workspaces_paused: row.try_get_by_index(2)?,
+                all_paused: row.try_get_by_index(3)?,
+            })
+        };
+        self.link.in_time(read).await
+    }
+}

@@ -1,0 +1,95 @@
+//! The brake: nothing is fired and nothing tried again while sending is paused, for one workspace or for all.
+
+use sea_orm::sea_query::Expr;
+use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, Statement};
+
+use crate::error::Error;
+use crate::store::Store;
+use crate::store::commit::writer::begin;
+use crate::store::dispatch::transitions;
+use crate::store::schema::tables::{wake, workspace};
+
+/// Those that may send again and have entries that were put aside.
+const RELEASED: &str = "SELECT t.id FROM workspace t WHERE NOT t.sending_paused \
+     AND EXISTS (SELECT 1 FROM canvas_schedule_parked p WHERE p.workspace_id = t.id)";
+
+const PARKED: &str = "SELECT wake_ms, workspace_id, id FROM canvas_schedule_parked WHERE workspace_id = $1 ORDER BY wake_ms LIMIT $2";
+
+impl Store {
+    /// Pauses sending for a workspace or for all, or lets it go on. Says whether there is such a workspace.
+    ///
+    /// # Errors
+    /// What the database says, for the log.
+    pub async fn set_sending(&self, workspace: Option<&str>, paused: bool) -> Result<bool, Error> {
+        let set = async {
+            let db = &self.link.db();
+            let Some(name) = workspace else {
+                let all = "UPDATE sending SET paused = $1 WHERE id = 1";
+                db.execute_raw(Statement::from_sql_and_values(
+                    db.get_database_backend(),
+                    all,
+                    [paused.into()],
+                ))
+                .await?;
+                return Ok(true);
+            };
+            let one = workspace::Entity::update_many()
+                .col_expr(workspace::Column::SendingPaused, Expr::value(paused));
+            Ok(one
+                .filter(workspace::Column::Name.eq(name))
+                .exec(db)
+                .await?
+                .rows_affected
+                > 0)
+        };
+        self.link.in_time(set).await
+    }
+
+    /// Puts up to `most` entries of each workspace that may send again back into the queue, and answers how many. A paused
+    /// workspace's are put aside as they come due, so that they are in nobody's way.
+    ///
+    /// # Errors
+    /// What the database says, for the log.
+    pub async fn unpark(&self, most: u64) -> Result<usize, Error> {
+        let unpark = async {
+            let db = &self.link.db();
+            let released = db
+                .query_all_raw(Statement::from_string(db.get_database_backend(), RELEASED))
+                .await?;
+            let mut moved = 0;
+            for workspace in released {
+                moved += self
+                    .unpark_one(workspace.try_get_by_index(0)?, most)
+                    .await?;
+            }
+            Ok(moved)
+        };
+        self.link.in_time(unpark).await
+    }
+
+    async fn unpark_one(&self, workspace: i32, most: u64) -> Result<usize, DbErr> {
+        let db = begin(&self.link.db()).await?;
+        let values = [
+            workspace.into(),
+            i64::try_from(most).unwrap_or(i64::MAX).into(),
+        ];
+        let rows = db
+            .query_all_raw(Statement::from_sql_and_values(
+                db.get_database_backend(),
+                PARKED,
+                values,
+            ))
+            .await?;
+        let entry = |row: &sea_orm::QueryResult| {
+            Ok(wake::Model {
+                wake_ms: row.try_get_by_index(0)?,
+                workspace_id: row.try_get_by_index(1)?,
+                id: row.try_get_by_index(2)?,
+            })
+        };
+        let entries = rows.iter().map(entry).collect::<Result<Vec<_>, DbErr>>()?;
+        transitions::unpark_entries(&db, &entries).await?;
+        db.commit().await?;
+        Ok(entries.len())
+    }
+}

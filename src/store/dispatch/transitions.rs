@@ -1,0 +1,334 @@
+//! Rows that move on by no change of a caller: to their next wave, to open zones again, to newer zone rules. Each is guarded by the
+//! version that was read, and moves it, so that a change that was decided meanwhile is decided again.
+
+use std::collections::HashSet;
+use std::sync::LazyLock;
+
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, Value};
+use uuid::Uuid;
+
+use crate::domain::{CanvasSchedule, zone};
+use crate::store::dispatch::rows::ScheduleKey;
+use crate::store::schema::codec;
+use crate::store::schema::columns::{
+    Column, Kind, Row, Texts, names, parameters, row, table, values,
+};
+use crate::store::schema::tables::{canvas_schedule, dispatch, wake};
+
+/// What one transaction moves.
+#[derive(Default)]
+pub struct Moves {
+    /// Each row once as it is to be, but for its `version`, which is the one that was read.
+    pub rows: Vec<Move>,
+    /// Entries of the queue that were taken, to be removed with their row's move. Whoever takes them holds their locks.
+    pub taken: Vec<wake::Model>,
+    /// Entries to be added; none is among those taken. One whose row is not written costs a look at it.
+    added: Vec<wake::Model>,
+}
+
+/// One row as it is to be, and its dispatch, if it is fired. The names differ from a dispatch's.
+#[derive(Debug, Clone)]
+pub struct Move {
+    workspace: i32,
+    id: Uuid,
+    version: i64,
+    next_state: i16,
+    next_wave_ms: Option<i64>,
+    wake_ms: Option<i64>,
+    fired: i32,
+    zone_rules: i32,
+    done_ms: Option<i64>,
+    /// What it is fired with.
+    pub dispatch: Option<dispatch::Model>,
+}
+
+impl Row for Move {
+    fn columns() -> Vec<Column> {
+        let own = [
+            ("workspace", Kind::Int),
+            ("id", Kind::Uuid),
+            ("version", Kind::Big),
+            ("next_state", Kind::Small),
+            ("next_wave_ms", Kind::BigOrNull),
+            ("wake_ms", Kind::BigOrNull),
+            ("fired", Kind::Int),
+            ("zone_rules", Kind::Int),
+            ("done_ms", Kind::BigOrNull),
+        ];
+        own.into_iter().chain(dispatch::Model::columns()).collect()
+    }
+
+    fn values(&self) -> Vec<Value> {
+        let own = [
+            self.workspace.into(),
+            self.id.into(),
+            self.version.into(),
+            self.next_state.into(),
+            self.next_wave_ms.into(),
+            self.wake_ms.into(),
+            self.fired.into(),
+            self.zone_rules.into(),
+            self.done_ms.into(),
+        ];
+        let nothing = || {
+            dispatch::Model::columns()
+                .into_iter()
+                .map(|(_, kind)| kind.null())
+                .collect()
+        };
+        own.into_iter()
+            .chain(self.dispatch.as_ref().map_or_else(nothing, Row::values))
+            .collect()
+    }
+}
+
+row!(wake::Model {
+    wake_ms: Big,
+    workspace_id: Int,
+    id: Uuid
+});
+
+const ROWS: &str = "UPDATE canvas_schedule AS s SET version = s.version + 1, state = i.next_state, next_wave_ms = i.next_wave_ms, \
+       wake_ms = i.wake_ms, fired = i.fired, zone_rules = i.zone_rules, finished_ms = i.done_ms \
+     FROM i WHERE s.workspace_id = i.workspace AND s.id = i.id AND s.version = i.version";
+
+const TAKEN: &str = "DELETE FROM canvas_schedule_wake WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM t)";
+
+const ADDED: &str = "INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) SELECT wake_ms, workspace_id, id FROM a \
+     WHERE true ON CONFLICT DO NOTHING";
+
+/// The dispatches of the rows that are in a table of that name; they are numbered from 1.
+fn fired(of: &str) -> String {
+    let names = names::<dispatch::Model>("");
+    format!("INSERT INTO dispatch ({names}) SELECT {names} FROM {of} WHERE n > 0")
+}
+
+fn tables(backend: DbBackend) -> String {
+    let taken = 1 + parameters::<Move>(backend);
+    let added = taken + parameters::<wake::Model>(backend);
+    let [taken, added] = [("t", taken), ("a", added)]
+        .map(|(name, first)| table::<wake::Model>(backend, name, first));
+    [table::<Move>(backend, "i", 1), taken, added].join(", ")
+}
+
+/// One statement, one round trip. A dispatch travels with its row and comes out of the update that writes it: to join the two
+/// would compare each with each, since nothing is known of what is in a batch. What is selected comes first: no entry is removed
+/// before all rows are locked, so that a writer who waits to add the same one holds none that is still needed.
+static POSTGRES: LazyLock<String> = LazyLock::new(|| {
+    let (tables, dispatches, fired) = (
+        tables(DbBackend::Postgres),
+        names::<dispatch::Model>("i."),
+        fired("moved"),
+    );
+    format!(
+        "WITH {tables}, moved AS ({ROWS} RETURNING s.id, {dispatches}), taken AS ({TAKEN}), added AS ({ADDED}), fired AS ({fired}) \
+         SELECT id FROM moved"
+    )
+});
+
+/// One after the other, under the one write lock, so that every row still has the version that was read.
+static SQLITE: LazyLock<[String; 4]> = LazyLock::new(|| {
+    let tables = tables(DbBackend::Sqlite);
+    [ROWS, TAKEN, ADDED, &fired("i")].map(|part| format!("WITH {tables} {part}"))
+});
+
+impl Moves {
+    /// Moves a row to `after`, fired with `dispatch` if it is, looked at next when its next wave is due, or at `look_ms` where that is
+    /// given.
+    ///
+    /// # Errors
+    /// Never in practice: nothing is fired two thousand million times.
+    pub fn row(
+        &mut self,
+        before: &canvas_schedule::Model,
+        after: &CanvasSchedule,
+        look_ms: Option<i64>,
+        now_ms: i64,
+        dispatch: Option<dispatch::Model>,
+    ) -> Result<(), DbErr> {
+        let next_wave_ms = after.next_wave.map(|at| at.timestamp_millis());
+        let wake_ms = next_wave_ms.map(|next| look_ms.unwrap_or(next));
+        if let Some(wake_ms) = wake_ms {
+            self.look(wake::Model {
+                wake_ms,
+                workspace_id: before.workspace_id,
+                id: before.id,
+            });
+        }
+        self.rows.push(Move {
+            workspace: before.workspace_id,
+            id: before.id,
+            version: before.version,
+            next_state: codec::state_code(after.state()),
+            next_wave_ms,
+            wake_ms,
+            fired: codec::signed(after.fired)?,
+            zone_rules: zone::data_number(),
+            done_ms: match (before.next_wave_ms, next_wave_ms) {
+                (_, Some(_)) => None,
+                (None, None) => before.finished_ms.or(Some(now_ms)),
+                (Some(_), None) => Some(now_ms),
+            },
+            dispatch,
+        });
+        Ok(())
+    }
+
+    /// Adds an entry; one that was taken simply stays.
+    fn look(&mut self, entry: wake::Model) {
+        match self.taken.iter().position(|taken| *taken == entry) {
+            Some(at) => drop(self.taken.swap_remove(at)),
+            None => self.added.push(entry),
+        }
+    }
+
+    /// Writes it all, within a transaction, and answers the schedules that still had the version that was read; of the others
+    /// nothing is written.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn write<C: ConnectionTrait>(mut self, db: &C) -> Result<HashSet<Uuid>, DbErr> {
+        if self.rows.is_empty() {
+            return Ok(HashSet::new());
+        }
+        // In the order of the ids, as every other batch, so that batches never wait for each other in a ring.
+        self.rows.sort_unstable_by_key(|row| ScheduleKey {
+            id: row.id,
+            workspace_id: row.workspace,
+        });
+        let backend = db.get_database_backend();
+        let values = [
+            values(backend, &self.rows),
+            values(backend, &self.taken),
+            values(backend, &self.added),
+        ]
+        .concat();
+        if backend == DbBackend::Postgres {
+            let moved = db
+                .query_all_raw(Statement::from_sql_and_values(
+                    DbBackend::Postgres,
+                    POSTGRES.as_str(),
+                    values,
+                ))
+                .await?;
+            let moved = moved
+                .iter()
+                .map(|row| row.try_get_by_index::<Uuid>(0))
+                .collect::<Result<HashSet<_>, _>>()?;
+            self.taken.retain(|entry| !moved.contains(&entry.id));
+            ADD_ENTRIES.execute(db, [], &self.taken).await?;
+            return Ok(moved);
+        }
+        for (n, part) in SQLITE.iter().enumerate() {
+            let done = db
+                .execute_raw(Statement::from_sql_and_values(
+                    DbBackend::Sqlite,
+                    part,
+                    values.clone(),
+                ))
+                .await?;
+            if n == 0 && done.rows_affected() != self.rows.len() as u64 {
+                return Err(DbErr::Custom(format!(
+                    "{} of {} rows had the version that was read",
+                    done.rows_affected(),
+                    self.rows.len()
+                )));
+            }
+        }
+        Ok(self.rows.iter().map(|row| row.id).collect())
+    }
+}
+
+static REMOVE_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let entries = table::<wake::Model>(backend, "t", 1);
+        format!(
+            "WITH {entries} DELETE FROM canvas_schedule_wake WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM t)"
+        )
+    })
+});
+
+static ADD_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let entries = table::<wake::Model>(backend, "t", 1);
+        format!(
+            "WITH {entries} INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
+             SELECT wake_ms, workspace_id, id FROM t WHERE true ON CONFLICT DO NOTHING"
+        )
+    })
+});
+
+static UNPARK_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let entries = table::<wake::Model>(backend, "t", 1);
+        format!(
+            "WITH {entries} DELETE FROM canvas_schedule_parked \
+             WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM t)"
+        )
+    })
+});
+
+static PARK_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let entries = table::<wake::Model>(backend, "t", 1);
+        format!(
+            "WITH {entries} INSERT INTO canvas_schedule_parked (wake_ms, workspace_id, id) \
+             SELECT wake_ms, workspace_id, id FROM t WHERE true ON CONFLICT DO NOTHING"
+        )
+    })
+});
+
+/// Removes entries that no row stands behind.
+///
+/// # Errors
+/// What the database says.
+pub async fn remove_entries<C: ConnectionTrait>(
+    db: &C,
+    entries: &[wake::Model],
+) -> Result<(), DbErr> {
+    REMOVE_ENTRIES.execute(db, [], entries).await
+}
+
+/// Puts entries aside until sending goes on in their workspace: the queue holds only what may be fired.
+///
+/// # Errors
+/// What the database says.
+pub async fn park_entries<C: ConnectionTrait>(
+    db: &C,
+    entries: &[wake::Model],
+) -> Result<(), DbErr> {
+    PARK_ENTRIES.execute(db, [], entries).await?;
+    remove_entries(db, entries).await
+}
+
+/// Puts entries that were put aside back into the queue.
+///
+/// # Errors
+/// What the database says.
+pub async fn unpark_entries<C: ConnectionTrait>(
+    db: &C,
+    entries: &[wake::Model],
+) -> Result<(), DbErr> {
+    UNPARK_ENTRIES.execute(db, [], entries).await?;
+    ADD_ENTRIES.execute(db, [], entries).await
+}
+
+/// Looks at these entries later, at `at_ms`.
+///
+/// # Errors
+/// What the database says.
+pub async fn postpone_entries<C: ConnectionTrait>(
+    db: &C,
+    entries: Vec<wake::Model>,
+    at_ms: i64,
+) -> Result<(), DbErr> {
+    remove_entries(db, &entries).await?;
+    let later: Vec<wake::Model> = entries
+        .into_iter()
+        .map(|entry| wake::Model {
+            wake_ms: at_ms,
+            ..entry
+        })
+        .collect();
+    ADD_ENTRIES.execute(db, [], &later).await
+}

@@ -1,0 +1,7 @@
+//! The tables, their rows, and the way from rows to domain values and back.
+
+pub(super) mod codec;
+pub(super) mod columns;
+pub(super) mod migration;
+pub(super) mod tables;
+pub(super) mod tenant;

@@ -1,0 +1,68 @@
+//! Rows of tenants. A query of their tables begins here, with the workspace that it is about; `tests/floors.rs` holds the other
+//! modules of the store to it.
+
+use sea_orm::{ColumnTrait, DeleteMany, EntityTrait, QueryFilter, Select, UpdateMany};
+
+use crate::domain::WorkspaceId;
+use crate::store::schema::tables::{
+    canvas_schedule, dispatch, properties, rate_window, request, revision, target,
+};
+
+/// A table whose rows belong to workspaces.
+pub trait Tenant: EntityTrait {
+    /// Where a row says whose it is.
+    const WORKSPACE: Self::Column;
+
+    /// The rows of one workspace.
+    fn within(workspace: WorkspaceId) -> Select<Self> {
+        Self::find().filter(Self::WORKSPACE.eq(workspace.0))
+    }
+
+    /// Changes rows of one workspace.
+    fn update_within(workspace: WorkspaceId) -> UpdateMany<Self> {
+        Self::update_many().filter(Self::WORKSPACE.eq(workspace.0))
+    }
+
+    /// Deletes rows of one workspace.
+    fn delete_within(workspace: WorkspaceId) -> DeleteMany<Self> {
+        Self::delete_many().filter(Self::WORKSPACE.eq(workspace.0))
+    }
+
+    /// The rows of all workspaces: for what the process does by itself, never for a caller.
+    fn across_workspaces() -> Select<Self> {
+        Self::find()
+    }
+
+    /// As [`Self::across_workspaces`].
+    fn delete_across_workspaces() -> DeleteMany<Self> {
+        Self::delete_many()
+    }
+}
+
+impl Tenant for canvas_schedule::Entity {
+    const WORKSPACE: Self::Column = canvas_schedule::Column::WorkspaceId;
+}
+
+impl Tenant for dispatch::Entity {
+    const WORKSPACE: Self::Column = dispatch::Column::WorkspaceId;
+}
+
+impl Tenant for revision::Entity {
+    const WORKSPACE: Self::Column = revision::Column::WorkspaceId;
+}
+
+impl Tenant for properties::Entity {
+    const WORKSPACE: Self::Column = properties::Column::WorkspaceId;
+}
+
+impl Tenant for target::Entity {
+    const WORKSPACE: Self::Column = target::Column::WorkspaceId;
+}
+
+impl Tenant for request::Entity {
+    const WORKSPACE: Self::Column = request::Column::WorkspaceId;
+}
+
+impl Tenant for rate_window::Entity {
+    const WORKSPACE: Self::Column = rate_window::Column::WorkspaceId;
+}

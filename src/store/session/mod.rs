@@ -1,0 +1,7 @@
+//! Connections to the database: how they are made, kept, given transactions, and what their errors mean.
+
+pub(super) mod connect;
+pub(super) mod connection;
+pub(super) mod error;
+pub(super) mod lane;
+pub(super) mod pool;
