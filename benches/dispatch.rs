@@ -41,7 +41,7 @@ mod wire;
 
 /// What tests and benches share.
 mod support {
-    pub use super::support_postgres::{Postgres, Problem, children_of, process};
+    pub(crate) use super::support_postgres::{Postgres, Problem, children_of, process};
 }
 
 use std::process::ExitCode;

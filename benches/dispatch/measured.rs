@@ -31,7 +31,7 @@ const ALONE_SECONDS: u64 = 5;
 ///
 /// # Errors
 /// What keeps it from being measured.
-pub fn measure(plan: &Plan, verdict: &mut Verdict) -> Fallible<()> {
+pub(crate) fn measure(plan: &Plan, verdict: &mut Verdict) -> Fallible<()> {
     let Some(postgres) = loaded::start(plan.schedules, &plan.wal_compression)? else {
         return Ok(());
     };

@@ -25,7 +25,7 @@ const ANSWER_MOST: Duration = Duration::from_secs(20);
 
 /// What is offered.
 #[derive(Debug, Clone)]
-pub struct Offer {
+pub(crate) struct Offer {
     /// The server, as address and port.
     pub address: String,
     /// A key for updates.
@@ -39,13 +39,13 @@ pub struct Offer {
 }
 
 /// Updates under way.
-pub struct Offered {
+pub(crate) struct Offered {
     thread: JoinHandle<Result<Kept, String>>,
     stop: Arc<AtomicBool>,
 }
 
 /// What became of them.
-pub struct Kept {
+pub(crate) struct Kept {
     /// Those that were to be sent.
     pub offered: u64,
     /// Those that were acknowledged.
@@ -58,7 +58,7 @@ pub struct Kept {
 
 impl Offered {
     /// Begins to offer.
-    pub fn start(offer: Offer) -> Self {
+    pub(crate) fn start(offer: Offer) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = thread::spawn(move || {
@@ -77,7 +77,7 @@ impl Offered {
     ///
     /// # Errors
     /// The server was not reached at all.
-    pub fn end(self) -> Fallible<Kept> {
+    pub(crate) fn end(self) -> Fallible<Kept> {
         self.stop.store(true, Ordering::Relaxed);
         Ok(self
             .thread

@@ -5,7 +5,7 @@ use super::settings::{number, text};
 
 /// The service as one or more processes over one database.
 #[derive(Debug, Clone, Copy)]
-pub struct Setup {
+pub(crate) struct Setup {
     /// For `BENCH_ONLY`.
     pub name: &'static str,
     /// For the lines.
@@ -36,7 +36,7 @@ const SETUPS: [Setup; 3] = [
 
 /// What the run is set to.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Other pending schedules.
     pub schedules: u64,
     /// Schedules that are due at the same instant.
@@ -57,7 +57,7 @@ impl Plan {
     ///
     /// # Errors
     /// The variable that cannot be read.
-    pub fn read() -> Fallible<Self> {
+    pub(crate) fn read() -> Fallible<Self> {
         let plan = Self {
             schedules: number("BENCH_SCHEDULES", 1_000_000)?,
             due: number("BENCH_DUE", 100_000)?,
@@ -90,12 +90,12 @@ impl Plan {
     }
 
     /// How many schedules are due steadily.
-    pub fn steady(&self) -> u64 {
+    pub(crate) fn steady(&self) -> u64 {
         self.seconds.saturating_mul(self.per_second)
     }
 
     /// The processes that are to be measured.
-    pub fn setups(&self) -> impl Iterator<Item = Setup> {
+    pub(crate) fn setups(&self) -> impl Iterator<Item = Setup> {
         SETUPS.into_iter().filter(|setup| {
             self.only.is_empty() || self.only.split(',').any(|name| name.trim() == setup.name)
         })

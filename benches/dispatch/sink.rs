@@ -29,7 +29,7 @@ const EARLY_MOST_US: i64 = 5_000;
 /// A `CanvasTriggerService` on a thread of its own, with no more work for a call than it takes: it runs on the same processors as
 /// what is measured. Cheap to clone.
 #[derive(Clone)]
-pub struct CountingSink {
+pub(crate) struct CountingSink {
     address: String,
     shared: Arc<(Mutex<Tally>, Condvar)>,
 }
@@ -54,7 +54,7 @@ struct WaveTime {
 }
 
 /// What came of the schedules that are expected, each of which has one wave.
-pub struct Tally {
+pub(crate) struct Tally {
     expected: Range<u64>,
     came: Vec<bool>,
     ids: HashSet<String>,
@@ -89,7 +89,7 @@ impl Tally {
     }
 
     /// How many never came.
-    pub fn missing(&self) -> usize {
+    pub(crate) fn missing(&self) -> usize {
         self.came.len() - self.ids.len()
     }
 
@@ -117,7 +117,7 @@ impl Tally {
 }
 
 /// Now, in microseconds since 1970.
-pub fn now_us() -> i64 {
+pub(crate) fn now_us() -> i64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -129,7 +129,7 @@ impl CountingSink {
     ///
     /// # Errors
     /// It cannot be bound.
-    pub fn start() -> Fallible<Self> {
+    pub(crate) fn start() -> Fallible<Self> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?.to_string();
@@ -148,17 +148,17 @@ impl CountingSink {
     }
 
     /// Where it is.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// From now on these schedules are expected.
-    pub fn expect(&self, schedules: Range<u64>) {
+    pub(crate) fn expect(&self, schedules: Range<u64>) {
         *self.shared.0.lock().expect("no panic") = Tally::of(schedules);
     }
 
     /// What came, once all did or `until` has passed.
-    pub fn tally(&self, until: Instant) -> Tally {
+    pub(crate) fn tally(&self, until: Instant) -> Tally {
         let (tally, changed) = &*self.shared;
         let left = until.saturating_duration_since(Instant::now());
         let waited = changed.wait_timeout_while(tally.lock().expect("no panic"), left, |tally| {

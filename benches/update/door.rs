@@ -21,7 +21,7 @@ const CALLS: u32 = 500_000;
 ///
 /// # Errors
 /// A call is refused.
-pub fn cost() -> Fallible<Duration> {
+pub(crate) fn cost() -> Fallible<Duration> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -100,7 +100,7 @@ async fn admit(access: &Access, key: &[u8]) -> Fallible<()> {
 
 /// `postgres 64 callers keys and limits ratio 0.98 (0.5 us of 28.0 us of the service's processor for an update)`: what is left of the
 /// throughput by them, where the service's processor is the limit; where something else is, it is more.
-pub fn print_ratio(title: &str, cost: Duration, update: Duration) {
+pub(crate) fn print_ratio(title: &str, cost: Duration, update: Duration) {
     let ratio = 1.0 - cost.as_secs_f64() / update.as_secs_f64().max(f64::MIN_POSITIVE);
     println!(
         "{title} keys and limits ratio {ratio:.2} ({:.2} us of {:.1} us of the service's processor for an update)",

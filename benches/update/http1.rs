@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use super::Fallible;
 
 /// One connection, for one call at a time.
-pub struct Connection {
+pub(crate) struct Connection {
     stream: TcpStream,
     /// What stands before the length of the body in each request.
     head: String,
@@ -27,7 +27,7 @@ impl Connection {
     ///
     /// # Errors
     /// Nobody listens there.
-    pub async fn to(address: &str, key: &str) -> Fallible<Self> {
+    pub(crate) async fn to(address: &str, key: &str) -> Fallible<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let head = format!(
@@ -45,7 +45,7 @@ impl Connection {
     ///
     /// # Errors
     /// Another status than 201, or what is wrong with the answer.
-    pub async fn update(
+    pub(crate) async fn update(
         &mut self,
         request: &v1::UpdateCanvasScheduleRequest,
     ) -> Result<v1::UpdateCanvasScheduleResponse, String> {

@@ -16,7 +16,7 @@ use super::wire::Method;
 use super::{Fallible, LOAD};
 
 /// The call under test.
-pub const UPDATE: &str = "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule";
+pub(crate) const UPDATE: &str = "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule";
 /// So many connections carry the callers, or one for each caller.
 const CONNECTIONS_MOST: u64 = 8;
 /// How long the last answers may take.
@@ -26,7 +26,7 @@ const FAILURES_MOST: u64 = 20;
 
 /// By which face the callers come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Face {
+pub(crate) enum Face {
     /// gRPC, many callers to a connection.
     Grpc,
     /// The documented JSON over HTTP/1.1, a connection for each caller.
@@ -35,7 +35,7 @@ pub enum Face {
 
 /// What a load generator is asked to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Order {
+pub(crate) struct Order {
     /// By which face.
     pub face: Face,
     /// The server's port for it, as address and port.
@@ -54,7 +54,7 @@ pub struct Order {
 
 /// What came of it.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// Every acknowledged update, those of the warm-up too.
     pub acknowledged: u64,
     /// Acknowledged updates a second while it was measured.
@@ -75,7 +75,7 @@ pub struct Report {
 ///
 /// # Errors
 /// It fails, or takes too long.
-pub fn in_own_process(order: &Order) -> Fallible<Report> {
+pub(crate) fn in_own_process(order: &Order) -> Fallible<Report> {
     let most = WARM_UP + Duration::from_secs(order.seconds) + 3 * ANSWER_MOST;
     let mut command = std::process::Command::new(std::env::current_exe()?);
     let printed =
@@ -87,7 +87,7 @@ pub fn in_own_process(order: &Order) -> Fallible<Report> {
 ///
 /// # Errors
 /// The order cannot be read, or the server cannot be reached.
-pub fn main(order: &str) -> Fallible<()> {
+pub(crate) fn main(order: &str) -> Fallible<()> {
     let order: Order = serde_json::from_str(order)?;
     let threads = if order.callers >= 64 { 2 } else { 1 };
     let begin = Instant::now() + Duration::from_millis(200);
@@ -283,7 +283,11 @@ impl Caller {
 }
 
 /// An update of the schedule of this number to any of the times.
-pub fn update(number: u64, times: &Times, random: &mut Random) -> v1::UpdateCanvasScheduleRequest {
+pub(crate) fn update(
+    number: u64,
+    times: &Times,
+    random: &mut Random,
+) -> v1::UpdateCanvasScheduleRequest {
     let n = random.below(times.span_ms().unsigned_abs());
     let millis = times.earliest_ms() + i64::try_from(n).expect("a number of milliseconds");
     let time = DateTime::from_timestamp_millis(millis).expect("an instant in this century");
@@ -305,7 +309,7 @@ pub fn update(number: u64, times: &Times, random: &mut Random) -> v1::UpdateCanv
 
 /// The revision of an answer that is as it must be: about the schedule that was asked for, and one change further; 0 before: not
 /// known.
-pub fn checked(
+pub(crate) fn checked(
     schedule_id: &str,
     before: u32,
     answer: &v1::UpdateCanvasScheduleResponse,

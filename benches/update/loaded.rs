@@ -8,13 +8,13 @@ use super::server::migrate;
 use super::support::{Postgres, Problem};
 
 /// The database's name.
-pub const DATABASE: &str = "bench";
+pub(crate) const DATABASE: &str = "bench";
 
 /// Starts one that fits so many schedules; none, and a line that says so, where it is not installed.
 ///
 /// # Errors
 /// It does not start.
-pub fn start(schedules: u64, wal_compression: &str) -> Fallible<Option<Postgres>> {
+pub(crate) fn start(schedules: u64, wal_compression: &str) -> Fallible<Option<Postgres>> {
     let settings = settings(schedules, wal_compression);
     let borrowed: Vec<&str> = settings.iter().map(String::as_str).collect();
     let postgres = match Postgres::start(&borrowed) {
@@ -51,7 +51,7 @@ fn settings(schedules: u64, wal_compression: &str) -> Vec<String> {
 ///
 /// # Errors
 /// What the database says.
-pub fn load(postgres: &Postgres, schedules: u64, times: &Times) -> Fallible<()> {
+pub(crate) fn load(postgres: &Postgres, schedules: u64, times: &Times) -> Fallible<()> {
     let begin = Instant::now();
     postgres.createdb(DATABASE)?;
     migrate(&postgres.url(DATABASE))?;

@@ -55,7 +55,7 @@ fn ticks_with_children(pid: u32) -> f64 {
 
 /// Processor seconds taken so far.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Cpu {
+pub(crate) struct Cpu {
     /// The service's processes.
     pub server: f64,
     /// PostgreSQL, with all its backends.
@@ -68,7 +68,7 @@ pub struct Cpu {
 
 impl Cpu {
     /// What the processes have taken until now.
-    pub fn now(servers: impl IntoIterator<Item = u32>, postgres: Option<&Postgres>) -> Self {
+    pub(crate) fn now(servers: impl IntoIterator<Item = u32>, postgres: Option<&Postgres>) -> Self {
         let own = ticks(std::process::id());
         let of_postgres = postgres
             .and_then(Postgres::pid)
@@ -83,7 +83,7 @@ impl Cpu {
     }
 
     /// What was taken since `before`.
-    pub fn since(self, before: Self) -> Self {
+    pub(crate) fn since(self, before: Self) -> Self {
         Self {
             server: self.server - before.server,
             postgres: self.postgres - before.postgres,
@@ -93,7 +93,7 @@ impl Cpu {
     }
 
     /// For so many updates or dispatches, by process, per 1,000 of them.
-    pub fn per_thousand(&self, count: u64) -> String {
+    pub(crate) fn per_thousand(&self, count: u64) -> String {
         let named = [
             ("service", self.server),
             ("postgres", self.postgres),
@@ -114,7 +114,7 @@ impl Cpu {
 }
 
 /// What the figures were measured on.
-pub fn shape() -> Fallible<String> {
+pub(crate) fn shape() -> Fallible<String> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let model = value(&cpuinfo, "model name").unwrap_or("unknown");
@@ -128,7 +128,7 @@ pub fn shape() -> Fallible<String> {
 }
 
 /// How long the disk takes right now to make a page durable. On a shared machine that differs from minute to minute.
-pub fn sync_line(when: &str) -> Fallible<String> {
+pub(crate) fn sync_line(when: &str) -> Fallible<String> {
     let (p50, p99) = sync_time()?;
     Ok(format!(
         "machine: 8 KiB written and synced in the temporary folder {when}: p50 {p50:.0?}, p99 {p99:.0?}"

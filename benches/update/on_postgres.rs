@@ -25,7 +25,7 @@ const STATISTICS_MOST: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// What keeps it from being measured.
-pub fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
+pub(crate) fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
     let Some(postgres) = loaded::start(settings.schedules, &settings.wal_compression)? else {
         return Ok(());
     };

@@ -24,7 +24,7 @@ use super::settings::{Settings, WARM_UP};
 ///
 /// # Errors
 /// What keeps it from being measured.
-pub fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
+pub(crate) fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
     let mut run = Run::prepare(settings)?;
     let server = Server::start(&run.url(), &[])?;
     let mut before = run.yardstick(verdict)?;

@@ -9,11 +9,11 @@ use super::support::Postgres;
 use super::support::process::run;
 
 /// How many clients give the throughput that the service is held to.
-pub const CLIENTS: u64 = 32;
+pub(crate) const CLIENTS: u64 = 32;
 
 /// How long one run goes on.
 #[derive(Debug, Clone, Copy)]
-pub enum Length {
+pub(crate) enum Length {
     /// So many seconds.
     Seconds(u64),
     /// So many transactions of each client.
@@ -22,7 +22,7 @@ pub enum Length {
 
 /// What one run came to.
 #[derive(Debug, Clone, Copy)]
-pub struct Yardstick {
+pub(crate) struct Yardstick {
     /// Transactions.
     pub updates: u64,
     /// Transactions a second.
@@ -35,7 +35,7 @@ pub struct Yardstick {
 ///
 /// # Errors
 /// pgbench fails, or a transaction did.
-pub fn measure(
+pub(crate) fn measure(
     postgres: &Postgres,
     database: &str,
     script: &Path,

@@ -12,19 +12,19 @@ const STEADY: f64 = 1.25;
 
 /// Whether everything that was checked held; what did not is printed when it is found.
 #[derive(Debug, Default)]
-pub struct Verdict {
+pub(crate) struct Verdict {
     faults: u32,
 }
 
 impl Verdict {
     /// Something is not as it must be.
-    pub fn fault(&mut self, what: &str) {
+    pub(crate) fn fault(&mut self, what: &str) {
         self.faults += 1;
         println!("FAULT {what}");
     }
 
     /// Holds a measurement to having no failures.
-    pub fn check_calls(&mut self, title: &str, report: &Report) {
+    pub(crate) fn check_calls(&mut self, title: &str, report: &Report) {
         if report.failures > 0 {
             let first = report.first_failure.as_deref().unwrap_or("unknown");
             self.fault(&format!(
@@ -35,13 +35,13 @@ impl Verdict {
     }
 
     /// Whether nothing was found.
-    pub fn is_clean(&self) -> bool {
+    pub(crate) fn is_clean(&self) -> bool {
         self.faults == 0
     }
 }
 
 /// `postgres 64 callers ratio 2.13 (31,200/s against 14,650/s) p50 1.9 ms p99 4.2 ms p99.9 9.1 ms`
-pub fn throughput(title: &str, report: &Report, yardstick: f64) {
+pub(crate) fn throughput(title: &str, report: &Report, yardstick: f64) {
     println!(
         "{title} ratio {:.2} ({}/s against {}/s) p50 {} p99 {} p99.9 {}",
         report.per_second / yardstick,
@@ -54,7 +54,7 @@ pub fn throughput(title: &str, report: &Report, yardstick: f64) {
 }
 
 /// `postgres 1 caller p50 ratio 1.62 (355 us against 219 us)`, after the throughput of the same run.
-pub fn p50(title: &str, report: &Report, yardstick_us: f64) {
+pub(crate) fn p50(title: &str, report: &Report, yardstick_us: f64) {
     #[allow(clippy::cast_precision_loss, reason = "microseconds")]
     let p50_us = report.p50_us as f64;
     println!(
@@ -64,7 +64,7 @@ pub fn p50(title: &str, report: &Report, yardstick_us: f64) {
 }
 
 /// `64 callers`, `1 caller`.
-pub fn callers(count: u64) -> String {
+pub(crate) fn callers(count: u64) -> String {
     if count == 1 {
         "1 caller".to_owned()
     } else {
@@ -74,7 +74,7 @@ pub fn callers(count: u64) -> String {
 
 /// Says so when the yardsticks before and after a measurement are too far apart for their mean to mean anything: the machine
 /// changed meanwhile, and the ratio beside it is no result.
-pub fn steadiness(title: &str, before: f64, after: f64) {
+pub(crate) fn steadiness(title: &str, before: f64, after: f64) {
     let apart = before.max(after) / before.min(after);
     if apart > STEADY {
         println!(
@@ -86,7 +86,7 @@ pub fn steadiness(title: &str, before: f64, after: f64) {
 }
 
 /// A whole number with a comma between thousands.
-pub fn grouped(number: f64) -> String {
+pub(crate) fn grouped(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut text = String::new();
     for (n, digit) in digits.chars().enumerate() {
@@ -100,7 +100,7 @@ pub fn grouped(number: f64) -> String {
 
 /// `640 us`, `12.3 ms`.
 #[allow(clippy::cast_precision_loss, reason = "microseconds")]
-pub fn latency(micros: u64) -> String {
+pub(crate) fn latency(micros: u64) -> String {
     if micros < 1000 {
         format!("{micros} us")
     } else {

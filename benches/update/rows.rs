@@ -30,7 +30,7 @@ const REVISION_COLUMNS: &str = "schedule_id, revision, created_ms, previous_ms, 
      at_optimal_time, properties_id, actor";
 
 /// The id of schedule `i`.
-pub fn id(i: u64) -> String {
+pub(crate) fn id(i: u64) -> String {
     let random = (i * SPREAD) & LOW_47 | (LOW_47 + 1);
     let millis = FIRST_MS + i;
     let id =
@@ -39,20 +39,20 @@ pub fn id(i: u64) -> String {
 }
 
 /// The number of the schedule with this id.
-pub fn number(id: &str) -> Option<u64> {
+pub(crate) fn number(id: &str) -> Option<u64> {
     let millis = u64::try_from(uuid::Uuid::parse_str(id).ok()?.as_u128() >> 80).ok()?;
     millis.checked_sub(FIRST_MS)
 }
 
 /// The Canvas of schedule `i`.
-pub fn canvas(i: u64) -> String {
+pub(crate) fn canvas(i: u64) -> String {
     format!("canvas-{}", i % CANVASES)
 }
 
 /// The times that schedules are loaded and updated with: any within the 30 days from a day ahead, so that none is late in any
 /// zone however long the run takes.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub struct Times {
+pub(crate) struct Times {
     /// When the run began.
     pub now_ms: i64,
     /// Wall-clock times.
@@ -61,7 +61,7 @@ pub struct Times {
 
 impl Times {
     /// From now on.
-    pub fn of(workload: Workload) -> Self {
+    pub(crate) fn of(workload: Workload) -> Self {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -72,12 +72,12 @@ impl Times {
     }
 
     /// The earliest.
-    pub fn earliest_ms(&self) -> i64 {
+    pub(crate) fn earliest_ms(&self) -> i64 {
         self.now_ms + 24 * HOUR_MS
     }
 
     /// How many there are.
-    pub fn span_ms(&self) -> i64 {
+    pub(crate) fn span_ms(&self) -> i64 {
         29 * 24 * HOUR_MS
     }
 
@@ -89,7 +89,7 @@ impl Times {
 
 /// The dialects that the load is written in.
 #[derive(Debug, Clone, Copy)]
-pub enum Dialect {
+pub(crate) enum Dialect {
     Postgres,
     Sqlite,
 }
@@ -124,7 +124,7 @@ impl Dialect {
 }
 
 /// The statements that load `schedules` pending schedules, each at its first revision.
-pub fn load(dialect: Dialect, schedules: u64, times: &Times) -> [String; 4] {
+pub(crate) fn load(dialect: Dialect, schedules: u64, times: &Times) -> [String; 4] {
     let time = format!(
         "{} + (i * 2654435761) % {}",
         times.earliest_ms(),
@@ -135,7 +135,12 @@ pub fn load(dialect: Dialect, schedules: u64, times: &Times) -> [String; 4] {
 
 /// The statements that insert the schedules of these numbers, each at its first revision and pending at `time`, an expression
 /// over its number `i`.
-pub fn insert(dialect: Dialect, schedules: Range<u64>, time: &str, times: &Times) -> [String; 4] {
+pub(crate) fn insert(
+    dialect: Dialect,
+    schedules: Range<u64>,
+    time: &str,
+    times: &Times,
+) -> [String; 4] {
     let (id, numbers) = (dialect.id("i"), dialect.numbers(schedules, time));
     let Times { now_ms, local } = times;
     let (lead, missed_before) = (times.lead_ms(), now_ms - HOUR_MS);
@@ -161,7 +166,7 @@ pub fn insert(dialect: Dialect, schedules: Range<u64>, time: &str, times: &Times
 }
 
 /// The yardstick on PostgreSQL, for pgbench: the change of one row with its history, in one statement.
-pub fn pgbench_script(schedules: u64, times: &Times) -> String {
+pub(crate) fn pgbench_script(schedules: u64, times: &Times) -> String {
     let Times { now_ms, local } = times;
     let (from, lead) = (times.earliest_ms(), times.lead_ms());
     let id = Dialect::Postgres.id(":i");
@@ -188,22 +193,22 @@ pub fn pgbench_script(schedules: u64, times: &Times) -> String {
 }
 
 /// The yardstick on SQLite: the change of one row. Binds time, local, first wave, first wave, late, now, id.
-pub const SQLITE_UPDATE: &str = "UPDATE canvas_schedule SET revision = revision + 1, version = version + 1, time_ms = ?, \
+pub(crate) const SQLITE_UPDATE: &str = "UPDATE canvas_schedule SET revision = revision + 1, version = version + 1, time_ms = ?, \
      in_local_time = ?, at_optimal_time = false, state = 0, next_wave_ms = ?, wake_ms = min(wake_ms, ?), missed_before_ms = ?, \
      updated_ms = ?, cancelled_ms = NULL, properties_id = properties_id WHERE workspace_id = 1 AND id = ?";
 
 /// The yardstick on SQLite: its history. Binds the commit and the id.
-pub const SQLITE_HISTORY: &str = "INSERT INTO canvas_schedule_revision (schedule_id, revision, created_ms, previous_ms, time_ms, \
+pub(crate) const SQLITE_HISTORY: &str = "INSERT INTO canvas_schedule_revision (schedule_id, revision, created_ms, previous_ms, time_ms, \
      commit_id, workspace_id, kind, in_local_time, at_optimal_time, properties_id, actor) \
      SELECT id, revision, updated_ms, 0, time_ms, ?, workspace_id, 1, in_local_time, at_optimal_time, properties_id, 'anonymous' \
      FROM canvas_schedule WHERE workspace_id = 1 AND id = ?";
 
 /// The yardstick on SQLite: when to look at it. Binds the id.
-pub const SQLITE_WAKE: &str = "INSERT OR IGNORE INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
+pub(crate) const SQLITE_WAKE: &str = "INSERT OR IGNORE INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
      SELECT wake_ms, workspace_id, id FROM canvas_schedule WHERE workspace_id = 1 AND id = ? AND wake_ms = next_wave_ms";
 
 /// The values of one update on SQLite.
-pub struct SqliteUpdate {
+pub(crate) struct SqliteUpdate {
     /// The time.
     pub time_ms: i64,
     /// The first wave.
@@ -214,7 +219,7 @@ pub struct SqliteUpdate {
 
 impl Times {
     /// The values of an update with the time number `n`.
-    pub fn sqlite_update(&self, n: i64) -> SqliteUpdate {
+    pub(crate) fn sqlite_update(&self, n: i64) -> SqliteUpdate {
         let time_ms = self.earliest_ms() + n;
         SqliteUpdate {
             time_ms,
@@ -225,11 +230,11 @@ impl Times {
 }
 
 /// Random numbers that cost next to nothing (SplitMix64).
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
     /// Any number below `bound`, which is over 0.
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -28,7 +28,7 @@ const START_MOST: Duration = Duration::from_secs(30);
 const STOP_MOST: Duration = Duration::from_secs(40);
 
 /// The service, serving.
-pub struct Server {
+pub(crate) struct Server {
     process: Running,
     address: String,
     gateway: String,
@@ -51,7 +51,7 @@ fn command() -> Command {
 ///
 /// # Errors
 /// What the command says.
-pub fn migrate(url: &str) -> Fallible<()> {
+pub(crate) fn migrate(url: &str) -> Fallible<()> {
     run(
         command().args(["migrate", "--database-url", url]),
         COMMAND_MOST,
@@ -93,7 +93,7 @@ impl Server {
     ///
     /// # Errors
     /// It ends, or does not serve in time.
-    pub fn start(url: &str, more: &[&str]) -> Fallible<Self> {
+    pub(crate) fn start(url: &str, more: &[&str]) -> Fallible<Self> {
         let key = key(url)?;
         let mut command = command();
         let free = "127.0.0.1:0";
@@ -136,27 +136,27 @@ impl Server {
     }
 
     /// The address and port of its gateway; empty where it has none.
-    pub fn gateway(&self) -> &str {
+    pub(crate) fn gateway(&self) -> &str {
         &self.gateway
     }
 
     /// Its address and port for gRPC.
-    pub fn address(&self) -> &str {
+    pub(crate) fn address(&self) -> &str {
         &self.address
     }
 
     /// The key of its callers.
-    pub fn key(&self) -> &str {
+    pub(crate) fn key(&self) -> &str {
         &self.key
     }
 
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
     }
 
     /// What it warned of since the last time.
-    pub fn complaints(&self) -> Vec<String> {
+    pub(crate) fn complaints(&self) -> Vec<String> {
         let complains = |line: &String| {
             ["\"WARN\"", "\"ERROR\"", "panicked"]
                 .iter()
@@ -169,7 +169,7 @@ impl Server {
     ///
     /// # Errors
     /// It does not end in time, or not with 0.
-    pub fn stop(mut self) -> Fallible<()> {
+    pub(crate) fn stop(mut self) -> Fallible<()> {
         let status = self.process.stop("TERM", STOP_MOST)?;
         if status.success() {
             Ok(())

@@ -13,7 +13,7 @@ use super::Fallible;
 
 /// Which schedules are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Workload {
+pub(crate) enum Workload {
     /// Instants.
     Utc,
     /// Wall-clock times in each zone.
@@ -22,7 +22,7 @@ pub enum Workload {
 
 /// What the run is set to.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Pending schedules that are loaded.
     pub schedules: u64,
     /// How long each measurement takes, after its warm-up.
@@ -39,14 +39,14 @@ pub struct Settings {
 }
 
 /// How long each measurement runs before it counts.
-pub const WARM_UP: Duration = Duration::from_secs(2);
+pub(crate) const WARM_UP: Duration = Duration::from_secs(2);
 
 impl Settings {
     /// Reads the variables.
     ///
     /// # Errors
     /// The variable that cannot be read.
-    pub fn read() -> Fallible<Self> {
+    pub(crate) fn read() -> Fallible<Self> {
         let callers: Result<Vec<u64>, _> = text("BENCH_CALLERS", "1,32,64,256")
             .split(',')
             .map(|count| count.trim().parse())
@@ -79,13 +79,13 @@ impl Settings {
     }
 
     /// Whether `database` is to be measured.
-    pub fn wants(&self, database: &str) -> bool {
+    pub(crate) fn wants(&self, database: &str) -> bool {
         self.only.as_deref().is_none_or(|only| only == database)
     }
 }
 
 /// A variable's text.
-pub fn text(name: &str, default: &str) -> String {
+pub(crate) fn text(name: &str, default: &str) -> String {
     env::var(name).unwrap_or_else(|_| default.to_owned())
 }
 
@@ -93,7 +93,7 @@ pub fn text(name: &str, default: &str) -> String {
 ///
 /// # Errors
 /// It is none.
-pub fn number<T: FromStr<Err: std::fmt::Display>>(name: &str, default: T) -> Fallible<T> {
+pub(crate) fn number<T: FromStr<Err: std::fmt::Display>>(name: &str, default: T) -> Fallible<T> {
     match env::var(name) {
         Ok(value) => value
             .replace('_', "")

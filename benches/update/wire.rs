@@ -10,11 +10,11 @@ use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Uri};
 use super::Fallible;
 
 /// What precedes a message: a byte that says it is not compressed, and its length.
-pub const PREFIX: usize = 5;
+pub(crate) const PREFIX: usize = 5;
 
 /// One connection and one method. Clones share the connection.
 #[derive(Clone)]
-pub struct Method {
+pub(crate) struct Method {
     requests: SendRequest<Bytes>,
     uri: Uri,
     authorization: HeaderValue,
@@ -25,7 +25,7 @@ impl Method {
     ///
     /// # Errors
     /// Nobody listens there.
-    pub async fn connect(address: &str, path: &str, key: &str) -> Fallible<Self> {
+    pub(crate) async fn connect(address: &str, path: &str, key: &str) -> Fallible<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let (requests, connection) = h2::client::handshake(stream).await?;
@@ -45,7 +45,10 @@ impl Method {
     ///
     /// # Errors
     /// The status other than OK, or what is wrong with the answer.
-    pub async fn call<T: Message + Default>(&self, message: &impl Message) -> Result<T, String> {
+    pub(crate) async fn call<T: Message + Default>(
+        &self,
+        message: &impl Message,
+    ) -> Result<T, String> {
         let request = Request::post(self.uri.clone())
             .header("content-type", "application/grpc")
             .header("te", "trailers");

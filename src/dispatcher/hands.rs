@@ -11,7 +11,7 @@ use crate::telemetry::metrics::Sending;
 
 /// Shared by whoever takes, delivers and finishes. Cheap to clone.
 #[derive(Clone)]
-pub struct Hands {
+pub(super) struct Hands {
     state: Arc<watch::Sender<State>>,
     sending: Sending,
 }
@@ -23,7 +23,7 @@ struct State {
 
 impl Hands {
     /// Empty hands of so many workers.
-    pub fn new(workers: usize, sending: Sending) -> Self {
+    pub(super) fn new(workers: usize, sending: Sending) -> Self {
         sending.workers(workers);
         Self {
             state: Arc::new(watch::Sender::new(State {
@@ -35,24 +35,24 @@ impl Hands {
     }
 
     /// How many more may be taken at `now`.
-    pub fn room(&self, now: DateTime<Utc>) -> usize {
+    pub(super) fn room(&self, now: DateTime<Utc>) -> usize {
         let state = self.state.borrow();
         state.probe.room(now, state.in_flight)
     }
 
     /// Until when nothing may be taken, whatever is free.
-    pub fn quiet_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    pub(super) fn quiet_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         self.state.borrow().probe.quiet_until(now)
     }
 
     /// Returns once a worker is free, be the sink quiet or not.
-    pub async fn freed(&self) {
+    pub(super) async fn freed(&self) {
         self.once(|state| state.probe.free(state.in_flight) > 0)
             .await;
     }
 
     /// Returns once the sink is not quiet, before its time since something that was under way was taken.
-    pub async fn trusted(&self) {
+    pub(super) async fn trusted(&self) {
         self.once(|state| !state.probe.is_probing()).await;
     }
 
@@ -63,12 +63,12 @@ impl Hands {
     }
 
     /// So many were taken.
-    pub fn take_up(&self, n: usize) {
+    pub(super) fn take_up(&self, n: usize) {
         self.count(|in_flight| in_flight + n);
     }
 
     /// So many were finished.
-    pub fn put_down(&self, n: usize) {
+    pub(super) fn put_down(&self, n: usize) {
         self.count(|in_flight| in_flight.saturating_sub(n));
     }
 
@@ -80,7 +80,7 @@ impl Hands {
     }
 
     /// Learns from an answer of the sink.
-    pub fn answered(&self, answer: &Answer, now: DateTime<Utc>) {
+    pub(super) fn answered(&self, answer: &Answer, now: DateTime<Utc>) {
         self.state.send_modify(|state| {
             let before = state.probe.is_probing();
             state.probe.answered(answer, now, jitter());

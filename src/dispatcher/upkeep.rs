@@ -18,7 +18,7 @@ const EVERY_MOST: Duration = Duration::from_secs(2);
 const RARELY: u32 = 10;
 
 /// Looks after zone data and after what was put aside, until it is dropped.
-pub async fn run(service: Service, clock: SharedClock) {
+pub(super) async fn run(service: Service, clock: SharedClock) {
     let mut rounds = Rounds::new("the upkeep of the dispatcher failed; it tries again");
     loop {
         let kept = if rounds.all() {
@@ -32,7 +32,7 @@ pub async fn run(service: Service, clock: SharedClock) {
 }
 
 /// Counts what is due and how dispatches stand, until it is dropped. Apart from [`run`], which may be busy for long.
-pub async fn count(service: Service, clock: SharedClock, sending: Sending) {
+pub(super) async fn count(service: Service, clock: SharedClock, sending: Sending) {
     let mut rounds = Rounds::new("what is due could not be counted; the metrics stay as they were");
     loop {
         let due = service

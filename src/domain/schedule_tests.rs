@@ -37,7 +37,7 @@ fn a_designator_beside_local_or_optimal_time_is_ignored() {
 }
 
 /// The malformed times; the integration tests send the same list over the wire.
-pub const MALFORMED: [&str; 44] = include!("../../tests/data/malformed_times.in");
+pub(super) const MALFORMED: [&str; 44] = include!("../../tests/data/malformed_times.in");
 
 #[test]
 fn a_malformed_time_is_refused_with_its_value_and_an_accepted_form() {

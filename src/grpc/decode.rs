@@ -158,7 +158,7 @@ fn concerns(one: &str, other: &str) -> bool {
 
 /// # Errors
 /// Every violation at once, those that were `found` before too.
-pub fn create(
+pub(super) fn create(
     sent: v1::CreateCanvasScheduleRequest,
     found: &[Violation],
 ) -> Result<(Create, Mode), Error> {
@@ -210,7 +210,10 @@ pub fn create(
 
 /// # Errors
 /// Every violation at once.
-pub fn update(sent: v1::UpdateCanvasScheduleRequest, found: &[Violation]) -> Result<Update, Error> {
+pub(super) fn update(
+    sent: v1::UpdateCanvasScheduleRequest,
+    found: &[Violation],
+) -> Result<Update, Error> {
     let mut reader = Reader::new(found);
     let canvas_id = reader.canvas_id(&sent.canvas_id);
     let schedule_id = if sent.schedule_id.is_empty() {
@@ -258,7 +261,7 @@ fn etag(sent: &str) -> Option<Etag> {
 
 /// # Errors
 /// Every violation at once.
-pub fn cancel(
+pub(super) fn cancel(
     sent: &v1::CancelCanvasScheduleRequest,
     found: &[Violation],
 ) -> Result<(ScheduleId, Cancel, Option<RequestId>), Error> {
@@ -277,14 +280,14 @@ pub fn cancel(
 
 /// # Errors
 /// Every violation at once.
-pub fn get(sent: &v1::GetCanvasScheduleRequest) -> Result<ScheduleId, Error> {
+pub(super) fn get(sent: &v1::GetCanvasScheduleRequest) -> Result<ScheduleId, Error> {
     let mut reader = Reader::new(&[]);
     let schedule_id = reader.schedule_id(&sent.schedule_id);
     reader.finish(schedule_id)
 }
 
 /// A page of schedules, as it was asked for.
-pub struct ListPage {
+pub(super) struct ListPage {
     /// Which schedules.
     pub filter: Filter,
     /// The last one of the page before.
@@ -295,7 +298,7 @@ pub struct ListPage {
 
 /// # Errors
 /// Every violation at once.
-pub fn list(
+pub(super) fn list(
     sent: &v1::ListCanvasSchedulesRequest,
     workspace: WorkspaceId,
     found: &[Violation],
@@ -336,7 +339,7 @@ pub fn list(
 }
 
 /// What makes a list the same list from page to page. Another workspace's is another one.
-pub fn list_query(
+pub(super) fn list_query(
     sent: &v1::ListCanvasSchedulesRequest,
     workspace: WorkspaceId,
 ) -> impl std::hash::Hash + use<> {
@@ -344,7 +347,7 @@ pub fn list_query(
 }
 
 /// A page of revisions, as it was asked for.
-pub struct RevisionsPage {
+pub(super) struct RevisionsPage {
     /// Of which schedule.
     pub schedule_id: ScheduleId,
     /// The last one of the page before.
@@ -355,7 +358,9 @@ pub struct RevisionsPage {
 
 /// # Errors
 /// Every violation at once.
-pub fn revisions(sent: &v1::ListCanvasScheduleRevisionsRequest) -> Result<RevisionsPage, Error> {
+pub(super) fn revisions(
+    sent: &v1::ListCanvasScheduleRevisionsRequest,
+) -> Result<RevisionsPage, Error> {
     let mut reader = Reader::new(&[]);
     let schedule_id = reader.schedule_id(&sent.schedule_id);
     let size = page::size(sent.page_size, &mut reader.violations);
@@ -373,14 +378,14 @@ pub fn revisions(sent: &v1::ListCanvasScheduleRevisionsRequest) -> Result<Revisi
 }
 
 /// What makes a list the same list from page to page.
-pub fn revisions_query(
+pub(super) fn revisions_query(
     sent: &v1::ListCanvasScheduleRevisionsRequest,
 ) -> impl std::hash::Hash + use<> {
     ("revisions", sent.schedule_id.clone())
 }
 
 /// A page of dispatches, as it was asked for.
-pub struct DispatchesPage {
+pub(super) struct DispatchesPage {
     /// Which dispatches.
     pub filter: DispatchFilter,
     /// The last one of the page before.
@@ -391,7 +396,7 @@ pub struct DispatchesPage {
 
 /// # Errors
 /// Every violation at once.
-pub fn dispatches(sent: &v1::ListDispatchesRequest) -> Result<DispatchesPage, Error> {
+pub(super) fn dispatches(sent: &v1::ListDispatchesRequest) -> Result<DispatchesPage, Error> {
     let mut reader = Reader::new(&[]);
     let schedule_id = if sent.schedule_id.is_empty() {
         None
@@ -429,13 +434,13 @@ pub fn dispatches(sent: &v1::ListDispatchesRequest) -> Result<DispatchesPage, Er
 }
 
 /// What makes a list the same list from page to page.
-pub fn dispatches_query(sent: &v1::ListDispatchesRequest) -> impl std::hash::Hash + use<> {
+pub(super) fn dispatches_query(sent: &v1::ListDispatchesRequest) -> impl std::hash::Hash + use<> {
     ("dispatches", sent.schedule_id.clone(), sent.state)
 }
 
 /// # Errors
 /// Every violation at once.
-pub fn retry(sent: &v1::RetryDispatchRequest) -> Result<(ScheduleId, DispatchId), Error> {
+pub(super) fn retry(sent: &v1::RetryDispatchRequest) -> Result<(ScheduleId, DispatchId), Error> {
     let mut reader = Reader::new(&[]);
     let schedule_id = reader.schedule_id(&sent.schedule_id);
     let dispatch_id = reader.field("dispatch_id", DispatchId::parse(&sent.dispatch_id));

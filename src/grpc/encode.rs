@@ -39,7 +39,7 @@ fn applied(applied: Applied) -> i32 {
 }
 
 /// A schedule.
-pub fn canvas_schedule(value: &CanvasSchedule) -> v1::CanvasSchedule {
+pub(super) fn canvas_schedule(value: &CanvasSchedule) -> v1::CanvasSchedule {
     v1::CanvasSchedule {
         schedule_id: value.id.to_string(),
         canvas_id: value.canvas_id.as_str().to_owned(),
@@ -62,7 +62,7 @@ fn waves(plan: &Plan) -> Vec<v1::Wave> {
 }
 
 /// A creation; one that was only validated has no id, and says its waves.
-pub fn created(created: &Created, validate_only: bool) -> v1::CreateCanvasScheduleResponse {
+pub(super) fn created(created: &Created, validate_only: bool) -> v1::CreateCanvasScheduleResponse {
     let after = &created.outcome.after;
     let mut value = canvas_schedule(after);
     if validate_only {
@@ -86,7 +86,7 @@ pub fn created(created: &Created, validate_only: bool) -> v1::CreateCanvasSchedu
 }
 
 /// An update; one that was only validated says its waves.
-pub fn updated(outcome: &Outcome, validate_only: bool) -> v1::UpdateCanvasScheduleResponse {
+pub(super) fn updated(outcome: &Outcome, validate_only: bool) -> v1::UpdateCanvasScheduleResponse {
     v1::UpdateCanvasScheduleResponse {
         canvas_schedule: Some(canvas_schedule(&outcome.after)),
         applied: applied(outcome.applied),
@@ -101,7 +101,7 @@ pub fn updated(outcome: &Outcome, validate_only: bool) -> v1::UpdateCanvasSchedu
 }
 
 /// A cancellation.
-pub fn cancelled(outcome: &Outcome) -> v1::CancelCanvasScheduleResponse {
+pub(super) fn cancelled(outcome: &Outcome) -> v1::CancelCanvasScheduleResponse {
     v1::CancelCanvasScheduleResponse {
         canvas_schedule: Some(canvas_schedule(&outcome.after)),
         applied: applied(outcome.applied),
@@ -111,7 +111,7 @@ pub fn cancelled(outcome: &Outcome) -> v1::CancelCanvasScheduleResponse {
 }
 
 /// A schedule, what it carries, and the waves to come.
-pub fn details(details: &Details) -> v1::GetCanvasScheduleResponse {
+pub(super) fn details(details: &Details) -> v1::GetCanvasScheduleResponse {
     let plan = details.schedule.plan();
     v1::GetCanvasScheduleResponse {
         canvas_schedule: Some(canvas_schedule(&details.schedule)),
@@ -144,7 +144,7 @@ fn counts(firings: &[Firing]) -> v1::DispatchCounts {
 }
 
 /// A dispatch of a schedule.
-pub fn dispatch(schedule: ScheduleId, firing: &Firing) -> v1::Dispatch {
+pub(super) fn dispatch(schedule: ScheduleId, firing: &Firing) -> v1::Dispatch {
     let state = match firing.state {
         DispatchState::InHand => v1::DispatchState::InHand,
         DispatchState::Unknown => v1::DispatchState::Unknown,
@@ -176,7 +176,10 @@ fn number(value: u32) -> i32 {
 }
 
 /// A revision and the properties after it.
-pub fn revision(value: &Revision, carried: Option<&Properties>) -> v1::CanvasScheduleRevision {
+pub(super) fn revision(
+    value: &Revision,
+    carried: Option<&Properties>,
+) -> v1::CanvasScheduleRevision {
     let kind = match value.kind {
         RevisionKind::Create => v1::RevisionKind::Create,
         RevisionKind::Update => v1::RevisionKind::Update,

@@ -8,7 +8,11 @@ use crate::error::Violation;
 use crate::pb::values;
 
 /// A JSON object from what a caller sent as `field`. Recursion is bounded: the decoder refuses what nests over about 34 deep.
-pub fn object(sent: Struct, field: &str, violations: &mut Vec<Violation>) -> Map<String, Value> {
+pub(super) fn object(
+    sent: Struct,
+    field: &str,
+    violations: &mut Vec<Violation>,
+) -> Map<String, Value> {
     sent.fields
         .into_iter()
         .map(|(key, sent)| (key, value(sent, field, violations)))

@@ -10,7 +10,7 @@ const SIZE_DEFAULT: u64 = 50;
 const SIZE_MAX: i32 = 1_000;
 
 /// The size of the page that a caller asks for.
-pub fn size(sent: i32, violations: &mut Vec<Violation>) -> u64 {
+pub(super) fn size(sent: i32, violations: &mut Vec<Violation>) -> u64 {
     match sent {
         0 => SIZE_DEFAULT,
         1..=SIZE_MAX => u64::from(sent.unsigned_abs()),
@@ -27,15 +27,19 @@ pub fn size(sent: i32, violations: &mut Vec<Violation>) -> u64 {
 }
 
 /// The last entry of a page: a number, and a second one where the first alone does not say it.
-pub type Last = (u128, u32);
+pub(super) type Last = (u128, u32);
 
 /// The token of the page after `last` of the list that `query` describes: opaque, and of use for that list only.
-pub fn token(query: &impl Hash, (last, second): Last) -> String {
+pub(super) fn token(query: &impl Hash, (last, second): Last) -> String {
     format!("{:016x}{last:032x}{second:08x}", fingerprint(query))
 }
 
 /// Where the page begins that a caller asks for; none for the first.
-pub fn after(sent: &str, query: &impl Hash, violations: &mut Vec<Violation>) -> Option<Last> {
+pub(super) fn after(
+    sent: &str,
+    query: &impl Hash,
+    violations: &mut Vec<Violation>,
+) -> Option<Last> {
     if sent.is_empty() {
         return None;
     }

@@ -11,7 +11,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 /// Ends the body of `response` with the status that `end` yields, if it yields one before the body has ended by itself.
-pub fn end_when(
+pub(super) fn end_when(
     response: Response<Body>,
     end: impl Future<Output = Status> + Send + 'static,
 ) -> Response<Body> {
@@ -24,7 +24,7 @@ pub fn end_when(
 }
 
 /// Shows the trailers of the body of `response` to `see`, which may change them.
-pub fn see_trailers(
+pub(super) fn see_trailers(
     response: Response<Body>,
     see: impl FnMut(&mut HeaderMap) + Send + Unpin + 'static,
 ) -> Response<Body> {

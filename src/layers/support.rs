@@ -25,11 +25,11 @@ use crate::service::access::Access;
 use crate::telemetry::metrics::Calls;
 use crate::telemetry::traces::Traces;
 
-pub const UNARY: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
-pub const STREAM: &str = "/grpc.health.v1.Health/Watch";
-pub const CHECK: &str = "/grpc.health.v1.Health/Check";
+pub(crate) const UNARY: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
+pub(crate) const STREAM: &str = "/grpc.health.v1.Health/Watch";
+pub(crate) const CHECK: &str = "/grpc.health.v1.Health/Check";
 
-pub struct Server {
+pub(crate) struct Server {
     stack: Stack,
     begin: mpsc::UnboundedSender<()>,
     begins: mpsc::UnboundedReceiver<()>,
@@ -37,7 +37,7 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn of(stack: Stack) -> Self {
+    pub(crate) fn of(stack: Stack) -> Self {
         let (begin, begins) = mpsc::unbounded_channel();
         Self {
             stack,
@@ -48,7 +48,7 @@ impl Server {
     }
 
     /// Calls `path`, which `handler` answers.
-    pub async fn call(
+    pub(crate) async fn call(
         &mut self,
         path: &str,
         handler: impl Future<Output = Response<Body>> + Send + 'static,
@@ -57,7 +57,7 @@ impl Server {
     }
 
     /// As [`Self::call`], in a task.
-    pub fn start(
+    pub(crate) fn start(
         &self,
         path: &str,
         handler: impl Future<Output = Response<Body>> + Send + 'static,
@@ -70,7 +70,7 @@ impl Server {
     }
 
     /// Asks for the health over the connection that these checks are of.
-    pub fn check_over<F>(
+    pub(crate) fn check_over<F>(
         &self,
         checks: &Checks,
         handler: F,
@@ -84,7 +84,7 @@ impl Server {
     }
 
     /// Returns once a call that was started has reached its handler.
-    pub async fn begun(&mut self) {
+    pub(crate) async fn begun(&mut self) {
         self.begins.recv().await.expect("a handler");
     }
 }
@@ -127,7 +127,7 @@ fn key() -> NewKey {
 }
 
 /// `request` through `stack` to `handler`.
-pub async fn pass<H, F>(stack: Stack, request: Request<Body>, handler: H) -> Response<Body>
+pub(crate) async fn pass<H, F>(stack: Stack, request: Request<Body>, handler: H) -> Response<Body>
 where
     H: FnOnce(Request<Body>) -> F + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
@@ -146,7 +146,7 @@ where
     response
 }
 
-pub fn request(path: &str) -> Request<Body> {
+pub(crate) fn request(path: &str) -> Request<Body> {
     let request =
         Request::post(format!("http://host{path}")).header("content-type", "application/grpc");
     request
@@ -156,12 +156,12 @@ pub fn request(path: &str) -> Request<Body> {
 }
 
 /// A successful answer without a message.
-pub fn done() -> Response<Body> {
+pub(crate) fn done() -> Response<Body> {
     Status::ok("").into_http()
 }
 
 /// A body that says nothing and does not end.
-pub fn endless() -> Body {
+pub(crate) fn endless() -> Body {
     struct Endless;
     impl http_body::Body for Endless {
         type Data = Bytes;
@@ -177,12 +177,12 @@ pub fn endless() -> Body {
 }
 
 /// The code and the reason that the head of `response` states.
-pub fn verdict(response: &Response<Body>) -> (Code, String) {
+pub(crate) fn verdict(response: &Response<Body>) -> (Code, String) {
     verdict_of(response.headers())
 }
 
 /// The code and the reason at the end of the body of `response`.
-pub async fn verdict_of_stream(response: Response<Body>) -> (Code, String) {
+pub(crate) async fn verdict_of_stream(response: Response<Body>) -> (Code, String) {
     let ended = response.into_body().collect().await.expect("a body");
     verdict_of(ended.trailers().expect("trailers"))
 }

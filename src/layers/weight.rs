@@ -30,7 +30,7 @@ struct Scale {
 
 impl Weights {
     /// At most so many bytes.
-    pub fn new(most: usize) -> Self {
+    pub(super) fn new(most: usize) -> Self {
         Self(Arc::new(Scale {
             held: AtomicUsize::new(0),
             most,

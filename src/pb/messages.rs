@@ -20,7 +20,7 @@ const DEPTH_MOST: usize = 100;
 
 /// There are more messages in it than may be.
 #[derive(Debug, PartialEq, Eq)]
-pub struct TooMany(pub usize);
+pub(super) struct TooMany(pub usize);
 
 /// Of a type of message, the fields that are messages, each with its type.
 type Fields = HashMap<u32, usize>;
@@ -76,7 +76,7 @@ fn collect<'a>(
 ///
 /// # Errors
 /// How many may be.
-pub fn check(message: &[u8], full_name: &str) -> Result<(), TooMany> {
+pub(super) fn check(message: &[u8], full_name: &str) -> Result<(), TooMany> {
     let Some(&of) = TYPES.by_name.get(&format!(".{full_name}")) else {
         return Ok(());
     };

@@ -16,7 +16,7 @@ use crate::pb::v1;
 use crate::pb::values;
 
 /// The headers of a call's answer that its caller gets.
-pub const MESSAGE_HEADERS: [HeaderName; 5] = [
+pub(super) const MESSAGE_HEADERS: [HeaderName; 5] = [
     RETRY_AFTER,
     HeaderName::from_static("x-ratelimit-limit"),
     HeaderName::from_static("x-ratelimit-remaining"),
@@ -28,7 +28,7 @@ pub const MESSAGE_HEADERS: [HeaderName; 5] = [
 const SUCCESS: &str = "success";
 
 /// The body of an answer to a call.
-pub trait Answer: Serialize + ToSchema {
+pub(super) trait Answer: Serialize + ToSchema {
     /// What the call answers.
     type Message: Message + Name + Default + 'static;
 
@@ -37,7 +37,7 @@ pub trait Answer: Serialize + ToSchema {
 }
 
 /// An answer with a body of JSON.
-pub fn json(status: StatusCode, body: &impl Serialize) -> Response {
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     let (status, text) = match serde_json::to_vec(body) {
         Ok(text) => (status, text),
         Err(why) => {
@@ -64,7 +64,7 @@ pub fn json(status: StatusCode, body: &impl Serialize) -> Response {
 
 /// When a Canvas is sent.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct StoredSchedule {
+pub(super) struct StoredSchedule {
     /// In its normal form.
     time: String,
     /// Whether it is a wall-clock time in each zone.
@@ -85,7 +85,7 @@ impl From<v1::Schedule> for StoredSchedule {
 
 /// Zones that are handed over together.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Wave {
+pub(super) struct Wave {
     /// The instant.
     #[schema(format = DateTime)]
     time: String,
@@ -135,7 +135,7 @@ fn applied(value: v1::Applied) -> &'static str {
 
 /// A schedule was made, or with `validate_only` would be.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Created {
+pub(super) struct Created {
     /// The id of its first dispatch.
     #[serde(skip_serializing_if = "String::is_empty")]
     dispatch_id: String,
@@ -169,7 +169,7 @@ impl Answer for Created {
 
 /// A schedule was replaced, or with `validate_only` would be.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Updated {
+pub(super) struct Updated {
     /// Always `success`.
     #[schema(pattern = "^success$")]
     message: &'static str,
@@ -210,7 +210,7 @@ impl Answer for Updated {
 
 /// A schedule was cancelled.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Deleted {
+pub(super) struct Deleted {
     /// Always `success`.
     #[schema(pattern = "^success$")]
     message: &'static str,
@@ -241,7 +241,7 @@ impl Answer for Deleted {
 
 /// One pending send of one Canvas.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct CanvasSchedule {
+pub(super) struct CanvasSchedule {
     /// A lower-case UUID.
     schedule_id: String,
     /// The Canvas.
@@ -303,7 +303,7 @@ impl From<v1::CanvasSchedule> for CanvasSchedule {
 
 /// How many dispatches of a schedule stand where.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Dispatches {
+pub(super) struct Dispatches {
     /// Being handed over.
     in_hand: i32,
     /// Of unknown outcome, to be tried again.
@@ -330,7 +330,7 @@ impl From<v1::DispatchCounts> for Dispatches {
 
 /// One schedule, what it carries, and the waves to come.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct CanvasScheduleDetails {
+pub(super) struct CanvasScheduleDetails {
     /// Always `success`.
     #[schema(pattern = "^success$")]
     message: &'static str,
@@ -383,7 +383,7 @@ impl Answer for CanvasScheduleDetails {
 
 /// One user to send to, under the names that a request states him by.
 #[derive(Debug, Default, Serialize, ToSchema)]
-pub struct StoredRecipient {
+pub(super) struct StoredRecipient {
     /// The caller's own id of the user.
     #[serde(skip_serializing_if = "Option::is_none")]
     external_user_id: Option<String>,
@@ -411,7 +411,7 @@ pub struct StoredRecipient {
 
 /// A user known by an alias.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct StoredUserAlias {
+pub(super) struct StoredUserAlias {
     /// The alias.
     alias_name: String,
     /// Its kind.
@@ -445,7 +445,7 @@ impl From<v1::Recipient> for StoredRecipient {
 
 /// A page of schedules.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Page {
+pub(super) struct Page {
     /// Always `success`.
     #[schema(pattern = "^success$")]
     message: &'static str,

@@ -12,7 +12,7 @@ const BYTES_MOST: usize = 1024 * 1024;
 
 /// Why no message could be made of a request.
 #[derive(Debug, Clone)]
-pub struct Fault {
+pub(super) struct Fault {
     /// As the caller gets it.
     pub status: StatusCode,
     /// What is wrong, and what would be right.
@@ -21,7 +21,7 @@ pub struct Fault {
 
 impl Fault {
     /// A fault.
-    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self {
             status,
             message: message.into(),
@@ -40,7 +40,7 @@ impl Fault {
 ///
 /// # Errors
 /// It is not JSON, or too large.
-pub fn check(headers: &HeaderMap) -> Result<(), Fault> {
+pub(super) fn check(headers: &HeaderMap) -> Result<(), Fault> {
     let unsupported = |message| Err(Fault::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
     if !headers
         .get(CONTENT_TYPE)
@@ -88,7 +88,7 @@ fn is_json(stated: &str) -> bool {
 ///
 /// # Errors
 /// It is too large, there is no room for it, or it does not come to its end.
-pub async fn whole(body: Body) -> Result<Bytes, Fault> {
+pub(super) async fn whole(body: Body) -> Result<Bytes, Fault> {
     let read = Limited::new(body, BYTES_MOST).collect().await;
     read.map(http_body_util::Collected::to_bytes)
         .map_err(|why| {

@@ -15,7 +15,7 @@ const TIME: &str = "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[T ]([01][
 const PLAIN: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
 
 /// Adds to `schema` what is known of the field of this name. An id that is not required may be empty, which is the same as absent.
-pub fn add(field: &str, required: bool, schema: &mut Value) {
+pub(super) fn add(field: &str, required: bool, schema: &mut Value) {
     let known = match field {
         "canvas_id" | "campaign_id" if required => opaque(ID_MAX),
         "canvas_id" => or_empty(ID_MAX),

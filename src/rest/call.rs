@@ -53,7 +53,7 @@ impl<S> InProcess for S where
 }
 
 /// Why a call has no answer.
-pub enum Refused {
+pub(super) enum Refused {
     /// The call was refused.
     Status(Status),
     /// No message could be made of the request; with what the call's answer says of limits.
@@ -61,7 +61,7 @@ pub enum Refused {
 }
 
 /// Calls `method` with the `message` that is made of the request whose head is `from`. What is wrong with its fields is in `found`.
-pub async fn call<S, M, A>(
+pub(super) async fn call<S, M, A>(
     service: S,
     method: &'static str,
     from: &Parts,

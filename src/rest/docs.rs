@@ -39,17 +39,17 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 );
 
 /// The page.
-pub async fn page() -> Response {
+pub(super) async fn page() -> Response {
     file(PAGE.as_bytes().into(), "text/html; charset=utf-8")
 }
 
 /// What starts it.
-pub async fn start() -> Response {
+pub(super) async fn start() -> Response {
     file(START.as_bytes().into(), "text/javascript; charset=utf-8")
 }
 
 /// A file of Swagger UI.
-pub fn of_swagger_ui(name: &str) -> Response {
+pub(super) fn of_swagger_ui(name: &str) -> Response {
     match utoipa_swagger_ui::serve(name, Arc::new(Config::from("/openapi.json"))) {
         Ok(Some(found)) => file(found.bytes, &found.content_type),
         Ok(None) => answer::json(

@@ -30,7 +30,7 @@ const KEY_MOST: usize = 64;
 
 /// The name by which a path knows the Canvas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Naming {
+pub(super) enum Naming {
     /// `canvas_id`.
     Canvas,
     /// `campaign_id`, as the documented example writes it.
@@ -39,7 +39,7 @@ pub enum Naming {
 
 impl Naming {
     /// The name of a top field as callers of the path write it.
-    pub fn outer(self, name: &'static str) -> &'static str {
+    pub(super) fn outer(self, name: &'static str) -> &'static str {
         if self == Self::Campaign && name == "canvas_id" {
             "campaign_id"
         } else {
@@ -48,7 +48,7 @@ impl Naming {
     }
 
     /// The same for the path of any field.
-    pub fn outer_path(self, path: &str) -> &str {
+    pub(super) fn outer_path(self, path: &str) -> &str {
         if path == "canvas_id" {
             self.outer("canvas_id")
         } else {
@@ -58,10 +58,10 @@ impl Naming {
 }
 
 /// The schema of a kind of value; those of objects are kept by name and referred to.
-pub type Describe = fn(&mut Schemas) -> Value;
+pub(super) type Describe = fn(&mut Schemas) -> Value;
 
 /// What can be read from a JSON value; its default is what an absent one means.
-pub trait Read: Default {
+pub(super) trait Read: Default {
     /// What is accepted.
     fn schema(schemas: &mut Schemas) -> Value;
 
@@ -70,7 +70,7 @@ pub trait Read: Default {
 }
 
 /// What can be read from a JSON object.
-pub trait ReadObject: Default {
+pub(super) trait ReadObject: Default {
     /// The name of the message in the protos.
     const NAME: &'static str;
 
@@ -92,14 +92,14 @@ impl<T: ReadObject> Read for T {
 }
 
 /// What is found wrong while a request is read.
-pub struct Reading {
+pub(super) struct Reading {
     naming: Naming,
     violations: Vec<Violation>,
 }
 
 impl Reading {
     /// Nothing is wrong yet.
-    pub fn new(naming: Naming) -> Self {
+    pub(super) fn new(naming: Naming) -> Self {
         Self {
             naming,
             violations: Vec::new(),
@@ -107,12 +107,12 @@ impl Reading {
     }
 
     /// States what was found.
-    pub fn finish(self, found: &Found) {
+    pub(super) fn finish(self, found: &Found) {
         found.state(self.violations);
     }
 
     /// Adds something that is wrong.
-    pub fn violate(&mut self, path: impl Into<String>, message: impl Into<String>) {
+    pub(super) fn violate(&mut self, path: impl Into<String>, message: impl Into<String>) {
         if self.violations.len() < VIOLATIONS_MOST {
             self.violations.push(Violation::new(path, message));
         }
@@ -132,7 +132,7 @@ impl Reading {
     }
 
     /// The object with these entries, whose fields' paths begin with `prefix`.
-    pub fn object<T: ReadObject>(&mut self, entries: JsonObject<'_>, prefix: String) -> T {
+    pub(super) fn object<T: ReadObject>(&mut self, entries: JsonObject<'_>, prefix: String) -> T {
         let entries = Arc::unwrap_or_clone(entries);
         let mut object = Object {
             prefix,
@@ -206,7 +206,7 @@ impl Reading {
 }
 
 /// The fields of an object, in the order in which they are asked for, and what is accepted as each.
-pub fn fields<T: ReadObject>(naming: Naming) -> Vec<(&'static str, Describe)> {
+pub(super) fn fields<T: ReadObject>(naming: Naming) -> Vec<(&'static str, Describe)> {
     let mut reading = Reading::new(naming);
     let mut object = Object {
         prefix: String::new(),
@@ -219,7 +219,7 @@ pub fn fields<T: ReadObject>(naming: Naming) -> Vec<(&'static str, Describe)> {
 }
 
 /// A JSON object while it is read.
-pub struct Object<'r, 'j> {
+pub(super) struct Object<'r, 'j> {
     prefix: String,
     entries: Vec<(Cow<'j, str>, JsonValue<'j>)>,
     /// What was asked for.
@@ -229,7 +229,7 @@ pub struct Object<'r, 'j> {
 
 impl<'j> Object<'_, 'j> {
     /// The field of this name. Null means absent.
-    pub fn field<T: Read>(&mut self, name: &'static str) -> T {
+    pub(super) fn field<T: Read>(&mut self, name: &'static str) -> T {
         let name = if self.prefix.is_empty() {
             self.reading.naming.outer(name)
         } else {
@@ -243,7 +243,7 @@ impl<'j> Object<'_, 'j> {
     }
 
     /// Adds something that is wrong with the object itself.
-    pub fn violate(&mut self, message: impl Into<String>) {
+    pub(super) fn violate(&mut self, message: impl Into<String>) {
         self.reading
             .violate(self.prefix.trim_end_matches('.'), message);
     }
@@ -386,7 +386,11 @@ impl<T: Read> Read for Vec<T> {
 ///
 /// # Errors
 /// It is no JSON object. What is wrong with its fields is in `found`.
-pub fn message<T: ReadObject>(body: &[u8], naming: Naming, found: &Found) -> Result<T, Fault> {
+pub(super) fn message<T: ReadObject>(
+    body: &[u8],
+    naming: Naming,
+    found: &Found,
+) -> Result<T, Fault> {
     let bad = |message| Fault::new(StatusCode::BAD_REQUEST, message);
     let value = JsonValue::parse(body, false)
         .map_err(|why| bad(format!("the body is not JSON: {}", why.description(body))))?;

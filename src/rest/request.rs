@@ -110,7 +110,7 @@ impl ReadObject for v1::ListCanvasSchedulesRequest {
 }
 
 /// The names of states, in queries and answers.
-pub const STATES: [(&str, v1::CanvasScheduleState); 4] = [
+pub(super) const STATES: [(&str, v1::CanvasScheduleState); 4] = [
     ("pending", v1::CanvasScheduleState::Pending),
     ("dispatching", v1::CanvasScheduleState::Dispatching),
     ("dispatched", v1::CanvasScheduleState::Dispatched),
@@ -162,7 +162,7 @@ impl Read for Size {
 }
 
 /// The message that a query states, which is read as an object of texts.
-pub fn query<T: ReadObject>(uri: &Uri, found: &Found) -> T {
+pub(super) fn query<T: ReadObject>(uri: &Uri, found: &Found) -> T {
     let pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let entries: Vec<_> = pairs
         .map(|(key, value)| (key, JsonValue::Str(value)))

@@ -16,11 +16,11 @@ use crate::pb::FILE_DESCRIPTOR_SET;
 
 /// Schemas by name.
 #[derive(Default)]
-pub struct Schemas(BTreeMap<String, Value>);
+pub(super) struct Schemas(BTreeMap<String, Value>);
 
 impl Schemas {
     /// A reference to the object that a message is read from, by this name.
-    pub fn object<T: ReadObject>(&mut self, name: &str, naming: Naming) -> Value {
+    pub(super) fn object<T: ReadObject>(&mut self, name: &str, naming: Naming) -> Value {
         if !self.0.contains_key(name) {
             // Its place, should it contain itself.
             self.0.insert(name.to_owned(), Value::Null);
@@ -57,7 +57,7 @@ impl Schemas {
     }
 
     /// The query that a message is read from.
-    pub fn query<T: ReadObject>(&mut self) -> Vec<Value> {
+    pub(super) fn query<T: ReadObject>(&mut self) -> Vec<Value> {
         let parameter = |(field, describe): (&str, Describe)| {
             let text = Text::of(T::NAME, field).text;
             let mut schema = describe(self);
@@ -71,7 +71,7 @@ impl Schemas {
     }
 
     /// A reference to an answer.
-    pub fn answer<T: ToSchema>(&mut self) -> Value {
+    pub(super) fn answer<T: ToSchema>(&mut self) -> Value {
         let mut all = Vec::new();
         T::schemas(&mut all);
         for (name, schema) in all {
@@ -83,7 +83,7 @@ impl Schemas {
     }
 
     /// All of them.
-    pub fn finish(self) -> Value {
+    pub(super) fn finish(self) -> Value {
         json!(self.0)
     }
 }

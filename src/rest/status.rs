@@ -15,7 +15,7 @@ use super::call::Refused;
 use super::read::Naming;
 
 /// The code of HTTP for one of gRPC.
-pub fn http_status(code: Code) -> StatusCode {
+pub(super) fn http_status(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,
         Code::InvalidArgument | Code::OutOfRange => StatusCode::BAD_REQUEST,
@@ -35,7 +35,7 @@ pub fn http_status(code: Code) -> StatusCode {
 
 /// The body of every refusal.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Refusal {
+pub(super) struct Refusal {
     /// Everything that is wrong, in one text.
     pub message: String,
     /// The same one by one, when there is more than one.
@@ -49,7 +49,7 @@ pub struct Refusal {
 
 impl Refusal {
     /// A refusal with one thing to tell.
-    pub fn new(message: impl Into<String>) -> Self {
+    pub(super) fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             errors: vec![],
@@ -59,7 +59,7 @@ impl Refusal {
 }
 
 /// A refusal as callers of a path with this naming get it. The first `found` violations name fields as the caller wrote them.
-pub fn refusal(refused: Refused, naming: Naming, found: usize) -> Response {
+pub(super) fn refusal(refused: Refused, naming: Naming, found: usize) -> Response {
     let status = match refused {
         Refused::Status(status) => status,
         Refused::Fault(fault, metadata) => {
@@ -155,7 +155,7 @@ fn joined(errors: &[String], details: &ErrorDetails) -> String {
 }
 
 /// `response` with the headers of the call's answer that are meant for the caller.
-pub fn with_headers(mut response: Response, from: &HeaderMap) -> Response {
+pub(super) fn with_headers(mut response: Response, from: &HeaderMap) -> Response {
     for name in &MESSAGE_HEADERS {
         if let Some(value) = from.get(name) {
             response.headers_mut().insert(name, value.clone());

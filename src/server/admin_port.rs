@@ -34,7 +34,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Serves for as long as it is polled.
-pub async fn serve(listener: TcpListener, metrics: Metrics, readiness: Readiness) {
+pub(super) async fn serve(listener: TcpListener, metrics: Metrics, readiness: Readiness) {
     let routes = routes(metrics, readiness);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MOST));
     let mut connections = JoinSet::new();

@@ -14,7 +14,7 @@ use crate::store::Store;
 const SCHEMA_POLL: Duration = Duration::from_secs(1);
 
 /// The way in, shut at first.
-pub struct Entry {
+pub(super) struct Entry {
     readiness: Readiness,
     /// Looked at for each call.
     pub ready: Arc<AtomicBool>,
@@ -26,7 +26,7 @@ pub struct Entry {
 
 impl Entry {
     /// A way in for those whom `access` knows.
-    pub fn shut(readiness: Readiness, access: Access) -> Self {
+    pub(super) fn shut(readiness: Readiness, access: Access) -> Self {
         Self {
             readiness,
             ready: Arc::new(AtomicBool::new(false)),
@@ -36,7 +36,7 @@ impl Entry {
     }
 
     /// From here on calls are served and waves fired. Answers who is let in, to be kept fresh.
-    pub async fn open(self) -> Access {
+    pub(super) async fn open(self) -> Access {
         match self.access.read().await {
             Ok(()) if self.access.nobody_may_call() => {
                 tracing::warn!(
@@ -53,7 +53,7 @@ impl Entry {
     }
 
     /// Opens once no migration is pending, and keeps the keys fresh from then on.
-    pub async fn open_with_schema(self, store: Store) {
+    pub(super) async fn open_with_schema(self, store: Store) {
         tracing::warn!("not ready: migrations are pending; run `canvas-scheduler migrate`");
         loop {
             let schema = match store.pending_migrations().await {

@@ -56,7 +56,7 @@ impl Port {
 ///
 /// # Errors
 /// Why it cannot be, as a fault of the setting `flag`.
-pub async fn bind(flag: &str, addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+pub(super) async fn bind(flag: &str, addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
     let unbound = |why: std::io::Error| {
         Error::Invalid(vec![Violation::new(
             flag,
@@ -69,7 +69,7 @@ pub async fn bind(flag: &str, addr: SocketAddr) -> Result<(TcpListener, SocketAd
 }
 
 /// The ports for callers, and how they are served.
-pub struct Faces {
+pub(super) struct Faces {
     grpc: Port,
     gateway: Option<Port>,
     bounds: Bounds,
@@ -81,7 +81,7 @@ impl Faces {
     ///
     /// # Errors
     /// What is wrong with the addresses or the certificate.
-    pub async fn open(
+    pub(super) async fn open(
         settings: &Serve,
         bounds: Bounds,
         phases: watch::Receiver<Phase>,
@@ -107,7 +107,7 @@ impl Faces {
     }
 
     /// Where the ports are: for gRPC, and the gateway's.
-    pub fn addrs(&self) -> (SocketAddr, Option<SocketAddr>) {
+    pub(super) fn addrs(&self) -> (SocketAddr, Option<SocketAddr>) {
         (
             self.grpc.addr,
             self.gateway.as_ref().map(|gateway| gateway.addr),
@@ -115,22 +115,22 @@ impl Faces {
     }
 
     /// Of connections, over all ports.
-    pub fn bounds(&self) -> Bounds {
+    pub(super) fn bounds(&self) -> Bounds {
         self.bounds
     }
 
     /// The certificate, if there is one; the ports have the same.
-    pub fn tls(&self) -> Option<&Tls> {
+    pub(super) fn tls(&self) -> Option<&Tls> {
         self.grpc.spoken.tls.as_ref()
     }
 
     /// Where the connections of each core are counted.
-    pub fn counters(&self) -> Vec<Arc<AtomicUsize>> {
+    pub(super) fn counters(&self) -> Vec<Arc<AtomicUsize>> {
         self.grpc.cores.iter().map(Core::counter).collect()
     }
 
     /// One more core, which serves `service`: what runs on its thread, until the drain has ended.
-    pub fn of_core(
+    pub(super) fn of_core(
         &mut self,
         service: Wrapped<Routes>,
         in_flight: &InFlight,
@@ -162,7 +162,7 @@ impl Faces {
     }
 
     /// Accepts on every port, and keeps the certificate current.
-    pub fn accept(self, door: &Door) -> Vec<JoinHandle<()>> {
+    pub(super) fn accept(self, door: &Door) -> Vec<JoinHandle<()>> {
         let tls = self
             .tls()
             .cloned()

@@ -14,7 +14,7 @@ use crate::store::{Fill, Store};
 use crate::telemetry::metrics::Metrics;
 
 /// Of a database's connections and of the queues of writers.
-pub fn of_store(metrics: &Metrics, store: &Store) -> Result<()> {
+pub(super) fn of_store(metrics: &Metrics, store: &Store) -> Result<()> {
     let (queues, most) = (store.levels(), store.levels());
     metrics.gauges(
         "canvas_scheduler_commit_queue_depth",
@@ -64,7 +64,7 @@ fn each_writer(gauges: &GaugeVec, queues: &[Fill], value: impl Fn(&Fill) -> usiz
 }
 
 /// Of calls under way, and of connections, of which each core has some.
-pub fn of_calls(
+pub(super) fn of_calls(
     metrics: &Metrics,
     in_flight: &InFlight,
     cores: Vec<Arc<AtomicUsize>>,
@@ -103,7 +103,7 @@ pub fn of_calls(
 }
 
 /// Of what the process is, and of how it stands.
-pub fn of_process(
+pub(super) fn of_process(
     metrics: &Metrics,
     readiness: &Readiness,
     clock: &SharedClock,

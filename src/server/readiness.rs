@@ -14,7 +14,7 @@ const DISPATCHER: &str = "dispatcher";
 
 /// What is known of the database's schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Schema {
+pub(super) enum Schema {
     /// Nothing yet, or it could not be looked at.
     Unknown,
     /// So many migrations are pending.
@@ -33,11 +33,11 @@ struct State {
 }
 
 /// Something that operators should know of: a name for programs, and a text.
-pub type Told = (&'static str, String);
+pub(super) type Told = (&'static str, String);
 
 /// What is known of it. Cheap to clone.
 #[derive(Clone)]
-pub struct Readiness {
+pub(super) struct Readiness {
     state: Arc<Mutex<State>>,
     health: HealthReporter,
     /// What health said last, by name; held while it is told anew, so that what is older never replaces what is newer.
@@ -50,7 +50,7 @@ pub struct Readiness {
 
 impl Readiness {
     /// Of a process that is starting: not ready, which health says from here on.
-    pub async fn new(roles: Roles, sends: bool, sending: Sending) -> Self {
+    pub(super) async fn new(roles: Roles, sends: bool, sending: Sending) -> Self {
         let state = State {
             schema: Schema::Unknown,
             database_up: true,
@@ -75,35 +75,35 @@ impl Readiness {
     }
 
     /// Where health is told.
-    pub fn health(&self) -> HealthReporter {
+    pub(super) fn health(&self) -> HealthReporter {
         self.health.clone()
     }
 
     /// The schema was looked at.
-    pub async fn schema(&self, schema: Schema) {
+    pub(super) async fn schema(&self, schema: Schema) {
         self.state().schema = schema;
         self.tell().await;
     }
 
     /// The database was asked something, and has answered or not.
-    pub fn database(&self, up: bool) {
+    pub(super) fn database(&self, up: bool) {
         self.state().database_up = up;
     }
 
     /// Why nothing may be fired by the clock, if so.
-    pub async fn clock(&self, unsteady: Option<&'static str>) {
+    pub(super) async fn clock(&self, unsteady: Option<&'static str>) {
         self.state().unsteady = unsteady;
         self.tell().await;
     }
 
     /// From here on the process stops.
-    pub async fn drain(&self) {
+    pub(super) async fn drain(&self) {
         self.state().draining = true;
         self.tell().await;
     }
 
     /// Why the process is not ready; nothing when it is.
-    pub fn reasons(&self) -> Vec<Told> {
+    pub(super) fn reasons(&self) -> Vec<Told> {
         let state = *self.state();
         let schema = match state.schema {
             Schema::Unknown => Some((
@@ -132,7 +132,7 @@ impl Readiness {
     }
 
     /// What is wrong and yet keeps nobody from being served.
-    pub fn warnings(&self) -> Vec<Told> {
+    pub(super) fn warnings(&self) -> Vec<Told> {
         let probing = self.sending.is_probing();
         probing
             .then(|| {
@@ -146,12 +146,12 @@ impl Readiness {
     }
 
     /// Whether the database has answered last.
-    pub fn database_up(&self) -> bool {
+    pub(super) fn database_up(&self) -> bool {
         self.state().database_up
     }
 
     /// Migrations that are pending, as far as is known.
-    pub fn migrations_pending(&self) -> usize {
+    pub(super) fn migrations_pending(&self) -> usize {
         if let Schema::Pending(n) = self.state().schema {
             n
         } else {

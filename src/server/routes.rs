@@ -33,11 +33,11 @@ const BATCH_MESSAGE_MAX: usize = 4 * 1024 * 1024;
 const OPEN_MESSAGE_MAX: usize = 4 * 1024;
 
 /// The service that a name belongs to in health answers: ours, and the empty one for the whole server.
-pub const HEALTH_NAMES: [&str; 2] = ["", SERVICE_NAME];
+pub(super) const HEALTH_NAMES: [&str; 2] = ["", SERVICE_NAME];
 
 /// What of it a process shows.
 #[derive(Debug, Clone, Copy)]
-pub struct Shown {
+pub(super) struct Shown {
     /// Our own service.
     pub api: bool,
     /// Reflection.
@@ -46,7 +46,7 @@ pub struct Shown {
 
 /// Routes a call by its path. Ours are told apart before the general router, which costs more than an empty call.
 #[derive(Clone)]
-pub struct Routes {
+pub(super) struct Routes {
     ours: CanvasScheduleServiceServer<Grpc>,
     batches: CanvasScheduleServiceServer<Grpc>,
     others: TonicRoutes,
@@ -60,7 +60,7 @@ impl Routes {
     ///
     /// # Errors
     /// Never in practice: the descriptors are compiled in.
-    pub fn new(
+    pub(super) fn new(
         service: &Service,
         health: HealthReporter,
         ready: Arc<AtomicBool>,

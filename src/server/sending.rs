@@ -14,7 +14,7 @@ use crate::telemetry::metrics::Sending;
 use crate::telemetry::traces::Traces;
 
 /// Where dispatches go.
-pub enum Place {
+pub(super) enum Place {
     /// To this sink.
     Made(SharedSink),
     /// To the one that is set.
@@ -23,7 +23,7 @@ pub enum Place {
 
 impl Place {
     /// What metrics call it.
-    pub fn name(&self) -> &'static str {
+    pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Made(_) => "other",
             Self::Set(settings) => settings.name(),
@@ -40,7 +40,7 @@ impl Place {
 }
 
 /// What the dispatcher's thread is made of.
-pub struct Dispatching {
+pub(super) struct Dispatching {
     /// The use cases.
     pub service: Service,
     /// Where it sends.
@@ -60,7 +60,7 @@ impl Dispatching {
     ///
     /// # Errors
     /// What is wrong with the sink.
-    pub async fn start(
+    pub(super) async fn start(
         self,
         opened: watch::Receiver<bool>,
         phases: watch::Receiver<Phase>,

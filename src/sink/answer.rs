@@ -11,7 +11,7 @@ const RETRY_AFTER_MOST: Duration = Duration::from_secs(3600);
 const WHY_MOST: usize = 300;
 
 /// The answer that an HTTP status is: also that of a proxy before a gRPC engine, and of a JetStream error, whose codes are HTTP's.
-pub fn by_http_status(status: u16, retry_after: Option<Duration>, why: String) -> Answer {
+pub(super) fn by_http_status(status: u16, retry_after: Option<Duration>, why: String) -> Answer {
     match status {
         200..=299 => Answer::Delivered,
         429 | 503 => Answer::NotTaken {
@@ -24,12 +24,12 @@ pub fn by_http_status(status: u16, retry_after: Option<Duration>, why: String) -
 }
 
 /// A wait that is not too long.
-pub fn bounded(retry_after: Option<Duration>) -> Option<Duration> {
+pub(super) fn bounded(retry_after: Option<Duration>) -> Option<Duration> {
     retry_after.map(|wait| wait.min(RETRY_AFTER_MOST))
 }
 
 /// An error of the transport with its causes. It holds nothing that the consumer wrote.
-pub fn chain(error: &dyn Error) -> String {
+pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(why) = cause {

@@ -14,18 +14,18 @@ use crate::pb::v1::{TriggerCanvasRequest, TriggerCanvasResponse};
 use crate::pb::values;
 
 /// A `TriggerCanvasRequest` in two parts: the fields of a message come in any order, so one part after the other is the message.
-pub struct Encoded {
+pub(super) struct Encoded {
     rest: TriggerCanvasRequest,
     wave: Bytes,
 }
 
 /// The wave of the latest dispatch, encoded.
 #[derive(Default)]
-pub struct Waves(Mutex<Option<(Wave, Bytes)>>);
+pub(super) struct Waves(Mutex<Option<(Wave, Bytes)>>);
 
 impl Waves {
     /// A dispatch in protobuf's form.
-    pub fn encode(&self, dispatch: &Dispatch) -> Encoded {
+    pub(super) fn encode(&self, dispatch: &Dispatch) -> Encoded {
         Encoded {
             rest: rest(dispatch),
             wave: self.wave(&dispatch.wave),
@@ -86,7 +86,7 @@ impl Encoded {
 
 /// Writes such requests.
 #[derive(Default)]
-pub struct TriggerCodec(ProstCodec<TriggerCanvasRequest, TriggerCanvasResponse>);
+pub(super) struct TriggerCodec(ProstCodec<TriggerCanvasRequest, TriggerCanvasResponse>);
 
 impl Codec for TriggerCodec {
     type Encode = Encoded;

@@ -12,11 +12,11 @@ use super::Answer;
 /// Set once the transport asks for the first byte of a request's body. Until then there was no connection, or it took no
 /// request: the consumer cannot have the dispatch, whatever went wrong.
 #[derive(Debug, Clone, Default)]
-pub struct Sent(Arc<AtomicBool>);
+pub(super) struct Sent(Arc<AtomicBool>);
 
 impl Sent {
     /// The answer when none came over the wire.
-    pub fn unanswered(&self, why: String) -> Answer {
+    pub(super) fn unanswered(&self, why: String) -> Answer {
         match self.0.load(Ordering::Relaxed) {
             true => Answer::Unknown { why },
             false => Answer::NotTaken {
@@ -38,7 +38,7 @@ pin_project_lite::pin_project! {
 
 impl<B> Watched<B> {
     /// Tells `sent`.
-    pub fn new(body: B, sent: Sent) -> Self {
+    pub(super) fn new(body: B, sent: Sent) -> Self {
         Self { body, sent }
     }
 }

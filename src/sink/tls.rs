@@ -15,7 +15,7 @@ use crate::error::{Error, Violation};
 ///
 /// # Errors
 /// What is wrong with the certificates.
-pub fn client_config(reach: &Reach) -> Result<ClientConfig, Error> {
+pub(super) fn client_config(reach: &Reach) -> Result<ClientConfig, Error> {
     let mut roots = RootCertStore::empty();
     match &reach.ca {
         Some(pem) => {
@@ -50,7 +50,7 @@ fn wrong(message: String) -> Error {
 }
 
 /// Connects by TCP within the bound; it leaves TLS to what wraps it.
-pub fn tcp(reach: &Reach) -> HttpConnector {
+pub(super) fn tcp(reach: &Reach) -> HttpConnector {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);

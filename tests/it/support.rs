@@ -2,14 +2,14 @@
 
 #[path = "../support/bearer.rs"]
 mod bearer;
-pub mod calls;
-pub mod database;
-pub mod gateway;
+pub(crate) mod calls;
+pub(crate) mod database;
+pub(crate) mod gateway;
 #[path = "../support/http.rs"]
-pub mod plain_http;
-pub mod sending;
-pub mod sink;
-pub mod stores;
+pub(crate) mod plain_http;
+pub(crate) mod sending;
+pub(crate) mod sink;
+pub(crate) mod stores;
 #[path = "../support/traced.rs"]
 mod traced;
 
@@ -31,16 +31,16 @@ use tonic::Status;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
-pub use bearer::Bearer;
-pub use calls::*;
-pub use database::{Database, Kind};
-pub use sink::RecordingSink;
+pub(crate) use bearer::Bearer;
+pub(crate) use calls::*;
+pub(crate) use database::{Database, Kind};
+pub(crate) use sink::RecordingSink;
 
 /// What every clock shows at first.
-pub const NOW: &str = "2026-03-01T12:00:00Z";
+pub(crate) const NOW: &str = "2026-03-01T12:00:00Z";
 
 /// A time that is well ahead of [`NOW`].
-pub const LATER: &str = "2026-03-20T08:00:00Z";
+pub(crate) const LATER: &str = "2026-03-20T08:00:00Z";
 
 /// How long anything may take before it counts as hanging. Far beyond what anything takes: no test fails on time alone.
 const HANGS: Duration = Duration::from_secs(120);
@@ -69,7 +69,7 @@ macro_rules! on_both {
 pub(crate) use on_both;
 
 /// Runs one test on a migrated database of its own; no thread of a server may have panicked by then.
-pub async fn run(kind: Kind, name: &str, test: impl AsyncFnOnce(&Database)) {
+pub(crate) async fn run(kind: Kind, name: &str, test: impl AsyncFnOnce(&Database)) {
     count_panics();
     let Some(database) = Database::new(kind, name) else {
         return;
@@ -84,7 +84,7 @@ pub async fn run(kind: Kind, name: &str, test: impl AsyncFnOnce(&Database)) {
 }
 
 /// What `future` comes to; a test that hangs ends here.
-pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(HANGS, future).await.expect("it hangs")
 }
 
@@ -116,7 +116,7 @@ fn count_panics() {
 }
 
 /// Small bounds, a free port.
-pub fn settings(database: &Database) -> Serve {
+pub(crate) fn settings(database: &Database) -> Serve {
     Serve {
         database_url: Secret(database.url().to_owned()),
         grpc_addr: ([127, 0, 0, 1], 0).into(),
@@ -156,15 +156,15 @@ pub fn settings(database: &Database) -> Serve {
 }
 
 /// An instant as a test writes it.
-pub fn instant(text: &str) -> DateTime<Utc> {
+pub(crate) fn instant(text: &str) -> DateTime<Utc> {
     DateTime::parse_from_rfc3339(text).expect(text).to_utc()
 }
 
 /// The generated client over HTTP/2.
-pub type Client = CanvasScheduleServiceClient<InterceptedService<Channel, Bearer>>;
+pub(crate) type Client = CanvasScheduleServiceClient<InterceptedService<Channel, Bearer>>;
 
 /// A running server and a client of it.
-pub struct TestApp {
+pub(crate) struct TestApp {
     pub clock: Arc<ManualClock>,
     pub channel: Channel,
     /// A key of the workspace `default` that may do everything.
@@ -175,12 +175,12 @@ pub struct TestApp {
 
 impl TestApp {
     /// A server over a migrated database.
-    pub async fn start(database: &Database) -> Self {
+    pub(crate) async fn start(database: &Database) -> Self {
         Self::start_with(database, |_| {}).await
     }
 
     /// The same, with settings that differ.
-    pub async fn start_with(database: &Database, change: impl FnOnce(&mut Serve)) -> Self {
+    pub(crate) async fn start_with(database: &Database, change: impl FnOnce(&mut Serve)) -> Self {
         let mut settings = settings(database);
         change(&mut settings);
         let clock = Arc::new(ManualClock::at(instant(NOW)));
@@ -196,7 +196,7 @@ impl TestApp {
     }
 
     /// The same with a dispatcher that sends to `sink`, and the time that `clock` shows.
-    pub async fn start_sending(
+    pub(crate) async fn start_sending(
         database: &Database,
         sink: &Arc<RecordingSink>,
         clock: &Arc<ManualClock>,
@@ -214,7 +214,7 @@ impl TestApp {
     }
 
     /// The same in some of the roles.
-    pub async fn start_in_roles(
+    pub(crate) async fn start_in_roles(
         database: &Database,
         sink: &Arc<RecordingSink>,
         clock: &Arc<ManualClock>,
@@ -239,7 +239,7 @@ impl TestApp {
     }
 
     /// A second server over a database whose limits stay as they are.
-    pub async fn start_as_it_is(database: &Database) -> Self {
+    pub(crate) async fn start_as_it_is(database: &Database) -> Self {
         let clock = Arc::new(ManualClock::at(instant(NOW)));
         let server = Server::start_migrated(&settings(database), clock.clone(), None)
             .await
@@ -254,7 +254,7 @@ impl TestApp {
     }
 
     /// A server over a database as it is; its callers have a key that is none.
-    pub async fn start_unmigrated(database: &Database) -> Self {
+    pub(crate) async fn start_unmigrated(database: &Database) -> Self {
         let clock = Arc::new(ManualClock::at(instant(NOW)));
         let server = Server::start(&settings(database), clock.clone(), None)
             .await
@@ -279,61 +279,65 @@ impl TestApp {
     }
 
     /// A key of a workspace, which may do everything but for what `change` makes of it.
-    pub async fn key_of(&self, workspace: &str, change: impl FnOnce(&mut KeyOrder)) -> String {
+    pub(crate) async fn key_of(
+        &self,
+        workspace: &str,
+        change: impl FnOnce(&mut KeyOrder),
+    ) -> String {
         key(&self.server, workspace, change).await
     }
 
     /// What operators do.
-    pub fn admin(&self) -> &Admin {
+    pub(crate) fn admin(&self) -> &Admin {
         self.server.admin()
     }
 
     /// The app's one connection with its key, for calls without the client.
-    pub fn keyed(&self) -> InterceptedService<Channel, Bearer> {
+    pub(crate) fn keyed(&self) -> InterceptedService<Channel, Bearer> {
         InterceptedService::new(self.channel.clone(), Bearer::new(&self.key))
     }
 
     /// Has the server read the keys now.
-    pub async fn read_keys(&self) {
+    pub(crate) async fn read_keys(&self) {
         read_keys(&self.server).await;
     }
 
     /// A client on the app's one connection with another key.
-    pub fn client_with(&self, key: &str) -> Client {
+    pub(crate) fn client_with(&self, key: &str) -> Client {
         client_on(self.channel.clone(), key)
     }
 
     /// Where metrics and readiness are asked for.
-    pub fn admin_addr(&self) -> String {
+    pub(crate) fn admin_addr(&self) -> String {
         self.server.admin_addr().to_string()
     }
 
     /// Where it listens.
-    pub fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
     /// A client on the app's one connection.
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         client_on(self.channel.clone(), &self.key)
     }
 
     /// A client on a connection of its own.
-    pub fn fresh_client(&self) -> Client {
+    pub(crate) fn fresh_client(&self) -> Client {
         client_on(channel_to(self.addr), &self.key)
     }
 
     /// Where the gateway listens.
-    pub fn gateway(&self) -> SocketAddr {
+    pub(crate) fn gateway(&self) -> SocketAddr {
         self.server.gateway_addr().expect("it has a gateway")
     }
 
     /// Stops the server.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.server.stop().await;
     }
 
-    pub async fn create(
+    pub(crate) async fn create(
         &self,
         request: v1::CreateCanvasScheduleRequest,
     ) -> Result<v1::CreateCanvasScheduleResponse, Status> {
@@ -344,7 +348,10 @@ impl TestApp {
     }
 
     /// A schedule that was created.
-    pub async fn created(&self, request: v1::CreateCanvasScheduleRequest) -> v1::CanvasSchedule {
+    pub(crate) async fn created(
+        &self,
+        request: v1::CreateCanvasScheduleRequest,
+    ) -> v1::CanvasSchedule {
         self.create(request)
             .await
             .expect("created")
@@ -352,7 +359,7 @@ impl TestApp {
             .expect("a schedule")
     }
 
-    pub async fn update(
+    pub(crate) async fn update(
         &self,
         request: v1::UpdateCanvasScheduleRequest,
     ) -> Result<v1::UpdateCanvasScheduleResponse, Status> {
@@ -362,7 +369,7 @@ impl TestApp {
             .map(tonic::Response::into_inner)
     }
 
-    pub async fn batch(
+    pub(crate) async fn batch(
         &self,
         requests: Vec<v1::UpdateCanvasScheduleRequest>,
     ) -> Result<Vec<Entry>, Status> {
@@ -375,7 +382,7 @@ impl TestApp {
         Ok(answer.results.into_iter().map(entry).collect())
     }
 
-    pub async fn cancel(
+    pub(crate) async fn cancel(
         &self,
         request: v1::CancelCanvasScheduleRequest,
     ) -> Result<v1::CancelCanvasScheduleResponse, Status> {
@@ -385,7 +392,7 @@ impl TestApp {
             .map(tonic::Response::into_inner)
     }
 
-    pub async fn try_get(
+    pub(crate) async fn try_get(
         &self,
         schedule_id: &str,
     ) -> Result<v1::GetCanvasScheduleResponse, Status> {
@@ -399,11 +406,11 @@ impl TestApp {
     }
 
     /// All that the service tells of a schedule.
-    pub async fn get(&self, of: &v1::CanvasSchedule) -> v1::GetCanvasScheduleResponse {
+    pub(crate) async fn get(&self, of: &v1::CanvasSchedule) -> v1::GetCanvasScheduleResponse {
         self.try_get(&of.schedule_id).await.expect("it is there")
     }
 
-    pub async fn list(
+    pub(crate) async fn list(
         &self,
         request: v1::ListCanvasSchedulesRequest,
     ) -> Result<v1::ListCanvasSchedulesResponse, Status> {
@@ -414,7 +421,10 @@ impl TestApp {
     }
 
     /// The ids of all schedules that match the filters of `request`, page after page.
-    pub async fn list_ids(&self, mut request: v1::ListCanvasSchedulesRequest) -> Vec<String> {
+    pub(crate) async fn list_ids(
+        &self,
+        mut request: v1::ListCanvasSchedulesRequest,
+    ) -> Vec<String> {
         let mut ids = Vec::new();
         loop {
             let page = self.list(request.clone()).await.expect("a page");
@@ -426,7 +436,7 @@ impl TestApp {
         }
     }
 
-    pub async fn revisions_page(
+    pub(crate) async fn revisions_page(
         &self,
         request: v1::ListCanvasScheduleRevisionsRequest,
     ) -> Result<v1::ListCanvasScheduleRevisionsResponse, Status> {
@@ -437,7 +447,10 @@ impl TestApp {
     }
 
     /// The kept revisions of a schedule, at most 1,000, the newest first.
-    pub async fn revisions(&self, of: &v1::CanvasSchedule) -> Vec<v1::CanvasScheduleRevision> {
+    pub(crate) async fn revisions(
+        &self,
+        of: &v1::CanvasSchedule,
+    ) -> Vec<v1::CanvasScheduleRevision> {
         let request = v1::ListCanvasScheduleRevisionsRequest {
             schedule_id: of.schedule_id.clone(),
             page_size: 1000,
@@ -449,7 +462,7 @@ impl TestApp {
             .revisions
     }
 
-    pub async fn dispatches(
+    pub(crate) async fn dispatches(
         &self,
         request: v1::ListDispatchesRequest,
     ) -> Result<v1::ListDispatchesResponse, Status> {
@@ -459,7 +472,7 @@ impl TestApp {
             .map(tonic::Response::into_inner)
     }
 
-    pub async fn retry(&self, of: &v1::Dispatch) -> Result<v1::Dispatch, Status> {
+    pub(crate) async fn retry(&self, of: &v1::Dispatch) -> Result<v1::Dispatch, Status> {
         let request = v1::RetryDispatchRequest {
             schedule_id: of.schedule_id.clone(),
             dispatch_id: of.dispatch_id.clone(),
@@ -474,7 +487,7 @@ impl TestApp {
     }
 
     /// What the service tells of a schedule and its history: to show that nothing changed.
-    pub async fn seen(
+    pub(crate) async fn seen(
         &self,
         of: &v1::CanvasSchedule,
     ) -> (
@@ -497,7 +510,7 @@ fn log_everything_if_wanted() {
 }
 
 /// A channel that connects at its first call.
-pub fn channel_to(addr: SocketAddr) -> Channel {
+pub(crate) fn channel_to(addr: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{addr}"))
         .expect("an address")
         .connect_lazy()
@@ -540,7 +553,7 @@ async fn key(server: &Server, workspace: &str, change: impl FnOnce(&mut KeyOrder
 }
 
 /// A client on `channel` with a key.
-pub fn client_on(channel: Channel, key: &str) -> Client {
+pub(crate) fn client_on(channel: Channel, key: &str) -> Client {
     CanvasScheduleServiceClient::with_interceptor(channel, Bearer::new(key))
         .max_decoding_message_size(64 * 1024 * 1024)
 }

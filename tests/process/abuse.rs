@@ -78,7 +78,7 @@ async fn begun(server: &Server, settings: &[u8]) -> TcpStream {
 }
 
 /// A caller who does nothing out of the way; every call must be answered. When it is told to try again it does.
-pub struct Neighbour {
+pub(crate) struct Neighbour {
     stop: watch::Sender<bool>,
     calls: JoinHandle<Served>,
 }
@@ -94,7 +94,7 @@ struct Served {
 
 impl Neighbour {
     /// One who calls from now on.
-    pub async fn of(server: &Server) -> Self {
+    pub(crate) async fn of(server: &Server) -> Self {
         let mut client = server.connect().await;
         let (stop, stopped) = watch::channel(false);
         let calls = tokio::spawn(async move {
@@ -137,7 +137,7 @@ impl Neighbour {
 
     /// It was served, more often than put off, and the process stayed small. It may be put off at all because a build without
     /// optimisation works for seconds on a flood, and who waits 3 s for a database connection is told to try again.
-    pub async fn was_served_by(self, server: &Server) {
+    pub(crate) async fn was_served_by(self, server: &Server) {
         self.stop.send_replace(true);
         let served = tokio::time::timeout(PATIENCE, self.calls)
             .await
@@ -326,7 +326,7 @@ fn open_files() -> usize {
 }
 
 /// Waits until somebody new is let in: connections that were ended keep their places until the server has seen it.
-pub async fn until_let_in(server: &Server) {
+pub(crate) async fn until_let_in(server: &Server) {
     // A connection that is taken gets settings at once.
     let let_in = async {
         while TcpStream::connect(server.addr())

@@ -12,7 +12,7 @@ use super::postgres::process::{Running, run, send};
 use super::server::{PATIENCE, Server, command, key, migrate, next_status};
 
 /// Runs the binary to its end, which is near.
-pub fn ended(args: &[&str]) -> Output {
+pub(crate) fn ended(args: &[&str]) -> Output {
     let folder = Folder::new();
     let mut command = command(args);
     command

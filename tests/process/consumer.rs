@@ -18,7 +18,7 @@ const MOMENT: Duration = Duration::from_millis(50);
 
 /// What happens to a dispatch that comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// It is taken: 200.
     Take,
     /// It is taken, and answered a moment later: so that some are always under way.
@@ -33,7 +33,7 @@ pub enum Mode {
 
 /// One dispatch that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Came {
+pub(crate) struct Came {
     /// Its schedule.
     pub schedule_id: String,
     /// The key to de-duplicate by.
@@ -47,7 +47,7 @@ pub struct Came {
 }
 
 /// A server on a port of its own. Where it refuses connections, nobody listens there.
-pub struct Consumer {
+pub(crate) struct Consumer {
     addr: SocketAddr,
     mode: watch::Sender<Mode>,
     came: Arc<watch::Sender<Vec<Came>>>,
@@ -57,7 +57,7 @@ pub struct Consumer {
 
 impl Consumer {
     /// One that takes everything.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port::lasting().unwrap()))
             .await
             .unwrap();
@@ -78,17 +78,17 @@ impl Consumer {
     }
 
     /// Where dispatches go.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}/", self.addr)
     }
 
     /// From now on it does this, also with what it has read already.
-    pub fn set(&self, mode: Mode) {
+    pub(crate) fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
 
     /// Closes the port and all connections.
-    pub async fn refuse(&mut self) {
+    pub(crate) async fn refuse(&mut self) {
         if let Some(listening) = self.listening.take() {
             listening.abort();
             let _ended = listening.await;
@@ -96,7 +96,7 @@ impl Consumer {
     }
 
     /// Takes everything again, at the same place.
-    pub async fn recover(&mut self) {
+    pub(crate) async fn recover(&mut self) {
         self.set(Mode::Take);
         if self.listening.is_none() {
             let listener = TcpListener::bind(self.addr).await.unwrap();
@@ -125,12 +125,12 @@ impl Consumer {
     }
 
     /// All that was read until now.
-    pub fn came(&self) -> Vec<Came> {
+    pub(crate) fn came(&self) -> Vec<Came> {
         self.came.borrow().clone()
     }
 
     /// Waits until everything that is taken slowly is answered.
-    pub async fn idle(&self) {
+    pub(crate) async fn idle(&self) {
         let mut unanswered = self.unanswered.subscribe();
         let idle =
             tokio::time::timeout(PATIENCE, unanswered.wait_for(|unanswered| *unanswered == 0))
@@ -139,7 +139,7 @@ impl Consumer {
     }
 
     /// Waits until what came is `enough`.
-    pub async fn until(&self, enough: impl FnMut(&Vec<Came>) -> bool) -> Vec<Came> {
+    pub(crate) async fn until(&self, enough: impl FnMut(&Vec<Came>) -> bool) -> Vec<Came> {
         let mut came = self.came.subscribe();
         let come = tokio::time::timeout(PATIENCE * 2, came.wait_for(enough))
             .await

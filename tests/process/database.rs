@@ -9,7 +9,7 @@ use super::postgres::{Postgres, Problem};
 use super::server;
 
 /// A migrated, empty database.
-pub enum Database {
+pub(crate) enum Database {
     /// A file in a folder of its own.
     Sqlite(Folder),
     /// A database of the shared server.
@@ -23,21 +23,21 @@ pub enum Database {
 
 impl Database {
     /// A SQLite file.
-    pub fn sqlite() -> Self {
+    pub(crate) fn sqlite() -> Self {
         let database = Self::Sqlite(Folder::new());
         server::migrate(&database.url());
         database
     }
 
     /// A PostgreSQL database; none where it is not installed, which is told by the name of the test.
-    pub fn postgres() -> Option<Self> {
+    pub(crate) fn postgres() -> Option<Self> {
         let database = Self::postgres_empty()?;
         server::migrate(&database.url());
         Some(database)
     }
 
     /// As [`Self::postgres`], not migrated.
-    pub fn postgres_empty() -> Option<Self> {
+    pub(crate) fn postgres_empty() -> Option<Self> {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let server = shared()?;
         let name = format!("test_{}", MADE.fetch_add(1, Ordering::Relaxed));
@@ -46,7 +46,7 @@ impl Database {
     }
 
     /// Waits until no session of the service is left: a backend goes on with what it was asked before its client was killed.
-    pub fn is_left(&self) {
+    pub(crate) fn is_left(&self) {
         let Self::Postgres { server, name } = self else {
             return;
         };
@@ -60,7 +60,7 @@ impl Database {
     }
 
     /// Where a client finds it.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         match self {
             Self::Sqlite(folder) => format!(
                 "sqlite://{}?mode=rwc",
@@ -72,12 +72,12 @@ impl Database {
 }
 
 /// A PostgreSQL server for a test that stops it or needs settings of its own; none where it is not installed.
-pub fn own_postgres(settings: &[&str]) -> Option<Postgres> {
+pub(crate) fn own_postgres(settings: &[&str]) -> Option<Postgres> {
     own_postgres_in(vec![], settings)
 }
 
 /// The same with these variables in the server's environment.
-pub fn own_postgres_in(
+pub(crate) fn own_postgres_in(
     environment: Vec<(&'static str, String)>,
     settings: &[&str],
 ) -> Option<Postgres> {
@@ -92,7 +92,7 @@ pub fn own_postgres_in(
 }
 
 /// The name of the test that runs.
-pub fn test_name() -> String {
+pub(crate) fn test_name() -> String {
     std::thread::current().name().unwrap_or("a test").to_owned()
 }
 
@@ -117,11 +117,11 @@ fn required() -> bool {
 }
 
 /// A temporary folder that goes with this value.
-pub struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
     /// An empty one.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "canvas-scheduler-test-{}-{}",
@@ -134,7 +134,7 @@ impl Folder {
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }

@@ -8,11 +8,11 @@ use super::load::{Call, millis};
 use super::server::Client;
 
 /// Every schedule with its revisions: the time of each, the first one first.
-pub struct History(HashMap<String, Vec<i64>>);
+pub(crate) struct History(HashMap<String, Vec<i64>>);
 
 /// How calls ended.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Acknowledged.
     pub done: usize,
     /// Refused for sure.
@@ -28,7 +28,7 @@ pub struct Tally {
 impl History {
     /// Reads everything, page by page, and holds it against itself: revisions without a gap, the newest of which is what Get
     /// answers.
-    pub async fn read(client: &mut Client) -> Self {
+    pub(crate) async fn read(client: &mut Client) -> Self {
         let mut all = HashMap::new();
         for listed in every_schedule(client).await {
             let id = listed.schedule_id;
@@ -59,13 +59,13 @@ impl History {
     }
 
     /// The number of revisions of a schedule.
-    pub fn newest(&self, id: &str) -> i64 {
+    pub(crate) fn newest(&self, id: &str) -> i64 {
         i64::try_from(self.0[id].len()).unwrap()
     }
 
     /// Holds it against the calls that made it: each acknowledged one is there once and as it was told, what was refused is
     /// not there, nothing is there twice, and nothing that nobody asked for.
-    pub fn check(&self, calls: &[Call]) -> Tally {
+    pub(crate) fn check(&self, calls: &[Call]) -> Tally {
         let mut found: HashMap<i64, (&str, i64)> = HashMap::new();
         for (id, times) in &self.0 {
             for (time, revision) in times.iter().zip(1_i64..) {

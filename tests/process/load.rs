@@ -22,7 +22,7 @@ const REPEATS_MOST: usize = 500;
 
 /// One call and how it ended.
 #[derive(Debug)]
-pub struct Call {
+pub(crate) struct Call {
     /// The time that it asked for, in milliseconds; no other call asks for it.
     pub time_ms: i64,
     /// The schedule and the revision that it was told, or why not.
@@ -33,7 +33,7 @@ pub struct Call {
 
 impl Call {
     /// Whether the answer says for sure that nothing was written.
-    pub fn certainly_not_done(&self) -> bool {
+    pub(crate) fn certainly_not_done(&self) -> bool {
         let refused =
             |status: &Status| ["STORE_UNAVAILABLE", "BUSY"].contains(&reason(status).as_str());
         self.end.as_ref().is_err_and(refused) || self.was_never_begun()
@@ -41,7 +41,7 @@ impl Call {
 
     /// Whether a GOAWAY came between its being handed to the client's library and its being sent, or the server left it alone by
     /// the word of that GOAWAY. Other libraries repeat such a call by themselves; this one says CANCELLED or INTERNAL.
-    pub fn was_never_begun(&self) -> bool {
+    pub(crate) fn was_never_begun(&self) -> bool {
         let Err(status) = &self.end else { return false };
         let mut cause = std::error::Error::source(status);
         while let Some(error) = cause {
@@ -55,7 +55,7 @@ impl Call {
     }
 
     /// Whether it ended well or with an error that is documented for a database or a server that goes away.
-    pub fn is_documented(&self) -> bool {
+    pub(crate) fn is_documented(&self) -> bool {
         self.end
             .as_ref()
             .err()
@@ -68,7 +68,7 @@ impl Call {
 }
 
 /// The reason in the details of a status, or nothing.
-pub fn reason(status: &Status) -> String {
+pub(crate) fn reason(status: &Status) -> String {
     status
         .get_details_error_info()
         .map(|info| info.reason)
@@ -77,7 +77,7 @@ pub fn reason(status: &Status) -> String {
 
 /// What callers ask for.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Mix {
+pub(crate) struct Mix {
     /// One call in so many is a creation; 0 for none.
     pub create_every: usize,
     /// One call in so many has a request id, and is repeated with it until its outcome is known; 0 for none.
@@ -87,7 +87,7 @@ pub struct Mix {
 }
 
 /// A time of one's own, a day ahead and later.
-pub fn unique_time() -> i64 {
+pub(crate) fn unique_time() -> i64 {
     static NEXT: AtomicI64 = AtomicI64::new(0);
     let tomorrow = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -103,7 +103,7 @@ pub fn unique_time() -> i64 {
 }
 
 /// Now by the machine's clock.
-pub fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     i64::try_from(
         SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -114,7 +114,7 @@ pub fn now_ms() -> i64 {
 }
 
 /// The schedule of that instant.
-pub fn schedule_at(time_ms: i64) -> Option<v1::Schedule> {
+pub(crate) fn schedule_at(time_ms: i64) -> Option<v1::Schedule> {
     let time = DateTime::from_timestamp_millis(time_ms)
         .unwrap()
         .to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
@@ -125,14 +125,14 @@ pub fn schedule_at(time_ms: i64) -> Option<v1::Schedule> {
 }
 
 /// The instant of a schedule.
-pub fn millis(schedule: Option<&v1::Schedule>) -> i64 {
+pub(crate) fn millis(schedule: Option<&v1::Schedule>) -> i64 {
     DateTime::parse_from_rfc3339(&schedule.expect("a schedule").time)
         .expect("a time")
         .timestamp_millis()
 }
 
 /// Creates a schedule.
-pub async fn create(
+pub(crate) async fn create(
     client: &mut Client,
     time_ms: i64,
     request_id: String,
@@ -149,7 +149,7 @@ pub async fn create(
 }
 
 /// Updates a schedule.
-pub async fn update(
+pub(crate) async fn update(
     client: &mut Client,
     schedule_id: &str,
     time_ms: i64,
@@ -184,7 +184,7 @@ fn told(schedule: Option<v1::CanvasSchedule>, time_ms: i64) -> (String, i64) {
 
 /// The end of a call that is made again, as its caller is told, for as long as the database cannot be reached, or waited for. What is
 /// told so was not done.
-pub async fn when_available<T>(
+pub(crate) async fn when_available<T>(
     mut call: impl AsyncFnMut() -> Result<T, Status>,
 ) -> Result<T, Status> {
     let give_up_at = Instant::now() + PATIENCE;
@@ -205,7 +205,7 @@ pub async fn when_available<T>(
 }
 
 /// Makes schedules to work on.
-pub async fn schedules(client: &mut Client, n: usize) -> (Vec<String>, Vec<Call>) {
+pub(crate) async fn schedules(client: &mut Client, n: usize) -> (Vec<String>, Vec<Call>) {
     let mut calls = Vec::new();
     for _ in 0..n {
         let time_ms = unique_time();
@@ -225,7 +225,7 @@ pub async fn schedules(client: &mut Client, n: usize) -> (Vec<String>, Vec<Call>
 }
 
 /// Callers at work.
-pub struct Callers {
+pub(crate) struct Callers {
     tasks: JoinSet<Vec<Call>>,
     acknowledged: watch::Receiver<u64>,
     stop: watch::Sender<bool>,
@@ -233,7 +233,7 @@ pub struct Callers {
 
 impl Callers {
     /// Starts `n` callers over these connections.
-    pub fn start(clients: &[Client], schedules: &[String], n: usize, mix: Mix) -> Self {
+    pub(crate) fn start(clients: &[Client], schedules: &[String], n: usize, mix: Mix) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (count, acknowledged) = watch::channel(0);
         let (count, schedules): (_, Arc<[String]>) = (Arc::new(count), schedules.into());
@@ -257,7 +257,7 @@ impl Callers {
     }
 
     /// Waits until `more` further calls were acknowledged.
-    pub async fn acknowledged(&mut self, more: u64) {
+    pub(crate) async fn acknowledged(&mut self, more: u64) {
         let enough = *self.acknowledged.borrow() + more;
         let waiting = self.acknowledged.wait_for(|count| *count >= enough);
         let came = tokio::time::timeout(PATIENCE * 2, waiting)
@@ -267,13 +267,13 @@ impl Callers {
     }
 
     /// Tells everyone to stop and answers what they did.
-    pub async fn stop(self) -> Vec<Call> {
+    pub(crate) async fn stop(self) -> Vec<Call> {
         self.stop.send_replace(true);
         self.ended().await
     }
 
     /// What they did, once all of them have ended by themselves.
-    pub async fn ended(mut self) -> Vec<Call> {
+    pub(crate) async fn ended(mut self) -> Vec<Call> {
         let mut calls = Vec::new();
         let all = async {
             while let Some(done) = self.tasks.join_next().await {

@@ -5,7 +5,7 @@ use sea_orm::sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 use super::database::Database;
 
 /// A session that holds a lock until this value is dropped.
-pub enum Locked {
+pub(crate) enum Locked {
     /// The lock of one row.
     Row { _session: PgConnection },
     /// The one write lock of a SQLite file.
@@ -14,7 +14,7 @@ pub enum Locked {
 
 impl Locked {
     /// Locks the row of a schedule.
-    pub async fn row(database: &Database, id: &str) -> Self {
+    pub(crate) async fn row(database: &Database, id: &str) -> Self {
         let mut session = PgConnection::connect(&database.url()).await.unwrap();
         session.execute("BEGIN").await.unwrap();
         let sql = format!("SELECT 1 FROM canvas_schedule WHERE id = '{id}' FOR UPDATE");
@@ -26,7 +26,7 @@ impl Locked {
     }
 
     /// Locks a SQLite file for writing.
-    pub async fn file(database: &Database) -> Self {
+    pub(crate) async fn file(database: &Database) -> Self {
         let mut session = SqliteConnection::connect(&database.url()).await.unwrap();
         session.execute("BEGIN IMMEDIATE").await.unwrap();
         Self::File { _session: session }

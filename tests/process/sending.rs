@@ -43,13 +43,18 @@ async fn sender(database: &Database, consumer: &Consumer) -> Server {
     sender_over(&database.url(), consumer).await
 }
 
-pub async fn sender_over(url: &str, consumer: &Consumer) -> Server {
+pub(crate) async fn sender_over(url: &str, consumer: &Consumer) -> Server {
     let flags = flags(consumer);
     Server::start(url, &flags.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
 /// Makes `n` schedules that come due one after the other from `first_ms` on, over `span_ms`.
-pub async fn due(clients: &[Client], n: usize, first_ms: i64, span_ms: i64) -> BTreeSet<String> {
+pub(crate) async fn due(
+    clients: &[Client],
+    n: usize,
+    first_ms: i64,
+    span_ms: i64,
+) -> BTreeSet<String> {
     let mut calls = JoinSet::new();
     for (c, client) in clients.iter().enumerate() {
         let mut client = client.clone();
@@ -93,7 +98,7 @@ fn in_utc() -> v1::Recipient {
     }
 }
 
-pub fn arrived(came: &[Came]) -> BTreeSet<String> {
+pub(crate) fn arrived(came: &[Came]) -> BTreeSet<String> {
     came.iter()
         .filter(|one| one.taken)
         .map(|one| one.schedule_id.clone())

@@ -24,13 +24,13 @@ use super::postgres::process::{Running, run};
 use super::traced;
 
 /// How long anything may take that should be quick; a machine under load is slow.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The generated client.
-pub type Client = CanvasScheduleServiceClient<InterceptedService<Channel, Bearer>>;
+pub(crate) type Client = CanvasScheduleServiceClient<InterceptedService<Channel, Bearer>>;
 
 /// The binary with these arguments and no setting from the environment, but for the admin port, which is any free one.
-pub fn command(args: &[&str]) -> Command {
+pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_canvas-scheduler"));
     command
         .env_clear()
@@ -41,12 +41,12 @@ pub fn command(args: &[&str]) -> Command {
 }
 
 /// Runs `migrate`.
-pub fn migrate(url: &str) {
+pub(crate) fn migrate(url: &str) {
     run(&mut command(&["migrate", "--database-url", url]), PATIENCE).unwrap();
 }
 
 /// A key of the workspace `default` that may do everything, with limits that no test reaches.
-pub fn key(url: &str) -> String {
+pub(crate) fn key(url: &str) -> String {
     static MADE: AtomicU32 = AtomicU32::new(0);
     let name = format!(
         "key {} {}",
@@ -83,11 +83,11 @@ pub fn key(url: &str) -> String {
 
 /// What a process writes to a pipe, line by line.
 #[derive(Clone)]
-pub struct Lines(watch::Receiver<Vec<String>>);
+pub(crate) struct Lines(watch::Receiver<Vec<String>>);
 
 impl Lines {
     /// A screen, on which `dev` shows its key.
-    pub fn of_screen(pipe: impl std::io::Read + Send + 'static) -> Self {
+    pub(crate) fn of_screen(pipe: impl std::io::Read + Send + 'static) -> Self {
         Self::reading(pipe, |_| true)
     }
 
@@ -118,7 +118,7 @@ impl Lines {
     }
 
     /// Waits for the first line that `wanted` answers something for.
-    pub async fn first<T>(&self, wanted: impl Fn(&str) -> Option<T>) -> T {
+    pub(crate) async fn first<T>(&self, wanted: impl Fn(&str) -> Option<T>) -> T {
         let mut lines = self.0.clone();
         let found = |lines: &[String]| lines.iter().find_map(|line| wanted(line));
         // What `wait_for` answers holds the lines locked, so it is dropped at once.
@@ -131,7 +131,7 @@ impl Lines {
     }
 
     /// Waits until so many lines contain this text.
-    pub async fn times(&self, count: usize, text: &str) {
+    pub(crate) async fn times(&self, count: usize, text: &str) {
         let mut lines = self.0.clone();
         let enough =
             |lines: &Vec<String>| lines.iter().filter(|line| line.contains(text)).count() >= count;
@@ -146,7 +146,7 @@ impl Lines {
     }
 
     /// Waits until the pipe is closed and answers everything.
-    pub async fn to_the_end(&self) -> Vec<String> {
+    pub(crate) async fn to_the_end(&self) -> Vec<String> {
         let mut lines = self.0.clone();
         let closed = async { while lines.changed().await.is_ok() {} };
         tokio::time::timeout(PATIENCE, closed)
@@ -156,14 +156,14 @@ impl Lines {
     }
 
     /// What came until now.
-    pub fn all(&self) -> Vec<String> {
+    pub(crate) fn all(&self) -> Vec<String> {
         self.0.borrow().clone()
     }
 }
 
 /// How a caller reaches a server.
 #[derive(Clone)]
-pub struct Way {
+pub(crate) struct Way {
     addr: String,
     key: String,
     tls: Option<ClientConfig>,
@@ -171,7 +171,7 @@ pub struct Way {
 
 impl Way {
     /// A connection without a key.
-    pub async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
+    pub(crate) async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let endpoint =
             Endpoint::from_shared(format!("{scheme}://{}", self.addr))?.connect_timeout(PATIENCE);
@@ -192,7 +192,7 @@ impl Way {
     }
 
     /// A connection of its own, if there can be one.
-    pub async fn try_connect(&self) -> Result<Client, tonic::transport::Error> {
+    pub(crate) async fn try_connect(&self) -> Result<Client, tonic::transport::Error> {
         let channel = self.channel().await?;
         Ok(
             CanvasScheduleServiceClient::with_interceptor(channel, Bearer::new(&self.key))
@@ -201,12 +201,12 @@ impl Way {
     }
 
     /// A connection of its own.
-    pub async fn connect(&self) -> Client {
+    pub(crate) async fn connect(&self) -> Client {
         self.try_connect().await.expect("it listens")
     }
 
     /// The same way for callers who speak TLS like this.
-    pub fn by(&self, tls: ClientConfig) -> Self {
+    pub(crate) fn by(&self, tls: ClientConfig) -> Self {
         Self {
             tls: Some(tls),
             ..self.clone()
@@ -214,7 +214,7 @@ impl Way {
     }
 
     /// The same way for callers with another key.
-    pub fn with(&self, key: &str) -> Self {
+    pub(crate) fn with(&self, key: &str) -> Self {
         Self {
             key: key.to_owned(),
             ..self.clone()
@@ -223,7 +223,7 @@ impl Way {
 }
 
 /// A running `serve`.
-pub struct Server {
+pub(crate) struct Server {
     running: Running,
     log: Lines,
     gateway: Option<String>,
@@ -233,17 +233,17 @@ pub struct Server {
 
 impl Server {
     /// Makes a key, starts it and waits until it serves.
-    pub async fn start(url: &str, more: &[&str]) -> Self {
+    pub(crate) async fn start(url: &str, more: &[&str]) -> Self {
         Self::start_with_key(url, more, key(url)).await
     }
 
     /// Starts it, for callers who have this key, and waits until it serves.
-    pub async fn start_with_key(url: &str, more: &[&str], key: String) -> Self {
+    pub(crate) async fn start_with_key(url: &str, more: &[&str], key: String) -> Self {
         Self::start_with(url, more, key, None).await
     }
 
     /// The same for callers who may speak TLS.
-    pub async fn start_with(
+    pub(crate) async fn start_with(
         url: &str,
         more: &[&str],
         key: String,
@@ -264,7 +264,7 @@ impl Server {
     }
 
     /// Starts it and waits until it listens. Its callers have a key that is none.
-    pub async fn listening(url: &str, more: &[&str]) -> Self {
+    pub(crate) async fn listening(url: &str, more: &[&str]) -> Self {
         let addrs = [
             "--grpc-addr",
             "127.0.0.1:0",
@@ -325,47 +325,47 @@ impl Server {
     }
 
     /// Where it listens.
-    pub fn addr(&self) -> &str {
+    pub(crate) fn addr(&self) -> &str {
         &self.way.addr
     }
 
     /// Asks the admin port.
-    pub async fn ask(&self, path: &str) -> (u16, String) {
+    pub(crate) async fn ask(&self, path: &str) -> (u16, String) {
         get(&self.admin_addr, path).await
     }
 
     /// Where the gateway listens.
-    pub fn gateway(&self) -> &str {
+    pub(crate) fn gateway(&self) -> &str {
         self.gateway.as_deref().expect("it has a gateway")
     }
 
     /// The key of its callers.
-    pub fn key(&self) -> &str {
+    pub(crate) fn key(&self) -> &str {
         &self.way.key
     }
 
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.running.pid()
     }
 
     /// Gives its callers another key.
-    pub fn set_key(&mut self, key: String) {
+    pub(crate) fn set_key(&mut self, key: String) {
         self.way.key = key;
     }
 
     /// How its callers reach it.
-    pub fn way(&self) -> &Way {
+    pub(crate) fn way(&self) -> &Way {
         &self.way
     }
 
     /// Its log.
-    pub fn log(&self) -> &Lines {
+    pub(crate) fn log(&self) -> &Lines {
         &self.log
     }
 
     /// The lines of its log with this message.
-    pub fn logged(&self, text: &str) -> Vec<Value> {
+    pub(crate) fn logged(&self, text: &str) -> Vec<Value> {
         self.log
             .all()
             .iter()
@@ -374,12 +374,12 @@ impl Server {
     }
 
     /// A connection of its own.
-    pub async fn connect(&self) -> Client {
+    pub(crate) async fn connect(&self) -> Client {
         self.way.connect().await
     }
 
     /// Several connections.
-    pub async fn connections(&self, n: usize) -> Vec<Client> {
+    pub(crate) async fn connections(&self, n: usize) -> Vec<Client> {
         let mut clients = Vec::new();
         for _ in 0..n {
             clients.push(self.connect().await);
@@ -388,7 +388,7 @@ impl Server {
     }
 
     /// An open `Health/Watch`.
-    pub async fn watch(&self) -> Streaming<HealthCheckResponse> {
+    pub(crate) async fn watch(&self) -> Streaming<HealthCheckResponse> {
         let channel = self.way.channel().await.expect("it listens");
         HealthClient::new(channel)
             .watch(HealthCheckRequest::default())
@@ -398,17 +398,17 @@ impl Server {
     }
 
     /// Sends a signal such as `TERM`.
-    pub fn signal(&mut self, signal: &str) {
+    pub(crate) fn signal(&mut self, signal: &str) {
         self.running.signal(signal);
     }
 
     /// Kills it at once.
-    pub fn kill9(&mut self) {
+    pub(crate) fn kill9(&mut self) {
         self.running.kill();
     }
 
     /// Waits for its end without holding up the runtime; it takes at most `most`.
-    pub async fn ended(&mut self, most: Duration) -> Option<ExitStatus> {
+    pub(crate) async fn ended(&mut self, most: Duration) -> Option<ExitStatus> {
         let looked = async {
             loop {
                 if let Some(status) = self.running.ended() {
@@ -422,13 +422,15 @@ impl Server {
 }
 
 /// The fields of a JSON log line with this message.
-pub fn message(line: &str, text: &str) -> Option<Value> {
+pub(crate) fn message(line: &str, text: &str) -> Option<Value> {
     let fields: Value = serde_json::from_str(line).ok()?;
     (fields["message"] == text).then_some(fields)
 }
 
 /// The next status that a watcher is told; none when it is told no more.
-pub async fn next_status(health: &mut Streaming<HealthCheckResponse>) -> Option<ServingStatus> {
+pub(crate) async fn next_status(
+    health: &mut Streaming<HealthCheckResponse>,
+) -> Option<ServingStatus> {
     health
         .message()
         .await

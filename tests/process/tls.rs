@@ -20,14 +20,14 @@ use super::load::{Callers, Mix, schedules};
 use super::server::{PATIENCE, Server, key};
 
 /// An authority that signs certificates.
-pub struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 impl Authority {
     /// A new one.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -49,7 +49,7 @@ impl Authority {
     }
 
     /// A client that trusts its certificates.
-    pub fn trusted(&self) -> ClientConfig {
+    pub(crate) fn trusted(&self) -> ClientConfig {
         self.client().with_no_client_auth()
     }
 
@@ -75,13 +75,13 @@ impl Authority {
 }
 
 /// A server's certificate in files.
-pub struct Files {
+pub(crate) struct Files {
     folder: Folder,
 }
 
 impl Files {
     /// Those of a server that this authority knows.
-    pub fn of(authority: &Authority) -> Self {
+    pub(crate) fn of(authority: &Authority) -> Self {
         let files = Self {
             folder: Folder::new(),
         };
@@ -101,7 +101,7 @@ impl Files {
     }
 
     /// The flags that name them.
-    pub fn flags(&self) -> Vec<String> {
+    pub(crate) fn flags(&self) -> Vec<String> {
         ["crt", "key"]
             .map(|end| {
                 (
@@ -125,7 +125,7 @@ fn write(path: &Path, text: &str) {
 }
 
 /// Starts a server with these flags, for callers who speak TLS like this.
-pub async fn start(database: &Database, flags: &[String], client: ClientConfig) -> Server {
+pub(crate) async fn start(database: &Database, flags: &[String], client: ClientConfig) -> Server {
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     Server::start_with(&database.url(), &flags, key(&database.url()), Some(client)).await
 }

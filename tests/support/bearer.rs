@@ -6,11 +6,11 @@ use tonic::{Request, Status};
 
 /// Adds a key to every call.
 #[derive(Debug, Clone)]
-pub struct Bearer(AsciiMetadataValue);
+pub(crate) struct Bearer(AsciiMetadataValue);
 
 impl Bearer {
     /// A key as `api-key create` prints it.
-    pub fn new(key: &str) -> Self {
+    pub(crate) fn new(key: &str) -> Self {
         Self(format!("Bearer {key}").parse().expect("ASCII"))
     }
 }

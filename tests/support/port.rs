@@ -11,7 +11,7 @@ const COUNT: u64 = 12_000;
 const TRIES: usize = 100;
 
 /// A free one on loopback; none when so many that were tried are taken.
-pub fn lasting() -> Option<u16> {
+pub(crate) fn lasting() -> Option<u16> {
     let random = |_| u16::try_from(FIRST + RandomState::new().hash_one(()) % COUNT).ok();
     (0..TRIES)
         .filter_map(random)

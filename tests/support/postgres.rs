@@ -9,9 +9,9 @@
 )]
 
 #[path = "port.rs"]
-pub mod port;
+pub(crate) mod port;
 #[path = "process.rs"]
-pub mod process;
+pub(crate) mod process;
 
 use std::fmt;
 use std::fs::{self, File};
@@ -38,7 +38,7 @@ const COMMAND_MOST: Duration = Duration::from_secs(1800);
 
 /// Why there is no server.
 #[derive(Debug)]
-pub enum Problem {
+pub(crate) enum Problem {
     /// This machine has no PostgreSQL server binaries: a test may skip, by name.
     NotInstalled,
     /// Something went wrong.
@@ -70,7 +70,7 @@ impl From<String> for Problem {
 
 /// A running server.
 #[derive(Debug)]
-pub struct Postgres {
+pub(crate) struct Postgres {
     binaries: PathBuf,
     account: Option<Account>,
     folder: Folder,
@@ -85,7 +85,7 @@ impl Postgres {
     ///
     /// # Errors
     /// [`Problem::NotInstalled`] where there are no binaries, else what went wrong.
-    pub fn start(settings: &[&str]) -> Result<Self, Problem> {
+    pub(crate) fn start(settings: &[&str]) -> Result<Self, Problem> {
         Self::start_in(vec![], settings)
     }
 
@@ -93,7 +93,7 @@ impl Postgres {
     ///
     /// # Errors
     /// As above.
-    pub fn start_in(
+    pub(crate) fn start_in(
         environment: Vec<(&'static str, String)>,
         settings: &[&str],
     ) -> Result<Self, Problem> {
@@ -132,7 +132,7 @@ impl Postgres {
     }
 
     /// Where a client finds this database.
-    pub fn url(&self, database: &str) -> String {
+    pub(crate) fn url(&self, database: &str) -> String {
         format!(
             "postgres://{SUPERUSER}@{}:{}/{database}",
             Ipv4Addr::LOCALHOST,
@@ -144,7 +144,7 @@ impl Postgres {
     ///
     /// # Errors
     /// What the server says.
-    pub fn createdb(&self, database: &str) -> Result<(), Problem> {
+    pub(crate) fn createdb(&self, database: &str) -> Result<(), Problem> {
         self.psql("postgres", &format!("CREATE DATABASE \"{database}\""))
             .map(drop)
     }
@@ -153,14 +153,14 @@ impl Postgres {
     ///
     /// # Errors
     /// What the server says; at the first fault the rest is not run.
-    pub fn psql(&self, database: &str, sql: &str) -> Result<String, Problem> {
+    pub(crate) fn psql(&self, database: &str, sql: &str) -> Result<String, Problem> {
         let mut psql = self.client("psql", database);
         psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]);
         Ok(run(&mut psql, COMMAND_MOST)?.trim_end().to_owned())
     }
 
     /// One of PostgreSQL's client programs, set to talk to this database.
-    pub fn client(&self, program: &str, database: &str) -> Command {
+    pub(crate) fn client(&self, program: &str, database: &str) -> Command {
         let mut command = Command::new(self.bin(program));
         command
             .env("PGHOST", Ipv4Addr::LOCALHOST.to_string())
@@ -173,7 +173,7 @@ impl Postgres {
     }
 
     /// The path of one of PostgreSQL's programs.
-    pub fn bin(&self, program: &str) -> PathBuf {
+    pub(crate) fn bin(&self, program: &str) -> PathBuf {
         let beside = self.binaries.join(program);
         if beside.exists() {
             beside
@@ -183,22 +183,22 @@ impl Postgres {
     }
 
     /// The folder of the server, for files that are to go with it; the data lies in `data` below it.
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder.0
     }
 
     /// The process id of the postmaster; none while the server is down.
-    pub fn pid(&self) -> Option<u32> {
+    pub(crate) fn pid(&self) -> Option<u32> {
         self.server.as_ref().map(Running::pid)
     }
 
     /// The port, the same over restarts.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// Stops the server at once and without mercy, as a power cut would: postmaster and backends get SIGKILL.
-    pub fn kill9(&mut self) {
+    pub(crate) fn kill9(&mut self) {
         if let Some(mut server) = self.server.take() {
             let mut pids = vec![server.pid()];
             pids.extend(children_of(server.pid()));
@@ -211,7 +211,7 @@ impl Postgres {
     ///
     /// # Errors
     /// That it did not end.
-    pub fn stop(&mut self) -> Result<(), Problem> {
+    pub(crate) fn stop(&mut self) -> Result<(), Problem> {
         let Some(mut server) = self.server.take() else {
             return Ok(());
         };
@@ -225,7 +225,7 @@ impl Postgres {
     ///
     /// # Errors
     /// What went wrong.
-    pub fn restart(&mut self) -> Result<(), Problem> {
+    pub(crate) fn restart(&mut self) -> Result<(), Problem> {
         self.stop()?;
         self.launch()
     }
@@ -326,7 +326,7 @@ impl Drop for Postgres {
 }
 
 /// The processes that this one started and that still run.
-pub fn children_of(pid: u32) -> Vec<u32> {
+pub(crate) fn children_of(pid: u32) -> Vec<u32> {
     let Ok(processes) = fs::read_dir("/proc") else {
         return vec![];
     };

@@ -10,7 +10,7 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// A child process that does not outlive this value.
 #[derive(Debug)]
-pub struct Running {
+pub(crate) struct Running {
     name: String,
     child: Child,
 }
@@ -20,7 +20,7 @@ impl Running {
     ///
     /// # Errors
     /// Why it cannot be started.
-    pub fn start(command: &mut Command) -> Result<Self, String> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self, String> {
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command
             .spawn()
@@ -29,22 +29,22 @@ impl Running {
     }
 
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// The process itself, to take its pipes.
-    pub fn child(&mut self) -> &mut Child {
+    pub(crate) fn child(&mut self) -> &mut Child {
         &mut self.child
     }
 
     /// Its exit status, if it has ended.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 
     /// Waits for its end, at most for `most`.
-    pub fn wait(&mut self, most: Duration) -> Option<ExitStatus> {
+    pub(crate) fn wait(&mut self, most: Duration) -> Option<ExitStatus> {
         let until = Instant::now() + most;
         loop {
             let status = self.ended();
@@ -56,7 +56,7 @@ impl Running {
     }
 
     /// Sends it a signal, such as `TERM`; nothing happens when it has ended. After `STOP` each of its threads stands still.
-    pub fn signal(&mut self, signal: &str) {
+    pub(crate) fn signal(&mut self, signal: &str) {
         if self.ended().is_none() {
             send(signal, &[self.pid()]);
             // The signal is sent when `kill` returns; a thread that runs on another core goes on for a moment.
@@ -70,7 +70,7 @@ impl Running {
     ///
     /// # Errors
     /// That it had to be killed.
-    pub fn stop(&mut self, signal: &str, most: Duration) -> Result<ExitStatus, String> {
+    pub(crate) fn stop(&mut self, signal: &str, most: Duration) -> Result<ExitStatus, String> {
         self.signal(signal);
         match self.wait(most) {
             Some(status) => Ok(status),
@@ -85,7 +85,7 @@ impl Running {
     }
 
     /// Kills it (SIGKILL) and waits until it is gone.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         // Fails only when it has ended already.
         let _ended = self.child.kill();
         let _status = self.child.wait();
@@ -101,7 +101,7 @@ impl Drop for Running {
 }
 
 /// Sends a signal to processes by their ids. One that is gone already is no fault.
-pub fn send(signal: &str, pids: &[u32]) {
+pub(crate) fn send(signal: &str, pids: &[u32]) {
     if pids.is_empty() {
         return;
     }
@@ -117,7 +117,7 @@ pub fn send(signal: &str, pids: &[u32]) {
 ///
 /// # Errors
 /// It cannot be started, takes longer than `most` (then it is killed), or fails: with what it wrote to its standard error.
-pub fn run(command: &mut Command, most: Duration) -> Result<String, String> {
+pub(crate) fn run(command: &mut Command, most: Duration) -> Result<String, String> {
     let mut running = Running::start(
         command
             .stdin(Stdio::null())

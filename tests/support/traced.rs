@@ -19,12 +19,12 @@ static SEARCHED: AtomicU64 = AtomicU64::new(0);
 const TOLD_EVERY: u64 = 1_000;
 
 /// Whether everything is to be logged and searched.
-pub fn is_wanted() -> bool {
+pub(super) fn is_wanted() -> bool {
     FOLDER.is_some()
 }
 
 /// Searches a line of a log.
-pub fn search(line: &str) {
+pub(super) fn search(line: &str) {
     let Some(folder) = FOLDER.as_deref() else {
         return;
     };
@@ -56,7 +56,7 @@ fn append(path: &Path, line: &str) {
 }
 
 /// What a log is written to in order to be searched. Each event comes whole.
-pub struct Searched;
+pub(super) struct Searched;
 
 impl Write for Searched {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {

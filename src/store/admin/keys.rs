@@ -22,9 +22,9 @@ use crate::store::schema::tables::{api_key, workspace, workspace_limit};
 use crate::store::session::error::{public, unique_violation};
 
 /// Keys that a process holds in memory: those that work, and those that stopped within [`STOPPED_KEPT`]. No more can be made.
-pub const KEYS_MOST: u64 = 10_000;
+pub(crate) const KEYS_MOST: u64 = 10_000;
 /// Workspaces that there may be.
-pub const WORKSPACES_MOST: u64 = 10_000;
+pub(crate) const WORKSPACES_MOST: u64 = 10_000;
 /// How long a caller is told that its key was revoked or has expired, before it is unknown.
 const STOPPED_KEPT: TimeDelta = TimeDelta::days(7);
 

@@ -47,7 +47,7 @@ impl Answered {
 
 /// What the database holds about the jobs of a batch.
 #[derive(Default)]
-pub struct Read {
+pub(crate) struct Read {
     /// The rows that exist.
     pub rows: HashMap<(WorkspaceId, Uuid), canvas_schedule::Model>,
     /// The dispatches of those that have been fired, read after the rows: what opens or takes zones moves a row's version.
@@ -63,7 +63,7 @@ pub struct Read {
 }
 
 /// The moment, the rules and the commit that a batch is decided with.
-pub struct Context<'a> {
+pub(crate) struct Context<'a> {
     /// The instant of every change in the batch.
     pub now: DateTime<Utc>,
     /// The settings of the rules.
@@ -80,7 +80,7 @@ struct Entry {
 }
 
 /// A decided batch.
-pub struct Batch {
+pub(crate) struct Batch {
     entries: BTreeMap<Uuid, Entry>,
     created: Vec<(Job, Outcome)>,
     /// The instant of every change in it.
@@ -92,7 +92,7 @@ pub struct Batch {
 
 impl Batch {
     /// Lets the domain decide each job, in order, on what the jobs before it left. Answers at once what needs no write.
-    pub fn decide(jobs: Vec<Job>, mut read: Read, context: &Context<'_>) -> Self {
+    pub(crate) fn decide(jobs: Vec<Job>, mut read: Read, context: &Context<'_>) -> Self {
         let mut batch = Self {
             entries: BTreeMap::new(),
             created: vec![],
@@ -187,7 +187,7 @@ impl Batch {
     }
 
     /// Answers the jobs of rows that need no write: all of their changes were refused on what is stored.
-    pub fn answer_refused(&mut self) {
+    pub(crate) fn answer_refused(&mut self) {
         let refused = |entry: &Entry| entry.jobs.iter().all(|(_, decided)| decided.is_err());
         let ids: Vec<Uuid> = self
             .entries
@@ -211,7 +211,7 @@ impl Batch {
     ///
     /// # Errors
     /// Never in practice: outcomes always make JSON.
-    pub fn writes(&self) -> Result<Writes, DbErr> {
+    pub(crate) fn writes(&self) -> Result<Writes, DbErr> {
         let mut writes = Writes::default();
         for (id, entry) in &self.entries {
             writes.rows.push(entry.row());
@@ -240,7 +240,7 @@ impl Batch {
     ///
     /// # Errors
     /// Never in practice: what callers send always makes JSON.
-    pub fn new_rows(&self) -> Result<NewRows, DbErr> {
+    pub(crate) fn new_rows(&self) -> Result<NewRows, DbErr> {
         let mut new = NewRows::default();
         for (job, outcome) in &self.created {
             let Work::Create(id, create) = &job.work else {
@@ -270,7 +270,7 @@ impl Batch {
     }
 
     /// Of these rows, those that are cancelled now and have been fired: their unknown dispatches are tried no more.
-    pub fn abandoned(&self, moved: impl Fn(&Uuid) -> bool) -> Vec<ScheduleKey> {
+    pub(crate) fn abandoned(&self, moved: impl Fn(&Uuid) -> bool) -> Vec<ScheduleKey> {
         let cancelled =
             |entry: &Entry| entry.after.cancelled_at.is_some() && entry.before.fired > 0;
         let written = self
@@ -283,7 +283,7 @@ impl Batch {
     }
 
     /// Of these rows, those whose next wave is by other zone data than they are marked with: a release with other data is about.
-    pub fn restamped(&self, moved: impl Fn(&Uuid) -> bool) -> Vec<ScheduleKey> {
+    pub(crate) fn restamped(&self, moved: impl Fn(&Uuid) -> bool) -> Vec<ScheduleKey> {
         let other = |entry: &Entry| {
             entry.after.schedule.is_local() && entry.before.zone_rules != zone::data_number()
         };
@@ -297,14 +297,14 @@ impl Batch {
     }
 
     /// Whether all that it writes is one statement.
-    pub fn is_one_statement(&self) -> bool {
+    pub(crate) fn is_one_statement(&self) -> bool {
         self.created.is_empty()
             && self.abandoned(|_| true).is_empty()
             && self.restamped(|_| true).is_empty()
     }
 
     /// Written schedules that have passed another [`TRIM_EVERY`] revisions, with the newest one that is not kept any more.
-    pub fn trims(&self, moved: &HashSet<Uuid>, kept: i64) -> Vec<(RowKey, i64)> {
+    pub(crate) fn trims(&self, moved: &HashSet<Uuid>, kept: i64) -> Vec<(RowKey, i64)> {
         let written = self.entries.iter().filter(|(id, _)| moved.contains(id));
         let revised = written.map(|(id, entry)| {
             (
@@ -320,7 +320,7 @@ impl Batch {
     }
 
     /// Answers every job whose row was written, after its commit; the others go round again.
-    pub fn answer(self, moved: &HashSet<Uuid>) -> Vec<Job> {
+    pub(crate) fn answer(self, moved: &HashSet<Uuid>) -> Vec<Job> {
         let mut again = Vec::new();
         for (job, outcome) in self.created {
             job.answer(Ok(outcome));
@@ -341,7 +341,7 @@ impl Batch {
     }
 
     /// The jobs of a batch that failed; `cut_off` when its commit may have been carried out all the same.
-    pub fn into_jobs(self, cut_off: bool) -> Vec<Job> {
+    pub(crate) fn into_jobs(self, cut_off: bool) -> Vec<Job> {
         let created = self
             .created
             .into_iter()

@@ -41,7 +41,7 @@ static REMOVE: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// A schedule's row in the database's terms.
-pub type RowKey = (i32, Uuid);
+pub(crate) type RowKey = (i32, Uuid);
 
 fn statement<C: ConnectionTrait>(
     db: &C,
@@ -61,7 +61,7 @@ fn statement<C: ConnectionTrait>(
 ///
 /// # Errors
 /// What the database says.
-pub async fn newest<C: ConnectionTrait>(
+pub(crate) async fn newest<C: ConnectionTrait>(
     db: &C,
     key: RowKey,
     before: i64,
@@ -78,7 +78,7 @@ pub async fn newest<C: ConnectionTrait>(
 ///
 /// # Errors
 /// What the database says.
-pub async fn written_by<C: ConnectionTrait>(
+pub(crate) async fn written_by<C: ConnectionTrait>(
     db: &C,
     key: RowKey,
     commits: &[i64],
@@ -100,7 +100,11 @@ pub async fn written_by<C: ConnectionTrait>(
 ///
 /// # Errors
 /// What the database says.
-pub async fn remove<C: ConnectionTrait>(db: &C, key: RowKey, newest: i64) -> Result<(), DbErr> {
+pub(crate) async fn remove<C: ConnectionTrait>(
+    db: &C,
+    key: RowKey,
+    newest: i64,
+) -> Result<(), DbErr> {
     db.execute_raw(statement(db, &REMOVE, key, [newest]))
         .await?;
     Ok(())

@@ -7,7 +7,7 @@ use crate::store::schema::tables;
 
 /// All that new schedules write.
 #[derive(Default)]
-pub struct NewRows {
+pub(crate) struct NewRows {
     /// The hot rows.
     pub schedules: Vec<tables::canvas_schedule::Model>,
     /// When to look at them first.
@@ -26,7 +26,7 @@ pub struct NewRows {
 ///
 /// # Errors
 /// What the database says; a request id that was answered meanwhile is a unique violation.
-pub async fn schedules<C: ConnectionTrait>(db: &C, new: NewRows) -> Result<(), DbErr> {
+pub(crate) async fn schedules<C: ConnectionTrait>(db: &C, new: NewRows) -> Result<(), DbErr> {
     if new.schedules.is_empty() {
         return Ok(());
     }
@@ -50,7 +50,7 @@ pub async fn schedules<C: ConnectionTrait>(db: &C, new: NewRows) -> Result<(), D
 ///
 /// # Errors
 /// What the database says.
-pub async fn properties<C: ConnectionTrait>(
+pub(crate) async fn properties<C: ConnectionTrait>(
     db: &C,
     rows: Vec<tables::properties::Model>,
 ) -> Result<(), DbErr> {
@@ -71,7 +71,7 @@ pub async fn properties<C: ConnectionTrait>(
 ///
 /// # Errors
 /// What the database says; a request id that was answered meanwhile is a unique violation.
-pub async fn requests<C: ConnectionTrait>(
+pub(crate) async fn requests<C: ConnectionTrait>(
     db: &C,
     rows: Vec<tables::request::Model>,
 ) -> Result<(), DbErr> {

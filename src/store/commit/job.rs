@@ -75,7 +75,7 @@ impl Work {
 }
 
 /// A write whose commit was cut off: it may or may not be there.
-pub struct Unsettled {
+pub(crate) struct Unsettled {
     /// The commit that carried it.
     pub commit_id: i64,
     /// The answer, if it is there.
@@ -83,7 +83,7 @@ pub struct Unsettled {
 }
 
 /// One caller's change in the queue.
-pub struct Job {
+pub(crate) struct Job {
     /// Who asks.
     pub caller: Caller,
     /// What is to be written.
@@ -104,7 +104,7 @@ pub struct Job {
 
 impl Job {
     /// A change and the place where its answer arrives.
-    pub fn new(
+    pub(crate) fn new(
         caller: Caller,
         work: Work,
         request: Option<RequestKey>,
@@ -129,12 +129,12 @@ impl Job {
     }
 
     /// The key of its row.
-    pub fn key(&self) -> (WorkspaceId, Uuid) {
+    pub(crate) fn key(&self) -> (WorkspaceId, Uuid) {
         (self.caller.workspace, self.work.schedule_id().0)
     }
 
     /// A round begins that carries so many changes.
-    pub fn enter_round(&mut self, changes: usize) {
+    pub(crate) fn enter_round(&mut self, changes: usize) {
         self.stage.end();
         self.stage = self.caller.span.child("commit.round");
         self.stage.set("commit.batch_size", || {
@@ -143,14 +143,14 @@ impl Job {
     }
 
     /// Answers the caller, who may have gone.
-    pub fn answer(self, answer: Result<Outcome, Error>) {
+    pub(crate) fn answer(self, answer: Result<Outcome, Error>) {
         self.stage.end();
         // A caller who is gone learns the outcome by reading or by repeating the request id.
         let _gone = self.answer.send(answer);
     }
 
     /// The job, unless nobody waits for it any more, or its time is up and nothing of it was begun.
-    pub fn if_still_wanted(self, now: Instant) -> Option<Self> {
+    pub(crate) fn if_still_wanted(self, now: Instant) -> Option<Self> {
         if self.answer.is_closed() {
             return None;
         }
@@ -163,7 +163,7 @@ impl Job {
     }
 
     /// The job, unless the database was away for too long.
-    pub fn unless_given_up(self, now: Instant) -> Option<Self> {
+    pub(crate) fn unless_given_up(self, now: Instant) -> Option<Self> {
         if now < self.give_up_at {
             return Some(self);
         }

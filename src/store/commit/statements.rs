@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::store::schema::tables::{canvas_schedule, properties, request, revision};
 
 /// A first answer, to be written only if its schedule's row is.
-pub struct RequestWrite {
+pub(crate) struct RequestWrite {
     /// The schedule whose change it answers.
     pub schedule_id: Uuid,
     /// The answer.
@@ -21,7 +21,7 @@ pub struct RequestWrite {
 
 /// All that one batch of changes writes.
 #[derive(Default)]
-pub struct Writes {
+pub(crate) struct Writes {
     /// Each row once as it is to be, but for its `version`, which is the one that was read. In the order of their ids, so that
     /// batches of several replicas never wait for each other in a ring.
     pub rows: Vec<canvas_schedule::Model>,
@@ -35,7 +35,7 @@ pub struct Writes {
 
 /// Whether the rows that are read stay as they are until the transaction ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lock {
+pub(crate) enum Lock {
     /// They may change.
     None,
     /// They stay; rows that another session holds are waited for.
@@ -48,7 +48,7 @@ pub enum Lock {
 ///
 /// # Errors
 /// What the database says.
-pub async fn read_rows<C: ConnectionTrait>(
+pub(crate) async fn read_rows<C: ConnectionTrait>(
     db: &C,
     keys: &[(i32, Uuid)],
     lock: Lock,
@@ -99,7 +99,10 @@ fn row_of(row: &QueryResult) -> Result<canvas_schedule::Model, DbErr> {
 ///
 /// # Errors
 /// What the database says.
-pub async fn write<C: ConnectionTrait>(db: &C, writes: Writes) -> Result<HashSet<Uuid>, DbErr> {
+pub(crate) async fn write<C: ConnectionTrait>(
+    db: &C,
+    writes: Writes,
+) -> Result<HashSet<Uuid>, DbErr> {
     match db.get_database_backend() {
         DbBackend::Postgres => postgres::write(db, writes).await,
         _ => sqlite::write(db, writes).await,

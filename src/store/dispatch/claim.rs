@@ -21,7 +21,7 @@ use crate::store::schema::columns::Texts;
 use crate::store::schema::tables::{canvas_schedule, dispatch, wake};
 
 /// When to look again at a row that this build cannot read.
-pub const UNREADABLE_REST: TimeDelta = TimeDelta::minutes(1);
+pub(crate) const UNREADABLE_REST: TimeDelta = TimeDelta::minutes(1);
 
 /// What one look at the queue brought.
 #[derive(Debug, Default)]

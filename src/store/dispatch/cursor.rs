@@ -14,11 +14,11 @@ const FROM_THE_BEGINNING_EVERY: Duration = Duration::from_millis(250);
 const LATEST: TimeDelta = TimeDelta::seconds(2);
 
 /// The key of an entry of the queue.
-pub type Entry = (i64, i32, Uuid);
+pub(crate) type Entry = (i64, i32, Uuid);
 
 /// The first key that a look takes into account in each queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark {
+pub(crate) struct Mark {
     /// Of the entries of schedules.
     pub wake: Entry,
     /// Of the dispatches that are looked at again.
@@ -27,7 +27,7 @@ pub struct Mark {
 
 impl Mark {
     /// Before every key.
-    pub const BEGINNING: Self = Self {
+    pub(crate) const BEGINNING: Self = Self {
         wake: first_at(i64::MIN),
         retry_ms: i64::MIN,
     };
@@ -39,7 +39,7 @@ const fn first_at(wake_ms: i64) -> Entry {
 
 /// What a process knows of the heads of the queues. Cheap to clone.
 #[derive(Clone)]
-pub struct Heads(Arc<Mutex<Known>>);
+pub(crate) struct Heads(Arc<Mutex<Known>>);
 
 struct Known {
     mark: Mark,
@@ -58,12 +58,12 @@ impl Default for Heads {
 
 impl Heads {
     /// Where what the latest look found begins.
-    pub fn mark(&self) -> Mark {
+    pub(crate) fn mark(&self) -> Mark {
         self.known().mark
     }
 
     /// Where a look begins at `now`, of which [`Self::found`] is told: at the mark, or at the beginning when it is time for that.
-    pub fn begin(&self, now: Instant) -> Mark {
+    pub(crate) fn begin(&self, now: Instant) -> Mark {
         let mut known = self.known();
         let lately = known
             .from_the_beginning
@@ -78,7 +78,7 @@ impl Heads {
     }
 
     /// Learns the first key that is there in each queue, if any is.
-    pub fn found(&self, wake: Option<Entry>, retry_ms: Option<i64>, now: DateTime<Utc>) {
+    pub(crate) fn found(&self, wake: Option<Entry>, retry_ms: Option<i64>, now: DateTime<Utc>) {
         let latest_ms = (now - LATEST).timestamp_millis();
         let wake = wake.map_or(first_at(latest_ms), |first| first.min(first_at(latest_ms)));
         self.known().mark = Mark {

@@ -26,7 +26,7 @@ pub struct Leased {
 }
 
 /// A firing that was taken, before its payload is read.
-pub struct Taking {
+pub(crate) struct Taking {
     /// The tenant.
     pub workspace: WorkspaceId,
     /// Its name.
@@ -47,7 +47,7 @@ impl Taking {
 }
 
 /// What firings carry.
-pub struct Payloads {
+pub(crate) struct Payloads {
     targets: HashMap<Uuid, String>,
     properties: HashMap<Uuid, String>,
 }
@@ -87,7 +87,7 @@ impl Payloads {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn read<'a, C: ConnectionTrait>(
+    pub(crate) async fn read<'a, C: ConnectionTrait>(
         db: &C,
         taken: impl Iterator<Item = &'a Taking> + Clone,
     ) -> Result<Self, DbErr> {
@@ -110,7 +110,7 @@ impl Payloads {
     ///
     /// # Errors
     /// A stored value that this build cannot read.
-    pub fn lease(&self, taking: &Taking, now: DateTime<Utc>) -> Result<Leased, DbErr> {
+    pub(crate) fn lease(&self, taking: &Taking, now: DateTime<Utc>) -> Result<Leased, DbErr> {
         let (schedule, firing) = (&taking.schedule, &taking.firing);
         let target = self
             .targets

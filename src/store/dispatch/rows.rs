@@ -33,7 +33,7 @@ row!(dispatch::Model {
 
 /// A schedule's key as a row of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ScheduleKey {
+pub(crate) struct ScheduleKey {
     /// The schedule; first, so that keys sort by it.
     pub id: Uuid,
     /// The tenant.
@@ -47,7 +47,7 @@ row!(ScheduleKey {
 
 /// Names a dispatch.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-pub struct DispatchKey {
+pub(crate) struct DispatchKey {
     /// The schedule; first, so that keys sort by it.
     pub schedule_id: Uuid,
     /// The number of the firing.
@@ -64,7 +64,7 @@ row!(DispatchKey {
 
 impl DispatchKey {
     /// The key of a row.
-    pub fn of(row: &dispatch::Model) -> Self {
+    pub(crate) fn of(row: &dispatch::Model) -> Self {
         Self {
             schedule_id: row.schedule_id,
             n: row.n,
@@ -75,7 +75,7 @@ impl DispatchKey {
 
 impl ScheduleKey {
     /// The key of a row.
-    pub fn of(row: &canvas_schedule::Model) -> Self {
+    pub(crate) fn of(row: &canvas_schedule::Model) -> Self {
         Self {
             id: row.id,
             workspace_id: row.workspace_id,
@@ -83,7 +83,7 @@ impl ScheduleKey {
     }
 
     /// As the reads take it.
-    pub fn pair(&self) -> (i32, Uuid) {
+    pub(crate) fn pair(&self) -> (i32, Uuid) {
         (self.workspace_id, self.id)
     }
 }
@@ -136,7 +136,7 @@ static ABANDON: LazyLock<Texts> = LazyLock::new(|| {
 ///
 /// # Errors
 /// What the database says.
-pub async fn of_schedules<C: ConnectionTrait>(
+pub(crate) async fn of_schedules<C: ConnectionTrait>(
     db: &C,
     keys: &[ScheduleKey],
 ) -> Result<HashMap<Uuid, Vec<dispatch::Model>>, DbErr> {
@@ -152,7 +152,7 @@ pub async fn of_schedules<C: ConnectionTrait>(
 ///
 /// # Errors
 /// What the database says.
-pub async fn of_rows<'a, C: ConnectionTrait>(
+pub(crate) async fn of_rows<'a, C: ConnectionTrait>(
     db: &C,
     rows: impl Iterator<Item = &'a canvas_schedule::Model>,
 ) -> Result<HashMap<Uuid, Vec<dispatch::Model>>, DbErr> {
@@ -167,7 +167,7 @@ pub async fn of_rows<'a, C: ConnectionTrait>(
 ///
 /// # Errors
 /// A stored value that this build cannot read.
-pub fn schedule(
+pub(crate) fn schedule(
     row: canvas_schedule::Model,
     dispatches: Vec<dispatch::Model>,
 ) -> Result<(CanvasSchedule, Vec<Firing>), DbErr> {
@@ -183,7 +183,10 @@ pub fn schedule(
 ///
 /// # Errors
 /// What the database says.
-pub async fn update<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Result<(), DbErr> {
+pub(crate) async fn update<C: ConnectionTrait>(
+    db: &C,
+    rows: &[dispatch::Model],
+) -> Result<(), DbErr> {
     UPDATE.execute(db, [], rows).await
 }
 
@@ -191,7 +194,10 @@ pub async fn update<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Res
 ///
 /// # Errors
 /// What the database says.
-pub async fn remove<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Result<(), DbErr> {
+pub(crate) async fn remove<C: ConnectionTrait>(
+    db: &C,
+    rows: &[dispatch::Model],
+) -> Result<(), DbErr> {
     DELETE
         .execute(
             db,
@@ -206,7 +212,7 @@ pub async fn remove<C: ConnectionTrait>(db: &C, rows: &[dispatch::Model]) -> Res
 ///
 /// # Errors
 /// What the database says.
-pub async fn abandon<C: ConnectionTrait>(
+pub(crate) async fn abandon<C: ConnectionTrait>(
     db: &C,
     keys: &[ScheduleKey],
     now: DateTime<Utc>,

@@ -17,7 +17,7 @@ use crate::store::schema::tables::{canvas_schedule, dispatch, wake};
 
 /// What one transaction moves.
 #[derive(Default)]
-pub struct Moves {
+pub(crate) struct Moves {
     /// Each row once as it is to be, but for its `version`, which is the one that was read.
     pub rows: Vec<Move>,
     /// Entries of the queue that were taken, to be removed with their row's move. Whoever takes them holds their locks.
@@ -28,7 +28,7 @@ pub struct Moves {
 
 /// One row as it is to be, and its dispatch, if it is fired. The names differ from a dispatch's.
 #[derive(Debug, Clone)]
-pub struct Move {
+pub(crate) struct Move {
     workspace: i32,
     id: Uuid,
     version: i64,
@@ -138,7 +138,7 @@ impl Moves {
     ///
     /// # Errors
     /// Never in practice: nothing is fired two thousand million times.
-    pub fn row(
+    pub(crate) fn row(
         &mut self,
         before: &canvas_schedule::Model,
         after: &CanvasSchedule,
@@ -187,7 +187,10 @@ impl Moves {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn write<C: ConnectionTrait>(mut self, db: &C) -> Result<HashSet<Uuid>, DbErr> {
+    pub(crate) async fn write<C: ConnectionTrait>(
+        mut self,
+        db: &C,
+    ) -> Result<HashSet<Uuid>, DbErr> {
         if self.rows.is_empty() {
             return Ok(HashSet::new());
         }
@@ -282,7 +285,7 @@ static PARK_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
 ///
 /// # Errors
 /// What the database says.
-pub async fn remove_entries<C: ConnectionTrait>(
+pub(crate) async fn remove_entries<C: ConnectionTrait>(
     db: &C,
     entries: &[wake::Model],
 ) -> Result<(), DbErr> {
@@ -293,7 +296,7 @@ pub async fn remove_entries<C: ConnectionTrait>(
 ///
 /// # Errors
 /// What the database says.
-pub async fn park_entries<C: ConnectionTrait>(
+pub(crate) async fn park_entries<C: ConnectionTrait>(
     db: &C,
     entries: &[wake::Model],
 ) -> Result<(), DbErr> {
@@ -305,7 +308,7 @@ pub async fn park_entries<C: ConnectionTrait>(
 ///
 /// # Errors
 /// What the database says.
-pub async fn unpark_entries<C: ConnectionTrait>(
+pub(crate) async fn unpark_entries<C: ConnectionTrait>(
     db: &C,
     entries: &[wake::Model],
 ) -> Result<(), DbErr> {
@@ -317,7 +320,7 @@ pub async fn unpark_entries<C: ConnectionTrait>(
 ///
 /// # Errors
 /// What the database says.
-pub async fn postpone_entries<C: ConnectionTrait>(
+pub(crate) async fn postpone_entries<C: ConnectionTrait>(
     db: &C,
     entries: Vec<wake::Model>,
     at_ms: i64,

@@ -139,6 +139,6 @@ impl Store {
 ///
 /// # Errors
 /// What the database says.
-pub async fn stamp<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<(), DbErr> {
+pub(crate) async fn stamp<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<(), DbErr> {
     STAMP.execute(db, [zone::data_number().into()], keys).await
 }

@@ -10,7 +10,7 @@ use crate::domain::{
 use crate::store::schema::tables::{canvas_schedule, dispatch, revision};
 
 /// The value that `state` has for a filter.
-pub fn state_code(state: State) -> i16 {
+pub(crate) fn state_code(state: State) -> i16 {
     match state {
         State::Pending => 0,
         State::Dispatching => 1,
@@ -20,7 +20,7 @@ pub fn state_code(state: State) -> i16 {
 }
 
 /// The value that `kind` has in the history.
-pub fn kind_code(kind: RevisionKind) -> i16 {
+pub(crate) fn kind_code(kind: RevisionKind) -> i16 {
     match kind {
         RevisionKind::Create => 0,
         RevisionKind::Update => 1,
@@ -38,13 +38,13 @@ fn kind_of(code: i16) -> Result<RevisionKind, DbErr> {
 }
 
 /// A row that this build cannot read.
-pub fn broken(what: impl std::fmt::Display) -> DbErr {
+pub(crate) fn broken(what: impl std::fmt::Display) -> DbErr {
     DbErr::Custom(format!("stored value cannot be read: {what}"))
 }
 
 /// # Errors
 /// A value that is no instant.
-pub fn instant(millis: i64) -> Result<DateTime<Utc>, DbErr> {
+pub(crate) fn instant(millis: i64) -> Result<DateTime<Utc>, DbErr> {
     DateTime::from_timestamp_millis(millis).ok_or_else(|| broken(millis))
 }
 
@@ -54,12 +54,12 @@ fn unsigned(number: i32) -> Result<u32, DbErr> {
 
 /// # Errors
 /// Never in practice: nothing is fired two thousand million times.
-pub fn signed(number: u32) -> Result<i32, DbErr> {
+pub(crate) fn signed(number: u32) -> Result<i32, DbErr> {
     i32::try_from(number).map_err(broken)
 }
 
 /// The value that `state` has in a dispatch.
-pub fn dispatch_state_code(state: DispatchState) -> i16 {
+pub(crate) fn dispatch_state_code(state: DispatchState) -> i16 {
     match state {
         DispatchState::InHand => 0,
         DispatchState::Unknown => 1,
@@ -84,7 +84,7 @@ fn dispatch_state(code: i16) -> Result<DispatchState, DbErr> {
 ///
 /// # Errors
 /// A stored value that this build cannot read.
-pub fn firing(row: dispatch::Model, of: &CanvasSchedule) -> Result<Firing, DbErr> {
+pub(crate) fn firing(row: dispatch::Model, of: &CanvasSchedule) -> Result<Firing, DbErr> {
     let zones = row
         .zones
         .as_deref()
@@ -120,7 +120,7 @@ pub fn firing(row: dispatch::Model, of: &CanvasSchedule) -> Result<Firing, DbErr
 ///
 /// # Errors
 /// Never in practice: zone names always make JSON.
-pub fn dispatch_row(
+pub(crate) fn dispatch_row(
     workspace: WorkspaceId,
     of: &CanvasSchedule,
     firing: &Firing,
@@ -154,7 +154,7 @@ pub fn dispatch_row(
 ///
 /// # Errors
 /// A stored value that this build cannot read.
-pub fn schedule(row: canvas_schedule::Model) -> Result<CanvasSchedule, DbErr> {
+pub(crate) fn schedule(row: canvas_schedule::Model) -> Result<CanvasSchedule, DbErr> {
     let at = Schedule::from_parts(row.time_ms, row.in_local_time, row.at_optimal_time)
         .ok_or_else(|| broken(row.time_ms))?;
     let stated_zones: Option<ZoneSet> = row
@@ -187,7 +187,7 @@ pub fn schedule(row: canvas_schedule::Model) -> Result<CanvasSchedule, DbErr> {
 ///
 /// # Errors
 /// Never in practice: zone names always make JSON.
-pub fn new_row(
+pub(crate) fn new_row(
     workspace: WorkspaceId,
     new: &CanvasSchedule,
 ) -> Result<canvas_schedule::Model, DbErr> {
@@ -223,7 +223,7 @@ pub fn new_row(
 
 /// # Errors
 /// A stored value that this build cannot read.
-pub fn revision(row: revision::Model) -> Result<Revision, DbErr> {
+pub(crate) fn revision(row: revision::Model) -> Result<Revision, DbErr> {
     Ok(Revision {
         number: row.revision,
         kind: kind_of(row.kind)?,

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 /// The type of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// 16 bits.
     Small,
     /// 32 bits.
@@ -29,10 +29,10 @@ pub enum Kind {
 }
 
 /// A column and its type.
-pub type Column = (&'static str, Kind);
+pub(crate) type Column = (&'static str, Kind);
 
 /// What a batch is made of.
-pub trait Row {
+pub(crate) trait Row {
     /// Its columns.
     fn columns() -> Vec<Column>;
     /// Its values, in the same order.
@@ -68,7 +68,7 @@ impl Kind {
     }
 
     /// NULL.
-    pub fn null(self) -> Value {
+    pub(crate) fn null(self) -> Value {
         match self {
             Self::Small => Value::SmallInt(None),
             Self::Int => Value::Int(None),
@@ -112,7 +112,7 @@ impl Kind {
 }
 
 /// How many parameters a batch of such rows takes.
-pub fn parameters<R: Row>(backend: DbBackend) -> usize {
+pub(crate) fn parameters<R: Row>(backend: DbBackend) -> usize {
     if backend == DbBackend::Postgres {
         R::columns().len()
     } else {
@@ -121,7 +121,7 @@ pub fn parameters<R: Row>(backend: DbBackend) -> usize {
 }
 
 /// A batch as a common table expression called `name`, read from the parameters from number `first` on.
-pub fn table<R: Row>(backend: DbBackend, name: &str, first: usize) -> String {
+pub(crate) fn table<R: Row>(backend: DbBackend, name: &str, first: usize) -> String {
     let columns = R::columns();
     if backend != DbBackend::Postgres {
         let listed = join(
@@ -146,7 +146,7 @@ pub fn table<R: Row>(backend: DbBackend, name: &str, first: usize) -> String {
 }
 
 /// The names of the columns, each after `prefix`.
-pub fn names<R: Row>(prefix: &str) -> String {
+pub(crate) fn names<R: Row>(prefix: &str) -> String {
     join(
         R::columns()
             .iter()
@@ -159,7 +159,7 @@ fn join(parts: impl Iterator<Item = String>) -> String {
 }
 
 /// Rows as the parameters of their table.
-pub fn values<R: Row>(backend: DbBackend, rows: &[R]) -> Vec<Value> {
+pub(crate) fn values<R: Row>(backend: DbBackend, rows: &[R]) -> Vec<Value> {
     if backend == DbBackend::Postgres {
         arrays(rows)
     } else {
@@ -212,14 +212,14 @@ fn cell(value: Value) -> serde_json::Value {
 }
 
 /// One text for each database.
-pub struct Texts {
+pub(crate) struct Texts {
     postgres: String,
     sqlite: String,
 }
 
 impl Texts {
     /// Both texts, from one that is told which database it is for.
-    pub fn of(text: impl Fn(DbBackend) -> String) -> Self {
+    pub(crate) fn of(text: impl Fn(DbBackend) -> String) -> Self {
         Self {
             postgres: text(DbBackend::Postgres),
             sqlite: text(DbBackend::Sqlite),
@@ -230,7 +230,7 @@ impl Texts {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn execute<C: ConnectionTrait>(
+    pub(crate) async fn execute<C: ConnectionTrait>(
         &self,
         db: &C,
         before: impl IntoIterator<Item = Value>,
@@ -254,7 +254,7 @@ impl Texts {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn query<C: ConnectionTrait>(
+    pub(crate) async fn query<C: ConnectionTrait>(
         &self,
         db: &C,
         keys: &[impl Row],
@@ -272,7 +272,7 @@ impl Texts {
     }
 
     /// The text for a database.
-    pub fn get(&self, backend: DbBackend) -> &str {
+    pub(crate) fn get(&self, backend: DbBackend) -> &str {
         if backend == DbBackend::Postgres {
             &self.postgres
         } else {

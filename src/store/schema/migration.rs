@@ -11,7 +11,7 @@ use sea_orm::{
 use sea_orm_migration::{MigrationTrait, MigratorTrait, seaql_migrations};
 
 /// Every step, in order.
-pub struct Migrator;
+pub(crate) struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
@@ -30,7 +30,7 @@ const LOCK_KEY: i64 = 0x6361_6e76_6173;
 ///
 /// # Errors
 /// What the database says.
-pub async fn migrate(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
+pub(crate) async fn migrate(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
     if db.get_database_backend() != DbBackend::Postgres {
         return apply(db).await;
     }
@@ -61,7 +61,7 @@ async fn apply(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
 ///
 /// # Errors
 /// What the database says.
-pub async fn pending(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
+pub(crate) async fn pending(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
     let applied = if has_been_migrated(db).await? {
         seaql_migrations::Entity::find().all(db).await?
     } else {

@@ -2,16 +2,16 @@
 
 mod access;
 
-pub use access::{api_key, rate_window, replica, workspace_limit};
+pub(crate) use access::{api_key, rate_window, replica, workspace_limit};
 
 /// The hot row: narrow, since every update rewrites it. What it carries lives in tables of its own.
-pub mod canvas_schedule {
+pub(crate) mod canvas_schedule {
     use sea_orm::entity::prelude::*;
 
     /// One canvas schedule.
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "canvas_schedule")]
-    pub struct Model {
+    pub(crate) struct Model {
         /// The tenant; leads the key, so that no row is reached without it.
         #[sea_orm(primary_key, auto_increment = false)]
         pub workspace_id: i32,
@@ -61,20 +61,20 @@ pub mod canvas_schedule {
 
     /// None: rows are found by key.
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
+    pub(crate) enum Relation {}
 
     impl ActiveModelBehavior for ActiveModel {}
 }
 
 /// When to look at which schedule: the queue of the due. A schedule that has a wave to come has an entry at it or before it;
 /// a wave that moves earlier adds one, a wave that moves later leaves the old one, and whoever takes an entry asks the hot row.
-pub mod wake {
+pub(crate) mod wake {
     use sea_orm::entity::prelude::*;
 
     /// One entry.
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "canvas_schedule_wake")]
-    pub struct Model {
+    pub(crate) struct Model {
         /// When to look.
         #[sea_orm(primary_key, auto_increment = false)]
         pub wake_ms: i64,
@@ -88,20 +88,20 @@ pub mod wake {
 
     /// None: rows are found by key.
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
+    pub(crate) enum Relation {}
 
     impl ActiveModelBehavior for ActiveModel {}
 }
 
 /// The history: one row for each accepted change, never changed. The key leads with the time: rows are added at its end, and
 /// the table can be partitioned by it. Who looks for the history of one schedule goes from its hot row back (`history.rs`).
-pub mod revision {
+pub(crate) mod revision {
     use sea_orm::entity::prelude::*;
 
     /// One accepted change and the value after it.
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "canvas_schedule_revision")]
-    pub struct Model {
+    pub(crate) struct Model {
         /// When it was made.
         #[sea_orm(primary_key, auto_increment = false)]
         pub created_ms: i64,
@@ -133,19 +133,19 @@ pub mod revision {
 
     /// None: rows are found by key.
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
+    pub(crate) enum Relation {}
 
     impl ActiveModelBehavior for ActiveModel {}
 }
 
 /// Immutable property sets, named by their content.
-pub mod properties {
+pub(crate) mod properties {
     use sea_orm::entity::prelude::*;
 
     /// One set of properties of one schedule.
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "canvas_schedule_properties")]
-    pub struct Model {
+    pub(crate) struct Model {
         /// Hash of schedule and content.
         #[sea_orm(primary_key, auto_increment = false)]
         pub id: Uuid,
@@ -159,19 +159,19 @@ pub mod properties {
 
     /// None: rows are found by key.
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
+    pub(crate) enum Relation {}
 
     impl ActiveModelBehavior for ActiveModel {}
 }
 
 /// Whom a schedule is for; written at creation, never changed.
-pub mod target {
+pub(crate) mod target {
     use sea_orm::entity::prelude::*;
 
     /// The recipients, audience or broadcast of one schedule.
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "canvas_schedule_target")]
-    pub struct Model {
+    pub(crate) struct Model {
         /// The schedule.
         #[sea_orm(primary_key, auto_increment = false)]
         pub schedule_id: Uuid,
@@ -183,19 +183,19 @@ pub mod target {
 
     /// None: rows are found by key.
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
+    pub(crate) enum Relation {}
 
     impl ActiveModelBehavior for ActiveModel {}
 }
 
 /// The first answers to requests that carried a request id, for 24 hours.
-pub mod request {
+pub(crate) mod request {
     use sea_orm::entity::prelude::*;
 
     /// One answered request.
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "answered_request")]
-    pub struct Model {
+    pub(crate) struct Model {
         /// The tenant.
         #[sea_orm(primary_key, auto_increment = false)]
         pub workspace_id: i32,
@@ -212,19 +212,19 @@ pub mod request {
 
     /// None: rows are found by key.
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
+    pub(crate) enum Relation {}
 
     impl ActiveModelBehavior for ActiveModel {}
 }
 
 /// The tenants.
-pub mod workspace {
+pub(crate) mod workspace {
     use sea_orm::entity::prelude::*;
 
     /// One tenant.
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "workspace")]
-    pub struct Model {
+    pub(crate) struct Model {
         /// Its number.
         #[sea_orm(primary_key, auto_increment = false)]
         pub id: i32,
@@ -239,19 +239,19 @@ pub mod workspace {
 
     /// None: rows are found by key.
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
+    pub(crate) enum Relation {}
 
     impl ActiveModelBehavior for ActiveModel {}
 }
 
 /// The waves that were fired. What it is about is fixed at the firing; where it stands changes.
-pub mod dispatch {
+pub(crate) mod dispatch {
     use sea_orm::entity::prelude::*;
 
     /// One dispatch. Its id is computed from `schedule_id` and `n`.
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "dispatch")]
-    pub struct Model {
+    pub(crate) struct Model {
         /// The tenant.
         #[sea_orm(primary_key, auto_increment = false)]
         pub workspace_id: i32,
@@ -291,7 +291,7 @@ pub mod dispatch {
 
     /// None: rows are found by key.
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
+    pub(crate) enum Relation {}
 
     impl ActiveModelBehavior for ActiveModel {}
 }

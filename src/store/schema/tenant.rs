@@ -9,7 +9,7 @@ use crate::store::schema::tables::{
 };
 
 /// A table whose rows belong to workspaces.
-pub trait Tenant: EntityTrait {
+pub(crate) trait Tenant: EntityTrait {
     /// Where a row says whose it is.
     const WORKSPACE: Self::Column;
 

@@ -14,14 +14,14 @@ use tokio::sync::Mutex;
 
 /// One connection, out of its pool for as long as this lives, and closed with it: whoever gives it up does not know what
 /// state it is in.
-pub struct Held(Mutex<PoolConnection<Postgres>>);
+pub(crate) struct Held(Mutex<PoolConnection<Postgres>>);
 
 impl Held {
     /// Takes a connection out of a pool to PostgreSQL.
     ///
     /// # Errors
     /// There is none to be had.
-    pub async fn take(pool: &DatabaseConnection) -> Result<Self, DbErr> {
+    pub(crate) async fn take(pool: &DatabaseConnection) -> Result<Self, DbErr> {
         let mut connection = pool
             .get_postgres_connection_pool()
             .acquire()

@@ -10,7 +10,7 @@ use crate::error::Error;
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Whether the connection is gone or could not be had, so that the statement may or may not have been carried out.
-pub fn connection_lost(fault: &DbErr) -> bool {
+pub(crate) fn connection_lost(fault: &DbErr) -> bool {
     if matches!(fault, DbErr::ConnectionAcquire(_) | DbErr::Conn(_)) {
         return true;
     }
@@ -32,7 +32,7 @@ pub fn connection_lost(fault: &DbErr) -> bool {
 
 /// Whether the database cannot be written to for now: it is gone, or there but full, busy, or read-only. Of the latter nothing
 /// was carried out.
-pub fn away(fault: &DbErr) -> bool {
+pub(crate) fn away(fault: &DbErr) -> bool {
     connection_lost(fault) || cannot_write_now(fault)
 }
 
@@ -53,7 +53,7 @@ fn cannot_write_now(fault: &DbErr) -> bool {
 }
 
 /// Whether transactions waited for each other and this one was chosen to give way; it may simply be tried again.
-pub fn deadlock(fault: &DbErr) -> bool {
+pub(crate) fn deadlock(fault: &DbErr) -> bool {
     match driver_error(fault) {
         // 40P01: deadlock; 40001: serialization failure; 55P03: a lock was not had in time.
         Some(SqlxError::Database(said)) => said
@@ -64,7 +64,7 @@ pub fn deadlock(fault: &DbErr) -> bool {
 }
 
 /// Whether another session held a lock for longer than a writer waits.
-pub fn lock_not_had(fault: &DbErr) -> bool {
+pub(crate) fn lock_not_had(fault: &DbErr) -> bool {
     matches!(driver_error(fault), Some(SqlxError::Database(said)) if said.code().is_some_and(|code| code == "55P03"))
 }
 
@@ -78,12 +78,12 @@ fn driver_error(fault: &DbErr) -> Option<&SqlxError> {
 }
 
 /// Whether a unique key stood in the way.
-pub fn unique_violation(fault: &DbErr) -> bool {
+pub(crate) fn unique_violation(fault: &DbErr) -> bool {
     matches!(fault.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)))
 }
 
 /// The fault as a caller hears of it.
-pub fn public(fault: &DbErr) -> Error {
+pub(crate) fn public(fault: &DbErr) -> Error {
     let error = background(fault);
     if !matches!(error, Error::Internal(_)) {
         tracing::warn!(error = %fault, "the database is not available");
@@ -92,7 +92,7 @@ pub fn public(fault: &DbErr) -> Error {
 }
 
 /// The same for what tries again many times a second, and logs an outage once.
-pub fn background(fault: &DbErr) -> Error {
+pub(crate) fn background(fault: &DbErr) -> Error {
     // What waited in vain for others was not carried out, and is no fault of ours.
     if away(fault) || deadlock(fault) {
         tracing::debug!(error = %fault, "the database is not available");

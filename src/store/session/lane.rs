@@ -14,7 +14,7 @@ use crate::store::session::pool::Link;
 
 /// Serves one after the other; who comes in between gets another connection. Cheap to clone.
 #[derive(Clone)]
-pub struct Lane {
+pub(crate) struct Lane {
     link: Link,
     /// The connection while nobody uses it.
     held: Arc<Mutex<Option<Held>>>,
@@ -22,7 +22,7 @@ pub struct Lane {
 
 impl Lane {
     /// A lane that takes its connection out of those of `link` when it is first needed, and a new one after each that failed.
-    pub fn new(link: Link) -> Self {
+    pub(crate) fn new(link: Link) -> Self {
         Self {
             link,
             held: Arc::default(),
@@ -33,7 +33,7 @@ impl Lane {
     ///
     /// # Errors
     /// There is no connection to be had.
-    pub async fn connection(&self) -> Result<OnLane<'_>, DbErr> {
+    pub(crate) async fn connection(&self) -> Result<OnLane<'_>, DbErr> {
         let db = self.link.db();
         let on = if db.get_database_backend() == DbBackend::Postgres {
             On::Held(self.take(&db).await?)
@@ -47,7 +47,7 @@ impl Lane {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn begin(&self) -> Result<OnLane<'_>, DbErr> {
+    pub(crate) async fn begin(&self) -> Result<OnLane<'_>, DbErr> {
         let db = self.link.db();
         let on = if db.get_database_backend() == DbBackend::Postgres {
             let held = self.take(&db).await?;
@@ -78,7 +78,7 @@ impl Lane {
 }
 
 /// Work on a lane. Its connection is kept when it ends well, and closed, with all that is not committed, when it is dropped before.
-pub struct OnLane<'a> {
+pub(crate) struct OnLane<'a> {
     lane: &'a Lane,
     on: On,
 }
@@ -91,7 +91,7 @@ enum On {
 
 impl OnLane<'_> {
     /// Ends single statements that went well.
-    pub fn done(self) {
+    pub(crate) fn done(self) {
         if let On::Held(held) = self.on {
             self.lane.put(held);
         }
@@ -101,7 +101,7 @@ impl OnLane<'_> {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn commit(self) -> Result<(), DbErr> {
+    pub(crate) async fn commit(self) -> Result<(), DbErr> {
         match self.on {
             On::Transaction(transaction) => transaction.commit().await,
             _ => self.end("COMMIT").await,
@@ -112,7 +112,7 @@ impl OnLane<'_> {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn rollback(self) -> Result<(), DbErr> {
+    pub(crate) async fn rollback(self) -> Result<(), DbErr> {
         match self.on {
             On::Transaction(transaction) => transaction.rollback().await,
             _ => self.end("ROLLBACK").await,

@@ -13,7 +13,7 @@ const MOST: Duration = Duration::from_secs(12);
 
 /// Connections that are left for new ones when the database is away. Cheap to clone.
 #[derive(Clone)]
-pub struct Link {
+pub(crate) struct Link {
     db: Arc<Mutex<DatabaseConnection>>,
     /// How new ones are made; none where there is no other server.
     connect: Option<ConnectOptions>,
@@ -21,7 +21,7 @@ pub struct Link {
 
 impl Link {
     /// These connections, and how to make new ones.
-    pub fn new(db: DatabaseConnection, connect: Option<ConnectOptions>) -> Self {
+    pub(crate) fn new(db: DatabaseConnection, connect: Option<ConnectOptions>) -> Self {
         Self {
             db: Arc::new(Mutex::new(db)),
             connect,
@@ -29,7 +29,7 @@ impl Link {
     }
 
     /// The connections as they are now.
-    pub fn db(&self) -> DatabaseConnection {
+    pub(crate) fn db(&self) -> DatabaseConnection {
         self.db
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -40,7 +40,7 @@ impl Link {
     ///
     /// # Errors
     /// What the database says, for the log.
-    pub async fn in_time<T>(
+    pub(crate) async fn in_time<T>(
         &self,
         work: impl Future<Output = Result<T, DbErr>>,
     ) -> Result<T, Error> {

@@ -4,7 +4,7 @@ use super::zones::{DAY, HOUR, Time, Zones};
 
 /// What the flags of a schedule make of its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub(super) enum Kind {
     Utc,
     Local,
     Optimal,
@@ -12,20 +12,20 @@ pub enum Kind {
 
 /// The value `{time, in_local_time, at_optimal_time}`: an instant, or what wall clocks show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Ask {
+pub(super) struct Ask {
     pub kind: Kind,
     pub time: Time,
 }
 
 /// A schedule for so many hours from now, as a caller wishes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Wish {
+pub(super) struct Wish {
     pub kind: Kind,
     pub hours: i64,
 }
 
 impl Wish {
-    pub fn at(self, now: Time) -> Ask {
+    pub(super) fn at(self, now: Time) -> Ask {
         Ask {
             kind: self.kind,
             time: now + self.hours * HOUR,
@@ -35,7 +35,7 @@ impl Wish {
 
 /// Which etag a change carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Etag {
+pub(super) enum Etag {
     None,
     Current,
     Stale,
@@ -43,14 +43,14 @@ pub enum Etag {
 
 /// What a change asks for beside itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Terms {
+pub(super) struct Terms {
     pub etag: Etag,
     pub require_all: bool,
 }
 
 /// What a sink says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Says {
+pub(super) enum Says {
     Delivered,
     NotTaken,
     Rejected,
@@ -59,7 +59,7 @@ pub enum Says {
 
 /// How far the clock moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Move {
+pub(super) enum Move {
     /// Past every pause between two attempts, within a lease.
     Pause,
     /// To the end of a lease that begins now.
@@ -70,7 +70,7 @@ pub enum Move {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Event {
+pub(super) enum Event {
     Create(Wish),
     Update(Wish, Terms),
     Cancel(Terms),
@@ -102,14 +102,14 @@ pub enum Event {
 
 /// How far an accepted change reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Applied {
+pub(super) enum Applied {
     All,
     Some,
 }
 
 /// What whoever brought the event about is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Told {
+pub(super) enum Told {
     /// Nobody asked.
     Nothing,
     Accepted {
@@ -140,7 +140,7 @@ pub enum Told {
 
 /// A wave that reaches the consumer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct HandedOver {
+pub(super) struct HandedOver {
     pub n: u32,
     pub attempt: u32,
     pub revision: i64,
@@ -151,7 +151,7 @@ pub struct HandedOver {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Wave {
+pub(super) struct Wave {
     pub time: Time,
     pub zones: Zones,
     pub unlisted: bool,
@@ -159,13 +159,13 @@ pub struct Wave {
 }
 
 /// The settings that the rules depend on.
-pub const LATENESS: Time = HOUR;
-pub const HORIZON: Time = 366 * DAY;
-pub const LEASE: Time = 600;
-pub const ATTEMPTS: u32 = 2;
+pub(super) const LATENESS: Time = HOUR;
+pub(super) const HORIZON: Time = 366 * DAY;
+pub(super) const LEASE: Time = 600;
+pub(super) const ATTEMPTS: u32 = 2;
 /// Between two attempts, and after a wave that was not taken.
-pub const PAUSE: Time = 1;
+pub(super) const PAUSE: Time = 1;
 /// Before a paused dispatch is looked at again.
-pub const PAUSED_REST: Time = 5;
+pub(super) const PAUSED_REST: Time = 5;
 /// How long a `request_id` stands for its first answer.
-pub const REMEMBERED: Time = DAY;
+pub(super) const REMEMBERED: Time = DAY;

@@ -26,7 +26,7 @@ use crate::support::stores::{TestStore, not_taken, rejected, unknown};
 const ALL: usize = 256;
 
 /// A process over a database, what its workers carry, and what its caller asked for.
-pub struct Replica<'a> {
+pub(super) struct Replica<'a> {
     database: &'a Database,
     /// Past the service.
     db: DatabaseConnection,
@@ -46,7 +46,7 @@ enum Request {
 }
 
 impl<'a> Replica<'a> {
-    pub async fn open(database: &'a Database) -> Self {
+    pub(super) async fn open(database: &'a Database) -> Self {
         let (test, service) = start(database).await;
         let db = database.connect().await;
         Self {
@@ -61,7 +61,7 @@ impl<'a> Replica<'a> {
     }
 
     /// Begins anew at this time, with no schedule. What was left by another sequence is not looked at.
-    pub async fn begin(&mut self, now: Time) {
+    pub(super) async fn begin(&mut self, now: Time) {
         self.move_to(now);
         (self.schedule, self.hands, self.last) = (None, vec![], None);
         for workspace in [None, Some("default")] {
@@ -74,7 +74,7 @@ impl<'a> Replica<'a> {
     }
 
     /// Brings the event about that leads to `next`: what is told, and what is handed over.
-    pub async fn step(&mut self, event: Event, next: &World) -> (Told, Vec<HandedOver>) {
+    pub(super) async fn step(&mut self, event: Event, next: &World) -> (Told, Vec<HandedOver>) {
         self.move_to(next.now);
         let (mut told, mut handed) = (Told::Nothing, vec![]);
         match event {
@@ -253,7 +253,7 @@ impl<'a> Replica<'a> {
     }
 
     /// What the service tells of the schedule.
-    pub async fn view(&self) -> Option<View> {
+    pub(super) async fn view(&self) -> Option<View> {
         let details = self.details().await?;
         let (schedule, plan) = (&details.schedule, details.schedule.plan());
         Some(View {
@@ -276,7 +276,7 @@ impl<'a> Replica<'a> {
     }
 
     /// What the list of dispatches tells, which is what the schedule itself tells of them.
-    pub async fn dispatches(&self) -> Vec<Dispatch> {
+    pub(super) async fn dispatches(&self) -> Vec<Dispatch> {
         let filter = DispatchFilter {
             schedule_id: self.schedule,
             state: None,
@@ -290,7 +290,7 @@ impl<'a> Replica<'a> {
     }
 
     /// The numbers of the revisions that are kept, the newest first.
-    pub async fn revisions(&self) -> Vec<i64> {
+    pub(super) async fn revisions(&self) -> Vec<i64> {
         let Some(schedule) = self.schedule else {
             return vec![];
         };

@@ -7,7 +7,7 @@ use super::zones::{DAY, Rules, Time, UTC, Zones, instant};
 
 /// Where a dispatch stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Stands {
+pub(super) enum Stands {
     InHand,
     Unknown,
     Delivered,
@@ -16,7 +16,7 @@ pub enum Stands {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Dispatch {
+pub(super) struct Dispatch {
     pub n: u32,
     pub revision: i64,
     pub wave: Wave,
@@ -34,7 +34,7 @@ pub struct Dispatch {
 
 /// How far the sending has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub(super) enum Stage {
     Pending,
     Dispatching,
     Dispatched,
@@ -43,7 +43,7 @@ pub enum Stage {
 
 /// What the service tells of a schedule.
 #[derive(Debug, PartialEq, Eq)]
-pub struct View {
+pub(super) struct View {
     pub ask: Ask,
     pub revision: i64,
     pub stage: Stage,
@@ -57,7 +57,7 @@ pub struct View {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Schedule {
+pub(super) struct Schedule {
     pub ask: Ask,
     pub revision: i64,
     /// Zones, taken ones among them, whose time was too long past when the schedule was accepted.
@@ -72,7 +72,7 @@ pub struct Schedule {
 
 /// Whoever carries one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Hand {
+pub(super) struct Hand {
     n: u32,
     first_attempt: bool,
     /// What the sink has said, once it has.
@@ -81,7 +81,7 @@ pub struct Hand {
 
 /// All there is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct World {
+pub(super) struct World {
     pub now: Time,
     pub rules: Rules,
     /// The brake of all workspaces, and of the schedule's own.
@@ -94,11 +94,11 @@ pub struct World {
 }
 
 /// What an event comes to.
-pub type Step = (World, Told, Vec<HandedOver>);
+pub(super) type Step = (World, Told, Vec<HandedOver>);
 
 impl World {
     /// Nothing but the time.
-    pub fn at(now: Time) -> Self {
+    pub(super) fn at(now: Time) -> Self {
         Self {
             now,
             rules: Rules::Real,
@@ -110,7 +110,7 @@ impl World {
     }
 
     /// `(state, event) -> (state, answer, effects)`.
-    pub fn step(&self, event: Event) -> Step {
+    pub(super) fn step(&self, event: Event) -> Step {
         let mut next = self.clone();
         let (mut told, mut handed) = (Told::Nothing, vec![]);
         match event {
@@ -161,7 +161,7 @@ impl World {
     }
 
     /// What is left to do to the end, with a sink that takes everything.
-    pub fn to_do(&self) -> Option<Event> {
+    pub(super) fn to_do(&self) -> Option<Event> {
         if let Some(all) = self.brakes.iter().position(|on| *on) {
             return Some(Event::Brake {
                 all: all == 1,
@@ -178,11 +178,11 @@ impl World {
     }
 
     /// Who was handed something last, or so many before.
-    pub fn hand(&self, back: usize) -> Option<usize> {
+    pub(super) fn hand(&self, back: usize) -> Option<usize> {
         self.hands.len().checked_sub(1 + back)
     }
 
-    pub fn is_paused(&self) -> bool {
+    pub(super) fn is_paused(&self) -> bool {
         self.brakes != [false; 2]
     }
 
@@ -261,7 +261,7 @@ impl World {
     }
 
     /// Whether the last accepted request is still known by its id.
-    pub fn knows_last(&self) -> bool {
+    pub(super) fn knows_last(&self) -> bool {
         self.remembered
             .is_some_and(|(_, at)| self.now < at + REMEMBERED)
     }
@@ -441,18 +441,18 @@ impl Dispatch {
 
 impl Schedule {
     /// The zones of its dispatches.
-    pub fn taken(&self) -> Zones {
+    pub(super) fn taken(&self) -> Zones {
         self.dispatches.iter().fold(Zones::NONE, |taken, dispatch| {
             taken.and(dispatch.wave.zones)
         })
     }
 
-    pub fn open(&self) -> Zones {
+    pub(super) fn open(&self) -> Zones {
         Zones::all().without(self.taken())
     }
 
     /// The waves to come, the earliest first: of the open zones less those missed.
-    pub fn waves(&self, rules: Rules) -> Vec<Wave> {
+    pub(super) fn waves(&self, rules: Rules) -> Vec<Wave> {
         if self.cancelled_at.is_some() {
             return vec![];
         }
@@ -482,7 +482,7 @@ impl Schedule {
         }
     }
 
-    pub fn view(&self, rules: Rules) -> View {
+    pub(super) fn view(&self, rules: Rules) -> View {
         let waves = self.waves(rules);
         View {
             ask: self.ask,

@@ -4,19 +4,19 @@ use std::fmt;
 use std::ops::Range;
 
 /// An instant, or a wall clock's reading, in seconds since 1970.
-pub type Time = i64;
+pub(super) type Time = i64;
 
-pub const HOUR: Time = 3600;
-pub const DAY: Time = 24 * HOUR;
+pub(super) const HOUR: Time = 3600;
+pub(super) const DAY: Time = 24 * HOUR;
 
 const KIRITIMATI: usize = 0;
 /// The zone of users with none of their own.
-pub const UTC: usize = 1;
+pub(super) const UTC: usize = 1;
 const PANAMA: usize = 2;
 const NEW_YORK: usize = 3;
 
 /// Their names, by which the service knows them.
-pub const NAMES: [&str; 4] = [
+pub(super) const NAMES: [&str; 4] = [
     "Pacific/Kiritimati",
     "UTC",
     "America/Panama",
@@ -28,7 +28,7 @@ const SUMMERS: [Range<Time>; 2] = [1_772_953_200..1_793_512_800, 1_805_007_600..
 
 /// By whose zone rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Rules {
+pub(super) enum Rules {
     /// The real ones.
     Real,
     /// Those of a release in which Panama is still an hour further west.
@@ -49,7 +49,7 @@ fn offset(zone: usize, instant: Time, rules: Rules) -> Time {
 
 /// The instant at which the clock of `zone` shows `wall`: the first one where it does so twice; where it never does, that by the
 /// offset from before the gap.
-pub fn instant(wall: Time, zone: usize, rules: Rules) -> Time {
+pub(super) fn instant(wall: Time, zone: usize, rules: Rules) -> Time {
     let before = offset(zone, wall - DAY, rules);
     let after = offset(zone, wall + DAY, rules);
     let shows = |by: &Time| offset(zone, wall - by, rules) == *by;
@@ -58,36 +58,36 @@ pub fn instant(wall: Time, zone: usize, rules: Rules) -> Time {
 
 /// A set of zones.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Zones(u8);
+pub(super) struct Zones(u8);
 
 impl Zones {
-    pub const NONE: Self = Self(0);
+    pub(super) const NONE: Self = Self(0);
 
-    pub fn all() -> Self {
+    pub(super) fn all() -> Self {
         (0..NAMES.len()).collect()
     }
 
-    pub fn iter(self) -> impl Iterator<Item = usize> {
+    pub(super) fn iter(self) -> impl Iterator<Item = usize> {
         (0..NAMES.len()).filter(move |zone| self.has(*zone))
     }
 
-    pub fn has(self, zone: usize) -> bool {
+    pub(super) fn has(self, zone: usize) -> bool {
         self.0 & (1 << zone) != 0
     }
 
-    pub fn len(self) -> usize {
+    pub(super) fn len(self) -> usize {
         self.iter().count()
     }
 
-    pub fn without(self, other: Self) -> Self {
+    pub(super) fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 
-    pub fn and(self, other: Self) -> Self {
+    pub(super) fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    pub fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+    pub(super) fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         names
             .into_iter()
             .map(|name| {

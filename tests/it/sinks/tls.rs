@@ -9,7 +9,7 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 
 /// A certificate of 127.0.0.1 that is its own authority: PEM, and what a server of these protocols needs.
-pub fn certificate(protocols: &[&str]) -> (Vec<u8>, TlsAcceptor) {
+pub(super) fn certificate(protocols: &[&str]) -> (Vec<u8>, TlsAcceptor) {
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::IpAddress(IpAddr::from([127, 0, 0, 1]))];
@@ -46,12 +46,12 @@ async fn trusting(url: &str, timeout: Duration, ca: Vec<u8>) -> SharedSink {
 }
 
 /// A webhook that trusts nobody whom it will meet.
-pub async fn webhook(url: &str, timeout: Duration) -> SharedSink {
+pub(super) async fn webhook(url: &str, timeout: Duration) -> SharedSink {
     trusting(url, timeout, certificate(&[]).0).await
 }
 
 /// A gRPC sink that trusts these certificates.
-pub async fn grpc(url: &str, timeout: Duration, ca: Vec<u8>) -> SharedSink {
+pub(super) async fn grpc(url: &str, timeout: Duration, ca: Vec<u8>) -> SharedSink {
     let reach = Reach {
         ca: Some(ca),
         ..reach(url, timeout)

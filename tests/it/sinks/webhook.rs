@@ -129,7 +129,7 @@ async fn a_dispatch_is_posted_as_json_signed_by_each_secret() {
     assert_eq!(body, expected_body());
 }
 
-pub fn expected_body() -> Value {
+pub(super) fn expected_body() -> Value {
     let merged = json!({ "greeting": "hello", "name": "Ada" });
     json!({
         "dispatch_id": dispatch().id.to_string(),

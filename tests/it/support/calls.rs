@@ -21,7 +21,7 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 /// An instant.
-pub fn at(time: &str) -> Option<v1::Schedule> {
+pub(crate) fn at(time: &str) -> Option<v1::Schedule> {
     Some(v1::Schedule {
         time: time.to_owned(),
         ..Default::default()
@@ -29,7 +29,7 @@ pub fn at(time: &str) -> Option<v1::Schedule> {
 }
 
 /// A wall-clock time in each zone.
-pub fn local(time: &str) -> Option<v1::Schedule> {
+pub(crate) fn local(time: &str) -> Option<v1::Schedule> {
     Some(v1::Schedule {
         time: time.to_owned(),
         in_local_time: true,
@@ -38,7 +38,7 @@ pub fn local(time: &str) -> Option<v1::Schedule> {
 }
 
 /// A local day.
-pub fn optimal(time: &str) -> Option<v1::Schedule> {
+pub(crate) fn optimal(time: &str) -> Option<v1::Schedule> {
     Some(v1::Schedule {
         time: time.to_owned(),
         in_local_time: false,
@@ -47,7 +47,10 @@ pub fn optimal(time: &str) -> Option<v1::Schedule> {
 }
 
 /// A schedule for everyone.
-pub fn create(canvas_id: &str, schedule: Option<v1::Schedule>) -> v1::CreateCanvasScheduleRequest {
+pub(crate) fn create(
+    canvas_id: &str,
+    schedule: Option<v1::Schedule>,
+) -> v1::CreateCanvasScheduleRequest {
     v1::CreateCanvasScheduleRequest {
         canvas_id: canvas_id.to_owned(),
         schedule,
@@ -57,7 +60,7 @@ pub fn create(canvas_id: &str, schedule: Option<v1::Schedule>) -> v1::CreateCanv
 }
 
 /// An update of that schedule.
-pub fn update(
+pub(crate) fn update(
     of: &v1::CanvasSchedule,
     schedule: Option<v1::Schedule>,
 ) -> v1::UpdateCanvasScheduleRequest {
@@ -68,7 +71,7 @@ pub fn update(
 }
 
 /// An update that leaves the schedule's id out.
-pub fn update_of_canvas(
+pub(crate) fn update_of_canvas(
     canvas_id: &str,
     schedule: Option<v1::Schedule>,
 ) -> v1::UpdateCanvasScheduleRequest {
@@ -80,7 +83,7 @@ pub fn update_of_canvas(
 }
 
 /// A cancellation of that schedule.
-pub fn cancel(of: &v1::CanvasSchedule) -> v1::CancelCanvasScheduleRequest {
+pub(crate) fn cancel(of: &v1::CanvasSchedule) -> v1::CancelCanvasScheduleRequest {
     v1::CancelCanvasScheduleRequest {
         canvas_id: of.canvas_id.clone(),
         schedule_id: of.schedule_id.clone(),
@@ -89,7 +92,7 @@ pub fn cancel(of: &v1::CanvasSchedule) -> v1::CancelCanvasScheduleRequest {
 }
 
 /// A user by the caller's own id.
-pub fn user(id: &str) -> v1::Recipient {
+pub(crate) fn user(id: &str) -> v1::Recipient {
     v1::Recipient {
         identifier: Some(v1::recipient::Identifier::ExternalUserId(id.to_owned())),
         ..Default::default()
@@ -97,7 +100,7 @@ pub fn user(id: &str) -> v1::Recipient {
 }
 
 /// A user who states a zone.
-pub fn user_in(id: &str, zone: &str) -> v1::Recipient {
+pub(crate) fn user_in(id: &str, zone: &str) -> v1::Recipient {
     v1::Recipient {
         attributes: Some(object(serde_json::json!({ "time_zone": zone }))),
         ..user(id)
@@ -105,7 +108,7 @@ pub fn user_in(id: &str, zone: &str) -> v1::Recipient {
 }
 
 /// A JSON object as protobuf has it.
-pub fn object(json: Value) -> Struct {
+pub(crate) fn object(json: Value) -> Struct {
     let Value::Object(fields) = json else {
         panic!("{json} is no object")
     };
@@ -132,18 +135,18 @@ fn proto(json: Value) -> ProtoValue {
 }
 
 /// The schedule of an answer.
-pub fn schedule_of(answer: &v1::UpdateCanvasScheduleResponse) -> &v1::CanvasSchedule {
+pub(crate) fn schedule_of(answer: &v1::UpdateCanvasScheduleResponse) -> &v1::CanvasSchedule {
     answer.canvas_schedule.as_ref().expect("a schedule")
 }
 
 /// The time that a schedule shows.
-pub fn time_of(schedule: &v1::CanvasSchedule) -> &str {
+pub(crate) fn time_of(schedule: &v1::CanvasSchedule) -> &str {
     &schedule.schedule.as_ref().expect("a schedule").time
 }
 
 /// A refusal, by what callers decide on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     pub code: Code,
     pub reason: String,
     /// The fields of the BadRequest detail, sorted.
@@ -153,7 +156,7 @@ pub struct Refusal {
 }
 
 /// The refusal that `answer` is.
-pub fn refusal<T: Debug>(answer: Result<T, Status>) -> Refusal {
+pub(crate) fn refusal<T: Debug>(answer: Result<T, Status>) -> Refusal {
     let status = answer.expect_err("it must be refused");
     let details = status.get_error_details();
     let info = details
@@ -180,7 +183,7 @@ pub fn refusal<T: Debug>(answer: Result<T, Status>) -> Refusal {
 }
 
 /// The refusal that `answer` is, held to its code and reason.
-pub fn refused<T: Debug>(answer: Result<T, Status>, code: Code, reason: &str) -> Refusal {
+pub(crate) fn refused<T: Debug>(answer: Result<T, Status>, code: Code, reason: &str) -> Refusal {
     let refusal = refusal(answer);
     assert_eq!(
         (refusal.code, refusal.reason.as_str()),
@@ -191,10 +194,10 @@ pub fn refused<T: Debug>(answer: Result<T, Status>, code: Code, reason: &str) ->
 }
 
 /// One answer of a batch, an error as the status that the update would have got on its own.
-pub type Entry = Result<v1::UpdateCanvasScheduleResponse, Status>;
+pub(crate) type Entry = Result<v1::UpdateCanvasScheduleResponse, Status>;
 
 /// The answer in one result of a batch.
-pub fn entry(result: v1::BatchUpdateCanvasSchedulesResult) -> Entry {
+pub(crate) fn entry(result: v1::BatchUpdateCanvasSchedulesResult) -> Entry {
     match result.result.expect("a result") {
         v1::batch_update_canvas_schedules_result::Result::Response(response) => Ok(response),
         v1::batch_update_canvas_schedules_result::Result::Error(error) => {
@@ -214,7 +217,7 @@ pub fn entry(result: v1::BatchUpdateCanvasSchedulesResult) -> Entry {
 }
 
 /// A client that leaves deadlines to the server; tonic's channel also ends calls by itself, with a code of its own.
-pub async fn bare_client(
+pub(crate) async fn bare_client(
     addr: SocketAddr,
     key: &str,
 ) -> CanvasScheduleServiceClient<impl GrpcService<Body, ResponseBody = Incoming>> {
@@ -237,7 +240,7 @@ pub async fn bare_client(
 }
 
 /// Calls a method with bytes as they are, for what no generated client would send.
-pub async fn raw<C>(channel: C, method: &str, message: Vec<u8>) -> Result<Bytes, Status>
+pub(crate) async fn raw<C>(channel: C, method: &str, message: Vec<u8>) -> Result<Bytes, Status>
 where
     C: GrpcService<Body>,
     C::ResponseBody: http_body::Body<Data = Bytes> + Send + 'static,

@@ -1,7 +1,7 @@
 //! A database for each test, gone after it. All of PostgreSQL's live on one server, which ends with this process.
 
 #[path = "../../support/postgres.rs"]
-pub mod postgres;
+pub(crate) mod postgres;
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -18,7 +18,7 @@ use sea_orm::{
 
 /// Which database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// SQLite in memory; only the server that opens it sees it.
     Memory,
     /// SQLite in a file.
@@ -28,7 +28,7 @@ pub enum Kind {
 }
 
 /// A database of one test.
-pub struct Database {
+pub(crate) struct Database {
     url: String,
     place: Place,
 }
@@ -41,7 +41,7 @@ enum Place {
 
 impl Database {
     /// A database for the test `name`; one of PostgreSQL is migrated. None where PostgreSQL is missing and need not be there.
-    pub fn new(kind: Kind, name: &str) -> Option<Self> {
+    pub(crate) fn new(kind: Kind, name: &str) -> Option<Self> {
         match kind {
             Kind::Memory => Some(Self {
                 url: "sqlite::memory:".to_owned(),
@@ -62,7 +62,7 @@ impl Database {
     }
 
     /// The same without any table.
-    pub fn empty(kind: Kind, name: &str) -> Option<Self> {
+    pub(crate) fn empty(kind: Kind, name: &str) -> Option<Self> {
         if kind == Kind::Postgres {
             server(name).map(|server| server.database("CREATE DATABASE {}"))
         } else {
@@ -71,17 +71,17 @@ impl Database {
     }
 
     /// Where it is.
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
     /// Whether it is PostgreSQL's.
-    pub fn is_postgres(&self) -> bool {
+    pub(crate) fn is_postgres(&self) -> bool {
         matches!(self.place, Place::Server(..))
     }
 
     /// A connection past the service. Not for SQLite in memory.
-    pub async fn connect(&self) -> DatabaseConnection {
+    pub(crate) async fn connect(&self) -> DatabaseConnection {
         assert!(
             !matches!(self.place, Place::Memory),
             "nobody else sees a database in memory"
@@ -94,7 +94,7 @@ impl Database {
     }
 
     /// Runs SQL past the service: what it says on PostgreSQL and on SQLite.
-    pub async fn sql(&self, postgres: &str, sqlite: &str) {
+    pub(crate) async fn sql(&self, postgres: &str, sqlite: &str) {
         let sql = if self.is_postgres() { postgres } else { sqlite };
         self.connect()
             .await
@@ -104,7 +104,7 @@ impl Database {
     }
 
     /// A number from the database.
-    pub async fn count(&self, sql: &str) -> i64 {
+    pub(crate) async fn count(&self, sql: &str) -> i64 {
         let db = self.connect().await;
         let row = db
             .query_one_raw(Statement::from_string(db.get_database_backend(), sql))
@@ -115,7 +115,7 @@ impl Database {
     }
 
     /// The first column, as text, of every row.
-    pub async fn rows(&self, sql: &str) -> Vec<String> {
+    pub(crate) async fn rows(&self, sql: &str) -> Vec<String> {
         let db = self.connect().await;
         let rows = db
             .query_all_raw(Statement::from_string(db.get_database_backend(), sql))
@@ -128,7 +128,7 @@ impl Database {
 
     /// Takes the lock that a writer needs to change this schedule, until it is given back by a rollback. SQLite has one lock
     /// for all.
-    pub async fn hold(&self, schedule_id: &str) -> DatabaseTransaction {
+    pub(crate) async fn hold(&self, schedule_id: &str) -> DatabaseTransaction {
         let db = self.connect().await;
         let options = TransactionOptions {
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),

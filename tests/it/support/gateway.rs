@@ -13,7 +13,7 @@ use super::{TestApp, soon};
 
 /// An answer of the gateway.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
     pub text: String,
@@ -21,19 +21,19 @@ pub struct Answer {
 
 impl Answer {
     /// Its body, which is JSON and says so.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         assert_eq!(self.headers["content-type"], "application/json", "{self:?}");
         serde_json::from_str(&self.text).unwrap_or_else(|why| panic!("{why}: {self:?}"))
     }
 
     /// Its body, held to its status.
-    pub fn with(&self, status: u16) -> Value {
+    pub(crate) fn with(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{self:?}");
         self.json()
     }
 
     /// The text of a header.
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers
             .get(name)
             .unwrap_or_else(|| panic!("{name}: {self:?}"))
@@ -44,7 +44,7 @@ impl Answer {
 
 impl TestApp {
     /// The status of what may not be text.
-    pub async fn status_of(&self, path: &str) -> u16 {
+    pub(crate) async fn status_of(&self, path: &str) -> u16 {
         self.raw_http(Method::GET, path, &[], Vec::new())
             .await
             .0
@@ -53,7 +53,7 @@ impl TestApp {
     }
 
     /// Sends a request with these headers as it is.
-    pub async fn http(
+    pub(crate) async fn http(
         &self,
         method: Method,
         path: &str,
@@ -98,12 +98,12 @@ impl TestApp {
     }
 
     /// Posts JSON with the app's key.
-    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
         self.post_text(path, &body.to_string()).await
     }
 
     /// The same of any text.
-    pub async fn post_text(&self, path: &str, body: &str) -> Answer {
+    pub(crate) async fn post_text(&self, path: &str, body: &str) -> Answer {
         self.http(
             Method::POST,
             path,
@@ -117,13 +117,13 @@ impl TestApp {
     }
 
     /// Gets with the app's key.
-    pub async fn fetch(&self, path: &str) -> Answer {
+    pub(crate) async fn fetch(&self, path: &str) -> Answer {
         self.http(Method::GET, path, &[("authorization", &self.bearer())], "")
             .await
     }
 
     /// The app's key as a header states it.
-    pub fn bearer(&self) -> String {
+    pub(crate) fn bearer(&self) -> String {
         format!("Bearer {}", self.key)
     }
 }

@@ -7,7 +7,7 @@ use canvas_scheduler::clock::{Clock, ManualClock};
 use super::{Database, NOW, RecordingSink, TestApp, instant};
 
 /// A server with a dispatcher, a sink that records, and a clock that the test moves.
-pub struct Sending {
+pub(crate) struct Sending {
     pub app: TestApp,
     pub sink: Arc<RecordingSink>,
     pub clock: Arc<ManualClock>,
@@ -15,7 +15,7 @@ pub struct Sending {
 
 impl Sending {
     /// A server over a migrated database.
-    pub async fn start(database: &Database) -> Self {
+    pub(crate) async fn start(database: &Database) -> Self {
         let (sink, clock) = (
             RecordingSink::new(),
             Arc::new(ManualClock::at(instant(NOW))),
@@ -28,7 +28,7 @@ impl Sending {
     }
 
     /// Moves the clock to an instant as a test writes it.
-    pub fn move_to(&self, time: &str) {
+    pub(crate) fn move_to(&self, time: &str) {
         self.clock.advance(instant(time) - self.clock.now());
     }
 }

@@ -12,7 +12,7 @@ use super::soon;
 
 /// What becomes of a dispatch that reaches the sink.
 #[derive(Debug, Clone)]
-pub enum Reply {
+pub(crate) enum Reply {
     /// It is answered.
     Say(Answer),
     /// It is never answered.
@@ -22,14 +22,14 @@ pub enum Reply {
 type Script = Box<dyn Fn(&Dispatch) -> Reply + Send>;
 
 /// Every dispatch with what became of it, in the order in which they came.
-pub struct RecordingSink {
+pub(crate) struct RecordingSink {
     seen: watch::Sender<Vec<(Dispatch, Reply)>>,
     script: Mutex<Script>,
 }
 
 impl RecordingSink {
     /// A sink that takes everything.
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let script: Script = Box::new(|_| Reply::Say(Answer::Delivered));
         Arc::new(Self {
             seen: watch::Sender::new(vec![]),
@@ -38,17 +38,17 @@ impl RecordingSink {
     }
 
     /// From now on it answers so.
-    pub fn reply(&self, script: impl Fn(&Dispatch) -> Reply + Send + 'static) {
+    pub(crate) fn reply(&self, script: impl Fn(&Dispatch) -> Reply + Send + 'static) {
         *self.script.lock().expect("no panic while answering") = Box::new(script);
     }
 
     /// From now on it answers always the same.
-    pub fn say(&self, answer: Answer) {
+    pub(crate) fn say(&self, answer: Answer) {
         self.reply(move |_| Reply::Say(answer.clone()));
     }
 
     /// What has come until now.
-    pub fn seen(&self) -> Vec<Dispatch> {
+    pub(crate) fn seen(&self) -> Vec<Dispatch> {
         self.seen
             .borrow()
             .iter()
@@ -57,7 +57,7 @@ impl RecordingSink {
     }
 
     /// What was taken until now.
-    pub fn taken(&self) -> Vec<Dispatch> {
+    pub(crate) fn taken(&self) -> Vec<Dispatch> {
         let taken = |(dispatch, reply): &(Dispatch, Reply)| {
             matches!(reply, Reply::Say(Answer::Delivered)).then(|| dispatch.clone())
         };
@@ -65,12 +65,12 @@ impl RecordingSink {
     }
 
     /// How much has come until now.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.seen.borrow().len()
     }
 
     /// Waits until `n` dispatches have come in all, and answers them.
-    pub async fn at_least(&self, n: usize) -> Vec<Dispatch> {
+    pub(crate) async fn at_least(&self, n: usize) -> Vec<Dispatch> {
         let mut seen = self.seen.subscribe();
         soon(seen.wait_for(|seen| seen.len() >= n))
             .await
@@ -79,7 +79,7 @@ impl RecordingSink {
     }
 
     /// Moves the clock on step by step until `enough`: for what comes after pauses that begin when an answer is written.
-    pub async fn in_time(
+    pub(crate) async fn in_time(
         &self,
         clock: &ManualClock,
         step: TimeDelta,

@@ -16,19 +16,19 @@ use super::database::Database;
 use super::{NOW, instant};
 
 /// A store whose writers run beside the test.
-pub struct TestStore {
+pub(crate) struct TestStore {
     pub store: Store,
     pub clock: Arc<ManualClock>,
 }
 
 impl TestStore {
     /// Opens a database and migrates it.
-    pub async fn open(database: &Database) -> Self {
+    pub(crate) async fn open(database: &Database) -> Self {
         Self::open_with(database, Policy::default()).await
     }
 
     /// The same with other rules.
-    pub async fn open_with(database: &Database, policy: Policy) -> Self {
+    pub(crate) async fn open_with(database: &Database, policy: Policy) -> Self {
         let clock = Arc::new(ManualClock::at(instant(NOW)));
         let options = Options::new(database.url());
         let (store, writers) = Store::open(&options, clock.clone(), policy)
@@ -42,7 +42,7 @@ impl TestStore {
     }
 
     /// A schedule for everyone.
-    pub async fn create(&self, time: &str, in_local_time: bool) -> ScheduleId {
+    pub(crate) async fn create(&self, time: &str, in_local_time: bool) -> ScheduleId {
         let create = Create {
             canvas_id: canvas(),
             schedule: schedule(time, in_local_time),
@@ -59,7 +59,7 @@ impl TestStore {
     }
 
     /// An update of it.
-    pub async fn update(
+    pub(crate) async fn update(
         &self,
         id: ScheduleId,
         time: &str,
@@ -83,7 +83,7 @@ impl TestStore {
     }
 
     /// A cancellation of it.
-    pub async fn cancel(&self, id: ScheduleId) -> Result<Outcome, Error> {
+    pub(crate) async fn cancel(&self, id: ScheduleId) -> Result<Outcome, Error> {
         let cancel = Cancel {
             canvas_id: canvas(),
             etag: None,
@@ -99,7 +99,7 @@ impl TestStore {
     }
 
     /// What is due, at most `limit`.
-    pub async fn fire(&self, limit: usize) -> Vec<Leased> {
+    pub(crate) async fn fire(&self, limit: usize) -> Vec<Leased> {
         self.store
             .fire(
                 limit,
@@ -113,7 +113,7 @@ impl TestStore {
     }
 
     /// What is due again, at most `limit`.
-    pub async fn retry(&self, limit: usize) -> Vec<Leased> {
+    pub(crate) async fn retry(&self, limit: usize) -> Vec<Leased> {
         self.store
             .retry(limit, self.clock.now(), &Delivery::default())
             .await
@@ -122,7 +122,7 @@ impl TestStore {
     }
 
     /// Tells what became of dispatches.
-    pub async fn finish(&self, leased: &[Leased], answer: &Answer) {
+    pub(crate) async fn finish(&self, leased: &[Leased], answer: &Answer) {
         let finished: Vec<Finished> = leased
             .iter()
             .map(|leased| Finished::of(leased, answer.clone()))
@@ -134,12 +134,12 @@ impl TestStore {
     }
 
     /// Moves the clock to an instant.
-    pub fn move_to(&self, at: DateTime<Utc>) {
+    pub(crate) fn move_to(&self, at: DateTime<Utc>) {
         self.clock.advance(at - self.clock.now());
     }
 
     /// Moves the clock to an instant as a test writes it.
-    pub fn at(&self, time: &str) {
+    pub(crate) fn at(&self, time: &str) {
         self.move_to(instant(time));
     }
 }
@@ -169,7 +169,7 @@ fn caller() -> Caller {
 }
 
 /// Not taken, as a consumer says that is full.
-pub fn not_taken() -> Answer {
+pub(crate) fn not_taken() -> Answer {
     Answer::NotTaken {
         why: "503".to_owned(),
         retry_after: None,
@@ -177,14 +177,14 @@ pub fn not_taken() -> Answer {
 }
 
 /// Perhaps taken.
-pub fn unknown() -> Answer {
+pub(crate) fn unknown() -> Answer {
     Answer::Unknown {
         why: "timeout".to_owned(),
     }
 }
 
 /// Refused for good.
-pub fn rejected() -> Answer {
+pub(crate) fn rejected() -> Answer {
     Answer::Rejected {
         why: "400".to_owned(),
     }

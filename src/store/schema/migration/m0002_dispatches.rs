@@ -7,7 +7,7 @@ use sea_orm_migration::schema::{
     uuid_null,
 };
 
-pub struct Migration;
+pub(super) struct Migration;
 
 impl MigrationName for Migration {
     fn name(&self) -> &'static str {

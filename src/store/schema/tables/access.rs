@@ -1,13 +1,13 @@
 //! Who may call, and how much.
 
 /// The keys.
-pub mod api_key {
+pub(crate) mod api_key {
     use sea_orm::entity::prelude::*;
 
     /// One key. Of its secret only the hash is kept.
     #[derive(Clone, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "api_key")]
-    pub struct Model {
+    pub(crate) struct Model {
         /// How the key begins; no secret.
         #[sea_orm(primary_key, auto_increment = false)]
         pub id: String,
@@ -42,19 +42,19 @@ pub mod api_key {
 
     /// None: rows are found by key.
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
+    pub(crate) enum Relation {}
 
     impl ActiveModelBehavior for ActiveModel {}
 }
 
 /// The quotas of tenants that differ from the usual ones.
-pub mod workspace_limit {
+pub(crate) mod workspace_limit {
     use sea_orm::entity::prelude::*;
 
     /// One quota.
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "workspace_limit")]
-    pub struct Model {
+    pub(crate) struct Model {
         /// The tenant.
         #[sea_orm(primary_key, auto_increment = false)]
         pub workspace_id: i32,
@@ -69,19 +69,19 @@ pub mod workspace_limit {
 
     /// None: rows are found by key.
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
+    pub(crate) enum Relation {}
 
     impl ActiveModelBehavior for ActiveModel {}
 }
 
 /// What was taken of the quotas.
-pub mod rate_window {
+pub(crate) mod rate_window {
     use sea_orm::entity::prelude::*;
 
     /// One window of one quota.
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "rate_window")]
-    pub struct Model {
+    pub(crate) struct Model {
         /// The tenant.
         #[sea_orm(primary_key, auto_increment = false)]
         pub workspace_id: i32,
@@ -99,19 +99,19 @@ pub mod rate_window {
 
     /// None: rows are found by key.
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
+    pub(crate) enum Relation {}
 
     impl ActiveModelBehavior for ActiveModel {}
 }
 
 /// The replicas, which share the quotas.
-pub mod replica {
+pub(crate) mod replica {
     use sea_orm::entity::prelude::*;
 
     /// One process.
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "replica")]
-    pub struct Model {
+    pub(crate) struct Model {
         /// Chosen at its start.
         #[sea_orm(primary_key, auto_increment = false)]
         pub id: Uuid,
@@ -121,7 +121,7 @@ pub mod replica {
 
     /// None: rows are found by key.
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
+    pub(crate) enum Relation {}
 
     impl ActiveModelBehavior for ActiveModel {}
 }
