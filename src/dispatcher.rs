@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::clock::{SharedClock, jitter, sleep_until};
-use crate::domain::{Answer, Dispatch};
+use crate::domain::{Answer, DispatchMessage};
 use crate::error::Error;
 use crate::error::panic::caught;
 use crate::service::{Finished, Leased, POLL, Service, Taken};
@@ -169,7 +169,7 @@ impl Dispatcher {
         let room = self.hands.room(now).min(self.fire_most);
         if due(next.wake) && room > 0 {
             let began = self.traces.moment();
-            let taken = self.fire(room).await?;
+            let taken = self.claim(room).await?;
             more |= taken.more;
             self.filled |= taken.leased.len() >= room;
             self.deliver(taken.leased, began);
@@ -186,8 +186,8 @@ impl Dispatcher {
 
     /// Fires up to `room` waves. When that fails for one of them, ever fewer are fired at once, until that one stands alone and
     /// is set aside.
-    async fn fire(&mut self, room: usize) -> Result<Taken, Error> {
-        match self.service.fire(room).await {
+    async fn claim(&mut self, room: usize) -> Result<Taken, Error> {
+        match self.service.claim(room).await {
             Ok(taken) => {
                 self.fire_most = (self.fire_most * 2).min(BATCH_MOST);
                 Ok(taken)
@@ -310,7 +310,7 @@ fn poll() -> TimeDelta {
 }
 
 /// What the sink says of a dispatch within that time. A sink that panics is a failed attempt and no more.
-async fn attempt(sink: &SharedSink, dispatch: &Dispatch, most: Duration) -> Answer {
+async fn attempt(sink: &SharedSink, dispatch: &DispatchMessage, most: Duration) -> Answer {
     let delivery = pin!(tokio::time::timeout(most, sink.deliver(dispatch)));
     match caught(delivery).await {
         Ok(Ok(answer)) => answer,
@@ -339,11 +339,11 @@ async fn finish(service: Service, hands: Hands, mut queue: mpsc::Receiver<Finish
 /// Tries until it is written, or until the leases have run out and nobody waits for it any more.
 async fn write(service: &Service, batch: &[Finished]) {
     let give_up_at = Instant::now() + service.delivery_most();
-    while let Err(error) = service.finish(batch).await {
+    while let Err(error) = service.settle(batch).await {
         if let (Error::Internal(_), 2..) = (&error, batch.len()) {
             // One of them stands in the way: each is written alone.
             for one in batch {
-                if let Err(error) = service.finish(std::slice::from_ref(one)).await {
+                if let Err(error) = service.settle(std::slice::from_ref(one)).await {
                     given_up(&error, 1);
                 }
             }

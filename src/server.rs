@@ -20,7 +20,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::{SharedClock, sleep_until};
 use crate::config::Serve;
-use crate::domain::{Delivery, Policy};
+use crate::domain::{DeliveryPolicy, Policy};
 use crate::error::{Error, Violation};
 use crate::layers::Stack;
 use crate::layers::auth::Gate;
@@ -368,11 +368,11 @@ fn policy(settings: &Serve) -> Policy {
     }
 }
 
-fn delivery(settings: &Serve) -> Delivery {
-    Delivery {
+fn delivery(settings: &Serve) -> DeliveryPolicy {
+    DeliveryPolicy {
         lease: TimeDelta::from_std(settings.lease).unwrap_or(TimeDelta::MAX),
         attempts: settings.attempts,
-        ..Delivery::default()
+        ..DeliveryPolicy::default()
     }
 }
 

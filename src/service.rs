@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use crate::clock::SharedClock;
 use crate::domain::{
-    Cancel, CanvasSchedule, Command, Create, Delivery, DispatchId, Outcome, Overwrite, Policy,
-    Properties, PropertiesId, RequestId, Revision, ScheduleId,
+    Cancel, CanvasSchedule, Command, Create, DeliveryPolicy, DispatchId, Outcome, Overwrite,
+    Policy, Properties, PropertiesId, RequestId, Revision, ScheduleId,
 };
 use crate::error::Error;
 pub use crate::store::{Caller, Details, Filter};
@@ -67,7 +67,7 @@ pub struct Service {
     store: Store,
     clock: SharedClock,
     policy: Policy,
-    delivery: Delivery,
+    delivery: DeliveryPolicy,
     bell: Bell,
     /// The number of the zone data that is in force, as far as is known: until then any may be newer than ours.
     rules_in_force: Arc<AtomicI32>,
@@ -75,7 +75,7 @@ pub struct Service {
 
 impl Service {
     /// A service over this store.
-    pub fn new(store: Store, clock: SharedClock, policy: Policy, delivery: Delivery) -> Self {
+    pub fn new(store: Store, clock: SharedClock, policy: Policy, delivery: DeliveryPolicy) -> Self {
         let rules_in_force = Arc::new(AtomicI32::new(i32::MAX));
         Self {
             store,

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 
 use crate::clock::jitter;
-use crate::domain::{Answer, Probe};
+use crate::domain::{Answer, Breaker};
 use crate::telemetry::metrics::Sending;
 
 /// Shared by whoever takes, delivers and finishes. Cheap to clone.
@@ -18,7 +18,7 @@ pub(super) struct Hands {
 
 struct State {
     in_flight: usize,
-    probe: Probe,
+    probe: Breaker,
 }
 
 impl Hands {
@@ -28,7 +28,7 @@ impl Hands {
         Self {
             state: Arc::new(watch::Sender::new(State {
                 in_flight: 0,
-                probe: Probe::new(workers),
+                probe: Breaker::new(workers),
             })),
             sending,
         }

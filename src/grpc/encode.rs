@@ -1,7 +1,7 @@
 //! Domain values to answers.
 
 use crate::domain::{
-    Applied, CanvasSchedule, DispatchState, Firing, Outcome, Plan, Properties, Revision,
+    Applied, CanvasSchedule, Dispatch, DispatchState, Outcome, Plan, Properties, Revision,
     RevisionKind, Schedule, ScheduleId, State,
 };
 use crate::pb::v1;
@@ -125,7 +125,7 @@ pub(super) fn details(details: &Details) -> v1::GetCanvasScheduleResponse {
     }
 }
 
-fn counts(firings: &[Firing]) -> v1::DispatchCounts {
+fn counts(firings: &[Dispatch]) -> v1::DispatchCounts {
     let of = |state| {
         count(
             firings
@@ -144,7 +144,7 @@ fn counts(firings: &[Firing]) -> v1::DispatchCounts {
 }
 
 /// A dispatch of a schedule.
-pub(super) fn dispatch(schedule: ScheduleId, firing: &Firing) -> v1::Dispatch {
+pub(super) fn dispatch(schedule: ScheduleId, firing: &Dispatch) -> v1::Dispatch {
     let state = match firing.state {
         DispatchState::InHand => v1::DispatchState::InHand,
         DispatchState::Unknown => v1::DispatchState::Unknown,

@@ -9,7 +9,7 @@ pub mod status;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use crate::domain::{Charge, Firing, ScheduleId};
+use crate::domain::{Charge, Dispatch, ScheduleId};
 use crate::error::{Error, Violation};
 use crate::layers::found::Found;
 use crate::layers::limit::Meter;
@@ -252,7 +252,7 @@ impl CanvasScheduleService for Grpc {
             .get(..dispatches.len())
             .and_then(<[_]>::last)
             .filter(|_| dispatches.len() < found.len());
-        let token = |(schedule, firing): &(ScheduleId, Firing)| (schedule.0.as_u128(), firing.n);
+        let token = |(schedule, firing): &(ScheduleId, Dispatch)| (schedule.0.as_u128(), firing.n);
         let next_page_token = last
             .map(|last| page::token(&decode::dispatches_query(sent), token(last)))
             .unwrap_or_default();

@@ -8,7 +8,7 @@ use chrono::TimeDelta;
 use tokio::sync::Notify;
 
 use super::Service;
-use crate::domain::{DispatchId, Firing, Outcome, ScheduleId, zone};
+use crate::domain::{Dispatch, DispatchId, Outcome, ScheduleId, zone};
 use crate::error::Error;
 use crate::store::Caller;
 pub use crate::store::{DispatchFilter, Finished, Leased, Next, Taken};
@@ -60,9 +60,9 @@ impl Service {
     ///
     /// # Errors
     /// The store's.
-    pub async fn fire(&self, limit: usize) -> Result<Taken, Error> {
+    pub async fn claim(&self, limit: usize) -> Result<Taken, Error> {
         self.store
-            .fire(
+            .claim(
                 limit,
                 self.clock.now(),
                 &self.delivery,
@@ -93,9 +93,9 @@ impl Service {
     ///
     /// # Errors
     /// The store's. To write them again changes nothing.
-    pub async fn finish(&self, finished: &[Finished]) -> Result<(), Error> {
+    pub async fn settle(&self, finished: &[Finished]) -> Result<(), Error> {
         self.store
-            .finish(finished, self.clock.now(), &self.delivery)
+            .settle(finished, self.clock.now(), &self.delivery)
             .await
     }
 
@@ -109,7 +109,7 @@ impl Service {
         filter: DispatchFilter,
         after: Option<(ScheduleId, u32)>,
         limit: u64,
-    ) -> Result<Vec<(ScheduleId, Firing)>, Error> {
+    ) -> Result<Vec<(ScheduleId, Dispatch)>, Error> {
         self.store
             .dispatches(caller.workspace, filter, after, limit)
             .await
@@ -124,10 +124,10 @@ impl Service {
         caller: &Caller,
         id: ScheduleId,
         dispatch: DispatchId,
-    ) -> Result<Firing, Error> {
+    ) -> Result<Dispatch, Error> {
         let revived = self
             .store
-            .revive(
+            .retry_dead_letter(
                 (caller.workspace, id),
                 dispatch,
                 self.clock.now(),

@@ -9,7 +9,7 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic_prost::ProstCodec;
 
-use crate::domain::{Dispatch, Wave};
+use crate::domain::{DispatchMessage, Wave};
 use crate::pb::v1::{TriggerCanvasRequest, TriggerCanvasResponse};
 use crate::pb::values;
 
@@ -25,7 +25,7 @@ pub(super) struct Waves(Mutex<Option<(Wave, Bytes)>>);
 
 impl Waves {
     /// A dispatch in protobuf's form.
-    pub(super) fn encode(&self, dispatch: &Dispatch) -> Encoded {
+    pub(super) fn encode(&self, dispatch: &DispatchMessage) -> Encoded {
         Encoded {
             rest: rest(dispatch),
             wave: self.wave(&dispatch.wave),
@@ -51,7 +51,7 @@ impl Waves {
 }
 
 /// All but the wave.
-fn rest(dispatch: &Dispatch) -> TriggerCanvasRequest {
+fn rest(dispatch: &DispatchMessage) -> TriggerCanvasRequest {
     let target = &dispatch.target;
     TriggerCanvasRequest {
         dispatch_id: dispatch.id.to_string(),
@@ -127,12 +127,12 @@ mod tests {
         CanvasId, DispatchId, Properties, ScheduleId, Target, WaveMode, Zone, ZoneSet,
     };
 
-    fn dispatch(n: u32, zones: ZoneSet) -> Dispatch {
+    fn dispatch(n: u32, zones: ZoneSet) -> DispatchMessage {
         let (schedule_id, time) = (
             ScheduleId::new(),
             DateTime::UNIX_EPOCH + TimeDelta::milliseconds(1_750_000_000_123),
         );
-        Dispatch {
+        DispatchMessage {
             id: DispatchId::of(schedule_id, n),
             workspace: "default".to_owned(),
             canvas_id: CanvasId::parse("canvas").expect("an id"),

@@ -21,7 +21,7 @@ use super::encoded::{Encoded, TriggerCodec, Waves};
 use super::sent::{Sent, Watched};
 use super::{Answer, Answering, Sink, tls};
 use crate::config::{Reach, Secret};
-use crate::domain::Dispatch;
+use crate::domain::DispatchMessage;
 use crate::error::{Error, Violation};
 
 /// A silent connection is asked whether it still is one, and given up when it does not say so.
@@ -75,7 +75,7 @@ impl Grpc {
         })
     }
 
-    async fn call(&self, dispatch: &Dispatch) -> Answer {
+    async fn call(&self, dispatch: &DispatchMessage) -> Answer {
         let sent = Sent::default();
         let turn = self.calls.fetch_add(1, Ordering::Relaxed) % self.channels.len();
         let transport = Transport {
@@ -106,7 +106,7 @@ impl Grpc {
 }
 
 impl Sink for Grpc {
-    fn deliver<'a>(&'a self, dispatch: &'a Dispatch) -> Answering<'a> {
+    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> Answering<'a> {
         Box::pin(self.call(dispatch))
     }
 }

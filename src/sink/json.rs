@@ -3,11 +3,11 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value, json};
 
-use crate::domain::{Dispatch, Identifier, Recipient, WaveMode};
+use crate::domain::{DispatchMessage, Identifier, Recipient, WaveMode};
 
 /// The body. What a dispatch has none of is left out.
-pub fn body(dispatch: &Dispatch) -> Vec<u8> {
-    let Dispatch { wave, target, .. } = dispatch;
+pub fn body(dispatch: &DispatchMessage) -> Vec<u8> {
+    let DispatchMessage { wave, target, .. } = dispatch;
     let mut body = json!({
         "dispatch_id": dispatch.id.to_string(),
         "workspace": dispatch.workspace,

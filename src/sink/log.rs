@@ -1,21 +1,21 @@
 //! A log line for each dispatch: what `dev` uses, and a way to see what would be sent.
 
 use super::{Answer, Answering, Sink, json};
-use crate::domain::Dispatch;
+use crate::domain::DispatchMessage;
 
 /// Writes each dispatch to the log: ids, zones and counts, never a recipient or a property.
 #[derive(Debug, Clone, Copy)]
 pub struct Log;
 
 impl Sink for Log {
-    fn deliver<'a>(&'a self, dispatch: &'a Dispatch) -> Answering<'a> {
+    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> Answering<'a> {
         write(dispatch);
         Box::pin(std::future::ready(Answer::Delivered))
     }
 }
 
-fn write(dispatch: &Dispatch) {
-    let Dispatch { wave, target, .. } = dispatch;
+fn write(dispatch: &DispatchMessage) {
+    let DispatchMessage { wave, target, .. } = dispatch;
     tracing::info!(
         dispatch_id = %dispatch.id,
         workspace = dispatch.workspace,

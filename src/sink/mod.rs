@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use crate::clock::SharedClock;
 use crate::config::SinkSettings;
-use crate::domain::Dispatch;
-pub use crate::domain::dispatch::Answer;
+use crate::domain::DispatchMessage;
+pub use crate::domain::dispatch_message::Answer;
 use crate::error::Error;
 
 /// The future of an answer.
@@ -26,7 +26,7 @@ pub type Answering<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
 /// Hands dispatches over. An implementation bounds its own time: it answers [`Answer::Unknown`] rather than hang.
 pub trait Sink: Send + Sync + 'static {
     /// Hands one dispatch over, once.
-    fn deliver<'a>(&'a self, dispatch: &'a Dispatch) -> Answering<'a>;
+    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> Answering<'a>;
 }
 
 /// A sink that many workers share.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::answer::by_http_status;
 use super::{Answer, Answering, Sink, json, tls};
 use crate::config::{Reach, Secret};
-use crate::domain::Dispatch;
+use crate::domain::DispatchMessage;
 use crate::error::{Error, Violation};
 
 /// How often a silent connection is asked whether it still is one; it is given up after two questions without an answer.
@@ -74,7 +74,7 @@ impl Nats {
         })
     }
 
-    async fn publish(&self, dispatch: &Dispatch) -> Answer {
+    async fn publish(&self, dispatch: &DispatchMessage) -> Answer {
         let (mut connected, began) = (self.connected.clone(), Instant::now());
         let Ok(Ok(_)) = timeout_at(
             began + self.connect_timeout.min(self.timeout),
@@ -106,7 +106,7 @@ impl Nats {
 }
 
 impl Sink for Nats {
-    fn deliver<'a>(&'a self, dispatch: &'a Dispatch) -> Answering<'a> {
+    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> Answering<'a> {
         Box::pin(self.publish(dispatch))
     }
 }

@@ -23,7 +23,7 @@ use super::sent::{Sent, Watched};
 use super::{Answer, Answering, Sink, json, tls};
 use crate::clock::SharedClock;
 use crate::config::{Reach, Secret};
-use crate::domain::Dispatch;
+use crate::domain::DispatchMessage;
 use crate::error::Error;
 
 /// What is read of an answer's body, so that its connection can be used again; a longer one costs the connection.
@@ -78,7 +78,7 @@ impl Webhook {
         })
     }
 
-    async fn post(&self, dispatch: &Dispatch) -> Answer {
+    async fn post(&self, dispatch: &DispatchMessage) -> Answer {
         let (sent, until) = (Sent::default(), Instant::now() + self.timeout);
         let request = match self.request(dispatch, sent.clone()) {
             Ok(request) => request,
@@ -100,7 +100,11 @@ impl Webhook {
         answer
     }
 
-    fn request(&self, dispatch: &Dispatch, sent: Sent) -> Result<Request<Posted>, http::Error> {
+    fn request(
+        &self,
+        dispatch: &DispatchMessage,
+        sent: Sent,
+    ) -> Result<Request<Posted>, http::Error> {
         let (id, timestamp, body) = (
             dispatch.id.to_string(),
             self.clock.now().timestamp(),
@@ -135,7 +139,7 @@ impl Webhook {
 }
 
 impl Sink for Webhook {
-    fn deliver<'a>(&'a self, dispatch: &'a Dispatch) -> Answering<'a> {
+    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> Answering<'a> {
         Box::pin(self.post(dispatch))
     }
 }

@@ -7,7 +7,7 @@ use sea_orm::{
 };
 
 use crate::domain::{
-    CanvasId, CanvasSchedule, Firing, Properties, PropertiesId, RequestId, Revision, ScheduleId,
+    CanvasId, CanvasSchedule, Dispatch, Properties, PropertiesId, RequestId, Revision, ScheduleId,
     State, Target, WorkspaceId, Zone,
 };
 use crate::error::Error;
@@ -28,7 +28,7 @@ pub struct Details {
     /// The schedule.
     pub schedule: CanvasSchedule,
     /// The waves of it that were fired.
-    pub firings: Vec<Firing>,
+    pub firings: Vec<Dispatch>,
     /// Whom it is for.
     pub target: Target,
     /// The values for the message.
@@ -60,7 +60,7 @@ impl Store {
     pub async fn schedule_and_firings(
         &self,
         key: Key,
-    ) -> Result<(CanvasSchedule, Vec<Firing>), Error> {
+    ) -> Result<(CanvasSchedule, Vec<Dispatch>), Error> {
         let found = self.find(key).await.map_err(|fault| public(&fault))?;
         found.ok_or_else(|| Error::NotFound {
             schedule_id: key.1.to_string(),
@@ -70,7 +70,7 @@ impl Store {
     async fn find(
         &self,
         (workspace, id): Key,
-    ) -> Result<Option<(CanvasSchedule, Vec<Firing>)>, DbErr> {
+    ) -> Result<Option<(CanvasSchedule, Vec<Dispatch>)>, DbErr> {
         let Some(row) = canvas_schedule::Entity::within(workspace)
             .filter(canvas_schedule::Column::Id.eq(id.0))
             .one(&self.reads)

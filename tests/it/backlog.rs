@@ -33,9 +33,9 @@ async fn what_is_due_is_counted_until_it_is_fired(database: &Database) {
     assert_eq!(backlog(&test).await, (1, 0));
     test.at("2026-03-20T08:03:30Z");
     assert_eq!(backlog(&test).await, (4, 210));
-    assert_eq!(test.fire(3).await.len(), 3);
+    assert_eq!(test.claim(3).await.len(), 3);
     assert_eq!(backlog(&test).await, (1, 30));
-    test.fire(3).await;
+    test.claim(3).await;
     assert_eq!(backlog(&test).await, (0, 0));
 }
 
@@ -47,10 +47,10 @@ async fn dispatches_that_are_not_as_they_should_be_are_counted(database: &Databa
         test.create(DUE, false).await;
     }
     test.at(DUE);
-    let leased = test.fire(6).await;
-    test.finish(&leased[..1], &Answer::Delivered).await;
-    test.finish(&leased[1..3], &unknown()).await;
-    test.finish(
+    let leased = test.claim(6).await;
+    test.settle(&leased[..1], &Answer::Delivered).await;
+    test.settle(&leased[1..3], &unknown()).await;
+    test.settle(
         &leased[3..6],
         &Answer::Rejected {
             why: "400".to_owned(),
@@ -85,7 +85,12 @@ async fn lag_begins_when_a_wave_is_due(database: &Database) {
     let test = TestStore::open(database).await;
     test.create(DUE, false).await;
     test.at("2026-03-20T08:00:02Z");
-    let lag = async || test.fire(1).await[0].lag.to_std().expect("no negative lag");
+    let lag = async || {
+        test.claim(1).await[0]
+            .lag
+            .to_std()
+            .expect("no negative lag")
+    };
     assert_eq!(lag().await, Duration::from_secs(2));
     // What a caller asks for too late is due at once.
     test.at("2026-03-20T08:30:00Z");

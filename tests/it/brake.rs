@@ -47,7 +47,7 @@ async fn a_paused_workspace_sends_nothing_and_then_everything_with_its_lateness(
     }
     test.at(DUE);
     for _ in 0..3 {
-        assert!(test.fire(5).await.is_empty());
+        assert!(test.claim(5).await.is_empty());
     }
     // Updates go on, earlier and later, and a cancellation.
     test.update(ids[0], "2026-03-20T07:30:00Z", false)
@@ -58,7 +58,7 @@ async fn a_paused_workspace_sends_nothing_and_then_everything_with_its_lateness(
         .expect("updated");
     test.cancel(ids[2]).await.expect("cancelled");
     test.at("2026-03-20T08:10:00Z");
-    assert!(test.fire(5).await.is_empty());
+    assert!(test.claim(5).await.is_empty());
     assert_eq!(
         test.store.unpark(100).await.expect("nothing"),
         0,
@@ -66,8 +66,8 @@ async fn a_paused_workspace_sends_nothing_and_then_everything_with_its_lateness(
     );
     set(&test, Some("default"), false).await;
     while test.store.unpark(2).await.expect("unparked") > 0 {}
-    let mut fired = test.fire(3).await;
-    fired.extend(test.fire(50).await);
+    let mut fired = test.claim(3).await;
+    fired.extend(test.claim(50).await);
     let mut lateness: Vec<_> = fired
         .iter()
         .map(|one| {
@@ -89,7 +89,7 @@ async fn a_paused_workspace_sends_nothing_and_then_everything_with_its_lateness(
         ]
     );
     test.at("2026-03-20T12:00:00Z");
-    assert_eq!(test.fire(50).await.len(), 1);
+    assert_eq!(test.claim(50).await.len(), 1);
 }
 
 async fn sending_is_paused_for_all(database: &Database) {
@@ -97,17 +97,17 @@ async fn sending_is_paused_for_all(database: &Database) {
     test.create(DUE, false).await;
     set(&test, None, true).await;
     test.at(DUE);
-    assert!(test.fire(5).await.is_empty());
+    assert!(test.claim(5).await.is_empty());
     set(&test, None, false).await;
-    assert_eq!(test.fire(5).await.len(), 1);
+    assert_eq!(test.claim(5).await.len(), 1);
 }
 
 async fn a_retry_rests_while_sending_is_paused(database: &Database) {
     let test = TestStore::open(database).await;
     test.create(DUE, false).await;
     test.at(DUE);
-    let leased = test.fire(5).await;
-    test.finish(&leased, &unknown()).await;
+    let leased = test.claim(5).await;
+    test.settle(&leased, &unknown()).await;
     for paused in [None, Some("default")] {
         set(&test, paused, true).await;
         test.clock.advance(TimeDelta::minutes(5));
@@ -175,12 +175,12 @@ async fn finished_schedules_are_removed_after_their_time_and_others_are_not(data
     );
     test.cancel(cancelled).await.expect("cancelled");
     test.at(DUE);
-    let leased = test.fire(5).await;
+    let leased = test.claim(5).await;
     let (lost, delivered): (Vec<_>, Vec<_>) = leased
         .into_iter()
         .partition(|one| one.dispatch.schedule_id == unknown_outcome);
-    test.finish(&delivered, &Answer::Delivered).await;
-    test.finish(&lost, &unknown()).await;
+    test.settle(&delivered, &Answer::Delivered).await;
+    test.settle(&lost, &unknown()).await;
     let there = async |id| match test.store.schedule((WorkspaceId::DEFAULT, id)).await {
         Ok(_) => true,
         Err(Error::NotFound { .. }) => false,
@@ -215,7 +215,7 @@ async fn finished_schedules_are_removed_after_their_time_and_others_are_not(data
     // It is finished when its last attempt is.
     test.at("2026-03-21T08:00:00Z");
     let again = test.retry(5).await;
-    test.finish(&again, &Answer::Delivered).await;
+    test.settle(&again, &Answer::Delivered).await;
     test.store
         .remove_finished(instant("2026-03-21T07:59:59Z"), 10)
         .await
@@ -239,11 +239,11 @@ async fn what_is_removed_leaves_nothing_behind(database: &Database) {
         .expect("updated");
     test.at("2026-03-04T12:00:00Z");
     loop {
-        let leased = test.fire(50).await;
+        let leased = test.claim(50).await;
         if leased.is_empty() {
             break;
         }
-        test.finish(&leased, &Answer::Delivered).await;
+        test.settle(&leased, &Answer::Delivered).await;
     }
     assert_eq!(
         test.store

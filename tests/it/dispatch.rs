@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use canvas_scheduler::clock::{Clock, ManualClock};
 use canvas_scheduler::config::Roles;
-use canvas_scheduler::domain::{Dispatch, Identifier};
+use canvas_scheduler::domain::{DispatchMessage, Identifier};
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::{Applied, CanvasScheduleState};
 use canvas_scheduler::sink::Answer;
@@ -42,7 +42,7 @@ fn everyone(schedule: Option<v1::Schedule>) -> v1::CreateCanvasScheduleRequest {
 }
 
 /// Each zone that was handed over, and how often.
-fn zones(dispatches: &[Dispatch]) -> BTreeMap<&'static str, usize> {
+fn zones(dispatches: &[DispatchMessage]) -> BTreeMap<&'static str, usize> {
     let mut counted = BTreeMap::new();
     dispatches
         .iter()

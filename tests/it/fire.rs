@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use canvas_scheduler::clock::Clock;
 use canvas_scheduler::domain::{
-    Answer, Applied, Delivery, DispatchState, Policy, State, WorkspaceId, ZoneSet, zone,
+    Answer, Applied, DeliveryPolicy, DispatchState, Policy, State, WorkspaceId, ZoneSet, zone,
 };
 use canvas_scheduler::error::Error;
 use canvas_scheduler::store::{Finished, Leased};
@@ -35,11 +35,11 @@ async fn no_more_is_fired_than_is_asked_for(database: &Database) {
         test.create(&format!("2026-03-20T07:00:{n:02}Z"), false)
             .await;
     }
-    assert_eq!(test.fire(10).await.len(), 0, "nothing is due");
+    assert_eq!(test.claim(10).await.len(), 0, "nothing is due");
     test.at(DUE);
     let mut fired = Vec::new();
     for limit in [1, 7, 32, 7, 100] {
-        let leased = test.fire(limit).await;
+        let leased = test.claim(limit).await;
         assert!(leased.len() <= limit, "{} of {limit}", leased.len());
         fired.push(leased.len());
     }
@@ -50,7 +50,7 @@ async fn a_wave_is_fired_once_with_what_it_carries(database: &Database) {
     let test = TestStore::open(database).await;
     let id = test.create(DUE, false).await;
     test.at("2026-03-20T08:00:02Z");
-    let [leased] = test.fire(5).await.try_into().expect("one dispatch");
+    let [leased] = test.claim(5).await.try_into().expect("one dispatch");
     let dispatch = &leased.dispatch;
     assert_eq!(
         (
@@ -74,8 +74,11 @@ async fn a_wave_is_fired_once_with_what_it_carries(database: &Database) {
             && dispatch.wave.includes_unlisted_zones
             && dispatch.target.broadcast
     );
-    assert_eq!(leased.until, test.clock.now() + Delivery::default().lease);
-    assert!(test.fire(5).await.is_empty());
+    assert_eq!(
+        leased.until,
+        test.clock.now() + DeliveryPolicy::default().lease
+    );
+    assert!(test.claim(5).await.is_empty());
     let refused = test.update(id, "2026-03-21T08:00:00Z", false).await;
     let since = "2026-03-20T08:00:02.000Z".to_owned();
     assert_eq!(
@@ -86,11 +89,11 @@ async fn a_wave_is_fired_once_with_what_it_carries(database: &Database) {
         }),
         "taken is taken"
     );
-    test.finish(&[leased], &Answer::Delivered).await;
+    test.settle(&[leased], &Answer::Delivered).await;
     assert_eq!(states(&test, id).await, [(1, 1, DispatchState::Delivered)]);
     test.at("2026-03-21T08:00:00Z");
     assert!(
-        test.fire(5).await.is_empty() && test.retry(5).await.is_empty(),
+        test.claim(5).await.is_empty() && test.retry(5).await.is_empty(),
         "nothing is left to do"
     );
 }
@@ -115,8 +118,8 @@ async fn what_was_not_taken_is_open_again_and_fired_anew(database: &Database) {
     let test = TestStore::open(database).await;
     let id = test.create(DUE, false).await;
     test.at(DUE);
-    let leased = test.fire(5).await;
-    test.finish(&leased, &not_taken()).await;
+    let leased = test.claim(5).await;
+    test.settle(&leased, &not_taken()).await;
     assert_eq!(states(&test, id).await, []);
     let (schedule, _) = test
         .store
@@ -127,7 +130,7 @@ async fn what_was_not_taken_is_open_again_and_fired_anew(database: &Database) {
         (schedule.state(), schedule.fired, schedule.next_wave),
         (State::Pending, 1, Some(instant(DUE)))
     );
-    assert!(test.fire(5).await.is_empty(), "not at once");
+    assert!(test.claim(5).await.is_empty(), "not at once");
     let moved = test
         .update(id, "2026-03-20T09:00:00Z", false)
         .await
@@ -135,20 +138,20 @@ async fn what_was_not_taken_is_open_again_and_fired_anew(database: &Database) {
     assert_eq!(moved.applied, Applied::All);
     test.at("2026-03-20T08:59:59Z");
     assert!(
-        test.fire(5).await.is_empty(),
+        test.claim(5).await.is_empty(),
         "the update decides when it goes"
     );
     test.at("2026-03-20T09:00:00Z");
-    let [second] = test.fire(5).await.try_into().expect("one dispatch");
+    let [second] = test.claim(5).await.try_into().expect("one dispatch");
     assert_eq!((second.dispatch.n, second.dispatch.revision), (2, 2));
     assert_ne!(
         second.dispatch.id, leased[0].dispatch.id,
         "no two firings share an id"
     );
     // Without an update it goes by itself after a pause.
-    test.finish(&[second], &not_taken()).await;
+    test.settle(&[second], &not_taken()).await;
     test.at("2026-03-20T09:00:01Z");
-    let [third] = test.fire(5).await.try_into().expect("one dispatch");
+    let [third] = test.claim(5).await.try_into().expect("one dispatch");
     assert_eq!(
         (third.dispatch.n, third.dispatch.wave.time),
         (3, instant("2026-03-20T09:00:00Z"))
@@ -159,8 +162,8 @@ async fn an_unknown_outcome_is_tried_again_under_its_id(database: &Database) {
     let test = TestStore::open(database).await;
     let id = test.create(DUE, false).await;
     test.at(DUE);
-    let first = test.fire(5).await;
-    test.finish(&first, &unknown()).await;
+    let first = test.claim(5).await;
+    test.settle(&first, &unknown()).await;
     assert_eq!(states(&test, id).await, [(1, 1, DispatchState::Unknown)]);
     assert!(test.retry(5).await.is_empty(), "after a pause");
     test.at("2026-03-20T08:00:01Z");
@@ -173,8 +176,8 @@ async fn an_unknown_outcome_is_tried_again_under_its_id(database: &Database) {
         ),
         (1, 2, first[0].dispatch.id)
     );
-    assert!(test.retry(5).await.is_empty() && test.fire(5).await.is_empty());
-    test.finish(&second, &not_taken()).await;
+    assert!(test.retry(5).await.is_empty() && test.claim(5).await.is_empty());
+    test.settle(&second, &not_taken()).await;
     assert_eq!(
         states(&test, id).await,
         [(1, 2, DispatchState::Unknown)],
@@ -182,7 +185,7 @@ async fn an_unknown_outcome_is_tried_again_under_its_id(database: &Database) {
     );
     test.at("2026-03-20T08:00:09Z");
     let third = test.retry(5).await;
-    test.finish(&third, &rejected()).await;
+    test.settle(&third, &rejected()).await;
     assert_eq!(states(&test, id).await, [(1, 3, DispatchState::Dead)]);
     test.at("2026-03-22T08:00:09Z");
     assert!(test.retry(5).await.is_empty(), "a dead letter rests");
@@ -194,7 +197,7 @@ async fn a_lease_that_ran_out_is_taken_by_another_and_a_late_answer_counts_once(
     let test = TestStore::open(database).await;
     let id = test.create(DUE, false).await;
     test.at(DUE);
-    let first = test.fire(5).await;
+    let first = test.claim(5).await;
     test.move_to(first[0].until - TimeDelta::milliseconds(1));
     assert!(test.retry(5).await.is_empty(), "the lease holds");
     test.move_to(first[0].until);
@@ -203,20 +206,20 @@ async fn a_lease_that_ran_out_is_taken_by_another_and_a_late_answer_counts_once(
         (second[0].dispatch.attempt, second[0].dispatch.id),
         (2, first[0].dispatch.id)
     );
-    test.finish(&first, &not_taken()).await;
+    test.settle(&first, &not_taken()).await;
     assert_eq!(
         states(&test, id).await,
         [(1, 2, DispatchState::InHand)],
         "a late answer of the first changes nothing"
     );
-    test.finish(&first, &Answer::Delivered).await;
+    test.settle(&first, &Answer::Delivered).await;
     assert_eq!(
         states(&test, id).await,
         [(1, 2, DispatchState::Delivered)],
         "but that it was delivered is true"
     );
-    test.finish(&second, &not_taken()).await;
-    test.finish(&second, &unknown()).await;
+    test.settle(&second, &not_taken()).await;
+    test.settle(&second, &unknown()).await;
     assert_eq!(states(&test, id).await, [(1, 2, DispatchState::Delivered)]);
 }
 
@@ -228,7 +231,7 @@ async fn a_change_decided_beside_a_firing_covers_what_is_left(database: &Databas
     let mut fire = async |until: &str| {
         test.at(until);
         loop {
-            let leased = test.fire(3).await;
+            let leased = test.claim(3).await;
             for one in &leased {
                 assert!(
                     handed_over
@@ -242,7 +245,7 @@ async fn a_change_decided_beside_a_firing_covers_what_is_left(database: &Databas
             if leased.is_empty() {
                 return handed_over.len();
             }
-            test.finish(&leased, &Answer::Delivered).await;
+            test.settle(&leased, &Answer::Delivered).await;
         }
     };
     let half = fire("2026-03-02T09:00:00Z").await;
@@ -291,12 +294,12 @@ async fn a_cancellation_ends_further_attempts_at_once(database: &Database) {
     );
     test.at(DUE);
     let leased: BTreeMap<_, Leased> = test
-        .fire(5)
+        .claim(5)
         .await
         .into_iter()
         .map(|one| (one.dispatch.schedule_id, one))
         .collect();
-    test.finish(&[leased[&waiting].clone()], &unknown()).await;
+    test.settle(&[leased[&waiting].clone()], &unknown()).await;
     let cancelled = test
         .cancel(waiting)
         .await
@@ -319,7 +322,7 @@ async fn a_cancellation_ends_further_attempts_at_once(database: &Database) {
         "what is in hand is gone: {refused:?}"
     );
     // One that was not taken is open, and cancelled for all; one whose lease runs out after that is tried no more.
-    test.finish(&[leased[&not_sent].clone()], &not_taken())
+    test.settle(&[leased[&not_sent].clone()], &not_taken())
         .await;
     assert_eq!(
         test.cancel(not_sent).await.expect("open").applied,
@@ -334,7 +337,7 @@ async fn a_cancellation_ends_further_attempts_at_once(database: &Database) {
             .collect::<Vec<_>>(),
         [in_hand]
     );
-    assert!(test.fire(5).await.is_empty());
+    assert!(test.claim(5).await.is_empty());
 }
 
 async fn a_postponed_schedule_leaves_no_early_wave_and_no_late_one(database: &Database) {
@@ -344,16 +347,19 @@ async fn a_postponed_schedule_leaves_no_early_wave_and_no_late_one(database: &Da
         .await
         .expect("postponed");
     test.at(DUE);
-    assert!(test.fire(5).await.is_empty(), "the old entry only moves on");
+    assert!(
+        test.claim(5).await.is_empty(),
+        "the old entry only moves on"
+    );
     test.update(id, "2026-03-21T08:00:00Z", false)
         .await
         .expect("earlier again");
     test.at("2026-03-21T07:59:59.999Z");
-    assert!(test.fire(5).await.is_empty());
+    assert!(test.claim(5).await.is_empty());
     test.at("2026-03-21T08:00:00Z");
-    assert_eq!(test.fire(5).await.len(), 1);
+    assert_eq!(test.claim(5).await.len(), 1);
     test.at("2026-03-23T08:00:00Z");
-    assert!(test.fire(5).await.is_empty());
+    assert!(test.claim(5).await.is_empty());
 }
 
 async fn takers_at_once_share_what_is_due(database: &Database) {
@@ -374,7 +380,7 @@ async fn takers_at_once_share_what_is_due(database: &Database) {
             let mut taken = Vec::new();
             loop {
                 let fired = store
-                    .fire(5, now, &Delivery::default(), zone::data_number())
+                    .claim(5, now, &DeliveryPolicy::default(), zone::data_number())
                     .await
                     .expect("fired");
                 assert!(fired.leased.len() <= 5);
@@ -395,7 +401,7 @@ async fn takers_at_once_share_what_is_due(database: &Database) {
     // One that found everything held by the others may have left early: what is left is fired now.
     let left = tests[0]
         .store
-        .fire(100, now, &Delivery::default(), zone::data_number())
+        .claim(100, now, &DeliveryPolicy::default(), zone::data_number())
         .await
         .expect("fired")
         .leased;
@@ -431,7 +437,7 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
                 // Who waits for a lock for a second is told so, and comes again, as the dispatcher does.
                 let fired = loop {
                     match store
-                        .fire(3, now, &Delivery::default(), zone::data_number())
+                        .claim(3, now, &DeliveryPolicy::default(), zone::data_number())
                         .await
                     {
                         Err(Error::StoreUnavailable { .. }) => {}
@@ -447,7 +453,7 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
                     .iter()
                     .map(|one| Finished::of(one, answer.clone()))
                     .collect();
-                while let Err(error) = store.finish(&done, now, &Delivery::default()).await {
+                while let Err(error) = store.settle(&done, now, &DeliveryPolicy::default()).await {
                     assert!(
                         matches!(error, Error::StoreUnavailable { .. }),
                         "finished: {error:?}"
@@ -478,11 +484,11 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
     let mut zones = tasks.join_all().await.concat();
     tests[0].at("2026-03-10T00:00:00Z");
     loop {
-        let fired = tests[0].fire(50).await;
+        let fired = tests[0].claim(50).await;
         if fired.is_empty() {
             break;
         }
-        tests[0].finish(&fired, &Answer::Delivered).await;
+        tests[0].settle(&fired, &Answer::Delivered).await;
         zones.extend(fired.iter().flat_map(|one| {
             one.dispatch
                 .wave
@@ -549,7 +555,7 @@ async fn changed(database: &Database) {
             .collect::<Vec<_>>()
     };
     assert_eq!(
-        ids(&test.fire(5).await),
+        ids(&test.claim(5).await),
         [other],
         "of a row that is not written nothing is"
     );
@@ -557,7 +563,11 @@ async fn changed(database: &Database) {
     database
         .sql("DROP TRIGGER changed ON canvas_schedule", "")
         .await;
-    assert_eq!(ids(&test.fire(5).await), [changed], "it is looked at again");
+    assert_eq!(
+        ids(&test.claim(5).await),
+        [changed],
+        "it is looked at again"
+    );
 }
 
 /// As many rows again of each table as a big one has, none of them due.
@@ -602,13 +612,13 @@ async fn counted(database: &Database) {
         }
         test.at(DUE);
         // Those that moved earlier have an entry for their old time, too.
-        let leased = test.fire(n + updates).await;
+        let leased = test.claim(n + updates).await;
         assert_eq!(leased.len(), n);
         let (lost, delivered) = leased.split_at(n / 2);
-        test.finish(delivered, &Answer::Delivered).await;
-        test.finish(lost, &unknown()).await;
+        test.settle(delivered, &Answer::Delivered).await;
+        test.settle(lost, &unknown()).await;
         test.clock.advance(TimeDelta::seconds(2));
-        test.finish(&test.retry(n).await, &Answer::Delivered).await;
+        test.settle(&test.retry(n).await, &Answer::Delivered).await;
         assert_eq!(
             test.store
                 .next_due(test.clock.now())

@@ -1,7 +1,7 @@
 //! Waiting schedules when zone data changes between two releases that run side by side.
 
 use canvas_scheduler::clock::Clock;
-use canvas_scheduler::domain::{Delivery, ScheduleId, WorkspaceId, ZoneSet, zone};
+use canvas_scheduler::domain::{DeliveryPolicy, ScheduleId, WorkspaceId, ZoneSet, zone};
 use chrono::TimeDelta;
 
 use crate::support::stores::*;
@@ -75,7 +75,7 @@ async fn what_older_rules_computed_is_computed_anew_in_small_batches(database: &
     assert_eq!(batches, [2, 2, 1, 0]);
     assert_eq!(marks(database).await, i64::from(zone::data_number()));
     test.move_to(wave);
-    let fired = test.fire(10).await;
+    let fired = test.claim(10).await;
     assert_eq!(fired.len(), 5, "at the time that our rules say");
     assert!(
         fired
@@ -103,7 +103,7 @@ async fn older_rules_leave_alone_what_newer_ones_computed_until_those_are_gone(
     test.move_to(wave + TimeDelta::hours(2));
     let fired = test
         .store
-        .fire(10, test.clock.now(), &Delivery::default(), in_force)
+        .claim(10, test.clock.now(), &DeliveryPolicy::default(), in_force)
         .await
         .expect("looked");
     assert!(
@@ -132,7 +132,7 @@ async fn older_rules_leave_alone_what_newer_ones_computed_until_those_are_gone(
     let mut zones = 0;
     test.move_to(wave + TimeDelta::days(3));
     loop {
-        let fired = test.fire(10).await;
+        let fired = test.claim(10).await;
         if fired.is_empty() {
             break;
         }

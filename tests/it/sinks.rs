@@ -12,8 +12,8 @@ use std::time::Duration;
 use canvas_scheduler::clock::SystemClock;
 use canvas_scheduler::config::{Reach, Secret, SinkSettings};
 use canvas_scheduler::domain::{
-    CanvasId, Dispatch, DispatchId, Identifier, Properties, Recipient, ScheduleId, Target, Wave,
-    WaveMode, Zone, ZoneSet,
+    CanvasId, DispatchId, DispatchMessage, Identifier, Properties, Recipient, ScheduleId, Target,
+    Wave, WaveMode, Zone, ZoneSet,
 };
 use canvas_scheduler::sink::{self, Answer, SharedSink};
 use chrono::TimeDelta;
@@ -47,12 +47,12 @@ async fn open(settings: SinkSettings) -> SharedSink {
 }
 
 /// What the sink says of `dispatch`.
-async fn deliver(sink: &SharedSink, dispatch: &Dispatch) -> Answer {
+async fn deliver(sink: &SharedSink, dispatch: &DispatchMessage) -> Answer {
     soon(sink.deliver(dispatch)).await
 }
 
 /// Delivers until the answer is the one that is waited for: a bound of [`SHORT`] may be too short for a busy machine.
-async fn until(sink: &SharedSink, dispatch: &Dispatch, expected: impl Fn(&Answer) -> bool) {
+async fn until(sink: &SharedSink, dispatch: &DispatchMessage, expected: impl Fn(&Answer) -> bool) {
     soon(async { while !expected(&deliver(sink, dispatch).await) {} }).await;
 }
 
@@ -61,7 +61,7 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 /// A dispatch with something in every field.
-fn dispatch() -> Dispatch {
+fn dispatch() -> DispatchMessage {
     let recipient = |identifier| Recipient {
         identifier,
         prioritization: vec![],
@@ -82,7 +82,7 @@ fn dispatch() -> Dispatch {
         ..recipient(Identifier::Email("ada@example.org".to_owned()))
     };
     let schedule_id = ScheduleId::parse("0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11").expect("an id");
-    Dispatch {
+    DispatchMessage {
         id: DispatchId::of(schedule_id, 2),
         workspace: "default".to_owned(),
         canvas_id: CanvasId::parse("spring-sale").expect("an id"),
@@ -117,7 +117,7 @@ fn dispatch() -> Dispatch {
 }
 
 /// The same for everyone, by optimal time.
-fn broadcast() -> Dispatch {
+fn broadcast() -> DispatchMessage {
     let mut dispatch = dispatch();
     dispatch.wave.mode = WaveMode::OptimalTime;
     dispatch.target = Target {

@@ -8,7 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
 use uuid::Uuid;
 
-use crate::domain::{CanvasSchedule, Delivery, WorkspaceId, zone};
+use crate::domain::{CanvasSchedule, DeliveryPolicy, WorkspaceId, zone};
 use crate::error::Error;
 use crate::store::Store;
 use crate::store::commit::statements::{self, Lock};
@@ -69,11 +69,11 @@ impl Store {
     /// # Errors
     /// What the database says, for the log. Nothing was fired, unless the connection was lost at the commit: then the leases run
     /// out.
-    pub async fn fire(
+    pub async fn claim(
         &self,
         limit: usize,
         now: DateTime<Utc>,
-        delivery: &Delivery,
+        delivery: &DeliveryPolicy,
         in_force: i32,
     ) -> Result<Taken, Error> {
         let fire = async {
@@ -212,14 +212,14 @@ struct Decided {
 /// The decisions of one look.
 struct Round<'a> {
     now: DateTime<Utc>,
-    delivery: &'a Delivery,
+    delivery: &'a DeliveryPolicy,
     in_force: i32,
     decided: Vec<Decided>,
     unreadable: Vec<wake::Model>,
 }
 
 impl<'a> Round<'a> {
-    fn new(now: DateTime<Utc>, delivery: &'a Delivery, in_force: i32) -> Self {
+    fn new(now: DateTime<Utc>, delivery: &'a DeliveryPolicy, in_force: i32) -> Self {
         Self {
             now,
             delivery,
@@ -249,7 +249,7 @@ impl<'a> Round<'a> {
             .wake_ms
             .filter(|at| *at > self.now.timestamp_millis());
         let fired = if look_ms.is_none() {
-            schedule.fire(self.now, self.delivery)
+            schedule.claim(self.now, self.delivery)
         } else {
             None
         };

@@ -8,7 +8,7 @@ use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, QueryFilter, QueryOrder, Quer
 use uuid::Uuid;
 
 use crate::domain::{
-    CanvasSchedule, Delivery, DispatchId, DispatchState, Firing, ScheduleId, WorkspaceId,
+    CanvasSchedule, DeliveryPolicy, Dispatch, DispatchId, DispatchState, ScheduleId, WorkspaceId,
 };
 use crate::error::Error;
 use crate::store::Key;
@@ -41,7 +41,7 @@ impl Store {
         filter: DispatchFilter,
         after: Option<(ScheduleId, u32)>,
         limit: u64,
-    ) -> Result<Vec<(ScheduleId, Firing)>, Error> {
+    ) -> Result<Vec<(ScheduleId, Dispatch)>, Error> {
         let read = async {
             let mut query = dispatch::Entity::within(workspace);
             if let Some(schedule) = filter.schedule_id {
@@ -80,7 +80,7 @@ impl Store {
     async fn with_schedules(
         &self,
         rows: Vec<dispatch::Model>,
-    ) -> Result<Vec<(ScheduleId, Firing)>, DbErr> {
+    ) -> Result<Vec<(ScheduleId, Dispatch)>, DbErr> {
         let mut keys: Vec<(i32, Uuid)> = rows
             .iter()
             .map(|row| (row.workspace_id, row.schedule_id))
@@ -104,13 +104,13 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::DispatchNotFound`], the domain's refusals, and what the database says, for the log.
-    pub async fn revive(
+    pub async fn retry_dead_letter(
         &self,
         key: Key,
         id: DispatchId,
         now: DateTime<Utc>,
-        delivery: &Delivery,
-    ) -> Result<Firing, Error> {
+        delivery: &DeliveryPolicy,
+    ) -> Result<Dispatch, Error> {
         let revive = async {
             let db = begin(&self.link.db()).await?;
             let revived = revived(&db, key, id, now, delivery).await?;
@@ -132,8 +132,8 @@ async fn revived<C: ConnectionTrait>(
     key: Key,
     id: DispatchId,
     now: DateTime<Utc>,
-    delivery: &Delivery,
-) -> Result<Result<Firing, Error>, DbErr> {
+    delivery: &DeliveryPolicy,
+) -> Result<Result<Dispatch, Error>, DbErr> {
     // Under the lock of its schedule: a cancellation waits for us or we see it.
     let Some(row) = statements::read_rows(db, &[(key.0.0, key.1.0)], Lock::Wait)
         .await?

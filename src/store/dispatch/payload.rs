@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DbErr};
 use uuid::Uuid;
 
-use crate::domain::{CanvasSchedule, Dispatch, Firing, Properties, Target, WorkspaceId};
+use crate::domain::{CanvasSchedule, Dispatch, DispatchMessage, Properties, Target, WorkspaceId};
 use crate::store::dispatch::rows::ScheduleKey;
 use crate::store::schema::codec;
 use crate::store::schema::columns::{Row, Texts, row, table};
@@ -18,7 +18,7 @@ pub struct Leased {
     /// The tenant.
     pub workspace: WorkspaceId,
     /// What is handed over.
-    pub dispatch: Dispatch,
+    pub dispatch: DispatchMessage,
     /// From then on somebody else may have it too.
     pub until: DateTime<Utc>,
     /// How long after it was due this attempt begins: after its time, or after its schedule was accepted if that was later.
@@ -34,7 +34,7 @@ pub(crate) struct Taking {
     /// The schedule.
     pub schedule: CanvasSchedule,
     /// The firing.
-    pub firing: Firing,
+    pub firing: Dispatch,
 }
 
 impl Taking {
@@ -127,7 +127,7 @@ impl Payloads {
                 serde_json::from_str(body).map_err(codec::broken)?
             }
         };
-        let dispatch = Dispatch {
+        let dispatch = DispatchMessage {
             id: firing.id(schedule.id),
             workspace: taking.workspace_name.clone(),
             canvas_id: schedule.canvas_id.clone(),

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, Statement};
 use uuid::Uuid;
 
-use crate::domain::{Delivery, DispatchState, Held, WorkspaceId};
+use crate::domain::{DeliveryPolicy, DispatchState, Hold, WorkspaceId};
 use crate::error::Error;
 use crate::store::Store;
 use crate::store::commit::statements::{self, Lock};
@@ -52,7 +52,7 @@ impl Store {
         &self,
         limit: usize,
         now: DateTime<Utc>,
-        delivery: &Delivery,
+        delivery: &DeliveryPolicy,
     ) -> Result<Taken, Error> {
         let retry = async {
             let db = self.firing.begin().await?;
@@ -120,7 +120,7 @@ async fn lease_all<C: ConnectionTrait>(
     db: &C,
     due: Vec<Due>,
     now: DateTime<Utc>,
-    delivery: &Delivery,
+    delivery: &DeliveryPolicy,
 ) -> Result<Leasing, DbErr> {
     let rows = schedules(db, &due).await?;
     let (mut written, mut takings) = (vec![], vec![]);
@@ -167,10 +167,10 @@ fn decide(
     row: &canvas_schedule::Model,
     due: &Due,
     now: DateTime<Utc>,
-    delivery: &Delivery,
+    delivery: &DeliveryPolicy,
 ) -> Result<Taking, DbErr> {
     let schedule = codec::schedule(row.clone())?;
-    let held = Held {
+    let held = Hold {
         cancelled: schedule.cancelled_at.is_some(),
         paused: due.paused,
     };

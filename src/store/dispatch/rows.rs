@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbErr, FromQueryResult};
 use uuid::Uuid;
 
-use crate::domain::{CanvasSchedule, DispatchState, Firing};
+use crate::domain::{CanvasSchedule, Dispatch, DispatchState};
 use crate::store::schema::codec;
 use crate::store::schema::columns::{Texts, names, row, table};
 use crate::store::schema::tables::{canvas_schedule, dispatch};
@@ -170,7 +170,7 @@ pub(crate) async fn of_rows<'a, C: ConnectionTrait>(
 pub(crate) fn schedule(
     row: canvas_schedule::Model,
     dispatches: Vec<dispatch::Model>,
-) -> Result<(CanvasSchedule, Vec<Firing>), DbErr> {
+) -> Result<(CanvasSchedule, Vec<Dispatch>), DbErr> {
     let bare = codec::schedule(row)?;
     let firings = dispatches
         .into_iter()

@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use crate::clock::jitter;
 use crate::domain::{
-    Answer, Delivery, Dispatch, DispatchState, Firing, Held, ScheduleId, Settled, WorkspaceId,
+    Answer, DeliveryPolicy, Dispatch, DispatchMessage, DispatchState, Hold, ScheduleId, Settled,
+    WorkspaceId,
 };
 use crate::error::Error;
 use crate::store::Store;
@@ -40,7 +41,7 @@ pub struct Finished {
 impl Finished {
     /// What the sink said of a dispatch.
     pub fn of(leased: &Leased, answer: Answer) -> Self {
-        let Dispatch {
+        let DispatchMessage {
             schedule_id,
             n,
             attempt,
@@ -87,11 +88,11 @@ impl Store {
     ///
     /// # Errors
     /// What the database says, for the log. Some may have been written; to write them again changes nothing.
-    pub async fn finish(
+    pub async fn settle(
         &self,
         finished: &[Finished],
         now: DateTime<Utc>,
-        delivery: &Delivery,
+        delivery: &DeliveryPolicy,
     ) -> Result<(), Error> {
         let finish = async {
             let (delivered, others): (Vec<&Finished>, Vec<&Finished>) = finished
@@ -133,7 +134,7 @@ async fn settle<C: ConnectionTrait>(
     db: &C,
     finished: &[&Finished],
     now: DateTime<Utc>,
-    delivery: &Delivery,
+    delivery: &DeliveryPolicy,
 ) -> Result<usize, DbErr> {
     let mut of_schedule: BTreeMap<ScheduleKey, Vec<&Finished>> = BTreeMap::new();
     for one in finished {
@@ -168,7 +169,7 @@ async fn settle<C: ConnectionTrait>(
 /// What the answers make of rows.
 struct Settling<'a> {
     now: DateTime<Utc>,
-    delivery: &'a Delivery,
+    delivery: &'a DeliveryPolicy,
     moves: Moves,
     kept: Vec<dispatch::Model>,
     removed: Vec<dispatch::Model>,
@@ -185,7 +186,7 @@ impl Settling<'_> {
     ) -> Result<(), DbErr> {
         let workspace = WorkspaceId(row.workspace_id);
         let (schedule, mut firings) = rows::schedule(row.clone(), dispatches)?;
-        let held = Held {
+        let held = Hold {
             cancelled: schedule.cancelled_at.is_some(),
             paused: false,
         };
@@ -235,7 +236,7 @@ impl Settling<'_> {
     }
 }
 
-fn log(schedule_id: &ScheduleId, firing: &Firing) {
+fn log(schedule_id: &ScheduleId, firing: &Dispatch) {
     let dispatch_id = firing.id(*schedule_id);
     let (attempt, why) = (firing.attempt, firing.why.as_str());
     match firing.state {

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::DbErr;
 
 use crate::domain::{
-    CanvasId, CanvasSchedule, DispatchState, Firing, PropertiesId, Revision, RevisionKind,
+    CanvasId, CanvasSchedule, Dispatch, DispatchState, PropertiesId, Revision, RevisionKind,
     Schedule, ScheduleId, State, Wave, WaveMode, WorkspaceId, Zone, ZoneSet, zone,
 };
 use crate::store::schema::tables::{canvas_schedule, dispatch, revision};
@@ -84,7 +84,7 @@ fn dispatch_state(code: i16) -> Result<DispatchState, DbErr> {
 ///
 /// # Errors
 /// A stored value that this build cannot read.
-pub(crate) fn firing(row: dispatch::Model, of: &CanvasSchedule) -> Result<Firing, DbErr> {
+pub(crate) fn firing(row: dispatch::Model, of: &CanvasSchedule) -> Result<Dispatch, DbErr> {
     let zones = row
         .zones
         .as_deref()
@@ -96,7 +96,7 @@ pub(crate) fn firing(row: dispatch::Model, of: &CanvasSchedule) -> Result<Firing
     } else {
         WaveMode::AtTime
     };
-    Ok(Firing {
+    Ok(Dispatch {
         n: unsigned(row.n)?,
         revision: row.revision,
         wave: Wave {
@@ -123,7 +123,7 @@ pub(crate) fn firing(row: dispatch::Model, of: &CanvasSchedule) -> Result<Firing
 pub(crate) fn dispatch_row(
     workspace: WorkspaceId,
     of: &CanvasSchedule,
-    firing: &Firing,
+    firing: &Dispatch,
 ) -> Result<dispatch::Model, DbErr> {
     let every_zone = firing.wave.zones == of.zones();
     let zones = (!every_zone)

@@ -2,9 +2,10 @@
 
 use canvas_scheduler::clock::Clock;
 use canvas_scheduler::domain::{
-    Answer, Applied as Reached, Cancel, CanvasId, Create, Delivery, DispatchId, DispatchState,
-    Etag as RealEtag, Firing, Identifier, Outcome, Overwrite, Policy, Recipient, RequestId,
-    Schedule, ScheduleId, State, Target, Wave as RealWave, WaveMode, WorkspaceId, ZoneSet,
+    Answer, Applied as Reached, Cancel, CanvasId, Create, DeliveryPolicy, Dispatch as Stored,
+    DispatchId, DispatchState, Etag as RealEtag, Identifier, Outcome, Overwrite, Policy, Recipient,
+    RequestId, Schedule, ScheduleId, State, Target, Wave as RealWave, WaveMode, WorkspaceId,
+    ZoneSet,
 };
 use canvas_scheduler::error::Error;
 use canvas_scheduler::service::{
@@ -101,7 +102,7 @@ impl<'a> Replica<'a> {
                 }
             }
             Event::RetryDispatch(n) => told = self.retry_dispatch(n).await,
-            Event::Fire => handed = self.fire().await,
+            Event::Fire => handed = self.claim().await,
             Event::Retry => handed = self.retry().await,
             Event::Answer(back, says) => self.answer(back, says).await,
             Event::Brake { all, on } => self.brake(all, on).await,
@@ -166,8 +167,8 @@ impl<'a> Replica<'a> {
         revived.as_ref().map_or_else(refused, |_| Told::Revived)
     }
 
-    async fn fire(&mut self) -> Vec<HandedOver> {
-        let taken = self.service.fire(ALL).await.expect("fired");
+    async fn claim(&mut self) -> Vec<HandedOver> {
+        let taken = self.service.claim(ALL).await.expect("fired");
         self.take(taken.leased)
     }
 
@@ -196,7 +197,7 @@ impl<'a> Replica<'a> {
             Says::Unknown => unknown(),
         };
         self.service
-            .finish(&[Finished::of(leased, answer.clone())])
+            .settle(&[Finished::of(leased, answer.clone())])
             .await
             .expect("written");
     }
@@ -310,7 +311,7 @@ async fn start(database: &Database) -> (TestStore, Service) {
         ..Policy::default()
     };
     let pause = TimeDelta::seconds(PAUSE);
-    let delivery = Delivery {
+    let delivery = DeliveryPolicy {
         lease: TimeDelta::seconds(LEASE),
         attempts: ATTEMPTS,
         backoff: pause,
@@ -475,7 +476,7 @@ fn wave(real: &RealWave) -> Wave {
     }
 }
 
-fn dispatch(firing: &Firing) -> Dispatch {
+fn dispatch(firing: &Stored) -> Dispatch {
     Dispatch {
         n: firing.n,
         revision: firing.revision,

@@ -124,7 +124,7 @@ impl World {
             }
             Event::Again => told = next.again(),
             Event::RetryDispatch(n) => told = next.retry_dispatch(n),
-            Event::Fire => handed = next.fire(),
+            Event::Fire => handed = next.claim(),
             Event::Retry => handed = next.retry(),
             other => next.happen(other),
         }
@@ -274,7 +274,7 @@ impl World {
     }
 
     /// Firing is taking: the earliest wave leaves the open zones, into somebody's hand.
-    fn fire(&mut self) -> Vec<HandedOver> {
+    fn claim(&mut self) -> Vec<HandedOver> {
         let (paused, now, rules, hand) = (self.is_paused(), self.now, self.rules, self.hands.len());
         let Some(schedule) = self
             .schedule

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use canvas_scheduler::clock::ManualClock;
-use canvas_scheduler::domain::Dispatch;
+use canvas_scheduler::domain::DispatchMessage;
 use canvas_scheduler::sink::{Answer, Answering, Sink};
 use chrono::TimeDelta;
 use tokio::sync::watch;
@@ -19,11 +19,11 @@ pub(crate) enum Reply {
     Hang,
 }
 
-type Script = Box<dyn Fn(&Dispatch) -> Reply + Send>;
+type Script = Box<dyn Fn(&DispatchMessage) -> Reply + Send>;
 
 /// Every dispatch with what became of it, in the order in which they came.
 pub(crate) struct RecordingSink {
-    seen: watch::Sender<Vec<(Dispatch, Reply)>>,
+    seen: watch::Sender<Vec<(DispatchMessage, Reply)>>,
     script: Mutex<Script>,
 }
 
@@ -38,7 +38,7 @@ impl RecordingSink {
     }
 
     /// From now on it answers so.
-    pub(crate) fn reply(&self, script: impl Fn(&Dispatch) -> Reply + Send + 'static) {
+    pub(crate) fn reply(&self, script: impl Fn(&DispatchMessage) -> Reply + Send + 'static) {
         *self.script.lock().expect("no panic while answering") = Box::new(script);
     }
 
@@ -48,7 +48,7 @@ impl RecordingSink {
     }
 
     /// What has come until now.
-    pub(crate) fn seen(&self) -> Vec<Dispatch> {
+    pub(crate) fn seen(&self) -> Vec<DispatchMessage> {
         self.seen
             .borrow()
             .iter()
@@ -57,8 +57,8 @@ impl RecordingSink {
     }
 
     /// What was taken until now.
-    pub(crate) fn taken(&self) -> Vec<Dispatch> {
-        let taken = |(dispatch, reply): &(Dispatch, Reply)| {
+    pub(crate) fn taken(&self) -> Vec<DispatchMessage> {
+        let taken = |(dispatch, reply): &(DispatchMessage, Reply)| {
             matches!(reply, Reply::Say(Answer::Delivered)).then(|| dispatch.clone())
         };
         self.seen.borrow().iter().filter_map(taken).collect()
@@ -70,7 +70,7 @@ impl RecordingSink {
     }
 
     /// Waits until `n` dispatches have come in all, and answers them.
-    pub(crate) async fn at_least(&self, n: usize) -> Vec<Dispatch> {
+    pub(crate) async fn at_least(&self, n: usize) -> Vec<DispatchMessage> {
         let mut seen = self.seen.subscribe();
         soon(seen.wait_for(|seen| seen.len() >= n))
             .await
@@ -99,7 +99,7 @@ impl RecordingSink {
 }
 
 impl Sink for RecordingSink {
-    fn deliver<'a>(&'a self, dispatch: &'a Dispatch) -> Answering<'a> {
+    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> Answering<'a> {
         let reply = (self.script.lock().expect("no panic while answering"))(dispatch);
         self.seen
             .send_modify(|seen| seen.push((dispatch.clone(), reply.clone())));

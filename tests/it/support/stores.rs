@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use canvas_scheduler::clock::{Clock, ManualClock};
 use canvas_scheduler::domain::{
-    Answer, Cancel, CanvasId, Command, Create, Delivery, Outcome, Overwrite, Policy, Schedule,
-    ScheduleId, Target, WorkspaceId, zone,
+    Answer, Cancel, CanvasId, Command, Create, DeliveryPolicy, Outcome, Overwrite, Policy,
+    Schedule, ScheduleId, Target, WorkspaceId, zone,
 };
 use canvas_scheduler::error::Error;
 use canvas_scheduler::store::{Caller, Finished, Leased, Options, Store, Work};
@@ -99,12 +99,12 @@ impl TestStore {
     }
 
     /// What is due, at most `limit`.
-    pub(crate) async fn fire(&self, limit: usize) -> Vec<Leased> {
+    pub(crate) async fn claim(&self, limit: usize) -> Vec<Leased> {
         self.store
-            .fire(
+            .claim(
                 limit,
                 self.clock.now(),
-                &Delivery::default(),
+                &DeliveryPolicy::default(),
                 zone::data_number(),
             )
             .await
@@ -115,20 +115,20 @@ impl TestStore {
     /// What is due again, at most `limit`.
     pub(crate) async fn retry(&self, limit: usize) -> Vec<Leased> {
         self.store
-            .retry(limit, self.clock.now(), &Delivery::default())
+            .retry(limit, self.clock.now(), &DeliveryPolicy::default())
             .await
             .expect("leased")
             .leased
     }
 
     /// Tells what became of dispatches.
-    pub(crate) async fn finish(&self, leased: &[Leased], answer: &Answer) {
+    pub(crate) async fn settle(&self, leased: &[Leased], answer: &Answer) {
         let finished: Vec<Finished> = leased
             .iter()
             .map(|leased| Finished::of(leased, answer.clone()))
             .collect();
         self.store
-            .finish(&finished, self.clock.now(), &Delivery::default())
+            .settle(&finished, self.clock.now(), &DeliveryPolicy::default())
             .await
             .expect("finished");
     }

@@ -59,21 +59,21 @@ fn overwrite(
 }
 
 /// A schedule for one instant, fired at it.
-fn fired() -> Fired {
+fn fired() -> ClaimedWave {
     let pending = for_everyone(schedule("2026-03-20T08:00:00Z", false));
     pending
-        .fire(utc("2026-03-20T08:00:00Z"), &Delivery::default())
+        .claim(utc("2026-03-20T08:00:00Z"), &DeliveryPolicy::default())
         .expect("it is due")
 }
 
-fn settle(firing: &Firing, answer: &Answer, held: Held) -> Option<Settled> {
+fn settle(firing: &Dispatch, answer: &Answer, held: Hold) -> Option<Settled> {
     firing.settle(
         firing.attempt,
         answer,
         held,
         utc("2026-03-20T08:00:01Z"),
         1.0,
-        &Delivery::default(),
+        &DeliveryPolicy::default(),
     )
 }
 
@@ -90,11 +90,11 @@ fn not_taken() -> Answer {
     }
 }
 
-const CANCELLED: Held = Held {
+const CANCELLED: Hold = Hold {
     cancelled: true,
     paused: false,
 };
-const PAUSED: Held = Held {
+const PAUSED: Hold = Hold {
     cancelled: false,
     paused: true,
 };
@@ -103,10 +103,10 @@ const PAUSED: Held = Held {
 fn an_instant_is_fired_once_and_not_before_it_is_due() {
     let pending = for_everyone(schedule("2026-03-20T08:00:00Z", false));
     assert_eq!(
-        pending.fire(utc("2026-03-20T07:59:59.999Z"), &Delivery::default()),
+        pending.claim(utc("2026-03-20T07:59:59.999Z"), &DeliveryPolicy::default()),
         None
     );
-    let Fired { firing, after } = fired();
+    let ClaimedWave { firing, after } = fired();
     assert_eq!(
         (firing.n, firing.attempt, firing.state, firing.revision),
         (1, 1, DispatchState::InHand, 1)
@@ -120,7 +120,7 @@ fn an_instant_is_fired_once_and_not_before_it_is_due() {
         (State::Dispatched, None, 1, 1)
     );
     assert_eq!(
-        after.fire(utc("2026-03-21T08:00:00Z"), &Delivery::default()),
+        after.claim(utc("2026-03-21T08:00:00Z"), &DeliveryPolicy::default()),
         None,
         "nothing is left"
     );
@@ -138,11 +138,15 @@ fn a_local_day_is_handed_over_wave_by_wave_and_every_zone_once() {
     while let Some(next) = current.next_wave {
         assert!(next > now, "waves come in the order of their instants");
         assert_eq!(
-            current.fire(next - TimeDelta::milliseconds(1), &Delivery::default()),
+            current.claim(
+                next - TimeDelta::milliseconds(1),
+                &DeliveryPolicy::default()
+            ),
             None
         );
         now = next;
-        let Fired { firing, after } = current.fire(now, &Delivery::default()).expect("due");
+        let ClaimedWave { firing, after } =
+            current.claim(now, &DeliveryPolicy::default()).expect("due");
         current = after;
         firings.push(firing);
     }
@@ -168,8 +172,11 @@ fn an_update_under_way_moves_the_open_zones_only_to_utc_and_back() {
     let mut current = for_everyone(schedule("2026-03-02T12:00:00", true));
     let mut firings = vec![];
     for _ in 0..10 {
-        let Fired { firing, after } = current
-            .fire(current.next_wave.expect("a wave"), &Delivery::default())
+        let ClaimedWave { firing, after } = current
+            .claim(
+                current.next_wave.expect("a wave"),
+                &DeliveryPolicy::default(),
+            )
             .expect("due");
         current = after;
         firings.push(firing);
@@ -188,7 +195,9 @@ fn an_update_under_way_moves_the_open_zones_only_to_utc_and_back() {
         assert!(firings.iter().all(|firing| firing.wave.zones.without(&current.open_zones()) == firing.wave.zones));
     }
     while let Some(next) = current.next_wave {
-        let Fired { firing, after } = current.fire(next, &Delivery::default()).expect("due");
+        let ClaimedWave { firing, after } = current
+            .claim(next, &DeliveryPolicy::default())
+            .expect("due");
         current = after;
         firings.push(firing);
     }
@@ -221,7 +230,8 @@ fn every_wave_that_is_due_goes_however_late() {
     let current = for_everyone(schedule("2026-03-02T12:00:00", true));
     let (mut current, late) = (current, utc("2026-03-10T00:00:00Z"));
     let mut zones = 0;
-    while let Some(Fired { firing, after }) = current.fire(late, &Delivery::default()) {
+    while let Some(ClaimedWave { firing, after }) = current.claim(late, &DeliveryPolicy::default())
+    {
         zones += firing.wave.zones.len();
         current = after;
     }
@@ -230,8 +240,8 @@ fn every_wave_that_is_due_goes_however_late() {
 
 #[test]
 fn what_was_not_taken_is_open_again_under_a_new_number() {
-    let Fired { firing, after } = fired();
-    let settled = settle(&firing, &not_taken(), Held::default());
+    let ClaimedWave { firing, after } = fired();
+    let settled = settle(&firing, &not_taken(), Hold::default());
     assert_eq!(
         settled,
         Some(Settled::TakenBack {
@@ -244,7 +254,7 @@ fn what_was_not_taken_is_open_again_under_a_new_number() {
         (State::Pending, Some(utc("2026-03-20T08:00:00Z")), None)
     );
     let second = again
-        .fire(utc("2026-03-20T08:00:02Z"), &Delivery::default())
+        .claim(utc("2026-03-20T08:00:02Z"), &DeliveryPolicy::default())
         .expect("due")
         .firing;
     assert_eq!((second.n, second.attempt), (2, 1));
@@ -252,8 +262,8 @@ fn what_was_not_taken_is_open_again_under_a_new_number() {
 
 #[test]
 fn an_attempt_after_an_unknown_one_never_opens_zones_again() {
-    let Fired { firing, .. } = fired();
-    let Some(Settled::Kept(unknown)) = settle(&firing, &unknown(), Held::default()) else {
+    let ClaimedWave { firing, .. } = fired();
+    let Some(Settled::Kept(unknown)) = settle(&firing, &unknown(), Hold::default()) else {
         panic!("kept")
     };
     assert_eq!(
@@ -261,15 +271,15 @@ fn an_attempt_after_an_unknown_one_never_opens_zones_again() {
         (DispatchState::Unknown, Some(utc("2026-03-20T08:00:02Z")))
     );
     let second = unknown.again(
-        Held::default(),
+        Hold::default(),
         utc("2026-03-20T08:00:02Z"),
-        &Delivery::default(),
+        &DeliveryPolicy::default(),
     );
     assert_eq!(
         (second.state, second.attempt, second.n),
         (DispatchState::InHand, 2, 1)
     );
-    let Some(Settled::Kept(still)) = settle(&second, &not_taken(), Held::default()) else {
+    let Some(Settled::Kept(still)) = settle(&second, &not_taken(), Hold::default()) else {
         panic!("kept")
     };
     assert_eq!(
@@ -283,17 +293,17 @@ fn an_attempt_after_an_unknown_one_never_opens_zones_again() {
         "the second does not count"
     );
     let third = still.again(
-        Held::default(),
+        Hold::default(),
         utc("2026-03-20T08:00:09Z"),
-        &Delivery::default(),
+        &DeliveryPolicy::default(),
     );
     let told_again = third.settle(
         2,
         &not_taken(),
-        Held::default(),
+        Hold::default(),
         utc("2026-03-20T08:00:09Z"),
         0.0,
-        &Delivery::default(),
+        &DeliveryPolicy::default(),
     );
     assert_eq!(
         (third.attempt, told_again),
@@ -304,9 +314,9 @@ fn an_attempt_after_an_unknown_one_never_opens_zones_again() {
 
 #[test]
 fn unknown_is_tried_with_growing_pauses_and_then_dies() {
-    let delivery = Delivery {
+    let delivery = DeliveryPolicy {
         attempts: 4,
-        ..Delivery::default()
+        ..DeliveryPolicy::default()
     };
     let pauses = [1, 2, 3, 9, 10, 60].map(|attempt| delivery.pause(attempt, 1.0).num_seconds());
     assert_eq!(pauses, [1, 2, 4, 256, 300, 300]);
@@ -315,7 +325,7 @@ fn unknown_is_tried_with_growing_pauses_and_then_dies() {
         TimeDelta::seconds(2),
         "jitter takes up to a half"
     );
-    let mut firing = Firing {
+    let mut firing = Dispatch {
         last_attempt: 4,
         ..fired().firing
     };
@@ -324,11 +334,11 @@ fn unknown_is_tried_with_growing_pauses_and_then_dies() {
             (firing.state, firing.attempt),
             (DispatchState::InHand, attempt)
         );
-        let Some(Settled::Kept(next)) = settle(&firing, &unknown(), Held::default()) else {
+        let Some(Settled::Kept(next)) = settle(&firing, &unknown(), Hold::default()) else {
             panic!("kept")
         };
         firing = next.again(
-            Held::default(),
+            Hold::default(),
             next.again_at.unwrap_or(next.fired_at),
             &delivery,
         );
@@ -341,15 +351,15 @@ fn unknown_is_tried_with_growing_pauses_and_then_dies() {
 
 #[test]
 fn a_lease_that_ran_out_is_an_unknown_outcome() {
-    let Fired { firing, .. } = fired();
+    let ClaimedWave { firing, .. } = fired();
     let end = firing.again_at.expect("a lease");
-    let again = firing.again(Held::default(), end, &Delivery::default());
+    let again = firing.again(Hold::default(), end, &DeliveryPolicy::default());
     assert_eq!(
         (again.state, again.attempt, again.again_at),
         (
             DispatchState::InHand,
             2,
-            Some(end + Delivery::default().lease)
+            Some(end + DeliveryPolicy::default().lease)
         )
     );
     assert!(
@@ -357,10 +367,10 @@ fn a_lease_that_ran_out_is_an_unknown_outcome() {
             .settle(
                 1,
                 &Answer::Delivered,
-                Held::default(),
+                Hold::default(),
                 end,
                 0.5,
-                &Delivery::default()
+                &DeliveryPolicy::default()
             )
             .is_some()
     );
@@ -372,7 +382,14 @@ fn a_lease_that_ran_out_is_an_unknown_outcome() {
         },
     ] {
         assert_eq!(
-            again.settle(1, &answer, Held::default(), end, 0.5, &Delivery::default()),
+            again.settle(
+                1,
+                &answer,
+                Hold::default(),
+                end,
+                0.5,
+                &DeliveryPolicy::default()
+            ),
             None,
             "a late {answer:?} has no say"
         );
@@ -380,16 +397,16 @@ fn a_lease_that_ran_out_is_an_unknown_outcome() {
     let delivered = again.settle(
         1,
         &Answer::Delivered,
-        Held::default(),
+        Hold::default(),
         end,
         0.5,
-        &Delivery::default(),
+        &DeliveryPolicy::default(),
     );
     assert!(
         matches!(delivered, Some(Settled::Kept(firing)) if firing.state == DispatchState::Delivered),
         "what is there is there"
     );
-    let paused = firing.again(PAUSED, end, &Delivery::default());
+    let paused = firing.again(PAUSED, end, &DeliveryPolicy::default());
     assert_eq!(
         (paused.state, paused.attempt, paused.again_at),
         (DispatchState::Unknown, 1, Some(end + PAUSED_REST))
@@ -398,9 +415,9 @@ fn a_lease_that_ran_out_is_an_unknown_outcome() {
 
 #[test]
 fn a_cancelled_schedule_is_tried_no_more() {
-    let Fired { firing, after } = fired();
+    let ClaimedWave { firing, after } = fired();
     for answer in [unknown(), not_taken()] {
-        let second = Firing {
+        let second = Dispatch {
             attempt: 2,
             ..firing.clone()
         };
@@ -420,12 +437,16 @@ fn a_cancelled_schedule_is_tried_no_more() {
         ),
         "it was never sent"
     );
-    let expired = firing.again(CANCELLED, utc("2026-03-21T00:00:00Z"), &Delivery::default());
-    let waiting = Firing {
+    let expired = firing.again(
+        CANCELLED,
+        utc("2026-03-21T00:00:00Z"),
+        &DeliveryPolicy::default(),
+    );
+    let waiting = Dispatch {
         state: DispatchState::Unknown,
         ..firing.clone()
     }
-    .again(CANCELLED, utc(NOW), &Delivery::default());
+    .again(CANCELLED, utc(NOW), &DeliveryPolicy::default());
     assert_eq!(
         [expired.state, waiting.state],
         [DispatchState::Abandoned; 2]
@@ -436,28 +457,28 @@ fn a_cancelled_schedule_is_tried_no_more() {
         ..after
     };
     assert_eq!(
-        cancelled.fire(utc("2027-01-01T00:00:00Z"), &Delivery::default()),
+        cancelled.claim(utc("2027-01-01T00:00:00Z"), &DeliveryPolicy::default()),
         None
     );
-    let dead = Firing {
+    let dead = Dispatch {
         state: DispatchState::Dead,
         ..firing
     };
     assert!(matches!(
-        dead.revived(&cancelled, utc(NOW), &Delivery::default()),
+        dead.revived(&cancelled, utc(NOW), &DeliveryPolicy::default()),
         Err(Error::Cancelled { .. })
     ));
 }
 
 #[test]
 fn a_dead_letter_can_be_tried_again_and_nothing_else() {
-    let Fired { firing, after } = fired();
+    let ClaimedWave { firing, after } = fired();
     let Some(Settled::Kept(dead)) = settle(
         &firing,
         &Answer::Rejected {
             why: "400".to_owned(),
         },
-        Held::default(),
+        Hold::default(),
     ) else {
         panic!("kept")
     };
@@ -466,18 +487,18 @@ fn a_dead_letter_can_be_tried_again_and_nothing_else() {
         (DispatchState::Dead, "400", None)
     );
     let revived = dead
-        .revived(&after, utc(NOW), &Delivery::default())
+        .revived(&after, utc(NOW), &DeliveryPolicy::default())
         .expect("a dead letter");
     assert_eq!(
         (revived.state, revived.last_attempt, revived.again_at),
         (DispatchState::Unknown, 11, Some(utc(NOW)))
     );
-    let second = revived.again(Held::default(), utc(NOW), &Delivery::default());
+    let second = revived.again(Hold::default(), utc(NOW), &DeliveryPolicy::default());
     assert_eq!(
         (second.state, second.attempt, second.id(after.id)),
         (DispatchState::InHand, 2, firing.id(after.id))
     );
-    let refused = firing.revived(&after, utc(NOW), &Delivery::default());
+    let refused = firing.revived(&after, utc(NOW), &DeliveryPolicy::default());
     assert_eq!(
         refused,
         Err(Error::NotDead {
@@ -503,7 +524,7 @@ fn only_the_zones_that_recipients_state_are_fired() {
     };
     let utc_only = created(schedule("2026-03-20T08:00:00Z", false), target.clone());
     let fired = utc_only
-        .fire(utc("2026-03-20T08:00:00Z"), &Delivery::default())
+        .claim(utc("2026-03-20T08:00:00Z"), &DeliveryPolicy::default())
         .expect("due");
     assert_eq!(
         fired.firing.wave.zones.names(),
@@ -519,7 +540,7 @@ fn only_the_zones_that_recipients_state_are_fired() {
         cancel.decide(&fired.after, utc(NOW), &Policy::default()),
         Err(Error::NothingLeft { .. })
     ));
-    let unknown = Firing {
+    let unknown = Dispatch {
         state: DispatchState::Unknown,
         ..fired.firing
     };

@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::dispatch::Answer;
-use super::firing::spread;
+use super::dispatch::spread;
+use super::dispatch_message::Answer;
 
 /// So many answers of unknown outcome in a row mean that the sink takes nothing: a consumer that hangs or fails each time.
 const UNKNOWN_MOST: u32 = 8;
@@ -16,7 +16,7 @@ const ASKED_MOST: TimeDelta = TimeDelta::minutes(1);
 
 /// What one sink is trusted with, by what it answered. Grows by one with each dispatch that is taken, falls to one when none is.
 #[derive(Debug, Clone)]
-pub struct Probe {
+pub struct Breaker {
     workers: usize,
     window: usize,
     failures: u32,
@@ -24,7 +24,7 @@ pub struct Probe {
     quiet_until: Option<DateTime<Utc>>,
 }
 
-impl Probe {
+impl Breaker {
     /// A sink of which nothing is known is trusted with all `workers`.
     pub fn new(workers: usize) -> Self {
         Self {
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_sink_that_takes_nothing_gets_a_probe_after_ever_longer_pauses() {
-        let mut probe = Probe::new(64);
+        let mut probe = Breaker::new(64);
         assert_eq!(probe.room(at(0), 10), 54);
         let mut now = at(0);
         let mut pauses = vec![];
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_sink_that_takes_again_is_trusted_with_more_and_more() {
-        let mut probe = Probe::new(4);
+        let mut probe = Breaker::new(4);
         probe.answered(&not_taken(), at(0), 0.0);
         let mut room = vec![];
         for _ in 0..5 {
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn a_pause_that_the_sink_asks_for_is_heeded_within_bounds() {
         for (asked, kept) in [(2, 2), (24 * 3600, 60)] {
-            let mut probe = Probe::new(4);
+            let mut probe = Breaker::new(4);
             let answer = Answer::NotTaken {
                 why: "429".to_owned(),
                 retry_after: Some(std::time::Duration::from_secs(asked)),
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_back_makes_no_pause_longer() {
-        let mut probe = Probe::new(4);
+        let mut probe = Breaker::new(4);
         probe.answered(&not_taken(), at(3_600_000), 1.0);
         assert_eq!(probe.room(at(3_600_000), 0), 0);
         assert_eq!(
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_sink_of_which_nothing_comes_back_is_probed_too() {
-        let mut probe = Probe::new(64);
+        let mut probe = Breaker::new(64);
         let unknown = Answer::Unknown {
             why: "timeout".to_owned(),
         };
