@@ -10,18 +10,22 @@
     reason = "a program for developers: its settings are BENCH_* variables, its output is lines, and a broken assumption ends it"
 )]
 
+#[path = "dispatch/consumer.rs"]
+mod consumer;
+#[path = "update/database.rs"]
+mod database;
+#[path = "update/grpc.rs"]
+mod grpc;
 #[path = "update/http1.rs"]
 mod http1;
 #[path = "update/load.rs"]
 mod load;
-#[path = "update/loaded.rs"]
-mod loaded;
 #[path = "update/machine.rs"]
 mod machine;
-#[path = "dispatch/measured.rs"]
-mod measured;
-#[path = "dispatch/offered.rs"]
-mod offered;
+#[path = "dispatch/measurements.rs"]
+mod measurements;
+#[path = "dispatch/open_loop.rs"]
+mod open_loop;
 #[path = "dispatch/plan.rs"]
 mod plan;
 #[path = "update/report.rs"]
@@ -32,12 +36,8 @@ mod rows;
 mod server;
 #[path = "update/settings.rs"]
 mod settings;
-#[path = "dispatch/sink.rs"]
-mod sink;
 #[path = "../tests/support/postgres.rs"]
 mod support_postgres;
-#[path = "update/wire.rs"]
-mod wire;
 
 /// What tests and benches share.
 mod support {
@@ -83,7 +83,7 @@ fn measure() -> Fallible<bool> {
     let mut verdict = Verdict::default();
     println!("settings {plan:?}");
     let before = machine::sync_line("at the start")?;
-    measured::measure(&plan, &mut verdict)?;
+    measurements::measure(&plan, &mut verdict)?;
     println!("{before}");
     println!("{}", machine::sync_line("at the end")?);
     println!("{}", machine::shape()?);

@@ -10,14 +10,16 @@
     reason = "a program for developers: its settings are BENCH_* variables, its output is lines, and a broken assumption ends it"
 )]
 
-#[path = "update/door.rs"]
-mod door;
+#[path = "update/admission.rs"]
+mod admission;
+#[path = "update/database.rs"]
+mod database;
+#[path = "update/grpc.rs"]
+mod grpc;
 #[path = "update/http1.rs"]
 mod http1;
 #[path = "update/load.rs"]
 mod load;
-#[path = "update/loaded.rs"]
-mod loaded;
 #[path = "update/machine.rs"]
 mod machine;
 #[path = "update/on_postgres.rs"]
@@ -36,8 +38,6 @@ mod server;
 mod settings;
 #[path = "../tests/support/postgres.rs"]
 mod support_postgres;
-#[path = "update/wire.rs"]
-mod wire;
 
 /// What tests and benches share.
 mod support {

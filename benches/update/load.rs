@@ -9,10 +9,10 @@ use chrono::DateTime;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use super::grpc::Method;
 use super::http1::Connection;
 use super::rows::{Random, Times, canvas, id};
 use super::settings::WARM_UP;
-use super::wire::Method;
 use super::{Fallible, LOAD};
 
 /// The call under test.

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::Fallible;
-use super::door;
+use super::admission;
+use super::database::{self, DATABASE};
 use super::load::{self, Face, Order, Report};
-use super::loaded::{self, DATABASE};
 use super::machine::Cpu;
 use super::pgbench::{self, CLIENTS, Length, Yardstick};
 use super::report::{self, Verdict, callers, grouped};
@@ -26,7 +26,7 @@ const STATISTICS_MOST: Duration = Duration::from_secs(20);
 /// # Errors
 /// What keeps it from being measured.
 pub(crate) fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
-    let Some(postgres) = loaded::start(settings.schedules, &settings.wal_compression)? else {
+    let Some(postgres) = database::start(settings.schedules, &settings.wal_compression)? else {
         return Ok(());
     };
     let mut run = Run::prepare(settings, postgres)?;
@@ -66,7 +66,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn prepare(settings: &'a Settings, postgres: Postgres) -> Fallible<Self> {
         let times = Times::of(settings.workload);
-        loaded::load(&postgres, settings.schedules, &times)?;
+        database::load(&postgres, settings.schedules, &times)?;
         let script = postgres.folder().join("update.sql");
         fs::write(&script, rows::pgbench_script(settings.schedules, &times))?;
         Ok(Self {
@@ -75,7 +75,7 @@ impl<'a> Run<'a> {
             times,
             script,
             revisions: settings.schedules,
-            door: door::cost()?,
+            door: admission::cost()?,
         })
     }
 
@@ -243,7 +243,7 @@ impl<'a> Run<'a> {
         self.revisions += report.acknowledged;
         let cost = self.print_costs(title, &before, Some(server), report.acknowledged)?;
         if face == Face::Grpc {
-            door::print_ratio(
+            admission::print_ratio(
                 title,
                 self.door,
                 Duration::from_secs_f64(cost.max(0.0) / 1e6),

@@ -5,7 +5,7 @@ use canvas_scheduler::pb::v1::{Applied, CanvasScheduleState, DispatchState};
 use canvas_scheduler::sink::Answer;
 use tonic::Code;
 
-use crate::support::sending::Sending;
+use crate::support::dispatcher::Sending;
 use crate::support::stores::{rejected, unknown};
 use crate::support::*;
 

@@ -4,14 +4,14 @@
 mod bearer;
 pub(crate) mod calls;
 pub(crate) mod database;
+pub(crate) mod dispatcher;
 pub(crate) mod gateway;
 #[path = "../support/http.rs"]
 pub(crate) mod plain_http;
-pub(crate) mod sending;
 pub(crate) mod sink;
 pub(crate) mod stores;
-#[path = "../support/traced.rs"]
-mod traced;
+#[path = "../support/trace_search.rs"]
+mod trace_search;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -501,11 +501,11 @@ impl TestApp {
 /// What this process logs is searched for keys.
 fn log_everything_if_wanted() {
     static STARTED: Once = Once::new();
-    if traced::is_wanted() {
+    if trace_search::is_wanted() {
         let log = tracing_subscriber::fmt()
             .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
             .with_ansi(false);
-        STARTED.call_once(|| log.with_writer(|| traced::Searched).init());
+        STARTED.call_once(|| log.with_writer(|| trace_search::Searched).init());
     }
 }
 

@@ -11,9 +11,9 @@ use canvas_scheduler::pb::v1;
 
 use super::consumer::Consumer;
 use super::database::{Folder, own_postgres_in, test_name};
+use super::delivery::{arrived, due, sender_over};
 use super::load::schedule_at;
 use super::postgres::Postgres;
-use super::sending::{arrived, due, sender_over};
 use super::server::{Client, PATIENCE, migrate};
 
 /// Where Debian keeps the library, a folder for each architecture.

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::postgres::port;
+use super::postgres::ports;
 use super::server::PATIENCE;
 
 /// How long a slow answer takes.
@@ -58,7 +58,7 @@ pub(crate) struct Consumer {
 impl Consumer {
     /// One that takes everything.
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port::lasting().unwrap()))
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, ports::lasting().unwrap()))
             .await
             .unwrap();
         let (addr, mode, came) = (

@@ -19,8 +19,8 @@ mod postgres;
 
 #[path = "../support/bearer.rs"]
 mod bearer;
-#[path = "../support/traced.rs"]
-mod traced;
+#[path = "../support/trace_search.rs"]
+mod trace_search;
 
 mod consumer;
 mod database;
@@ -28,7 +28,7 @@ mod history;
 #[path = "../support/http.rs"]
 mod http;
 mod load;
-mod lock;
+mod lock_holder;
 mod server;
 
 mod abuse;
@@ -37,18 +37,18 @@ mod chart;
 mod clock;
 mod command_line;
 mod crash;
-mod cut;
+mod delivery;
 mod dev;
 mod gateway;
 mod keys;
-mod limits;
-mod locked;
+mod lock_waits;
 mod metrics;
-mod order;
-mod ready;
+mod ordering;
+mod quotas;
+mod readiness;
 mod replicas;
 mod secrets;
-mod sending;
-mod stop;
+mod shutdown;
+mod terminated_sessions;
 mod tls;
 mod updates;

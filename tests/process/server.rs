@@ -21,7 +21,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use super::bearer::Bearer;
 use super::http::get;
 use super::postgres::process::{Running, run};
-use super::traced;
+use super::trace_search;
 
 /// How long anything may take that should be quick; a machine under load is slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -94,7 +94,7 @@ impl Lines {
     /// A log, of which the lines that are `wanted` are kept; all of them are searched for keys.
     fn of_log(pipe: impl std::io::Read + Send + 'static, wanted: fn(&str) -> bool) -> Self {
         Self::reading(pipe, move |line| {
-            traced::search(line);
+            trace_search::search(line);
             wanted(line)
         })
     }
@@ -286,7 +286,7 @@ impl Server {
                 .flatten(),
         );
         all.extend(more);
-        let all_levels = traced::is_wanted() && !more.contains(&"--log-level");
+        let all_levels = trace_search::is_wanted() && !more.contains(&"--log-level");
         if all_levels {
             all.extend(["--log-level", "trace"]);
         }

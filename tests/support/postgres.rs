@@ -8,8 +8,8 @@
     reason = "shared: not every one of its users needs all of it"
 )]
 
-#[path = "port.rs"]
-pub(crate) mod port;
+#[path = "ports.rs"]
+pub(crate) mod ports;
 #[path = "process.rs"]
 pub(crate) mod process;
 
@@ -252,7 +252,7 @@ impl Postgres {
             // Written once it has its port.
             let has_run = self.data().join("postmaster.opts").exists();
             if !has_run {
-                self.port = port::lasting().ok_or_else(|| "no free port".to_owned())?;
+                self.port = ports::lasting().ok_or_else(|| "no free port".to_owned())?;
             }
             let mut server = self.spawn()?;
             if self.answers(&mut server, until) {

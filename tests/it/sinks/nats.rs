@@ -7,7 +7,7 @@ use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 
 use super::*;
-use crate::support::database::postgres::port;
+use crate::support::database::postgres::ports;
 use crate::support::database::postgres::process::Running;
 
 /// Where Debian keeps the server; elsewhere the PATH has it.
@@ -44,7 +44,7 @@ impl Server {
         );
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir(&folder).expect("a folder");
-        let port = port::lasting().expect("a free port");
+        let port = ports::lasting().expect("a free port");
         let running = run(program, &folder, port, flags);
         soon(listens(&folder)).await;
         Some(Self {

@@ -15,7 +15,7 @@ use prost_types::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tonic::codegen::http::{HeaderMap, HeaderValue, Response};
 
-use super::wire::PREFIX;
+use super::grpc::PREFIX;
 use super::{Fallible, rows};
 
 /// An answer's message: a `TriggerCanvasResponse`, which has no field.

@@ -13,7 +13,7 @@ use chrono::TimeDelta;
 use serde_json::json;
 use tonic::Code;
 
-use crate::support::sending::Sending;
+use crate::support::dispatcher::Sending;
 use crate::support::sink::Reply;
 use crate::support::stores::{not_taken, unknown};
 use crate::support::*;

@@ -5,7 +5,7 @@ use canvas_scheduler::domain::WorkspaceId;
 use canvas_scheduler::error::Error;
 use chrono::TimeDelta;
 
-use crate::support::sending::Sending;
+use crate::support::dispatcher::Sending;
 use crate::support::stores::*;
 use crate::support::*;
 

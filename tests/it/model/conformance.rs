@@ -8,8 +8,8 @@ use proptest::sample::Index;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
+use super::driver::Replica;
 use super::events::*;
-use super::replica::Replica;
 use super::rules::{View, World};
 use super::zones::Time;
 use crate::support::{Database, instant, on_both};

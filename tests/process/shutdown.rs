@@ -10,7 +10,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use super::database::{Database, test_name};
 use super::history::History;
 use super::load::{Callers, Mix, reason, schedules, unique_time, update};
-use super::lock::Locked;
+use super::lock_holder::Locked;
 use super::server::{PATIENCE, Server, message, next_status};
 
 const CALLERS: usize = 64;

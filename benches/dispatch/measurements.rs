@@ -4,16 +4,16 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::Fallible;
+use super::consumer::{CountingSink, Tally, now_us};
+use super::database::{self, DATABASE};
 use super::load::{self, Face, Order};
-use super::loaded::{self, DATABASE};
 use super::machine::Cpu;
-use super::offered::{Kept, Offer, Offered};
+use super::open_loop::{Kept, Offer, Offered};
 use super::plan::{Plan, Setup};
 use super::report::{Verdict, grouped, latency};
 use super::rows::{self, Dialect, Times};
 use super::server::Server;
 use super::settings::Workload;
-use super::sink::{CountingSink, Tally, now_us};
 use super::support::Postgres;
 
 /// From when schedules are inserted to when the first is due.
@@ -32,11 +32,11 @@ const ALONE_SECONDS: u64 = 5;
 /// # Errors
 /// What keeps it from being measured.
 pub(crate) fn measure(plan: &Plan, verdict: &mut Verdict) -> Fallible<()> {
-    let Some(postgres) = loaded::start(plan.schedules, &plan.wal_compression)? else {
+    let Some(postgres) = database::start(plan.schedules, &plan.wal_compression)? else {
         return Ok(());
     };
     let times = Times::of(Workload::Utc);
-    loaded::load(&postgres, plan.schedules, &times)?;
+    database::load(&postgres, plan.schedules, &times)?;
     let sink = CountingSink::start()?;
     let mut next = plan.schedules;
     for setup in plan.setups() {

@@ -11,9 +11,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::Fallible;
+use super::grpc::Method;
 use super::load::{UPDATE, checked, update};
 use super::rows::{Random, Times};
-use super::wire::Method;
 
 const CONNECTIONS: usize = 8;
 /// Between two looks at how many are to be offered.

@@ -6,7 +6,7 @@ use tonic::Code;
 
 use super::database::{Database, test_name};
 use super::load::{create, reason, schedules, unique_time, update, when_available};
-use super::lock::Locked;
+use super::lock_holder::Locked;
 use super::server::{PATIENCE, Server, key};
 
 #[tokio::test]
