@@ -1,14 +1,14 @@
-//! Wiring: opens the store, builds the service, mounts the faces, runs the cores, drains in order.
+//! Wiring: opens the store, builds the service, mounts the listeners, runs the cores, drains in order.
 
 pub mod accept;
 mod admin_port;
-mod entry;
-mod faces;
+mod clock_sync;
+mod dispatcher_thread;
 mod gauges;
-mod one_clock;
+mod listeners;
 mod readiness;
 mod routes;
-mod sending;
+mod startup;
 mod tls;
 
 use std::net::SocketAddr;
@@ -34,12 +34,12 @@ use crate::sink::SharedSink;
 use crate::store::{Durability, Options, Store, Writer};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Traces;
-use accept::{Bounds, Door};
-use entry::Entry;
-use faces::Faces;
+use accept::{Bounds, ConnectionLimits};
+use dispatcher_thread::{DispatcherThread, SinkSource};
+use listeners::Listeners;
 use readiness::Readiness;
-use routes::{Routes, Shown};
-use sending::{Dispatching, Place};
+use routes::{EnabledServices, Routes};
+use startup::Startup;
 
 /// Between passes that remove what has outlived its use.
 const CLEAN_UP_EVERY: TimeDelta = TimeDelta::minutes(10);
@@ -77,7 +77,7 @@ impl Server {
         clock: SharedClock,
         sink: Option<SharedSink>,
     ) -> Result<Self, Error> {
-        let opened = Opened::new(settings, clock.clone()).await?;
+        let opened = OpenedStore::new(settings, clock.clone()).await?;
         Self::serve(settings, clock, sink, opened).await
     }
 
@@ -90,7 +90,7 @@ impl Server {
         clock: SharedClock,
         sink: Option<SharedSink>,
     ) -> Result<Self, Error> {
-        let opened = Opened::new(settings, clock.clone()).await?;
+        let opened = OpenedStore::new(settings, clock.clone()).await?;
         opened.store.migrate().await?;
         Self::serve(settings, clock, sink, opened).await
     }
@@ -99,9 +99,9 @@ impl Server {
         settings: &Serve,
         clock: SharedClock,
         sink: Option<SharedSink>,
-        opened: Opened,
+        opened: OpenedStore,
     ) -> Result<Self, Error> {
-        let Opened {
+        let OpenedStore {
             store,
             mut writers,
             metrics,
@@ -109,8 +109,9 @@ impl Server {
         } = opened;
         check_durability(&store).await?;
         let (phase, phases) = watch::channel(Phase::Serving);
-        let mut faces = Faces::open(settings, bounds(settings), phases.clone()).await?;
-        let (admin_listener, admin_addr) = faces::bind("admin-addr", settings.admin_addr).await?;
+        let mut listeners = Listeners::open(settings, bounds(settings), phases.clone()).await?;
+        let (admin_listener, admin_addr) =
+            listeners::bind("admin-addr", settings.admin_addr).await?;
         let service = Service::new(
             store.clone(),
             clock.clone(),
@@ -118,8 +119,8 @@ impl Server {
             delivery(settings),
         );
         let sink = sink
-            .map(Place::Made)
-            .or_else(|| settings.sink.clone().map(Place::Set))
+            .map(SinkSource::Given)
+            .or_else(|| settings.sink.clone().map(SinkSource::Configured))
             .filter(|_| settings.roles.dispatcher);
         let sending = sink
             .as_ref()
@@ -133,16 +134,16 @@ impl Server {
         )
         .await;
         let access = Access::new(store.clone(), clock.clone());
-        let entry = Entry::shut(readiness.clone(), access.clone());
+        let startup = Startup::shut(readiness.clone(), access.clone());
         let stack = Stack {
             traces: traces.clone(),
             ..stack(settings, &access, &clock, &metrics, phases.clone())
         };
-        let shown = Shown {
+        let enabled = EnabledServices {
             api: settings.roles.api,
             reflection: settings.reflection,
         };
-        let routes = Routes::new(&service, readiness.health(), entry.ready.clone(), shown)?;
+        let routes = Routes::new(&service, readiness.health(), startup.ready.clone(), enabled)?;
         let mut threads = Vec::new();
         for n in 0..settings.cores {
             // Writers are spread over the cores; where there are more writers than cores, the last core runs the rest.
@@ -152,7 +153,7 @@ impl Server {
                 writers.pop().into_iter().collect()
             };
             let work = serve_core(
-                faces.of_core(stack.clone().wrap(routes.clone()), &stack.in_flight),
+                listeners.add_worker(stack.clone().wrap(routes.clone()), &stack.in_flight),
                 own,
             );
             threads.push(run_thread(format!("core-{n}"), work)?);
@@ -160,12 +161,13 @@ impl Server {
         gauges::of_calls(
             &metrics,
             &stack.in_flight,
-            faces.counters(),
+            listeners.counters(),
             settings.max_connections,
         )
         .map_err(Error::internal)?;
         gauges::of_store(&metrics, &store).map_err(Error::internal)?;
-        gauges::of_process(&metrics, &readiness, &clock, faces.tls()).map_err(Error::internal)?;
+        gauges::of_process(&metrics, &readiness, &clock, listeners.tls())
+            .map_err(Error::internal)?;
         if let (Some(sink), Some(sending)) = (sink, sending) {
             let (service, clock, workers, traces) = (
                 service.clone(),
@@ -173,7 +175,7 @@ impl Server {
                 settings.workers,
                 traces.clone(),
             );
-            let dispatching = Dispatching {
+            let dispatcher = DispatcherThread {
                 service,
                 sink,
                 clock,
@@ -182,30 +184,30 @@ impl Server {
                 traces,
             };
             threads.push(
-                dispatching
-                    .start(entry.opened.subscribe(), phases.clone())
+                dispatcher
+                    .start(startup.opened.subscribe(), phases.clone())
                     .await?,
             );
         }
         let admin = Admin::new(store.clone(), clock.clone());
-        let mut tasks = vec![tokio::spawn(one_clock::keep(
+        let mut tasks = vec![tokio::spawn(clock_sync::run(
             store.clone(),
             clock.clone(),
             readiness.clone(),
         ))];
         tasks.push(tokio::spawn(clean_up(service.clone(), clock)));
         if store.pending_migrations().await?.is_empty() {
-            tasks.push(tokio::spawn(entry.open().await.keep_fresh()));
+            tasks.push(tokio::spawn(startup.open().await.keep_fresh()));
         } else {
-            tasks.push(tokio::spawn(entry.open_with_schema(store)));
+            tasks.push(tokio::spawn(startup.open_with_schema(store)));
         }
-        let (grpc_addr, gateway_addr) = faces.addrs();
-        let door = Door::new(
-            faces.bounds(),
+        let (grpc_addr, gateway_addr) = listeners.addrs();
+        let limits = ConnectionLimits::new(
+            listeners.bounds(),
             settings.max_connections_per_address,
             settings.trusted_proxies.clone(),
         );
-        tasks.extend(faces.accept(&door.counting(metrics.connections.clone())));
+        tasks.extend(listeners.accept(&limits.counting(metrics.connections.clone())));
         let _admin_port = JoinSet::from_iter([admin_port::serve(
             admin_listener,
             metrics,
@@ -294,14 +296,14 @@ impl Server {
 }
 
 /// The database, and where it is told what goes on.
-struct Opened {
+struct OpenedStore {
     store: Store,
     writers: Vec<Writer>,
     metrics: Metrics,
     traces: Traces,
 }
 
-impl Opened {
+impl OpenedStore {
     async fn new(settings: &Serve, clock: SharedClock) -> Result<Self, Error> {
         let metrics = Metrics::new().map_err(Error::internal)?;
         let traces = settings
@@ -418,12 +420,12 @@ async fn clean_up(service: Service, clock: SharedClock) {
 }
 
 /// Serves the connections that a core is handed and runs its share of the writers; ends when both have ended.
-async fn serve_core(faces: impl Future<Output = ()>, writers: Vec<Writer>) {
+async fn serve_core(listeners: impl Future<Output = ()>, writers: Vec<Writer>) {
     let writers: Vec<_> = writers
         .into_iter()
         .map(|writer| tokio::spawn(writer.run()))
         .collect();
-    faces.await;
+    listeners.await;
     // The service is gone with the connections; once every core has come this far the queues close and the writers end.
     for writer in writers {
         if let Err(panic) = writer.await {

@@ -1,4 +1,4 @@
-//! The accept loop: one task takes connections and hands each to the core with the fewest.
+//! The accept loop: one task takes connections and hands each to the worker with the fewest.
 //!
 //! tonic's own server never ends a drain while a silent connection or a stream is open, and closes at an age without GOAWAY;
 //! so the life of a connection is ours (`connection.rs`).
@@ -22,12 +22,12 @@ use crate::telemetry::metrics::Connections;
 
 mod connection;
 
-pub use self::connection::{Speech, Spoken, serve};
+pub use self::connection::{HttpVersions, Protocol, serve};
 
 /// How long connections live and how many there are.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Within this the preface of HTTP/2, 24 bytes, must have come from a new connection; where HTTP/1.1 is spoken too, the head
+    /// Within this the preface of HTTP/2, 24 bytes, must have come from a new connection; where HTTP/1.1 is protocol too, the head
     /// of its first request. 10 s.
     pub first_byte: Duration,
     /// Within this a further request of HTTP/1.1 must have begun and its head ended; so a connection may be idle as long. 75 s.
@@ -42,7 +42,7 @@ pub struct Bounds {
     pub unsent: Duration,
     /// How long calls may go on in [`Phase::Draining`]; for whoever moves the phase to [`Phase::Ending`]. 20 s.
     pub drain: Duration,
-    /// Connections at once, over all cores; one more is closed at once. 10,000.
+    /// Connections at once, over all workers; one more is closed at once. 10,000.
     pub max_connections: usize,
 }
 
@@ -70,18 +70,18 @@ impl Bounds {
     }
 }
 
-/// A core as the accept loop sees it: where its connections go, and how many live there.
+/// A worker as the accept loop sees it: where its connections go, and how many live there.
 #[derive(Debug)]
-pub struct Core {
+pub struct Worker {
     connections: mpsc::Sender<Connection>,
     live: Arc<AtomicUsize>,
 }
 
-/// How many connections may wait for a busy core before the accept loop waits too, and the kernel's backlog with it.
+/// How many connections may wait for a busy worker before the accept loop waits too, and the kernel's backlog with it.
 const WAITING: usize = 64;
 
-impl Core {
-    /// A core, and what [`serve`] takes on its runtime.
+impl Worker {
+    /// A worker, and what [`serve`] takes on its runtime.
     pub fn new() -> (Self, mpsc::Receiver<Connection>) {
         let (connections, incoming) = mpsc::channel(WAITING);
         (
@@ -98,7 +98,7 @@ impl Core {
         self.live.clone()
     }
 
-    /// The same core as the accept loop of another port sees it.
+    /// The same worker as the accept loop of another port sees it.
     pub fn beside(&self) -> (Self, mpsc::Receiver<Connection>) {
         let (connections, incoming) = mpsc::channel(WAITING);
         (
@@ -110,52 +110,57 @@ impl Core {
         )
     }
 
-    /// The connections, of all ports, that wait for this core or are served by it.
+    /// The connections, of all ports, that wait for this worker or are served by it.
     fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
     }
 }
 
-/// A connection on its way to a core, not yet bound to a runtime. It counts until it is dropped.
+/// A connection on its way to a worker, not yet bound to a runtime. It counts until it is dropped.
 #[derive(Debug)]
 pub struct Connection {
     stream: std::net::TcpStream,
     peer: SocketAddr,
-    places: (Slot, Place),
+    permits: (WorkerPermit, AddressPermit),
 }
 
-/// A place among the connections of a core, free again when dropped.
+/// A permit among the connections of a worker, free again when dropped.
 #[derive(Debug)]
-struct Slot(Arc<AtomicUsize>);
+struct WorkerPermit(Arc<AtomicUsize>);
 
-impl Slot {
-    fn of(core: &Core) -> Self {
-        core.live.fetch_add(1, Ordering::Relaxed);
-        Self(core.live.clone())
+impl WorkerPermit {
+    fn of(worker: &Worker) -> Self {
+        worker.live.fetch_add(1, Ordering::Relaxed);
+        Self(worker.live.clone())
     }
 }
 
-impl Drop for Slot {
+impl Drop for WorkerPermit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Connection {
-    fn new(stream: TcpStream, peer: SocketAddr, core: &Core, place: Place) -> io::Result<Self> {
+    fn new(
+        stream: TcpStream,
+        peer: SocketAddr,
+        worker: &Worker,
+        permit: AddressPermit,
+    ) -> io::Result<Self> {
         // Small answers must not wait for the acknowledgement of earlier ones.
         stream.set_nodelay(true)?;
         Ok(Self {
             stream: stream.into_std()?,
             peer,
-            places: (Slot::of(core), place),
+            permits: (WorkerPermit::of(worker), permit),
         })
     }
 }
 
 /// Who may have how many connections, over all ports. Cheap to clone.
 #[derive(Clone)]
-pub struct Door {
+pub struct ConnectionLimits {
     max_connections: usize,
     max_of_one_address: usize,
     /// Whose connections are many callers'; only the bound of all holds for them.
@@ -165,7 +170,7 @@ pub struct Door {
     refused: Connections,
 }
 
-impl Door {
+impl ConnectionLimits {
     /// Nobody has one yet.
     pub fn new(bounds: Bounds, max_of_one_address: usize, proxies: Vec<IpNet>) -> Self {
         Self {
@@ -183,10 +188,10 @@ impl Door {
         Self { refused, ..self }
     }
 
-    /// A place among the connections of this address; none when it has too many.
-    fn enter(&self, address: IpAddr) -> Option<Place> {
+    /// A permit among the connections of this address; none when it has too many.
+    fn admit(&self, address: IpAddr) -> Option<AddressPermit> {
         if lies_in(&self.proxies, address) {
-            return Some(Place(None));
+            return Some(AddressPermit(None));
         }
         let address = counted_as(address);
         let mut by_address = self
@@ -198,7 +203,7 @@ impl Door {
             return None;
         }
         *live += 1;
-        Some(Place(Some((address, self.by_address.clone()))))
+        Some(AddressPermit(Some((address, self.by_address.clone()))))
     }
 }
 
@@ -212,11 +217,11 @@ fn counted_as(address: IpAddr) -> IpAddr {
 
 type ByAddress = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
-/// A place among the connections of an address, free again when dropped.
+/// A permit among the connections of an address, free again when dropped.
 #[derive(Debug)]
-struct Place(Option<(IpAddr, ByAddress)>);
+struct AddressPermit(Option<(IpAddr, ByAddress)>);
 
-impl Drop for Place {
+impl Drop for AddressPermit {
     fn drop(&mut self) {
         let Some((address, by_address)) = &self.0 else {
             return;
@@ -235,24 +240,24 @@ impl Drop for Place {
 /// Accepts until `phase` leaves [`Phase::Serving`] and then closes the port.
 pub async fn accept(
     listener: TcpListener,
-    cores: Vec<Core>,
-    door: Door,
+    workers: Vec<Worker>,
+    limits: ConnectionLimits,
     mut phase: watch::Receiver<Phase>,
 ) {
     tokio::select! {
         biased;
         () = Phase::Draining.reached(&mut phase) => {}
-        () = accept_forever(&listener, &cores, &door) => {}
+        () = accept_forever(&listener, &workers, &limits) => {}
     }
 }
 
-async fn accept_forever(listener: &TcpListener, cores: &[Core], door: &Door) {
+async fn accept_forever(listener: &TcpListener, workers: &[Worker], limits: &ConnectionLimits) {
     let mut faults = 0;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 faults = 0;
-                hand_over(stream, peer, cores, door).await;
+                hand_over(stream, peer, workers, limits).await;
             }
             Err(why) if one_connections_own(&why) => {
                 tracing::debug!(%why, "a connection was lost before it was accepted")
@@ -269,25 +274,30 @@ async fn accept_forever(listener: &TcpListener, cores: &[Core], door: &Door) {
     }
 }
 
-async fn hand_over(stream: TcpStream, peer: SocketAddr, cores: &[Core], door: &Door) {
-    let live: usize = cores.iter().map(Core::live).sum();
-    if live >= door.max_connections {
-        door.refused.refused(false);
+async fn hand_over(
+    stream: TcpStream,
+    peer: SocketAddr,
+    workers: &[Worker],
+    limits: &ConnectionLimits,
+) {
+    let live: usize = workers.iter().map(Worker::live).sum();
+    if live >= limits.max_connections {
+        limits.refused.refused(false);
         tracing::debug!(%peer, live, "too many connections; a new one is closed");
         return;
     }
-    let Some(place) = door.enter(peer.ip()) else {
-        door.refused.refused(true);
-        tracing::debug!(%peer, most = door.max_of_one_address, "too many connections of one address; a new one is closed");
+    let Some(permit) = limits.admit(peer.ip()) else {
+        limits.refused.refused(true);
+        tracing::debug!(%peer, most = limits.max_of_one_address, "too many connections of one address; a new one is closed");
         return;
     };
-    let Some(core) = cores.iter().min_by_key(|core| core.live()) else {
+    let Some(worker) = workers.iter().min_by_key(|worker| worker.live()) else {
         return;
     };
-    match Connection::new(stream, peer, core, place) {
+    match Connection::new(stream, peer, worker, permit) {
         Ok(connection) => {
-            if core.connections.send(connection).await.is_err() {
-                tracing::debug!(%peer, "the core has stopped; a new connection is closed");
+            if worker.connections.send(connection).await.is_err() {
+                tracing::debug!(%peer, "the worker has stopped; a new connection is closed");
             }
         }
         Err(why) => tracing::debug!(%peer, %why, "a connection was lost as it was accepted"),

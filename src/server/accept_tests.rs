@@ -71,19 +71,19 @@ async fn start(bounds: Bounds) -> Server {
             Ok::<_, std::convert::Infallible>(done())
         }
     });
-    let (core, incoming) = Core::new();
-    let live = core.live.clone();
+    let (worker, incoming) = Worker::new();
+    let live = worker.live.clone();
     let accepted = tokio::spawn(accept(
         listener,
-        vec![core],
-        Door::new(bounds, 100, vec![]),
+        vec![worker],
+        ConnectionLimits::new(bounds, 100, vec![]),
         phases.clone(),
     ));
     let served = tokio::spawn(serve(
         incoming,
         Stack::new(phases.clone()).wrap(service),
-        Spoken {
-            speech: Speech::Http2,
+        Protocol {
+            versions: HttpVersions::Http2,
             tls: None,
         },
         bounds,
@@ -136,7 +136,7 @@ fn draining() -> (Code, String) {
     (Code::Unavailable, "DRAINING".into())
 }
 
-/// A connection that says no more than `words`; known to be served, since the server has spoken.
+/// A connection that says no more than `words`; known to be served, since the server has protocol.
 async fn mute(server: &Server, words: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(server.addr).await.expect("a connection");
     stream.write_all(words).await.expect("sent");
@@ -288,16 +288,16 @@ async fn the_core_with_the_fewest_connections_gets_the_next() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = listener.local_addr().expect("an address");
     let (phase, phases) = watch::channel(Phase::Serving);
-    let ((first, mut firsts), (second, mut seconds)) = (Core::new(), Core::new());
-    let _two_more = [Slot::of(&first), Slot::of(&first)];
+    let ((first, mut firsts), (second, mut seconds)) = (Worker::new(), Worker::new());
+    let _two_more = [WorkerPermit::of(&first), WorkerPermit::of(&first)];
     let accepted = tokio::spawn(accept(
         listener,
         vec![first, second],
-        Door::new(Bounds::default(), 100, vec![]),
+        ConnectionLimits::new(Bounds::default(), 100, vec![]),
         phases,
     ));
     let mut taken = Vec::new();
-    for core in [2, 2, 1, 2, 1] {
+    for worker in [2, 2, 1, 2, 1] {
         let _client = TcpStream::connect(addr).await.expect("a connection");
         let (connection, which) = soon(async {
             tokio::select! {
@@ -306,7 +306,7 @@ async fn the_core_with_the_fewest_connections_gets_the_next() {
             }
         })
         .await;
-        assert_eq!(which, core, "after {}", taken.len());
+        assert_eq!(which, worker, "after {}", taken.len());
         taken.push(connection.expect("a connection"));
     }
     drop(phase);
@@ -376,13 +376,13 @@ async fn a_connection_that_does_not_take_its_answers_is_closed() {
 
 #[test]
 fn an_address_has_so_many_connections_and_a_proxy_as_many_as_there_are() {
-    let door = Door::new(
+    let limits = ConnectionLimits::new(
         Bounds::default(),
         2,
         vec!["10.0.0.0/8".parse().expect("a network")],
     );
-    let enter = |address: &str| door.enter(address.parse().expect("an address"));
-    let places = [
+    let enter = |address: &str| limits.admit(address.parse().expect("an address"));
+    let permits = [
         enter("192.0.2.1").expect("the first"),
         enter("::ffff:192.0.2.1").expect("the second"),
     ];
@@ -391,9 +391,10 @@ fn an_address_has_so_many_connections_and_a_proxy_as_many_as_there_are() {
     let _proxied: Vec<_> = (0..5)
         .map(|_| enter("10.1.2.3").expect("a proxy's"))
         .collect();
-    drop(places);
+    drop(permits);
     assert_eq!(
-        door.by_address
+        limits
+            .by_address
             .lock()
             .expect("no panic under the lock")
             .len(),
@@ -405,20 +406,20 @@ fn an_address_has_so_many_connections_and_a_proxy_as_many_as_there_are() {
 
 #[test]
 fn the_addresses_that_one_caller_has_of_ipv6_count_as_one() {
-    let door = Door::new(
+    let limits = ConnectionLimits::new(
         Bounds::default(),
         2,
         vec!["2001:db8:1::/48".parse().expect("a network")],
     );
-    let enter = |address: &str| door.enter(address.parse().expect("an address"));
-    let places = [enter("2001:db8::1"), enter("2001:db8::ffff:0:0:1")];
-    assert!(places.iter().all(Option::is_some) && enter("2001:db8::2").is_none());
+    let enter = |address: &str| limits.admit(address.parse().expect("an address"));
+    let permits = [enter("2001:db8::1"), enter("2001:db8::ffff:0:0:1")];
+    assert!(permits.iter().all(Option::is_some) && enter("2001:db8::2").is_none());
     assert!(
         enter("2001:db8:0:1::1").is_some() && enter("192.0.2.1").is_some(),
         "others'"
     );
     let proxies: Vec<_> = (0..5).map(|_| enter("2001:db8:1::1")).collect();
     assert!(proxies.iter().all(Option::is_some));
-    drop(places);
+    drop(permits);
     assert!(enter("2001:db8::2").is_some());
 }

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::readiness::{Readiness, Told};
+use super::readiness::{Condition, Readiness};
 use crate::telemetry::metrics::Metrics;
 
 /// Connections at once; one more is closed. A kubelet and a few scrapers need far fewer.
@@ -113,7 +113,7 @@ async fn show_readiness(State(readiness): State<Readiness>) -> (StatusCode, Json
     )
 }
 
-fn told(all: &[Told]) -> Vec<Value> {
+fn told(all: &[Condition]) -> Vec<Value> {
     all.iter()
         .map(|(name, message)| json!({ "reason": name, "message": message }))
         .collect()

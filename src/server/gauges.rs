@@ -126,13 +126,13 @@ pub(super) fn of_process(
         "Migrations to be applied before the process is ready.",
         pending,
     )?;
-    let (steady, shown) = (clock.clone(), clock.clone());
+    let (steady, enabled) = (clock.clone(), clock.clone());
     metrics.gauge(
         "canvas_scheduler_clock_trusted",
         "Whether the database's clock is known.",
         move || flag(steady.unsteady().is_none()),
     )?;
-    let offset = move || whole((shown.now() - SystemClock.now()).num_milliseconds()) / 1e3;
+    let offset = move || whole((enabled.now() - SystemClock.now()).num_milliseconds()) / 1e3;
     metrics.gauge(
         "canvas_scheduler_clock_offset_seconds",
         "The clock that is gone by, less the machine's.",

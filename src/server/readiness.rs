@@ -24,7 +24,7 @@ pub(super) enum Schema {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct State {
+struct ReadinessState {
     schema: Schema,
     database_up: bool,
     /// Why nothing may be fired by the clock.
@@ -33,12 +33,12 @@ struct State {
 }
 
 /// Something that operators should know of: a name for programs, and a text.
-pub(super) type Told = (&'static str, String);
+pub(super) type Condition = (&'static str, String);
 
 /// What is known of it. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Readiness {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ReadinessState>>,
     health: HealthReporter,
     /// What health said last, by name; held while it is told anew, so that what is older never replaces what is newer.
     said: Arc<tokio::sync::Mutex<Vec<(&'static str, bool)>>>,
@@ -51,7 +51,7 @@ pub(super) struct Readiness {
 impl Readiness {
     /// Of a process that is starting: not ready, which health says from here on.
     pub(super) async fn new(roles: Roles, sends: bool, sending: Sending) -> Self {
-        let state = State {
+        let state = ReadinessState {
             schema: Schema::Unknown,
             database_up: true,
             unsteady: Some("the clock of the database is not known"),
@@ -103,7 +103,7 @@ impl Readiness {
     }
 
     /// Why the process is not ready; nothing when it is.
-    pub(super) fn reasons(&self) -> Vec<Told> {
+    pub(super) fn reasons(&self) -> Vec<Condition> {
         let state = *self.state();
         let schema = match state.schema {
             Schema::Unknown => Some((
@@ -132,7 +132,7 @@ impl Readiness {
     }
 
     /// What is wrong and yet keeps nobody from being served.
-    pub(super) fn warnings(&self) -> Vec<Told> {
+    pub(super) fn warnings(&self) -> Vec<Condition> {
         let probing = self.sending.is_probing();
         probing
             .then(|| {
@@ -163,7 +163,7 @@ impl Readiness {
     /// away, or the clock is not trusted, calls are answered as well as they can be.
     async fn tell(&self) {
         let mut said = self.said.lock().await;
-        let State {
+        let ReadinessState {
             schema,
             unsteady,
             draining,
@@ -188,7 +188,7 @@ impl Readiness {
         *said = now;
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ReadinessState> {
         // Whoever panicked with it left it whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

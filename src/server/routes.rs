@@ -37,7 +37,7 @@ pub(super) const HEALTH_NAMES: [&str; 2] = ["", SERVICE_NAME];
 
 /// What of it a process shows.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Shown {
+pub(super) struct EnabledServices {
     /// Our own service.
     pub api: bool,
     /// Reflection.
@@ -64,7 +64,7 @@ impl Routes {
         service: &Service,
         health: HealthReporter,
         ready: Arc<AtomicBool>,
-        shown: Shown,
+        enabled: EnabledServices,
     ) -> Result<Self, Error> {
         let server = |bytes| {
             CanvasScheduleServiceServer::new(Grpc::new(service.clone()))
@@ -73,7 +73,7 @@ impl Routes {
         let health = HealthServer::new(HealthService::from_health_reporter(health))
             .max_decoding_message_size(OPEN_MESSAGE_MAX);
         let mut others = TonicRoutes::new(health);
-        if shown.reflection {
+        if enabled.reflection {
             let v1 = reflection(reflection_v1::SERVICE_NAME)
                 .build_v1()
                 .map_err(Error::internal)?;
@@ -90,7 +90,7 @@ impl Routes {
             ours: server(MESSAGE_MAX),
             batches: server(BATCH_MESSAGE_MAX),
             others: others.prepare(),
-            api: shown.api,
+            api: enabled.api,
             ready,
         })
     }
@@ -108,18 +108,18 @@ fn reflection(own: &str) -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+type RouteFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 impl TowerService<Request<Body>> for Routes {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answer;
+    type Future = RouteFuture;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Answer {
+    fn call(&mut self, request: Request<Body>) -> RouteFuture {
         let method = request
             .uri()
             .path()

@@ -167,7 +167,7 @@ impl Tls {
         })
     }
 
-    /// For one new connection. `protocols` are what is spoken within, by preference.
+    /// For one new connection. `protocols` are what is protocol within, by preference.
     pub fn acceptor(&self, protocols: &[&[u8]]) -> TlsAcceptor {
         let mut config = ServerConfig::clone(&self.current.load());
         config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();

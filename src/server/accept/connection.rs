@@ -32,16 +32,16 @@ use crate::layers::sending::Unsent;
 /// The bytes that every client of HTTP/2 begins with.
 const PREFACE: usize = 24;
 
-/// What is spoken on a port.
+/// What is protocol on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Speech {
+pub enum HttpVersions {
     /// HTTP/2 alone.
     Http2,
     /// HTTP/1.1, or HTTP/2 when a client begins with that.
     Http1AndHttp2,
 }
 
-impl Speech {
+impl HttpVersions {
     /// Their names within TLS, by preference.
     fn protocols(self) -> &'static [&'static [u8]] {
         match self {
@@ -51,11 +51,11 @@ impl Speech {
     }
 }
 
-/// How a port is spoken to.
+/// How a port is protocol to.
 #[derive(Clone)]
-pub struct Spoken {
+pub struct Protocol {
     /// In which protocol.
-    pub speech: Speech,
+    pub versions: HttpVersions,
     /// Within TLS, or in plain text.
     pub tls: Option<Tls>,
 }
@@ -66,12 +66,12 @@ const HEAD_MOST: u32 = 16 * 1024;
 /// How long connections have to send what was answered when [`Phase::Ending`] cut calls off.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// Serves the connections of one core, on the runtime that this is called on. Returns when `phase` has left
+/// Serves the connections of one worker, on the runtime that this is called on. Returns when `phase` has left
 /// [`Phase::Serving`] and every connection has ended, which is at most 1 s after [`Phase::Ending`].
 pub async fn serve<S>(
     mut incoming: mpsc::Receiver<Connection>,
     service: S,
-    spoken: Spoken,
+    protocol: Protocol,
     bounds: Bounds,
     phase: watch::Receiver<Phase>,
 ) where
@@ -90,7 +90,7 @@ pub async fn serve<S>(
             () = &mut leaving => break,
             Some(ended) = connections.join_next() => log_panic(ended),
             Some(connection) = incoming.recv() => {
-                connections.spawn(live(connection, service.clone(), spoken.clone(), bounds, phase.clone()));
+                connections.spawn(live(connection, service.clone(), protocol.clone(), bounds, phase.clone()));
             }
         }
     }
@@ -110,7 +110,7 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
 async fn live<S>(
     connection: Connection,
     service: S,
-    spoken: Spoken,
+    protocol: Protocol,
     bounds: Bounds,
     mut phase: watch::Receiver<Phase>,
 ) where
@@ -123,30 +123,30 @@ async fn live<S>(
     let Connection {
         stream,
         peer,
-        places: _until_the_end,
+        permits: _until_the_end,
     } = connection;
     let stream = match TcpStream::from_std(stream) {
         Ok(stream) => stream,
         Err(why) => return tracing::warn!(%peer, %why, "a connection cannot be served"),
     };
-    let known = Known {
+    let known = ConnectionState {
         info: stream.connect_info(),
         unsent: Arc::default(),
         checks: Checks::default(),
         asked: Arc::default(),
     };
     let service = with_known(service, known.clone());
-    let talk = Talk {
+    let talk = Conversation {
         peer,
-        speech: spoken.speech,
+        versions: protocol.versions,
         known,
         bounds,
     };
-    let Some(tls) = spoken.tls else {
+    let Some(tls) = protocol.tls else {
         return talk.over(stream, service, phase).await;
     };
     let shaken = tokio::select! {
-        shaken = tokio::time::timeout(bounds.first_byte, tls.acceptor(spoken.speech.protocols()).accept(stream)) => shaken,
+        shaken = tokio::time::timeout(bounds.first_byte, tls.acceptor(protocol.versions.protocols()).accept(stream)) => shaken,
         () = Phase::Draining.reached(&mut phase) => return,
     };
     match shaken {
@@ -158,14 +158,14 @@ async fn live<S>(
 }
 
 /// A connection that is about to be talked on.
-struct Talk {
+struct Conversation {
     peer: SocketAddr,
-    speech: Speech,
-    known: Known,
+    versions: HttpVersions,
+    known: ConnectionState,
     bounds: Bounds,
 }
 
-impl Talk {
+impl Conversation {
     /// Talks until the peer or a bound ends it.
     async fn over<I, S>(self, stream: I, service: S, mut phase: watch::Receiver<Phase>)
     where
@@ -178,7 +178,7 @@ impl Talk {
     {
         let Self {
             peer,
-            speech,
+            versions,
             known,
             bounds,
         } = self;
@@ -187,13 +187,13 @@ impl Talk {
             stream,
             traffic: traffic.clone(),
         });
-        let silent = || match speech {
-            Speech::Http2 => traffic.received.load(Ordering::Relaxed) < PREFACE,
+        let silent = || match versions {
+            HttpVersions::Http2 => traffic.received.load(Ordering::Relaxed) < PREFACE,
             // Until its first request is there whole it may still be half a preface.
-            Speech::Http1AndHttp2 => !known.asked.load(Ordering::Relaxed),
+            HttpVersions::Http1AndHttp2 => !known.asked.load(Ordering::Relaxed),
         };
         let mut not_taken = pin!(not_taken(&traffic, &known.unsent, bounds.unsent));
-        let builder = builder(speech, bounds.next_head);
+        let builder = builder(versions, bounds.next_head);
         let mut conn = pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
 
         let grace = tokio::select! {
@@ -219,7 +219,7 @@ impl Talk {
     }
 }
 
-fn builder(speech: Speech, next_head: Duration) -> Builder<TokioExecutor> {
+fn builder(versions: HttpVersions, next_head: Duration) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -241,15 +241,15 @@ fn builder(speech: Speech, next_head: Duration) -> Builder<TokioExecutor> {
         // A peer that is gone without a word is noticed after 80 s.
         .keep_alive_interval(Duration::from_secs(60))
         .keep_alive_timeout(Duration::from_secs(20));
-    match speech {
-        Speech::Http2 => builder.http2_only(),
-        Speech::Http1AndHttp2 => builder,
+    match versions {
+        HttpVersions::Http2 => builder.http2_only(),
+        HttpVersions::Http1AndHttp2 => builder,
     }
 }
 
 /// What is known of a connection: its peer, what it has not sent, its health checks, and whether it was ever asked anything.
 #[derive(Clone)]
-struct Known {
+struct ConnectionState {
     info: TcpConnectInfo,
     unsent: Arc<Unsent>,
     checks: Checks,
@@ -260,7 +260,7 @@ struct Known {
 /// [`tonic::Request::remote_addr`] finds it.
 fn with_known<S>(
     service: S,
-    known: Known,
+    known: ConnectionState,
 ) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future = S::Future>
 + Clone
 + Send

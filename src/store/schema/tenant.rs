@@ -1,4 +1,4 @@
-//! Rows of tenants. A query of their tables begins here, with the workspace that it is about; `tests/floors.rs` holds the other
+//! Rows of tenants. A query of their tables begins here, with the workspace that it is about; `tests/architecture.rs` holds the other
 //! modules of the store to it.
 
 use sea_orm::{ColumnTrait, DeleteMany, EntityTrait, QueryFilter, Select, UpdateMany};

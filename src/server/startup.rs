@@ -14,7 +14,7 @@ use crate::store::Store;
 const SCHEMA_POLL: Duration = Duration::from_secs(1);
 
 /// The way in, shut at first.
-pub(super) struct Entry {
+pub(super) struct Startup {
     readiness: Readiness,
     /// Looked at for each call.
     pub ready: Arc<AtomicBool>,
@@ -24,7 +24,7 @@ pub(super) struct Entry {
     access: Access,
 }
 
-impl Entry {
+impl Startup {
     /// A way in for those whom `access` knows.
     pub(super) fn shut(readiness: Readiness, access: Access) -> Self {
         Self {

@@ -95,7 +95,7 @@ fn judge(own: &str, file: &Path, line: &str) -> Option<String> {
             .map(|(_, floor)| *floor)
     };
     let Some(floor) = floor_of(own) else {
-        return Some(format!("{own} has no floor in tests/floors.rs"));
+        return Some(format!("{own} has no floor in tests/architecture.rs"));
     };
     let mut imported: Vec<&str> = line.split("crate::").skip(1).map(first_name).collect();
     if file.components().count() == 2 {

@@ -1,4 +1,4 @@
-//! The ports of a process and the faces behind them: gRPC, and the gateway beside it on the same cores.
+//! The ports of a process and the listeners behind them: gRPC, and the gateway beside it on the same workers.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::accept::{self, Bounds, Core, Door, Speech, Spoken};
+use super::accept::{self, Bounds, ConnectionLimits, HttpVersions, Protocol, Worker};
 use super::routes::Routes;
 use super::tls::Tls;
 use crate::config::Serve;
@@ -19,12 +19,12 @@ use crate::layers::drain::Phase;
 use crate::layers::in_flight::InFlight;
 use crate::rest::Rest;
 
-/// A port that is bound, and the cores that serve its connections.
+/// A port that is bound, and the workers that serve its connections.
 struct Port {
     listener: TcpListener,
     addr: SocketAddr,
-    spoken: Spoken,
-    cores: Vec<Core>,
+    protocol: Protocol,
+    workers: Vec<Worker>,
 }
 
 impl Port {
@@ -32,21 +32,21 @@ impl Port {
     ///
     /// # Errors
     /// Why it cannot be bound.
-    async fn open(flag: &str, addr: SocketAddr, spoken: Spoken) -> Result<Self, Error> {
+    async fn open(flag: &str, addr: SocketAddr, protocol: Protocol) -> Result<Self, Error> {
         let (listener, addr) = bind(flag, addr).await?;
         Ok(Self {
             listener,
             addr,
-            spoken,
-            cores: Vec::new(),
+            protocol,
+            workers: Vec::new(),
         })
     }
 
-    fn accept(self, door: &Door, phases: &watch::Receiver<Phase>) -> JoinHandle<()> {
+    fn accept(self, limits: &ConnectionLimits, phases: &watch::Receiver<Phase>) -> JoinHandle<()> {
         tokio::spawn(accept::accept(
             self.listener,
-            self.cores,
-            door.clone(),
+            self.workers,
+            limits.clone(),
             phases.clone(),
         ))
     }
@@ -69,14 +69,14 @@ pub(super) async fn bind(flag: &str, addr: SocketAddr) -> Result<(TcpListener, S
 }
 
 /// The ports for callers, and how they are served.
-pub(super) struct Faces {
+pub(super) struct Listeners {
     grpc: Port,
     gateway: Option<Port>,
     bounds: Bounds,
     phases: watch::Receiver<Phase>,
 }
 
-impl Faces {
+impl Listeners {
     /// Binds the ports; the gateway's only where callers are served.
     ///
     /// # Errors
@@ -87,14 +87,19 @@ impl Faces {
         phases: watch::Receiver<Phase>,
     ) -> Result<Self, Error> {
         let tls = settings.tls.as_ref().map(Tls::read).transpose()?;
-        let spoken = |speech| Spoken {
-            speech,
+        let protocol = |versions| Protocol {
+            versions,
             tls: tls.clone(),
         };
-        let grpc = Port::open("grpc-addr", settings.grpc_addr, spoken(Speech::Http2)).await?;
+        let grpc = Port::open(
+            "grpc-addr",
+            settings.grpc_addr,
+            protocol(HttpVersions::Http2),
+        )
+        .await?;
         let gateway = match settings.gateway_addr.filter(|_| settings.roles.api) {
             Some(addr) => {
-                Some(Port::open("gateway-addr", addr, spoken(Speech::Http1AndHttp2)).await?)
+                Some(Port::open("gateway-addr", addr, protocol(HttpVersions::Http1AndHttp2)).await?)
             }
             None => None,
         };
@@ -121,56 +126,57 @@ impl Faces {
 
     /// The certificate, if there is one; the ports have the same.
     pub(super) fn tls(&self) -> Option<&Tls> {
-        self.grpc.spoken.tls.as_ref()
+        self.grpc.protocol.tls.as_ref()
     }
 
-    /// Where the connections of each core are counted.
+    /// Where the connections of each worker are counted.
     pub(super) fn counters(&self) -> Vec<Arc<AtomicUsize>> {
-        self.grpc.cores.iter().map(Core::counter).collect()
+        self.grpc.workers.iter().map(Worker::counter).collect()
     }
 
-    /// One more core, which serves `service`: what runs on its thread, until the drain has ended.
-    pub(super) fn of_core(
+    /// One more worker, which serves `service`: what runs on its thread, until the drain has ended.
+    pub(super) fn add_worker(
         &mut self,
         service: Wrapped<Routes>,
         in_flight: &InFlight,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let (core, incoming) = Core::new();
+        let (worker, incoming) = Worker::new();
         let beside = self.gateway.as_mut().map(|gateway| {
-            let (beside, incoming) = core.beside();
-            gateway.cores.push(beside);
+            let (beside, incoming) = worker.beside();
+            gateway.workers.push(beside);
             (
                 incoming,
                 Rest::new(service.clone(), in_flight.clone()),
-                gateway.spoken.clone(),
+                gateway.protocol.clone(),
             )
         });
-        self.grpc.cores.push(core);
-        let (spoken, bounds, phases) = (self.grpc.spoken.clone(), self.bounds, self.phases.clone());
+        self.grpc.workers.push(worker);
+        let (protocol, bounds, phases) =
+            (self.grpc.protocol.clone(), self.bounds, self.phases.clone());
         async move {
             let gateway_phases = phases.clone();
             let gateway = async {
-                if let Some((incoming, rest, spoken)) = beside {
-                    accept::serve(incoming, rest, spoken, bounds, gateway_phases).await;
+                if let Some((incoming, rest, protocol)) = beside {
+                    accept::serve(incoming, rest, protocol, bounds, gateway_phases).await;
                 }
             };
             tokio::join!(
                 gateway,
-                accept::serve(incoming, service, spoken, bounds, phases)
+                accept::serve(incoming, service, protocol, bounds, phases)
             );
         }
     }
 
     /// Accepts on every port, and keeps the certificate current.
-    pub(super) fn accept(self, door: &Door) -> Vec<JoinHandle<()>> {
+    pub(super) fn accept(self, limits: &ConnectionLimits) -> Vec<JoinHandle<()>> {
         let tls = self
             .tls()
             .cloned()
             .map(|tls| tokio::spawn(tls.keep_current()));
         let gateway = self
             .gateway
-            .map(|gateway| gateway.accept(door, &self.phases));
-        [Some(self.grpc.accept(door, &self.phases)), gateway, tls]
+            .map(|gateway| gateway.accept(limits, &self.phases));
+        [Some(self.grpc.accept(limits, &self.phases)), gateway, tls]
             .into_iter()
             .flatten()
             .collect()

@@ -12,7 +12,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(100);
 
 /// Looks at the database's clock for as long as it is polled, by which it is also seen whether the database is there.
-pub(super) async fn keep(store: Store, clock: SharedClock, readiness: Readiness) {
+pub(super) async fn run(store: Store, clock: SharedClock, readiness: Readiness) {
     let mut said = None;
     loop {
         let looked = store.look_at_clock().await;

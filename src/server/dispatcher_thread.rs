@@ -14,37 +14,37 @@ use crate::telemetry::metrics::Sending;
 use crate::telemetry::traces::Traces;
 
 /// Where dispatches go.
-pub(super) enum Place {
+pub(super) enum SinkSource {
     /// To this sink.
-    Made(SharedSink),
+    Given(SharedSink),
     /// To the one that is set.
-    Set(SinkSettings),
+    Configured(SinkSettings),
 }
 
-impl Place {
+impl SinkSource {
     /// What metrics call it.
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Self::Made(_) => "other",
-            Self::Set(settings) => settings.name(),
+            Self::Given(_) => "other",
+            Self::Configured(settings) => settings.name(),
         }
     }
 
     /// The sink, made on the runtime that delivers.
     async fn open(self, clock: &SharedClock) -> Result<SharedSink, Error> {
         match self {
-            Self::Made(sink) => Ok(sink),
-            Self::Set(settings) => sink::open(&settings, clock.clone()).await,
+            Self::Given(sink) => Ok(sink),
+            Self::Configured(settings) => sink::open(&settings, clock.clone()).await,
         }
     }
 }
 
 /// What the dispatcher's thread is made of.
-pub(super) struct Dispatching {
+pub(super) struct DispatcherThread {
     /// The use cases.
     pub service: Service,
     /// Where it sends.
-    pub sink: Place,
+    pub sink: SinkSource,
     /// The time.
     pub clock: SharedClock,
     /// The most dispatches in its hands.
@@ -55,7 +55,7 @@ pub(super) struct Dispatching {
     pub traces: Traces,
 }
 
-impl Dispatching {
+impl DispatcherThread {
     /// Starts the thread of the dispatcher, which fires from when the schema is there until the drain begins.
     ///
     /// # Errors
