@@ -1,6 +1,7 @@
 //! Logging: one line for each event, to standard error; readable on a terminal, JSON elsewhere. Beside it, metrics and traces.
 
 pub mod metrics;
+pub mod outage;
 pub mod traces;
 
 use std::io::IsTerminal;

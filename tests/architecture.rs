@@ -28,13 +28,14 @@ const FLOORS: [(&str, i8); 17] = [
     ("telemetry", LEAF),
 ];
 /// Imports within one floor: cli runs the server, grpc and rest share with layers what goes with a call, a sink speaks protobuf, telemetry
-/// is told its settings.
-const BESIDE: [(&str, &str); 5] = [
+/// reads its settings and logs errors.
+const BESIDE: [(&str, &str); 6] = [
     ("cli", "server"),
     ("grpc", "layers"),
     ("rest", "layers"),
     ("sink", "pb"),
     ("telemetry", "config"),
+    ("telemetry", "error"),
 ];
 /// What only some modules may name.
 const KEPT_TO: [(&str, &[&str]); 3] = [
