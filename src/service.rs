@@ -99,7 +99,7 @@ impl Service {
     ) -> Result<Created, Error> {
         let id = ScheduleId::new();
         let outcome = if mode.validate_only {
-            let zone = self.store.default_zone(caller.workspace).await?;
+            let zone = self.store.read.default_zone(caller.workspace).await?;
             create.decide(id, zone, self.clock.now(), &self.policy)?
         } else {
             let request = mode
@@ -108,6 +108,7 @@ impl Service {
                 .transpose()?;
             let outcome = self
                 .store
+                .commit
                 .commit(caller, Work::Create(id, Box::new(create)), request)
                 .await?;
             self.ring(&outcome);
@@ -175,7 +176,12 @@ impl Service {
         };
         if let (Some(request), None) = (&request, update.schedule_id) {
             // The first answer stands whatever schedules the Canvas has by now.
-            if let Some(answered) = self.store.answered(caller.workspace, &request.id).await? {
+            if let Some(answered) = self
+                .store
+                .read
+                .answered(caller.workspace, &request.id)
+                .await?
+            {
                 return Ok(Begun::Known(Box::new(answered.replay(request))));
             }
         }
@@ -183,22 +189,24 @@ impl Service {
             Some(id) => id,
             None => {
                 self.store
+                    .read
                     .open_schedule(caller.workspace, &update.overwrite.canvas_id)
                     .await?
             }
         };
         let command = Command::Overwrite(update.overwrite);
         if update.mode.validate_only {
-            let current = self.store.schedule((caller.workspace, id)).await?;
+            let current = self.store.read.schedule((caller.workspace, id)).await?;
             return Ok(Begun::Known(Box::new(command.decide(
                 &current,
                 self.clock.now(),
                 &self.policy,
             ))));
         }
-        let waiting = self
-            .store
-            .enqueue(caller, Work::Change(id, Box::new(command)), request)?;
+        let waiting =
+            self.store
+                .commit
+                .enqueue(caller, Work::Change(id, Box::new(command)), request)?;
         Ok(Begun::Waiting(waiting))
     }
 
@@ -217,6 +225,7 @@ impl Service {
             .map(|request| RequestKey::of(request, &("cancel", id, &cancel)))
             .transpose()?;
         self.store
+            .commit
             .commit(
                 caller,
                 Work::Change(id, Box::new(Command::Cancel(cancel))),
@@ -230,7 +239,7 @@ impl Service {
     /// # Errors
     /// [`Error::NotFound`] and the store's.
     pub async fn get(&self, caller: &Caller, id: ScheduleId) -> Result<Details, Error> {
-        self.store.details((caller.workspace, id)).await
+        self.store.read.details((caller.workspace, id)).await
     }
 
     /// Up to `limit` schedules after `after`, in the order of their ids.
@@ -245,6 +254,7 @@ impl Service {
         limit: u64,
     ) -> Result<Vec<CanvasSchedule>, Error> {
         self.store
+            .read
             .list(caller.workspace, filter, after, limit)
             .await
     }
@@ -262,6 +272,7 @@ impl Service {
     ) -> Result<Revisions, Error> {
         let revisions = self
             .store
+            .read
             .revisions((caller.workspace, id), before, limit)
             .await?;
         let ids = revisions
@@ -270,7 +281,7 @@ impl Service {
             .collect();
         Ok((
             revisions,
-            self.store.properties(caller.workspace, ids).await?,
+            self.store.read.properties(caller.workspace, ids).await?,
         ))
     }
 
@@ -279,10 +290,22 @@ impl Service {
     /// # Errors
     /// The store's.
     pub async fn clean_up(&self) -> Result<(), Error> {
-        while self.store.remove_old_answers(OLD_ANSWERS_AT_ONCE).await? > 0 {}
-        self.store.remove_old_windows().await?;
+        while self
+            .store
+            .admin
+            .remove_old_answers(OLD_ANSWERS_AT_ONCE)
+            .await?
+            > 0
+        {}
+        self.store.admin.remove_old_windows().await?;
         let before = self.clock.now() - self.policy.retention;
-        while self.store.remove_finished(before, FINISHED_AT_ONCE).await? > 0 {}
+        while self
+            .store
+            .admin
+            .remove_finished(before, FINISHED_AT_ONCE)
+            .await?
+            > 0
+        {}
         Ok(())
     }
 }

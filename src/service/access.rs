@@ -221,7 +221,7 @@ impl Access {
             return Err(unknown);
         }
         // A fault is in the log already.
-        let key = timeout(READ_MOST, store.key(id))
+        let key = timeout(READ_MOST, store.admin.key(id))
             .await
             .ok()
             .and_then(Result::ok)
@@ -266,7 +266,10 @@ impl Access {
         };
         let _turn = self.0.reading.lock().await;
         let read_at = Instant::now();
-        let (keys, workspaces) = (store.told_keys().await?, store.workspaces().await?);
+        let (keys, workspaces) = (
+            store.admin.told_keys().await?,
+            store.admin.workspaces().await?,
+        );
         let before = self.0.known.load_full();
         let budget = |workspace: Workspace| {
             let own = before
@@ -331,7 +334,7 @@ impl Access {
         let Some(store) = &self.0.store else {
             return Ok(());
         };
-        let seen = timeout(NOTE_MOST, store.see_replica(self.0.replica))
+        let seen = timeout(NOTE_MOST, store.admin.see_replica(self.0.replica))
             .await
             .map_err(Error::internal)??;
         self.0.counter.set_replicas(seen);
@@ -355,7 +358,7 @@ impl Access {
         let ids: Vec<KeyId> = used.iter().map(|held| held.key.id).collect();
         let write = async {
             for some in ids.chunks(NOTED_AT_ONCE) {
-                store.note_use(some).await?;
+                store.admin.note_use(some).await?;
             }
             Ok(())
         };

@@ -44,7 +44,7 @@ impl Admin {
     /// # Errors
     /// [`Error::Invalid`] for an unknown workspace or a name that is taken, and the store's.
     pub async fn create_key(&self, workspace: &str, order: KeyOrder) -> Result<NewKey, Error> {
-        let workspace = self.store.workspace_named(workspace).await?;
+        let workspace = self.store.admin.workspace_named(workspace).await?;
         let mut random = [0; RANDOM_BYTES];
         getrandom::fill(&mut random).map_err(Error::internal)?;
         let new = NewKey::from_random(&random);
@@ -60,7 +60,7 @@ impl Admin {
             revoked_at: None,
             last_used_at: None,
         };
-        self.store.create_key(&key).await?;
+        self.store.admin.create_key(&key).await?;
         Ok(new)
     }
 
@@ -70,6 +70,7 @@ impl Admin {
     /// The store's.
     pub async fn replace_key(&self, order: KeyOrder) -> Result<NewKey, Error> {
         self.store
+            .admin
             .remove_key(WorkspaceId::DEFAULT, &order.name)
             .await?;
         self.create_key("default", order).await
@@ -80,7 +81,7 @@ impl Admin {
     /// # Errors
     /// The store's.
     pub async fn keys(&self) -> Result<Vec<ApiKey>, Error> {
-        self.store.all_keys(LISTED_MOST).await
+        self.store.admin.all_keys(LISTED_MOST).await
     }
 
     /// Makes a key stop working: on every replica within 10 seconds.
@@ -88,7 +89,7 @@ impl Admin {
     /// # Errors
     /// [`Error::Invalid`] for an unknown key, and the store's.
     pub async fn revoke_key(&self, id: KeyId) -> Result<(), Error> {
-        self.store.revoke_key(id).await
+        self.store.admin.revoke_key(id).await
     }
 
     /// Makes a workspace.
@@ -100,7 +101,7 @@ impl Admin {
         name: &str,
         change: &WorkspaceChange,
     ) -> Result<(), Error> {
-        self.store.create_workspace(name, change).await
+        self.store.admin.create_workspace(name, change).await
     }
 
     /// Changes a workspace.
@@ -108,7 +109,7 @@ impl Admin {
     /// # Errors
     /// [`Error::Invalid`] for an unknown workspace, and the store's.
     pub async fn set_workspace(&self, name: &str, change: &WorkspaceChange) -> Result<(), Error> {
-        self.store.set_workspace(name, change).await
+        self.store.admin.set_workspace(name, change).await
     }
 
     /// Pauses sending for a workspace, or beside that for all, or lets it go on.
@@ -116,7 +117,7 @@ impl Admin {
     /// # Errors
     /// [`Error::Invalid`] for an unknown workspace, and the store's.
     pub async fn set_sending(&self, name: Option<&str>, paused: bool) -> Result<(), Error> {
-        if self.store.set_sending(name, paused).await? {
+        if self.store.dispatch.set_sending(name, paused).await? {
             return Ok(());
         }
         let message = format!(
@@ -131,6 +132,6 @@ impl Admin {
     /// # Errors
     /// The store's.
     pub async fn workspaces(&self) -> Result<Vec<Workspace>, Error> {
-        self.store.workspaces().await
+        self.store.admin.workspaces().await
     }
 }

@@ -214,6 +214,7 @@ impl Budget {
         let replicas = self.counter.replicas.load(Ordering::Relaxed);
         let ask = Ask { needed, wanted };
         let taken = store
+            .admin
             .take_quota(
                 self.workspace,
                 counted.name(),
@@ -248,6 +249,7 @@ impl Budget {
         };
         let name = format!("{}:{digest}", Counted::SameAudience.name());
         let taken = store
+            .admin
             .take_quota(self.workspace, &name, began_ms, quota, ask, 1)
             .await
             .map_err(Over::Store)?;

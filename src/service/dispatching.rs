@@ -53,7 +53,7 @@ impl Service {
     /// # Errors
     /// The store's.
     pub async fn next_due(&self) -> Result<Next, Error> {
-        self.store.next_due(self.clock.now()).await
+        self.store.dispatch.next_due(self.clock.now()).await
     }
 
     /// Fires up to `limit` waves that are due.
@@ -62,6 +62,7 @@ impl Service {
     /// The store's.
     pub async fn claim(&self, limit: usize) -> Result<Taken, Error> {
         self.store
+            .dispatch
             .claim(
                 limit,
                 self.clock.now(),
@@ -76,7 +77,7 @@ impl Service {
     /// # Errors
     /// The store's.
     pub async fn set_first_aside(&self) -> Result<(), Error> {
-        self.store.set_first_aside(self.clock.now()).await
+        self.store.dispatch.set_first_aside(self.clock.now()).await
     }
 
     /// Takes up to `limit` dispatches that are due for another attempt.
@@ -85,6 +86,7 @@ impl Service {
     /// The store's.
     pub async fn retry(&self, limit: usize) -> Result<Taken, Error> {
         self.store
+            .dispatch
             .retry(limit, self.clock.now(), &self.delivery)
             .await
     }
@@ -95,6 +97,7 @@ impl Service {
     /// The store's. To write them again changes nothing.
     pub async fn settle(&self, finished: &[Finished]) -> Result<(), Error> {
         self.store
+            .dispatch
             .settle(finished, self.clock.now(), &self.delivery)
             .await
     }
@@ -111,6 +114,7 @@ impl Service {
         limit: u64,
     ) -> Result<Vec<(ScheduleId, Dispatch)>, Error> {
         self.store
+            .read
             .dispatches(caller.workspace, filter, after, limit)
             .await
     }
@@ -127,6 +131,7 @@ impl Service {
     ) -> Result<Dispatch, Error> {
         let revived = self
             .store
+            .dispatch
             .retry_dead_letter(
                 (caller.workspace, id),
                 dispatch,
@@ -143,7 +148,7 @@ impl Service {
     /// # Errors
     /// The store's.
     pub async fn release_parked(&self) -> Result<(), Error> {
-        while self.store.unpark(AT_ONCE).await? > 0 {}
+        while self.store.dispatch.unpark(AT_ONCE).await? > 0 {}
         Ok(())
     }
 
@@ -153,14 +158,14 @@ impl Service {
     /// The store's.
     pub async fn keep_zone_rules(&self) -> Result<(), Error> {
         let now = self.clock.now();
-        let in_force = self.store.announce_zone_rules(now).await?;
+        let in_force = self.store.dispatch.announce_zone_rules(now).await?;
         self.rules_in_force.store(in_force, Ordering::Relaxed);
         if in_force > zone::data_number() {
             return Ok(());
         }
         let mut recomputed = 0;
         loop {
-            match self.store.recompute(now, AT_ONCE).await? {
+            match self.store.dispatch.recompute(now, AT_ONCE).await? {
                 0 => break,
                 more => recomputed += more,
             }
@@ -180,7 +185,7 @@ impl Service {
     /// # Errors
     /// The store's.
     pub async fn backlog(&self) -> Result<Backlog, Error> {
-        self.store.backlog(self.clock.now()).await
+        self.store.admin.backlog(self.clock.now()).await
     }
 
     /// How dispatches stand, and which brakes are on.
@@ -188,7 +193,7 @@ impl Service {
     /// # Errors
     /// The store's.
     pub async fn standing(&self) -> Result<Standing, Error> {
-        self.store.standing().await
+        self.store.admin.standing().await
     }
 
     /// How long a delivery may take: well within its lease, so that its answer is written before somebody else tries.

@@ -3,65 +3,51 @@
 mod admin;
 mod commit;
 mod dispatch;
+mod gauges;
 mod read;
 mod schema;
 mod session;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
-use std::time::Duration;
-
 use sea_orm::DatabaseConnection;
 use tokio::sync::mpsc;
 
-pub use admin::gauges::{Fill, Levels};
+pub use admin::AdminStore;
 pub use admin::keys::WorkspaceChange;
-pub use commit::batch::Answered;
-pub use commit::job::{Caller, RequestKey, Work};
+pub use commit::job::{Caller, Work};
+pub use commit::queue::CommitQueue;
 pub use commit::writer::Writer;
+pub use dispatch::DispatchStore;
 pub use dispatch::claim::Taken;
-pub use dispatch::dead_letters::DispatchFilter;
 pub use dispatch::next_due::Next;
 pub use dispatch::payload::Leased;
 pub use dispatch::settle::Finished;
-pub use read::{Details, Filter};
+pub use gauges::{Fill, Levels};
+pub use read::{Details, DispatchFilter, Filter, Reads};
+pub use schema::answered::{Answered, REQUEST_KEPT, RequestKey};
+pub use schema::tenant::Key;
 pub use session::connect::{Durability, Options};
 pub use session::error::RETRY_AFTER;
 
 use crate::clock::SharedClock;
-use crate::domain::{Outcome, Policy, ScheduleId, WorkspaceId};
+use crate::domain::Policy;
 use crate::error::Error;
-use crate::telemetry::metrics::Writes;
-use commit::job::Job;
-use dispatch::cursor::Heads;
 use schema::migration;
-use session::lane::Lane;
 use session::pool::Link;
 use session::{connect, error};
 
-/// How long the first answer to a request id is kept.
-pub const REQUEST_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
-/// How many revisions of a schedule are kept and shown: its newest.
-pub const REVISIONS_KEPT: i64 = 100;
-/// When to try again while a writer's queue is full.
-const BUSY_RETRY_AFTER: Duration = Duration::from_millis(200);
-
-/// The database, and the writers that carry changes to it.
+/// The database, in four parts by who asks.
 #[derive(Clone)]
 pub struct Store {
-    reads: DatabaseConnection,
-    /// For what fires and finishes; on SQLite the one connection that writes.
+    /// Reads for callers.
+    pub read: Reads,
+    /// Changes of callers, which the writers commit.
+    pub commit: CommitQueue,
+    /// What the dispatcher asks.
+    pub dispatch: DispatchStore,
+    /// What operators and the process itself ask.
+    pub admin: AdminStore,
+    pool: DatabaseConnection,
     link: Link,
-    /// Of them, one for what fires.
-    firing: Lane,
-    /// Of them, one for what finishes.
-    finishing: Lane,
-    /// Where what is due begins.
-    heads: Heads,
-    writers: Arc<[mpsc::Sender<Job>]>,
-    clock: SharedClock,
-    revisions_kept: i64,
-    writes: Writes,
 }
 
 impl Store {
@@ -102,72 +88,24 @@ impl Store {
         let link =
             connect::dispatching(options, writers.first().map_or(&reads, |writer| &writer.db))
                 .await?;
-        let (firing, finishing) = (Lane::new(link.clone()), Lane::new(link.clone()));
-        let (revisions_kept, writes) = (options.revisions_kept, options.writes.clone());
-        let heads = Heads::default();
-        Ok((
-            Self {
-                reads,
-                link,
-                firing,
-                finishing,
-                heads,
-                writers: senders.into(),
-                clock,
-                revisions_kept,
-                writes,
+        let metrics = options.writes.clone();
+        let store = Self {
+            read: Reads {
+                db: reads.clone(),
+                clock: clock.clone(),
+                revisions_kept: options.revisions_kept,
             },
-            writers,
-        ))
-    }
-
-    /// Hands a change to its writer and waits for its commit.
-    ///
-    /// # Errors
-    /// The domain's refusals, and those of a full queue, an expired deadline, or a database that is away.
-    pub async fn commit(
-        &self,
-        caller: Caller,
-        work: Work,
-        request: Option<RequestKey>,
-    ) -> Result<Outcome, Error> {
-        self.enqueue(caller, work, request)?.await
-    }
-
-    /// Hands a change to its writer now; the answer comes with the future. Changes of one schedule are applied in the order in
-    /// which they were handed over.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] when the writer's queue is full.
-    pub fn enqueue(
-        &self,
-        caller: Caller,
-        work: Work,
-        request: Option<RequestKey>,
-    ) -> Result<impl Future<Output = Result<Outcome, Error>> + Send + use<>, Error> {
-        let writer = self.writer_of(work.schedule_id())?;
-        let (job, answer) = Job::new(caller, work, request);
-        writer.try_send(job).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => {
-                self.writes.queue_was_full();
-                Error::Busy {
-                    retry_after: BUSY_RETRY_AFTER,
-                }
-            }
-            mpsc::error::TrySendError::Closed(_) => Error::Draining,
-        })?;
-        // The sender goes unanswered only when the round that held it was given up.
-        Ok(async move { answer.await.unwrap_or(Err(Error::OutcomeUnknown)) })
-    }
-
-    /// A schedule has one writer in this process, so that the process never conflicts with itself.
-    fn writer_of(&self, id: ScheduleId) -> Result<&mpsc::Sender<Job>, Error> {
-        let mut hash = DefaultHasher::new();
-        id.hash(&mut hash);
-        let index = usize::try_from(hash.finish() % self.writers.len().max(1) as u64).unwrap_or(0);
-        self.writers
-            .get(index)
-            .ok_or_else(|| Error::internal("the store has no writer"))
+            commit: CommitQueue::new(senders, metrics.clone()),
+            dispatch: DispatchStore::new(link.clone(), metrics),
+            admin: AdminStore {
+                reads: reads.clone(),
+                link: link.clone(),
+                clock,
+            },
+            pool: reads,
+            link,
+        };
+        Ok((store, writers))
     }
 
     /// Applies pending migrations and answers their names.
@@ -175,7 +113,7 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn migrate(&self) -> Result<Vec<String>, Error> {
-        migration::migrate(&self.reads)
+        migration::migrate(&self.pool)
             .await
             .map_err(|fault| error::public(&fault))
     }
@@ -185,7 +123,7 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn pending_migrations(&self) -> Result<Vec<String>, Error> {
-        migration::pending(&self.reads)
+        migration::pending(&self.pool)
             .await
             .map_err(|fault| error::public(&fault))
     }
@@ -195,11 +133,13 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn durability(&self) -> Result<Durability, Error> {
-        connect::durability(&self.reads)
+        connect::durability(&self.pool)
             .await
             .map_err(|fault| error::public(&fault))
     }
-}
 
-/// A workspace and the id of a schedule in it: the only way to name a row.
-pub type Key = (WorkspaceId, ScheduleId);
+    /// How full its queues and pools are.
+    pub fn levels(&self) -> Levels {
+        Levels::new(self.commit.writers(), self.pool.clone(), self.link.clone())
+    }
+}

@@ -2,23 +2,29 @@
 
 use std::collections::HashMap;
 
+use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{
-    ColumnTrait, DbErr, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
+    ColumnTrait, DatabaseConnection, DbErr, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder,
+    QuerySelect,
 };
+use uuid::Uuid;
 
+use crate::clock::SharedClock;
 use crate::domain::{
-    CanvasId, CanvasSchedule, Dispatch, Properties, PropertiesId, RequestId, Revision, ScheduleId,
-    State, Target, WorkspaceId, Zone,
+    CanvasId, CanvasSchedule, Dispatch, DispatchState, Properties, PropertiesId, RequestId,
+    Revision, ScheduleId, State, Target, WorkspaceId, Zone,
 };
 use crate::error::Error;
-use crate::store::Key;
-use crate::store::REQUEST_KEPT;
-use crate::store::Store;
-use crate::store::commit::batch::Answered;
-use crate::store::commit::history;
 use crate::store::dispatch::rows;
+use crate::store::schema::answered::Answered;
+use crate::store::schema::answered::REQUEST_KEPT;
 use crate::store::schema::codec;
-use crate::store::schema::tables::{canvas_schedule, properties, request, target, workspace};
+use crate::store::schema::history;
+use crate::store::schema::load::{self, Lock};
+use crate::store::schema::tables::{
+    canvas_schedule, dispatch, properties, request, target, workspace,
+};
+use crate::store::schema::tenant::Key;
 use crate::store::schema::tenant::Tenant;
 use crate::store::session::error::public;
 
@@ -44,7 +50,25 @@ pub struct Filter {
     pub state: Option<State>,
 }
 
-impl Store {
+/// Which dispatches a list is about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DispatchFilter {
+    /// Only those of this schedule.
+    pub schedule_id: Option<ScheduleId>,
+    /// Only those in this state.
+    pub state: Option<DispatchState>,
+}
+
+/// Reads for callers.
+#[derive(Clone)]
+pub struct Reads {
+    pub(super) db: DatabaseConnection,
+    pub(super) clock: SharedClock,
+    /// The newest revisions of a schedule that are shown.
+    pub(super) revisions_kept: i64,
+}
+
+impl Reads {
     /// One schedule.
     ///
     /// # Errors
@@ -73,12 +97,12 @@ impl Store {
     ) -> Result<Option<(CanvasSchedule, Vec<Dispatch>)>, DbErr> {
         let Some(row) = canvas_schedule::Entity::within(workspace)
             .filter(canvas_schedule::Column::Id.eq(id.0))
-            .one(&self.reads)
+            .one(&self.db)
             .await?
         else {
             return Ok(None);
         };
-        let mut dispatches = rows::of_rows(&self.reads, std::iter::once(&row)).await?;
+        let mut dispatches = rows::of_rows(&self.db, std::iter::once(&row)).await?;
         let of_row = dispatches.remove(&row.id).unwrap_or_default();
         rows::schedule(row, of_row).map(Some)
     }
@@ -93,7 +117,7 @@ impl Store {
         let read = async {
             let target = target::Entity::within(workspace)
                 .filter(target::Column::ScheduleId.eq(id.0))
-                .one(&self.reads)
+                .one(&self.db)
                 .await?;
             let target = target.ok_or_else(|| codec::broken("the target is missing"))?;
             let target = serde_json::from_str(&target.body).map_err(codec::broken)?;
@@ -135,7 +159,7 @@ impl Store {
         }
         let rows = properties::Entity::within(workspace)
             .filter(properties::Column::Id.is_in(ids.iter().map(|id| id.0)))
-            .all(&self.reads)
+            .all(&self.db)
             .await?;
         let body = |row: properties::Model| {
             Ok((
@@ -163,7 +187,7 @@ impl Store {
             .clone()
             .order_by_asc(canvas_schedule::Column::Id)
             .limit(2)
-            .all(&self.reads)
+            .all(&self.db)
             .await
             .map_err(|fault| public(&fault))?;
         match first.as_slice() {
@@ -172,10 +196,7 @@ impl Store {
             }),
             [one] => Ok(ScheduleId(one.id)),
             _ => {
-                let open = open
-                    .count(&self.reads)
-                    .await
-                    .map_err(|fault| public(&fault))?;
+                let open = open.count(&self.db).await.map_err(|fault| public(&fault))?;
                 Err(Error::ScheduleIdNeeded {
                     canvas_id: canvas_id.as_str().to_owned(),
                     open,
@@ -209,9 +230,9 @@ impl Store {
             let rows = query
                 .order_by_asc(canvas_schedule::Column::Id)
                 .limit(limit)
-                .all(&self.reads)
+                .all(&self.db)
                 .await?;
-            let mut dispatches = rows::of_rows(&self.reads, rows.iter()).await?;
+            let mut dispatches = rows::of_rows(&self.db, rows.iter()).await?;
             let schedule = |row: canvas_schedule::Model| {
                 let of_row = dispatches.remove(&row.id).unwrap_or_default();
                 Ok(rows::schedule(row, of_row)?.0)
@@ -235,7 +256,7 @@ impl Store {
         let (workspace, id) = key;
         let (before, oldest) = (before.unwrap_or(i64::MAX), newest - self.revisions_kept);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = history::newest(&self.reads, (workspace.0, id.0), before, oldest, limit).await;
+        let rows = history::newest(&self.db, (workspace.0, id.0), before, oldest, limit).await;
         let revisions = rows.and_then(|rows| rows.into_iter().map(codec::revision).collect());
         revisions.map_err(|fault: DbErr| public(&fault))
     }
@@ -252,7 +273,7 @@ impl Store {
         let read = async {
             let named = request::Entity::within(workspace)
                 .filter(request::Column::RequestId.eq(id.as_str()));
-            let Some(row) = named.one(&self.reads).await? else {
+            let Some(row) = named.one(&self.db).await? else {
                 return Ok(None);
             };
             let age = self.clock.now().timestamp_millis() - row.created_ms;
@@ -274,37 +295,79 @@ impl Store {
     /// What the database says, for the log.
     pub async fn default_zone(&self, id: WorkspaceId) -> Result<Zone, Error> {
         let read = async {
-            let row = workspace::Entity::find_by_id(id.0).one(&self.reads).await?;
+            let row = workspace::Entity::find_by_id(id.0).one(&self.db).await?;
             let row = row.ok_or_else(|| codec::broken("the workspace does not exist"))?;
             Zone::parse(&row.default_time_zone).map_err(codec::broken)
         };
         read.await.map_err(|fault: DbErr| public(&fault))
     }
 
-    /// Removes up to `most` first answers that are older than a day, and answers how many.
+    /// Up to `limit` dispatches after `after`, in the order of schedule and number.
     ///
     /// # Errors
     /// What the database says, for the log.
-    pub async fn remove_old_answers(&self, most: u64) -> Result<usize, Error> {
-        let oldest = self.clock.now().timestamp_millis()
-            - i64::try_from(REQUEST_KEPT.as_millis()).unwrap_or(i64::MAX);
-        let remove = async {
-            let too_old = request::Column::CreatedMs.lte(oldest);
-            let rows = request::Entity::across_workspaces()
-                .filter(too_old.clone())
-                .order_by_asc(request::Column::CreatedMs)
-                .limit(most);
-            let rows = rows.all(&self.reads).await?;
-            for row in &rows {
-                // Its age again: the id may have been used anew since it was read.
-                request::Entity::delete_within(WorkspaceId(row.workspace_id))
-                    .filter(request::Column::RequestId.eq(row.request_id.as_str()))
-                    .filter(too_old.clone())
-                    .exec(&self.reads)
-                    .await?;
+    pub async fn dispatches(
+        &self,
+        workspace: WorkspaceId,
+        filter: DispatchFilter,
+        after: Option<(ScheduleId, u32)>,
+        limit: u64,
+    ) -> Result<Vec<(ScheduleId, Dispatch)>, Error> {
+        let read = async {
+            let mut query = dispatch::Entity::within(workspace);
+            if let Some(schedule) = filter.schedule_id {
+                query = query.filter(dispatch::Column::ScheduleId.eq(schedule.0));
             }
-            Ok(rows.len())
+            if let Some(state) = filter.state {
+                // In its text, as the partial indexes have it.
+                query = query.filter(Expr::cust(format!(
+                    "state = {}",
+                    codec::dispatch_state_code(state)
+                )));
+            }
+            if filter.state == Some(DispatchState::InHand) {
+                query = query.filter(dispatch::Column::RetryMs.is_not_null());
+            }
+            if let Some((schedule, n)) = after {
+                let key = Expr::tuple([
+                    Expr::col(dispatch::Column::ScheduleId),
+                    Expr::col(dispatch::Column::N),
+                ]);
+                query = query.filter(key.gt(Expr::tuple([
+                    Expr::value(schedule.0),
+                    Expr::value(codec::signed(n)?),
+                ])));
+            }
+            let query = query
+                .order_by_asc(dispatch::Column::ScheduleId)
+                .order_by_asc(dispatch::Column::N);
+            self.with_schedules(query.limit(limit).all(&self.db).await?)
+                .await
         };
-        remove.await.map_err(|fault: DbErr| public(&fault))
+        read.await.map_err(|fault: DbErr| public(&fault))
+    }
+
+    /// Dispatches as firings, which may be of every zone that their schedules are about.
+    async fn with_schedules(
+        &self,
+        rows: Vec<dispatch::Model>,
+    ) -> Result<Vec<(ScheduleId, Dispatch)>, DbErr> {
+        let mut keys: Vec<(i32, Uuid)> = rows
+            .iter()
+            .map(|row| (row.workspace_id, row.schedule_id))
+            .collect();
+        keys.dedup();
+        let mut schedules: HashMap<Uuid, CanvasSchedule> = HashMap::new();
+        if !keys.is_empty() {
+            for row in load::read_rows(&self.db, &keys, Lock::None).await? {
+                schedules.insert(row.id, codec::schedule(row)?);
+            }
+        }
+        // One whose schedule was removed meanwhile is gone, too.
+        let of = |row: dispatch::Model| {
+            let schedule = schedules.get(&row.schedule_id)?;
+            Some(codec::firing(row, schedule).map(|firing| (schedule.id, firing)))
+        };
+        rows.into_iter().filter_map(of).collect()
     }
 }

@@ -18,7 +18,12 @@ const DUE: &str = "2026-03-20T08:00:00Z";
 
 async fn backlog(test: &TestStore) -> (i64, u64) {
     use canvas_scheduler::clock::Clock;
-    let Backlog { due, oldest } = test.store.backlog(test.clock.now()).await.expect("counted");
+    let Backlog { due, oldest } = test
+        .store
+        .admin
+        .backlog(test.clock.now())
+        .await
+        .expect("counted");
     (due, oldest.as_secs())
 }
 
@@ -41,7 +46,7 @@ async fn what_is_due_is_counted_until_it_is_fired(database: &Database) {
 
 async fn dispatches_that_are_not_as_they_should_be_are_counted(database: &Database) {
     let test = TestStore::open(database).await;
-    let standing = async || test.store.standing().await.expect("counted");
+    let standing = async || test.store.admin.standing().await.expect("counted");
     assert_eq!(standing().await, Standing::default());
     for _ in 0..6 {
         test.create(DUE, false).await;
@@ -66,10 +71,15 @@ async fn dispatches_that_are_not_as_they_should_be_are_counted(database: &Databa
         }
     );
     test.store
+        .dispatch
         .set_sending(Some("default"), true)
         .await
         .expect("set");
-    test.store.set_sending(None, true).await.expect("set");
+    test.store
+        .dispatch
+        .set_sending(None, true)
+        .await
+        .expect("set");
     assert_eq!(
         standing().await,
         Standing {

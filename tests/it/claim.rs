@@ -105,6 +105,7 @@ async fn states(
 ) -> Vec<(u32, u32, DispatchState)> {
     let (_, firings) = test
         .store
+        .read
         .schedule_and_firings((WorkspaceId::DEFAULT, id))
         .await
         .expect("it is there");
@@ -123,6 +124,7 @@ async fn what_was_not_taken_is_open_again_and_fired_anew(database: &Database) {
     assert_eq!(states(&test, id).await, []);
     let (schedule, _) = test
         .store
+        .read
         .schedule_and_firings((WorkspaceId::DEFAULT, id))
         .await
         .expect("it is there");
@@ -269,6 +271,7 @@ async fn a_change_decided_beside_a_firing_covers_what_is_left(database: &Databas
     assert_eq!(all, ZoneSet::all().len(), "none forgotten");
     let (schedule, firings) = test
         .store
+        .read
         .schedule_and_firings((WorkspaceId::DEFAULT, id))
         .await
         .expect("it is there");
@@ -380,6 +383,7 @@ async fn takers_at_once_share_what_is_due(database: &Database) {
             let mut taken = Vec::new();
             loop {
                 let fired = store
+                    .dispatch
                     .claim(5, now, &DeliveryPolicy::default(), zone::data_number())
                     .await
                     .expect("fired");
@@ -401,6 +405,7 @@ async fn takers_at_once_share_what_is_due(database: &Database) {
     // One that found everything held by the others may have left early: what is left is fired now.
     let left = tests[0]
         .store
+        .dispatch
         .claim(100, now, &DeliveryPolicy::default(), zone::data_number())
         .await
         .expect("fired")
@@ -437,6 +442,7 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
                 // Who waits for a lock for a second is told so, and comes again, as the dispatcher does.
                 let fired = loop {
                     match store
+                        .dispatch
                         .claim(3, now, &DeliveryPolicy::default(), zone::data_number())
                         .await
                     {
@@ -453,7 +459,11 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
                     .iter()
                     .map(|one| Finished::of(one, answer.clone()))
                     .collect();
-                while let Err(error) = store.settle(&done, now, &DeliveryPolicy::default()).await {
+                while let Err(error) = store
+                    .dispatch
+                    .settle(&done, now, &DeliveryPolicy::default())
+                    .await
+                {
                     assert!(
                         matches!(error, Error::StoreUnavailable { .. }),
                         "finished: {error:?}"
@@ -621,6 +631,7 @@ async fn counted(database: &Database) {
         test.settle(&test.retry(n).await, &Answer::Delivered).await;
         assert_eq!(
             test.store
+                .dispatch
                 .next_due(test.clock.now())
                 .await
                 .expect("a look")

@@ -22,6 +22,7 @@ const DUE: &str = "2026-03-20T08:00:00Z";
 async fn set(test: &TestStore, workspace: Option<&str>, paused: bool) {
     assert!(
         test.store
+            .dispatch
             .set_sending(workspace, paused)
             .await
             .expect("set")
@@ -35,6 +36,7 @@ async fn a_paused_workspace_sends_nothing_and_then_everything_with_its_lateness(
     assert!(
         !test
             .store
+            .dispatch
             .set_sending(Some("nobody"), true)
             .await
             .expect("answered"),
@@ -60,12 +62,12 @@ async fn a_paused_workspace_sends_nothing_and_then_everything_with_its_lateness(
     test.at("2026-03-20T08:10:00Z");
     assert!(test.claim(5).await.is_empty());
     assert_eq!(
-        test.store.unpark(100).await.expect("nothing"),
+        test.store.dispatch.unpark(100).await.expect("nothing"),
         0,
         "not while it is paused"
     );
     set(&test, Some("default"), false).await;
-    while test.store.unpark(2).await.expect("unparked") > 0 {}
+    while test.store.dispatch.unpark(2).await.expect("unparked") > 0 {}
     let mut fired = test.claim(3).await;
     fired.extend(test.claim(50).await);
     let mut lateness: Vec<_> = fired
@@ -181,13 +183,14 @@ async fn finished_schedules_are_removed_after_their_time_and_others_are_not(data
         .partition(|one| one.dispatch.schedule_id == unknown_outcome);
     test.settle(&delivered, &Answer::Delivered).await;
     test.settle(&lost, &unknown()).await;
-    let there = async |id| match test.store.schedule((WorkspaceId::DEFAULT, id)).await {
+    let there = async |id| match test.store.read.schedule((WorkspaceId::DEFAULT, id)).await {
         Ok(_) => true,
         Err(Error::NotFound { .. }) => false,
         Err(other) => panic!("{other}"),
     };
     let sent_at = instant(DUE);
     test.store
+        .admin
         .remove_finished(sent_at - TimeDelta::milliseconds(1), 10)
         .await
         .expect("removed");
@@ -201,6 +204,7 @@ async fn finished_schedules_are_removed_after_their_time_and_others_are_not(data
         [true, false, true, true]
     );
     test.store
+        .admin
         .remove_finished(sent_at, 10)
         .await
         .expect("removed");
@@ -217,11 +221,13 @@ async fn finished_schedules_are_removed_after_their_time_and_others_are_not(data
     let again = test.retry(5).await;
     test.settle(&again, &Answer::Delivered).await;
     test.store
+        .admin
         .remove_finished(instant("2026-03-21T07:59:59Z"), 10)
         .await
         .expect("removed");
     assert!(there(unknown_outcome).await);
     test.store
+        .admin
         .remove_finished(instant("2026-03-21T08:00:00Z"), 10)
         .await
         .expect("removed");
@@ -247,6 +253,7 @@ async fn what_is_removed_leaves_nothing_behind(database: &Database) {
     }
     assert_eq!(
         test.store
+            .admin
             .remove_finished(instant("2026-03-04T12:00:00Z"), 10)
             .await
             .expect("removed"),

@@ -35,6 +35,7 @@ async fn computed_by(database: &Database, id: ScheduleId, number: i32) {
 
 async fn first_wave(test: &TestStore, id: ScheduleId) -> chrono::DateTime<chrono::Utc> {
     test.store
+        .read
         .schedule((WorkspaceId::DEFAULT, id))
         .await
         .expect("it is there")
@@ -61,12 +62,21 @@ async fn what_older_rules_computed_is_computed_anew_in_small_batches(database: &
     }
     let now = test.clock.now();
     assert_eq!(
-        test.store.announce_zone_rules(now).await.expect("answered"),
+        test.store
+            .dispatch
+            .announce_zone_rules(now)
+            .await
+            .expect("answered"),
         zone::data_number()
     );
     let mut batches = vec![];
     loop {
-        let batch = test.store.recompute(now, 2).await.expect("recomputed");
+        let batch = test
+            .store
+            .dispatch
+            .recompute(now, 2)
+            .await
+            .expect("recomputed");
         batches.push(batch);
         if batch == 0 {
             break;
@@ -98,11 +108,17 @@ async fn older_rules_leave_alone_what_newer_ones_computed_until_those_are_gone(
         now.timestamp_millis()
     );
     database.sql(&seen, &seen).await;
-    let in_force = test.store.announce_zone_rules(now).await.expect("answered");
+    let in_force = test
+        .store
+        .dispatch
+        .announce_zone_rules(now)
+        .await
+        .expect("answered");
     assert_eq!(in_force, newer);
     test.move_to(wave + TimeDelta::hours(2));
     let fired = test
         .store
+        .dispatch
         .claim(10, test.clock.now(), &DeliveryPolicy::default(), in_force)
         .await
         .expect("looked");
@@ -118,12 +134,14 @@ async fn older_rules_leave_alone_what_newer_ones_computed_until_those_are_gone(
     // The newer release was rolled back: a minute after its last word ours are in force again.
     let in_force = test
         .store
+        .dispatch
         .announce_zone_rules(test.clock.now())
         .await
         .expect("answered");
     assert_eq!(in_force, zone::data_number());
     assert_eq!(
         test.store
+            .dispatch
             .recompute(test.clock.now(), 10)
             .await
             .expect("recomputed"),

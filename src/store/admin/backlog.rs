@@ -8,7 +8,7 @@ use sea_orm::{ConnectionTrait, Statement};
 
 use crate::domain::DispatchState;
 use crate::error::Error;
-use crate::store::Store;
+use crate::store::admin::AdminStore;
 use crate::store::schema::codec;
 use crate::telemetry::metrics::{Backlog, Standing};
 
@@ -31,7 +31,7 @@ static STANDING: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-impl Store {
+impl AdminStore {
     /// What is due at `now` and was not fired.
     ///
     /// # Errors

@@ -15,10 +15,10 @@ use crate::domain::{
     ApiKey, Counted, KeyId, Limits, Permissions, Quota, Window, Workspace, WorkspaceId, Zone,
 };
 use crate::error::{Error, Violation};
-use crate::store::Store;
-use crate::store::commit::writer::begin;
+use crate::store::admin::AdminStore;
 use crate::store::schema::codec::{self, instant};
 use crate::store::schema::tables::{api_key, workspace, workspace_limit};
+use crate::store::session::connect::begin;
 use crate::store::session::error::{public, unique_violation};
 
 /// Keys that a process holds in memory: those that work, and those that stopped within [`STOPPED_KEPT`]. No more can be made.
@@ -37,7 +37,7 @@ pub struct WorkspaceChange {
     pub quotas: Vec<(Counted, Quota)>,
 }
 
-impl Store {
+impl AdminStore {
     /// Makes a workspace.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::domain::{Ask, Quota, WorkspaceId};
 use crate::error::Error;
-use crate::store::Store;
+use crate::store::admin::AdminStore;
 use crate::store::schema::tables::{rate_window, replica};
 use crate::store::schema::tenant::Tenant;
 use crate::store::session::error::RETRY_AFTER;
@@ -26,7 +26,7 @@ pub struct Taken {
     pub in_all: u64,
 }
 
-impl Store {
+impl AdminStore {
     /// Takes what is asked for, or some of it, of a window of a quota for this process, one of `replicas`; 0 when less is left than
     /// a call needs.
     ///

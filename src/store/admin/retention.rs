@@ -3,16 +3,23 @@
 use std::sync::LazyLock;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{ConnectionTrait, DbErr, Statement};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DbErr, QueryFilter, QueryOrder, QuerySelect, Statement,
+};
 use uuid::Uuid;
 
+use crate::domain::WorkspaceId;
 use crate::error::Error;
-use crate::store::Store;
-use crate::store::commit::history;
-use crate::store::commit::statements::{self, Lock};
-use crate::store::commit::writer::begin;
+use crate::store::admin::AdminStore;
 use crate::store::dispatch::rows::{self, ScheduleKey};
+use crate::store::schema::answered::REQUEST_KEPT;
 use crate::store::schema::columns::{Texts, row, table};
+use crate::store::schema::history;
+use crate::store::schema::load::{self, Lock};
+use crate::store::schema::tables::request;
+use crate::store::schema::tenant::Tenant;
+use crate::store::session::connect::begin;
+use crate::store::session::error::public;
 
 /// Those that have had no wave to come for long enough, as the dispatcher saw them; the domain decides each.
 const CANDIDATES: &str = "SELECT workspace_id, id FROM canvas_schedule WHERE finished_ms <= $1 ORDER BY finished_ms LIMIT $2";
@@ -72,7 +79,34 @@ static REMOVE: LazyLock<[Texts; 4]> = LazyLock::new(|| {
     ]
 });
 
-impl Store {
+impl AdminStore {
+    /// Removes up to `most` first answers that are older than a day, and answers how many.
+    ///
+    /// # Errors
+    /// What the database says, for the log.
+    pub async fn remove_old_answers(&self, most: u64) -> Result<usize, Error> {
+        let oldest = self.clock.now().timestamp_millis()
+            - i64::try_from(REQUEST_KEPT.as_millis()).unwrap_or(i64::MAX);
+        let remove = async {
+            let too_old = request::Column::CreatedMs.lte(oldest);
+            let rows = request::Entity::across_workspaces()
+                .filter(too_old.clone())
+                .order_by_asc(request::Column::CreatedMs)
+                .limit(most);
+            let rows = rows.all(&self.reads).await?;
+            for row in &rows {
+                // Its age again: the id may have been used anew since it was read.
+                request::Entity::delete_within(WorkspaceId(row.workspace_id))
+                    .filter(request::Column::RequestId.eq(row.request_id.as_str()))
+                    .filter(too_old.clone())
+                    .exec(&self.reads)
+                    .await?;
+            }
+            Ok(rows.len())
+        };
+        remove.await.map_err(|fault: DbErr| public(&fault))
+    }
+
     /// Removes up to `most` schedules that have been finished since before `before`, and answers how many it looked at.
     ///
     /// # Errors
@@ -113,7 +147,7 @@ impl Store {
             return Ok(0);
         }
         // Locked, so that none is changed while it is removed; those in other hands are left to the next pass.
-        let rows = statements::read_rows(&db, &keys, Lock::Skip).await?;
+        let rows = load::read_rows(&db, &keys, Lock::Skip).await?;
         let mut dispatches = rows::of_rows(&db, rows.iter()).await?;
         let (mut removed, mut kept) = (vec![], vec![]);
         for row in rows {

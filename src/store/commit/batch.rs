@@ -8,42 +8,19 @@ use uuid::Uuid;
 
 use crate::domain::{CanvasSchedule, Outcome, Policy, RequestId, WorkspaceId, Zone, zone};
 use crate::error::Error;
-use crate::store::commit::history::RowKey;
 use crate::store::commit::insert::NewRows;
-use crate::store::commit::job::{Job, RequestKey, Unsettled, Work};
+use crate::store::commit::job::{Job, Unsettled, Work};
 use crate::store::commit::statements::{RequestWrite, Writes};
 use crate::store::dispatch::rows::{self, ScheduleKey};
+use crate::store::schema::answered::Answered;
 use crate::store::schema::codec;
+use crate::store::schema::history::RowKey;
 use crate::store::schema::tables::{
     canvas_schedule, dispatch, properties, request, revision, target, wake,
 };
 
 /// Old revisions are removed once for so many new ones.
 const TRIM_EVERY: i64 = 50;
-
-/// A first answer as it was stored.
-#[derive(Debug, Clone)]
-pub struct Answered {
-    /// Of the request that it answered.
-    pub digest: String,
-    /// The answer.
-    pub outcome: Outcome,
-}
-
-impl Answered {
-    /// The first answer again, if `request` is the same request.
-    ///
-    /// # Errors
-    /// [`Error::RequestIdReused`].
-    pub fn replay(&self, request: &RequestKey) -> Result<Outcome, Error> {
-        if self.digest == request.digest {
-            return Ok(self.outcome.clone());
-        }
-        Err(Error::RequestIdReused {
-            request_id: request.id.as_str().to_owned(),
-        })
-    }
-}
 
 /// What the database holds about the jobs of a batch.
 #[derive(Default)]

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
-use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::domain::{Command, Create, Outcome, RequestId, ScheduleId, WorkspaceId};
+use crate::domain::{Command, Create, Outcome, ScheduleId, WorkspaceId};
 use crate::error::Error;
+use crate::store::schema::answered::RequestKey;
 use crate::store::session::error::RETRY_AFTER;
 use crate::telemetry::traces::Span;
 
@@ -28,32 +27,6 @@ pub struct Caller {
     pub deadline: Option<Instant>,
     /// Of the call, in its trace.
     pub span: Span,
-}
-
-/// A caller's name for a request, and what the request was.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestKey {
-    /// The name.
-    pub id: RequestId,
-    /// SHA-256 of the request in its canonical form, in hex.
-    pub digest: String,
-}
-
-impl RequestKey {
-    /// Names `request`, whose JSON has its keys in order, so that equal requests have one digest.
-    ///
-    /// # Errors
-    /// Never in practice: requests always make JSON.
-    pub fn of(id: RequestId, request: &impl Serialize) -> Result<Self, Error> {
-        let canonical = serde_json::to_value(request)
-            .map_err(Error::internal)?
-            .to_string();
-        let digest = Sha256::digest(canonical.as_bytes())
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        Ok(Self { id, digest })
-    }
 }
 
 /// What is to be written.

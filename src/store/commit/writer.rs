@@ -8,8 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
     ColumnTrait, ConnectOptions, ConnectionTrait, Database, DatabaseConnection,
-    DatabaseTransaction, DbBackend, DbErr, EntityTrait, QueryFilter, SqliteTransactionMode,
-    TransactionOptions, TransactionTrait,
+    DatabaseTransaction, DbBackend, DbErr, EntityTrait, QueryFilter,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -18,18 +17,20 @@ use uuid::Uuid;
 use crate::clock::SharedClock;
 use crate::domain::{Policy, RequestId, WorkspaceId, Zone};
 use crate::error::Error;
-use crate::store::REQUEST_KEPT;
-use crate::store::commit::batch::{Answered, Batch, Context, Read};
-use crate::store::commit::history;
+use crate::store::commit::batch::{Batch, Context, Read};
 use crate::store::commit::insert;
 use crate::store::commit::job::{Job, Work};
 use crate::store::commit::statements;
-use crate::store::commit::statements::Lock;
 use crate::store::dispatch::rows;
 use crate::store::dispatch::zone_rules;
+use crate::store::schema::answered::Answered;
+use crate::store::schema::answered::REQUEST_KEPT;
 use crate::store::schema::codec;
+use crate::store::schema::history;
+use crate::store::schema::load::{self, Lock};
 use crate::store::schema::tables::{request, workspace};
 use crate::store::schema::tenant::Tenant;
+use crate::store::session::connect::begin;
 use crate::store::session::connection::Held;
 use crate::store::session::error::{
     RETRY_AFTER, away, connection_lost, deadlock, lock_not_had, unique_violation,
@@ -382,16 +383,6 @@ fn commit_id() -> i64 {
     i64::from_ne_bytes(RandomState::new().hash_one(Instant::now()).to_ne_bytes())
 }
 
-/// Begins a transaction that writes.
-pub(crate) async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
-    // On SQLite the write lock is taken at once: one that reads first and writes later may find it taken.
-    let options = TransactionOptions {
-        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-        ..Default::default()
-    };
-    db.begin_with_options(options).await
-}
-
 async fn write<C: ConnectionTrait>(db: &C, batch: &Batch) -> Result<HashSet<Uuid>, DbErr> {
     let new = batch.new_rows()?;
     insert::schedules(db, new).await?;
@@ -433,7 +424,7 @@ async fn read<C: ConnectionTrait>(
         ..Read::default()
     };
     if !keys.is_empty() {
-        let rows = statements::read_rows(db, &keys, lock).await?;
+        let rows = load::read_rows(db, &keys, lock).await?;
         read.dispatches = rows::of_rows(db, rows.iter()).await?;
         read.rows = rows
             .into_iter()
@@ -441,7 +432,7 @@ async fn read<C: ConnectionTrait>(
             .collect();
         if lock == Lock::Skip && read.rows.len() < keys.len() {
             keys.retain(|(workspace, id)| !read.rows.contains_key(&(WorkspaceId(*workspace), *id)));
-            let held = statements::read_rows(db, &keys, Lock::None).await?;
+            let held = load::read_rows(db, &keys, Lock::None).await?;
             read.held = held
                 .iter()
                 .map(|row| (WorkspaceId(row.workspace_id), row.id))

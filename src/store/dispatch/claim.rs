@@ -10,14 +10,14 @@ use uuid::Uuid;
 
 use crate::domain::{CanvasSchedule, DeliveryPolicy, WorkspaceId, zone};
 use crate::error::Error;
-use crate::store::Store;
-use crate::store::commit::statements::{self, Lock};
+use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::cursor::Mark;
 use crate::store::dispatch::payload::{Leased, Payloads, Taking};
 use crate::store::dispatch::rows::{self, ScheduleKey};
 use crate::store::dispatch::transitions::{self, Moves};
 use crate::store::schema::codec;
 use crate::store::schema::columns::Texts;
+use crate::store::schema::load::{self, Lock};
 use crate::store::schema::tables::{canvas_schedule, dispatch, wake};
 
 /// When to look again at a row that this build cannot read.
@@ -63,7 +63,7 @@ struct Found {
     looked: usize,
 }
 
-impl Store {
+impl DispatchStore {
     /// Fires up to `limit` waves that are due at `now`, while the zone data numbered `in_force` is in force.
     ///
     /// # Errors
@@ -77,7 +77,7 @@ impl Store {
         in_force: i32,
     ) -> Result<Taken, Error> {
         let fire = async {
-            let db = self.firing.begin().await?;
+            let db = self.claiming.begin().await?;
             let found = due(&db, self.heads.mark(), now, limit).await?;
             if found.looked == 0 {
                 db.rollback().await?;
@@ -99,7 +99,7 @@ impl Store {
     /// What the database says, for the log.
     pub async fn set_first_aside(&self, now: DateTime<Utc>) -> Result<(), Error> {
         let set_aside = async {
-            let db = self.firing.begin().await?;
+            let db = self.claiming.begin().await?;
             let Found { due, .. } = due(&db, self.heads.mark(), now, 1).await?;
             let entries: Vec<wake::Model> = due.into_values().flat_map(|due| due.entries).collect();
             for entry in &entries {
@@ -182,7 +182,7 @@ async fn fire_all<C: ConnectionTrait>(
     let rows = if keys.is_empty() {
         vec![]
     } else {
-        statements::read_rows(db, &keys, Lock::None).await?
+        load::read_rows(db, &keys, Lock::None).await?
     };
     let mut dispatches = rows::of_rows(db, rows.iter()).await?;
     for row in rows {

@@ -11,3 +11,33 @@ pub(super) mod rows;
 pub(super) mod settle;
 pub(super) mod transitions;
 pub(super) mod zone_rules;
+
+use crate::store::session::lane::Lane;
+use crate::store::session::pool::Link;
+use crate::telemetry::metrics::Writes;
+use cursor::Heads;
+
+/// What the dispatcher asks.
+#[derive(Clone)]
+pub struct DispatchStore {
+    link: Link,
+    /// Of `link`, the connection that claims.
+    claiming: Lane,
+    /// Of `link`, the connection that settles.
+    settling: Lane,
+    /// Where what is due begins.
+    heads: Heads,
+    writes: Writes,
+}
+
+impl DispatchStore {
+    pub(super) fn new(link: Link, writes: Writes) -> Self {
+        Self {
+            claiming: Lane::new(link.clone()),
+            settling: Lane::new(link.clone()),
+            link,
+            heads: Heads::default(),
+            writes,
+        }
+    }
+}

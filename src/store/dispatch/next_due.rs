@@ -7,7 +7,7 @@ use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
 
 use crate::clock::{Clock, Sample, SystemClock};
 use crate::error::Error;
-use crate::store::Store;
+use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::cursor::Mark;
 use crate::store::schema::codec;
 
@@ -27,14 +27,14 @@ pub struct Next {
     pub retry: Option<DateTime<Utc>>,
 }
 
-impl Store {
+impl DispatchStore {
     /// When there is something to do next, as seen at `now`. Locks nothing.
     ///
     /// # Errors
     /// What the database says, for the log.
     pub async fn next_due(&self, now: DateTime<Utc>) -> Result<Next, Error> {
         let read = async {
-            let db = self.firing.connection().await?;
+            let db = self.claiming.connection().await?;
             let Mark {
                 wake: (wake_ms, workspace_id, id),
                 retry_ms,

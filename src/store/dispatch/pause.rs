@@ -4,10 +4,10 @@ use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, Statement};
 
 use crate::error::Error;
-use crate::store::Store;
-use crate::store::commit::writer::begin;
+use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::transitions;
 use crate::store::schema::tables::{wake, workspace};
+use crate::store::session::connect::begin;
 
 /// Those that may send again and have entries that were put aside.
 const RELEASED: &str = "SELECT t.id FROM workspace t WHERE NOT t.sending_paused \
@@ -15,7 +15,7 @@ const RELEASED: &str = "SELECT t.id FROM workspace t WHERE NOT t.sending_paused 
 
 const PARKED: &str = "SELECT wake_ms, workspace_id, id FROM canvas_schedule_parked WHERE workspace_id = $1 ORDER BY wake_ms LIMIT $2";
 
-impl Store {
+impl DispatchStore {
     /// Pauses sending for a workspace or for all, or lets it go on. Says whether there is such a workspace.
     ///
     /// # Errors

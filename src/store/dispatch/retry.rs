@@ -9,14 +9,14 @@ use uuid::Uuid;
 
 use crate::domain::{DeliveryPolicy, DispatchState, Hold, WorkspaceId};
 use crate::error::Error;
-use crate::store::Store;
-use crate::store::commit::statements::{self, Lock};
+use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::claim::{Taken, UNREADABLE_REST};
 use crate::store::dispatch::cursor::Mark;
 use crate::store::dispatch::payload::{Leased, Payloads, Taking};
 use crate::store::dispatch::rows::{self, ScheduleKey};
 use crate::store::schema::codec;
 use crate::store::schema::columns::{Texts, names};
+use crate::store::schema::load::{self, Lock};
 use crate::store::schema::tables::{canvas_schedule, dispatch};
 
 static DUE: LazyLock<Texts> = LazyLock::new(|| {
@@ -42,7 +42,7 @@ struct Due {
     paused: bool,
 }
 
-impl Store {
+impl DispatchStore {
     /// Leases up to `limit` dispatches for another attempt at `now`. One whose schedule was cancelled, or that has no attempt
     /// left, is laid down instead; both are looked up under the lock that leases it.
     ///
@@ -55,7 +55,7 @@ impl Store {
         delivery: &DeliveryPolicy,
     ) -> Result<Taken, Error> {
         let retry = async {
-            let db = self.firing.begin().await?;
+            let db = self.claiming.begin().await?;
             let due = due(&db, self.heads.mark(), now, limit).await?;
             if due.is_empty() {
                 db.rollback().await?;
@@ -206,6 +206,6 @@ async fn schedules<C: ConnectionTrait>(
     keys.sort_unstable();
     keys.dedup();
     let keys: Vec<_> = keys.iter().map(ScheduleKey::pair).collect();
-    let rows = statements::read_rows(db, &keys, Lock::Skip).await?;
+    let rows = load::read_rows(db, &keys, Lock::Skip).await?;
     Ok(rows.into_iter().map(|row| (row.id, row)).collect())
 }

@@ -14,13 +14,13 @@ use crate::domain::{
     WorkspaceId,
 };
 use crate::error::Error;
-use crate::store::Store;
-use crate::store::commit::statements::{self, Lock};
+use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::payload::Leased;
 use crate::store::dispatch::rows::{self, DispatchKey, ScheduleKey};
 use crate::store::dispatch::transitions::Moves;
 use crate::store::schema::codec;
 use crate::store::schema::columns::{Texts, table};
+use crate::store::schema::load::{self, Lock};
 use crate::store::schema::tables::{canvas_schedule, dispatch};
 
 /// An attempt and what the sink said of it.
@@ -83,7 +83,7 @@ static DELIVERED: LazyLock<Texts> = LazyLock::new(|| {
     })
 });
 
-impl Store {
+impl DispatchStore {
     /// Writes what became of these attempts at `now`.
     ///
     /// # Errors
@@ -98,13 +98,13 @@ impl Store {
             let (delivered, others): (Vec<&Finished>, Vec<&Finished>) = finished
                 .iter()
                 .partition(|one| one.answer == Answer::Delivered);
-            let db = self.finishing.connection().await?;
+            let db = self.settling.connection().await?;
             deliver(&db, &delivered, now).await?;
             db.done();
             if others.is_empty() {
                 return Ok(());
             }
-            let db = self.finishing.begin().await?;
+            let db = self.settling.begin().await?;
             let dead = settle(&db, &others, now, delivery).await?;
             db.commit().await?;
             self.writes.died(dead);
@@ -141,7 +141,7 @@ async fn settle<C: ConnectionTrait>(
         of_schedule.entry(one.schedule_key()).or_default().push(one);
     }
     let keys: Vec<(i32, Uuid)> = of_schedule.keys().map(ScheduleKey::pair).collect();
-    let rows = statements::read_rows(db, &keys, Lock::Wait).await?;
+    let rows = load::read_rows(db, &keys, Lock::Wait).await?;
     let mut dispatches = rows::of_rows(db, rows.iter()).await?;
     let mut settling = Settling {
         now,

@@ -10,12 +10,12 @@ use uuid::Uuid;
 
 use crate::domain::zone;
 use crate::error::Error;
-use crate::store::Store;
-use crate::store::commit::statements::{self, Lock};
-use crate::store::commit::writer::begin;
+use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::rows::{self, ScheduleKey};
 use crate::store::dispatch::transitions::Moves;
 use crate::store::schema::columns::{Texts, table};
+use crate::store::schema::load::{self, Lock};
+use crate::store::session::connect::begin;
 
 /// How long what a dispatcher has said counts.
 const COUNTS_FOR: TimeDelta = TimeDelta::minutes(1);
@@ -40,7 +40,7 @@ static STAMP: LazyLock<Texts> = LazyLock::new(|| {
     })
 });
 
-impl Store {
+impl DispatchStore {
     /// Says which zone data this build has, and answers the number of the newest that is in force.
     ///
     /// # Errors
@@ -109,7 +109,7 @@ impl Store {
             return Ok(0);
         }
         keys.sort_unstable_by_key(|(_, id)| *id);
-        let rows = statements::read_rows(&db, &keys, Lock::Skip).await?;
+        let rows = load::read_rows(&db, &keys, Lock::Skip).await?;
         let mut dispatches = rows::of_rows(&db, rows.iter()).await?;
         let mut moves = Moves::default();
         for row in rows {

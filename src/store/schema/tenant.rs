@@ -3,10 +3,13 @@
 
 use sea_orm::{ColumnTrait, DeleteMany, EntityTrait, QueryFilter, Select, UpdateMany};
 
-use crate::domain::WorkspaceId;
+use crate::domain::{ScheduleId, WorkspaceId};
 use crate::store::schema::tables::{
     canvas_schedule, dispatch, properties, rate_window, request, revision, target,
 };
+
+/// A workspace and the id of a schedule in it: the only way to name a row.
+pub type Key = (WorkspaceId, ScheduleId);
 
 /// A table whose rows belong to workspaces.
 pub(crate) trait Tenant: EntityTrait {

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement,
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, DbBackend,
+    DbErr, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
 };
 
 use crate::error::{Error, Violation};
-use crate::store::REVISIONS_KEPT;
 use crate::store::session::pool::Link;
 use crate::telemetry::metrics::Writes;
+
+/// How many revisions of a schedule are stored and shown by default: its newest.
+const DEFAULT_REVISIONS_KEPT: i64 = 100;
 
 /// Where the database is, and the bounds on its use.
 #[derive(Clone)]
@@ -42,7 +45,7 @@ impl Options {
             queue_max: 4096,
             reads_max: 8,
             connection_wait: SERVING_WAIT,
-            revisions_kept: REVISIONS_KEPT,
+            revisions_kept: DEFAULT_REVISIONS_KEPT,
             writes: Writes::default(),
         }
     }
@@ -258,4 +261,14 @@ async fn show(db: &DatabaseConnection, setting: &str) -> Result<String, DbErr> {
         ))
         .await?;
     row.map_or_else(|| Ok(String::new()), |row| row.try_get_by_index(0))
+}
+
+/// Begins a transaction that writes.
+pub(crate) async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+    // On SQLite the write lock is taken at once: one that reads first and writes later may find it taken.
+    let options = TransactionOptions {
+        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+        ..Default::default()
+    };
+    db.begin_with_options(options).await
 }

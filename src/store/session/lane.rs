@@ -8,7 +8,7 @@ use sea_orm::{
     QueryResult, Statement,
 };
 
-use crate::store::commit::writer::begin;
+use crate::store::session::connect::begin;
 use crate::store::session::connection::Held;
 use crate::store::session::pool::Link;
 

@@ -68,6 +68,7 @@ impl<'a> Replica<'a> {
         for workspace in [None, Some("default")] {
             self.test
                 .store
+                .dispatch
                 .set_sending(workspace, false)
                 .await
                 .expect("set");
@@ -207,6 +208,7 @@ impl<'a> Replica<'a> {
         assert!(
             self.test
                 .store
+                .dispatch
                 .set_sending(workspace, on)
                 .await
                 .expect("set")

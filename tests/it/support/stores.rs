@@ -51,6 +51,7 @@ impl TestStore {
         };
         let id = ScheduleId::new();
         self.store
+            .commit
             .commit(caller(), Work::Create(id, Box::new(create)), None)
             .await
             .expect("created")
@@ -74,6 +75,7 @@ impl TestStore {
             require_all: false,
         };
         self.store
+            .commit
             .commit(
                 caller(),
                 Work::Change(id, Box::new(Command::Overwrite(overwrite))),
@@ -90,6 +92,7 @@ impl TestStore {
             require_all: false,
         };
         self.store
+            .commit
             .commit(
                 caller(),
                 Work::Change(id, Box::new(Command::Cancel(cancel))),
@@ -101,6 +104,7 @@ impl TestStore {
     /// What is due, at most `limit`.
     pub(crate) async fn claim(&self, limit: usize) -> Vec<Leased> {
         self.store
+            .dispatch
             .claim(
                 limit,
                 self.clock.now(),
@@ -115,6 +119,7 @@ impl TestStore {
     /// What is due again, at most `limit`.
     pub(crate) async fn retry(&self, limit: usize) -> Vec<Leased> {
         self.store
+            .dispatch
             .retry(limit, self.clock.now(), &DeliveryPolicy::default())
             .await
             .expect("leased")
@@ -128,6 +133,7 @@ impl TestStore {
             .map(|leased| Finished::of(leased, answer.clone()))
             .collect();
         self.store
+            .dispatch
             .settle(&finished, self.clock.now(), &DeliveryPolicy::default())
             .await
             .expect("finished");

@@ -7,55 +7,11 @@ use sea_orm::sea_query::ArrayType;
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, Value};
 use uuid::Uuid;
 
-use super::{COLUMNS, Lock, RequestWrite, Writes};
+use super::{RequestWrite, Writes};
 use crate::store::schema::tables::{canvas_schedule, properties, revision};
 
 /// Stands for NULL inside an array of numbers: an array element cannot be NULL, and no instant is this early.
 const NO_INSTANT: i64 = i64::MIN;
-
-static READ: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "SELECT {COLUMNS} FROM unnest($1::int4[], $2::uuid[]) AS k (workspace_id, id) \
-         JOIN canvas_schedule s ON s.workspace_id = k.workspace_id AND s.id = k.id"
-    )
-});
-
-static READ_ONE: LazyLock<String> = LazyLock::new(|| {
-    format!("SELECT {COLUMNS} FROM canvas_schedule s WHERE s.workspace_id = $1 AND s.id = $2")
-});
-
-static READ_LOCKED: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "SELECT {COLUMNS} FROM canvas_schedule s WHERE (s.workspace_id, s.id) IN \
-         (SELECT * FROM unnest($1::int4[], $2::uuid[])) ORDER BY s.id FOR UPDATE"
-    )
-});
-
-static READ_UNLOCKED: LazyLock<String> = LazyLock::new(|| format!("{} SKIP LOCKED", *READ_LOCKED));
-
-/// Reads the rows of these keys.
-pub(crate) fn read(keys: &[(i32, Uuid)], lock: Lock) -> Statement {
-    if let (&[(workspace, id)], Lock::None) = (keys, lock) {
-        return Statement::from_sql_and_values(
-            DbBackend::Postgres,
-            READ_ONE.as_str(),
-            [workspace.into(), id.into()],
-        );
-    }
-    let sql: &str = match lock {
-        Lock::None => &READ,
-        Lock::Wait => &READ_LOCKED,
-        Lock::Skip => &READ_UNLOCKED,
-    };
-    Statement::from_sql_and_values(
-        DbBackend::Postgres,
-        sql,
-        [
-            ints(keys.iter().map(|key| key.0)),
-            uuids(keys.iter().map(|key| key.1)),
-        ],
-    )
-}
 
 /// What becomes of a row; `i` is the batch.
 const UPDATE: &str = "UPDATE canvas_schedule s SET revision = i.revision, version = s.version + 1, time_ms = i.time_ms, \

@@ -3,69 +3,16 @@
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, Value};
+use sea_orm::{ConnectionTrait, DbErr, Value};
 use uuid::Uuid;
 
-use super::{COLUMNS, Writes};
+use super::Writes;
 use crate::store::commit::insert;
 use crate::store::schema::tables::{canvas_schedule, revision};
+use crate::store::schema::values::ValuesStatement;
 
-/// The most rows of one statement; SQLite takes 32,766 values.
-const ROWS_MOST: usize = 1024;
-
-/// One statement over rows of values. A text for each power of two of rows, up to [`ROWS_MOST`], so that the texts are few
-/// and stay prepared; what a batch does not fill are rows of NULL, which match nothing.
-struct Sized {
-    columns: usize,
-    texts: Vec<String>,
-}
-
-impl Sized {
-    /// `text` is given the rows, and their columns are `column1`, `column2` and so on.
-    fn new(columns: usize, text: impl Fn(&str) -> String) -> Self {
-        let row = format!("({})", vec!["?"; columns].join(","));
-        let texts = (0..=ROWS_MOST.ilog2()).map(|power| {
-            text(&format!(
-                "(VALUES {})",
-                vec![row.as_str(); 1 << power].join(",")
-            ))
-        });
-        Self {
-            columns,
-            texts: texts.collect(),
-        }
-    }
-
-    /// The statements for `rows`: one, but for more than [`ROWS_MOST`].
-    fn of<const N: usize>(&self, rows: impl Iterator<Item = [Value; N]>) -> Vec<Statement> {
-        let values: Vec<Value> = rows.flatten().collect();
-        let statement = |values: &[Value]| {
-            let room = (values.len() / self.columns).next_power_of_two();
-            let mut values = values.to_vec();
-            values.resize(room * self.columns, Value::BigInt(None));
-            Statement::from_sql_and_values(
-                DbBackend::Sqlite,
-                &self.texts[room.ilog2() as usize],
-                values,
-            )
-        };
-        values
-            .chunks(ROWS_MOST * self.columns)
-            .map(statement)
-            .collect()
-    }
-}
-
-static READ: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(2, |rows| {
-        format!(
-            "SELECT {COLUMNS} FROM {rows} AS k CROSS JOIN canvas_schedule s ON s.workspace_id = k.column1 AND s.id = k.column2"
-        )
-    })
-});
-
-static UPDATE: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(14, |rows| {
+static UPDATE: LazyLock<ValuesStatement> = LazyLock::new(|| {
+    ValuesStatement::new(14, |rows| {
         format!(
             "UPDATE canvas_schedule AS s SET revision = i.column4, version = i.column3 + 1, time_ms = i.column5, \
                in_local_time = i.column6, at_optimal_time = i.column7, state = i.column8, next_wave_ms = i.column9, \
@@ -76,29 +23,22 @@ static UPDATE: LazyLock<Sized> = LazyLock::new(|| {
     })
 });
 
-static WAKES: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(3, |rows| {
+static WAKES: LazyLock<ValuesStatement> = LazyLock::new(|| {
+    ValuesStatement::new(3, |rows| {
         format!(
             "INSERT OR IGNORE INTO canvas_schedule_wake (wake_ms, workspace_id, id) SELECT * FROM {rows} WHERE column1 IS NOT NULL"
         )
     })
 });
 
-static REVISIONS: LazyLock<Sized> = LazyLock::new(|| {
-    Sized::new(12, |rows| {
+static REVISIONS: LazyLock<ValuesStatement> = LazyLock::new(|| {
+    ValuesStatement::new(12, |rows| {
         format!(
             "INSERT INTO canvas_schedule_revision (schedule_id, revision, created_ms, previous_ms, workspace_id, kind, time_ms, \
                in_local_time, at_optimal_time, properties_id, actor, commit_id) SELECT * FROM {rows} WHERE column1 IS NOT NULL"
         )
     })
 });
-
-/// Reads the rows of these keys.
-pub(crate) fn read(keys: &[(i32, Uuid)]) -> Vec<Statement> {
-    READ.of(keys
-        .iter()
-        .map(|(workspace, id)| [Value::from(*workspace), Value::from(*id)]))
-}
 
 /// Within a transaction that has the one write lock, so that every row still has the version that was read.
 pub(crate) async fn write<C: ConnectionTrait>(

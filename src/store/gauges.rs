@@ -3,7 +3,6 @@
 use sea_orm::{DatabaseConnection, DbBackend};
 use tokio::sync::mpsc;
 
-use crate::store::Store;
 use crate::store::commit::job::Job;
 use crate::store::session::pool::Link;
 
@@ -25,19 +24,19 @@ pub struct Levels {
     link: Link,
 }
 
-impl Store {
-    /// How full its queues and pools are.
-    pub fn levels(&self) -> Levels {
-        let queues = self.writers.iter().map(mpsc::Sender::downgrade).collect();
-        Levels {
-            queues,
-            reads: self.reads.clone(),
-            link: self.link.clone(),
+impl Levels {
+    pub(super) fn new(
+        writers: &[mpsc::Sender<Job>],
+        reads: DatabaseConnection,
+        link: Link,
+    ) -> Self {
+        Self {
+            queues: writers.iter().map(mpsc::Sender::downgrade).collect(),
+            reads,
+            link,
         }
     }
-}
 
-impl Levels {
     /// Of the changes that wait, by writer.
     pub fn queues(&self) -> Vec<Fill> {
         let queues = self.queues.iter().filter_map(mpsc::WeakSender::upgrade);
