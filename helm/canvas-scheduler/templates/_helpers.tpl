@@ -22,7 +22,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/component: {{ .Values.split | ternary "api" "server" }}
 {{- end }}
 
-{{- /* Those of all pods that go on running, so without the migration's. */}}
+{{- /* The labels of all pods that keep running, which excludes those of the migration. */}}
 {{- define "cs.podSelector" -}}
 matchLabels:
   {{- include "cs.selector" . | nindent 2 }}
@@ -42,7 +42,7 @@ matchExpressions:
 {{ .Values.certificate.enabled | ternary (printf "%s-tls" (include "cs.fullname" .)) .Values.tls.existingSecret }}
 {{- end }}
 
-{{- /* The Deployments: by name, with what each has. */}}
+{{- /* The Deployments by name, each with its values. */}}
 {{- define "cs.components" -}}
 {{- $placement := pick .Values "nodeSelector" "tolerations" "affinity" "priorityClassName" "topologySpread" }}
 {{- $pods := pick .Values "settings" "env" "replicas" "resources" "podAnnotations" "podLabels" "autoscaling" "podDisruptionBudget" }}
@@ -57,7 +57,7 @@ server: {{ merge (dict "roles" "api,dispatcher" "name" (include "cs.fullname" .)
 {{- end }}
 {{- end }}
 
-{{- /* A number of a values file is a float64, which as text may become 1e+06. */}}
+{{- /* A number in a values file is a float64, whose text may be 1e+06. */}}
 {{- define "cs.text" -}}
 {{ kindIs "float64" . | ternary (printf "%.0f" (. | float64)) (. | toString) }}
 {{- end }}
@@ -68,7 +68,7 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
-{{- /* What every pod of ours has; the rest of its spec follows. */}}
+{{- /* The common part of every pod's spec. */}}
 {{- define "cs.podSpec" -}}
 serviceAccountName: {{ include "cs.serviceAccount" . }}
 automountServiceAccountToken: false
@@ -89,7 +89,7 @@ securityContext:
   valueFrom: {secretKeyRef: {name: {{ .secret }}, key: {{ .key }}}}
 {{- end }}
 
-{{- /* Where the database is. By parts, PostgreSQL's own variables fill an empty URL: so no password needs escaping. */}}
+{{- /* The address of the database. If it is given in parts, PostgreSQL's own variables complete an empty URL, so no password needs escaping. */}}
 {{- define "cs.databaseEnv" -}}
 {{- with .Values.database }}
 {{- if .sqlite.enabled -}}
@@ -125,7 +125,7 @@ securityContext:
 {{- end }}
 {{- end }}
 
-{{- /* The settings of a Deployment, which `settings` cannot contradict: the schema takes none of these there. */}}
+{{- /* The settings of a Deployment. `settings` cannot contradict them, because the schema refuses these names there. */}}
 {{- define "cs.serveEnv" -}}
 {{- $values := .root.Values }}
 - {name: CANVAS_SCHEDULER_ROLES, value: "{{ .own.roles }}"}
@@ -155,7 +155,7 @@ securityContext:
 {{- end }}
 {{- end }}
 
-{{- /* Where a caller within the cluster finds the gRPC port. */}}
+{{- /* The host name of the gRPC port within the cluster. */}}
 {{- define "cs.host" -}}
 {{ include "cs.fullname" . }}.{{ .Release.Namespace }}.svc
 {{- end }}
