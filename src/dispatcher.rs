@@ -18,8 +18,8 @@ use crate::error::Error;
 use crate::error::panic::caught;
 use crate::service::{Finished, Leased, POLL, Service, Taken};
 use crate::sink::SharedSink;
-use crate::telemetry::metrics::Sending;
-use crate::telemetry::traces::{Moment, Traces};
+use crate::telemetry::metrics::DispatchMetrics;
+use crate::telemetry::traces::{SpanStart, Traces};
 use hands::Hands;
 
 /// The most that is taken or finished at once. What one commit costs is spread over as many by then.
@@ -39,7 +39,7 @@ pub struct Dispatcher {
     sink: SharedSink,
     clock: SharedClock,
     hands: Hands,
-    sending: Sending,
+    sending: DispatchMetrics,
     traces: Traces,
     answers: mpsc::Sender<Finished>,
     deliveries: JoinSet<()>,
@@ -71,7 +71,7 @@ impl Dispatcher {
         sink: SharedSink,
         clock: SharedClock,
         workers: usize,
-        sending: Sending,
+        sending: DispatchMetrics,
         traces: Traces,
     ) -> Self {
         let hands = Hands::new(workers, sending.clone());
@@ -160,7 +160,7 @@ impl Dispatcher {
         let due = |at: Option<DateTime<Utc>>| at.is_some_and(|at| at <= now);
         let mut more = false;
         if due(next.retry) {
-            let began = self.traces.moment();
+            let began = self.traces.now();
             let taken = self.service.retry(room).await?;
             more |= taken.more;
             self.filled |= taken.leased.len() >= room;
@@ -168,7 +168,7 @@ impl Dispatcher {
         }
         let room = self.hands.room(now).min(self.fire_most);
         if due(next.wake) && room > 0 {
-            let began = self.traces.moment();
+            let began = self.traces.now();
             let taken = self.claim(room).await?;
             more |= taken.more;
             self.filled |= taken.leased.len() >= room;
@@ -212,13 +212,13 @@ impl Dispatcher {
     }
 
     /// Hands each to the sink, in a task of its own. They were taken by a statement that `began` then.
-    fn deliver(&mut self, leased: Vec<Leased>, began: Moment) {
+    fn deliver(&mut self, leased: Vec<Leased>, began: SpanStart) {
         self.hands.take_up(leased.len());
         for mut one in leased {
-            let span = self.traces.begin("dispatch", began);
+            let span = self.traces.root_span("dispatch", began);
             span.set("dispatch.id", || one.dispatch.id.to_string());
             span.set("dispatch.attempt", || i64::from(one.dispatch.attempt));
-            span.past("dispatch.fire", began);
+            span.record_child("dispatch.fire", began);
             let (sink, clock, most) = (
                 self.sink.clone(),
                 self.clock.clone(),
@@ -230,7 +230,7 @@ impl Dispatcher {
                 self.sending.clone(),
             );
             if one.dispatch.attempt == 1 {
-                sending.fired(seconds(one.lag));
+                sending.observe_lag(seconds(one.lag));
             }
             self.deliveries.spawn(async move {
                 if clock.now() >= one.until {
@@ -238,10 +238,10 @@ impl Dispatcher {
                     return hands.put_down(1);
                 }
                 let mut finished = Finished::of(&one, Answer::Unknown { why: String::new() });
-                let (began, asking) = (Instant::now(), span.asking("dispatch.deliver"));
+                let (began, asking) = (Instant::now(), span.client_child("dispatch.deliver"));
                 one.dispatch.traceparent = asking.traceparent();
                 let answer = attempt(&sink, &one.dispatch, most).await;
-                sending.answered(name_of(&answer), began.elapsed());
+                sending.observe_attempt(name_of(&answer), began.elapsed());
                 asking.set("dispatch.answer", || name_of(&answer));
                 asking.end();
                 hands.answered(&answer, clock.now());

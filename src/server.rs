@@ -124,7 +124,7 @@ impl Server {
             .filter(|_| settings.roles.dispatcher);
         let sending = sink
             .as_ref()
-            .map(|sink| metrics.sending(sink.name()))
+            .map(|sink| metrics.dispatch(sink.name()))
             .transpose()
             .map_err(Error::internal)?;
         let readiness = Readiness::new(
@@ -291,7 +291,7 @@ impl Server {
                 tracing::error!("a thread did not end in time; what it held is given up");
             }
         }
-        self.traces.finish().await;
+        self.traces.flush().await;
     }
 }
 
@@ -309,7 +309,7 @@ impl OpenedStore {
         let traces = settings
             .otlp_endpoint
             .as_deref()
-            .map(Traces::to)
+            .map(Traces::export_to)
             .transpose();
         let traces = traces
             .map_err(|why| Error::Invalid(vec![Violation::new("otlp-endpoint", why)]))?
@@ -320,7 +320,7 @@ impl OpenedStore {
             queue_max: settings.queue_max,
             reads_max: settings.read_connections,
             revisions_kept: i64::from(settings.revisions_kept),
-            writes: metrics.writes.clone(),
+            writes: metrics.commit.clone(),
             ..Options::new(&settings.database_url.0)
         };
         let (store, writers) = Store::open(&options, clock, policy(settings)).await?;

@@ -7,13 +7,13 @@ use tokio::sync::watch;
 
 use crate::clock::jitter;
 use crate::domain::{Answer, Breaker};
-use crate::telemetry::metrics::Sending;
+use crate::telemetry::metrics::DispatchMetrics;
 
 /// Shared by whoever takes, delivers and finishes. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Hands {
     state: Arc<watch::Sender<State>>,
-    sending: Sending,
+    sending: DispatchMetrics,
 }
 
 struct State {
@@ -23,8 +23,8 @@ struct State {
 
 impl Hands {
     /// Empty hands of so many workers.
-    pub(super) fn new(workers: usize, sending: Sending) -> Self {
-        sending.workers(workers);
+    pub(super) fn new(workers: usize, sending: DispatchMetrics) -> Self {
+        sending.set_max_in_flight(workers);
         Self {
             state: Arc::new(watch::Sender::new(State {
                 in_flight: 0,
@@ -75,7 +75,7 @@ impl Hands {
     fn count(&self, change: impl FnOnce(usize) -> usize) {
         self.state.send_modify(|state| {
             state.in_flight = change(state.in_flight);
-            self.sending.in_hand(state.in_flight);
+            self.sending.set_in_flight(state.in_flight);
         });
     }
 
@@ -84,7 +84,7 @@ impl Hands {
         self.state.send_modify(|state| {
             let before = state.probe.is_probing();
             state.probe.answered(answer, now, jitter());
-            self.sending.probing(state.probe.is_probing());
+            self.sending.set_probing(state.probe.is_probing());
             match (before, state.probe.is_probing()) {
                 (false, true) => tracing::warn!(
                     ?answer,

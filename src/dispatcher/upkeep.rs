@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 use crate::clock::{SharedClock, sleep_until};
 use crate::error::Error;
 use crate::service::Service;
-use crate::telemetry::metrics::Sending;
+use crate::telemetry::metrics::DispatchMetrics;
 
 /// Between two rounds.
 const EVERY: TimeDelta = TimeDelta::seconds(1);
@@ -32,18 +32,18 @@ pub(super) async fn run(service: Service, clock: SharedClock) {
 }
 
 /// Counts what is due and how dispatches stand, until it is dropped. Apart from [`run`], which may be busy for long.
-pub(super) async fn count(service: Service, clock: SharedClock, sending: Sending) {
+pub(super) async fn count(service: Service, clock: SharedClock, sending: DispatchMetrics) {
     let mut rounds = Rounds::new("what is due could not be counted; the metrics stay as they were");
     loop {
         let due = service
             .backlog()
             .await
-            .map(|backlog| sending.backlog(backlog));
+            .map(|backlog| sending.set_backlog(backlog));
         let stand = if rounds.all() {
             service
-                .standing()
+                .dispatch_totals()
                 .await
-                .map(|standing| sending.standing(standing))
+                .map(|totals| sending.set_totals(totals))
         } else {
             Ok(())
         };

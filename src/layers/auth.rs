@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::service::Caller;
 use crate::service::access::{Access, Denied, Held};
 use crate::store::RETRY_AFTER;
-use crate::telemetry::metrics::Calls;
+use crate::telemetry::metrics::CallMetrics;
 
 /// What is asked of every call.
 #[derive(Clone)]
@@ -30,7 +30,7 @@ pub struct Gate {
     /// Tells when a quota begins anew.
     pub clock: SharedClock,
     /// Where it is told who was refused.
-    pub calls: Calls,
+    pub calls: CallMetrics,
 }
 
 /// What a method asks for.
@@ -78,7 +78,7 @@ pub(super) async fn admit(
         Door::Nowhere => return Err(details::method_unknown(call.uri.path())),
     };
     let count = |(reason, status): Refused| {
-        gate.calls.refused(reason);
+        gate.calls.count_refused(reason);
         status
     };
     let presented = presented(request.headers()).map_err(count)?;

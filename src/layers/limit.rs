@@ -124,7 +124,7 @@ fn refused(over: Over, gate: &Gate) -> Status {
         Over::Quota(counted, told) => (counted, told),
         Over::Store(error) => return unavailable(&error),
     };
-    gate.calls.over_quota(counted.name());
+    gate.calls.count_over_quota(counted.name());
     let millis =
         u64::try_from(told.resets_ms - gate.clock.now().timestamp_millis()).unwrap_or_default();
     let wait = Duration::from_millis(millis);

@@ -7,7 +7,7 @@ use prometheus::Histogram;
 use tonic::Code;
 
 use super::name_of;
-use crate::telemetry::metrics::Calls;
+use crate::telemetry::metrics::CallMetrics;
 
 /// Every method that is served. What is none of them is [`OTHER`], so that strangers make no new series.
 pub const METHODS: [&str; 14] = [
@@ -34,7 +34,7 @@ const CODES: usize = 17;
 /// Where durations go: a histogram for each method and code, made when it is first needed and found without a lock from then on.
 #[derive(Clone)]
 pub struct Durations {
-    calls: Calls,
+    calls: CallMetrics,
     cells: Arc<[OnceLock<Option<Histogram>>]>,
 }
 
@@ -57,7 +57,7 @@ pub(super) fn method_of(path: &str) -> &'static str {
 
 impl Durations {
     /// Of these calls.
-    pub fn new(calls: Calls) -> Self {
+    pub fn new(calls: CallMetrics) -> Self {
         Self {
             calls,
             cells: (0..=METHODS.len())
@@ -75,9 +75,10 @@ impl Durations {
         else {
             return;
         };
-        if let Some(durations) =
-            cell.get_or_init(|| self.calls.durations(method_name(method), name_of(code)))
-        {
+        if let Some(durations) = cell.get_or_init(|| {
+            self.calls
+                .duration_histogram(method_name(method), name_of(code))
+        }) {
             durations.observe(took.as_secs_f64());
         }
     }

@@ -183,7 +183,7 @@ impl Call {
             .filter(|_| kind == Kind::Health)
             .cloned();
         let span = if kind == Kind::Unary {
-            traces.call(measure::method_of(request.uri().path()), request.headers())
+            traces.call_span(measure::method_of(request.uri().path()), request.headers())
         } else {
             Span::default()
         };

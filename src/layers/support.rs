@@ -22,7 +22,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::domain::key::RANDOM_BYTES;
 use crate::domain::{ApiKey, NewKey};
 use crate::service::access::Access;
-use crate::telemetry::metrics::Calls;
+use crate::telemetry::metrics::CallMetrics;
 use crate::telemetry::traces::Traces;
 
 pub(crate) const UNARY: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
@@ -114,9 +114,9 @@ impl Stack {
                 access,
                 trusted_proxies: [].into(),
                 clock: Arc::new(SystemClock),
-                calls: Calls::default(),
+                calls: CallMetrics::default(),
             },
-            durations: Durations::new(Calls::default()),
+            durations: Durations::new(CallMetrics::default()),
             traces: Traces::default(),
         }
     }

@@ -61,7 +61,7 @@ where
             .and_then(Error::source);
         line.shed = response.extensions().get::<Shed>().is_some();
         if line.shed {
-            line.stack.gate.calls.shed(line.streams);
+            line.stack.gate.calls.count_shed(line.streams);
         }
         line.write(code_of(response.headers()), cause);
         return response;

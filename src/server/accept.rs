@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::domain::key::lies_in;
 use crate::layers::drain::Phase;
-use crate::telemetry::metrics::Connections;
+use crate::telemetry::metrics::ConnectionMetrics;
 
 mod connection;
 
@@ -167,7 +167,7 @@ pub struct ConnectionLimits {
     proxies: Vec<IpNet>,
     by_address: ByAddress,
     /// Where it is told who was refused.
-    refused: Connections,
+    refused: ConnectionMetrics,
 }
 
 impl ConnectionLimits {
@@ -178,13 +178,13 @@ impl ConnectionLimits {
             max_of_one_address,
             proxies,
             by_address: Arc::default(),
-            refused: Connections::default(),
+            refused: ConnectionMetrics::default(),
         }
     }
 
     /// Counts whom it refuses.
     #[must_use]
-    pub fn counting(self, refused: Connections) -> Self {
+    pub fn counting(self, refused: ConnectionMetrics) -> Self {
         Self { refused, ..self }
     }
 
@@ -282,12 +282,12 @@ async fn hand_over(
 ) {
     let live: usize = workers.iter().map(Worker::live).sum();
     if live >= limits.max_connections {
-        limits.refused.refused(false);
+        limits.refused.count_refused(false);
         tracing::debug!(%peer, live, "too many connections; a new one is closed");
         return;
     }
     let Some(permit) = limits.admit(peer.ip()) else {
-        limits.refused.refused(true);
+        limits.refused.count_refused(true);
         tracing::debug!(%peer, most = limits.max_of_one_address, "too many connections of one address; a new one is closed");
         return;
     };

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::layers::drain::Phase;
 use crate::service::Service;
 use crate::sink::{self, SharedSink};
-use crate::telemetry::metrics::Sending;
+use crate::telemetry::metrics::DispatchMetrics;
 use crate::telemetry::traces::Traces;
 
 /// Where dispatches go.
@@ -50,7 +50,7 @@ pub(super) struct DispatcherThread {
     /// The most dispatches in its hands.
     pub workers: usize,
     /// Where it is told what becomes of them.
-    pub sending: Sending,
+    pub sending: DispatchMetrics,
     /// Where it is told which way they took.
     pub traces: Traces,
 }

@@ -7,7 +7,7 @@ use tonic_health::server::HealthReporter;
 
 use super::routes::HEALTH_NAMES;
 use crate::config::Roles;
-use crate::telemetry::metrics::Sending;
+use crate::telemetry::metrics::DispatchMetrics;
 
 /// The name that a dispatcher has in health answers: it serves while it may fire.
 const DISPATCHER: &str = "dispatcher";
@@ -45,12 +45,12 @@ pub(super) struct Readiness {
     roles: Roles,
     /// Whether this process sends.
     sends: bool,
-    sending: Sending,
+    sending: DispatchMetrics,
 }
 
 impl Readiness {
     /// Of a process that is starting: not ready, which health says from here on.
-    pub(super) async fn new(roles: Roles, sends: bool, sending: Sending) -> Self {
+    pub(super) async fn new(roles: Roles, sends: bool, sending: DispatchMetrics) -> Self {
         let state = ReadinessState {
             schema: Schema::Unknown,
             database_up: true,
@@ -205,7 +205,7 @@ mod tests {
                 dispatcher: sends,
             },
             sends,
-            Sending::default(),
+            DispatchMetrics::default(),
         )
         .await
     }

@@ -12,7 +12,7 @@ use crate::domain::{Dispatch, DispatchId, Outcome, ScheduleId, zone};
 use crate::error::Error;
 use crate::store::Caller;
 pub use crate::store::{DispatchFilter, Finished, Leased, Next, Taken};
-use crate::telemetry::metrics::{Backlog, Standing};
+use crate::telemetry::metrics::{DispatchTotals, DueBacklog};
 
 /// How long a dispatcher sleeps at most before it looks again: what another replica's callers made due is found by then.
 pub const POLL: TimeDelta = TimeDelta::milliseconds(25);
@@ -184,7 +184,7 @@ impl Service {
     ///
     /// # Errors
     /// The store's.
-    pub async fn backlog(&self) -> Result<Backlog, Error> {
+    pub async fn backlog(&self) -> Result<DueBacklog, Error> {
         self.store.admin.backlog(self.clock.now()).await
     }
 
@@ -192,8 +192,8 @@ impl Service {
     ///
     /// # Errors
     /// The store's.
-    pub async fn standing(&self) -> Result<Standing, Error> {
-        self.store.admin.standing().await
+    pub async fn dispatch_totals(&self) -> Result<DispatchTotals, Error> {
+        self.store.admin.dispatch_totals().await
     }
 
     /// How long a delivery may take: well within its lease, so that its answer is written before somebody else tries.

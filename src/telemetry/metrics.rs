@@ -2,8 +2,8 @@
 //! happens costs a few atomic additions (docs/adr/0008). Handles that are made by default tell nobody.
 
 mod calls;
-mod sending;
-mod writes;
+mod commit;
+mod dispatch;
 
 use std::sync::Arc;
 
@@ -14,9 +14,9 @@ use prometheus::{
     PullingGauge, Registry, Result, TextEncoder,
 };
 
-pub use calls::{Calls, Connections};
-pub use sending::{Backlog, Sending, Standing};
-pub use writes::{Failure, Writes};
+pub use calls::{CallMetrics, ConnectionMetrics};
+pub use commit::{CommitFailure, CommitMetrics};
+pub use dispatch::{DispatchMetrics, DispatchTotals, DueBacklog};
 
 /// Up to a minute, finer where calls and commits usually are.
 const SECONDS: [f64; 16] = [
@@ -27,13 +27,13 @@ const SECONDS: [f64; 16] = [
 /// The metrics of a process. Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
-    shelf: Shelf,
+    registry: MetricRegistry,
     /// Of calls.
-    pub calls: Calls,
+    pub calls: CallMetrics,
     /// Of connections.
-    pub connections: Connections,
+    pub connections: ConnectionMetrics,
     /// Of what is written.
-    pub writes: Writes,
+    pub commit: CommitMetrics,
 }
 
 impl Metrics {
@@ -42,18 +42,18 @@ impl Metrics {
     /// # Errors
     /// Never in practice: two of one name.
     pub fn new() -> Result<Self> {
-        let shelf = Shelf(Registry::new());
-        shelf.put(ProcessCollector::for_self())?;
-        let (calls, connections, writes) = (
-            Calls::on(&shelf)?,
-            Connections::on(&shelf)?,
-            Writes::on(&shelf)?,
+        let registry = MetricRegistry(Registry::new());
+        registry.put(ProcessCollector::for_self())?;
+        let (calls, connections, commit) = (
+            CallMetrics::on(&registry)?,
+            ConnectionMetrics::on(&registry)?,
+            CommitMetrics::on(&registry)?,
         );
         Ok(Self {
-            shelf,
+            registry,
             calls,
             connections,
-            writes,
+            commit,
         })
     }
 
@@ -61,8 +61,8 @@ impl Metrics {
     ///
     /// # Errors
     /// There is one already.
-    pub fn sending(&self, sink: &str) -> Result<Sending> {
-        Sending::on(&self.shelf, sink)
+    pub fn dispatch(&self, sink: &str) -> Result<DispatchMetrics> {
+        DispatchMetrics::on(&self.registry, sink)
     }
 
     /// A gauge that is looked up at each scrape.
@@ -75,7 +75,7 @@ impl Metrics {
         help: &str,
         look: impl Fn() -> f64 + Send + Sync + 'static,
     ) -> Result<()> {
-        self.shelf
+        self.registry
             .put(PullingGauge::new(name, help, Box::new(look))?)
     }
 
@@ -91,7 +91,7 @@ impl Metrics {
         look: impl Fn(&GaugeVec) + Send + Sync + 'static,
     ) -> Result<()> {
         let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
-        self.shelf.put(Looked {
+        self.registry.put(ScrapedGauges {
             gauges,
             look: Arc::new(look),
         })
@@ -102,17 +102,17 @@ impl Metrics {
     /// # Errors
     /// Never in practice: a metric without a name.
     pub fn text(&self) -> Result<String> {
-        TextEncoder::new().encode_to_string(&self.shelf.0.gather())
+        TextEncoder::new().encode_to_string(&self.registry.0.gather())
     }
 }
 
 /// Gauges whose values are looked up.
-struct Looked<F> {
+struct ScrapedGauges<F> {
     gauges: GaugeVec,
     look: Arc<F>,
 }
 
-impl<F: Fn(&GaugeVec) + Send + Sync> Collector for Looked<F> {
+impl<F: Fn(&GaugeVec) + Send + Sync> Collector for ScrapedGauges<F> {
     fn desc(&self) -> Vec<&prometheus::core::Desc> {
         self.gauges.desc()
     }
@@ -125,9 +125,9 @@ impl<F: Fn(&GaugeVec) + Send + Sync> Collector for Looked<F> {
 
 /// Where handles are made.
 #[derive(Clone)]
-struct Shelf(Registry);
+struct MetricRegistry(Registry);
 
-impl Shelf {
+impl MetricRegistry {
     fn put(&self, metric: impl Collector + 'static) -> Result<()> {
         self.0.register(Box::new(metric))
     }
@@ -144,10 +144,10 @@ impl Shelf {
         opts: Opts,
         label: &str,
         values: [&'static str; N],
-    ) -> Result<Counters<N>> {
+    ) -> Result<LabelCounters<N>> {
         let made = IntCounterVec::new(opts, &[label])?;
         self.put(made.clone())?;
-        Ok(Counters(
+        Ok(LabelCounters(
             values.map(|value| (value, made.with_label_values(&[value]))),
         ))
     }
@@ -172,9 +172,9 @@ impl Shelf {
 }
 
 /// A counter for each of a few names, which are there from the start, at 0.
-struct Counters<const N: usize>([(&'static str, IntCounter); N]);
+struct LabelCounters<const N: usize>([(&'static str, IntCounter); N]);
 
-impl<const N: usize> Counters<N> {
+impl<const N: usize> LabelCounters<N> {
     /// Counts one. A name that is none of them counts nowhere.
     fn count(&self, name: &str) {
         if let Some((_, counter)) = self.0.iter().find(|(known, _)| *known == name) {
@@ -190,11 +190,11 @@ mod tests {
     #[test]
     fn what_happened_is_in_the_text() {
         let metrics = Metrics::new().expect("names that are good");
-        metrics.calls.refused("KEY_UNKNOWN");
-        metrics.calls.shed(true);
-        metrics.connections.refused(true);
-        metrics.writes.taken(17);
-        metrics.writes.failed(Failure::Away);
+        metrics.calls.count_refused("KEY_UNKNOWN");
+        metrics.calls.count_shed(true);
+        metrics.connections.count_refused(true);
+        metrics.commit.observe_batch(17);
+        metrics.commit.count_failure(CommitFailure::Away);
         metrics
             .gauge("three", "A number.", || 3.0)
             .expect("a new name");
@@ -222,9 +222,9 @@ mod tests {
 
     #[test]
     fn handles_by_default_tell_nobody_and_do_no_harm() {
-        Calls::default().refused("KEY_UNKNOWN");
-        Writes::default().taken(1);
-        Sending::default().fired(0.1);
+        CallMetrics::default().count_refused("KEY_UNKNOWN");
+        CommitMetrics::default().observe_batch(1);
+        DispatchMetrics::default().observe_lag(0.1);
         assert!(
             Metrics::new().is_ok(),
             "and nothing is shared between processes' metrics"

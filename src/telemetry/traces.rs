@@ -15,20 +15,20 @@ use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 /// How long the last spans may take to be sent when the process stops.
-const FLUSH_MOST: Duration = Duration::from_secs(2);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The traces of a process. Cheap to clone; by default there are none.
 #[derive(Clone, Default)]
-pub struct Traces(Option<Arc<On>>);
+pub struct Traces(Option<Arc<Exporter>>);
 
-struct On {
+struct Exporter {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
 }
 
 /// When something began; nothing where nothing is traced.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Moment(Option<SystemTime>);
+pub struct SpanStart(Option<SystemTime>);
 
 impl Traces {
     /// Sent to a collector such as `http://127.0.0.1:4317`, by the runtime that this is called on; it need not be there yet. How
@@ -36,7 +36,7 @@ impl Traces {
     ///
     /// # Errors
     /// The endpoint is none.
-    pub fn to(endpoint: &str) -> Result<Self, String> {
+    pub fn export_to(endpoint: &str) -> Result<Self, String> {
         let exporter = SpanExporter::builder()
             .with_tonic()
             .with_endpoint(endpoint)
@@ -56,16 +56,16 @@ impl Traces {
             .with_resource(resource)
             .build();
         let tracer = provider.tracer("canvas-scheduler");
-        Ok(Self(Some(Arc::new(On { provider, tracer }))))
+        Ok(Self(Some(Arc::new(Exporter { provider, tracer }))))
     }
 
     /// The span of a call that came with these headers: part of its caller's trace, if they name one.
-    pub fn call(&self, method: &'static str, headers: &HeaderMap) -> Span {
+    pub fn call_span(&self, method: &'static str, headers: &HeaderMap) -> Span {
         let Some(on) = &self.0 else {
             return Span::default();
         };
-        let parent =
-            TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
+        let parent = TraceContextPropagator::new()
+            .extract_with_context(&Context::new(), &HeaderExtractor(headers));
         let attributes = [
             KeyValue::new("rpc.system.name", "grpc"),
             KeyValue::new("rpc.method", method),
@@ -79,7 +79,7 @@ impl Traces {
     }
 
     /// A span that begins a trace of its own.
-    pub fn begin(&self, name: &'static str, began: Moment) -> Span {
+    pub fn root_span(&self, name: &'static str, began: SpanStart) -> Span {
         let Some(on) = &self.0 else {
             return Span::default();
         };
@@ -91,16 +91,16 @@ impl Traces {
     }
 
     /// Now.
-    pub fn moment(&self) -> Moment {
-        Moment(self.0.as_ref().map(|_| SystemTime::now()))
+    pub fn now(&self) -> SpanStart {
+        SpanStart(self.0.as_ref().map(|_| SystemTime::now()))
     }
 
     /// Sends what was not sent yet, within a bound.
-    pub async fn finish(self) {
+    pub async fn flush(self) {
         let Some(on) = self.0 else { return };
         // It waits for the connection, which this runtime carries.
         let flushed =
-            tokio::task::spawn_blocking(move || on.provider.shutdown_with_timeout(FLUSH_MOST))
+            tokio::task::spawn_blocking(move || on.provider.shutdown_with_timeout(FLUSH_TIMEOUT))
                 .await;
         if let Ok(Err(why)) = flushed {
             tracing::warn!(%why, "the last traces were not sent");
@@ -125,21 +125,21 @@ impl Span {
     /// A span within this one, from now on.
     #[must_use]
     pub fn child(&self, name: &'static str) -> Self {
-        self.child_from(name, SpanKind::Internal, Moment::default())
+        self.child_from(name, SpanKind::Internal, SpanStart::default())
     }
 
     /// A span within this one that asks somebody else, from now on.
     #[must_use]
-    pub fn asking(&self, name: &'static str) -> Self {
-        self.child_from(name, SpanKind::Client, Moment::default())
+    pub fn client_child(&self, name: &'static str) -> Self {
+        self.child_from(name, SpanKind::Client, SpanStart::default())
     }
 
     /// A span within this one, which ends now.
-    pub fn past(&self, name: &'static str, began: Moment) {
+    pub fn record_child(&self, name: &'static str, began: SpanStart) {
         self.child_from(name, SpanKind::Internal, began).end();
     }
 
-    fn child_from(&self, name: &'static str, kind: SpanKind, began: Moment) -> Self {
+    fn child_from(&self, name: &'static str, kind: SpanKind, began: SpanStart) -> Self {
         let Some(on) = &self.0 else {
             return Self::default();
         };
@@ -192,10 +192,10 @@ impl std::fmt::Debug for Span {
     }
 }
 
-/// Headers as the propagator reads them.
-struct Headers<'a>(&'a HeaderMap);
+/// HeaderExtractor as the propagator reads them.
+struct HeaderExtractor<'a>(&'a HeaderMap);
 
-impl Extractor for Headers<'_> {
+impl Extractor for HeaderExtractor<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key)?.to_str().ok()
     }
@@ -212,18 +212,18 @@ mod tests {
     #[test]
     fn without_a_collector_there_is_nothing() {
         let traces = Traces::default();
-        let span = traces.call("a.B/C", &HeaderMap::new());
+        let span = traces.call_span("a.B/C", &HeaderMap::new());
         span.set("never", || -> i64 { panic!("asked for") });
         assert!(
             span.traceparent().is_none()
                 && span.child("x").0.is_none()
-                && traces.begin("x", traces.moment()).0.is_none()
+                && traces.root_span("x", traces.now()).0.is_none()
         );
     }
 
     #[test]
     fn an_endpoint_that_is_none_is_told() {
-        let Err(why) = Traces::to("not a url") else {
+        let Err(why) = Traces::export_to("not a url") else {
             panic!("taken")
         };
         assert!(why.contains("not a url"), "{why}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use canvas_scheduler::domain::Answer;
-use canvas_scheduler::telemetry::metrics::{Backlog, Standing};
+use canvas_scheduler::telemetry::metrics::{DispatchTotals, DueBacklog};
 
 use crate::support::stores::*;
 use crate::support::*;
@@ -18,7 +18,7 @@ const DUE: &str = "2026-03-20T08:00:00Z";
 
 async fn backlog(test: &TestStore) -> (i64, u64) {
     use canvas_scheduler::clock::Clock;
-    let Backlog { due, oldest } = test
+    let DueBacklog { due, oldest } = test
         .store
         .admin
         .backlog(test.clock.now())
@@ -46,8 +46,8 @@ async fn what_is_due_is_counted_until_it_is_fired(database: &Database) {
 
 async fn dispatches_that_are_not_as_they_should_be_are_counted(database: &Database) {
     let test = TestStore::open(database).await;
-    let standing = async || test.store.admin.standing().await.expect("counted");
-    assert_eq!(standing().await, Standing::default());
+    let dispatch_totals = async || test.store.admin.dispatch_totals().await.expect("counted");
+    assert_eq!(dispatch_totals().await, DispatchTotals::default());
     for _ in 0..6 {
         test.create(DUE, false).await;
     }
@@ -63,11 +63,11 @@ async fn dispatches_that_are_not_as_they_should_be_are_counted(database: &Databa
     )
     .await;
     assert_eq!(
-        standing().await,
-        Standing {
+        dispatch_totals().await,
+        DispatchTotals {
             unknown: 2,
             dead: 3,
-            ..Standing::default()
+            ..DispatchTotals::default()
         }
     );
     test.store
@@ -81,8 +81,8 @@ async fn dispatches_that_are_not_as_they_should_be_are_counted(database: &Databa
         .await
         .expect("set");
     assert_eq!(
-        standing().await,
-        Standing {
+        dispatch_totals().await,
+        DispatchTotals {
             unknown: 2,
             dead: 3,
             all_paused: true,

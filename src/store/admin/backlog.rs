@@ -10,7 +10,7 @@ use crate::domain::DispatchState;
 use crate::error::Error;
 use crate::store::admin::AdminStore;
 use crate::store::schema::codec;
-use crate::telemetry::metrics::{Backlog, Standing};
+use crate::telemetry::metrics::{DispatchTotals, DueBacklog};
 
 /// The most that is counted.
 const COUNTED_MOST: i64 = 10_000;
@@ -36,7 +36,7 @@ impl AdminStore {
     ///
     /// # Errors
     /// What the database says, for the log.
-    pub async fn backlog(&self, now: DateTime<Utc>) -> Result<Backlog, Error> {
+    pub async fn backlog(&self, now: DateTime<Utc>) -> Result<DueBacklog, Error> {
         let read = async {
             let db = &self.link.db();
             let values = [now.timestamp_millis().into(), COUNTED_MOST.into()];
@@ -48,11 +48,11 @@ impl AdminStore {
                 ))
                 .await?;
             let Some(row) = row else {
-                return Ok(Backlog::default());
+                return Ok(DueBacklog::default());
             };
             let since: Option<i64> = row.try_get_by_index(1)?;
             let oldest = since.map_or(0, |since| now.timestamp_millis() - since);
-            Ok(Backlog {
+            Ok(DueBacklog {
                 due: row.try_get_by_index(0)?,
                 oldest: Duration::from_millis(oldest.max(0).unsigned_abs()),
             })
@@ -64,7 +64,7 @@ impl AdminStore {
     ///
     /// # Errors
     /// What the database says, for the log.
-    pub async fn standing(&self) -> Result<Standing, Error> {
+    pub async fn dispatch_totals(&self) -> Result<DispatchTotals, Error> {
         let read = async {
             let db = &self.link.db();
             let row = db
@@ -74,9 +74,9 @@ impl AdminStore {
                 ))
                 .await?;
             let Some(row) = row else {
-                return Ok(Standing::default());
+                return Ok(DispatchTotals::default());
             };
-            Ok(Standing {
+            Ok(DispatchTotals {
                 unknown: row.try_get_by_index(0)?,
                 dead: row.try_get_by_index(1)?,
                 workspaces_paused: row.try_get_by_index(2)?,

@@ -10,7 +10,7 @@ use crate::domain::{Outcome, ScheduleId};
 use crate::error::Error;
 use crate::store::commit::job::{Caller, Job, Work};
 use crate::store::schema::answered::RequestKey;
-use crate::telemetry::metrics::Writes;
+use crate::telemetry::metrics::CommitMetrics;
 
 /// When to try again while a writer's queue is full.
 const BUSY_RETRY_AFTER: Duration = Duration::from_millis(200);
@@ -19,11 +19,11 @@ const BUSY_RETRY_AFTER: Duration = Duration::from_millis(200);
 #[derive(Clone)]
 pub struct CommitQueue {
     writers: Arc<[mpsc::Sender<Job>]>,
-    metrics: Writes,
+    metrics: CommitMetrics,
 }
 
 impl CommitQueue {
-    pub(crate) fn new(writers: Vec<mpsc::Sender<Job>>, metrics: Writes) -> Self {
+    pub(crate) fn new(writers: Vec<mpsc::Sender<Job>>, metrics: CommitMetrics) -> Self {
         Self {
             writers: writers.into(),
             metrics,
@@ -63,7 +63,7 @@ impl CommitQueue {
         let (job, answer) = Job::new(caller, work, request);
         writer.try_send(job).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => {
-                self.metrics.queue_was_full();
+                self.metrics.count_queue_full();
                 Error::Busy {
                     retry_after: BUSY_RETRY_AFTER,
                 }

@@ -35,7 +35,7 @@ use crate::store::session::connection::Held;
 use crate::store::session::error::{
     RETRY_AFTER, away, connection_lost, deadlock, lock_not_had, unique_violation,
 };
-use crate::telemetry::metrics::{Failure, Writes};
+use crate::telemetry::metrics::{CommitFailure, CommitMetrics};
 
 /// After so many rounds lost to another writer, a row is taken under a lock.
 const ROUNDS_BEFORE_LOCK: u8 = 2;
@@ -59,7 +59,7 @@ pub struct Writer {
     pub(crate) policy: Policy,
     pub(crate) batch_max: usize,
     pub(crate) revisions_kept: i64,
-    pub(crate) writes: Writes,
+    pub(crate) writes: CommitMetrics,
     /// Whether the last round could not reach the database, so that an outage is logged once.
     pub(crate) away: bool,
 }
@@ -148,7 +148,7 @@ impl Writer {
     /// unknown, since their answers' senders go with it. SQLite is in this process, and its file answers or fails.
     async fn bounded_round(&mut self, mut jobs: Vec<Job>) -> Result<Vec<Job>, Failed> {
         let changes = jobs.len();
-        self.writes.taken(changes);
+        self.writes.observe_batch(changes);
         jobs.iter_mut().for_each(|job| job.enter_round(changes));
         let began = Instant::now();
         if self.db.get_database_backend() != DbBackend::Postgres {
@@ -158,7 +158,7 @@ impl Writer {
         if let Ok(ended) = tokio::time::timeout(ROUND_MOST, self.round(jobs)).await {
             return self.counted(began, ended);
         }
-        self.writes.failed(Failure::Timeout);
+        self.writes.count_failure(CommitFailure::Timeout);
         let fault = DbErr::Custom(format!("no answer for {} seconds", ROUND_MOST.as_secs()));
         tracing::error!(%fault, "a group commit was given up with its connection");
         self.reconnect().await;
@@ -167,11 +167,11 @@ impl Writer {
 
     fn counted(&self, began: Instant, ended: Result<Vec<Job>, Failed>) -> Result<Vec<Job>, Failed> {
         match &ended {
-            Ok(_) => self.writes.committed(began.elapsed()),
-            Err(Failed { fault, .. }) => self.writes.failed(if away(fault) {
-                Failure::Away
+            Ok(_) => self.writes.observe_commit(began.elapsed()),
+            Err(Failed { fault, .. }) => self.writes.count_failure(if away(fault) {
+                CommitFailure::Away
             } else {
-                Failure::Fault
+                CommitFailure::Fault
             }),
         }
         ended

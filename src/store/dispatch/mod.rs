@@ -14,7 +14,7 @@ pub(super) mod zone_rules;
 
 use crate::store::session::lane::Lane;
 use crate::store::session::pool::Link;
-use crate::telemetry::metrics::Writes;
+use crate::telemetry::metrics::CommitMetrics;
 use cursor::Heads;
 
 /// What the dispatcher asks.
@@ -27,11 +27,11 @@ pub struct DispatchStore {
     settling: Lane,
     /// Where what is due begins.
     heads: Heads,
-    writes: Writes,
+    writes: CommitMetrics,
 }
 
 impl DispatchStore {
-    pub(super) fn new(link: Link, writes: Writes) -> Self {
+    pub(super) fn new(link: Link, writes: CommitMetrics) -> Self {
         Self {
             claiming: Lane::new(link.clone()),
             settling: Lane::new(link.clone()),

@@ -67,7 +67,7 @@ impl DispatchStore {
                 dead,
             } = lease_all(&db, due, now, delivery).await?;
             db.commit().await?;
-            self.writes.died(dead);
+            self.writes.count_dead_letters(dead);
             Ok(Taken {
                 leased,
                 more: moved,

@@ -107,7 +107,7 @@ impl DispatchStore {
             let db = self.settling.begin().await?;
             let dead = settle(&db, &others, now, delivery).await?;
             db.commit().await?;
-            self.writes.died(dead);
+            self.writes.count_dead_letters(dead);
             Ok(())
         };
         self.link.in_time(finish).await

@@ -9,7 +9,7 @@ use sea_orm::{
 
 use crate::error::{Error, Violation};
 use crate::store::session::pool::Link;
-use crate::telemetry::metrics::Writes;
+use crate::telemetry::metrics::CommitMetrics;
 
 /// How many revisions of a schedule are stored and shown by default: its newest.
 const DEFAULT_REVISIONS_KEPT: i64 = 100;
@@ -32,7 +32,7 @@ pub struct Options {
     /// The newest revisions of a schedule that are kept.
     pub revisions_kept: i64,
     /// Where it is told what is written.
-    pub writes: Writes,
+    pub writes: CommitMetrics,
 }
 
 impl Options {
@@ -46,7 +46,7 @@ impl Options {
             reads_max: 8,
             connection_wait: SERVING_WAIT,
             revisions_kept: DEFAULT_REVISIONS_KEPT,
-            writes: Writes::default(),
+            writes: CommitMetrics::default(),
         }
     }
 

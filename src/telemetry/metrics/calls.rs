@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prometheus::{Histogram, HistogramOpts, HistogramVec, Opts, Result};
 
-use super::{Counters, SECONDS, Shelf};
+use super::{LabelCounters, MetricRegistry, SECONDS};
 
 /// Why a call is not let in: the reasons that its caller is told.
 const REFUSALS: [&str; 8] = [
@@ -22,17 +22,17 @@ const QUOTAS: [&str; 3] = ["requests", "broadcasts", "same-audience"];
 
 /// Metrics of calls. Cheap to clone; by default they are told nobody.
 #[derive(Clone, Default)]
-pub struct Calls(Option<Arc<Handles>>);
+pub struct CallMetrics(Option<Arc<CallHandles>>);
 
-struct Handles {
+struct CallHandles {
     durations: HistogramVec,
-    shed: Counters<2>,
-    refusals: Counters<8>,
-    over_quota: Counters<3>,
+    shed: LabelCounters<2>,
+    refusals: LabelCounters<8>,
+    over_quota: LabelCounters<3>,
 }
 
-impl Calls {
-    pub(super) fn on(shelf: &Shelf) -> Result<Self> {
+impl CallMetrics {
+    pub(super) fn on(registry: &MetricRegistry) -> Result<Self> {
         let durations = HistogramOpts::new(
             "rpc_server_call_duration_seconds",
             "How long a call took, by method and code.",
@@ -40,9 +40,10 @@ impl Calls {
         let durations = durations
             .const_label("rpc_system_name", "grpc")
             .buckets(SECONDS.to_vec());
-        Ok(Self(Some(Arc::new(Handles {
-            durations: shelf.histograms(durations, &["rpc_method", "rpc_response_status_code"])?,
-            shed: shelf.counters(
+        Ok(Self(Some(Arc::new(CallHandles {
+            durations: registry
+                .histograms(durations, &["rpc_method", "rpc_response_status_code"])?,
+            shed: registry.counters(
                 Opts::new(
                     "canvas_scheduler_calls_shed_total",
                     "Calls refused since as many were under way as may be.",
@@ -50,7 +51,7 @@ impl Calls {
                 "kind",
                 ["unary", "stream"],
             )?,
-            refusals: shelf.counters(
+            refusals: registry.counters(
                 Opts::new(
                     "canvas_scheduler_auth_refusals_total",
                     "Calls that were not let in, by the reason that the caller is told.",
@@ -58,7 +59,7 @@ impl Calls {
                 "reason",
                 REFUSALS,
             )?,
-            over_quota: shelf.counters(
+            over_quota: registry.counters(
                 Opts::new(
                     "canvas_scheduler_rate_limit_refusals_total",
                     "Calls refused since the workspace's quota is used up.",
@@ -70,28 +71,28 @@ impl Calls {
     }
 
     /// Where the durations of calls of one method that end with one code go. Keep it: it is looked up under a lock.
-    pub fn durations(&self, method: &str, code: &str) -> Option<Histogram> {
+    pub fn duration_histogram(&self, method: &str, code: &str) -> Option<Histogram> {
         self.0
             .as_ref()
             .map(|handles| handles.durations.with_label_values(&[method, code]))
     }
 
     /// One was refused since too many are under way.
-    pub fn shed(&self, stream: bool) {
+    pub fn count_shed(&self, stream: bool) {
         if let Some(handles) = &self.0 {
             handles.shed.count(if stream { "stream" } else { "unary" });
         }
     }
 
     /// One was not let in.
-    pub fn refused(&self, reason: &str) {
+    pub fn count_refused(&self, reason: &str) {
         if let Some(handles) = &self.0 {
             handles.refusals.count(reason);
         }
     }
 
     /// One was refused since a quota is used up.
-    pub fn over_quota(&self, quota: &str) {
+    pub fn count_over_quota(&self, quota: &str) {
         if let Some(handles) = &self.0 {
             handles.over_quota.count(quota);
         }
@@ -100,15 +101,15 @@ impl Calls {
 
 /// Metrics of connections. Cheap to clone; by default they are told nobody.
 #[derive(Clone, Default)]
-pub struct Connections(Option<Arc<Counters<2>>>);
+pub struct ConnectionMetrics(Option<Arc<LabelCounters<2>>>);
 
-impl Connections {
-    pub(super) fn on(shelf: &Shelf) -> Result<Self> {
+impl ConnectionMetrics {
+    pub(super) fn on(registry: &MetricRegistry) -> Result<Self> {
         let refused = Opts::new(
             "canvas_scheduler_connections_refused_total",
             "Connections closed at once, being too many.",
         );
-        Ok(Self(Some(Arc::new(shelf.counters(
+        Ok(Self(Some(Arc::new(registry.counters(
             refused,
             "reason",
             ["all", "address"],
@@ -116,7 +117,7 @@ impl Connections {
     }
 
     /// One was closed at once: too many in all, or of one address.
-    pub fn refused(&self, of_one_address: bool) {
+    pub fn count_refused(&self, of_one_address: bool) {
         if let Some(refused) = &self.0 {
             refused.count(if of_one_address { "address" } else { "all" });
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prometheus::{Gauge, Histogram, HistogramOpts, IntGauge, Opts, Result};
 
-use super::{Counters, SECONDS, Shelf};
+use super::{LabelCounters, MetricRegistry, SECONDS};
 
 /// Up to an hour.
 const LAGS: [f64; 15] = [
@@ -14,7 +14,7 @@ const LAGS: [f64; 15] = [
 
 /// What is due and was not fired.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Backlog {
+pub struct DueBacklog {
     /// How many, up to a bound.
     pub due: i64,
     /// For how long the first of them has been due.
@@ -23,7 +23,7 @@ pub struct Backlog {
 
 /// How the dispatches of all workspaces stand, and the brake.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct DispatchTotals {
     /// Of unknown outcome, up to a bound.
     pub unknown: i64,
     /// Dead letters, up to a bound.
@@ -36,9 +36,9 @@ pub struct Standing {
 
 /// Metrics of sending. Cheap to clone; by default they are told nobody.
 #[derive(Clone, Default)]
-pub struct Sending(Option<Arc<Handles>>);
+pub struct DispatchMetrics(Option<Arc<DispatchHandles>>);
 
-struct Handles {
+struct DispatchHandles {
     lag: Histogram,
     backlog: IntGauge,
     oldest: Gauge,
@@ -46,20 +46,20 @@ struct Handles {
     in_hand_max: IntGauge,
     unknown: IntGauge,
     dead: IntGauge,
-    answers: Counters<4>,
+    answers: LabelCounters<4>,
     durations: Histogram,
     probing: IntGauge,
     all_paused: IntGauge,
     workspaces_paused: IntGauge,
 }
 
-impl Sending {
-    pub(super) fn on(shelf: &Shelf, sink: &str) -> Result<Self> {
+impl DispatchMetrics {
+    pub(super) fn on(registry: &MetricRegistry, sink: &str) -> Result<Self> {
         let gauge = |name: &str, help: &str| {
-            shelf.gauge(Opts::new(format!("canvas_scheduler_{name}"), help))
+            registry.gauge(Opts::new(format!("canvas_scheduler_{name}"), help))
         };
         let of_sink = |name: &str, help: &str| {
-            shelf.gauge(
+            registry.gauge(
                 Opts::new(format!("canvas_scheduler_{name}"), help).const_label("sink", sink),
             )
         };
@@ -67,7 +67,7 @@ impl Sending {
             "canvas_scheduler_due_backlog_oldest_seconds",
             "For how long the first wave that was not fired has been due.",
         )?;
-        shelf.put(oldest.clone())?;
+        registry.put(oldest.clone())?;
         let lag = HistogramOpts::new(
             "canvas_scheduler_dispatch_lag_seconds",
             "From when a wave was due to when its first attempt began.",
@@ -76,8 +76,8 @@ impl Sending {
             "canvas_scheduler_dispatch_duration_seconds",
             "How long the sink took to answer.",
         );
-        Ok(Self(Some(Arc::new(Handles {
-            lag: shelf.histogram(lag.buckets(LAGS.to_vec()))?,
+        Ok(Self(Some(Arc::new(DispatchHandles {
+            lag: registry.histogram(lag.buckets(LAGS.to_vec()))?,
             backlog: gauge(
                 "due_backlog",
                 "Waves that are due and were not fired, up to 10,000.",
@@ -96,7 +96,7 @@ impl Sending {
                 "dispatches_dead",
                 "Dead letters that are kept, up to 10,000.",
             )?,
-            answers: shelf.counters(
+            answers: registry.counters(
                 Opts::new(
                     "canvas_scheduler_dispatch_answers_total",
                     "Attempts, by what the sink said.",
@@ -105,7 +105,7 @@ impl Sending {
                 "answer",
                 ["delivered", "not_taken", "rejected", "unknown"],
             )?,
-            durations: shelf.histogram(
+            durations: registry.histogram(
                 durations
                     .const_label("sink", sink)
                     .buckets(SECONDS.to_vec()),
@@ -126,28 +126,28 @@ impl Sending {
     }
 
     /// There are so many workers.
-    pub fn workers(&self, most: usize) {
+    pub fn set_max_in_flight(&self, max: usize) {
         if let Some(handles) = &self.0 {
-            handles.in_hand_max.set(signed(most));
+            handles.in_hand_max.set(signed(max));
         }
     }
 
     /// A wave's first attempt begins, so many seconds after it was due.
-    pub fn fired(&self, lag: f64) {
+    pub fn observe_lag(&self, lag: f64) {
         if let Some(handles) = &self.0 {
             handles.lag.observe(lag);
         }
     }
 
     /// So many dispatches are in hand now.
-    pub fn in_hand(&self, dispatches: usize) {
+    pub fn set_in_flight(&self, dispatches: usize) {
         if let Some(handles) = &self.0 {
             handles.in_hand.set(signed(dispatches));
         }
     }
 
     /// The sink has answered an attempt.
-    pub fn answered(&self, answer: &str, took: Duration) {
+    pub fn observe_attempt(&self, answer: &str, took: Duration) {
         if let Some(handles) = &self.0 {
             handles.answers.count(answer);
             handles.durations.observe(took.as_secs_f64());
@@ -155,7 +155,7 @@ impl Sending {
     }
 
     /// Whether the sink takes nothing.
-    pub fn probing(&self, probing: bool) {
+    pub fn set_probing(&self, probing: bool) {
         if let Some(handles) = &self.0 {
             handles.probing.set(probing.into());
         }
@@ -169,7 +169,7 @@ impl Sending {
     }
 
     /// What is due.
-    pub fn backlog(&self, backlog: Backlog) {
+    pub fn set_backlog(&self, backlog: DueBacklog) {
         if let Some(handles) = &self.0 {
             handles.backlog.set(backlog.due);
             handles.oldest.set(backlog.oldest.as_secs_f64());
@@ -177,12 +177,12 @@ impl Sending {
     }
 
     /// How dispatches stand.
-    pub fn standing(&self, standing: Standing) {
+    pub fn set_totals(&self, totals: DispatchTotals) {
         if let Some(handles) = &self.0 {
-            handles.unknown.set(standing.unknown);
-            handles.dead.set(standing.dead);
-            handles.all_paused.set(standing.all_paused.into());
-            handles.workspaces_paused.set(standing.workspaces_paused);
+            handles.unknown.set(totals.unknown);
+            handles.dead.set(totals.dead);
+            handles.all_paused.set(totals.all_paused.into());
+            handles.workspaces_paused.set(totals.workspaces_paused);
         }
     }
 }
