@@ -13,9 +13,10 @@ use crate::error::Error;
 use crate::store::admin::AdminStore;
 use crate::store::dispatch::rows::{self, ScheduleKey};
 use crate::store::schema::answered::REQUEST_KEPT;
-use crate::store::schema::columns::{Texts, row, table};
 use crate::store::schema::history;
 use crate::store::schema::load::{self, Lock};
+use crate::store::schema::row::row;
+use crate::store::schema::statement::OverBatch;
 use crate::store::schema::tables::request;
 use crate::store::schema::tenant::Tenant;
 use crate::store::session::connect::begin;
@@ -28,18 +29,14 @@ const CANCELLED: &str = "SELECT workspace_id, id FROM canvas_schedule WHERE canc
 /// After how long a schedule that waits for the outcome of a dispatch is looked at again.
 const OUTCOME_REST: TimeDelta = TimeDelta::hours(1);
 
-/// Since when a row that is kept is finished; null when it is not.
-struct Kept {
-    workspace_id: i32,
-    id: Uuid,
-    finished_ms: Option<i64>,
+row! {
+    /// Since when a row that is kept is finished; null when it is not.
+    struct Kept {
+        workspace_id: i32,
+        id: Uuid,
+        finished_ms: Option<i64>,
+    }
 }
-
-row!(Kept {
-    workspace_id: Int,
-    id: Uuid,
-    finished_ms: BigOrNull
-});
 
 impl Kept {
     fn of(key: ScheduleKey, since: Option<DateTime<Utc>>) -> Self {
@@ -51,25 +48,19 @@ impl Kept {
     }
 }
 
-static KEEP: LazyLock<Texts> = LazyLock::new(|| {
-    Texts::of(|backend| {
-        let rows = table::<Kept>(backend, "i", 1);
-        format!(
-            "WITH {rows} UPDATE canvas_schedule AS s SET finished_ms = i.finished_ms FROM i \
-             WHERE s.workspace_id = i.workspace_id AND s.id = i.id"
-        )
-    })
+static KEEP: LazyLock<OverBatch<Kept>> = LazyLock::new(|| {
+    OverBatch::new(
+        "UPDATE canvas_schedule AS s SET finished_ms = i.finished_ms FROM batch AS i \
+             WHERE s.workspace_id = i.workspace_id AND s.id = i.id",
+    )
 });
 
 /// What belongs to a schedule, and itself last.
-static REMOVE: LazyLock<[Texts; 4]> = LazyLock::new(|| {
-    let of = |columns: &'static str, name: &'static str| {
-        Texts::of(move |backend| {
-            let keys = table::<ScheduleKey>(backend, "k", 1);
-            format!(
-                "WITH {keys} DELETE FROM {name} WHERE ({columns}) IN (SELECT workspace_id, id FROM k)"
-            )
-        })
+static REMOVE: LazyLock<[OverBatch<ScheduleKey>; 4]> = LazyLock::new(|| {
+    let of = |columns: &str, table: &str| {
+        OverBatch::new(&format!(
+            "DELETE FROM {table} WHERE ({columns}) IN (SELECT workspace_id, id FROM batch)"
+        ))
     };
     [
         of("workspace_id, schedule_id", "dispatch"),

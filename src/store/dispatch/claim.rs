@@ -16,8 +16,8 @@ use crate::store::dispatch::payload::{Leased, Payloads, Taking};
 use crate::store::dispatch::rows::{self, ScheduleKey};
 use crate::store::dispatch::transitions::{self, Moves};
 use crate::store::schema::codec;
-use crate::store::schema::columns::Texts;
 use crate::store::schema::load::{self, Lock};
+use crate::store::schema::statement::Texts;
 use crate::store::schema::tables::{canvas_schedule, dispatch, wake};
 
 /// When to look again at a row that this build cannot read.

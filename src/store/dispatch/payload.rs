@@ -10,7 +10,8 @@ use uuid::Uuid;
 use crate::domain::{CanvasSchedule, Dispatch, DispatchMessage, Properties, Target, WorkspaceId};
 use crate::store::dispatch::rows::ScheduleKey;
 use crate::store::schema::codec;
-use crate::store::schema::columns::{Row, Texts, row, table};
+use crate::store::schema::row::{Row, row};
+use crate::store::schema::statement::OverBatch;
 
 /// A dispatch in the hand of whoever took it, until its lease ends.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,34 +53,25 @@ pub(crate) struct Payloads {
     properties: HashMap<Uuid, String>,
 }
 
-struct PropertiesKey {
-    workspace_id: i32,
-    id: Uuid,
+row! {
+    struct PropertiesKey {
+        workspace_id: i32,
+        id: Uuid,
+    }
 }
 
-row!(PropertiesKey {
-    workspace_id: Int,
-    id: Uuid
+static TARGETS: LazyLock<OverBatch<ScheduleKey>> = LazyLock::new(|| {
+    OverBatch::new(
+        "SELECT t.schedule_id, t.body FROM batch AS k \
+             JOIN canvas_schedule_target t ON t.schedule_id = k.id AND t.workspace_id = k.workspace_id",
+    )
 });
 
-static TARGETS: LazyLock<Texts> = LazyLock::new(|| {
-    Texts::of(|backend| {
-        let keys = table::<ScheduleKey>(backend, "k", 1);
-        format!(
-            "WITH {keys} SELECT t.schedule_id, t.body FROM k \
-             JOIN canvas_schedule_target t ON t.schedule_id = k.id AND t.workspace_id = k.workspace_id"
-        )
-    })
-});
-
-static PROPERTIES: LazyLock<Texts> = LazyLock::new(|| {
-    Texts::of(|backend| {
-        let keys = table::<PropertiesKey>(backend, "k", 1);
-        format!(
-            "WITH {keys} SELECT p.id, p.body FROM k \
-             JOIN canvas_schedule_properties p ON p.id = k.id AND p.workspace_id = k.workspace_id"
-        )
-    })
+static PROPERTIES: LazyLock<OverBatch<PropertiesKey>> = LazyLock::new(|| {
+    OverBatch::new(
+        "SELECT p.id, p.body FROM batch AS k \
+             JOIN canvas_schedule_properties p ON p.id = k.id AND p.workspace_id = k.workspace_id",
+    )
 });
 
 impl Payloads {
@@ -152,12 +144,12 @@ impl Payloads {
     }
 }
 
-async fn bodies<C: ConnectionTrait>(
+async fn bodies<C: ConnectionTrait, R: Row>(
     db: &C,
-    texts: &Texts,
-    keys: &[impl Row],
+    statement: &OverBatch<R>,
+    keys: &[R],
 ) -> Result<HashMap<Uuid, String>, DbErr> {
-    let rows = texts.query(db, keys).await?;
+    let rows = statement.query(db, keys).await?;
     rows.iter()
         .map(|row| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?)))
         .collect()

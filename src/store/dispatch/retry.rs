@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, Statement};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
 use uuid::Uuid;
 
 use crate::domain::{DeliveryPolicy, DispatchState, Hold, WorkspaceId};
@@ -15,8 +15,9 @@ use crate::store::dispatch::cursor::Mark;
 use crate::store::dispatch::payload::{Leased, Payloads, Taking};
 use crate::store::dispatch::rows::{self, ScheduleKey};
 use crate::store::schema::codec;
-use crate::store::schema::columns::{Texts, names};
 use crate::store::schema::load::{self, Lock};
+use crate::store::schema::row::FromRow;
+use crate::store::schema::statement::{Columns, Texts};
 use crate::store::schema::tables::{canvas_schedule, dispatch};
 
 static DUE: LazyLock<Texts> = LazyLock::new(|| {
@@ -26,7 +27,7 @@ static DUE: LazyLock<Texts> = LazyLock::new(|| {
         } else {
             ""
         };
-        let columns = names::<dispatch::Model>("d.");
+        let columns = Columns::<dispatch::Model>::all().names("d.");
         format!(
             "SELECT {columns}, t.name, t.sending_paused OR (SELECT paused FROM sending WHERE id = 1) AS paused FROM ( \
                SELECT * FROM dispatch WHERE retry_ms BETWEEN $3 AND $1 ORDER BY retry_ms LIMIT $2 {skip} \
@@ -97,7 +98,7 @@ async fn due<C: ConnectionTrait>(
         ))
         .await?;
     let due = rows.iter().map(|row| {
-        let dispatch = dispatch::Model::from_query_result(row, "")?;
+        let dispatch = dispatch::Model::from_row(row, 0)?;
         Ok(Due {
             dispatch,
             workspace_name: row.try_get("", "name")?,

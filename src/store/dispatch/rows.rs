@@ -4,63 +4,38 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DbErr, FromQueryResult};
+use sea_orm::{ConnectionTrait, DbErr};
 use uuid::Uuid;
 
 use crate::domain::{CanvasSchedule, Dispatch, DispatchState};
 use crate::store::schema::codec;
-use crate::store::schema::columns::{Texts, names, row, table};
+use crate::store::schema::row::{FromRow, row};
+use crate::store::schema::statement::{Columns, OverBatch};
 use crate::store::schema::tables::{canvas_schedule, dispatch};
 
-row!(dispatch::Model {
-    workspace_id: Int,
-    schedule_id: Uuid,
-    n: Int,
-    revision: Big,
-    wave_ms: Big,
-    retry_ms: BigOrNull,
-    fired_ms: Big,
-    finished_ms: BigOrNull,
-    attempt: Int,
-    last_attempt: Int,
-    state: Small,
-    optimal_time: Bool,
-    includes_unlisted: Bool,
-    properties_id: UuidOrNull,
-    zones: TextOrNull,
-    why: Text,
-});
-
-/// A schedule's key as a row of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct ScheduleKey {
-    /// The schedule; first, so that keys sort by it.
-    pub id: Uuid,
-    /// The tenant.
-    pub workspace_id: i32,
+row! {
+    /// A schedule's key as a row of a batch.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    pub(crate) struct ScheduleKey {
+        /// The schedule; first, so that keys sort by it.
+        pub id: Uuid,
+        /// The tenant.
+        pub workspace_id: i32,
+    }
 }
 
-row!(ScheduleKey {
-    workspace_id: Int,
-    id: Uuid
-});
-
-/// Names a dispatch.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct DispatchKey {
-    /// The schedule; first, so that keys sort by it.
-    pub schedule_id: Uuid,
-    /// The number of the firing.
-    pub n: i32,
-    /// The tenant.
-    pub workspace_id: i32,
+row! {
+    /// Names a dispatch.
+    #[derive(PartialEq, Eq, PartialOrd, Ord)]
+    pub(crate) struct DispatchKey {
+        /// The schedule; first, so that keys sort by it.
+        pub schedule_id: Uuid,
+        /// The number of the firing.
+        pub n: i32,
+        /// The tenant.
+        pub workspace_id: i32,
+    }
 }
-
-row!(DispatchKey {
-    workspace_id: Int,
-    schedule_id: Uuid,
-    n: Int
-});
 
 impl DispatchKey {
     /// The key of a row.
@@ -88,48 +63,41 @@ impl ScheduleKey {
     }
 }
 
-static OF_SCHEDULES: LazyLock<Texts> = LazyLock::new(|| {
-    Texts::of(|backend| {
-        let keys = table::<ScheduleKey>(backend, "k", 1);
-        let columns = names::<dispatch::Model>("d.");
-        format!(
-            "WITH {keys} SELECT {columns} FROM k JOIN dispatch d ON d.workspace_id = k.workspace_id AND d.schedule_id = k.id \
+static OF_SCHEDULES: LazyLock<OverBatch<ScheduleKey>> = LazyLock::new(|| {
+    let columns = Columns::<dispatch::Model>::all().names("d.");
+    OverBatch::new(&format!(
+        "SELECT {columns} FROM batch AS k JOIN dispatch d ON d.workspace_id = k.workspace_id AND d.schedule_id = k.id \
              ORDER BY d.schedule_id, d.n"
-        )
-    })
+    ))
 });
 
-static UPDATE: LazyLock<Texts> = LazyLock::new(|| {
-    Texts::of(|backend| {
-        let rows = table::<dispatch::Model>(backend, "i", 1);
-        format!(
-            "WITH {rows} UPDATE dispatch AS d SET retry_ms = i.retry_ms, finished_ms = i.finished_ms, attempt = i.attempt, \
-               last_attempt = i.last_attempt, state = i.state, why = i.why FROM i \
-             WHERE d.workspace_id = i.workspace_id AND d.schedule_id = i.schedule_id AND d.n = i.n"
-        )
-    })
+static UPDATE: LazyLock<OverBatch<dispatch::Model>> = LazyLock::new(|| {
+    use dispatch::Column::{Attempt, FinishedMs, LastAttempt, RetryMs, State, Why};
+    let columns = [RetryMs, FinishedMs, Attempt, LastAttempt, State, Why];
+    let assignments = Columns::<dispatch::Model>::only(columns).assignments("i");
+    OverBatch::new(&format!(
+        "UPDATE dispatch AS d SET {assignments} FROM batch AS i \
+         WHERE d.workspace_id = i.workspace_id AND d.schedule_id = i.schedule_id AND d.n = i.n"
+    ))
 });
 
-static DELETE: LazyLock<Texts> = LazyLock::new(|| {
-    Texts::of(|backend| {
-        let keys = table::<DispatchKey>(backend, "k", 1);
-        format!(
-            "WITH {keys} DELETE FROM dispatch WHERE (workspace_id, schedule_id, n) IN (SELECT workspace_id, schedule_id, n FROM k)"
-        )
-    })
+static DELETE: LazyLock<OverBatch<DispatchKey>> = LazyLock::new(|| {
+    OverBatch::new(
+        "DELETE FROM dispatch WHERE (workspace_id, schedule_id, n) IN (SELECT workspace_id, schedule_id, n FROM batch)",
+    )
 });
 
 /// Only what is unknown as this is written: what is in hand by then is settled by its answer.
-static ABANDON: LazyLock<Texts> = LazyLock::new(|| {
-    Texts::of(|backend| {
-        let keys = table::<ScheduleKey>(backend, "k", 2);
-        let [unknown, abandoned] =
-            [DispatchState::Unknown, DispatchState::Abandoned].map(codec::dispatch_state_code);
-        format!(
-            "WITH {keys} UPDATE dispatch AS d SET state = {abandoned}, retry_ms = NULL, finished_ms = $1 FROM k \
+static ABANDON: LazyLock<OverBatch<ScheduleKey>> = LazyLock::new(|| {
+    let [unknown, abandoned] =
+        [DispatchState::Unknown, DispatchState::Abandoned].map(codec::dispatch_state_code);
+    OverBatch::after(
+        1,
+        &format!(
+            "UPDATE dispatch AS d SET state = {abandoned}, retry_ms = NULL, finished_ms = $1 FROM batch AS k \
              WHERE d.workspace_id = k.workspace_id AND d.schedule_id = k.id AND d.state = {unknown}"
-        )
-    })
+        ),
+    )
 });
 
 /// The dispatches of these schedules, of each in their order.
@@ -142,7 +110,7 @@ pub(crate) async fn of_schedules<C: ConnectionTrait>(
 ) -> Result<HashMap<Uuid, Vec<dispatch::Model>>, DbErr> {
     let mut found: HashMap<Uuid, Vec<dispatch::Model>> = HashMap::new();
     for row in OF_SCHEDULES.query(db, keys).await? {
-        let row = dispatch::Model::from_query_result(&row, "")?;
+        let row = dispatch::Model::from_row(&row, 0)?;
         found.entry(row.schedule_id).or_default().push(row);
     }
     Ok(found)

@@ -19,8 +19,8 @@ use crate::store::dispatch::payload::Leased;
 use crate::store::dispatch::rows::{self, DispatchKey, ScheduleKey};
 use crate::store::dispatch::transitions::Moves;
 use crate::store::schema::codec;
-use crate::store::schema::columns::{Texts, table};
 use crate::store::schema::load::{self, Lock};
+use crate::store::schema::statement::OverBatch;
 use crate::store::schema::tables::{canvas_schedule, dispatch};
 
 /// An attempt and what the sink said of it.
@@ -72,15 +72,15 @@ impl Finished {
     }
 }
 
-static DELIVERED: LazyLock<Texts> = LazyLock::new(|| {
-    Texts::of(|backend| {
-        let keys = table::<DispatchKey>(backend, "k", 2);
-        let delivered = codec::dispatch_state_code(DispatchState::Delivered);
-        format!(
-            "WITH {keys} UPDATE dispatch AS d SET state = {delivered}, retry_ms = NULL, finished_ms = $1, why = '' FROM k \
+static DELIVERED: LazyLock<OverBatch<DispatchKey>> = LazyLock::new(|| {
+    let delivered = codec::dispatch_state_code(DispatchState::Delivered);
+    OverBatch::after(
+        1,
+        &format!(
+            "UPDATE dispatch AS d SET state = {delivered}, retry_ms = NULL, finished_ms = $1, why = '' FROM batch AS k \
              WHERE d.workspace_id = k.workspace_id AND d.schedule_id = k.schedule_id AND d.n = k.n AND d.state <> {delivered}"
-        )
-    })
+        ),
+    )
 });
 
 impl DispatchStore {

@@ -4,89 +4,44 @@
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, Value};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
 use uuid::Uuid;
 
 use crate::domain::{CanvasSchedule, zone};
 use crate::store::dispatch::rows::ScheduleKey;
 use crate::store::schema::codec;
-use crate::store::schema::columns::{
-    Column, Kind, Row, Texts, names, parameters, row, table, values,
-};
+use crate::store::schema::row::row;
+use crate::store::schema::statement::{Columns, OverBatch};
 use crate::store::schema::tables::{canvas_schedule, dispatch, wake};
 
 /// What one transaction moves.
 #[derive(Default)]
 pub(crate) struct Moves {
     /// Each row once as it is to be, but for its `version`, which is the one that was read.
-    pub rows: Vec<Move>,
+    pub rows: Vec<MovedRow>,
     /// Entries of the queue that were taken, to be removed with their row's move. Whoever takes them holds their locks.
     pub taken: Vec<wake::Model>,
     /// Entries to be added; none is among those taken. One whose row is not written costs a look at it.
     added: Vec<wake::Model>,
 }
 
-/// One row as it is to be, and its dispatch, if it is fired. The names differ from a dispatch's.
-#[derive(Debug, Clone)]
-pub(crate) struct Move {
-    workspace: i32,
-    id: Uuid,
-    version: i64,
-    next_state: i16,
-    next_wave_ms: Option<i64>,
-    wake_ms: Option<i64>,
-    fired: i32,
-    zone_rules: i32,
-    done_ms: Option<i64>,
-    /// What it is fired with.
-    pub dispatch: Option<dispatch::Model>,
-}
-
-impl Row for Move {
-    fn columns() -> Vec<Column> {
-        let own = [
-            ("workspace", Kind::Int),
-            ("id", Kind::Uuid),
-            ("version", Kind::Big),
-            ("next_state", Kind::Small),
-            ("next_wave_ms", Kind::BigOrNull),
-            ("wake_ms", Kind::BigOrNull),
-            ("fired", Kind::Int),
-            ("zone_rules", Kind::Int),
-            ("done_ms", Kind::BigOrNull),
-        ];
-        own.into_iter().chain(dispatch::Model::columns()).collect()
-    }
-
-    fn values(&self) -> Vec<Value> {
-        let own = [
-            self.workspace.into(),
-            self.id.into(),
-            self.version.into(),
-            self.next_state.into(),
-            self.next_wave_ms.into(),
-            self.wake_ms.into(),
-            self.fired.into(),
-            self.zone_rules.into(),
-            self.done_ms.into(),
-        ];
-        let nothing = || {
-            dispatch::Model::columns()
-                .into_iter()
-                .map(|(_, kind)| kind.null())
-                .collect()
-        };
-        own.into_iter()
-            .chain(self.dispatch.as_ref().map_or_else(nothing, Row::values))
-            .collect()
+row! {
+    /// One row as it is to be. The names differ from a dispatch's, which stands beside it if the row is fired.
+    #[derive(Debug, Clone)]
+    pub(crate) struct Move {
+        workspace: i32,
+        id: Uuid,
+        version: i64,
+        next_state: i16,
+        next_wave_ms: Option<i64>,
+        wake_ms: Option<i64>,
+        fired: i32,
+        zone_rules: i32,
+        done_ms: Option<i64>,
     }
 }
 
-row!(wake::Model {
-    wake_ms: Big,
-    workspace_id: Int,
-    id: Uuid
-});
+type MovedRow = (Move, Option<dispatch::Model>);
 
 const ROWS: &str = "UPDATE canvas_schedule AS s SET version = s.version + 1, state = i.next_state, next_wave_ms = i.next_wave_ms, \
        wake_ms = i.wake_ms, fired = i.fired, zone_rules = i.zone_rules, finished_ms = i.done_ms \
@@ -99,16 +54,22 @@ const ADDED: &str = "INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id
 
 /// The dispatches of the rows that are in a table of that name; they are numbered from 1.
 fn fired(of: &str) -> String {
-    let names = names::<dispatch::Model>("");
+    let names = Columns::<dispatch::Model>::all().names("");
     format!("INSERT INTO dispatch ({names}) SELECT {names} FROM {of} WHERE n > 0")
 }
 
+static ROW_COLUMNS: LazyLock<Columns<MovedRow>> = LazyLock::new(Columns::all);
+static ENTRY_COLUMNS: LazyLock<Columns<wake::Model>> = LazyLock::new(Columns::all);
+
 fn tables(backend: DbBackend) -> String {
-    let taken = 1 + parameters::<Move>(backend);
-    let added = taken + parameters::<wake::Model>(backend);
-    let [taken, added] = [("t", taken), ("a", added)]
-        .map(|(name, first)| table::<wake::Model>(backend, name, first));
-    [table::<Move>(backend, "i", 1), taken, added].join(", ")
+    let taken = 1 + ROW_COLUMNS.parameters(backend);
+    let added = taken + ENTRY_COLUMNS.parameters(backend);
+    format!(
+        "i AS {}, t AS {}, a AS {}",
+        ROW_COLUMNS.table(backend, 1),
+        ENTRY_COLUMNS.table(backend, taken),
+        ENTRY_COLUMNS.table(backend, added)
+    )
 }
 
 /// One statement, one round trip. A dispatch travels with its row and comes out of the update that writes it: to join the two
@@ -117,7 +78,7 @@ fn tables(backend: DbBackend) -> String {
 static POSTGRES: LazyLock<String> = LazyLock::new(|| {
     let (tables, dispatches, fired) = (
         tables(DbBackend::Postgres),
-        names::<dispatch::Model>("i."),
+        Columns::<dispatch::Model>::all().names("i."),
         fired("moved"),
     );
     format!(
@@ -155,7 +116,7 @@ impl Moves {
                 id: before.id,
             });
         }
-        self.rows.push(Move {
+        let row = Move {
             workspace: before.workspace_id,
             id: before.id,
             version: before.version,
@@ -169,8 +130,8 @@ impl Moves {
                 (None, None) => before.finished_ms.or(Some(now_ms)),
                 (Some(_), None) => Some(now_ms),
             },
-            dispatch,
-        });
+        };
+        self.rows.push((row, dispatch));
         Ok(())
     }
 
@@ -195,15 +156,15 @@ impl Moves {
             return Ok(HashSet::new());
         }
         // In the order of the ids, as every other batch, so that batches never wait for each other in a ring.
-        self.rows.sort_unstable_by_key(|row| ScheduleKey {
+        self.rows.sort_unstable_by_key(|(row, _)| ScheduleKey {
             id: row.id,
             workspace_id: row.workspace,
         });
         let backend = db.get_database_backend();
         let values = [
-            values(backend, &self.rows),
-            values(backend, &self.taken),
-            values(backend, &self.added),
+            ROW_COLUMNS.values(backend, &self.rows),
+            ENTRY_COLUMNS.values(backend, &self.taken),
+            ENTRY_COLUMNS.values(backend, &self.added),
         ]
         .concat();
         if backend == DbBackend::Postgres {
@@ -238,47 +199,35 @@ impl Moves {
                 )));
             }
         }
-        Ok(self.rows.iter().map(|row| row.id).collect())
+        Ok(self.rows.iter().map(|(row, _)| row.id).collect())
     }
 }
 
-static REMOVE_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
-    Texts::of(|backend| {
-        let entries = table::<wake::Model>(backend, "t", 1);
-        format!(
-            "WITH {entries} DELETE FROM canvas_schedule_wake WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM t)"
-        )
-    })
+static REMOVE_ENTRIES: LazyLock<OverBatch<wake::Model>> = LazyLock::new(|| {
+    OverBatch::new(
+        "DELETE FROM canvas_schedule_wake WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM batch)",
+    )
 });
 
-static ADD_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
-    Texts::of(|backend| {
-        let entries = table::<wake::Model>(backend, "t", 1);
-        format!(
-            "WITH {entries} INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
-             SELECT wake_ms, workspace_id, id FROM t WHERE true ON CONFLICT DO NOTHING"
-        )
-    })
+static ADD_ENTRIES: LazyLock<OverBatch<wake::Model>> = LazyLock::new(|| {
+    OverBatch::new(
+        "INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
+             SELECT wake_ms, workspace_id, id FROM batch WHERE true ON CONFLICT DO NOTHING",
+    )
 });
 
-static UNPARK_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
-    Texts::of(|backend| {
-        let entries = table::<wake::Model>(backend, "t", 1);
-        format!(
-            "WITH {entries} DELETE FROM canvas_schedule_parked \
-             WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM t)"
-        )
-    })
+static UNPARK_ENTRIES: LazyLock<OverBatch<wake::Model>> = LazyLock::new(|| {
+    OverBatch::new(
+        "DELETE FROM canvas_schedule_parked \
+             WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM batch)",
+    )
 });
 
-static PARK_ENTRIES: LazyLock<Texts> = LazyLock::new(|| {
-    Texts::of(|backend| {
-        let entries = table::<wake::Model>(backend, "t", 1);
-        format!(
-            "WITH {entries} INSERT INTO canvas_schedule_parked (wake_ms, workspace_id, id) \
-             SELECT wake_ms, workspace_id, id FROM t WHERE true ON CONFLICT DO NOTHING"
-        )
-    })
+static PARK_ENTRIES: LazyLock<OverBatch<wake::Model>> = LazyLock::new(|| {
+    OverBatch::new(
+        "INSERT INTO canvas_schedule_parked (wake_ms, workspace_id, id) \
+             SELECT wake_ms, workspace_id, id FROM batch WHERE true ON CONFLICT DO NOTHING",
+    )
 });
 
 /// Removes entries that no row stands behind.

@@ -13,8 +13,8 @@ use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::rows::{self, ScheduleKey};
 use crate::store::dispatch::transitions::Moves;
-use crate::store::schema::columns::{Texts, table};
 use crate::store::schema::load::{self, Lock};
+use crate::store::schema::statement::OverBatch;
 use crate::store::session::connect::begin;
 
 /// How long what a dispatcher has said counts.
@@ -31,13 +31,11 @@ const OLDER: &str = "SELECT workspace_id, id FROM canvas_schedule \
 const NEWER: &str = "SELECT workspace_id, id FROM canvas_schedule \
      WHERE state <= 1 AND (in_local_time OR at_optimal_time) AND zone_rules > $1 LIMIT $2";
 
-static STAMP: LazyLock<Texts> = LazyLock::new(|| {
-    Texts::of(|backend| {
-        let keys = table::<ScheduleKey>(backend, "k", 2);
-        format!(
-            "WITH {keys} UPDATE canvas_schedule AS s SET zone_rules = $1 FROM k WHERE s.workspace_id = k.workspace_id AND s.id = k.id"
-        )
-    })
+static STAMP: LazyLock<OverBatch<ScheduleKey>> = LazyLock::new(|| {
+    OverBatch::after(
+        1,
+        "UPDATE canvas_schedule AS s SET zone_rules = $1 FROM batch AS k WHERE s.workspace_id = k.workspace_id AND s.id = k.id",
+    )
 });
 
 impl DispatchStore {

@@ -2,10 +2,11 @@
 
 pub(super) mod answered;
 pub(super) mod codec;
-pub(super) mod columns;
 pub(super) mod history;
 pub(super) mod load;
 pub(super) mod migration;
+pub(super) mod row;
+pub(super) mod statement;
 pub(super) mod tables;
 pub(super) mod tenant;
 pub(super) mod values;

@@ -42,30 +42,20 @@ pub(crate) trait Tenant: EntityTrait {
     }
 }
 
-impl Tenant for canvas_schedule::Entity {
-    const WORKSPACE: Self::Column = canvas_schedule::Column::WorkspaceId;
+macro_rules! tenants {
+    ($($table:ident),*) => {$(
+        impl Tenant for $table::Entity {
+            const WORKSPACE: Self::Column = $table::Column::WorkspaceId;
+        }
+    )*};
 }
 
-impl Tenant for dispatch::Entity {
-    const WORKSPACE: Self::Column = dispatch::Column::WorkspaceId;
-}
-
-impl Tenant for revision::Entity {
-    const WORKSPACE: Self::Column = revision::Column::WorkspaceId;
-}
-
-impl Tenant for properties::Entity {
-    const WORKSPACE: Self::Column = properties::Column::WorkspaceId;
-}
-
-impl Tenant for target::Entity {
-    const WORKSPACE: Self::Column = target::Column::WorkspaceId;
-}
-
-impl Tenant for request::Entity {
-    const WORKSPACE: Self::Column = request::Column::WorkspaceId;
-}
-
-impl Tenant for rate_window::Entity {
-    const WORKSPACE: Self::Column = rate_window::Column::WorkspaceId;
-}
+tenants!(
+    canvas_schedule,
+    dispatch,
+    revision,
+    properties,
+    target,
+    request,
+    rate_window
+);
