@@ -205,6 +205,7 @@ async fn slow_first_bytes() {
 }
 
 #[tokio::test]
+#[ignore = "a flood, which .ci/full/run runs"]
 async fn slow_and_endless_headers() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &[]).await;
@@ -252,6 +253,7 @@ async fn slow_and_endless_headers() {
 }
 
 #[tokio::test]
+#[ignore = "a flood, which .ci/full/run runs"]
 async fn slow_readers() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &[]).await;
@@ -284,6 +286,7 @@ async fn slow_readers() {
 }
 
 #[tokio::test]
+#[ignore = "a flood, which .ci/full/run runs"]
 async fn ten_thousand_idle_connections() {
     const WANTED: usize = 10_000;
     let flags = [
@@ -377,6 +380,7 @@ async fn more_connections_than_an_address_may_have() {
 }
 
 #[tokio::test]
+#[ignore = "a flood, which .ci/full/run runs"]
 async fn a_message_of_100_megabytes() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &[]).await;
@@ -401,6 +405,7 @@ async fn a_message_of_100_megabytes() {
 }
 
 #[tokio::test]
+#[ignore = "a flood, which .ci/full/run runs"]
 async fn a_flood_of_resets() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &[]).await;
@@ -428,6 +433,7 @@ async fn a_flood_of_resets() {
 
 /// They need no key.
 #[tokio::test]
+#[ignore = "a flood, which .ci/full/run runs"]
 async fn health_checks_that_never_end() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &[]).await;
@@ -501,6 +507,7 @@ fn told_seldom(server: &Server, began: Instant) {
 
 /// Large requests that never end, of one caller, over many connections.
 #[tokio::test]
+#[ignore = "a flood, which .ci/full/run runs"]
 async fn more_bytes_than_may_be_under_way() {
     let (database, began) = (Database::sqlite(), Instant::now());
     let server = Server::start(&database.url(), &[]).await;

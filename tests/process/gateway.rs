@@ -55,6 +55,7 @@ async fn slow_first_requests_are_closed() {
 }
 
 #[tokio::test]
+#[ignore = "waits for a minute; .ci/full/run runs it"]
 async fn a_second_request_that_does_not_come_ends_the_connection() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &[]).await;
@@ -160,6 +161,7 @@ async fn a_slow_body_ends_with_the_time_of_its_call() {
 }
 
 #[tokio::test]
+#[ignore = "a flood, which .ci/full/run runs"]
 async fn slow_readers_are_closed() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &[]).await;
