@@ -1,4 +1,4 @@
-"""Holds our zone data against PyPI's tzdata: every zone, every hour of the next 366 days.
+"""Compares our zone data with PyPI's tzdata: every zone, every hour of the next 366 days.
 
 Usage: zones.py PATH_TO_ZONE_OFFSETS
 """
@@ -13,12 +13,12 @@ from datetime import datetime, timedelta, timezone
 import tzdata
 
 HOURS = 366 * 24
-# Names of the package that are no places, or that say what the machine's own zone is.
+# Names in the package that are not places, or that stand for the machine's own zone.
 NOT_ZONES = {"Factory", "localtime", "posixrules"}
 
 
 def theirs(name, start):
-    # From the package itself: the machine's own zone data may be older.
+    # Reads the package itself, since the machine's zone data may be older.
     with importlib.resources.files("tzdata.zoneinfo").joinpath(name).open("rb") as data:
         zone = zoneinfo.ZoneInfo.from_file(data, key=name)
     changes, last = [], None

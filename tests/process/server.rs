@@ -286,7 +286,7 @@ impl Server {
                 .flatten(),
         );
         all.extend(more);
-        let all_levels = trace_search::is_wanted() && !more.contains(&"--log-level");
+        let all_levels = trace_search::is_wanted_of_processes() && !more.contains(&"--log-level");
         if all_levels {
             all.extend(["--log-level", "trace"]);
         }

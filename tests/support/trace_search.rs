@@ -1,9 +1,10 @@
-//! With `TRACED_INTO=FOLDER` everything is logged at trace level, and searched for keys as it comes: it is too much to be kept.
-//! Lines with a key go to `FOLDER/found`; each 1,000 lines that were searched are a line of `FOLDER/searched`. `.ci/secrets` judges.
+//! With `TRACED_INTO=FOLDER` servers in the test's process log at trace level, and each line is searched for keys and dropped.
+//! With `TRACED_PROCESSES=1` as well, servers in processes of their own do so too, which makes them several times slower.
+//! Lines with a key go to `FOLDER/found`; every 1,000 searched lines add a line to `FOLDER/searched`. `.ci/secrets` evaluates both.
 
 #![allow(
     dead_code,
-    reason = "shared: not every one of its users needs all of it"
+    reason = "shared: each test binary uses a part of it"
 )]
 
 use std::fs::File;
@@ -12,15 +13,21 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-#[allow(clippy::disallowed_methods, reason = "no setting of the service")]
+#[allow(clippy::disallowed_methods, reason = "not a setting of the service")]
 static FOLDER: LazyLock<Option<PathBuf>> =
     LazyLock::new(|| std::env::var_os("TRACED_INTO").map(PathBuf::from));
 static SEARCHED: AtomicU64 = AtomicU64::new(0);
-const TOLD_EVERY: u64 = 1_000;
+const REPORT_INTERVAL: u64 = 1_000;
 
-/// Whether everything is to be logged and searched.
+/// Whether servers in this process log at trace level.
 pub(super) fn is_wanted() -> bool {
     FOLDER.is_some()
+}
+
+/// Whether servers in processes of their own log at trace level too.
+#[allow(clippy::disallowed_methods, reason = "not a setting of the service")]
+pub(super) fn is_wanted_of_processes() -> bool {
+    is_wanted() && std::env::var("TRACED_PROCESSES").is_ok_and(|value| value == "1")
 }
 
 /// Searches a line of a log.
@@ -31,19 +38,19 @@ pub(super) fn search(line: &str) {
     if holds_key(line) {
         append(&folder.join("found"), line.trim_end());
     }
-    if SEARCHED.fetch_add(1, Ordering::Relaxed) % TOLD_EVERY == TOLD_EVERY - 1 {
+    if SEARCHED.fetch_add(1, Ordering::Relaxed) % REPORT_INTERVAL == REPORT_INTERVAL - 1 {
         append(&folder.join("searched"), "1000");
     }
 }
 
-/// Whether there is the secret of a key in it: 48 hex digits and no more, after `_` or anything else; or the first of its bytes.
+/// Whether a line contains the secret of a key: a run of exactly 48 hex digits, or the first bytes of an authorization header.
 fn holds_key(line: &str) -> bool {
     let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     let secret = line
         .as_bytes()
         .split(|byte| !is_digit(byte))
         .any(|run| run.len() == 48);
-    // `Bearer cs_` as a list of bytes, which is how a buffer is shown.
+    // `Bearer cs_` as a list of bytes, which is how the debug format shows a buffer.
     secret
         || line.contains("Bearer cs_")
         || line.contains("66, 101, 97, 114, 101, 114, 32, 99, 115, 95")
@@ -55,7 +62,7 @@ fn append(path: &Path, line: &str) {
         .expect("the folder of TRACED_INTO can be written to");
 }
 
-/// What a log is written to in order to be searched. Each event comes whole.
+/// A log writer that searches each event.
 pub(super) struct Searched;
 
 impl Write for Searched {
@@ -70,7 +77,7 @@ impl Write for Searched {
 }
 
 #[test]
-fn a_key_is_found_in_each_form() {
+fn every_form_of_a_key_is_found() {
     let secret = "0123456789abcdef".repeat(3);
     for line in [
         &format!("key=cs_0123456789abcdef_{secret}"),
