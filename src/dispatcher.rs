@@ -59,7 +59,7 @@ pub enum Pass {
     More,
     /// No worker is free; or the sink takes nothing, and is tried again at that instant.
     Full(Option<DateTime<Utc>>),
-    /// There is nothing to do before this instant, unless the bell rings.
+    /// There is nothing to do before this instant, unless it is woken.
     Idle(DateTime<Utc>),
 }
 
@@ -120,7 +120,7 @@ impl Dispatcher {
                     },
                     // A ring during the pass is remembered.
                     Ok(Pass::Idle(until)) => tokio::select! {
-                        () = self.service.bell().rung() => {}
+                        () = self.service.wake().notified() => {}
                         () = sleep_until(&self.clock, until, WAIT_MOST) => {}
                     },
                     Err(_) => tokio::time::sleep(OUTAGE_PAUSE).await,

@@ -23,10 +23,10 @@ use crate::config::Serve;
 use crate::domain::{DeliveryPolicy, Policy};
 use crate::error::{Error, Violation};
 use crate::layers::Stack;
-use crate::layers::auth::Gate;
+use crate::layers::auth::Authenticator;
+use crate::layers::concurrency_limit::ConcurrencyLimit;
 use crate::layers::drain::Phase;
-use crate::layers::in_flight::InFlight;
-use crate::layers::measure::Durations;
+use crate::layers::measure::CallDurations;
 use crate::service::Service;
 use crate::service::access::Access;
 use crate::service::admin::Admin;
@@ -342,7 +342,7 @@ fn stack(
     phase: watch::Receiver<Phase>,
 ) -> Stack {
     let (access, clock, calls) = (access.clone(), clock.clone(), metrics.calls.clone());
-    let gate = Gate {
+    let authenticator = Authenticator {
         access,
         trusted_proxies: settings.trusted_proxies.as_slice().into(),
         clock,
@@ -350,14 +350,14 @@ fn stack(
     };
     let (max_call, in_flight) = (
         settings.max_call_time,
-        InFlight::new(settings.max_in_flight, settings.max_in_flight_bytes),
+        ConcurrencyLimit::new(settings.max_in_flight, settings.max_in_flight_bytes),
     );
     Stack {
         phase,
         max_call,
         in_flight,
-        gate,
-        durations: Durations::new(calls),
+        authenticator,
+        durations: CallDurations::new(calls),
         traces: Traces::default(),
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 
 use serde::Serialize;
+use tokio::sync::Notify;
 
 use crate::clock::SharedClock;
 use crate::domain::{
@@ -19,14 +20,14 @@ use crate::domain::{
 use crate::error::Error;
 pub use crate::store::{Caller, Details, Filter};
 use crate::store::{RequestKey, Store, Work};
-pub use dispatching::{Bell, DispatchFilter, Finished, Leased, Next, POLL, Taken};
+pub use dispatching::{DispatchFilter, Finished, Leased, Next, POLL, Taken};
 
 /// The most entries of a batch.
-pub const BATCH_MAX: usize = 1_000;
+pub const MAX_BATCH: usize = 1_000;
 /// First answers that one housekeeping pass removes.
 const OLD_ANSWERS_AT_ONCE: u64 = 500;
 /// Finished schedules that one housekeeping transaction removes.
-const FINISHED_AT_ONCE: u64 = 100;
+const FINISHED_BATCH: u64 = 100;
 
 /// How a caller wants a write to be made.
 #[derive(Debug, Clone, Default)]
@@ -51,7 +52,7 @@ pub struct Update {
 
 /// A new schedule.
 #[derive(Debug, Clone)]
-pub struct Created {
+pub struct Creation {
     /// What it came to.
     pub outcome: Outcome,
     /// The id that its first dispatch will have.
@@ -68,7 +69,7 @@ pub struct Service {
     clock: SharedClock,
     policy: Policy,
     delivery: DeliveryPolicy,
-    bell: Bell,
+    wake: Arc<Notify>,
     /// The number of the zone data that is in force, as far as is known: until then any may be newer than ours.
     rules_in_force: Arc<AtomicI32>,
 }
@@ -82,7 +83,7 @@ impl Service {
             clock,
             policy,
             delivery,
-            bell: Bell::default(),
+            wake: Arc::default(),
             rules_in_force,
         }
     }
@@ -96,7 +97,7 @@ impl Service {
         caller: Caller,
         create: Create,
         mode: Mode,
-    ) -> Result<Created, Error> {
+    ) -> Result<Creation, Error> {
         let id = ScheduleId::new();
         let outcome = if mode.validate_only {
             let zone = self.store.read.default_zone(caller.workspace).await?;
@@ -111,11 +112,11 @@ impl Service {
                 .commit
                 .commit(caller, Work::Create(id, Box::new(create)), request)
                 .await?;
-            self.ring(&outcome);
+            self.wake_if_due(&outcome);
             outcome
         };
         // A replayed request answers the schedule that it made first.
-        Ok(Created {
+        Ok(Creation {
             first_dispatch: DispatchId::of(outcome.after.id, 1),
             outcome,
         })
@@ -132,11 +133,13 @@ impl Service {
     /// The answer to an update that was begun; a dispatcher of this process hears of a wave that is due at once.
     async fn answer<F: Future<Output = Result<Outcome, Error>>>(
         &self,
-        begun: Begun<F>,
+        begun: PendingUpdate<F>,
     ) -> Result<Outcome, Error> {
         match begun {
-            Begun::Known(answer) => *answer,
-            Begun::Waiting(answer) => answer.await.inspect(|outcome| self.ring(outcome)),
+            PendingUpdate::Known(answer) => *answer,
+            PendingUpdate::Waiting(answer) => {
+                answer.await.inspect(|outcome| self.wake_if_due(outcome))
+            }
         }
     }
 
@@ -169,7 +172,8 @@ impl Service {
         &self,
         caller: Caller,
         update: Update,
-    ) -> Result<Begun<impl Future<Output = Result<Outcome, Error>> + Send + use<>>, Error> {
+    ) -> Result<PendingUpdate<impl Future<Output = Result<Outcome, Error>> + Send + use<>>, Error>
+    {
         let request = match (&update.mode.request_id, update.mode.validate_only) {
             (Some(id), false) => Some(RequestKey::of(id.clone(), &update)?),
             _ => None,
@@ -182,7 +186,7 @@ impl Service {
                 .answered(caller.workspace, &request.id)
                 .await?
             {
-                return Ok(Begun::Known(Box::new(answered.replay(request))));
+                return Ok(PendingUpdate::Known(Box::new(answered.replay(request))));
             }
         }
         let id = match update.schedule_id {
@@ -197,7 +201,7 @@ impl Service {
         let command = Command::Overwrite(update.overwrite);
         if update.mode.validate_only {
             let current = self.store.read.schedule((caller.workspace, id)).await?;
-            return Ok(Begun::Known(Box::new(command.decide(
+            return Ok(PendingUpdate::Known(Box::new(command.decide(
                 &current,
                 self.clock.now(),
                 &self.policy,
@@ -207,7 +211,7 @@ impl Service {
             self.store
                 .commit
                 .enqueue(caller, Work::Change(id, Box::new(command)), request)?;
-        Ok(Begun::Waiting(waiting))
+        Ok(PendingUpdate::Waiting(waiting))
     }
 
     /// Cancels a schedule for every zone that is open.
@@ -302,7 +306,7 @@ impl Service {
         while self
             .store
             .admin
-            .remove_finished(before, FINISHED_AT_ONCE)
+            .remove_finished(before, FINISHED_BATCH)
             .await?
             > 0
         {}
@@ -311,7 +315,7 @@ impl Service {
 }
 
 /// The answer to an update that was begun.
-enum Begun<F> {
+enum PendingUpdate<F> {
     /// It is known already.
     Known(Box<Result<Outcome, Error>>),
     /// It comes with the commit.

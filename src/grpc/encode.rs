@@ -6,7 +6,7 @@ use crate::domain::{
 };
 use crate::pb::v1;
 use crate::pb::values::{names, object, properties, recipient, timestamp, wave};
-use crate::service::{Created, Details};
+use crate::service::{Creation, Details};
 
 /// A count of zones; there are some six hundred.
 fn count(zones: usize) -> i32 {
@@ -62,7 +62,7 @@ fn waves(plan: &Plan) -> Vec<v1::Wave> {
 }
 
 /// A creation; one that was only validated has no id, and says its waves.
-pub(super) fn created(created: &Created, validate_only: bool) -> v1::CreateCanvasScheduleResponse {
+pub(super) fn created(created: &Creation, validate_only: bool) -> v1::CreateCanvasScheduleResponse {
     let after = &created.outcome.after;
     let mut value = canvas_schedule(after);
     if validate_only {

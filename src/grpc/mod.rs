@@ -11,22 +11,22 @@ use tonic::{Request, Response, Status};
 
 use crate::domain::{Charge, Dispatch, ScheduleId};
 use crate::error::{Error, Violation};
-use crate::layers::found::Found;
-use crate::layers::limit::Meter;
+use crate::layers::rate_limit::Meter;
+use crate::layers::violations::TransportViolations;
 use crate::pb::v1;
 use crate::pb::v1::canvas_schedule_service_server::CanvasScheduleService;
-use crate::service::{BATCH_MAX, Caller, Service};
+use crate::service::{Caller, MAX_BATCH, Service};
 
 /// A page of revisions or dispatches is cut short where it would pass this many bytes.
 const PAGE_BYTES: usize = 1024 * 1024;
 
 /// The service as gRPC callers see it.
 #[derive(Clone)]
-pub struct Grpc {
+pub struct GrpcApi {
     service: Service,
 }
 
-impl Grpc {
+impl GrpcApi {
     /// The face of `service`.
     pub fn new(service: Service) -> Self {
         Self { service }
@@ -52,10 +52,10 @@ fn meter<T>(request: &Request<T>) -> Result<Meter, Status> {
 }
 
 /// What a face in front has found wrong with a request.
-fn found<T>(request: &Request<T>) -> Found {
+fn found<T>(request: &Request<T>) -> TransportViolations {
     request
         .extensions()
-        .get::<Found>()
+        .get::<TransportViolations>()
         .cloned()
         .unwrap_or_default()
 }
@@ -65,7 +65,7 @@ fn refuse(error: Error) -> Status {
 }
 
 #[tonic::async_trait]
-impl CanvasScheduleService for Grpc {
+impl CanvasScheduleService for GrpcApi {
     async fn create_canvas_schedule(
         &self,
         request: Request<v1::CreateCanvasScheduleRequest>,
@@ -104,8 +104,8 @@ impl CanvasScheduleService for Grpc {
         let caller = caller(&request)?;
         let meter = meter(&request)?;
         let sent = request.into_inner().requests;
-        if sent.is_empty() || sent.len() > BATCH_MAX {
-            let message = format!("has {} entries; 1 to {BATCH_MAX} are allowed", sent.len());
+        if sent.is_empty() || sent.len() > MAX_BATCH {
+            let message = format!("has {} entries; 1 to {MAX_BATCH} are allowed", sent.len());
             return Err(refuse(Error::Invalid(vec![Violation::new(
                 "requests", message,
             )])));

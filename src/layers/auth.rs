@@ -11,18 +11,18 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::deadline::Deadline;
-use super::{Call, DOMAIN, address, details, refusal, unavailable};
+use super::{Call, DOMAIN, address, error_details, refusal, unavailable};
 use crate::clock::SharedClock;
 use crate::domain::{Barred, Permission, Presented};
 use crate::error::Error;
 use crate::service::Caller;
-use crate::service::access::{Access, Denied, Held};
+use crate::service::access::{Access, AuthenticatedKey, Denied};
 use crate::store::RETRY_AFTER;
 use crate::telemetry::metrics::CallMetrics;
 
 /// What is asked of every call.
 #[derive(Clone)]
-pub struct Gate {
+pub struct Authenticator {
     /// Knows the keys.
     pub access: Access,
     /// Whose word on the caller's address is taken.
@@ -70,20 +70,20 @@ fn door(path: &str) -> Door {
 pub(super) async fn admit(
     request: &mut Request<Body>,
     call: &Call,
-    gate: &Gate,
-) -> Result<Option<Arc<Held>>, Status> {
+    authenticator: &Authenticator,
+) -> Result<Option<Arc<AuthenticatedKey>>, Status> {
     let needs = match door(call.uri.path()) {
         Door::Open => return Ok(None),
         Door::Needs(permission) => permission,
-        Door::Nowhere => return Err(details::method_unknown(call.uri.path())),
+        Door::Nowhere => return Err(error_details::method_unknown(call.uri.path())),
     };
     let count = |(reason, status): Refused| {
-        gate.calls.count_refused(reason);
+        authenticator.calls.count_refused(reason);
         status
     };
     let presented = presented(request.headers()).map_err(count)?;
-    let from = address::of_caller(call.peer, request.headers(), &gate.trusted_proxies);
-    let held = gate
+    let from = address::of_caller(call.peer, request.headers(), &authenticator.trusted_proxies);
+    let held = authenticator
         .access
         .admit(&presented, from, needs)
         .await

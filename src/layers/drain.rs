@@ -90,13 +90,15 @@ mod tests {
 
     use super::*;
     use crate::layers::Stack;
-    use crate::layers::support::{CHECK, STREAM, Server, UNARY, done, verdict, verdict_of_stream};
+    use crate::layers::support::{
+        CHECK, STREAM, TestServer, UNARY, done, verdict, verdict_of_stream,
+    };
 
-    fn server(at: Phase) -> (watch::Sender<Phase>, Server) {
+    fn server(at: Phase) -> (watch::Sender<Phase>, TestServer) {
         let (sender, phase) = watch::channel(at);
         (
             sender,
-            Server::of(Stack {
+            TestServer::of(Stack {
                 max_call: Duration::from_secs(3600),
                 ..Stack::new(phase)
             }),

@@ -33,7 +33,7 @@ const CODES: usize = 17;
 
 /// Where durations go: a histogram for each method and code, made when it is first needed and found without a lock from then on.
 #[derive(Clone)]
-pub struct Durations {
+pub struct CallDurations {
     calls: CallMetrics,
     cells: Arc<[OnceLock<Option<Histogram>>]>,
 }
@@ -55,7 +55,7 @@ pub(super) fn method_of(path: &str) -> &'static str {
     method_name(number_of(path))
 }
 
-impl Durations {
+impl CallDurations {
     /// Of these calls.
     pub fn new(calls: CallMetrics) -> Self {
         Self {
@@ -89,7 +89,7 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::layers::in_flight::InFlight;
+    use crate::layers::concurrency_limit::ConcurrencyLimit;
     use crate::layers::support::{UNARY, done, pass, request, verdict};
     use crate::layers::{Phase, Stack};
     use crate::telemetry::metrics::Metrics;
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn a_call_counts_for_its_method_and_code_and_a_strange_one_for_other() {
         let metrics = Metrics::new().expect("metrics");
-        let durations = Durations::new(metrics.calls.clone());
+        let durations = CallDurations::new(metrics.calls.clone());
         durations.ended(
             "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule",
             Code::Ok,
@@ -147,12 +147,12 @@ mod tests {
     async fn what_is_refused_is_counted_by_its_reason() {
         let metrics = Metrics::new().expect("metrics");
         let (_phase, phase) = watch::channel(Phase::Serving);
-        let stack = |calls_most| {
+        let stack = |max_calls| {
             let mut stack = Stack {
-                in_flight: InFlight::new(calls_most, usize::MAX),
+                in_flight: ConcurrencyLimit::new(max_calls, usize::MAX),
                 ..Stack::new(phase.clone())
             };
-            stack.gate.calls = metrics.calls.clone();
+            stack.authenticator.calls = metrics.calls.clone();
             stack
         };
         let mut stranger = request(UNARY);

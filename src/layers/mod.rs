@@ -17,28 +17,28 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tower::{Service, ServiceExt};
 
-use self::auth::Gate;
+use self::auth::Authenticator;
+use self::concurrency_limit::{ConcurrencyLimit, HealthChecks};
 use self::drain::Phase;
-use self::in_flight::{Checks, InFlight};
-use self::measure::Durations;
-use self::sending::Unsent;
+use self::measure::CallDurations;
+use self::unsent::UnsentResponses;
 use crate::error::Error;
 use crate::telemetry::traces::{Span, Traces};
 
 mod address;
 pub mod auth;
 mod body;
+pub mod body_limit;
+pub mod concurrency_limit;
 pub mod deadline;
-pub mod details;
 pub mod drain;
-pub mod found;
-pub mod in_flight;
-pub mod limit;
+pub mod error_details;
 pub mod measure;
 pub mod panic;
-pub mod sending;
+pub mod rate_limit;
 pub mod trace;
-pub mod weight;
+pub mod unsent;
+pub mod violations;
 
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "canvas-scheduler";
@@ -51,19 +51,19 @@ pub struct Stack {
     /// The longest that a unary call may take.
     pub max_call: Duration,
     /// How many calls may be under way.
-    pub in_flight: InFlight,
+    pub in_flight: ConcurrencyLimit,
     /// Who is let in.
-    pub gate: Gate,
+    pub authenticator: Authenticator,
     /// Where it is told how long calls take.
-    pub durations: Durations,
+    pub durations: CallDurations,
     /// Where it is told which way they took.
     pub traces: Traces,
 }
 
 impl Stack {
     /// `inner` within the layers.
-    pub fn wrap<S>(self, inner: S) -> Wrapped<S> {
-        Wrapped {
+    pub fn wrap<S>(self, inner: S) -> Layered<S> {
+        Layered {
             inner,
             stack: Arc::new(self),
         }
@@ -72,12 +72,12 @@ impl Stack {
 
 /// A service within the layers; what a server serves and what a generated client takes in place of a channel.
 #[derive(Clone)]
-pub struct Wrapped<S> {
+pub struct Layered<S> {
     inner: S,
     stack: Arc<Stack>,
 }
 
-impl<S> Service<Request<Body>> for Wrapped<S>
+impl<S> Service<Request<Body>> for Layered<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
         + Clone
@@ -107,24 +107,24 @@ where
             let bound = deadline::read(&mut request, &call, stack.max_call);
             // Each future is pinned once and the layers borrow it: passing them on by value would double their size each time.
             let mut handled = pin!(async {
-                let count = match admit(&mut request, &call, &stack.gate).await {
+                let count = match admit(&mut request, &call, &stack.authenticator).await {
                     Ok(count) => count,
                     Err(refused) => return refused.into_http(),
                 };
-                let weight = weight::weigh(&mut request, &call, &stack.in_flight);
+                let weight = body_limit::count_body(&mut request, &call, &stack.in_flight);
                 let Ok(mut response) = inner.oneshot(request).await;
-                weight::mark(&mut response, weight, &stack.in_flight);
-                limit::tell(&mut response, &count).await;
+                body_limit::mark_overloaded(&mut response, weight, &stack.in_flight);
+                rate_limit::add_headers(&mut response, &count).await;
                 response
             });
             let mut bounded = pin!(deadline::enforce(handled.as_mut(), bound, &call));
             let mut drained = pin!(drain::heed(bounded.as_mut(), &stack.phase, &call));
             let mut caught = pin!(panic::catch(drained.as_mut()));
-            let mut detailed = pin!(details::complete(caught.as_mut(), &call));
+            let mut detailed = pin!(error_details::complete(caught.as_mut(), &call));
             let response = trace::record(detailed.as_mut(), &call, &stack).await;
             // The work of a unary call is done; a stream is under way until it ends.
             let place = place.filter(|_| call.streams());
-            Ok(sending::keep(response, place, call.unsent.as_ref()))
+            Ok(unsent::track(response, place, call.unsent.as_ref()))
         })
     }
 }
@@ -133,10 +133,10 @@ where
 async fn admit(
     request: &mut Request<Body>,
     call: &Call,
-    gate: &Gate,
-) -> Result<limit::Count, Status> {
-    let held = auth::admit(request, call, gate).await?;
-    limit::count(request, call, held, gate).await
+    authenticator: &Authenticator,
+) -> Result<rate_limit::Charged, Status> {
+    let held = auth::admit(request, call, authenticator).await?;
+    rate_limit::charge(request, call, held, authenticator).await
 }
 
 /// What kind of call a path stands for.
@@ -158,9 +158,9 @@ struct Call {
     began: Instant,
     peer: Option<SocketAddr>,
     /// Where an answer counts until it is sent; none of a stream, which may take its time.
-    unsent: Option<Arc<Unsent>>,
+    unsent: Option<Arc<UnsentResponses>>,
     /// Among which a health check counts.
-    checks: Option<Checks>,
+    checks: Option<HealthChecks>,
     /// Of its trace; of a stream, or of a health check, there is none.
     span: Span,
 }
@@ -174,12 +174,12 @@ impl Call {
         let kind = kind_of(request.uri().path());
         let unsent = request
             .extensions()
-            .get::<Arc<Unsent>>()
+            .get::<Arc<UnsentResponses>>()
             .filter(|_| kind != Kind::Stream)
             .cloned();
         let checks = request
             .extensions()
-            .get::<Checks>()
+            .get::<HealthChecks>()
             .filter(|_| kind == Kind::Health)
             .cloned();
         let span = if kind == Kind::Unary {

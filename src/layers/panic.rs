@@ -40,11 +40,11 @@ fn panicked(text: String) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layers::support::{Server, UNARY, done, verdict};
+    use crate::layers::support::{TestServer, UNARY, done, verdict};
 
     #[tokio::test]
     async fn a_panic_answers_internal_with_the_request_id_and_the_next_call_goes_on() {
-        let mut server = Server::default();
+        let mut server = TestServer::default();
         let calls: [fn() -> Response<Body>; 2] =
             [|| panic!("secret"), || panic!("{} {}", "se", "cret")];
         for panics in calls {
@@ -76,7 +76,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_after_waiting_is_caught_too() {
-        let response = Server::default()
+        let response = TestServer::default()
             .call(UNARY, async {
                 tokio::task::yield_now().await;
                 std::panic::panic_any(7)

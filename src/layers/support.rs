@@ -14,9 +14,9 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use tower::{ServiceExt, service_fn};
 
-use super::auth::Gate;
-use super::in_flight::{Checks, InFlight};
-use super::measure::Durations;
+use super::auth::Authenticator;
+use super::concurrency_limit::{ConcurrencyLimit, HealthChecks};
+use super::measure::CallDurations;
 use super::{DOMAIN, Phase, Stack};
 use crate::clock::{Clock, SystemClock};
 use crate::domain::key::RANDOM_BYTES;
@@ -29,14 +29,14 @@ pub(crate) const UNARY: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCan
 pub(crate) const STREAM: &str = "/grpc.health.v1.Health/Watch";
 pub(crate) const CHECK: &str = "/grpc.health.v1.Health/Check";
 
-pub(crate) struct Server {
+pub(crate) struct TestServer {
     stack: Stack,
     begin: mpsc::UnboundedSender<()>,
     begins: mpsc::UnboundedReceiver<()>,
     _phase: Option<watch::Sender<Phase>>,
 }
 
-impl Server {
+impl TestServer {
     pub(crate) fn of(stack: Stack) -> Self {
         let (begin, begins) = mpsc::unbounded_channel();
         Self {
@@ -47,7 +47,7 @@ impl Server {
         }
     }
 
-    /// Calls `path`, which `handler` answers.
+    /// CallMetrics `path`, which `handler` answers.
     pub(crate) async fn call(
         &mut self,
         path: &str,
@@ -72,7 +72,7 @@ impl Server {
     /// Asks for the health over the connection that these checks are of.
     pub(crate) fn check_over<F>(
         &self,
-        checks: &Checks,
+        checks: &HealthChecks,
         handler: F,
     ) -> impl Future<Output = Response<Body>> + use<F>
     where
@@ -89,7 +89,7 @@ impl Server {
     }
 }
 
-impl Default for Server {
+impl Default for TestServer {
     fn default() -> Self {
         let (sender, phase) = watch::channel(Phase::Serving);
         Self {
@@ -109,14 +109,14 @@ impl Stack {
         Self {
             phase,
             max_call: Duration::from_secs(60),
-            in_flight: InFlight::new(1_000, usize::MAX),
-            gate: Gate {
+            in_flight: ConcurrencyLimit::new(1_000, usize::MAX),
+            authenticator: Authenticator {
                 access,
                 trusted_proxies: [].into(),
                 clock: Arc::new(SystemClock),
                 calls: CallMetrics::default(),
             },
-            durations: Durations::new(CallMetrics::default()),
+            durations: CallDurations::new(CallMetrics::default()),
             traces: Traces::default(),
         }
     }

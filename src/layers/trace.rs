@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use super::in_flight::Shed;
+use super::concurrency_limit::Overloaded;
 use super::{Call, Stack, body, name_of};
 use crate::telemetry::traces::Span;
 
@@ -39,7 +39,7 @@ where
     let id = NEXT.fetch_add(1, Ordering::Relaxed);
     let (uri, streams, stack) = (call.uri.clone(), call.streams(), stack.clone());
     let (began, peer, span) = (call.began, call.peer, call.span.clone());
-    let mut line = Line {
+    let mut line = CallRecord {
         uri,
         streams,
         began,
@@ -59,9 +59,9 @@ where
             .extensions()
             .get::<Status>()
             .and_then(Error::source);
-        line.shed = response.extensions().get::<Shed>().is_some();
+        line.shed = response.extensions().get::<Overloaded>().is_some();
         if line.shed {
-            line.stack.gate.calls.count_shed(line.streams);
+            line.stack.authenticator.calls.count_shed(line.streams);
         }
         line.write(code_of(response.headers()), cause);
         return response;
@@ -78,7 +78,7 @@ fn code_of(headers: &HeaderMap) -> Code {
 }
 
 /// The end of one call; written as CANCELLED when the call is dropped before it has ended.
-struct Line {
+struct CallRecord {
     uri: Uri,
     streams: bool,
     began: Instant,
@@ -91,7 +91,7 @@ struct Line {
     written: bool,
 }
 
-impl Line {
+impl CallRecord {
     /// `cause` is what an operator may read and the caller may not: the source of the [`Status`] that a handler answered.
     fn write(&mut self, code: Code, cause: Option<&(dyn Error + 'static)>) {
         self.written = true;
@@ -152,7 +152,7 @@ fn end(span: &Span, code: Code) {
     span.end();
 }
 
-impl Drop for Line {
+impl Drop for CallRecord {
     fn drop(&mut self) {
         if !self.written {
             self.write(Code::Cancelled, None);

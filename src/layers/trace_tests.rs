@@ -5,13 +5,13 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
 use crate::layers::refusal;
-use crate::layers::support::{STREAM, Server, UNARY, done, endless};
+use crate::layers::support::{STREAM, TestServer, UNARY, done, endless};
 
 /// What was logged.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
-impl Log {
+impl LogBuffer {
     fn lines(&self) -> Vec<serde_json::Value> {
         let text = String::from_utf8(self.0.lock().expect("no panic under the lock").split_off(0))
             .expect("UTF-8");
@@ -21,7 +21,7 @@ impl Log {
     }
 }
 
-impl io::Write for Log {
+impl io::Write for LogBuffer {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         self.0
             .lock()
@@ -35,7 +35,7 @@ impl io::Write for Log {
     }
 }
 
-impl MakeWriter<'_> for Log {
+impl MakeWriter<'_> for LogBuffer {
     type Writer = Self;
 
     fn make_writer(&self) -> Self {
@@ -46,7 +46,7 @@ impl MakeWriter<'_> for Log {
 #[tokio::test]
 async fn every_call_has_its_own_id_which_its_handler_can_read() {
     assert_eq!(current_request_id(), None);
-    let mut server = Server::default();
+    let mut server = TestServer::default();
     let mut ids = Vec::new();
     for _ in 0..2 {
         let (send, seen) = tokio::sync::oneshot::channel();
@@ -73,7 +73,7 @@ async fn every_call_has_its_own_id_which_its_handler_can_read() {
 
 #[tokio::test]
 async fn a_call_is_logged_once_when_it_ends() {
-    let log = Log::default();
+    let log = LogBuffer::default();
     // With a single dispatcher tracing asks that of whichever thread meets a line first, here another test's, which has none.
     let _second = tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish());
     let subscriber = tracing_subscriber::fmt()
@@ -82,7 +82,7 @@ async fn a_call_is_logged_once_when_it_ends() {
         .with_writer(log.clone())
         .finish();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let mut server = Server::default();
+    let mut server = TestServer::default();
 
     for (code, level) in [
         (Code::Ok, "DEBUG"),

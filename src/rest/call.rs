@@ -22,7 +22,7 @@ use tonic::transport::server::TcpConnectInfo;
 use tower::Service;
 
 use super::body::Fault;
-use crate::layers::found::Found;
+use crate::layers::violations::TransportViolations;
 use crate::pb::codec::Codec;
 
 /// What a header says of the caller; the stack reads it.
@@ -65,7 +65,7 @@ pub(super) async fn call<S, M, A>(
     service: S,
     method: &'static str,
     from: &Parts,
-    found: Found,
+    found: TransportViolations,
     message: impl Future<Output = Result<M, Fault>> + Send + 'static,
 ) -> Result<tonic::Response<A>, Refused>
 where

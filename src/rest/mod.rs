@@ -27,10 +27,10 @@ use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
 use crate::error::panic::caught;
-use crate::layers::found::Found;
-use crate::layers::in_flight::InFlight;
-use crate::layers::sending::{self, Unsent};
-use crate::layers::weight;
+use crate::layers::body_limit;
+use crate::layers::concurrency_limit::ConcurrencyLimit;
+use crate::layers::unsent::{self, UnsentResponses};
+use crate::layers::violations::TransportViolations;
 use crate::pb::v1;
 use answer::Answer;
 use call::{InProcess, Refused};
@@ -47,7 +47,7 @@ const LIST: &str = "/canvas.schedule.v1.CanvasScheduleService/ListCanvasSchedule
 #[derive(Clone)]
 struct Server<S> {
     rpc: S,
-    in_flight: InFlight,
+    in_flight: ConcurrencyLimit,
 }
 
 /// The gateway. Cheap to clone.
@@ -58,7 +58,7 @@ pub struct Rest {
 
 impl Rest {
     /// The routes to `rpc`, which stands within a stack whose requests are counted by `in_flight`.
-    pub fn new<S: InProcess>(rpc: S, in_flight: InFlight) -> Self {
+    pub fn new<S: InProcess>(rpc: S, in_flight: ConcurrencyLimit) -> Self {
         let router = Router::new()
             .route("/canvas/trigger/schedule/create", post(create::<S>))
             .route("/canvas/trigger/schedule/update", post(update::<S>))
@@ -146,17 +146,24 @@ async fn read_one<S: InProcess>(State(server): State<Server<S>>, request: Reques
         .unwrap_or_default()
         .to_owned();
     let message = async { Ok(v1::GetCanvasScheduleRequest { schedule_id }) };
-    let answer = call::call(server.rpc, GET, &head, Found::default(), message).await;
+    let answer = call::call(
+        server.rpc,
+        GET,
+        &head,
+        TransportViolations::default(),
+        message,
+    )
+    .await;
     respond::<answer::CanvasScheduleDetails>(
         answer,
         StatusCode::OK,
         Naming::Canvas,
-        &Found::default(),
+        &TransportViolations::default(),
     )
 }
 
 async fn list<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
-    let found = Found::default();
+    let found = TransportViolations::default();
     let (head, _) = request.into_parts();
     let message: v1::ListCanvasSchedulesRequest = request::query(&head.uri, &found);
     let answer = call::call(server.rpc, LIST, &head, found.clone(), async {
@@ -178,11 +185,11 @@ where
     M: Message + ReadObject + 'static,
     A: Answer,
 {
-    let found = Found::default();
+    let found = TransportViolations::default();
     let (head, body) = request.into_parts();
     let announced = body::check(&head.headers);
     // What is read counts with what the call itself takes, until that has ended.
-    let (body, _weight) = weight::weighed(Body::new(body), &server.in_flight);
+    let (body, _weight) = body_limit::limit_body(Body::new(body), &server.in_flight);
     let read = found.clone();
     let message = async move {
         announced?;
@@ -196,7 +203,7 @@ fn respond<A: Answer>(
     answer: Result<tonic::Response<A::Message>, Refused>,
     success: StatusCode,
     naming: Naming,
-    found: &Found,
+    found: &TransportViolations,
 ) -> Response {
     match answer {
         Ok(answer) => {
@@ -241,7 +248,7 @@ impl Service<http::Request<Body>> for Rest {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let router = self.router.clone();
         Box::pin(async move {
-            let unsent = request.extensions().get::<Arc<Unsent>>().cloned();
+            let unsent = request.extensions().get::<Arc<UnsentResponses>>().cloned();
             let mut request = request.map(axum::body::Body::new);
             tidy(request.uri_mut());
             let response = caught(pin!(router.oneshot(request))).await;
@@ -249,7 +256,10 @@ impl Service<http::Request<Body>> for Rest {
                 Ok(Ok(response)) => response,
                 Err(text) => panicked(&text),
             };
-            Ok(sending::track(response.map(Body::new), unsent.as_ref()))
+            Ok(unsent::track_response(
+                response.map(Body::new),
+                unsent.as_ref(),
+            ))
         })
     }
 }

@@ -15,7 +15,7 @@ use super::body::Fault;
 use super::schema::Schemas;
 use crate::domain::payload::PROPERTIES_MAX_DEPTH;
 use crate::error::{Violation, quote};
-use crate::layers::found::Found;
+use crate::layers::violations::TransportViolations;
 
 /// More than so many are not told.
 const VIOLATIONS_MOST: usize = 100;
@@ -107,8 +107,8 @@ impl Reading {
     }
 
     /// States what was found.
-    pub(super) fn finish(self, found: &Found) {
-        found.state(self.violations);
+    pub(super) fn finish(self, found: &TransportViolations) {
+        found.set(self.violations);
     }
 
     /// Adds something that is wrong.
@@ -389,7 +389,7 @@ impl<T: Read> Read for Vec<T> {
 pub(super) fn message<T: ReadObject>(
     body: &[u8],
     naming: Naming,
-    found: &Found,
+    found: &TransportViolations,
 ) -> Result<T, Fault> {
     let bad = |message| Fault::new(StatusCode::BAD_REQUEST, message);
     let value = JsonValue::parse(body, false)

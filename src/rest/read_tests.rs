@@ -6,7 +6,7 @@ use crate::pb::{v1, values};
 /// The properties that are read from this JSON value, and what is wrong with it.
 fn properties(text: &str) -> (Value, Vec<Violation>) {
     let (found, body) = (
-        Found::default(),
+        TransportViolations::default(),
         format!(r#"{{"trigger_properties": {{"k": {text}}}}}"#),
     );
     let read: v1::UpdateCanvasScheduleRequest =
@@ -79,7 +79,7 @@ fn depth_is_bounded_where_the_message_is_and_refused_where_the_rule_is() {
         violations.len() == 1 && violations[0].message.contains("at most 30 levels"),
         "{violations:?}"
     );
-    let found = Found::default();
+    let found = TransportViolations::default();
     let refused = message::<v1::CancelCanvasScheduleRequest>(
         nested(100_000).as_bytes(),
         Naming::Canvas,
@@ -114,9 +114,12 @@ fn a_body_that_is_no_json_object_is_refused_with_where_and_why() {
         (b"[]", "must be a JSON object"),
         (b"\"x\"", "must be a JSON object"),
     ] {
-        let refused =
-            message::<v1::CancelCanvasScheduleRequest>(body, Naming::Canvas, &Found::default())
-                .expect_err("no object");
+        let refused = message::<v1::CancelCanvasScheduleRequest>(
+            body,
+            Naming::Canvas,
+            &TransportViolations::default(),
+        )
+        .expect_err("no object");
         assert_eq!(refused.status, StatusCode::BAD_REQUEST);
         assert!(
             refused.message.contains(told),
@@ -139,7 +142,7 @@ fn an_unknown_field_is_told_with_what_was_perhaps_meant() {
             "the known ones are canvas_id, schedule_id, etag, request_id, require_all",
         ),
     ] {
-        let found = Found::default();
+        let found = TransportViolations::default();
         let body = json!({ key: 1 }).to_string();
         message::<v1::CancelCanvasScheduleRequest>(body.as_bytes(), Naming::Canvas, &found)
             .expect("an object");
@@ -162,7 +165,7 @@ fn the_number_of_violations_is_bounded() {
             .collect::<Vec<_>>()
             .join(",")
     );
-    let found = Found::default();
+    let found = TransportViolations::default();
     message::<v1::CancelCanvasScheduleRequest>(body.as_bytes(), Naming::Canvas, &found)
         .expect("an object");
     assert_eq!(found.violations().len(), VIOLATIONS_MOST);

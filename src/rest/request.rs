@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::read::{Naming, Object, Read, ReadObject, Reading};
 use super::schema::Schemas;
 use crate::error::quote;
-use crate::layers::found::Found;
+use crate::layers::violations::TransportViolations;
 use crate::pb::v1;
 use crate::pb::v1::recipient::Identifier;
 
@@ -162,7 +162,7 @@ impl Read for Size {
 }
 
 /// The message that a query states, which is read as an object of texts.
-pub(super) fn query<T: ReadObject>(uri: &Uri, found: &Found) -> T {
+pub(super) fn query<T: ReadObject>(uri: &Uri, found: &TransportViolations) -> T {
     let pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let entries: Vec<_> = pairs
         .map(|(key, value)| (key, JsonValue::Str(value)))

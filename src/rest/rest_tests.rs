@@ -16,7 +16,7 @@ async fn answered(
         let answer = answer();
         async { Ok(answer) }
     });
-    let mut rest = Rest::new(server, InFlight::new(1, 1));
+    let mut rest = Rest::new(server, ConcurrencyLimit::new(1, 1));
     let request = http::Request::get("/canvas/trigger/schedule")
         .body(Body::empty())
         .expect("a request");

@@ -9,7 +9,7 @@ use super::readiness::Readiness;
 use super::tls::Tls;
 use crate::clock::{Clock, SharedClock, SystemClock};
 use crate::domain::zone;
-use crate::layers::in_flight::InFlight;
+use crate::layers::concurrency_limit::ConcurrencyLimit;
 use crate::store::{Fill, Store};
 use crate::telemetry::metrics::Metrics;
 
@@ -66,7 +66,7 @@ fn each_writer(gauges: &GaugeVec, queues: &[Fill], value: impl Fn(&Fill) -> usiz
 /// Of calls under way, and of connections, of which each core has some.
 pub(super) fn of_calls(
     metrics: &Metrics,
-    in_flight: &InFlight,
+    in_flight: &ConcurrencyLimit,
     cores: Vec<Arc<AtomicUsize>>,
     connections_max: usize,
 ) -> Result<()> {

@@ -14,9 +14,9 @@ use super::routes::Routes;
 use super::tls::Tls;
 use crate::config::Serve;
 use crate::error::{Error, Violation};
-use crate::layers::Wrapped;
+use crate::layers::Layered;
+use crate::layers::concurrency_limit::ConcurrencyLimit;
 use crate::layers::drain::Phase;
-use crate::layers::in_flight::InFlight;
 use crate::rest::Rest;
 
 /// A port that is bound, and the workers that serve its connections.
@@ -137,8 +137,8 @@ impl Listeners {
     /// One more worker, which serves `service`: what runs on its thread, until the drain has ended.
     pub(super) fn add_worker(
         &mut self,
-        service: Wrapped<Routes>,
-        in_flight: &InFlight,
+        service: Layered<Routes>,
+        in_flight: &ConcurrencyLimit,
     ) -> impl Future<Output = ()> + Send + use<> {
         let (worker, incoming) = Worker::new();
         let beside = self.gateway.as_mut().map(|gateway| {

@@ -17,7 +17,7 @@ use tonic_reflection::pb::v1alpha::server_reflection_server as reflection_v1alph
 use tower::Service as TowerService;
 
 use crate::error::Error;
-use crate::grpc::Grpc;
+use crate::grpc::GrpcApi;
 use crate::grpc::status::status;
 use crate::pb::FILE_DESCRIPTOR_SET;
 use crate::pb::v1::canvas_schedule_service_server::{CanvasScheduleServiceServer, SERVICE_NAME};
@@ -47,8 +47,8 @@ pub(super) struct EnabledServices {
 /// Routes a call by its path. Ours are told apart before the general router, which costs more than an empty call.
 #[derive(Clone)]
 pub(super) struct Routes {
-    ours: CanvasScheduleServiceServer<Grpc>,
-    batches: CanvasScheduleServiceServer<Grpc>,
+    ours: CanvasScheduleServiceServer<GrpcApi>,
+    batches: CanvasScheduleServiceServer<GrpcApi>,
     others: TonicRoutes,
     /// Whether this process serves callers.
     api: bool,
@@ -67,7 +67,7 @@ impl Routes {
         enabled: EnabledServices,
     ) -> Result<Self, Error> {
         let server = |bytes| {
-            CanvasScheduleServiceServer::new(Grpc::new(service.clone()))
+            CanvasScheduleServiceServer::new(GrpcApi::new(service.clone()))
                 .max_decoding_message_size(bytes)
         };
         let health = HealthServer::new(HealthService::from_health_reporter(health))

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use super::budget::{Budget, Counter};
+use super::budget::{Budget, SharedQuota};
 use crate::clock::SharedClock;
 use crate::domain::{ApiKey, Barred, KeyId, Limits, Permission, Presented, Workspace, WorkspaceId};
 use crate::error::Error;
@@ -45,7 +45,7 @@ pub enum Denied {
 }
 
 /// A key in memory.
-pub struct Held {
+pub struct AuthenticatedKey {
     /// The key.
     key: ApiKey,
     /// Its name, as the history gets it.
@@ -56,7 +56,7 @@ pub struct Held {
     used: Arc<AtomicBool>,
 }
 
-impl Held {
+impl AuthenticatedKey {
     fn new(key: ApiKey, budget: Arc<Budget>, used: Arc<AtomicBool>) -> Arc<Self> {
         Arc::new(Self {
             actor: key.name.as_str().into(),
@@ -92,8 +92,8 @@ impl Held {
 
 /// What one reading brought.
 #[derive(Clone)]
-struct Known {
-    keys: HashMap<KeyId, Arc<Held>>,
+struct KeySnapshot {
+    keys: HashMap<KeyId, Arc<AuthenticatedKey>>,
     budgets: HashMap<WorkspaceId, Arc<Budget>>,
     /// When the reading began.
     read_at: Instant,
@@ -108,12 +108,12 @@ struct Inner {
     store: Option<Store>,
     clock: SharedClock,
     /// None before the first reading.
-    known: ArcSwapOption<Known>,
+    known: ArcSwapOption<KeySnapshot>,
     look_ups_left: AtomicU32,
     looking_up: Mutex<()>,
     /// One reading after the other, so that none puts back what a later one has replaced.
     reading: Mutex<()>,
-    counter: Arc<Counter>,
+    counter: Arc<SharedQuota>,
     /// Names this process among the replicas.
     replica: Uuid,
 }
@@ -124,8 +124,8 @@ impl Access {
         Self::of(Some(store), clock, ArcSwapOption::empty())
     }
 
-    fn of(store: Option<Store>, clock: SharedClock, known: ArcSwapOption<Known>) -> Self {
-        let counter = Counter::new(store.clone(), clock.clone());
+    fn of(store: Option<Store>, clock: SharedClock, known: ArcSwapOption<KeySnapshot>) -> Self {
+        let counter = SharedQuota::new(store.clone(), clock.clone());
         let (look_ups_left, looking_up, reading) =
             (AtomicU32::new(0), Mutex::default(), Mutex::default());
         Self(Arc::new(Inner {
@@ -146,7 +146,7 @@ impl Access {
         let held = |key: ApiKey| {
             (
                 key.id,
-                Held::new(
+                AuthenticatedKey::new(
                     key.clone(),
                     Budget::endless(key.workspace, clock.clone()),
                     Arc::default(),
@@ -154,7 +154,7 @@ impl Access {
             )
         };
         let keys = keys.into_iter().map(held).collect();
-        let known = ArcSwapOption::from_pointee(Known {
+        let known = ArcSwapOption::from_pointee(KeySnapshot {
             keys,
             budgets: HashMap::new(),
             read_at: Instant::now(),
@@ -171,7 +171,7 @@ impl Access {
         presented: &Presented,
         from: Option<IpAddr>,
         needs: Permission,
-    ) -> Result<Arc<Held>, Denied> {
+    ) -> Result<Arc<AuthenticatedKey>, Denied> {
         let held = match self.held(presented.id)? {
             Some(held) => held,
             // Boxed, so that the usual call does not carry it about.
@@ -186,7 +186,7 @@ impl Access {
         Ok(held)
     }
 
-    fn held(&self, id: KeyId) -> Result<Option<Arc<Held>>, Denied> {
+    fn held(&self, id: KeyId) -> Result<Option<Arc<AuthenticatedKey>>, Denied> {
         let known = self.0.known.load();
         let known = known
             .as_ref()
@@ -196,7 +196,7 @@ impl Access {
     }
 
     /// A key that was made since the last reading.
-    async fn look_up(&self, id: KeyId) -> Result<Arc<Held>, Denied> {
+    async fn look_up(&self, id: KeyId) -> Result<Arc<AuthenticatedKey>, Denied> {
         let unknown = Denied::Barred(Barred::Unknown);
         let Some(store) = &self.0.store else {
             return Err(unknown);
@@ -242,7 +242,7 @@ impl Access {
                 let held = known
                     .keys
                     .entry(id)
-                    .or_insert_with(|| Held::new(key.clone(), budget, Arc::default()));
+                    .or_insert_with(|| AuthenticatedKey::new(key.clone(), budget, Arc::default()));
                 found = Some(held.clone());
                 Arc::new(known)
             })
@@ -289,10 +289,10 @@ impl Access {
                 .map(|held| held.used.clone())
                 .unwrap_or_default();
             let budget = budgets.get(&key.workspace)?.clone();
-            Some((key.id, Held::new(key, budget, used)))
+            Some((key.id, AuthenticatedKey::new(key, budget, used)))
         };
         let keys = keys.into_iter().filter_map(held).collect();
-        self.0.known.store(Some(Arc::new(Known {
+        self.0.known.store(Some(Arc::new(KeySnapshot {
             keys,
             budgets,
             read_at,

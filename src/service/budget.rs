@@ -24,7 +24,7 @@ const TRIES: usize = 100;
 
 /// What a caller is told of its quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Told {
+pub struct QuotaStatus {
     /// How many the window allows.
     pub limit: u64,
     /// How many are left, over all replicas as far as this one knows.
@@ -35,15 +35,15 @@ pub struct Told {
 
 /// Why a call was not counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Over {
+pub enum ChargeError {
     /// The quota of this window is used up.
-    Quota(Counted, Told),
+    Quota(Counted, QuotaStatus),
     /// The count could not be read.
     Store(Error),
 }
 
 /// What every budget of the process shares.
-pub struct Counter {
+pub struct SharedQuota {
     /// None in tests of the layers, whose budgets are endless.
     store: Option<Store>,
     clock: SharedClock,
@@ -51,7 +51,7 @@ pub struct Counter {
     replicas: AtomicU32,
 }
 
-impl Counter {
+impl SharedQuota {
     /// Counts in this store.
     pub fn new(store: Option<Store>, clock: SharedClock) -> Arc<Self> {
         Arc::new(Self {
@@ -74,7 +74,7 @@ impl Counter {
 /// What one workspace may still ask of this replica.
 pub struct Budget {
     workspace: WorkspaceId,
-    counter: Arc<Counter>,
+    counter: Arc<SharedQuota>,
     limits: Mutex<Limits>,
     requests: Bucket,
     broadcasts: Bucket,
@@ -82,7 +82,7 @@ pub struct Budget {
 
 impl Budget {
     /// A budget of which nothing was taken yet.
-    pub fn new(workspace: WorkspaceId, limits: Limits, counter: Arc<Counter>) -> Arc<Self> {
+    pub fn new(workspace: WorkspaceId, limits: Limits, counter: Arc<SharedQuota>) -> Arc<Self> {
         let bucket = Bucket::default;
         Arc::new(Self {
             workspace,
@@ -115,7 +115,7 @@ impl Budget {
     ///
     /// # Errors
     /// The quota that is used up, or the store's.
-    pub async fn charge(self: &Arc<Self>, charge: &Charge) -> Result<Told, Over> {
+    pub async fn charge(self: &Arc<Self>, charge: &Charge) -> Result<QuotaStatus, ChargeError> {
         match charge {
             Charge::Requests(n) => self.take(Counted::Requests, *n).await,
             Charge::Broadcast => self.take(Counted::Broadcasts, 1).await,
@@ -131,18 +131,25 @@ impl Budget {
     }
 
     /// As [`Self::charge`] for requests, when the answer needs no wait: the way of nearly every call.
-    pub fn charge_at_once(self: &Arc<Self>, requests: u64) -> Option<Result<Told, Over>> {
+    pub fn charge_at_once(
+        self: &Arc<Self>,
+        requests: u64,
+    ) -> Option<Result<QuotaStatus, ChargeError>> {
         self.take_at_once(Counted::Requests, requests)
     }
 
-    fn take_at_once(self: &Arc<Self>, counted: Counted, n: u64) -> Option<Result<Told, Over>> {
+    fn take_at_once(
+        self: &Arc<Self>,
+        counted: Counted,
+        n: u64,
+    ) -> Option<Result<QuotaStatus, ChargeError>> {
         match self.bucket(counted).try_take(n, self.counter.now_ms()) {
-            Tried::Taken(told, low) => {
+            TakeResult::Taken(told, low) => {
                 self.refill_ahead(counted, low);
                 Some(Ok(told))
             }
-            Tried::UsedUp(told) => Some(Err(Over::Quota(counted, told))),
-            Tried::Empty => None,
+            TakeResult::UsedUp(told) => Some(Err(ChargeError::Quota(counted, told))),
+            TakeResult::Empty => None,
         }
     }
 
@@ -154,14 +161,14 @@ impl Budget {
         }
     }
 
-    async fn take(self: &Arc<Self>, counted: Counted, n: u64) -> Result<Told, Over> {
+    async fn take(self: &Arc<Self>, counted: Counted, n: u64) -> Result<QuotaStatus, ChargeError> {
         for _ in 0..TRIES {
             if let Some(answer) = self.take_at_once(counted, n) {
                 return answer;
             }
-            self.refill(counted, n).await.map_err(Over::Store)?;
+            self.refill(counted, n).await.map_err(ChargeError::Store)?;
         }
-        Err(Over::Store(Error::Busy {
+        Err(ChargeError::Store(Error::Busy {
             retry_after: CHUNK_LASTS,
         }))
     }
@@ -227,7 +234,7 @@ impl Budget {
         // Held until the chunk is kept, so that no limit is set in between.
         let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         if quota == limits.of(counted) {
-            let window = open.unwrap_or_else(|| Arc::new(Window::new(quota, began_ms)));
+            let window = open.unwrap_or_else(|| Arc::new(BudgetWindow::new(quota, began_ms)));
             window.add(taken.got, taken.in_all);
             bucket.window.store(Some(window));
         }
@@ -237,7 +244,7 @@ impl Budget {
     }
 
     /// Counts one creation for an audience, in the database itself: these are few.
-    async fn take_of_audience(&self, digest: &str) -> Result<(), Over> {
+    async fn take_of_audience(&self, digest: &str) -> Result<(), ChargeError> {
         let Some(store) = &self.counter.store else {
             return Ok(());
         };
@@ -252,13 +259,13 @@ impl Budget {
             .admin
             .take_quota(self.workspace, &name, began_ms, quota, ask, 1)
             .await
-            .map_err(Over::Store)?;
+            .map_err(ChargeError::Store)?;
         if taken.got == 1 {
             return Ok(());
         }
-        Err(Over::Quota(
+        Err(ChargeError::Quota(
             Counted::SameAudience,
-            Told {
+            QuotaStatus {
                 limit: quota.most,
                 remaining: 0,
                 resets_ms: began_ms + quota.window.millis(),
@@ -270,30 +277,30 @@ impl Budget {
 /// What a replica holds of one quota.
 #[derive(Default)]
 struct Bucket {
-    window: ArcSwapOption<Window>,
+    window: ArcSwapOption<BudgetWindow>,
     /// Whoever takes a chunk.
     turn: AsyncMutex<()>,
     refilling: AtomicBool,
 }
 
-enum Tried {
+enum TakeResult {
     /// And whether a chunk should be taken ahead of need.
-    Taken(Told, bool),
-    UsedUp(Told),
+    Taken(QuotaStatus, bool),
+    UsedUp(QuotaStatus),
     Empty,
 }
 
 impl Bucket {
-    fn open(&self, now_ms: i64) -> Option<Arc<Window>> {
+    fn open(&self, now_ms: i64) -> Option<Arc<BudgetWindow>> {
         self.window
             .load_full()
             .filter(|window| window.is_open(now_ms))
     }
 
-    fn try_take(&self, n: u64, now_ms: i64) -> Tried {
+    fn try_take(&self, n: u64, now_ms: i64) -> TakeResult {
         let window = self.window.load();
         let Some(window) = window.as_ref().filter(|window| window.is_open(now_ms)) else {
-            return Tried::Empty;
+            return TakeResult::Empty;
         };
         match window
             .left
@@ -303,11 +310,11 @@ impl Bucket {
             Ok(before) => {
                 let left = before - n;
                 let low = left < window.low.load(Ordering::Relaxed) && !window.is_used_up();
-                Tried::Taken(window.told(left), low)
+                TakeResult::Taken(window.told(left), low)
             }
             // What all replicas have taken only grows: less is left than is needed, whatever it is by now.
-            Err(left) if window.told(left).remaining < n => Tried::UsedUp(window.told(left)),
-            Err(_) => Tried::Empty,
+            Err(left) if window.told(left).remaining < n => TakeResult::UsedUp(window.told(left)),
+            Err(_) => TakeResult::Empty,
         }
     }
 
@@ -325,7 +332,7 @@ impl Bucket {
 }
 
 /// What a replica holds of one window of one quota.
-struct Window {
+struct BudgetWindow {
     quota: Quota,
     began_ms: i64,
     /// How much may be used without asking.
@@ -346,7 +353,7 @@ struct Pace {
     at: Instant,
 }
 
-impl Window {
+impl BudgetWindow {
     fn new(quota: Quota, began_ms: i64) -> Self {
         let pace = Mutex::new(Pace {
             had: 0,
@@ -417,12 +424,12 @@ impl Window {
         self.low.store(left.min(got) / 2, Ordering::Relaxed);
     }
 
-    fn told(&self, left: u64) -> Told {
+    fn told(&self, left: u64) -> QuotaStatus {
         let untaken = self
             .quota
             .most
             .saturating_sub(self.taken.load(Ordering::Relaxed));
-        Told {
+        QuotaStatus {
             limit: self.quota.most,
             remaining: (untaken + left).min(self.quota.most),
             resets_ms: self.ends_ms(),
@@ -434,9 +441,9 @@ impl Window {
 impl Budget {
     /// One that never ends.
     pub fn endless(workspace: WorkspaceId, clock: SharedClock) -> Arc<Self> {
-        let budget = Self::new(workspace, Limits::default(), Counter::new(None, clock));
+        let budget = Self::new(workspace, Limits::default(), SharedQuota::new(None, clock));
         let quota = budget.quota(Counted::Requests);
-        let window = Window::new(quota, quota.window.begin(budget.counter.now_ms()));
+        let window = BudgetWindow::new(quota, quota.window.begin(budget.counter.now_ms()));
         window.add(u64::MAX / 2, 0);
         budget.requests.window.store(Some(Arc::new(window)));
         budget

@@ -1,6 +1,5 @@
 //! The use cases of the dispatcher: what is due, taken, and what became of it.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -20,31 +19,20 @@ pub const POLL: TimeDelta = TimeDelta::milliseconds(25);
 /// Entries that one transaction of the upkeep moves.
 const AT_ONCE: u64 = 500;
 
-/// Wakes a dispatcher of this process.
-#[derive(Debug, Clone, Default)]
-pub struct Bell(Arc<Notify>);
-
-impl Bell {
-    /// Returns once it was rung since this was last waited for.
-    pub async fn rung(&self) {
-        self.0.notified().await;
-    }
-}
-
 impl Service {
-    /// What a dispatcher of this process waits for beside the time.
-    pub fn bell(&self) -> &Bell {
-        &self.bell
+    /// Notified when a dispatcher of this process should look for due waves before its timer ends.
+    pub fn wake(&self) -> &Notify {
+        &self.wake
     }
 
-    /// Rings for a wave that a dispatcher may sleep past.
-    pub(super) fn ring(&self, outcome: &Outcome) {
+    /// Wakes the dispatcher for a wave that is due before its timer ends.
+    pub(super) fn wake_if_due(&self, outcome: &Outcome) {
         if outcome
             .after
             .next_wave
             .is_some_and(|at| at <= self.clock.now() + POLL)
         {
-            self.bell.0.notify_one();
+            self.wake.notify_one();
         }
     }
 
@@ -139,7 +127,7 @@ impl Service {
                 &self.delivery,
             )
             .await?;
-        self.bell.0.notify_one();
+        self.wake.notify_one();
         Ok(revived)
     }
 

@@ -25,9 +25,9 @@ use tower::{Service, ServiceExt};
 
 use super::super::tls::Tls;
 use super::{Bounds, Connection};
+use crate::layers::concurrency_limit::HealthChecks;
 use crate::layers::drain::Phase;
-use crate::layers::in_flight::Checks;
-use crate::layers::sending::Unsent;
+use crate::layers::unsent::UnsentResponses;
 
 /// The bytes that every client of HTTP/2 begins with.
 const PREFACE: usize = 24;
@@ -132,7 +132,7 @@ async fn live<S>(
     let known = ConnectionState {
         info: stream.connect_info(),
         unsent: Arc::default(),
-        checks: Checks::default(),
+        checks: HealthChecks::default(),
         asked: Arc::default(),
     };
     let service = with_known(service, known.clone());
@@ -251,8 +251,8 @@ fn builder(versions: HttpVersions, next_head: Duration) -> Builder<TokioExecutor
 #[derive(Clone)]
 struct ConnectionState {
     info: TcpConnectInfo,
-    unsent: Arc<Unsent>,
-    checks: Checks,
+    unsent: Arc<UnsentResponses>,
+    checks: HealthChecks,
     asked: Arc<AtomicBool>,
 }
 
@@ -290,19 +290,19 @@ async fn still_silent_after(bound: Duration, silent: impl Fn() -> bool) {
 
 /// Returns once the peer has left an answer, or bytes, untaken for longer than `bound`; for a small part of it while the process
 /// holds many answers.
-async fn not_taken(traffic: &Traffic, unsent: &Unsent, bound: Duration) {
+async fn not_taken(traffic: &Traffic, unsent: &UnsentResponses, bound: Duration) {
     const PARTS: u32 = 30;
     let mut sent_before = None;
     for part in 1_u32.. {
         sleep(bound / PARTS).await;
-        if part % PARTS != 0 && !Unsent::many() {
+        if part % PARTS != 0 && !UnsentResponses::many() {
             continue;
         }
         let sent = traffic
             .stuck
             .load(Ordering::Relaxed)
             .then(|| traffic.sent.load(Ordering::Relaxed));
-        if unsent.look() || (sent.is_some() && sent == sent_before) {
+        if unsent.stalled() || (sent.is_some() && sent == sent_before) {
             return;
         }
         sent_before = sent;

@@ -12,7 +12,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::in_flight::{InFlight, Shed};
+use super::concurrency_limit::{ConcurrencyLimit, Overloaded};
 use super::{Call, Kind};
 
 /// Of each request so many bytes are not counted, so that usual ones go on while large ones are refused; how many they are is
@@ -21,17 +21,17 @@ const FREE: usize = 4 * 1024;
 
 /// What the requests under way weigh, over all connections and cores.
 #[derive(Clone)]
-pub(super) struct Weights(Arc<Scale>);
+pub(super) struct BodyBudget(Arc<BodyBudgetState>);
 
-struct Scale {
+struct BodyBudgetState {
     held: AtomicUsize,
     most: usize,
 }
 
-impl Weights {
+impl BodyBudget {
     /// At most so many bytes.
     pub(super) fn new(most: usize) -> Self {
-        Self(Arc::new(Scale {
+        Self(Arc::new(BodyBudgetState {
             held: AtomicUsize::new(0),
             most,
         }))
@@ -39,15 +39,15 @@ impl Weights {
 }
 
 /// What one request weighs, until it is dropped.
-pub struct Weight {
-    scale: Weights,
+pub struct RequestBytes {
+    scale: BodyBudget,
     received: AtomicUsize,
     counted: AtomicUsize,
     refused: AtomicBool,
 }
 
-impl Weight {
-    fn add(&self, bytes: usize) -> Result<(), Shed> {
+impl RequestBytes {
+    fn add(&self, bytes: usize) -> Result<(), Overloaded> {
         let received = self.received.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let more = received.saturating_sub(FREE).min(bytes);
         if more == 0 {
@@ -57,14 +57,14 @@ impl Weight {
         if scale.held.fetch_add(more, Ordering::Relaxed) + more > scale.most {
             scale.held.fetch_sub(more, Ordering::Relaxed);
             self.refused.store(true, Ordering::Relaxed);
-            return Err(Shed);
+            return Err(Overloaded);
         }
         self.counted.fetch_add(more, Ordering::Relaxed);
         Ok(())
     }
 }
 
-impl Drop for Weight {
+impl Drop for RequestBytes {
     fn drop(&mut self) {
         self.scale
             .0
@@ -74,32 +74,32 @@ impl Drop for Weight {
 }
 
 /// Has the body of the request weighed as it comes in. What is answered is to be kept until the call has ended.
-pub(super) fn weigh(
+pub(super) fn count_body(
     request: &mut Request<Body>,
     call: &Call,
-    in_flight: &InFlight,
-) -> Option<Arc<Weight>> {
+    in_flight: &ConcurrencyLimit,
+) -> Option<Arc<RequestBytes>> {
     // What needs no key takes messages of 4 KB.
     if call.kind != Kind::Unary || request.body().is_end_stream() {
         return None;
     }
     let inner = std::mem::take(request.body_mut());
-    let (body, weight) = weighed(inner, in_flight);
+    let (body, weight) = limit_body(inner, in_flight);
     *request.body_mut() = body;
     Some(weight)
 }
 
 /// `inner`, weighed as it comes in; it counts until what is answered beside it is dropped. Fails as OVERLOADED where it is too much.
-pub fn weighed(inner: Body, in_flight: &InFlight) -> (Body, Arc<Weight>) {
+pub fn limit_body(inner: Body, in_flight: &ConcurrencyLimit) -> (Body, Arc<RequestBytes>) {
     let (received, counted, refused) = Default::default();
-    let weight = Arc::new(Weight {
+    let weight = Arc::new(RequestBytes {
         scale: in_flight.weights().clone(),
         received,
         counted,
         refused,
     });
     (
-        Body::new(Weighed {
+        Body::new(CountedBody {
             inner,
             weight: weight.clone(),
         }),
@@ -108,23 +108,23 @@ pub fn weighed(inner: Body, in_flight: &InFlight) -> (Body, Arc<Weight>) {
 }
 
 /// Marks the answer to a request that was too much, as one that found no place.
-pub(super) fn mark(
+pub(super) fn mark_overloaded(
     response: &mut Response<Body>,
-    weight: Option<Arc<Weight>>,
-    in_flight: &InFlight,
+    weight: Option<Arc<RequestBytes>>,
+    in_flight: &ConcurrencyLimit,
 ) {
     if weight.is_some_and(|weight| weight.refused.load(Ordering::Relaxed)) {
-        response.extensions_mut().insert(Shed);
+        response.extensions_mut().insert(Overloaded);
         in_flight.tell(Kind::Unary);
     }
 }
 
-struct Weighed {
+struct CountedBody {
     inner: Body,
-    weight: Arc<Weight>,
+    weight: Arc<RequestBytes>,
 }
 
-impl HttpBody for Weighed {
+impl HttpBody for CountedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -156,9 +156,9 @@ impl HttpBody for Weighed {
 mod tests {
     use super::*;
 
-    fn weight(scale: &Weights) -> Weight {
+    fn weight(scale: &BodyBudget) -> RequestBytes {
         let (received, counted, refused) = Default::default();
-        Weight {
+        RequestBytes {
             scale: scale.clone(),
             received,
             counted,
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn large_requests_are_refused_together_and_small_ones_never() {
-        let scale = Weights::new(10_000);
+        let scale = BodyBudget::new(10_000);
         let (one, other) = (weight(&scale), weight(&scale));
         assert!(one.add(FREE).is_ok() && one.add(6_000).is_ok() && other.add(FREE + 4_000).is_ok());
         assert!(

@@ -11,7 +11,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::in_flight::Place;
+use super::concurrency_limit::CallPermit;
 
 /// HTTP/2 takes a piece whole once the caller has room for its first byte. So answers go out in pieces of this size, and no more
 /// than one of each is held where we cannot see it.
@@ -20,7 +20,7 @@ const PIECE: usize = 16 * 1024;
 /// The answers of one connection that are not sent yet, by whether they were begun before or after the last look. In the
 /// extensions of each request that comes over a network.
 #[derive(Debug, Default)]
-pub struct Unsent {
+pub struct UnsentResponses {
     looks: AtomicUsize,
     begun: [AtomicUsize; 2],
 }
@@ -30,24 +30,24 @@ static ALL: AtomicUsize = AtomicUsize::new(0);
 /// With more, connections are looked at more often: answers that are not taken are memory that is not free.
 const MANY: usize = 500;
 
-impl Unsent {
+impl UnsentResponses {
     /// Whether the process holds many answers.
     pub fn many() -> bool {
         ALL.load(Ordering::Relaxed) > MANY
     }
 
-    fn begin(self: &Arc<Self>) -> Begun {
+    fn begin(self: &Arc<Self>) -> UnsentResponse {
         ALL.fetch_add(1, Ordering::Relaxed);
         let when = self.looks.load(Ordering::Relaxed) % 2;
         self.begun[when].fetch_add(1, Ordering::Relaxed);
-        Begun {
+        UnsentResponse {
             unsent: self.clone(),
             when,
         }
     }
 
     /// Looks again: whether an answer that was begun before the last look is still not sent.
-    pub fn look(&self) -> bool {
+    pub fn stalled(&self) -> bool {
         let looks = self.looks.load(Ordering::Relaxed);
         if self.begun[(looks + 1) % 2].load(Ordering::Relaxed) > 0 {
             return true;
@@ -58,12 +58,12 @@ impl Unsent {
 }
 
 /// One of them, until it is dropped.
-struct Begun {
-    unsent: Arc<Unsent>,
+struct UnsentResponse {
+    unsent: Arc<UnsentResponses>,
     when: usize,
 }
 
-impl Drop for Begun {
+impl Drop for UnsentResponse {
     fn drop(&mut self) {
         ALL.fetch_sub(1, Ordering::Relaxed);
         self.unsent.begun[self.when].fetch_sub(1, Ordering::Relaxed);
@@ -71,18 +71,18 @@ impl Drop for Begun {
 }
 
 /// `response` in pieces, which keeps its place if it has one, and counts as unsent, until its body is dropped.
-pub(super) fn keep(
+pub(super) fn track(
     response: Response<Body>,
-    place: Option<Place>,
-    unsent: Option<&Arc<Unsent>>,
+    place: Option<CallPermit>,
+    unsent: Option<&Arc<UnsentResponses>>,
 ) -> Response<Body> {
     // Of an answer without a body nothing is left to send.
     if HttpBody::is_end_stream(response.body()) {
         return response;
     }
-    let begun = unsent.map(Unsent::begin);
+    let begun = unsent.map(UnsentResponses::begin);
     response.map(|inner| {
-        Body::new(Sending {
+        Body::new(TrackedBody {
             inner,
             rest: Bytes::new(),
             _kept: (place, begun),
@@ -91,18 +91,21 @@ pub(super) fn keep(
 }
 
 /// The answer of a face that has made it of a call's: in pieces, and unsent until its body is dropped.
-pub fn track(response: Response<Body>, unsent: Option<&Arc<Unsent>>) -> Response<Body> {
-    keep(response, None, unsent)
+pub fn track_response(
+    response: Response<Body>,
+    unsent: Option<&Arc<UnsentResponses>>,
+) -> Response<Body> {
+    track(response, None, unsent)
 }
 
-struct Sending {
+struct TrackedBody {
     inner: Body,
     /// Of the last piece of `inner`.
     rest: Bytes,
-    _kept: (Option<Place>, Option<Begun>),
+    _kept: (Option<CallPermit>, Option<UnsentResponse>),
 }
 
-impl HttpBody for Sending {
+impl HttpBody for TrackedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -145,7 +148,7 @@ mod tests {
             .collect();
         let whole = Full::new(Bytes::from(sent.clone())).map_err(|never| match never {});
         let mut body =
-            keep(Response::new(Body::new(whole)), None, Some(&Arc::default())).into_body();
+            track(Response::new(Body::new(whole)), None, Some(&Arc::default())).into_body();
         let (mut received, mut pieces) = (Vec::new(), Vec::new());
         while let Some(frame) = body.frame().await {
             let data = frame.expect("no fault").into_data().expect("data");
@@ -157,19 +160,19 @@ mod tests {
 
     #[test]
     fn what_is_not_sent_between_two_looks_shows_at_the_second() {
-        let unsent = Arc::new(Unsent::default());
+        let unsent = Arc::new(UnsentResponses::default());
         let endless = || Response::new(crate::layers::support::endless());
-        let quick = keep(endless(), None, Some(&unsent));
-        assert!(!unsent.look(), "it was begun just now");
+        let quick = track(endless(), None, Some(&unsent));
+        assert!(!unsent.stalled(), "it was begun just now");
         drop(quick);
-        let slow = keep(endless(), None, Some(&unsent));
-        assert!(!unsent.look());
-        let other = keep(endless(), None, Some(&unsent));
-        assert!(unsent.look(), "it is older than the look before");
+        let slow = track(endless(), None, Some(&unsent));
+        assert!(!unsent.stalled());
+        let other = track(endless(), None, Some(&unsent));
+        assert!(unsent.stalled(), "it is older than the look before");
         drop(slow);
-        assert!(!unsent.look());
-        assert!(unsent.look(), "and so is the other by now");
+        assert!(!unsent.stalled());
+        assert!(unsent.stalled(), "and so is the other by now");
         drop(other);
-        assert!(!unsent.look());
+        assert!(!unsent.stalled());
     }
 }

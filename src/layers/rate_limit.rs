@@ -11,11 +11,11 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::auth::Gate;
+use super::auth::Authenticator;
 use super::{Call, DOMAIN, unavailable};
 use crate::domain::{Charge, Counted};
-use crate::service::access::Held;
-use crate::service::budget::{Over, Told};
+use crate::service::access::AuthenticatedKey;
+use crate::service::budget::{ChargeError, QuotaStatus};
 
 /// What most calls count as.
 const ONE: Charge = Charge::Requests(1);
@@ -24,27 +24,27 @@ const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
-/// Counts a call whose message says what it counts as. Cheap to clone.
+/// ConcurrencyState a call whose message says what it counts as. Cheap to clone.
 #[derive(Clone)]
-pub struct Meter(Arc<Counting>);
+pub struct Meter(Arc<MeterState>);
 
-struct Counting {
-    held: Arc<Held>,
-    gate: Gate,
+struct MeterState {
+    held: Arc<AuthenticatedKey>,
+    authenticator: Authenticator,
     /// What the caller is told, once it was counted.
-    told: OnceLock<Told>,
+    told: OnceLock<QuotaStatus>,
 }
 
 impl Meter {
-    /// Counts the call.
+    /// ConcurrencyState the call.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED when a quota is used up; then nothing was counted.
     pub async fn count(&self, charge: &Charge) -> Result<(), Status> {
         let counted = self.0.held.budget().charge(charge).await;
         let told = match &counted {
-            Ok(told) | Err(Over::Quota(_, told)) => Some(*told),
-            Err(Over::Store(_)) => None,
+            Ok(told) | Err(ChargeError::Quota(_, told)) => Some(*told),
+            Err(ChargeError::Store(_)) => None,
         };
         if let Some(told) = told {
             // The first count stands: a handler counts once.
@@ -52,45 +52,46 @@ impl Meter {
         }
         counted
             .map(|_| ())
-            .map_err(|over| refused(over, &self.0.gate))
+            .map_err(|over| refused(over, &self.0.authenticator))
     }
 }
 
 /// What is to be done about the limit once the call has ended.
-pub(super) enum Count {
+pub(super) enum Charged {
     /// Nothing: it needed no key.
     Free,
     /// The caller is told.
-    Told(Told),
+    Yes(QuotaStatus),
     /// The handler has counted, or has refused the call before it could.
     ByHandler(Meter),
 }
 
-/// Counts the call of `held`, or leaves that to its handler.
-pub(super) async fn count(
+/// ConcurrencyState the call of `held`, or leaves that to its handler.
+pub(super) async fn charge(
     request: &mut Request<Body>,
     call: &Call,
-    held: Option<Arc<Held>>,
-    gate: &Gate,
-) -> Result<Count, Status> {
+    held: Option<Arc<AuthenticatedKey>>,
+    authenticator: &Authenticator,
+) -> Result<Charged, Status> {
     let Some(held) = held else {
-        return Ok(Count::Free);
+        return Ok(Charged::Free);
     };
     if counts_by_its_message(call.uri.path()) {
-        let meter = Meter(Arc::new(Counting {
+        let meter = Meter(Arc::new(MeterState {
             held,
-            gate: gate.clone(),
+            authenticator: authenticator.clone(),
             told: OnceLock::new(),
         }));
         request.extensions_mut().insert(meter.clone());
-        return Ok(Count::ByHandler(meter));
+        return Ok(Charged::ByHandler(meter));
     }
     let told = match held.budget().charge_at_once(1) {
         Some(told) => told,
         // Boxed, so that the usual call does not carry it about.
         None => Box::pin(held.budget().charge(&ONE)).await,
     };
-    told.map(Count::Told).map_err(|over| refused(over, gate))
+    told.map(Charged::Yes)
+        .map_err(|over| refused(over, authenticator))
 }
 
 fn counts_by_its_message(path: &str) -> bool {
@@ -98,11 +99,11 @@ fn counts_by_its_message(path: &str) -> bool {
 }
 
 /// Tells the caller of a call that has ended where it stands.
-pub(super) async fn tell(response: &mut Response<Body>, counted: &Count) {
+pub(super) async fn add_headers(response: &mut Response<Body>, counted: &Charged) {
     let told = match counted {
-        Count::Free => None,
-        Count::Told(told) => Some(*told),
-        Count::ByHandler(meter) => match meter.0.told.get() {
+        Charged::Free => None,
+        Charged::Yes(told) => Some(*told),
+        Charged::ByHandler(meter) => match meter.0.told.get() {
             Some(told) => Some(*told),
             // What its handler never counted, since it could not be read, is a request like any other.
             None => Box::pin(meter.0.held.budget().charge(&ONE)).await.ok(),
@@ -113,20 +114,20 @@ pub(super) async fn tell(response: &mut Response<Body>, counted: &Count) {
     }
 }
 
-fn write(headers: &mut HeaderMap, told: Told) {
+fn write(headers: &mut HeaderMap, told: QuotaStatus) {
     headers.insert(LIMIT, HeaderValue::from(told.limit));
     headers.insert(REMAINING, HeaderValue::from(told.remaining));
     headers.insert(RESET, HeaderValue::from(told.resets_ms / 1000));
 }
 
-fn refused(over: Over, gate: &Gate) -> Status {
+fn refused(over: ChargeError, authenticator: &Authenticator) -> Status {
     let (counted, told) = match over {
-        Over::Quota(counted, told) => (counted, told),
-        Over::Store(error) => return unavailable(&error),
+        ChargeError::Quota(counted, told) => (counted, told),
+        ChargeError::Store(error) => return unavailable(&error),
     };
-    gate.calls.count_over_quota(counted.name());
-    let millis =
-        u64::try_from(told.resets_ms - gate.clock.now().timestamp_millis()).unwrap_or_default();
+    authenticator.calls.count_over_quota(counted.name());
+    let millis = u64::try_from(told.resets_ms - authenticator.clock.now().timestamp_millis())
+        .unwrap_or_default();
     let wait = Duration::from_millis(millis);
     let what = match counted {
         Counted::Requests => "requests",

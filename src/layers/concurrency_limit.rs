@@ -10,28 +10,28 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::weight::Weights;
+use super::body_limit::BodyBudget;
 use super::{Call, DOMAIN, Kind};
 
 /// Open streams: health watchers and reflection, which need no key.
-const STREAMS_MOST: usize = 1_000;
+const MAX_STREAMS: usize = 1_000;
 /// Health checks of one connection. They need no key and are never refused for what others do, so each connection has its own
 /// bound, and with it all of them.
-const CHECKS_MOST: usize = 4;
+const MAX_HEALTH_CHECKS: usize = 4;
 /// When to try again: what is under way takes milliseconds.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Between two lines in the log while calls are refused.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The calls under way, of all connections and cores, and what their requests weigh. Cheap to clone.
 #[derive(Clone)]
-pub struct InFlight(Arc<Counts>);
+pub struct ConcurrencyLimit(Arc<ConcurrencyState>);
 
-struct Counts {
+struct ConcurrencyState {
     calls: Count,
     streams: Count,
-    calls_most: usize,
-    weights: Weights,
+    max_calls: usize,
+    weights: BodyBudget,
     began: Instant,
     /// Milliseconds since then until which nothing more is logged.
     quiet_until: AtomicI64,
@@ -41,12 +41,12 @@ type Count = Arc<AtomicUsize>;
 
 /// The health checks under way on one connection. In the extensions of each request that comes over a network.
 #[derive(Debug, Clone, Default)]
-pub struct Checks(Count);
+pub struct HealthChecks(Count);
 
 /// A place among those under way, free again when dropped.
-pub struct Place(Count);
+pub struct CallPermit(Count);
 
-impl Drop for Place {
+impl Drop for CallPermit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -55,17 +55,17 @@ impl Drop for Place {
 /// A call that found no place. Left in the extensions of its answer, so that [`super::trace`] does not warn of each: there may
 /// be very many.
 #[derive(Debug, Clone, Copy)]
-pub struct Shed;
+pub struct Overloaded;
 
-impl InFlight {
+impl ConcurrencyLimit {
     /// At most so many calls, and so many bytes of requests.
-    pub fn new(calls_most: usize, bytes_most: usize) -> Self {
+    pub fn new(max_calls: usize, max_bytes: usize) -> Self {
         let (calls, streams, quiet_until) = Default::default();
-        let weights = Weights::new(bytes_most);
-        Self(Arc::new(Counts {
+        let weights = BodyBudget::new(max_bytes);
+        Self(Arc::new(ConcurrencyState {
             calls,
             streams,
-            calls_most,
+            max_calls,
             weights,
             began: Instant::now(),
             quiet_until,
@@ -75,33 +75,33 @@ impl InFlight {
     /// How many calls, or streams, are under way, and may be.
     pub fn under_way(&self, stream: bool) -> (usize, usize) {
         let (count, most) = if stream {
-            (&self.0.streams, STREAMS_MOST)
+            (&self.0.streams, MAX_STREAMS)
         } else {
-            (&self.0.calls, self.0.calls_most)
+            (&self.0.calls, self.0.max_calls)
         };
         (count.load(Ordering::Relaxed), most)
     }
 
     /// A place for the call; none is needed by a health check within the process.
-    pub(super) fn enter(&self, call: &Call) -> Result<Option<Place>, Shed> {
+    pub(super) fn enter(&self, call: &Call) -> Result<Option<CallPermit>, Overloaded> {
         let (count, most) = match (call.kind, &call.checks) {
-            (Kind::Unary, _) => (&self.0.calls, self.0.calls_most),
-            (Kind::Stream, _) => (&self.0.streams, STREAMS_MOST),
-            (Kind::Health, Some(checks)) => (&checks.0, CHECKS_MOST),
+            (Kind::Unary, _) => (&self.0.calls, self.0.max_calls),
+            (Kind::Stream, _) => (&self.0.streams, MAX_STREAMS),
+            (Kind::Health, Some(checks)) => (&checks.0, MAX_HEALTH_CHECKS),
             (Kind::Health, None) => return Ok(None),
         };
         // Dropped again at once when it is one too many.
-        let place = Place(count.clone());
+        let place = CallPermit(count.clone());
         if count.fetch_add(1, Ordering::Relaxed) < most {
             return Ok(Some(place));
         }
         drop(place);
         self.tell(call.kind);
-        Err(Shed)
+        Err(Overloaded)
     }
 
     /// What the requests under way weigh.
-    pub(super) fn weights(&self) -> &Weights {
+    pub(super) fn weights(&self) -> &BodyBudget {
         &self.0.weights
     }
 
@@ -109,7 +109,7 @@ impl InFlight {
     pub(super) fn tell(&self, kind: Kind) {
         let now = i64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(i64::MAX);
         let until = self.0.quiet_until.load(Ordering::Relaxed);
-        let next = now + i64::try_from(TELL_EVERY.as_millis()).unwrap_or_default();
+        let next = now + i64::try_from(LOG_INTERVAL.as_millis()).unwrap_or_default();
         if now >= until
             && self
                 .0
@@ -125,7 +125,7 @@ impl InFlight {
     }
 }
 
-impl Shed {
+impl Overloaded {
     /// What its caller is told.
     pub(super) fn status(self) -> Status {
         let mut details = ErrorDetails::with_error_info("OVERLOADED", DOMAIN, []);
@@ -150,7 +150,7 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::layers::support::{CHECK, STREAM, Server, UNARY, done, endless, verdict};
+    use crate::layers::support::{CHECK, STREAM, TestServer, UNARY, done, endless, verdict};
     use crate::layers::{Phase, Stack};
 
     fn overloaded() -> (Code, String) {
@@ -160,8 +160,8 @@ mod tests {
     #[tokio::test]
     async fn one_call_too_many_is_refused_until_another_ends_and_health_never_is() {
         let (_phase, phase) = watch::channel(Phase::Serving);
-        let mut server = Server::of(Stack {
-            in_flight: InFlight::new(2, usize::MAX),
+        let mut server = TestServer::of(Stack {
+            in_flight: ConcurrencyLimit::new(2, usize::MAX),
             ..Stack::new(phase)
         });
         let (release, released) = tokio::sync::oneshot::channel::<()>();
@@ -201,9 +201,9 @@ mod tests {
 
     #[tokio::test]
     async fn open_streams_have_a_bound_of_their_own() {
-        let mut server = Server::default();
+        let mut server = TestServer::default();
         let mut open = Vec::new();
-        for _ in 0..STREAMS_MOST {
+        for _ in 0..MAX_STREAMS {
             open.push(
                 server
                     .call(STREAM, async { Response::new(endless()) })
@@ -229,13 +229,13 @@ mod tests {
     #[tokio::test]
     async fn health_checks_are_bounded_by_connection() {
         let (_phase, phase) = watch::channel(Phase::Serving);
-        let server = Server::of(Stack::new(phase));
-        let (one, other) = (Checks::default(), Checks::default());
+        let server = TestServer::of(Stack::new(phase));
+        let (one, other) = (HealthChecks::default(), HealthChecks::default());
         let mut hanging = tokio::task::JoinSet::new();
-        for _ in 0..CHECKS_MOST {
+        for _ in 0..MAX_HEALTH_CHECKS {
             hanging.spawn(server.check_over(&one, std::future::pending()));
         }
-        while one.0.load(Ordering::Relaxed) < CHECKS_MOST {
+        while one.0.load(Ordering::Relaxed) < MAX_HEALTH_CHECKS {
             tokio::task::yield_now().await;
         }
         assert_eq!(

@@ -154,9 +154,9 @@ async fn details_that_are_there_stay_and_streams_get_theirs_at_the_end() {
         Status::not_found("gone")
             .add_header(&mut trailers)
             .expect("ASCII");
-        Response::new(Body::new(http_body_util::StreamBody::new(Once(Some(
-            trailers,
-        )))))
+        Response::new(Body::new(http_body_util::StreamBody::new(TrailersOnly(
+            Some(trailers),
+        ))))
     })
     .await;
     assert_eq!(
@@ -166,9 +166,9 @@ async fn details_that_are_there_stay_and_streams_get_theirs_at_the_end() {
 }
 
 /// A stream of nothing but trailers.
-struct Once(Option<HeaderMap>);
+struct TrailersOnly(Option<HeaderMap>);
 
-impl tonic::codegen::tokio_stream::Stream for Once {
+impl tonic::codegen::tokio_stream::Stream for TrailersOnly {
     type Item = Result<http_body::Frame<Bytes>, Status>;
 
     fn poll_next(

@@ -8,11 +8,11 @@ use crate::error::Violation;
 
 /// The violations, once the message is made. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Found(Arc<OnceLock<Vec<Violation>>>);
+pub struct TransportViolations(Arc<OnceLock<Vec<Violation>>>);
 
-impl Found {
+impl TransportViolations {
     /// States what was found; the first word stands.
-    pub fn state(&self, violations: Vec<Violation>) {
+    pub fn set(&self, violations: Vec<Violation>) {
         let _first = self.0.get_or_init(|| violations);
     }
 

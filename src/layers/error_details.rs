@@ -83,5 +83,5 @@ fn judge(code: Code, text: &str) -> (Code, &'static str) {
 }
 
 #[cfg(test)]
-#[path = "details_tests.rs"]
+#[path = "error_details_tests.rs"]
 mod tests;
