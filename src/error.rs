@@ -25,6 +25,107 @@ impl Violation {
     }
 }
 
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+/// Collects violations in the order in which they are found, so that all are reported at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violations {
+    found: Vec<Violation>,
+    max: usize,
+}
+
+impl Violations {
+    /// A collector that drops what exceeds `max` violations.
+    pub fn with_max(max: usize) -> Self {
+        Self {
+            found: Vec::new(),
+            max,
+        }
+    }
+
+    /// Adds a violation of `field`.
+    pub fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        if self.found.len() < self.max {
+            self.found.push(Violation::new(field, message));
+        }
+    }
+
+    /// The parsed value of `field`; an error is added as a violation.
+    pub fn check<T>(&mut self, field: &str, parsed: Result<T, String>) -> Option<T> {
+        parsed.map_err(|message| self.add(field, message)).ok()
+    }
+
+    /// How many more violations are collected.
+    pub fn remaining(&self) -> usize {
+        self.max - self.found.len()
+    }
+
+    /// Puts the violations that a transport found before these, and drops those of the same fields: a field that the
+    /// transport could not read is not also missing.
+    #[must_use]
+    pub fn after(self, transport: &[Violation]) -> Self {
+        let own = self
+            .found
+            .into_iter()
+            .filter(|own| !transport.iter().any(|one| overlap(&one.field, &own.field)));
+        Self {
+            found: transport.iter().cloned().chain(own).collect(),
+            max: self.max,
+        }
+    }
+
+    /// `value`, if there is no violation.
+    ///
+    /// # Errors
+    /// The violations; also when `value` is absent.
+    pub fn finish<T>(self, value: Option<T>) -> Result<T, Self> {
+        match value {
+            Some(value) if self.is_empty() => Ok(value),
+            _ => Err(self),
+        }
+    }
+}
+
+impl Default for Violations {
+    /// A collector without a maximum.
+    fn default() -> Self {
+        Self::with_max(usize::MAX)
+    }
+}
+
+impl std::ops::Deref for Violations {
+    type Target = [Violation];
+
+    fn deref(&self) -> &[Violation] {
+        &self.found
+    }
+}
+
+impl From<Violations> for Vec<Violation> {
+    fn from(violations: Violations) -> Self {
+        violations.found
+    }
+}
+
+impl From<Violations> for Error {
+    fn from(violations: Violations) -> Self {
+        Self::Invalid(violations.found)
+    }
+}
+
+/// Whether one of two paths is the other or a part of it.
+fn overlap(one: &str, other: &str) -> bool {
+    let within = |long: &str, short: &str| {
+        long.strip_prefix(short)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    within(one, other) || within(other, one)
+}
+
 /// Why a call was refused. Every variant leaves everything as it was, except [`Error::OutcomeUnknown`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
@@ -128,7 +229,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Invalid(all) => write_violations(f, all),
-            Self::TimePast(one) | Self::BeyondHorizon(one) => write!(f, "{}: {}", one.field, one.message),
+            Self::TimePast(one) | Self::BeyondHorizon(one) => write!(f, "{one}"),
             Self::NotFound { schedule_id } => write!(f, "canvas schedule {} does not exist", quote(schedule_id)),
             Self::NoOpenSchedule { canvas_id } => {
                 write!(f, "Canvas {} has 0 schedules that can still change; state a schedule_id to learn what became of one", quote(canvas_id))
@@ -184,7 +285,7 @@ fn write_violations(f: &mut fmt::Formatter<'_>, all: &[Violation]) -> fmt::Resul
     let told = told(all);
     for (n, one) in told.iter().enumerate() {
         let separator = if n == 0 { "" } else { "; " };
-        write!(f, "{separator}{}: {}", one.field, one.message)?;
+        write!(f, "{separator}{one}")?;
     }
     if told.len() < all.len() {
         write!(f, "; and {} more", all.len() - told.len())

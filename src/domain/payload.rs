@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::id::{PropertiesId, ScheduleId, opaque};
 use super::zone::{Zone, ZoneSet};
-use crate::error::{Violation, quote};
+use crate::error::{Violations, quote};
 
 /// The most bytes of all properties of a request together, as compact JSON.
 pub const PROPERTIES_MAX_BYTES: usize = 50 * 1024;
@@ -34,7 +34,7 @@ impl Properties {
     }
 
     /// Adds what is wrong with these properties, sent as `field`.
-    pub fn check(&self, field: &str, violations: &mut Vec<Violation>) {
+    pub fn check(&self, field: &str, violations: &mut Violations) {
         check_object(&self.0, field, violations);
     }
 }
@@ -83,10 +83,10 @@ impl Recipient {
     }
 
     /// Its properties are checked by [`Properties::check`], under the name that they were sent by.
-    fn check(&self, field: &str, violations: &mut Vec<Violation>) {
+    fn check(&self, field: &str, violations: &mut Violations) {
         let mut check = |name: &str, value: &str| {
             if let Err(why) = opaque(value, IDENTIFIER_MAX) {
-                violations.push(Violation::new(format!("{field}.{name}"), why));
+                violations.add(format!("{field}.{name}"), why);
             }
         };
         match &self.identifier {
@@ -110,26 +110,26 @@ impl Recipient {
         }
     }
 
-    fn check_prioritization(&self, field: &str, violations: &mut Vec<Violation>) {
+    fn check_prioritization(&self, field: &str, violations: &mut Violations) {
         let field = format!("{field}.prioritization");
         if !self.prioritization.is_empty() && !matches!(self.identifier, Identifier::Email(_)) {
-            violations.push(Violation::new(
+            violations.add(
                 &field,
                 "is only allowed beside email; leave it out or state an email",
-            ));
+            );
         }
         if self.prioritization.len() > PRIORITIZATION_MAX {
             let message = format!(
                 "has {} entries; at most {PRIORITIZATION_MAX} are allowed",
                 self.prioritization.len()
             );
-            violations.push(Violation::new(&field, message));
+            violations.add(&field, message);
         }
     }
 }
 
 /// A zone that is stated must be one that we know: to serve it at another zone's time would be silently wrong.
-fn check_zone(attributes: &Map<String, Value>, field: &str, violations: &mut Vec<Violation>) {
+fn check_zone(attributes: &Map<String, Value>, field: &str, violations: &mut Violations) {
     let wrong = match attributes.get("time_zone") {
         None | Some(Value::Null) => None,
         Some(Value::String(name)) => Zone::parse(name).err(),
@@ -139,7 +139,7 @@ fn check_zone(attributes: &Map<String, Value>, field: &str, violations: &mut Vec
         )),
     };
     if let Some(why) = wrong {
-        violations.push(Violation::new(format!("{field}.attributes.time_zone"), why));
+        violations.add(format!("{field}.attributes.time_zone"), why);
     }
 }
 
@@ -156,19 +156,19 @@ pub struct Target {
 
 impl Target {
     /// Adds everything that is wrong.
-    pub fn check(&self, violations: &mut Vec<Violation>) {
+    pub fn check(&self, violations: &mut Violations) {
         let some = !self.recipients.is_empty() || self.audience.is_some();
         if !some && !self.broadcast {
-            violations.push(Violation::new(
+            violations.add(
                 "recipients",
                 "are missing; one of recipients, audience or broadcast: true is needed",
-            ));
+            );
         }
         if some && self.broadcast {
-            violations.push(Violation::new(
+            violations.add(
                 "broadcast",
                 "is true beside recipients or an audience; state one or the other",
-            ));
+            );
         }
         for (n, recipient) in self.recipients.iter().enumerate() {
             recipient.check(&format!("recipients[{n}]"), violations);
@@ -235,24 +235,24 @@ pub fn properties_bytes(own: Option<&Properties>, target: &Target) -> usize {
 }
 
 /// Adds a violation when a request has too many recipients; then the rest of them need not be looked at.
-pub fn check_count(recipients: usize, violations: &mut Vec<Violation>) {
+pub fn check_count(recipients: usize, violations: &mut Violations) {
     if recipients > RECIPIENTS_MAX {
         let message = format!("has {recipients} recipients; at most {RECIPIENTS_MAX} are allowed");
-        violations.push(Violation::new("recipients", message));
+        violations.add("recipients", message);
     }
 }
 
 /// Adds a violation when the properties of a request are too large together.
-pub fn check_bytes(bytes: usize, violations: &mut Vec<Violation>) {
+pub fn check_bytes(bytes: usize, violations: &mut Violations) {
     if bytes > PROPERTIES_MAX_BYTES {
         let message = format!(
             "all properties of the request together are {bytes} bytes of JSON; at most {PROPERTIES_MAX_BYTES} are allowed"
         );
-        violations.push(Violation::new("trigger_properties", message));
+        violations.add("trigger_properties", message);
     }
 }
 
-fn check_object(object: &Map<String, Value>, field: &str, violations: &mut Vec<Violation>) {
+fn check_object(object: &Map<String, Value>, field: &str, violations: &mut Violations) {
     let mut faults = Faults::default();
     object
         .iter()
@@ -262,13 +262,13 @@ fn check_object(object: &Map<String, Value>, field: &str, violations: &mut Vec<V
             "is nested {} deep; at most {PROPERTIES_MAX_DEPTH} levels are allowed",
             faults.deepest
         );
-        violations.push(Violation::new(field, message));
+        violations.add(field, message);
     }
     if let Some(key) = faults.nul_under {
-        violations.push(Violation::new(
+        violations.add(
             field,
             format!("has a NUL character at {}; none is allowed", quote(&key)),
-        ));
+        );
     }
 }
 
@@ -330,13 +330,10 @@ mod tests {
         Properties(object(inner))
     }
 
-    fn faults(check: impl FnOnce(&mut Vec<Violation>)) -> Vec<String> {
-        let mut violations = vec![];
+    fn faults(check: impl FnOnce(&mut Violations)) -> Vec<String> {
+        let mut violations = Violations::default();
         check(&mut violations);
-        violations
-            .into_iter()
-            .map(|one| format!("{}: {}", one.field, one.message))
-            .collect()
+        violations.iter().map(ToString::to_string).collect()
     }
 
     #[test]

@@ -1,61 +1,54 @@
-//! Requests to domain values: every violation at once.
+//! Requests to domain values. Validation reports every violation at once, by field.
 
 use crate::domain::payload::{RECIPIENTS_MAX, check_bytes, check_count, properties_bytes};
 use crate::domain::{
     Cancel, CanvasId, Create, DispatchId, DispatchState, Etag, Identifier, Overwrite, Properties,
     Recipient, RequestId, Schedule, ScheduleId, State, Target, WorkspaceId,
 };
-use crate::error::{Error, Violation};
+use crate::error::{Error, Violation, Violations};
 use crate::pb::v1;
 use crate::service::{DispatchFilter, Filter, Mode, Update};
 
 use super::{json, page};
 
-/// Collects what is wrong while a request is read.
-struct Reader<'f> {
-    /// What a face in front has found.
-    found: &'f [Violation],
-    violations: Vec<Violation>,
+/// Reads the fields of a request and collects their violations.
+struct RequestReader<'t> {
+    /// The violations that the transport found.
+    transport: &'t [Violation],
+    violations: Violations,
 }
 
-impl<'f> Reader<'f> {
-    fn new(found: &'f [Violation]) -> Self {
+impl<'t> RequestReader<'t> {
+    fn new(transport: &'t [Violation]) -> Self {
         Self {
-            found,
-            violations: Vec::new(),
+            transport,
+            violations: Violations::default(),
         }
     }
 
-    fn field<T>(&mut self, field: &str, parsed: Result<T, String>) -> Option<T> {
-        parsed
-            .map_err(|why| self.violations.push(Violation::new(field, why)))
-            .ok()
-    }
-
     fn canvas_id(&mut self, sent: &str) -> Option<CanvasId> {
-        self.field("canvas_id", CanvasId::parse(sent))
+        self.violations.check("canvas_id", CanvasId::parse(sent))
     }
 
     fn schedule_id(&mut self, sent: &str) -> Option<ScheduleId> {
         if sent.is_empty() {
-            self.violations.push(Violation::new(
+            self.violations.add(
                 "schedule_id",
                 "is missing; a UUID as Create answered it is needed",
-            ));
+            );
             return None;
         }
-        self.field("schedule_id", ScheduleId::parse(sent))
+        self.violations
+            .check("schedule_id", ScheduleId::parse(sent))
     }
 
     fn schedule(&mut self, sent: Option<v1::Schedule>) -> Option<Schedule> {
         let Some(sent) = sent else {
-            self.violations.push(Violation::new(
-                "schedule",
-                "is missing; a schedule with a time is needed",
-            ));
+            self.violations
+                .add("schedule", "is missing; a schedule with a time is needed");
             return None;
         };
-        self.field(
+        self.violations.check(
             "schedule.time",
             Schedule::parse(&sent.time, sent.in_local_time, sent.at_optimal_time),
         )
@@ -65,7 +58,7 @@ impl<'f> Reader<'f> {
         if sent.is_empty() {
             None
         } else {
-            self.field("request_id", RequestId::parse(sent))
+            self.violations.check("request_id", RequestId::parse(sent))
         }
     }
 
@@ -84,7 +77,7 @@ impl<'f> Reader<'f> {
         for (other, _) in found {
             let message =
                 format!("is another name of {field}, which is there too; send only one of them");
-            self.violations.push(Violation::new(other, message));
+            self.violations.add(other, message);
         }
         let properties = Properties(json::object(first, &field, &mut self.violations));
         properties.check(&field, &mut self.violations);
@@ -103,8 +96,7 @@ impl<'f> Reader<'f> {
             None => {
                 let message =
                     "has no identifier; one of external_user_id, user_alias or email is needed";
-                self.violations
-                    .push(Violation::new(prefix.trim_end_matches('.'), message));
+                self.violations.add(prefix.trim_end_matches('.'), message);
                 // A stand-in that nothing is wrong with, so that the rest is checked too; the request is refused.
                 Identifier::Email("-".to_owned())
             }
@@ -130,39 +122,17 @@ impl<'f> Reader<'f> {
         }
     }
 
-    /// Everything was there, or all that is wrong.
-    fn finish<T>(mut self, value: Option<T>) -> Result<T, Error> {
-        // What could not be read is not there; that it is missing is no news.
-        self.violations.retain(|one| {
-            !self
-                .found
-                .iter()
-                .any(|found| concerns(&found.field, &one.field))
-        });
-        let all = [self.found, &self.violations].concat();
-        match value {
-            Some(value) if all.is_empty() => Ok(value),
-            _ => Err(Error::Invalid(all)),
-        }
+    /// `value`, or every violation.
+    fn finish<T>(self, value: Option<T>) -> Result<T, Error> {
+        Ok(self.violations.after(self.transport).finish(value)?)
     }
 }
 
-/// Whether two paths name the same field, or one a part of the other.
-fn concerns(one: &str, other: &str) -> bool {
-    let within = |long: &str, short: &str| {
-        long.strip_prefix(short)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-    };
-    within(one, other) || within(other, one)
-}
-
-/// # Errors
-/// Every violation at once, those that were `found` before too.
 pub(super) fn create(
     sent: v1::CreateCanvasScheduleRequest,
-    found: &[Violation],
+    transport: &[Violation],
 ) -> Result<(Create, Mode), Error> {
-    let mut reader = Reader::new(found);
+    let mut reader = RequestReader::new(transport);
     let canvas_id = reader.canvas_id(&sent.canvas_id);
     let schedule = reader.schedule(sent.schedule);
     let properties = reader.properties(
@@ -208,13 +178,11 @@ pub(super) fn create(
     ))
 }
 
-/// # Errors
-/// Every violation at once.
 pub(super) fn update(
     sent: v1::UpdateCanvasScheduleRequest,
-    found: &[Violation],
+    transport: &[Violation],
 ) -> Result<Update, Error> {
-    let mut reader = Reader::new(found);
+    let mut reader = RequestReader::new(transport);
     let canvas_id = reader.canvas_id(&sent.canvas_id);
     let schedule_id = if sent.schedule_id.is_empty() {
         None
@@ -259,13 +227,11 @@ fn etag(sent: &str) -> Option<Etag> {
     (!sent.is_empty()).then(|| Etag::from_caller(sent))
 }
 
-/// # Errors
-/// Every violation at once.
 pub(super) fn cancel(
     sent: &v1::CancelCanvasScheduleRequest,
-    found: &[Violation],
+    transport: &[Violation],
 ) -> Result<(ScheduleId, Cancel, Option<RequestId>), Error> {
-    let mut reader = Reader::new(found);
+    let mut reader = RequestReader::new(transport);
     let canvas_id = reader.canvas_id(&sent.canvas_id);
     let schedule_id = reader.schedule_id(&sent.schedule_id);
     let request_id = reader.request_id(&sent.request_id);
@@ -278,10 +244,8 @@ pub(super) fn cancel(
     Ok((schedule_id, cancel, request_id))
 }
 
-/// # Errors
-/// Every violation at once.
 pub(super) fn get(sent: &v1::GetCanvasScheduleRequest) -> Result<ScheduleId, Error> {
-    let mut reader = Reader::new(&[]);
+    let mut reader = RequestReader::new(&[]);
     let schedule_id = reader.schedule_id(&sent.schedule_id);
     reader.finish(schedule_id)
 }
@@ -296,14 +260,12 @@ pub(super) struct ListPage {
     pub size: u64,
 }
 
-/// # Errors
-/// Every violation at once.
 pub(super) fn list(
     sent: &v1::ListCanvasSchedulesRequest,
     workspace: WorkspaceId,
-    found: &[Violation],
+    transport: &[Violation],
 ) -> Result<ListPage, Error> {
-    let mut reader = Reader::new(found);
+    let mut reader = RequestReader::new(transport);
     let canvas_id = if sent.canvas_id.is_empty() {
         None
     } else {
@@ -320,7 +282,7 @@ pub(super) fn list(
                 "{} is not a state; PENDING, DISPATCHING, DISPATCHED or CANCELLED is needed, or 0 for all",
                 sent.state
             );
-            reader.violations.push(Violation::new("state", message));
+            reader.violations.add("state", message);
             None
         }
     };
@@ -356,12 +318,10 @@ pub(super) struct RevisionsPage {
     pub size: u64,
 }
 
-/// # Errors
-/// Every violation at once.
 pub(super) fn revisions(
     sent: &v1::ListCanvasScheduleRevisionsRequest,
 ) -> Result<RevisionsPage, Error> {
-    let mut reader = Reader::new(&[]);
+    let mut reader = RequestReader::new(&[]);
     let schedule_id = reader.schedule_id(&sent.schedule_id);
     let size = page::size(sent.page_size, &mut reader.violations);
     let before = page::after(
@@ -394,10 +354,8 @@ pub(super) struct DispatchesPage {
     pub size: u64,
 }
 
-/// # Errors
-/// Every violation at once.
 pub(super) fn dispatches(sent: &v1::ListDispatchesRequest) -> Result<DispatchesPage, Error> {
-    let mut reader = Reader::new(&[]);
+    let mut reader = RequestReader::new(&[]);
     let schedule_id = if sent.schedule_id.is_empty() {
         None
     } else {
@@ -415,7 +373,7 @@ pub(super) fn dispatches(sent: &v1::ListDispatchesRequest) -> Result<DispatchesP
                 "{} is not a state; IN_HAND, UNKNOWN, DELIVERED, DEAD or ABANDONED is needed, or 0 for all",
                 sent.state
             );
-            reader.violations.push(Violation::new("state", message));
+            reader.violations.add("state", message);
             None
         }
     };
@@ -438,11 +396,11 @@ pub(super) fn dispatches_query(sent: &v1::ListDispatchesRequest) -> impl std::ha
     ("dispatches", sent.schedule_id.clone(), sent.state)
 }
 
-/// # Errors
-/// Every violation at once.
 pub(super) fn retry(sent: &v1::RetryDispatchRequest) -> Result<(ScheduleId, DispatchId), Error> {
-    let mut reader = Reader::new(&[]);
+    let mut reader = RequestReader::new(&[]);
     let schedule_id = reader.schedule_id(&sent.schedule_id);
-    let dispatch_id = reader.field("dispatch_id", DispatchId::parse(&sent.dispatch_id));
+    let dispatch_id = reader
+        .violations
+        .check("dispatch_id", DispatchId::parse(&sent.dispatch_id));
     reader.finish(schedule_id.zip(dispatch_id))
 }

@@ -4,22 +4,18 @@ use prost_types::value::Kind;
 use prost_types::{Struct, Value as ProtoValue};
 use serde_json::{Map, Value};
 
-use crate::error::Violation;
+use crate::error::Violations;
 use crate::pb::values;
 
 /// A JSON object from what a caller sent as `field`. Recursion is bounded: the decoder refuses what nests over about 34 deep.
-pub(super) fn object(
-    sent: Struct,
-    field: &str,
-    violations: &mut Vec<Violation>,
-) -> Map<String, Value> {
+pub(super) fn object(sent: Struct, field: &str, violations: &mut Violations) -> Map<String, Value> {
     sent.fields
         .into_iter()
         .map(|(key, sent)| (key, value(sent, field, violations)))
         .collect()
 }
 
-fn value(sent: ProtoValue, field: &str, violations: &mut Vec<Violation>) -> Value {
+fn value(sent: ProtoValue, field: &str, violations: &mut Violations) -> Value {
     match sent.kind {
         Some(Kind::NullValue(_)) => Value::Null,
         Some(Kind::BoolValue(flag)) => Value::Bool(flag),
@@ -28,7 +24,7 @@ fn value(sent: ProtoValue, field: &str, violations: &mut Vec<Violation>) -> Valu
             let message = format!(
                 "has the number {number}, which JSON cannot hold; send a finite number or text"
             );
-            once(violations, Violation::new(field, message));
+            once(violations, field, message);
             Value::Null
         }),
         Some(Kind::StructValue(inner)) => Value::Object(object(inner, field, violations)),
@@ -41,16 +37,16 @@ fn value(sent: ProtoValue, field: &str, violations: &mut Vec<Violation>) -> Valu
         ),
         None => {
             let message = "has a value of no kind; state null, a boolean, a number, text, a list or an object";
-            once(violations, Violation::new(field, message));
+            once(violations, field, message);
             Value::Null
         }
     }
 }
 
 /// Adds a violation, unless the last one is of the same field: a message can hold tens of thousands.
-fn once(violations: &mut Vec<Violation>, one: Violation) {
-    if violations.last().is_none_or(|last| last.field != one.field) {
-        violations.push(one);
+fn once(violations: &mut Violations, field: &str, message: impl Into<String>) {
+    if violations.last().is_none_or(|last| last.field != field) {
+        violations.add(field, message);
     }
 }
 
@@ -82,7 +78,7 @@ mod tests {
         #[test]
         fn what_comes_back_is_what_was_sent(value in json()) {
             let sent: Map<String, Value> = [("k".to_owned(), value)].into_iter().collect();
-            let mut violations = vec![];
+            let mut violations = Violations::default();
             prop_assert_eq!(&object(values::object(&sent), "p", &mut violations), &sent);
             prop_assert!(violations.is_empty());
         }
@@ -95,7 +91,7 @@ mod tests {
             Some(Kind::NumberValue(f64::INFINITY)),
             None,
         ] {
-            let mut violations = vec![];
+            let mut violations = Violations::default();
             let sent = Struct {
                 fields: [("k".to_owned(), ProtoValue { kind: kind.clone() })]
                     .into_iter()

@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use crate::error::{Violation, quote};
+use crate::error::{Violations, quote};
 
 /// The size of a page when none is stated.
 const SIZE_DEFAULT: u64 = 50;
@@ -10,17 +10,17 @@ const SIZE_DEFAULT: u64 = 50;
 const SIZE_MAX: i32 = 1_000;
 
 /// The size of the page that a caller asks for.
-pub(super) fn size(sent: i32, violations: &mut Vec<Violation>) -> u64 {
+pub(super) fn size(sent: i32, violations: &mut Violations) -> u64 {
     match sent {
         0 => SIZE_DEFAULT,
         1..=SIZE_MAX => u64::from(sent.unsigned_abs()),
         _ => {
-            violations.push(Violation::new(
+            violations.add(
                 "page_size",
                 format!(
                     "{sent} is not a page size; 1 to {SIZE_MAX} is allowed, 0 means {SIZE_DEFAULT}"
                 ),
-            ));
+            );
             SIZE_DEFAULT
         }
     }
@@ -35,11 +35,7 @@ pub(super) fn token(query: &impl Hash, (last, second): Last) -> String {
 }
 
 /// Where the page begins that a caller asks for; none for the first.
-pub(super) fn after(
-    sent: &str,
-    query: &impl Hash,
-    violations: &mut Vec<Violation>,
-) -> Option<Last> {
+pub(super) fn after(sent: &str, query: &impl Hash, violations: &mut Violations) -> Option<Last> {
     if sent.is_empty() {
         return None;
     }
@@ -59,7 +55,7 @@ pub(super) fn after(
             "{} is not a page token of this list; the next_page_token of a page with the same filters is needed",
             quote(sent)
         );
-        violations.push(Violation::new("page_token", message));
+        violations.add("page_token", message);
     }
     last
 }
@@ -77,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_token_is_of_its_own_list_only() {
-        let mut violations = vec![];
+        let mut violations = Violations::default();
         let token = token(&"a", (7, 9));
         assert_eq!(after(&token, &"a", &mut violations), Some((7, 9)));
         assert!(violations.is_empty());
@@ -94,7 +90,7 @@ mod tests {
 
     #[test]
     fn sizes_out_of_bounds_are_refused() {
-        let mut violations = vec![];
+        let mut violations = Violations::default();
         assert_eq!(
             [0, 1, 1000].map(|sent| size(sent, &mut violations)),
             [50, 1, 1000]

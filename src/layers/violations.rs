@@ -1,23 +1,22 @@
-//! What a face that reads something else than protobuf finds wrong with a request while it makes the message of it. The message
-//! is read in the course of the call, so what was found travels beside it, in the extensions of the request: the call is then
-//! refused with that and with whatever its handler finds, at once.
+//! Field violations found by a transport other than gRPC while it builds the message of a call. The message is read during the
+//! call, so they travel in the extensions of its request; the handler reports them together with its own.
 
 use std::sync::{Arc, OnceLock};
 
-use crate::error::Violation;
+use crate::error::{Violation, Violations};
 
-/// The violations, once the message is made. Cheap to clone.
+/// The violations, once the message is built. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct TransportViolations(Arc<OnceLock<Vec<Violation>>>);
+pub struct TransportViolations(Arc<OnceLock<Violations>>);
 
 impl TransportViolations {
-    /// States what was found; the first word stands.
-    pub fn set(&self, violations: Vec<Violation>) {
+    /// Sets the violations; only the first call has an effect.
+    pub fn set(&self, violations: Violations) {
         let _first = self.0.get_or_init(|| violations);
     }
 
-    /// What was found by now.
+    /// The violations set so far.
     pub fn violations(&self) -> &[Violation] {
-        self.0.get().map_or(&[], Vec::as_slice)
+        self.0.get().map_or(&[], |violations| violations)
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::body::Fault;
 use super::schema::Schemas;
 use crate::domain::payload::PROPERTIES_MAX_DEPTH;
-use crate::error::{Violation, quote};
+use crate::error::{Violations, quote};
 use crate::layers::violations::TransportViolations;
 
 /// More than so many are not told.
@@ -94,7 +94,7 @@ impl<T: ReadObject> Read for T {
 /// What is found wrong while a request is read.
 pub(super) struct Reading {
     naming: Naming,
-    violations: Vec<Violation>,
+    violations: Violations,
 }
 
 impl Reading {
@@ -102,7 +102,7 @@ impl Reading {
     pub(super) fn new(naming: Naming) -> Self {
         Self {
             naming,
-            violations: Vec::new(),
+            violations: Violations::with_max(VIOLATIONS_MOST),
         }
     }
 
@@ -113,9 +113,7 @@ impl Reading {
 
     /// Adds something that is wrong.
     pub(super) fn violate(&mut self, path: impl Into<String>, message: impl Into<String>) {
-        if self.violations.len() < VIOLATIONS_MOST {
-            self.violations.push(Violation::new(path, message));
-        }
+        self.violations.add(path, message);
     }
 
     fn wrong<T>(&mut self, path: &str, needed: &str, value: &JsonValue<'_>) -> Option<T> {
@@ -263,7 +261,7 @@ impl<'j> Object<'_, 'j> {
     /// What was not asked for is unknown.
     fn finish(self) {
         let known: Vec<&str> = self.known.iter().map(|(name, _)| *name).collect();
-        let room = VIOLATIONS_MOST - self.reading.violations.len();
+        let room = self.reading.violations.remaining();
         for (key, _) in self.entries.iter().take(room) {
             let message = match nearest(key, &known) {
                 Some(name) => format!("is not a known field; perhaps {name} is meant"),

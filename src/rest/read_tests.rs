@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::error::Violation;
 use crate::pb::{v1, values};
 
 /// The properties that are read from this JSON value, and what is wrong with it.
