@@ -4,7 +4,7 @@ use sea_orm::{DatabaseConnection, DbBackend};
 use tokio::sync::mpsc;
 
 use crate::store::commit::job::Job;
-use crate::store::session::pool::Link;
+use crate::store::session::pool::Pool;
 
 /// How full something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,19 +21,19 @@ pub struct Fill {
 pub struct Levels {
     queues: Vec<mpsc::WeakSender<Job>>,
     reads: DatabaseConnection,
-    link: Link,
+    pool: Pool,
 }
 
 impl Levels {
     pub(super) fn new(
         writers: &[mpsc::Sender<Job>],
         reads: DatabaseConnection,
-        link: Link,
+        pool: Pool,
     ) -> Self {
         Self {
             queues: writers.iter().map(mpsc::Sender::downgrade).collect(),
             reads,
-            link,
+            pool,
         }
     }
 
@@ -54,7 +54,7 @@ impl Levels {
         let mut pools = vec![("read", fill(&self.reads))];
         // On SQLite what is sent goes over the writer's connection.
         if self.reads.get_database_backend() == DbBackend::Postgres {
-            pools.push(("dispatch", fill(&self.link.db())));
+            pools.push(("dispatch", fill(&self.pool.db())));
         }
         pools
     }

@@ -32,7 +32,7 @@ use crate::clock::SharedClock;
 use crate::domain::Policy;
 use crate::error::Error;
 use schema::migration;
-use session::pool::Link;
+use session::pool::Pool;
 use session::{connect, error};
 
 /// The database, in four parts by who asks.
@@ -46,8 +46,8 @@ pub struct Store {
     pub dispatch: DispatchStore,
     /// What operators and the process itself ask.
     pub admin: AdminStore,
-    pool: DatabaseConnection,
-    link: Link,
+    reads: DatabaseConnection,
+    dispatching: Pool,
 }
 
 impl Store {
@@ -85,7 +85,7 @@ impl Store {
             });
             senders.push(sender);
         }
-        let link =
+        let pool =
             connect::dispatching(options, writers.first().map_or(&reads, |writer| &writer.db))
                 .await?;
         let metrics = options.writes.clone();
@@ -96,14 +96,14 @@ impl Store {
                 revisions_kept: options.revisions_kept,
             },
             commit: CommitQueue::new(senders, metrics.clone()),
-            dispatch: DispatchStore::new(link.clone(), metrics),
+            dispatch: DispatchStore::new(pool.clone(), metrics),
             admin: AdminStore {
                 reads: reads.clone(),
-                link: link.clone(),
+                pool: pool.clone(),
                 clock,
             },
-            pool: reads,
-            link,
+            reads,
+            dispatching: pool,
         };
         Ok((store, writers))
     }
@@ -113,7 +113,7 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn migrate(&self) -> Result<Vec<String>, Error> {
-        migration::migrate(&self.pool)
+        migration::migrate(&self.reads)
             .await
             .map_err(|fault| error::public(&fault))
     }
@@ -123,7 +123,7 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn pending_migrations(&self) -> Result<Vec<String>, Error> {
-        migration::pending(&self.pool)
+        migration::pending(&self.reads)
             .await
             .map_err(|fault| error::public(&fault))
     }
@@ -133,13 +133,17 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn durability(&self) -> Result<Durability, Error> {
-        connect::durability(&self.pool)
+        connect::durability(&self.reads)
             .await
             .map_err(|fault| error::public(&fault))
     }
 
     /// How full its queues and pools are.
     pub fn levels(&self) -> Levels {
-        Levels::new(self.commit.writers(), self.pool.clone(), self.link.clone())
+        Levels::new(
+            self.commit.writers(),
+            self.reads.clone(),
+            self.dispatching.clone(),
+        )
     }
 }

@@ -2,10 +2,7 @@
 //! With `TRACED_PROCESSES=1` as well, servers in processes of their own do so too, which makes them several times slower.
 //! Lines with a key go to `FOLDER/found`; every 1,000 searched lines add a line to `FOLDER/searched`. `.ci/secrets` evaluates both.
 
-#![allow(
-    dead_code,
-    reason = "shared: each test binary uses a part of it"
-)]
+#![allow(dead_code, reason = "shared: each test binary uses a part of it")]
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -38,7 +38,7 @@ impl AdminStore {
     /// What the database says, for the log.
     pub async fn backlog(&self, now: DateTime<Utc>) -> Result<DueBacklog, Error> {
         let read = async {
-            let db = &self.link.db();
+            let db = &self.pool.db();
             let values = [now.timestamp_millis().into(), COUNTED_MOST.into()];
             let row = db
                 .query_one_raw(Statement::from_sql_and_values(
@@ -57,7 +57,7 @@ impl AdminStore {
                 oldest: Duration::from_millis(oldest.max(0).unsigned_abs()),
             })
         };
-        self.link.in_time(read).await
+        self.pool.run(read).await
     }
 
     /// How the dispatches of all workspaces stand, and which brakes are on.
@@ -66,7 +66,7 @@ impl AdminStore {
     /// What the database says, for the log.
     pub async fn dispatch_totals(&self) -> Result<DispatchTotals, Error> {
         let read = async {
-            let db = &self.link.db();
+            let db = &self.pool.db();
             let row = db
                 .query_one_raw(Statement::from_string(
                     db.get_database_backend(),
@@ -83,6 +83,6 @@ impl AdminStore {
                 all_paused: row.try_get_by_index(3)?,
             })
         };
-        self.link.in_time(read).await
+        self.pool.run(read).await
     }
 }

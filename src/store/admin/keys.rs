@@ -18,8 +18,8 @@ use crate::error::{Error, Violation};
 use crate::store::admin::AdminStore;
 use crate::store::schema::codec::{self, instant};
 use crate::store::schema::tables::{api_key, workspace, workspace_limit};
-use crate::store::session::connect::begin;
 use crate::store::session::error::{public, unique_violation};
+use crate::store::session::pool::begin;
 
 /// Keys that a process holds in memory: those that work, and those that stopped within [`STOPPED_KEPT`]. No more can be made.
 pub(crate) const KEYS_MOST: u64 = 10_000;
@@ -112,7 +112,7 @@ impl AdminStore {
     /// What the database says, for the log.
     pub async fn workspaces(&self) -> Result<Vec<Workspace>, Error> {
         let read = async {
-            let db = self.link.db();
+            let db = self.pool.db();
             let mut limits: HashMap<i32, Limits> = HashMap::new();
             for limit in workspace_limit::Entity::find().all(&db).await? {
                 let own = limits.entry(limit.workspace_id).or_default();
@@ -136,7 +136,7 @@ impl AdminStore {
                 .map(workspace)
                 .collect::<Result<Vec<_>, DbErr>>()
         };
-        self.link.in_time(read).await
+        self.pool.run(read).await
     }
 
     /// The workspace of this name.
@@ -264,7 +264,7 @@ impl AdminStore {
     }
 
     async fn keys_of(&self, rows: sea_orm::Select<api_key::Entity>) -> Result<Vec<ApiKey>, Error> {
-        let rows = self.link.in_time(rows.all(&self.link.db())).await?;
+        let rows = self.pool.run(rows.all(&self.pool.db())).await?;
         let readable = |row: api_key::Model| {
             let id = row.id.clone();
             // It locks out its own holder, and nobody else.
@@ -290,10 +290,7 @@ impl AdminStore {
                     .add(api_key::Column::LastUsedMs.is_null())
                     .add(api_key::Column::LastUsedMs.lt(now)),
             );
-        self.link
-            .in_time(note.exec(&self.link.db()))
-            .await
-            .map(drop)
+        self.pool.run(note.exec(&self.pool.db())).await.map(drop)
     }
 }
 

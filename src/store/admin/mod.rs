@@ -8,12 +8,12 @@ pub(super) mod retention;
 use sea_orm::DatabaseConnection;
 
 use crate::clock::SharedClock;
-use crate::store::session::pool::Link;
+use crate::store::session::pool::Pool;
 
 /// What operators and the process itself ask.
 #[derive(Clone)]
 pub struct AdminStore {
     pub(super) reads: DatabaseConnection,
-    pub(super) link: Link,
+    pub(super) pool: Pool,
     pub(super) clock: SharedClock,
 }

@@ -43,8 +43,8 @@ impl AdminStore {
     ) -> Result<Taken, Error> {
         for _ in 0..ROUNDS_MOST {
             let taken = self
-                .link
-                .in_time(self.taken(workspace, counted, began_ms))
+                .pool
+                .run(self.taken(workspace, counted, began_ms))
                 .await?;
             let before = taken.map_or(0, |taken| u64::try_from(taken).unwrap_or_default());
             let got = quota.chunk(before, ask, replicas);
@@ -62,7 +62,7 @@ impl AdminStore {
                 ends_ms: began_ms + quota.window.millis(),
                 taken: i64::try_from(after.in_all).unwrap_or(i64::MAX),
             };
-            if self.link.in_time(self.moved(taken, row)).await? {
+            if self.pool.run(self.moved(taken, row)).await? {
                 return Ok(after);
             }
         }
@@ -80,7 +80,7 @@ impl AdminStore {
         let row = rate_window::Entity::within(workspace)
             .filter(rate_window::Column::Counted.eq(counted))
             .filter(rate_window::Column::BeganMs.eq(began_ms))
-            .one(&self.link.db())
+            .one(&self.pool.db())
             .await?;
         Ok(row.map(|row| row.taken))
     }
@@ -97,7 +97,7 @@ impl AdminStore {
                 let there = OnConflict::columns(key).do_nothing().to_owned();
                 let insert =
                     rate_window::Entity::insert(row.into_active_model()).on_conflict(there);
-                match insert.exec_without_returning(&self.link.db()).await {
+                match insert.exec_without_returning(&self.pool.db()).await {
                     Err(DbErr::RecordNotInserted) => 0,
                     written => written?,
                 }
@@ -108,7 +108,7 @@ impl AdminStore {
                     .filter(rate_window::Column::Counted.eq(row.counted))
                     .filter(rate_window::Column::BeganMs.eq(row.began_ms))
                     .filter(rate_window::Column::Taken.eq(before));
-                update.exec(&self.link.db()).await?.rows_affected
+                update.exec(&self.pool.db()).await?.rows_affected
             }
         };
         Ok(written == 1)
@@ -130,16 +130,16 @@ impl AdminStore {
                 .to_owned();
             replica::Entity::insert(row.into_active_model())
                 .on_conflict(again)
-                .exec_without_returning(&self.link.db())
+                .exec_without_returning(&self.pool.db())
                 .await?;
             let alive = replica::Column::SeenMs.gt((now - REPLICA_LIVES).timestamp_millis());
             replica::Entity::find()
                 .filter(alive)
-                .count(&self.link.db())
+                .count(&self.pool.db())
                 .await
         };
-        self.link
-            .in_time(see)
+        self.pool
+            .run(see)
             .await
             .map(|count| u32::try_from(count).unwrap_or(u32::MAX))
     }
@@ -153,13 +153,13 @@ impl AdminStore {
         let remove = async {
             rate_window::Entity::delete_across_workspaces()
                 .filter(rate_window::Column::EndsMs.lt(long_ago))
-                .exec(&self.link.db())
+                .exec(&self.pool.db())
                 .await?;
             replica::Entity::delete_many()
                 .filter(replica::Column::SeenMs.lt(long_ago))
-                .exec(&self.link.db())
+                .exec(&self.pool.db())
                 .await
         };
-        self.link.in_time(remove).await.map(drop)
+        self.pool.run(remove).await.map(drop)
     }
 }

@@ -19,7 +19,6 @@ use crate::store::schema::row::row;
 use crate::store::schema::statement::OverBatch;
 use crate::store::schema::tables::request;
 use crate::store::schema::tenant::Tenant;
-use crate::store::session::connect::begin;
 use crate::store::session::error::public;
 
 /// Those that have had no wave to come for long enough, as the dispatcher saw them; the domain decides each.
@@ -107,7 +106,7 @@ impl AdminStore {
             let by_finish = self.remove_candidates(CANDIDATES, before, most).await?;
             Ok(by_finish + self.remove_candidates(CANCELLED, before, most).await?)
         };
-        self.link.in_time(remove).await
+        self.pool.run(remove).await
     }
 
     async fn remove_candidates(
@@ -116,7 +115,7 @@ impl AdminStore {
         before: DateTime<Utc>,
         most: u64,
     ) -> Result<usize, DbErr> {
-        let db = begin(&self.link.db()).await?;
+        let db = self.pool.begin().await?;
         let values = [
             before.timestamp_millis().into(),
             i64::try_from(most).unwrap_or(i64::MAX).into(),

@@ -30,11 +30,11 @@ use crate::store::schema::history;
 use crate::store::schema::load::{self, Lock};
 use crate::store::schema::tables::{request, workspace};
 use crate::store::schema::tenant::Tenant;
-use crate::store::session::connect::begin;
 use crate::store::session::connection::Held;
 use crate::store::session::error::{
     RETRY_AFTER, away, connection_lost, deadlock, lock_not_had, unique_violation,
 };
+use crate::store::session::pool::begin;
 use crate::telemetry::metrics::{CommitFailure, CommitMetrics};
 
 /// After so many rounds lost to another writer, a row is taken under a lock.

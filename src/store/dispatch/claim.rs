@@ -90,7 +90,7 @@ impl DispatchStore {
                 more: moved,
             })
         };
-        self.link.in_time(fire).await
+        self.pool.run(fire).await
     }
 
     /// Looks at the first entry that is due at `now` later, since it stands in the way of those behind it.
@@ -109,7 +109,7 @@ impl DispatchStore {
                 .await?;
             db.commit().await
         };
-        self.link.in_time(set_aside).await
+        self.pool.run(set_aside).await
     }
 }
 

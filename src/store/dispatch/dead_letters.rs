@@ -10,7 +10,6 @@ use crate::store::dispatch::rows::{self, ScheduleKey};
 use crate::store::schema::codec;
 use crate::store::schema::load::{self, Lock};
 use crate::store::schema::tenant::Key;
-use crate::store::session::connect::begin;
 
 impl DispatchStore {
     /// Lets a dead letter be tried again.
@@ -25,7 +24,7 @@ impl DispatchStore {
         delivery: &DeliveryPolicy,
     ) -> Result<Dispatch, Error> {
         let revive = async {
-            let db = begin(&self.link.db()).await?;
+            let db = self.pool.begin().await?;
             let revived = revived(&db, key, id, now, delivery).await?;
             // A refusal ends it here too: one that is only dropped holds its row a while longer, and a dispatch that is due is
             // passed over meanwhile.
@@ -35,7 +34,7 @@ impl DispatchStore {
             }
             Ok(revived)
         };
-        self.link.in_time(revive).await?
+        self.pool.run(revive).await?
     }
 }
 

@@ -12,30 +12,30 @@ pub(super) mod settle;
 pub(super) mod transitions;
 pub(super) mod zone_rules;
 
-use crate::store::session::lane::Lane;
-use crate::store::session::pool::Link;
+use crate::store::session::pool::Pool;
+use crate::store::session::sessions::Sessions;
 use crate::telemetry::metrics::CommitMetrics;
 use cursor::Heads;
 
 /// What the dispatcher asks.
 #[derive(Clone)]
 pub struct DispatchStore {
-    link: Link,
-    /// Of `link`, the connection that claims.
-    claiming: Lane,
-    /// Of `link`, the connection that settles.
-    settling: Lane,
+    pool: Pool,
+    /// Of `pool`, the connection that claims.
+    claiming: Sessions,
+    /// Of `pool`, the connection that settles.
+    settling: Sessions,
     /// Where what is due begins.
     heads: Heads,
     writes: CommitMetrics,
 }
 
 impl DispatchStore {
-    pub(super) fn new(link: Link, writes: CommitMetrics) -> Self {
+    pub(super) fn new(pool: Pool, writes: CommitMetrics) -> Self {
         Self {
-            claiming: Lane::new(link.clone()),
-            settling: Lane::new(link.clone()),
-            link,
+            claiming: Sessions::new(pool.clone()),
+            settling: Sessions::new(pool.clone()),
+            pool,
             heads: Heads::default(),
             writes,
         }

@@ -34,7 +34,7 @@ impl DispatchStore {
     /// What the database says, for the log.
     pub async fn next_due(&self, now: DateTime<Utc>) -> Result<Next, Error> {
         let read = async {
-            let db = self.claiming.connection().await?;
+            let db = self.claiming.acquire().await?;
             let Mark {
                 wake: (wake_ms, workspace_id, id),
                 retry_ms,
@@ -52,7 +52,7 @@ impl DispatchStore {
                     from,
                 ))
                 .await?;
-            db.done();
+            db.release();
             let Some(row) = row else {
                 return Ok(Next::default());
             };
@@ -68,7 +68,7 @@ impl DispatchStore {
                 retry: instant(retry_ms),
             })
         };
-        self.link.in_time(read).await
+        self.pool.run(read).await
     }
 
     /// Looks at the clock that all replicas share: PostgreSQL's, or the machine's where the database is a file on it.
@@ -76,7 +76,7 @@ impl DispatchStore {
     /// # Errors
     /// What the database says, for the log.
     pub async fn look_at_clock(&self) -> Result<Sample, Error> {
-        let db = &self.link.db();
+        let db = &self.pool.db();
         let asked = Instant::now();
         if db.get_database_backend() != DbBackend::Postgres {
             return Ok(Sample {
@@ -98,6 +98,6 @@ impl DispatchStore {
                 DateTime::from_timestamp_micros(micros).ok_or_else(|| codec::broken(micros))?;
             Ok(Sample { time, asked, told })
         };
-        self.link.in_time(read).await
+        self.pool.run(read).await
     }
 }

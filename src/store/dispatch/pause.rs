@@ -7,7 +7,6 @@ use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::transitions;
 use crate::store::schema::tables::{wake, workspace};
-use crate::store::session::connect::begin;
 
 /// Those that may send again and have entries that were put aside.
 const RELEASED: &str = "SELECT t.id FROM workspace t WHERE NOT t.sending_paused \
@@ -22,7 +21,7 @@ impl DispatchStore {
     /// What the database says, for the log.
     pub async fn set_sending(&self, workspace: Option<&str>, paused: bool) -> Result<bool, Error> {
         let set = async {
-            let db = &self.link.db();
+            let db = &self.pool.db();
             let Some(name) = workspace else {
                 let all = "UPDATE sending SET paused = $1 WHERE id = 1";
                 db.execute_raw(Statement::from_sql_and_values(
@@ -42,7 +41,7 @@ impl DispatchStore {
                 .rows_affected
                 > 0)
         };
-        self.link.in_time(set).await
+        self.pool.run(set).await
     }
 
     /// Puts up to `most` entries of each workspace that may send again back into the queue, and answers how many. A paused
@@ -52,7 +51,7 @@ impl DispatchStore {
     /// What the database says, for the log.
     pub async fn unpark(&self, most: u64) -> Result<usize, Error> {
         let unpark = async {
-            let db = &self.link.db();
+            let db = &self.pool.db();
             let released = db
                 .query_all_raw(Statement::from_string(db.get_database_backend(), RELEASED))
                 .await?;
@@ -64,11 +63,11 @@ impl DispatchStore {
             }
             Ok(moved)
         };
-        self.link.in_time(unpark).await
+        self.pool.run(unpark).await
     }
 
     async fn unpark_one(&self, workspace: i32, most: u64) -> Result<usize, DbErr> {
-        let db = begin(&self.link.db()).await?;
+        let db = self.pool.begin().await?;
         let values = [
             workspace.into(),
             i64::try_from(most).unwrap_or(i64::MAX).into(),

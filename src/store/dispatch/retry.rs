@@ -74,7 +74,7 @@ impl DispatchStore {
                 more: moved,
             })
         };
-        self.link.in_time(retry).await
+        self.pool.run(retry).await
     }
 }
 

@@ -98,9 +98,9 @@ impl DispatchStore {
             let (delivered, others): (Vec<&Finished>, Vec<&Finished>) = finished
                 .iter()
                 .partition(|one| one.answer == Answer::Delivered);
-            let db = self.settling.connection().await?;
+            let db = self.settling.acquire().await?;
             deliver(&db, &delivered, now).await?;
-            db.done();
+            db.release();
             if others.is_empty() {
                 return Ok(());
             }
@@ -110,7 +110,7 @@ impl DispatchStore {
             self.writes.count_dead_letters(dead);
             Ok(())
         };
-        self.link.in_time(finish).await
+        self.pool.run(finish).await
     }
 }
 

@@ -15,7 +15,6 @@ use crate::store::dispatch::rows::{self, ScheduleKey};
 use crate::store::dispatch::transitions::Moves;
 use crate::store::schema::load::{self, Lock};
 use crate::store::schema::statement::OverBatch;
-use crate::store::session::connect::begin;
 
 /// How long what a dispatcher has said counts.
 const COUNTS_FOR: TimeDelta = TimeDelta::minutes(1);
@@ -45,7 +44,7 @@ impl DispatchStore {
     /// What the database says, for the log.
     pub async fn announce_zone_rules(&self, now: DateTime<Utc>) -> Result<i32, Error> {
         let announce = async {
-            let db = &self.link.db();
+            let db = &self.pool.db();
             let backend = db.get_database_backend();
             let own = [
                 zone::data_number().into(),
@@ -64,7 +63,7 @@ impl DispatchStore {
                 .flatten();
             Ok(newest.unwrap_or_else(zone::data_number))
         };
-        self.link.in_time(announce).await
+        self.pool.run(announce).await
     }
 
     /// Computes the next waves of up to `most` waiting schedules anew that were computed with other zone data than ours, and
@@ -77,7 +76,7 @@ impl DispatchStore {
             Ok(self.recompute_those(OLDER, now, most).await?
                 + self.recompute_those(NEWER, now, most).await?)
         };
-        self.link.in_time(recompute).await
+        self.pool.run(recompute).await
     }
 
     async fn recompute_those(
@@ -90,7 +89,7 @@ impl DispatchStore {
             zone::data_number().into(),
             i64::try_from(most).unwrap_or(i64::MAX).into(),
         ];
-        let db = begin(&self.link.db()).await?;
+        let db = self.pool.begin().await?;
         let found = db
             .query_all_raw(Statement::from_sql_and_values(
                 db.get_database_backend(),

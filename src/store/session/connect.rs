@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, DbBackend,
-    DbErr, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement,
 };
 
 use crate::error::{Error, Violation};
-use crate::store::session::pool::Link;
+use crate::store::session::pool::Pool;
 use crate::telemetry::metrics::CommitMetrics;
 
 /// How many revisions of a schedule are stored and shown by default: its newest.
@@ -193,9 +192,9 @@ pub(crate) async fn writer_connection(
 pub(crate) async fn dispatching(
     options: &Options,
     writer: &DatabaseConnection,
-) -> Result<Link, Error> {
+) -> Result<Pool, Error> {
     if options.is_sqlite() {
-        return Ok(Link::new(writer.clone(), None));
+        return Ok(Pool::new(writer.clone(), None));
     }
     let mut connect = base(options);
     connect.max_connections(DISPATCHING_MOST).connect_lazy(true);
@@ -215,7 +214,7 @@ pub(crate) async fn dispatching(
     let db = Database::connect(connect.clone())
         .await
         .map_err(|fault| unusable(&fault))?;
-    Ok(Link::new(db, Some(connect)))
+    Ok(Pool::new(db, Some(connect)))
 }
 
 fn unusable(fault: &DbErr) -> Error {
@@ -261,14 +260,4 @@ async fn show(db: &DatabaseConnection, setting: &str) -> Result<String, DbErr> {
         ))
         .await?;
     row.map_or_else(|| Ok(String::new()), |row| row.try_get_by_index(0))
-}
-
-/// Begins a transaction that writes.
-pub(crate) async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
-    // On SQLite the write lock is taken at once: one that reads first and writes later may find it taken.
-    let options = TransactionOptions {
-        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-        ..Default::default()
-    };
-    db.begin_with_options(options).await
 }

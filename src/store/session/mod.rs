@@ -3,5 +3,5 @@
 pub(super) mod connect;
 pub(super) mod connection;
 pub(super) mod error;
-pub(super) mod lane;
 pub(super) mod pool;
+pub(super) mod sessions;

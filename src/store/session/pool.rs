@@ -3,7 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbErr};
+use sea_orm::{
+    ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, DbErr,
+    SqliteTransactionMode, TransactionOptions, TransactionTrait,
+};
 
 use crate::error::Error;
 use crate::store::session::error::{RETRY_AFTER, away, background};
@@ -13,13 +16,13 @@ const MOST: Duration = Duration::from_secs(12);
 
 /// Connections that are left for new ones when the database is away. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Link {
+pub(crate) struct Pool {
     db: Arc<Mutex<DatabaseConnection>>,
     /// How new ones are made; none where there is no other server.
     connect: Option<ConnectOptions>,
 }
 
-impl Link {
+impl Pool {
     /// These connections, and how to make new ones.
     pub(crate) fn new(db: DatabaseConnection, connect: Option<ConnectOptions>) -> Self {
         Self {
@@ -36,11 +39,16 @@ impl Link {
             .clone()
     }
 
+    /// Begins a transaction that writes, on any of the connections.
+    pub(crate) async fn begin(&self) -> Result<DatabaseTransaction, DbErr> {
+        begin(&self.db()).await
+    }
+
     /// Does a piece of work, which is given up when it takes too long.
     ///
     /// # Errors
     /// What the database says, for the log.
-    pub(crate) async fn in_time<T>(
+    pub(crate) async fn run<T>(
         &self,
         work: impl Future<Output = Result<T, DbErr>>,
     ) -> Result<T, Error> {
@@ -73,4 +81,14 @@ impl Link {
             Err(fault) => tracing::error!(%fault, "no new connections for the dispatcher"),
         }
     }
+}
+
+/// Begins a transaction that writes.
+pub(crate) async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+    // On SQLite the write lock is taken at once: one that reads first and writes later may find it taken.
+    let options = TransactionOptions {
+        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+        ..Default::default()
+    };
+    db.begin_with_options(options).await
 }

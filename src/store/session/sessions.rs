@@ -8,23 +8,22 @@ use sea_orm::{
     QueryResult, Statement,
 };
 
-use crate::store::session::connect::begin;
 use crate::store::session::connection::Held;
-use crate::store::session::pool::Link;
+use crate::store::session::pool::Pool;
 
 /// Serves one after the other; who comes in between gets another connection. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Lane {
-    link: Link,
+pub(crate) struct Sessions {
+    pool: Pool,
     /// The connection while nobody uses it.
     held: Arc<Mutex<Option<Held>>>,
 }
 
-impl Lane {
-    /// A lane that takes its connection out of those of `link` when it is first needed, and a new one after each that failed.
-    pub(crate) fn new(link: Link) -> Self {
+impl Sessions {
+    /// A sessions that takes its connection out of those of `pool` when it is first needed, and a new one after each that failed.
+    pub(crate) fn new(pool: Pool) -> Self {
         Self {
-            link,
+            pool,
             held: Arc::default(),
         }
     }
@@ -33,30 +32,30 @@ impl Lane {
     ///
     /// # Errors
     /// There is no connection to be had.
-    pub(crate) async fn connection(&self) -> Result<OnLane<'_>, DbErr> {
-        let db = self.link.db();
+    pub(crate) async fn acquire(&self) -> Result<Session<'_>, DbErr> {
+        let db = self.pool.db();
         let on = if db.get_database_backend() == DbBackend::Postgres {
             On::Held(self.take(&db).await?)
         } else {
-            On::Pool(db)
+            On::Shared(db)
         };
-        Ok(OnLane { lane: self, on })
+        Ok(Session { sessions: self, on })
     }
 
-    /// Begins a transaction that writes. It ends with [`OnLane::commit`]; dropped before, it is rolled back.
+    /// Begins a transaction that writes. It ends with [`Session::commit`]; dropped before, it is rolled back.
     ///
     /// # Errors
     /// What the database says.
-    pub(crate) async fn begin(&self) -> Result<OnLane<'_>, DbErr> {
-        let db = self.link.db();
+    pub(crate) async fn begin(&self) -> Result<Session<'_>, DbErr> {
+        let db = self.pool.db();
         let on = if db.get_database_backend() == DbBackend::Postgres {
             let held = self.take(&db).await?;
             held.execute_unprepared("BEGIN").await?;
             On::Held(held)
         } else {
-            On::Transaction(begin(&db).await?)
+            On::Transaction(self.pool.begin().await?)
         };
-        Ok(OnLane { lane: self, on })
+        Ok(Session { sessions: self, on })
     }
 
     async fn take(&self, db: &DatabaseConnection) -> Result<Held, DbErr> {
@@ -77,23 +76,23 @@ impl Lane {
     }
 }
 
-/// Work on a lane. Its connection is kept when it ends well, and closed, with all that is not committed, when it is dropped before.
-pub(crate) struct OnLane<'a> {
-    lane: &'a Lane,
+/// Work on a sessions. Its connection is kept when it ends well, and closed, with all that is not committed, when it is dropped before.
+pub(crate) struct Session<'a> {
+    sessions: &'a Sessions,
     on: On,
 }
 
 enum On {
     Held(Held),
-    Pool(DatabaseConnection),
+    Shared(DatabaseConnection),
     Transaction(DatabaseTransaction),
 }
 
-impl OnLane<'_> {
+impl Session<'_> {
     /// Ends single statements that went well.
-    pub(crate) fn done(self) {
+    pub(crate) fn release(self) {
         if let On::Held(held) = self.on {
-            self.lane.put(held);
+            self.sessions.put(held);
         }
     }
 
@@ -121,17 +120,17 @@ impl OnLane<'_> {
 
     async fn end(self, how: &str) -> Result<(), DbErr> {
         self.execute_unprepared(how).await?;
-        self.done();
+        self.release();
         Ok(())
     }
 }
 
 #[async_trait::async_trait]
-impl ConnectionTrait for OnLane<'_> {
+impl ConnectionTrait for Session<'_> {
     fn get_database_backend(&self) -> DbBackend {
         match &self.on {
             On::Held(on) => on.get_database_backend(),
-            On::Pool(on) => on.get_database_backend(),
+            On::Shared(on) => on.get_database_backend(),
             On::Transaction(on) => on.get_database_backend(),
         }
     }
@@ -139,7 +138,7 @@ impl ConnectionTrait for OnLane<'_> {
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
         match &self.on {
             On::Held(on) => on.execute_raw(statement).await,
-            On::Pool(on) => on.execute_raw(statement).await,
+            On::Shared(on) => on.execute_raw(statement).await,
             On::Transaction(on) => on.execute_raw(statement).await,
         }
     }
@@ -147,7 +146,7 @@ impl ConnectionTrait for OnLane<'_> {
     async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
         match &self.on {
             On::Held(on) => on.execute_unprepared(sql).await,
-            On::Pool(on) => on.execute_unprepared(sql).await,
+            On::Shared(on) => on.execute_unprepared(sql).await,
             On::Transaction(on) => on.execute_unprepared(sql).await,
         }
     }
@@ -155,7 +154,7 @@ impl ConnectionTrait for OnLane<'_> {
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
         match &self.on {
             On::Held(on) => on.query_one_raw(statement).await,
-            On::Pool(on) => on.query_one_raw(statement).await,
+            On::Shared(on) => on.query_one_raw(statement).await,
             On::Transaction(on) => on.query_one_raw(statement).await,
         }
     }
@@ -163,7 +162,7 @@ impl ConnectionTrait for OnLane<'_> {
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
         match &self.on {
             On::Held(on) => on.query_all_raw(statement).await,
-            On::Pool(on) => on.query_all_raw(statement).await,
+            On::Shared(on) => on.query_all_raw(statement).await,
             On::Transaction(on) => on.query_all_raw(statement).await,
         }
     }
