@@ -16,7 +16,7 @@ use crate::clock::{SharedClock, jitter, sleep_until};
 use crate::domain::{Answer, DispatchMessage};
 use crate::error::Error;
 use crate::error::panic::caught;
-use crate::service::{Finished, Leased, POLL, Service, Taken};
+use crate::service::{AttemptResult, Claimed, Leased, POLL, Service};
 use crate::sink::SharedSink;
 use crate::telemetry::metrics::DispatchMetrics;
 use crate::telemetry::traces::{SpanStart, Traces};
@@ -41,7 +41,7 @@ pub struct Dispatcher {
     hands: Hands,
     sending: DispatchMetrics,
     traces: Traces,
-    answers: mpsc::Sender<Finished>,
+    answers: mpsc::Sender<AttemptResult>,
     deliveries: JoinSet<()>,
     finisher: JoinSet<()>,
     /// The most of the next firing; halved while firing fails, until what makes it fail stands alone.
@@ -186,7 +186,7 @@ impl Dispatcher {
 
     /// Fires up to `room` waves. When that fails for one of them, ever fewer are fired at once, until that one stands alone and
     /// is set aside.
-    async fn claim(&mut self, room: usize) -> Result<Taken, Error> {
+    async fn claim(&mut self, room: usize) -> Result<Claimed, Error> {
         match self.service.claim(room).await {
             Ok(taken) => {
                 self.fire_most = (self.fire_most * 2).min(BATCH_MOST);
@@ -194,10 +194,10 @@ impl Dispatcher {
             }
             Err(Error::Internal(cause)) if room == 1 => {
                 tracing::error!(cause, "a wave cannot be fired");
-                self.service.set_first_aside().await?;
-                Ok(Taken {
+                self.service.postpone_first().await?;
+                Ok(Claimed {
                     more: true,
-                    ..Taken::default()
+                    ..Claimed::default()
                 })
             }
             Err(error) => {
@@ -237,7 +237,7 @@ impl Dispatcher {
                     // Its lease ran out before it was begun: it is somebody else's.
                     return hands.put_down(1);
                 }
-                let mut finished = Finished::of(&one, Answer::Unknown { why: String::new() });
+                let mut finished = AttemptResult::of(&one, Answer::Unknown { why: String::new() });
                 let (began, asking) = (Instant::now(), span.client_child("dispatch.deliver"));
                 one.dispatch.traceparent = asking.traceparent();
                 let answer = attempt(&sink, &one.dispatch, most).await;
@@ -327,7 +327,7 @@ async fn attempt(sink: &SharedSink, dispatch: &DispatchMessage, most: Duration) 
 }
 
 /// Writes what became of attempts, as many at once as there are, until everybody who could tell more is gone.
-async fn finish(service: Service, hands: Hands, mut queue: mpsc::Receiver<Finished>) {
+async fn finish(service: Service, hands: Hands, mut queue: mpsc::Receiver<AttemptResult>) {
     let mut batch = Vec::new();
     while queue.recv_many(&mut batch, BATCH_MOST).await > 0 {
         write(&service, &batch).await;
@@ -337,7 +337,7 @@ async fn finish(service: Service, hands: Hands, mut queue: mpsc::Receiver<Finish
 }
 
 /// Tries until it is written, or until the leases have run out and nobody waits for it any more.
-async fn write(service: &Service, batch: &[Finished]) {
+async fn write(service: &Service, batch: &[AttemptResult]) {
     let give_up_at = Instant::now() + service.delivery_most();
     while let Err(error) = service.settle(batch).await {
         if let (Error::Internal(_), 2..) = (&error, batch.len()) {

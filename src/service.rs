@@ -20,7 +20,7 @@ use crate::domain::{
 use crate::error::Error;
 pub use crate::store::{Caller, Details, Filter};
 use crate::store::{RequestKey, Store, Work};
-pub use dispatching::{DispatchFilter, Finished, Leased, Next, POLL, Taken};
+pub use dispatching::{AttemptResult, Claimed, DispatchFilter, Leased, NextDue, POLL};
 
 /// The most entries of a batch.
 pub const MAX_BATCH: usize = 1_000;

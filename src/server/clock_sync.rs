@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_millis(100);
 pub(super) async fn run(store: Store, clock: SharedClock, readiness: Readiness) {
     let mut said = None;
     loop {
-        let looked = store.dispatch.look_at_clock().await;
+        let looked = store.dispatch.sample_clock().await;
         readiness.database(looked.is_ok());
         if let Ok(sample) = looked {
             clock.learn(sample);

@@ -267,7 +267,7 @@ impl Access {
         let _turn = self.0.reading.lock().await;
         let read_at = Instant::now();
         let (keys, workspaces) = (
-            store.admin.told_keys().await?,
+            store.admin.recognized_keys().await?,
             store.admin.workspaces().await?,
         );
         let before = self.0.known.load_full();

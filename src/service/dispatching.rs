@@ -10,7 +10,7 @@ use super::Service;
 use crate::domain::{Dispatch, DispatchId, Outcome, ScheduleId, zone};
 use crate::error::Error;
 use crate::store::Caller;
-pub use crate::store::{DispatchFilter, Finished, Leased, Next, Taken};
+pub use crate::store::{AttemptResult, Claimed, DispatchFilter, Leased, NextDue};
 use crate::telemetry::metrics::{DispatchTotals, DueBacklog};
 
 /// How long a dispatcher sleeps at most before it looks again: what another replica's callers made due is found by then.
@@ -40,7 +40,7 @@ impl Service {
     ///
     /// # Errors
     /// The store's.
-    pub async fn next_due(&self) -> Result<Next, Error> {
+    pub async fn next_due(&self) -> Result<NextDue, Error> {
         self.store.dispatch.next_due(self.clock.now()).await
     }
 
@@ -48,7 +48,7 @@ impl Service {
     ///
     /// # Errors
     /// The store's.
-    pub async fn claim(&self, limit: usize) -> Result<Taken, Error> {
+    pub async fn claim(&self, limit: usize) -> Result<Claimed, Error> {
         self.store
             .dispatch
             .claim(
@@ -64,15 +64,15 @@ impl Service {
     ///
     /// # Errors
     /// The store's.
-    pub async fn set_first_aside(&self) -> Result<(), Error> {
-        self.store.dispatch.set_first_aside(self.clock.now()).await
+    pub async fn postpone_first(&self) -> Result<(), Error> {
+        self.store.dispatch.postpone_first(self.clock.now()).await
     }
 
     /// Takes up to `limit` dispatches that are due for another attempt.
     ///
     /// # Errors
     /// The store's.
-    pub async fn retry(&self, limit: usize) -> Result<Taken, Error> {
+    pub async fn retry(&self, limit: usize) -> Result<Claimed, Error> {
         self.store
             .dispatch
             .retry(limit, self.clock.now(), &self.delivery)
@@ -83,7 +83,7 @@ impl Service {
     ///
     /// # Errors
     /// The store's. To write them again changes nothing.
-    pub async fn settle(&self, finished: &[Finished]) -> Result<(), Error> {
+    pub async fn settle(&self, finished: &[AttemptResult]) -> Result<(), Error> {
         self.store
             .dispatch
             .settle(finished, self.clock.now(), &self.delivery)

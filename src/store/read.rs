@@ -1,4 +1,4 @@
-//! What is read without a writer. Every query names the workspace.
+//! Reads for callers, which need no writer. Every query names the workspace.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,6 @@ use crate::domain::{
     Revision, ScheduleId, State, Target, WorkspaceId, Zone,
 };
 use crate::error::Error;
-use crate::store::dispatch::rows;
 use crate::store::schema::answered::Answered;
 use crate::store::schema::answered::REQUEST_KEPT;
 use crate::store::schema::codec;
@@ -28,16 +27,16 @@ use crate::store::schema::tenant::Key;
 use crate::store::schema::tenant::Tenant;
 use crate::store::session::error::public;
 
-/// A schedule and what it carries.
+/// A schedule with its target, its properties and its dispatches.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Details {
     /// The schedule.
     pub schedule: CanvasSchedule,
-    /// The waves of it that were fired.
+    /// Its dispatches.
     pub firings: Vec<Dispatch>,
-    /// Whom it is for.
+    /// Its recipients, audience or broadcast.
     pub target: Target,
-    /// The values for the message.
+    /// The values that the message is filled with.
     pub properties: Option<Properties>,
 }
 
@@ -77,7 +76,7 @@ impl Reads {
         Ok(self.schedule_and_firings(key).await?.0)
     }
 
-    /// One schedule and its firings, in their order.
+    /// One schedule and its dispatches, in their order.
     ///
     /// # Errors
     /// [`Error::NotFound`], also when it is another workspace's.
@@ -102,12 +101,12 @@ impl Reads {
         else {
             return Ok(None);
         };
-        let mut dispatches = rows::of_rows(&self.db, std::iter::once(&row)).await?;
-        let of_row = dispatches.remove(&row.id).unwrap_or_default();
-        rows::schedule(row, of_row).map(Some)
+        let loaded = load::with_dispatches(&self.db, vec![row]).await?.pop();
+        let loaded = loaded.transpose()?;
+        Ok(loaded.map(|one| (one.schedule, one.dispatches)))
     }
 
-    /// One schedule and what it carries.
+    /// One schedule with its target, its properties and its dispatches.
     ///
     /// # Errors
     /// [`Error::NotFound`], also when it is another workspace's.
@@ -136,9 +135,6 @@ impl Reads {
     }
 
     /// The properties of these ids.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
     pub async fn properties(
         &self,
         workspace: WorkspaceId,
@@ -206,9 +202,6 @@ impl Reads {
     }
 
     /// Up to `limit` schedules after `after`, in the order of their ids.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
     pub async fn list(
         &self,
         workspace: WorkspaceId,
@@ -232,12 +225,10 @@ impl Reads {
                 .limit(limit)
                 .all(&self.db)
                 .await?;
-            let mut dispatches = rows::of_rows(&self.db, rows.iter()).await?;
-            let schedule = |row: canvas_schedule::Model| {
-                let of_row = dispatches.remove(&row.id).unwrap_or_default();
-                Ok(rows::schedule(row, of_row)?.0)
-            };
-            rows.into_iter().map(schedule).collect::<Result<_, DbErr>>()
+            let loaded = load::with_dispatches(&self.db, rows).await?.into_iter();
+            loaded
+                .map(|one| Ok(one?.schedule))
+                .collect::<Result<_, DbErr>>()
         };
         read.await.map_err(|fault| public(&fault))
     }
@@ -262,9 +253,6 @@ impl Reads {
     }
 
     /// The first answer to a request id, if it was answered within 24 hours.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
     pub async fn answered(
         &self,
         workspace: WorkspaceId,
@@ -289,10 +277,7 @@ impl Reads {
         read.await.map_err(|fault: DbErr| public(&fault))
     }
 
-    /// The zone that new schedules of a workspace take for users with none.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
+    /// The zone that new schedules of a workspace apply to users without one.
     pub async fn default_zone(&self, id: WorkspaceId) -> Result<Zone, Error> {
         let read = async {
             let row = workspace::Entity::find_by_id(id.0).one(&self.db).await?;
@@ -303,9 +288,6 @@ impl Reads {
     }
 
     /// Up to `limit` dispatches after `after`, in the order of schedule and number.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
     pub async fn dispatches(
         &self,
         workspace: WorkspaceId,
@@ -347,7 +329,7 @@ impl Reads {
         read.await.map_err(|fault: DbErr| public(&fault))
     }
 
-    /// Dispatches as firings, which may be of every zone that their schedules are about.
+    /// Decodes dispatches, whose zones may be those of their schedules.
     async fn with_schedules(
         &self,
         rows: Vec<dispatch::Model>,
@@ -358,15 +340,13 @@ impl Reads {
             .collect();
         keys.dedup();
         let mut schedules: HashMap<Uuid, CanvasSchedule> = HashMap::new();
-        if !keys.is_empty() {
-            for row in load::read_rows(&self.db, &keys, Lock::None).await? {
-                schedules.insert(row.id, codec::schedule(row)?);
-            }
+        for row in load::read_rows(&self.db, &keys, Lock::None).await? {
+            schedules.insert(row.id, codec::schedule(&row)?);
         }
         // One whose schedule was removed meanwhile is gone, too.
         let of = |row: dispatch::Model| {
             let schedule = schedules.get(&row.schedule_id)?;
-            Some(codec::firing(row, schedule).map(|firing| (schedule.id, firing)))
+            Some(codec::dispatch(row, schedule).map(|dispatch| (schedule.id, dispatch)))
         };
         rows.into_iter().filter_map(of).collect()
     }

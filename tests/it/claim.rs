@@ -7,7 +7,7 @@ use canvas_scheduler::domain::{
     Answer, Applied, DeliveryPolicy, DispatchState, Policy, State, WorkspaceId, ZoneSet, zone,
 };
 use canvas_scheduler::error::Error;
-use canvas_scheduler::store::{Finished, Leased};
+use canvas_scheduler::store::{AttemptResult, Leased};
 use chrono::TimeDelta;
 use tokio::task::JoinSet;
 
@@ -457,7 +457,7 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
                 };
                 let done: Vec<_> = fired
                     .iter()
-                    .map(|one| Finished::of(one, answer.clone()))
+                    .map(|one| AttemptResult::of(one, answer.clone()))
                     .collect();
                 while let Err(error) = store
                     .dispatch

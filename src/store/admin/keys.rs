@@ -242,7 +242,7 @@ impl AdminStore {
     ///
     /// # Errors
     /// What the database says, for the log.
-    pub async fn told_keys(&self) -> Result<Vec<ApiKey>, Error> {
+    pub async fn recognized_keys(&self) -> Result<Vec<ApiKey>, Error> {
         // By the id, so that it is the same ones if a race has let in too many.
         let rows = api_key::Entity::find()
             .filter(still_told(self.clock.now()))

@@ -19,7 +19,7 @@ const ROUNDS_MOST: usize = 50;
 
 /// What was taken of a quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Taken {
+pub struct QuotaTaken {
     /// By this call.
     pub got: u64,
     /// By all replicas.
@@ -40,7 +40,7 @@ impl AdminStore {
         quota: Quota,
         ask: Ask,
         replicas: u32,
-    ) -> Result<Taken, Error> {
+    ) -> Result<QuotaTaken, Error> {
         for _ in 0..ROUNDS_MOST {
             let taken = self
                 .pool
@@ -48,7 +48,7 @@ impl AdminStore {
                 .await?;
             let before = taken.map_or(0, |taken| u64::try_from(taken).unwrap_or_default());
             let got = quota.chunk(before, ask, replicas);
-            let after = Taken {
+            let after = QuotaTaken {
                 got,
                 in_all: before + got,
             };

@@ -3,18 +3,15 @@
 use std::sync::LazyLock;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{
-    ColumnTrait, ConnectionTrait, DbErr, QueryFilter, QueryOrder, QuerySelect, Statement,
-};
+use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, QueryFilter, QueryOrder, QuerySelect};
 use uuid::Uuid;
 
 use crate::domain::WorkspaceId;
 use crate::error::Error;
 use crate::store::admin::AdminStore;
-use crate::store::dispatch::rows::{self, ScheduleKey};
 use crate::store::schema::answered::REQUEST_KEPT;
 use crate::store::schema::history;
-use crate::store::schema::load::{self, Lock};
+use crate::store::schema::load::{self, Lock, ScheduleKey};
 use crate::store::schema::row::row;
 use crate::store::schema::statement::OverBatch;
 use crate::store::schema::tables::request;
@@ -22,22 +19,22 @@ use crate::store::schema::tenant::Tenant;
 use crate::store::session::error::public;
 
 /// Those that have had no wave to come for long enough, as the dispatcher saw them; the domain decides each.
-const CANDIDATES: &str = "SELECT workspace_id, id FROM canvas_schedule WHERE finished_ms <= $1 ORDER BY finished_ms LIMIT $2";
-const CANCELLED: &str = "SELECT workspace_id, id FROM canvas_schedule WHERE cancelled_ms <= $1 ORDER BY cancelled_ms LIMIT $2";
+const CANDIDATES: &str = "SELECT id, workspace_id FROM canvas_schedule WHERE finished_ms <= $1 ORDER BY finished_ms LIMIT $2";
+const CANCELLED: &str = "SELECT id, workspace_id FROM canvas_schedule WHERE cancelled_ms <= $1 ORDER BY cancelled_ms LIMIT $2";
 
 /// After how long a schedule that waits for the outcome of a dispatch is looked at again.
-const OUTCOME_REST: TimeDelta = TimeDelta::hours(1);
+const OUTCOME_RETRY_INTERVAL: TimeDelta = TimeDelta::hours(1);
 
 row! {
     /// Since when a row that is kept is finished; null when it is not.
-    struct Kept {
+    struct RetainedSchedule {
         workspace_id: i32,
         id: Uuid,
         finished_ms: Option<i64>,
     }
 }
 
-impl Kept {
+impl RetainedSchedule {
     fn of(key: ScheduleKey, since: Option<DateTime<Utc>>) -> Self {
         Self {
             workspace_id: key.workspace_id,
@@ -47,7 +44,7 @@ impl Kept {
     }
 }
 
-static KEEP: LazyLock<OverBatch<Kept>> = LazyLock::new(|| {
+static RETAIN: LazyLock<OverBatch<RetainedSchedule>> = LazyLock::new(|| {
     OverBatch::new(
         "UPDATE canvas_schedule AS s SET finished_ms = i.finished_ms FROM batch AS i \
              WHERE s.workspace_id = i.workspace_id AND s.id = i.id",
@@ -70,11 +67,8 @@ static REMOVE: LazyLock<[OverBatch<ScheduleKey>; 4]> = LazyLock::new(|| {
 });
 
 impl AdminStore {
-    /// Removes up to `most` first answers that are older than a day, and answers how many.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
-    pub async fn remove_old_answers(&self, most: u64) -> Result<usize, Error> {
+    /// Removes up to `limit` first answers that are older than a day, and answers how many.
+    pub async fn remove_old_answers(&self, limit: u64) -> Result<usize, Error> {
         let oldest = self.clock.now().timestamp_millis()
             - i64::try_from(REQUEST_KEPT.as_millis()).unwrap_or(i64::MAX);
         let remove = async {
@@ -82,7 +76,7 @@ impl AdminStore {
             let rows = request::Entity::across_workspaces()
                 .filter(too_old.clone())
                 .order_by_asc(request::Column::CreatedMs)
-                .limit(most);
+                .limit(limit);
             let rows = rows.all(&self.reads).await?;
             for row in &rows {
                 // Its age again: the id may have been used anew since it was read.
@@ -97,71 +91,41 @@ impl AdminStore {
         remove.await.map_err(|fault: DbErr| public(&fault))
     }
 
-    /// Removes up to `most` schedules that have been finished since before `before`, and answers how many it looked at.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
-    pub async fn remove_finished(&self, before: DateTime<Utc>, most: u64) -> Result<usize, Error> {
+    /// Removes up to `limit` schedules that have been finished since before `before`, and returns how many it removed.
+    pub async fn remove_finished(&self, before: DateTime<Utc>, limit: u64) -> Result<usize, Error> {
         let remove = async {
-            let by_finish = self.remove_candidates(CANDIDATES, before, most).await?;
-            Ok(by_finish + self.remove_candidates(CANCELLED, before, most).await?)
+            let by_finish = self.remove_candidates(CANDIDATES, before, limit).await?;
+            Ok(by_finish + self.remove_candidates(CANCELLED, before, limit).await?)
         };
         self.pool.run(remove).await
     }
 
     async fn remove_candidates(
         &self,
-        candidates: &str,
+        query: &str,
         before: DateTime<Utc>,
-        most: u64,
+        limit: u64,
     ) -> Result<usize, DbErr> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let db = self.pool.begin().await?;
-        let values = [
-            before.timestamp_millis().into(),
-            i64::try_from(most).unwrap_or(i64::MAX).into(),
-        ];
-        let found = db
-            .query_all_raw(Statement::from_sql_and_values(
-                db.get_database_backend(),
-                candidates,
-                values,
-            ))
-            .await?;
-        let mut keys = found
-            .iter()
-            .map(|row| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?)))
-            .collect::<Result<Vec<_>, DbErr>>()?;
-        keys.sort_unstable_by_key(|(_, id)| *id);
-        if keys.is_empty() {
-            db.rollback().await?;
-            return Ok(0);
-        }
-        // Locked, so that none is changed while it is removed; those in other hands are left to the next pass.
-        let rows = load::read_rows(&db, &keys, Lock::Skip).await?;
-        let mut dispatches = rows::of_rows(&db, rows.iter()).await?;
-        let (mut removed, mut kept) = (vec![], vec![]);
-        for row in rows {
-            let key = ScheduleKey::of(&row);
-            let (schedule, firings) = match rows::schedule(
-                row,
-                dispatches.remove(&key.id).unwrap_or_default(),
-            ) {
-                Ok(read) => read,
-                Err(fault) => {
-                    tracing::error!(schedule_id = %key.id, %fault, "a finished schedule cannot be read, so it is kept");
-                    continue;
-                }
-            };
-            match schedule.finished_since(&firings) {
+        let values = [before.timestamp_millis().into(), limit.into()];
+        let keys = load::select_keys(&db, query, values).await?;
+        let (mut removed, mut retained) = (vec![], vec![]);
+        // Locked, so that none changes while it is removed; a later pass removes those that another session has locked.
+        let consequence = "it is not removed";
+        for loaded in load::load_readable(&db, &keys, Lock::Skip, consequence).await? {
+            let (key, schedule) = (loaded.key(), &loaded.schedule);
+            match schedule.finished_since(&loaded.dispatches) {
                 Some(since) if since <= before => removed.push(key),
                 None if schedule.next_wave.is_none() => {
-                    kept.push(Kept::of(key, Some(before + OUTCOME_REST)))
+                    let look_again = before + OUTCOME_RETRY_INTERVAL;
+                    retained.push(RetainedSchedule::of(key, Some(look_again)));
                 }
-                since => kept.push(Kept::of(key, since)),
+                since => retained.push(RetainedSchedule::of(key, since)),
             }
         }
         remove_all(&db, &removed).await?;
-        KEEP.execute(&db, [], &kept).await?;
+        RETAIN.execute(&db, [], &retained).await?;
         db.commit().await?;
         Ok(removed.len())
     }

@@ -11,13 +11,11 @@ use crate::error::Error;
 use crate::store::commit::insert::NewRows;
 use crate::store::commit::job::{Job, Unsettled, Work};
 use crate::store::commit::statements::{RequestWrite, Writes};
-use crate::store::dispatch::rows::{self, ScheduleKey};
 use crate::store::schema::answered::Answered;
 use crate::store::schema::codec;
 use crate::store::schema::history::RowKey;
-use crate::store::schema::tables::{
-    canvas_schedule, dispatch, properties, request, revision, target, wake,
-};
+use crate::store::schema::load::{Loaded, ScheduleKey, Unreadable};
+use crate::store::schema::tables::{canvas_schedule, properties, request, revision, target, wake};
 
 /// Old revisions are removed once for so many new ones.
 const TRIM_EVERY: i64 = 50;
@@ -26,9 +24,7 @@ const TRIM_EVERY: i64 = 50;
 #[derive(Default)]
 pub(crate) struct Read {
     /// The rows that exist.
-    pub rows: HashMap<(WorkspaceId, Uuid), canvas_schedule::Model>,
-    /// The dispatches of those that have been fired, read after the rows: what opens or takes zones moves a row's version.
-    pub dispatches: HashMap<Uuid, Vec<dispatch::Model>>,
+    pub rows: HashMap<(WorkspaceId, Uuid), Result<Loaded, Unreadable>>,
     /// Rows that another session holds.
     pub held: HashSet<(WorkspaceId, Uuid)>,
     /// First answers to their request ids.
@@ -143,19 +139,14 @@ impl Batch {
     /// The row that a job is about, with what the jobs before it made of it; none when its workspace has no such row.
     fn entry(&mut self, job: &Job, read: &mut Read) -> Result<Option<&mut Entry>, DbErr> {
         let key = job.key();
-        if let Some(before) = read.rows.remove(&key) {
-            let (after, _) = rows::schedule(
-                before.clone(),
-                read.dispatches.remove(&key.1).unwrap_or_default(),
-            )?;
-            self.entries.insert(
-                key.1,
-                Entry {
-                    before,
-                    after,
-                    jobs: vec![],
-                },
-            );
+        if let Some(loaded) = read.rows.remove(&key) {
+            let Loaded { row, schedule, .. } = loaded?;
+            let entry = Entry {
+                before: row,
+                after: schedule,
+                jobs: vec![],
+            };
+            self.entries.insert(key.1, entry);
         }
         Ok(self
             .entries
@@ -191,7 +182,7 @@ impl Batch {
     pub(crate) fn writes(&self) -> Result<Writes, DbErr> {
         let mut writes = Writes::default();
         for (id, entry) in &self.entries {
-            writes.rows.push(entry.row());
+            writes.rows.push(entry.row()?);
             let mut previous_ms = entry.before.updated_ms;
             for (job, outcome) in entry
                 .jobs
@@ -225,8 +216,11 @@ impl Batch {
             };
             let workspace_id = job.caller.workspace.0;
             let body = serde_json::to_string(&create.target).map_err(codec::broken)?;
-            new.schedules
-                .push(codec::new_row(job.caller.workspace, &outcome.after)?);
+            new.schedules.push(codec::schedule_row(
+                job.caller.workspace,
+                &outcome.after,
+                None,
+            )?);
             new.wakes
                 .extend(outcome.after.next_wave.map(|at| wake::Model {
                     wake_ms: at.timestamp_millis(),
@@ -341,24 +335,9 @@ impl Batch {
 
 impl Entry {
     /// The row as it is to be, with the version that was read.
-    fn row(&self) -> canvas_schedule::Model {
-        let (before, after) = (&self.before, &self.after);
-        let next_wave_ms = after.next_wave.map(|at| at.timestamp_millis());
-        canvas_schedule::Model {
-            revision: after.revision,
-            time_ms: after.schedule.millis(),
-            in_local_time: after.schedule.in_local_time,
-            at_optimal_time: after.schedule.at_optimal_time,
-            state: codec::state_code(after.state()),
-            next_wave_ms,
-            // Never later than it was: the entry that is there stays (see the entity).
-            wake_ms: before.wake_ms.into_iter().chain(next_wave_ms).min(),
-            missed_before_ms: after.missed_before.timestamp_millis(),
-            updated_ms: after.updated_at.timestamp_millis(),
-            cancelled_ms: after.cancelled_at.map(|at| at.timestamp_millis()),
-            properties_id: after.properties.map(|id| id.0),
-            ..before.clone()
-        }
+    fn row(&self) -> Result<canvas_schedule::Model, DbErr> {
+        let workspace = WorkspaceId(self.before.workspace_id);
+        codec::schedule_row(workspace, &self.after, Some(&self.before))
     }
 }
 

@@ -27,7 +27,7 @@ use crate::store::schema::answered::Answered;
 use crate::store::schema::answered::REQUEST_KEPT;
 use crate::store::schema::codec;
 use crate::store::schema::history;
-use crate::store::schema::load::{self, Lock};
+use crate::store::schema::load::{self, Lock, ScheduleKey};
 use crate::store::schema::tables::{request, workspace};
 use crate::store::schema::tenant::Tenant;
 use crate::store::session::connection::Held;
@@ -409,10 +409,13 @@ async fn read<C: ConnectionTrait>(
     now: DateTime<Utc>,
     lock: Lock,
 ) -> Result<Read, DbErr> {
-    let mut keys: Vec<(i32, Uuid)> = changes(jobs)
-        .map(|(workspace, id)| (workspace.0, id))
+    let mut keys: Vec<ScheduleKey> = changes(jobs)
+        .map(|(workspace, id)| ScheduleKey {
+            id,
+            workspace_id: workspace.0,
+        })
         .collect();
-    keys.sort_unstable_by_key(|(workspace, id)| (*id, *workspace));
+    keys.sort_unstable();
     keys.dedup();
     let (answered, default_zones) = (
         answered(db, jobs, now).await?,
@@ -424,15 +427,18 @@ async fn read<C: ConnectionTrait>(
         ..Read::default()
     };
     if !keys.is_empty() {
-        let rows = load::read_rows(db, &keys, lock).await?;
-        read.dispatches = rows::of_rows(db, rows.iter()).await?;
-        read.rows = rows
-            .into_iter()
-            .map(|row| ((WorkspaceId(row.workspace_id), row.id), row))
-            .collect();
+        for loaded in load::load(db, &keys, lock).await? {
+            let key = load::key_of(&loaded);
+            read.rows
+                .insert((WorkspaceId(key.workspace_id), key.id), loaded);
+        }
         if lock == Lock::Skip && read.rows.len() < keys.len() {
-            keys.retain(|(workspace, id)| !read.rows.contains_key(&(WorkspaceId(*workspace), *id)));
-            let held = load::read_rows(db, &keys, Lock::None).await?;
+            let locked = keys
+                .iter()
+                .map(ScheduleKey::pair)
+                .filter(|(workspace, id)| !read.rows.contains_key(&(WorkspaceId(*workspace), *id)));
+            let locked: Vec<(i32, Uuid)> = locked.collect();
+            let held = load::read_rows(db, &locked, Lock::None).await?;
             read.held = held
                 .iter()
                 .map(|row| (WorkspaceId(row.workspace_id), row.id))

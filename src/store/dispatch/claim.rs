@@ -1,153 +1,126 @@
-//! Firing is taking: one short transaction moves due rows on to their next waves and inserts their dispatches, leased to whoever
-//! asked, never more than were asked for. The queue says where to look; the row decides.
+//! Claims due waves. One short transaction moves due rows to their next waves and inserts their dispatches, leased to the
+//! caller. It never claims more than the caller asked for.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
-use uuid::Uuid;
+use sea_orm::{ConnectionTrait, DbErr};
 
 use crate::domain::{CanvasSchedule, DeliveryPolicy, WorkspaceId, zone};
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
-use crate::store::dispatch::cursor::Mark;
-use crate::store::dispatch::payload::{Leased, Payloads, Taking};
-use crate::store::dispatch::rows::{self, ScheduleKey};
-use crate::store::dispatch::transitions::{self, Moves};
-use crate::store::schema::codec;
-use crate::store::schema::load::{self, Lock};
-use crate::store::schema::statement::Texts;
-use crate::store::schema::tables::{canvas_schedule, dispatch, wake};
+use crate::store::dispatch::cursor::Position;
+use crate::store::dispatch::payload::{Leased, Payloads, PendingLease};
+use crate::store::dispatch::transitions::{self, Transitions};
+use crate::store::schema::load::{self, Loaded, Lock, ScheduleKey};
+use crate::store::schema::row::FromRow;
+use crate::store::schema::statement::{Texts, skip_locked};
+use crate::store::schema::tables::wake;
 
-/// When to look again at a row that this build cannot read.
-pub(crate) const UNREADABLE_REST: TimeDelta = TimeDelta::minutes(1);
+/// How long a row that this build cannot read is left alone.
+pub(crate) const UNREADABLE_RETRY_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 
-/// What one look at the queue brought.
+const POSTPONED: &str = "it is postponed for a minute";
+
+/// What one claim or retry got.
 #[derive(Debug, Default)]
-pub struct Taken {
-    /// Dispatches for the asker to deliver.
+pub struct Claimed {
+    /// Dispatches for the caller to deliver.
     pub leased: Vec<Leased>,
-    /// Whether anything moved on, so that there may be more to do at once: further entries, or a further wave of the same row.
+    /// Whether any row was written, so that more may be due: further entries, or a further wave of the same schedule.
     pub more: bool,
 }
 
-/// Up to as many entries as are asked for; those that another replica holds are left to it.
+/// Up to as many entries as are asked for, without those that another replica has locked.
 static DUE: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let skip = if backend == DbBackend::Postgres {
-            "FOR UPDATE SKIP LOCKED"
-        } else {
-            ""
-        };
+        let skip = skip_locked(backend);
         format!(
             "SELECT w.wake_ms, w.workspace_id, w.id, t.name, t.sending_paused FROM ( \
                SELECT wake_ms, workspace_id, id FROM canvas_schedule_wake \
-               WHERE wake_ms <= $1 AND (wake_ms, workspace_id, id) >= ($3, $4, $5) AND NOT (SELECT paused FROM sending WHERE id = 1) ORDER BY wake_ms, workspace_id, id LIMIT $2 {skip} \
+               WHERE wake_ms <= $1 AND (wake_ms, workspace_id, id) >= ($3, $4, $5) \
+                 AND NOT (SELECT paused FROM sending WHERE id = 1) \
+               ORDER BY wake_ms, workspace_id, id LIMIT $2 {skip} \
              ) AS w JOIN workspace t ON t.id = w.workspace_id"
         )
     })
 });
 
-/// The due entries of one row.
-struct Due {
+/// A schedule with due entries.
+struct DueSchedule {
     entries: Vec<wake::Model>,
     workspace_name: String,
 }
 
-/// All that a look found.
+/// The due entries of the queue.
 #[derive(Default)]
-struct Found {
-    due: BTreeMap<ScheduleKey, Due>,
+struct DueEntries {
+    due: BTreeMap<ScheduleKey, DueSchedule>,
+    /// Those of paused workspaces.
     paused: Vec<wake::Model>,
-    looked: usize,
 }
 
 impl DispatchStore {
-    /// Fires up to `limit` waves that are due at `now`, while the zone data numbered `in_force` is in force.
-    ///
-    /// # Errors
-    /// What the database says, for the log. Nothing was fired, unless the connection was lost at the commit: then the leases run
-    /// out.
+    /// Claims up to `limit` waves that are due at `now`, while the zone data numbered `in_force` is in force. If this fails,
+    /// nothing was claimed, unless the connection was lost at the commit: then the leases expire.
     pub async fn claim(
         &self,
         limit: usize,
         now: DateTime<Utc>,
         delivery: &DeliveryPolicy,
         in_force: i32,
-    ) -> Result<Taken, Error> {
-        let fire = async {
+    ) -> Result<Claimed, Error> {
+        let claim = async {
             let db = self.claiming.begin().await?;
-            let found = due(&db, self.heads.mark(), now, limit).await?;
-            if found.looked == 0 {
+            let entries = due_entries(&db, self.cursor.position(), now, limit).await?;
+            if entries.due.is_empty() && entries.paused.is_empty() {
                 db.rollback().await?;
-                return Ok(Taken::default());
+                return Ok(Claimed::default());
             }
-            let (leased, moved) = fire_all(&db, found, Round::new(now, delivery, in_force)).await?;
+            let claimed = claim_all(&db, entries, ClaimPass::new(now, delivery, in_force)).await?;
             db.commit().await?;
-            Ok(Taken {
-                leased,
-                more: moved,
-            })
+            Ok(claimed)
         };
-        self.pool.run(fire).await
+        self.pool.run(claim).await
     }
 
-    /// Looks at the first entry that is due at `now` later, since it stands in the way of those behind it.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
-    pub async fn set_first_aside(&self, now: DateTime<Utc>) -> Result<(), Error> {
-        let set_aside = async {
+    /// Postpones the first entry that is due at `now`, since it keeps those behind it from being claimed.
+    pub async fn postpone_first(&self, now: DateTime<Utc>) -> Result<(), Error> {
+        let postpone = async {
             let db = self.claiming.begin().await?;
-            let Found { due, .. } = due(&db, self.heads.mark(), now, 1).await?;
+            let DueEntries { due, .. } = due_entries(&db, self.cursor.position(), now, 1).await?;
             let entries: Vec<wake::Model> = due.into_values().flat_map(|due| due.entries).collect();
             for entry in &entries {
-                tracing::error!(schedule_id = %entry.id, "a due schedule cannot be fired; it is looked at again in a minute");
+                tracing::error!(schedule_id = %entry.id, "claiming a due schedule fails; it is postponed for a minute");
             }
-            transitions::postpone_entries(&db, entries, (now + UNREADABLE_REST).timestamp_millis())
-                .await?;
+            transitions::postpone_entries(&db, entries, now + UNREADABLE_RETRY_INTERVAL).await?;
             db.commit().await
         };
-        self.pool.run(set_aside).await
+        self.pool.run(postpone).await
     }
 }
 
-async fn due<C: ConnectionTrait>(
+async fn due_entries<C: ConnectionTrait>(
     db: &C,
-    from: Mark,
+    from: Position,
     now: DateTime<Utc>,
     limit: usize,
-) -> Result<Found, DbErr> {
-    let backend = db.get_database_backend();
+) -> Result<DueEntries, DbErr> {
     let (wake_ms, workspace_id, id) = from.wake;
-    let most = i64::try_from(limit).unwrap_or(i64::MAX);
     let values = [
         now.timestamp_millis().into(),
-        most.into(),
+        i64::try_from(limit).unwrap_or(i64::MAX).into(),
         wake_ms.into(),
         workspace_id.into(),
         id.into(),
     ];
-    let rows = db
-        .query_all_raw(Statement::from_sql_and_values(
-            backend,
-            DUE.get(backend),
-            values,
-        ))
-        .await?;
-    let mut found = Found {
-        looked: rows.len(),
-        ..Found::default()
-    };
-    for row in rows {
-        let entry = wake::Model {
-            wake_ms: row.try_get_by_index(0)?,
-            workspace_id: row.try_get_by_index(1)?,
-            id: row.try_get_by_index(2)?,
-        };
+    let statement = DUE.with(db.get_database_backend(), values);
+    let mut entries = DueEntries::default();
+    for row in db.query_all_raw(statement).await? {
+        let entry = wake::Model::from_row(&row, 0)?;
         if row.try_get_by_index(4)? {
-            found.paused.push(entry);
+            entries.paused.push(entry);
             continue;
         }
         let workspace_name = row.try_get_by_index(3)?;
@@ -155,70 +128,63 @@ async fn due<C: ConnectionTrait>(
             id: entry.id,
             workspace_id: entry.workspace_id,
         };
-        found
-            .due
-            .entry(key)
-            .or_insert_with(|| Due {
-                entries: vec![],
-                workspace_name,
-            })
-            .entries
-            .push(entry);
+        let due = entries.due.entry(key).or_insert_with(|| DueSchedule {
+            entries: vec![],
+            workspace_name,
+        });
+        due.entries.push(entry);
     }
-    Ok(found)
+    Ok(entries)
 }
 
-/// The dispatches, and whether any entry has left the head of the queue.
-async fn fire_all<C: ConnectionTrait>(
+async fn claim_all<C: ConnectionTrait>(
     db: &C,
-    found: Found,
-    mut round: Round<'_>,
-) -> Result<(Vec<Leased>, bool), DbErr> {
-    transitions::park_entries(db, &found.paused).await?;
-    let Found {
-        mut due, paused, ..
-    } = found;
-    let keys: Vec<(i32, Uuid)> = due.keys().map(ScheduleKey::pair).collect();
-    let rows = if keys.is_empty() {
-        vec![]
-    } else {
-        load::read_rows(db, &keys, Lock::None).await?
-    };
-    let mut dispatches = rows::of_rows(db, rows.iter()).await?;
-    for row in rows {
-        let Some(due) = due.remove(&ScheduleKey::of(&row)) else {
+    entries: DueEntries,
+    mut pass: ClaimPass<'_>,
+) -> Result<Claimed, DbErr> {
+    let DueEntries { mut due, paused } = entries;
+    transitions::park_entries(db, &paused).await?;
+    let keys: Vec<ScheduleKey> = due.keys().copied().collect();
+    for loaded in load::load(db, &keys, Lock::None).await? {
+        let Some(due) = due.remove(&load::key_of(&loaded)) else {
             continue;
         };
-        let dispatches = dispatches.remove(&row.id).unwrap_or_default();
-        round.decide(row, dispatches, due);
+        match loaded {
+            Ok(loaded) => pass.decide(loaded, due),
+            Err(unreadable) => {
+                unreadable.log(POSTPONED);
+                pass.unreadable.extend(due.entries);
+            }
+        }
     }
-    // What is left has no row any more.
-    let ownerless: Vec<wake::Model> = due.into_values().flat_map(|due| due.entries).collect();
-    transitions::remove_entries(db, &ownerless).await?;
-    let (leased, moved) = round.write(db).await?;
-    Ok((leased, moved || !paused.is_empty() || !ownerless.is_empty()))
+    // The rows of those that are left were removed.
+    let left_over: Vec<wake::Model> = due.into_values().flat_map(|due| due.entries).collect();
+    transitions::remove_entries(db, &left_over).await?;
+    let mut claimed = pass.write(db).await?;
+    claimed.more |= !paused.is_empty() || !left_over.is_empty();
+    Ok(claimed)
 }
 
-/// A row and what the domain decided of it.
-struct Decided {
-    before: canvas_schedule::Model,
+/// A schedule and what the domain decided of it.
+struct DecidedSchedule {
+    loaded: Loaded,
     entries: Vec<wake::Model>,
     after: CanvasSchedule,
-    taking: Option<Taking>,
-    /// When it is looked at next, where that is not when its next wave is due.
+    lease: Option<PendingLease>,
+    /// When to look at it next, if not when its next wave is due.
     look_ms: Option<i64>,
 }
 
-/// The decisions of one look.
-struct Round<'a> {
+/// The decisions of one claim.
+struct ClaimPass<'a> {
     now: DateTime<Utc>,
     delivery: &'a DeliveryPolicy,
     in_force: i32,
-    decided: Vec<Decided>,
+    decided: Vec<DecidedSchedule>,
     unreadable: Vec<wake::Model>,
 }
 
-impl<'a> Round<'a> {
+impl<'a> ClaimPass<'a> {
     fn new(now: DateTime<Utc>, delivery: &'a DeliveryPolicy, in_force: i32) -> Self {
         Self {
             now,
@@ -229,105 +195,67 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Lets the domain decide a row: its earliest wave is fired, or it only moves on to its next one.
-    fn decide(
-        &mut self,
-        before: canvas_schedule::Model,
-        dispatches: Vec<dispatch::Model>,
-        due: Due,
-    ) {
-        let schedule = match rows::schedule(before.clone(), dispatches) {
-            Ok((schedule, _)) => schedule,
-            Err(fault) => return self.unreadable(before.id, due.entries, &fault),
-        };
-        if schedule.schedule.is_local() && !zone::may_fire(before.zone_rules, self.in_force) {
+    /// Lets the domain decide a schedule: claims its earliest wave, or only moves it to its next one.
+    fn decide(&mut self, loaded: Loaded, due: DueSchedule) {
+        let (row, schedule) = (&loaded.row, &loaded.schedule);
+        if schedule.schedule.is_local() && !zone::may_fire(row.zone_rules, self.in_force) {
             // Its entries stay where they are, for a replica that has the newer data.
             return;
         }
-        // A wave that was not taken rests, also when an entry of an earlier look is still due.
-        let look_ms = before
-            .wake_ms
-            .filter(|at| *at > self.now.timestamp_millis());
-        let fired = if look_ms.is_none() {
-            schedule.claim(self.now, self.delivery)
-        } else {
-            None
+        // A wave that the sink did not take rests, even when an older entry is still due.
+        let now_ms = self.now.timestamp_millis();
+        let look_ms = row.wake_ms.filter(|at| *at > now_ms);
+        let claimed = match look_ms {
+            None => schedule.claim(self.now, self.delivery),
+            Some(_) => None,
         };
-        let (after, firing) = match fired {
-            Some(fired) => (fired.after, Some(fired.firing)),
-            None => (schedule.replanned(), None),
+        let (after, dispatch) = match claimed {
+            Some(claimed) => (claimed.after, Some(claimed.firing)),
+            None => (schedule.clone().replanned(), None),
         };
-        let workspace = WorkspaceId(before.workspace_id);
-        let taking = firing.map(|firing| Taking {
-            workspace,
+        let lease = dispatch.map(|dispatch| PendingLease {
+            workspace: WorkspaceId(row.workspace_id),
             workspace_name: due.workspace_name,
             schedule: after.clone(),
-            firing,
+            dispatch,
         });
-        self.decided.push(Decided {
-            before,
+        self.decided.push(DecidedSchedule {
+            loaded,
             entries: due.entries,
             after,
-            taking,
+            lease,
             look_ms,
         });
     }
 
-    fn unreadable(&mut self, id: Uuid, entries: Vec<wake::Model>, fault: &DbErr) {
-        tracing::error!(schedule_id = %id, %fault, "a due schedule cannot be read; it is looked at again in a minute");
-        self.unreadable.extend(entries);
-    }
-
-    async fn write<C: ConnectionTrait>(mut self, db: &C) -> Result<(Vec<Leased>, bool), DbErr> {
-        let payloads = Payloads::read(
-            db,
-            self.decided
-                .iter()
-                .filter_map(|decided| decided.taking.as_ref()),
-        )
-        .await?;
-        let (mut moves, mut leased) = (Moves::default(), HashMap::new());
-        for decided in std::mem::take(&mut self.decided) {
-            let Decided {
-                before,
-                entries,
-                after,
-                taking,
-                look_ms,
-            } = decided;
-            let lease = taking
-                .as_ref()
-                .map(|taking| payloads.lease(taking, self.now))
-                .transpose();
-            let lease = match lease {
-                Ok(lease) => lease,
-                Err(fault) => {
-                    self.unreadable(before.id, entries, &fault);
-                    continue;
-                }
-            };
-            moves.taken.extend(entries);
-            let row = |taking: Taking| {
-                codec::dispatch_row(taking.workspace, &taking.schedule, &taking.firing)
-            };
-            moves.row(
-                &before,
-                &after,
-                look_ms,
-                self.now.timestamp_millis(),
-                taking.map(row).transpose()?,
-            )?;
-            leased.extend(lease.map(|one| (before.id, one)));
+    async fn write<C: ConnectionTrait>(mut self, db: &C) -> Result<Claimed, DbErr> {
+        let leases = self.decided.iter().filter_map(|one| one.lease.as_ref());
+        let payloads = Payloads::read(db, leases).await?;
+        let (mut transitions, mut leased) = (Transitions::default(), HashMap::new());
+        for one in self.decided {
+            let before = &one.loaded.row;
+            if let Some(pending) = &one.lease {
+                match payloads.lease(pending, self.now) {
+                    Ok(lease) => leased.insert(before.id, lease),
+                    Err(fault) => {
+                        one.loaded.unreadable(fault).log(POSTPONED);
+                        self.unreadable.extend(one.entries);
+                        continue;
+                    }
+                };
+            }
+            transitions.taken.extend(one.entries);
+            let dispatch = one.lease.as_ref().map(PendingLease::row).transpose()?;
+            transitions.push(before, &one.after, one.look_ms, self.now, dispatch)?;
         }
-        let moved = moves.write(db).await?;
-        let any = !moved.is_empty() || !self.unreadable.is_empty();
-        transitions::postpone_entries(
-            db,
-            self.unreadable,
-            (self.now + UNREADABLE_REST).timestamp_millis(),
-        )
-        .await?;
-        leased.retain(|id, _| moved.contains(id));
-        Ok((leased.into_values().collect(), any))
+        let written = transitions.write(db).await?;
+        let more = !written.is_empty() || !self.unreadable.is_empty();
+        let later = self.now + UNREADABLE_RETRY_INTERVAL;
+        transitions::postpone_entries(db, self.unreadable, later).await?;
+        leased.retain(|id, _| written.contains(id));
+        Ok(Claimed {
+            leased: leased.into_values().collect(),
+            more,
+        })
     }
 }

@@ -1,31 +1,32 @@
-//! Where a look at the queues begins. PostgreSQL keeps what was removed in an index until it is vacuumed, and a look from the very
-//! beginning walks over all of it: milliseconds behind a hundred thousand dispatches. So a look begins where the last one found
-//! something. What was added before that is found by a look from the beginning, a few times a second.
+//! Where a search of the queues starts. PostgreSQL keeps removed entries in an index until it is vacuumed, and a search from the
+//! very beginning walks over all of them: milliseconds behind a hundred thousand dispatches. So a search starts where the last
+//! one found something. A search from the beginning, a few times a second, finds what was added before that.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use parking_lot::Mutex;
 use uuid::Uuid;
 
-/// So long may what was added far in the past wait to be found.
-const FROM_THE_BEGINNING_EVERY: Duration = Duration::from_millis(250);
-/// No look begins later than so long ago: what is added is due at that time or later, unless it was accepted late.
-const LATEST: TimeDelta = TimeDelta::seconds(2);
+/// How long an entry that was added far in the past may stay unnoticed.
+const FULL_SEARCH_INTERVAL: Duration = Duration::from_millis(250);
+/// Every search starts at least this far back. An entry is added at the present or later, unless its change was accepted late.
+const MIN_LOOKBACK: TimeDelta = TimeDelta::seconds(2);
 
-/// The key of an entry of the queue.
-pub(crate) type Entry = (i64, i32, Uuid);
+/// The key of an entry of the queue of due schedules.
+pub(crate) type WakeKey = (i64, i32, Uuid);
 
-/// The first key that a look takes into account in each queue.
+/// The first key that a search considers in each queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Mark {
-    /// Of the entries of schedules.
-    pub wake: Entry,
-    /// Of the dispatches that are looked at again.
+pub(crate) struct Position {
+    /// Of the due schedules.
+    pub wake: WakeKey,
+    /// Of the dispatches that are due for a retry.
     pub retry_ms: i64,
 }
 
-impl Mark {
+impl Position {
     /// Before every key.
     pub(crate) const BEGINNING: Self = Self {
         wake: first_at(i64::MIN),
@@ -33,63 +34,58 @@ impl Mark {
     };
 }
 
-const fn first_at(wake_ms: i64) -> Entry {
+const fn first_at(wake_ms: i64) -> WakeKey {
     (wake_ms, i32::MIN, Uuid::nil())
 }
 
-/// What a process knows of the heads of the queues. Cheap to clone.
+/// The position of this process's searches. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Heads(Arc<Mutex<Known>>);
+pub(crate) struct Cursor(Arc<Mutex<CursorState>>);
 
-struct Known {
-    mark: Mark,
-    /// When a look last began at the beginning.
-    from_the_beginning: Option<Instant>,
+struct CursorState {
+    position: Position,
+    /// When a search last started at the beginning.
+    full_search: Option<Instant>,
 }
 
-impl Default for Heads {
+impl Default for Cursor {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Known {
-            mark: Mark::BEGINNING,
-            from_the_beginning: None,
+        Self(Arc::new(Mutex::new(CursorState {
+            position: Position::BEGINNING,
+            full_search: None,
         })))
     }
 }
 
-impl Heads {
-    /// Where what the latest look found begins.
-    pub(crate) fn mark(&self) -> Mark {
-        self.known().mark
+impl Cursor {
+    /// The first key that the latest search found.
+    pub(crate) fn position(&self) -> Position {
+        self.0.lock().position
     }
 
-    /// Where a look begins at `now`, of which [`Self::found`] is told: at the mark, or at the beginning when it is time for that.
-    pub(crate) fn begin(&self, now: Instant) -> Mark {
-        let mut known = self.known();
-        let lately = known
-            .from_the_beginning
-            .is_some_and(|at| now.duration_since(at) < FROM_THE_BEGINNING_EVERY);
-        if !lately {
-            *known = Known {
-                mark: Mark::BEGINNING,
-                from_the_beginning: Some(now),
+    /// Starts a search at `now`, whose result goes to [`Self::found`]: at the position, or from time to time at the beginning.
+    pub(crate) fn start(&self, now: Instant) -> Position {
+        let mut state = self.0.lock();
+        let full_search_due = state
+            .full_search
+            .is_none_or(|at| now.duration_since(at) >= FULL_SEARCH_INTERVAL);
+        if full_search_due {
+            *state = CursorState {
+                position: Position::BEGINNING,
+                full_search: Some(now),
             };
         }
-        known.mark
+        state.position
     }
 
-    /// Learns the first key that is there in each queue, if any is.
-    pub(crate) fn found(&self, wake: Option<Entry>, retry_ms: Option<i64>, now: DateTime<Utc>) {
-        let latest_ms = (now - LATEST).timestamp_millis();
-        let wake = wake.map_or(first_at(latest_ms), |first| first.min(first_at(latest_ms)));
-        self.known().mark = Mark {
-            wake,
+    /// Sets the position to the first key in each queue, if there is any.
+    pub(crate) fn found(&self, wake: Option<WakeKey>, retry_ms: Option<i64>, now: DateTime<Utc>) {
+        let latest_ms = (now - MIN_LOOKBACK).timestamp_millis();
+        let latest = first_at(latest_ms);
+        self.0.lock().position = Position {
+            wake: wake.map_or(latest, |first| first.min(latest)),
             retry_ms: retry_ms.map_or(latest_ms, |first| first.min(latest_ms)),
         };
-    }
-
-    fn known(&self) -> MutexGuard<'_, Known> {
-        // Whoever panicked with it left it whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,47 +94,52 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_begins_where_the_last_one_found_something_and_now_and_then_at_the_beginning() {
-        let (heads, start, now) = (
-            Heads::default(),
+    fn a_search_starts_where_the_last_one_found_something_and_from_time_to_time_at_the_beginning() {
+        let (cursor, start, now) = (
+            Cursor::default(),
             Instant::now(),
             DateTime::UNIX_EPOCH + TimeDelta::hours(1),
         );
-        let latest_ms = (now - LATEST).timestamp_millis();
+        let latest_ms = (now - MIN_LOOKBACK).timestamp_millis();
         let past = (latest_ms - 5, 1, Uuid::from_u128(7));
-        assert_eq!(heads.begin(start), Mark::BEGINNING);
-        heads.found(Some(past), Some(latest_ms + 9), now);
-        let mark = Mark {
+        assert_eq!(cursor.start(start), Position::BEGINNING);
+        cursor.found(Some(past), Some(latest_ms + 9), now);
+        let position = Position {
             wake: past,
             retry_ms: latest_ms,
         };
         assert_eq!(
             (
-                heads.mark(),
-                heads.begin(start + FROM_THE_BEGINNING_EVERY / 2)
+                cursor.position(),
+                cursor.start(start + FULL_SEARCH_INTERVAL / 2)
             ),
-            (mark, mark)
+            (position, position)
         );
-        heads.found(None, None, now);
+        cursor.found(None, None, now);
         assert_eq!(
-            heads.mark(),
-            Mark {
+            cursor.position(),
+            Position {
                 wake: first_at(latest_ms),
                 retry_ms: latest_ms
             }
         );
         assert_eq!(
-            heads.begin(start + FROM_THE_BEGINNING_EVERY),
-            Mark::BEGINNING
+            cursor.start(start + FULL_SEARCH_INTERVAL),
+            Position::BEGINNING
         );
     }
 
     #[test]
-    fn a_clock_that_was_set_back_takes_the_mark_back() {
-        let (heads, now) = (Heads::default(), DateTime::UNIX_EPOCH + TimeDelta::hours(2));
-        heads.found(None, None, now);
-        let before = heads.mark();
-        heads.found(None, None, now - TimeDelta::hours(1));
-        assert!(heads.mark().wake < before.wake && heads.mark().retry_ms < before.retry_ms);
+    fn a_clock_that_is_set_back_moves_the_position_back() {
+        let (cursor, now) = (
+            Cursor::default(),
+            DateTime::UNIX_EPOCH + TimeDelta::hours(2),
+        );
+        cursor.found(None, None, now);
+        let before = cursor.position();
+        cursor.found(None, None, now - TimeDelta::hours(1));
+        assert!(
+            cursor.position().wake < before.wake && cursor.position().retry_ms < before.retry_ms
+        );
     }
 }

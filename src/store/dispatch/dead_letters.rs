@@ -1,4 +1,4 @@
-//! Dead letters that are tried again.
+//! Retries dead letters at a caller's request.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbErr};
@@ -6,16 +6,16 @@ use sea_orm::{ConnectionTrait, DbErr};
 use crate::domain::{DeliveryPolicy, Dispatch, DispatchId};
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
-use crate::store::dispatch::rows::{self, ScheduleKey};
+use crate::store::dispatch::rows;
 use crate::store::schema::codec;
-use crate::store::schema::load::{self, Lock};
+use crate::store::schema::load::{self, Loaded, Lock, ScheduleKey};
 use crate::store::schema::tenant::Key;
 
 impl DispatchStore {
-    /// Lets a dead letter be tried again.
+    /// Makes a dead letter due for another attempt.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::DispatchNotFound`], the domain's refusals, and what the database says, for the log.
+    /// [`Error::NotFound`], [`Error::DispatchNotFound`], and those of the domain.
     pub async fn retry_dead_letter(
         &self,
         key: Key,
@@ -23,53 +23,50 @@ impl DispatchStore {
         now: DateTime<Utc>,
         delivery: &DeliveryPolicy,
     ) -> Result<Dispatch, Error> {
-        let revive = async {
+        let retry = async {
             let db = self.pool.begin().await?;
-            let revived = revived(&db, key, id, now, delivery).await?;
-            // A refusal ends it here too: one that is only dropped holds its row a while longer, and a dispatch that is due is
-            // passed over meanwhile.
-            match &revived {
+            let retried = retry_in(&db, key, id, now, delivery).await?;
+            // Rolled back here rather than on drop, which would keep the row locked for a while; a retry passes over a locked row.
+            match &retried {
                 Ok(_) => db.commit().await?,
                 Err(_) => db.rollback().await?,
             }
-            Ok(revived)
+            Ok(retried)
         };
-        self.pool.run(revive).await?
+        self.pool.run(retry).await?
     }
 }
 
-/// The firing that is to be tried again, written; or why it cannot be.
-async fn revived<C: ConnectionTrait>(
+async fn retry_in<C: ConnectionTrait>(
     db: &C,
-    key: Key,
+    (workspace, schedule_id): Key,
     id: DispatchId,
     now: DateTime<Utc>,
     delivery: &DeliveryPolicy,
 ) -> Result<Result<Dispatch, Error>, DbErr> {
-    // Under the lock of its schedule: a cancellation waits for us or we see it.
-    let Some(row) = load::read_rows(db, &[(key.0.0, key.1.0)], Lock::Wait)
-        .await?
-        .pop()
-    else {
-        return Ok(Err(Error::NotFound {
-            schedule_id: key.1.to_string(),
-        }));
+    let key = ScheduleKey {
+        id: schedule_id.0,
+        workspace_id: workspace.0,
     };
-    let mut rows = rows::of_schedules(db, &[ScheduleKey::of(&row)]).await?;
-    let (schedule, firings) =
-        rows::schedule(row.clone(), rows.remove(&row.id).unwrap_or_default())?;
-    let Some(dead) = firings
-        .into_iter()
-        .find(|firing| firing.id(schedule.id) == id)
-    else {
-        return Ok(Err(Error::DispatchNotFound {
-            dispatch_id: id.to_string(),
-        }));
+    // Under the lock of its schedule: a cancellation either waits or is seen.
+    let Some(loaded) = load::load(db, &[key], Lock::Wait).await?.pop() else {
+        let schedule_id = schedule_id.to_string();
+        return Ok(Err(Error::NotFound { schedule_id }));
     };
-    let revived = match dead.revived(&schedule, now, delivery) {
-        Ok(revived) => revived,
+    let Loaded {
+        schedule,
+        dispatches,
+        ..
+    } = loaded?;
+    let Some(dead) = dispatches.iter().find(|one| one.id(schedule.id) == id) else {
+        let dispatch_id = id.to_string();
+        return Ok(Err(Error::DispatchNotFound { dispatch_id }));
+    };
+    let retried = match dead.revived(&schedule, now, delivery) {
+        Ok(retried) => retried,
         Err(refused) => return Ok(Err(refused)),
     };
-    rows::update(db, &[codec::dispatch_row(key.0, &schedule, &revived)?]).await?;
-    Ok(Ok(revived))
+    let row = codec::dispatch_row(workspace, &schedule, &retried)?;
+    rows::update(db, &[row]).await?;
+    Ok(Ok(retried))
 }

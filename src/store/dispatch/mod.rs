@@ -1,4 +1,47 @@
-//! What the dispatcher asks: claim what is due, retry, settle outcomes.
+//! The dispatcher's half of the store: claim due waves, lease their dispatches, settle the outcomes.
+//!
+//! # Claim, lease and settle
+//!
+//! The queue of due schedules (`canvas_schedule_wake`) says when to look at which schedule. A claim is one short transaction: it
+//! locks due entries, passes over those that another replica has locked, lets the domain decide each schedule, and writes the
+//! schedules, their new dispatches and the queue together. No transaction is open while a sink delivers.
+//!
+//! A new dispatch is leased: until `retry_ms` only the worker that claimed it delivers it. The worker then settles it with the
+//! sink's answer.
+//!
+//! # What is authoritative
+//!
+//! The schedule's row, never the queue entry. An entry may be early or left over; the row's `next_wave_ms` says whether a wave is
+//! due. Every write of a row is guarded by its `version` and moves it, so a caller's change and a claim that were decided on the
+//! same row cannot both be written: the one that comes second is decided again. Of a dispatch, its own row is authoritative; it
+//! is decided under the lock of its schedule's row, so a cancellation either waits or is seen.
+//!
+//! # The states of a dispatch
+//!
+//! ```text
+//!                claim                          delivered
+//! (no dispatch) ───────► in hand ──────────────────────────────────► delivered
+//!       ▲                 │ ▲  │                                         ▲
+//!       │ not taken,      │ │  │ rejected                                │ delivered,
+//!       └─────────────────┘ │  └───────────────► dead letter             │ after all
+//!         first attempt     │                       ▲    │               │
+//!                     retry │ outcome unknown,      │    │ retried by    │
+//!                           │ or the lease expired  │    │ an operator   │
+//!                           │                       │    ▼               │
+//!                           └────────────────────► unknown ──────────────┘
+//!                                no attempt left ──┘    │
+//!                                                       │ schedule cancelled
+//!                                                       └──────────────► abandoned
+//! ```
+//!
+//! A sink that did not take the first attempt leaves no dispatch behind: the wave's zones are open again, and the schedule is
+//! claimed again later.
+//!
+//! # A lease that expired
+//!
+//! The worker crashed, lost the database, or is slow. The outcome is then unknown: the consumer may have the message. Another
+//! worker retries it with the next attempt number, so a consumer may receive a dispatch twice, with the same id. An answer to an
+//! earlier attempt is ignored, unless it says that the message was delivered.
 
 pub(super) mod claim;
 pub(super) mod cursor;
@@ -15,9 +58,9 @@ pub(super) mod zone_rules;
 use crate::store::session::pool::Pool;
 use crate::store::session::sessions::Sessions;
 use crate::telemetry::metrics::CommitMetrics;
-use cursor::Heads;
+use cursor::Cursor;
 
-/// What the dispatcher asks.
+/// Claims due waves, settles outcomes, and pauses sending.
 #[derive(Clone)]
 pub struct DispatchStore {
     pool: Pool,
@@ -25,8 +68,7 @@ pub struct DispatchStore {
     claiming: Sessions,
     /// Of `pool`, the connection that settles.
     settling: Sessions,
-    /// Where what is due begins.
-    heads: Heads,
+    cursor: Cursor,
     writes: CommitMetrics,
 }
 
@@ -36,7 +78,7 @@ impl DispatchStore {
             claiming: Sessions::new(pool.clone()),
             settling: Sessions::new(pool.clone()),
             pool,
-            heads: Heads::default(),
+            cursor: Cursor::default(),
             writes,
         }
     }

@@ -1,4 +1,4 @@
-//! The brake: nothing is fired and nothing tried again while sending is paused, for one workspace or for all.
+//! Pauses sending, of one workspace or of all: while it is paused, nothing is claimed and nothing retried.
 
 use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, Statement};
@@ -6,19 +6,17 @@ use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, Sta
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::transitions;
+use crate::store::schema::row::FromRow;
 use crate::store::schema::tables::{wake, workspace};
 
-/// Those that may send again and have entries that were put aside.
+/// Workspaces with parked entries that are no longer paused.
 const RELEASED: &str = "SELECT t.id FROM workspace t WHERE NOT t.sending_paused \
      AND EXISTS (SELECT 1 FROM canvas_schedule_parked p WHERE p.workspace_id = t.id)";
 
 const PARKED: &str = "SELECT wake_ms, workspace_id, id FROM canvas_schedule_parked WHERE workspace_id = $1 ORDER BY wake_ms LIMIT $2";
 
 impl DispatchStore {
-    /// Pauses sending for a workspace or for all, or lets it go on. Says whether there is such a workspace.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
+    /// Pauses or resumes sending of a workspace, or of all. Returns whether the workspace exists.
     pub async fn set_sending(&self, workspace: Option<&str>, paused: bool) -> Result<bool, Error> {
         let set = async {
             let db = &self.pool.db();
@@ -44,12 +42,9 @@ impl DispatchStore {
         self.pool.run(set).await
     }
 
-    /// Puts up to `most` entries of each workspace that may send again back into the queue, and answers how many. A paused
-    /// workspace's are put aside as they come due, so that they are in nobody's way.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
-    pub async fn unpark(&self, most: u64) -> Result<usize, Error> {
+    /// Puts up to `limit` parked entries of each workspace that is no longer paused back into the queue, and returns how many. A
+    /// paused workspace's entries are parked as they come due, so that they delay no other workspace.
+    pub async fn unpark(&self, limit: u64) -> Result<usize, Error> {
         let unpark = async {
             let db = &self.pool.db();
             let released = db
@@ -58,7 +53,7 @@ impl DispatchStore {
             let mut moved = 0;
             for workspace in released {
                 moved += self
-                    .unpark_one(workspace.try_get_by_index(0)?, most)
+                    .unpark_one(workspace.try_get_by_index(0)?, limit)
                     .await?;
             }
             Ok(moved)
@@ -66,11 +61,11 @@ impl DispatchStore {
         self.pool.run(unpark).await
     }
 
-    async fn unpark_one(&self, workspace: i32, most: u64) -> Result<usize, DbErr> {
+    async fn unpark_one(&self, workspace: i32, limit: u64) -> Result<usize, DbErr> {
         let db = self.pool.begin().await?;
         let values = [
             workspace.into(),
-            i64::try_from(most).unwrap_or(i64::MAX).into(),
+            i64::try_from(limit).unwrap_or(i64::MAX).into(),
         ];
         let rows = db
             .query_all_raw(Statement::from_sql_and_values(
@@ -79,14 +74,10 @@ impl DispatchStore {
                 values,
             ))
             .await?;
-        let entry = |row: &sea_orm::QueryResult| {
-            Ok(wake::Model {
-                wake_ms: row.try_get_by_index(0)?,
-                workspace_id: row.try_get_by_index(1)?,
-                id: row.try_get_by_index(2)?,
-            })
-        };
-        let entries = rows.iter().map(entry).collect::<Result<Vec<_>, DbErr>>()?;
+        let entries = rows
+            .iter()
+            .map(|row| wake::Model::from_row(row, 0))
+            .collect::<Result<Vec<_>, _>>()?;
         transitions::unpark_entries(&db, &entries).await?;
         db.commit().await?;
         Ok(entries.len())

@@ -1,4 +1,4 @@
-//! From a firing to what a sink hands over: with whom it is for and the properties that were fixed when it was fired.
+//! Makes the message that a sink delivers: a dispatch with its target and the properties that were fixed when it was claimed.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -8,37 +8,43 @@ use sea_orm::{ConnectionTrait, DbErr};
 use uuid::Uuid;
 
 use crate::domain::{CanvasSchedule, Dispatch, DispatchMessage, Properties, Target, WorkspaceId};
-use crate::store::dispatch::rows::ScheduleKey;
 use crate::store::schema::codec;
+use crate::store::schema::load::ScheduleKey;
 use crate::store::schema::row::{Row, row};
 use crate::store::schema::statement::OverBatch;
+use crate::store::schema::tables::dispatch;
 
-/// A dispatch in the hand of whoever took it, until its lease ends.
+/// A dispatch that is leased to the caller.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Leased {
     /// The tenant.
     pub workspace: WorkspaceId,
-    /// What is handed over.
+    /// The message to deliver.
     pub dispatch: DispatchMessage,
-    /// From then on somebody else may have it too.
+    /// When the lease expires; from then on another worker may deliver it.
     pub until: DateTime<Utc>,
     /// How long after it was due this attempt begins: after its time, or after its schedule was accepted if that was later.
     pub lag: TimeDelta,
 }
 
-/// A firing that was taken, before its payload is read.
-pub(crate) struct Taking {
+/// A dispatch to be leased, before its payload is read.
+pub(crate) struct PendingLease {
     /// The tenant.
     pub workspace: WorkspaceId,
-    /// Its name.
+    /// The name of the tenant.
     pub workspace_name: String,
     /// The schedule.
     pub schedule: CanvasSchedule,
-    /// The firing.
-    pub firing: Dispatch,
+    /// The dispatch, as it is to be written.
+    pub dispatch: Dispatch,
 }
 
-impl Taking {
+impl PendingLease {
+    /// The row of the dispatch.
+    pub(crate) fn row(&self) -> Result<dispatch::Model, DbErr> {
+        codec::dispatch_row(self.workspace, &self.schedule, &self.dispatch)
+    }
+
     fn key(&self) -> ScheduleKey {
         ScheduleKey {
             id: self.schedule.id.0,
@@ -47,7 +53,7 @@ impl Taking {
     }
 }
 
-/// What firings carry.
+/// The targets and properties of dispatches, as JSON.
 pub(crate) struct Payloads {
     targets: HashMap<Uuid, String>,
     properties: HashMap<Uuid, String>,
@@ -75,41 +81,39 @@ static PROPERTIES: LazyLock<OverBatch<PropertiesKey>> = LazyLock::new(|| {
 });
 
 impl Payloads {
-    /// Reads what these firings carry.
-    ///
-    /// # Errors
-    /// What the database says.
+    /// Reads those of these dispatches.
     pub(crate) async fn read<'a, C: ConnectionTrait>(
         db: &C,
-        taken: impl Iterator<Item = &'a Taking> + Clone,
+        leases: impl Iterator<Item = &'a PendingLease> + Clone,
     ) -> Result<Self, DbErr> {
-        let keys: Vec<ScheduleKey> = taken.clone().map(Taking::key).collect();
-        let carried = taken.filter_map(|taking| {
-            let id = taking.firing.properties?.0;
+        let keys: Vec<ScheduleKey> = leases.clone().map(PendingLease::key).collect();
+        let properties = leases.filter_map(|pending| {
+            let id = pending.dispatch.properties?.0;
             Some(PropertiesKey {
-                workspace_id: taking.workspace.0,
+                workspace_id: pending.workspace.0,
                 id,
             })
         });
-        let carried: Vec<PropertiesKey> = carried.collect();
+        let properties: Vec<PropertiesKey> = properties.collect();
         Ok(Self {
             targets: bodies(db, &TARGETS, &keys).await?,
-            properties: bodies(db, &PROPERTIES, &carried).await?,
+            properties: bodies(db, &PROPERTIES, &properties).await?,
         })
     }
 
-    /// What is handed over of `taking` by an attempt that begins at `now`.
-    ///
-    /// # Errors
-    /// A stored value that this build cannot read.
-    pub(crate) fn lease(&self, taking: &Taking, now: DateTime<Utc>) -> Result<Leased, DbErr> {
-        let (schedule, firing) = (&taking.schedule, &taking.firing);
+    /// The lease of an attempt that begins at `now`.
+    pub(crate) fn lease(
+        &self,
+        pending: &PendingLease,
+        now: DateTime<Utc>,
+    ) -> Result<Leased, DbErr> {
+        let (schedule, dispatch) = (&pending.schedule, &pending.dispatch);
         let target = self
             .targets
             .get(&schedule.id.0)
             .ok_or_else(|| codec::broken("the target is missing"))?;
         let target: Target = serde_json::from_str(target).map_err(codec::broken)?;
-        let properties = match firing.properties {
+        let properties = match dispatch.properties {
             None => Properties::default(),
             Some(id) => {
                 let body = self
@@ -119,25 +123,25 @@ impl Payloads {
                 serde_json::from_str(body).map_err(codec::broken)?
             }
         };
-        let dispatch = DispatchMessage {
-            id: firing.id(schedule.id),
-            workspace: taking.workspace_name.clone(),
+        let message = DispatchMessage {
+            id: dispatch.id(schedule.id),
+            workspace: pending.workspace_name.clone(),
             canvas_id: schedule.canvas_id.clone(),
             schedule_id: schedule.id,
-            revision: firing.revision,
-            n: firing.n,
-            wave: firing.wave.clone(),
-            target: target.within(&firing.wave.zones, &properties),
+            revision: dispatch.revision,
+            n: dispatch.n,
+            wave: dispatch.wave.clone(),
+            target: target.within(&dispatch.wave.zones, &properties),
             properties,
-            lateness: (now - firing.wave.time).max(TimeDelta::zero()),
-            attempt: firing.attempt,
+            lateness: (now - dispatch.wave.time).max(TimeDelta::zero()),
+            attempt: dispatch.attempt,
             traceparent: None,
         };
-        let until = firing.again_at.unwrap_or(now);
-        let lag = (now - firing.wave.time.max(schedule.updated_at)).max(TimeDelta::zero());
+        let until = dispatch.again_at.unwrap_or(now);
+        let lag = (now - dispatch.wave.time.max(schedule.updated_at)).max(TimeDelta::zero());
         Ok(Leased {
-            workspace: taking.workspace,
-            dispatch,
+            workspace: pending.workspace,
+            dispatch: message,
             until,
             lag,
         })

@@ -1,212 +1,177 @@
-//! Dispatches that must be looked at again: of unknown outcome and due for another attempt, or with a lease that ran out.
+//! Leases dispatches for another attempt: those of unknown outcome that are due again, and those whose lease expired.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
+use sea_orm::{ConnectionTrait, DbErr};
 use uuid::Uuid;
 
 use crate::domain::{DeliveryPolicy, DispatchState, Hold, WorkspaceId};
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
-use crate::store::dispatch::claim::{Taken, UNREADABLE_REST};
-use crate::store::dispatch::cursor::Mark;
-use crate::store::dispatch::payload::{Leased, Payloads, Taking};
-use crate::store::dispatch::rows::{self, ScheduleKey};
+use crate::store::dispatch::claim::{Claimed, UNREADABLE_RETRY_INTERVAL};
+use crate::store::dispatch::cursor::Position;
+use crate::store::dispatch::payload::{Payloads, PendingLease};
+use crate::store::dispatch::rows;
 use crate::store::schema::codec;
 use crate::store::schema::load::{self, Lock};
-use crate::store::schema::row::FromRow;
-use crate::store::schema::statement::{Columns, Texts};
+use crate::store::schema::row::{FromRow, Row};
+use crate::store::schema::statement::{Columns, Texts, skip_locked};
 use crate::store::schema::tables::{canvas_schedule, dispatch};
 
 static DUE: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let skip = if backend == DbBackend::Postgres {
-            "FOR UPDATE SKIP LOCKED"
-        } else {
-            ""
-        };
+        let skip = skip_locked(backend);
         let columns = Columns::<dispatch::Model>::all().names("d.");
         format!(
-            "SELECT {columns}, t.name, t.sending_paused OR (SELECT paused FROM sending WHERE id = 1) AS paused FROM ( \
+            "SELECT {columns}, t.name, t.sending_paused OR (SELECT paused FROM sending WHERE id = 1) \
+             FROM ( \
                SELECT * FROM dispatch WHERE retry_ms BETWEEN $3 AND $1 ORDER BY retry_ms LIMIT $2 {skip} \
              ) AS d JOIN workspace t ON t.id = d.workspace_id"
         )
     })
 });
 
-/// A dispatch that is due again, and what its workspace says.
-struct Due {
-    dispatch: dispatch::Model,
+/// A dispatch that is due for another attempt.
+struct DueDispatch {
+    row: dispatch::Model,
     workspace_name: String,
     paused: bool,
 }
 
 impl DispatchStore {
-    /// Leases up to `limit` dispatches for another attempt at `now`. One whose schedule was cancelled, or that has no attempt
-    /// left, is laid down instead; both are looked up under the lock that leases it.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
+    /// Leases up to `limit` dispatches for another attempt at `now`. One whose schedule was cancelled is abandoned instead, and
+    /// one with no attempt left becomes a dead letter; both are decided under the lock that leases it.
     pub async fn retry(
         &self,
         limit: usize,
         now: DateTime<Utc>,
         delivery: &DeliveryPolicy,
-    ) -> Result<Taken, Error> {
+    ) -> Result<Claimed, Error> {
         let retry = async {
             let db = self.claiming.begin().await?;
-            let due = due(&db, self.heads.mark(), now, limit).await?;
+            let due = due_dispatches(&db, self.cursor.position(), now, limit).await?;
             if due.is_empty() {
                 db.rollback().await?;
-                return Ok(Taken::default());
+                return Ok(Claimed::default());
             }
-            let Leasing {
-                leased,
-                moved,
-                dead,
-            } = lease_all(&db, due, now, delivery).await?;
+            let (claimed, dead) = lease_all(&db, due, now, delivery).await?;
             db.commit().await?;
             self.writes.count_dead_letters(dead);
-            Ok(Taken {
-                leased,
-                more: moved,
-            })
+            Ok(claimed)
         };
         self.pool.run(retry).await
     }
 }
 
-async fn due<C: ConnectionTrait>(
+async fn due_dispatches<C: ConnectionTrait>(
     db: &C,
-    from: Mark,
+    from: Position,
     now: DateTime<Utc>,
     limit: usize,
-) -> Result<Vec<Due>, DbErr> {
-    let backend = db.get_database_backend();
+) -> Result<Vec<DueDispatch>, DbErr> {
     let values = [
         now.timestamp_millis().into(),
         i64::try_from(limit).unwrap_or(i64::MAX).into(),
         from.retry_ms.into(),
     ];
-    let rows = db
-        .query_all_raw(Statement::from_sql_and_values(
-            backend,
-            DUE.get(backend),
-            values,
-        ))
-        .await?;
+    let statement = DUE.with(db.get_database_backend(), values);
+    let rows = db.query_all_raw(statement).await?;
     let due = rows.iter().map(|row| {
-        let dispatch = dispatch::Model::from_row(row, 0)?;
-        Ok(Due {
-            dispatch,
-            workspace_name: row.try_get("", "name")?,
-            paused: row.try_get("", "paused")?,
+        Ok(DueDispatch {
+            row: dispatch::Model::from_row(row, 0)?,
+            workspace_name: row.try_get_by_index(dispatch::Model::COUNT)?,
+            paused: row.try_get_by_index(dispatch::Model::COUNT + 1)?,
         })
     });
     due.collect()
 }
 
-/// What became of those that were due.
-struct Leasing {
-    leased: Vec<Leased>,
-    /// Whether any was decided.
-    moved: bool,
-    /// How many had no attempt left.
-    dead: usize,
-}
-
+/// Leases the dispatches, and returns with them how many became dead letters.
 async fn lease_all<C: ConnectionTrait>(
     db: &C,
-    due: Vec<Due>,
+    due: Vec<DueDispatch>,
     now: DateTime<Utc>,
     delivery: &DeliveryPolicy,
-) -> Result<Leasing, DbErr> {
-    let rows = schedules(db, &due).await?;
-    let (mut written, mut takings) = (vec![], vec![]);
+) -> Result<(Claimed, usize), DbErr> {
+    let schedules = locked_schedules(db, &due).await?;
+    let (mut written, mut decided) = (vec![], vec![]);
     for due in due {
-        // Its row is in other hands at the moment, or gone: another look will tell.
-        let Some(row) = rows.get(&due.dispatch.schedule_id) else {
+        // Locked by another session, or removed: a later retry finds out.
+        let Some(schedule) = schedules.get(&due.row.schedule_id) else {
             continue;
         };
-        match decide(row, &due, now, delivery) {
-            Ok(taking) => takings.push(taking),
-            Err(fault) => written.push(unreadable(due.dispatch, now, &fault)),
+        match decide(schedule, &due, now, delivery) {
+            Ok(pending) => decided.push(pending),
+            Err(fault) => written.push(postponed(due.row, now, &fault)),
         }
     }
-    let in_hand = |taking: &&Taking| taking.firing.state == DispatchState::InHand;
-    let payloads = Payloads::read(db, takings.iter().filter(in_hand)).await?;
+    let in_state = |state| move |one: &&PendingLease| one.dispatch.state == state;
+    let leases = decided.iter().filter(in_state(DispatchState::InHand));
+    let payloads = Payloads::read(db, leases).await?;
     let mut leased = vec![];
-    for taking in &takings {
-        let row = codec::dispatch_row(taking.workspace, &taking.schedule, &taking.firing)?;
-        match in_hand(&taking)
-            .then(|| payloads.lease(taking, now))
-            .transpose()
-        {
-            Ok(one) => {
-                leased.extend(one);
-                written.push(row);
+    for pending in &decided {
+        let row = pending.row()?;
+        if pending.dispatch.state == DispatchState::InHand {
+            match payloads.lease(pending, now) {
+                Ok(lease) => leased.push(lease),
+                Err(fault) => {
+                    written.push(postponed(row, now, &fault));
+                    continue;
+                }
             }
-            Err(fault) => written.push(unreadable(row, now, &fault)),
         }
+        written.push(row);
     }
     rows::update(db, &written).await?;
-    let dead = takings
-        .iter()
-        .filter(|taking| taking.firing.state == DispatchState::Dead)
-        .count();
-    Ok(Leasing {
-        leased,
-        moved: !written.is_empty(),
-        dead,
-    })
+    let dead = decided.iter().filter(in_state(DispatchState::Dead)).count();
+    let more = !written.is_empty();
+    Ok((Claimed { leased, more }, dead))
 }
 
-/// Lets the domain decide what becomes of one.
+/// Lets the domain decide whether the dispatch is leased again.
 fn decide(
     row: &canvas_schedule::Model,
-    due: &Due,
+    due: &DueDispatch,
     now: DateTime<Utc>,
     delivery: &DeliveryPolicy,
-) -> Result<Taking, DbErr> {
-    let schedule = codec::schedule(row.clone())?;
-    let held = Hold {
+) -> Result<PendingLease, DbErr> {
+    let schedule = codec::schedule(row)?;
+    let hold = Hold {
         cancelled: schedule.cancelled_at.is_some(),
         paused: due.paused,
     };
-    let firing = codec::firing(due.dispatch.clone(), &schedule)?.again(held, now, delivery);
-    Ok(Taking {
+    let dispatch = codec::dispatch(due.row.clone(), &schedule)?.again(hold, now, delivery);
+    Ok(PendingLease {
         workspace: WorkspaceId(row.workspace_id),
         workspace_name: due.workspace_name.clone(),
         schedule,
-        firing,
+        dispatch,
     })
 }
 
-/// One that this build cannot read rests as it is, so that it is in nobody's way.
-fn unreadable(row: dispatch::Model, now: DateTime<Utc>, fault: &DbErr) -> dispatch::Model {
+/// A dispatch that this build cannot read, postponed as it is, so that it delays no other.
+fn postponed(row: dispatch::Model, now: DateTime<Utc>, fault: &DbErr) -> dispatch::Model {
     let (schedule_id, n) = (row.schedule_id, row.n);
-    tracing::error!(%schedule_id, n, %fault, "a dispatch cannot be read; it is looked at again in a minute");
+    tracing::error!(%schedule_id, n, %fault, "a stored dispatch cannot be read; it is postponed for a minute");
     dispatch::Model {
-        retry_ms: Some((now + UNREADABLE_REST).timestamp_millis()),
+        retry_ms: Some((now + UNREADABLE_RETRY_INTERVAL).timestamp_millis()),
         ..row
     }
 }
 
-/// The rows of these dispatches, locked: a cancellation waits for us or we see it.
-async fn schedules<C: ConnectionTrait>(
+/// The rows of the dispatches' schedules, locked: a cancellation either waits or is seen.
+async fn locked_schedules<C: ConnectionTrait>(
     db: &C,
-    due: &[Due],
+    due: &[DueDispatch],
 ) -> Result<HashMap<Uuid, canvas_schedule::Model>, DbErr> {
-    let key = |due: &Due| ScheduleKey {
-        id: due.dispatch.schedule_id,
-        workspace_id: due.dispatch.workspace_id,
-    };
-    let mut keys: Vec<ScheduleKey> = due.iter().map(key).collect();
-    keys.sort_unstable();
+    let mut keys: Vec<(i32, Uuid)> = due
+        .iter()
+        .map(|due| (due.row.workspace_id, due.row.schedule_id))
+        .collect();
+    keys.sort_unstable_by_key(|(workspace, id)| (*id, *workspace));
     keys.dedup();
-    let keys: Vec<_> = keys.iter().map(ScheduleKey::pair).collect();
     let rows = load::read_rows(db, &keys, Lock::Skip).await?;
     Ok(rows.into_iter().map(|row| (row.id, row)).collect())
 }

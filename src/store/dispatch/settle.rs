@@ -1,12 +1,11 @@
-//! What became of deliveries. What was delivered, nearly all, is one statement for many; the rest is decided by the domain under
-//! the locks of its schedules, since it may open zones again.
+//! Settles the outcomes of attempts. One statement settles all that were delivered, which is nearly all. The domain decides the
+//! rest under the locks of their schedules, since it may open zones again.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbErr};
-use uuid::Uuid;
 
 use crate::clock::jitter;
 use crate::domain::{
@@ -16,30 +15,30 @@ use crate::domain::{
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::payload::Leased;
-use crate::store::dispatch::rows::{self, DispatchKey, ScheduleKey};
-use crate::store::dispatch::transitions::Moves;
+use crate::store::dispatch::rows::{self, DispatchKey};
+use crate::store::dispatch::transitions::Transitions;
 use crate::store::schema::codec;
-use crate::store::schema::load::{self, Lock};
+use crate::store::schema::load::{self, Loaded, Lock, ScheduleKey};
 use crate::store::schema::statement::OverBatch;
-use crate::store::schema::tables::{canvas_schedule, dispatch};
+use crate::store::schema::tables::dispatch;
 
-/// An attempt and what the sink said of it.
+/// An attempt and the sink's answer to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finished {
+pub struct AttemptResult {
     /// The tenant.
     pub workspace: WorkspaceId,
     /// The schedule.
     pub schedule_id: ScheduleId,
-    /// The number of the firing.
+    /// The dispatch's number.
     pub n: u32,
-    /// The number of the attempt.
+    /// The attempt's number.
     pub attempt: u32,
-    /// What the sink said.
+    /// The sink's answer.
     pub answer: Answer,
 }
 
-impl Finished {
-    /// What the sink said of a dispatch.
+impl AttemptResult {
+    /// The sink's answer to a leased dispatch.
     pub fn of(leased: &Leased, answer: Answer) -> Self {
         let DispatchMessage {
             schedule_id,
@@ -74,177 +73,153 @@ impl Finished {
 
 static DELIVERED: LazyLock<OverBatch<DispatchKey>> = LazyLock::new(|| {
     let delivered = codec::dispatch_state_code(DispatchState::Delivered);
-    OverBatch::after(
-        1,
-        &format!(
-            "UPDATE dispatch AS d SET state = {delivered}, retry_ms = NULL, finished_ms = $1, why = '' FROM batch AS k \
-             WHERE d.workspace_id = k.workspace_id AND d.schedule_id = k.schedule_id AND d.n = k.n AND d.state <> {delivered}"
-        ),
-    )
+    let text = format!(
+        "UPDATE dispatch AS d \
+         SET state = {delivered}, retry_ms = NULL, finished_ms = $1, why = '' FROM batch AS k \
+         WHERE d.workspace_id = k.workspace_id AND d.schedule_id = k.schedule_id AND d.n = k.n \
+           AND d.state <> {delivered}"
+    );
+    OverBatch::after(1, &text)
 });
 
 impl DispatchStore {
-    /// Writes what became of these attempts at `now`.
-    ///
-    /// # Errors
-    /// What the database says, for the log. Some may have been written; to write them again changes nothing.
+    /// Settles these attempts at `now`. If this fails, some may be settled; to settle them again changes nothing.
     pub async fn settle(
         &self,
-        finished: &[Finished],
+        results: &[AttemptResult],
         now: DateTime<Utc>,
         delivery: &DeliveryPolicy,
     ) -> Result<(), Error> {
-        let finish = async {
-            let (delivered, others): (Vec<&Finished>, Vec<&Finished>) = finished
+        let settle = async {
+            let (delivered, others): (Vec<_>, Vec<_>) = results
                 .iter()
                 .partition(|one| one.answer == Answer::Delivered);
             let db = self.settling.acquire().await?;
-            deliver(&db, &delivered, now).await?;
+            settle_delivered(&db, &delivered, now).await?;
             db.release();
             if others.is_empty() {
                 return Ok(());
             }
             let db = self.settling.begin().await?;
-            let dead = settle(&db, &others, now, delivery).await?;
+            let dead = settle_others(&db, &others, now, delivery).await?;
             db.commit().await?;
             self.writes.count_dead_letters(dead);
             Ok(())
         };
-        self.pool.run(finish).await
+        self.pool.run(settle).await
     }
 }
 
-async fn deliver<C: ConnectionTrait>(
+async fn settle_delivered<C: ConnectionTrait>(
     db: &C,
-    delivered: &[&Finished],
+    delivered: &[&AttemptResult],
     now: DateTime<Utc>,
 ) -> Result<(), DbErr> {
-    let mut keys = delivered
-        .iter()
-        .map(|one| one.key())
-        .collect::<Result<Vec<_>, _>>()?;
+    let keys = delivered.iter().map(|one| one.key());
+    let mut keys = keys.collect::<Result<Vec<_>, _>>()?;
     keys.sort_unstable();
-    DELIVERED
-        .execute(db, [now.timestamp_millis().into()], &keys)
-        .await
+    let now = now.timestamp_millis();
+    DELIVERED.execute(db, [now.into()], &keys).await
 }
 
-/// Answers how many became dead letters.
-async fn settle<C: ConnectionTrait>(
+/// Returns how many became dead letters.
+async fn settle_others<C: ConnectionTrait>(
     db: &C,
-    finished: &[&Finished],
+    results: &[&AttemptResult],
     now: DateTime<Utc>,
     delivery: &DeliveryPolicy,
 ) -> Result<usize, DbErr> {
-    let mut of_schedule: BTreeMap<ScheduleKey, Vec<&Finished>> = BTreeMap::new();
-    for one in finished {
-        of_schedule.entry(one.schedule_key()).or_default().push(one);
+    let mut by_schedule: BTreeMap<ScheduleKey, Vec<&AttemptResult>> = BTreeMap::new();
+    for one in results {
+        by_schedule.entry(one.schedule_key()).or_default().push(one);
     }
-    let keys: Vec<(i32, Uuid)> = of_schedule.keys().map(ScheduleKey::pair).collect();
-    let rows = load::read_rows(db, &keys, Lock::Wait).await?;
-    let mut dispatches = rows::of_rows(db, rows.iter()).await?;
+    let keys: Vec<ScheduleKey> = by_schedule.keys().copied().collect();
     let mut settling = Settling {
         now,
         delivery,
-        moves: Moves::default(),
-        kept: vec![],
-        removed: vec![],
+        transitions: Transitions::default(),
+        updated: vec![],
+        deleted: vec![],
         dead: 0,
     };
-    for row in rows {
-        let answers = of_schedule
-            .remove(&ScheduleKey::of(&row))
-            .unwrap_or_default();
-        let (schedule_id, dispatches) = (row.id, dispatches.remove(&row.id).unwrap_or_default());
-        if let Err(fault) = settling.schedule(row, dispatches, &answers) {
-            tracing::error!(%schedule_id, %fault, "what became of a dispatch cannot be written; its lease will run out");
-        }
+    let consequence = "its dispatches are not settled; their leases will expire";
+    for loaded in load::load_readable(db, &keys, Lock::Wait, consequence).await? {
+        let results = by_schedule.remove(&loaded.key()).unwrap_or_default();
+        settling.schedule(loaded, &results)?;
     }
-    rows::update(db, &settling.kept).await?;
-    rows::remove(db, &settling.removed).await?;
-    settling.moves.write(db).await?;
+    rows::update(db, &settling.updated).await?;
+    rows::delete(db, &settling.deleted).await?;
+    settling.transitions.write(db).await?;
     Ok(settling.dead)
 }
 
-/// What the answers make of rows.
+/// The rows that the answers change.
 struct Settling<'a> {
     now: DateTime<Utc>,
     delivery: &'a DeliveryPolicy,
-    moves: Moves,
-    kept: Vec<dispatch::Model>,
-    removed: Vec<dispatch::Model>,
+    transitions: Transitions,
+    updated: Vec<dispatch::Model>,
+    deleted: Vec<DispatchKey>,
     dead: usize,
 }
 
 impl Settling<'_> {
-    /// Lets the domain decide what the answers make of one schedule.
-    fn schedule(
-        &mut self,
-        row: canvas_schedule::Model,
-        dispatches: Vec<dispatch::Model>,
-        answers: &[&Finished],
-    ) -> Result<(), DbErr> {
+    /// Lets the domain decide the answers to one schedule's dispatches.
+    fn schedule(&mut self, loaded: Loaded, results: &[&AttemptResult]) -> Result<(), DbErr> {
+        let Loaded {
+            row,
+            schedule,
+            mut dispatches,
+        } = loaded;
         let workspace = WorkspaceId(row.workspace_id);
-        let (schedule, mut firings) = rows::schedule(row.clone(), dispatches)?;
-        let held = Hold {
+        let hold = Hold {
             cancelled: schedule.cancelled_at.is_some(),
             paused: false,
         };
-        let mut look_at = None;
-        for one in answers {
-            let Some(at) = firings.iter().position(|firing| firing.n == one.n) else {
+        let mut look_at: Option<DateTime<Utc>> = None;
+        for one in results {
+            let Some(at) = dispatches.iter().position(|dispatch| dispatch.n == one.n) else {
                 continue;
             };
-            match firings[at].settle(
-                one.attempt,
-                &one.answer,
-                held,
-                self.now,
-                jitter(),
-                self.delivery,
-            ) {
+            let (attempt, answer) = (one.attempt, &one.answer);
+            let settled =
+                dispatches[at].settle(attempt, answer, hold, self.now, jitter(), self.delivery);
+            match settled {
                 None => {}
-                Some(Settled::Kept(firing)) => {
-                    log(&schedule.id, &firing);
-                    self.dead += usize::from(firing.state == DispatchState::Dead);
-                    self.kept
-                        .push(codec::dispatch_row(workspace, &schedule, &firing)?);
-                    firings[at] = *firing;
+                Some(Settled::Kept(dispatch)) => {
+                    log(&schedule.id, &dispatch);
+                    self.dead += usize::from(dispatch.state == DispatchState::Dead);
+                    let row = codec::dispatch_row(workspace, &schedule, &dispatch)?;
+                    self.updated.push(row);
+                    dispatches[at] = *dispatch;
                 }
                 Some(Settled::TakenBack { again_at }) => {
-                    let taken_back = firings.remove(at);
-                    self.removed
-                        .push(codec::dispatch_row(workspace, &schedule, &taken_back)?);
-                    look_at = Some(
-                        look_at.map_or(again_at, |earlier: DateTime<Utc>| earlier.min(again_at)),
-                    );
+                    dispatches.remove(at);
+                    self.deleted.push(one.key()?);
+                    look_at = look_at.into_iter().chain([again_at]).min();
                 }
             }
         }
         if let Some(look_at) = look_at {
-            // Its zones are open again, so a change that was decided meanwhile is decided anew.
-            let open_again = schedule.with_firings(&firings).replanned();
-            self.moves.row(
-                &row,
-                &open_again,
-                Some(look_at.timestamp_millis()),
-                self.now.timestamp_millis(),
-                None,
-            )?;
+            // Its zones are open again, so a change that was decided meanwhile must be decided again.
+            let reopened = schedule.with_firings(&dispatches).replanned();
+            let look_ms = Some(look_at.timestamp_millis());
+            self.transitions
+                .push(&row, &reopened, look_ms, self.now, None)?;
         }
         Ok(())
     }
 }
 
-fn log(schedule_id: &ScheduleId, firing: &Dispatch) {
-    let dispatch_id = firing.id(*schedule_id);
-    let (attempt, why) = (firing.attempt, firing.why.as_str());
-    match firing.state {
+fn log(schedule_id: &ScheduleId, dispatch: &Dispatch) {
+    let dispatch_id = dispatch.id(*schedule_id);
+    let (attempt, why) = (dispatch.attempt, dispatch.why.as_str());
+    match dispatch.state {
         DispatchState::Dead => {
-            tracing::warn!(%schedule_id, %dispatch_id, attempt, why, "a dispatch is a dead letter")
+            tracing::warn!(%schedule_id, %dispatch_id, attempt, why, "a dispatch became a dead letter")
         }
         DispatchState::Abandoned => {
-            tracing::info!(%schedule_id, %dispatch_id, attempt, why, "a dispatch is abandoned: perhaps sent")
+            tracing::info!(%schedule_id, %dispatch_id, attempt, why, "a dispatch was abandoned; it may have been delivered")
         }
         _ => {
             tracing::debug!(%schedule_id, %dispatch_id, attempt, why, "the outcome of a dispatch is unknown")

@@ -1,36 +1,35 @@
-//! Rows that move on by no change of a caller: to their next wave, to open zones again, to newer zone rules. Each is guarded by the
-//! version that was read, and moves it, so that a change that was decided meanwhile is decided again.
+//! State transitions that no caller asked for: to the next wave, to reopened zones, to other zone rules. Each is guarded by the
+//! version that was read and moves it, so that a change that was decided meanwhile is decided again.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
+use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
 use uuid::Uuid;
 
 use crate::domain::{CanvasSchedule, zone};
-use crate::store::dispatch::rows::ScheduleKey;
 use crate::store::schema::codec;
 use crate::store::schema::row::row;
 use crate::store::schema::statement::{Columns, OverBatch};
 use crate::store::schema::tables::{canvas_schedule, dispatch, wake};
 
-/// What one transaction moves.
+/// The transitions of one transaction.
 #[derive(Default)]
-pub(crate) struct Moves {
-    /// Each row once as it is to be, but for its `version`, which is the one that was read.
-    pub rows: Vec<MovedRow>,
-    /// Entries of the queue that were taken, to be removed with their row's move. Whoever takes them holds their locks.
+pub(crate) struct Transitions {
+    rows: Vec<TransitionRow>,
+    /// Entries of the queue that the transaction has locked, to be removed with their row's transition.
     pub taken: Vec<wake::Model>,
-    /// Entries to be added; none is among those taken. One whose row is not written costs a look at it.
+    /// Entries to be added; none is among those taken. One whose row is not written costs one look at it.
     added: Vec<wake::Model>,
 }
 
 row! {
-    /// One row as it is to be. The names differ from a dispatch's, which stands beside it if the row is fired.
-    #[derive(Debug, Clone)]
-    pub(crate) struct Move {
+    /// The transition of one row. The columns are named differently from those of the dispatch beside it.
+    struct Transition {
         workspace: i32,
         id: Uuid,
+        /// The version that was read.
         version: i64,
         next_state: i16,
         next_wave_ms: Option<i64>,
@@ -41,7 +40,8 @@ row! {
     }
 }
 
-type MovedRow = (Move, Option<dispatch::Model>);
+/// A transition and the dispatch that it inserts.
+type TransitionRow = (Transition, Option<dispatch::Model>);
 
 const ROWS: &str = "UPDATE canvas_schedule AS s SET version = s.version + 1, state = i.next_state, next_wave_ms = i.next_wave_ms, \
        wake_ms = i.wake_ms, fired = i.fired, zone_rules = i.zone_rules, finished_ms = i.done_ms \
@@ -52,13 +52,13 @@ const TAKEN: &str = "DELETE FROM canvas_schedule_wake WHERE (wake_ms, workspace_
 const ADDED: &str = "INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) SELECT wake_ms, workspace_id, id FROM a \
      WHERE true ON CONFLICT DO NOTHING";
 
-/// The dispatches of the rows that are in a table of that name; they are numbered from 1.
-fn fired(of: &str) -> String {
+/// Inserts the dispatches of the rows in the table `of`. Dispatches are numbered from 1.
+fn inserted(of: &str) -> String {
     let names = Columns::<dispatch::Model>::all().names("");
     format!("INSERT INTO dispatch ({names}) SELECT {names} FROM {of} WHERE n > 0")
 }
 
-static ROW_COLUMNS: LazyLock<Columns<MovedRow>> = LazyLock::new(Columns::all);
+static ROW_COLUMNS: LazyLock<Columns<TransitionRow>> = LazyLock::new(Columns::all);
 static ENTRY_COLUMNS: LazyLock<Columns<wake::Model>> = LazyLock::new(Columns::all);
 
 fn tables(backend: DbBackend) -> String {
@@ -76,13 +76,14 @@ fn tables(backend: DbBackend) -> String {
 /// would compare each with each, since nothing is known of what is in a batch. What is selected comes first: no entry is removed
 /// before all rows are locked, so that a writer who waits to add the same one holds none that is still needed.
 static POSTGRES: LazyLock<String> = LazyLock::new(|| {
-    let (tables, dispatches, fired) = (
+    let (tables, dispatches, inserted) = (
         tables(DbBackend::Postgres),
         Columns::<dispatch::Model>::all().names("i."),
-        fired("moved"),
+        inserted("moved"),
     );
     format!(
-        "WITH {tables}, moved AS ({ROWS} RETURNING s.id, {dispatches}), taken AS ({TAKEN}), added AS ({ADDED}), fired AS ({fired}) \
+        "WITH {tables}, moved AS ({ROWS} RETURNING s.id, {dispatches}), taken AS ({TAKEN}), \
+           added AS ({ADDED}), inserted AS ({inserted}) \
          SELECT id FROM moved"
     )
 });
@@ -90,33 +91,31 @@ static POSTGRES: LazyLock<String> = LazyLock::new(|| {
 /// One after the other, under the one write lock, so that every row still has the version that was read.
 static SQLITE: LazyLock<[String; 4]> = LazyLock::new(|| {
     let tables = tables(DbBackend::Sqlite);
-    [ROWS, TAKEN, ADDED, &fired("i")].map(|part| format!("WITH {tables} {part}"))
+    [ROWS, TAKEN, ADDED, &inserted("i")].map(|part| format!("WITH {tables} {part}"))
 });
 
-impl Moves {
-    /// Moves a row to `after`, fired with `dispatch` if it is, looked at next when its next wave is due, or at `look_ms` where that is
-    /// given.
-    ///
-    /// # Errors
-    /// Never in practice: nothing is fired two thousand million times.
-    pub(crate) fn row(
+impl Transitions {
+    /// Moves a row to `after` and inserts its dispatch, if it was claimed. The schedule is looked at next when its next wave is due,
+    /// or at `look_ms`.
+    pub(crate) fn push(
         &mut self,
         before: &canvas_schedule::Model,
         after: &CanvasSchedule,
         look_ms: Option<i64>,
-        now_ms: i64,
+        now: DateTime<Utc>,
         dispatch: Option<dispatch::Model>,
     ) -> Result<(), DbErr> {
         let next_wave_ms = after.next_wave.map(|at| at.timestamp_millis());
         let wake_ms = next_wave_ms.map(|next| look_ms.unwrap_or(next));
         if let Some(wake_ms) = wake_ms {
-            self.look(wake::Model {
+            self.add_entry(wake::Model {
                 wake_ms,
                 workspace_id: before.workspace_id,
                 id: before.id,
             });
         }
-        let row = Move {
+        let now_ms = now.timestamp_millis();
+        let transition = Transition {
             workspace: before.workspace_id,
             id: before.id,
             version: before.version,
@@ -131,23 +130,20 @@ impl Moves {
                 (Some(_), None) => Some(now_ms),
             },
         };
-        self.rows.push((row, dispatch));
+        self.rows.push((transition, dispatch));
         Ok(())
     }
 
-    /// Adds an entry; one that was taken simply stays.
-    fn look(&mut self, entry: wake::Model) {
+    /// Adds an entry; one that was taken stays.
+    fn add_entry(&mut self, entry: wake::Model) {
         match self.taken.iter().position(|taken| *taken == entry) {
             Some(at) => drop(self.taken.swap_remove(at)),
             None => self.added.push(entry),
         }
     }
 
-    /// Writes it all, within a transaction, and answers the schedules that still had the version that was read; of the others
-    /// nothing is written.
-    ///
-    /// # Errors
-    /// What the database says.
+    /// Writes them within a transaction, and returns the schedules that still had the version that was read. Of the others it
+    /// writes nothing.
     pub(crate) async fn write<C: ConnectionTrait>(
         mut self,
         db: &C,
@@ -155,11 +151,9 @@ impl Moves {
         if self.rows.is_empty() {
             return Ok(HashSet::new());
         }
-        // In the order of the ids, as every other batch, so that batches never wait for each other in a ring.
-        self.rows.sort_unstable_by_key(|(row, _)| ScheduleKey {
-            id: row.id,
-            workspace_id: row.workspace,
-        });
+        // Every batch locks in the order of the ids, so that batches do not deadlock.
+        self.rows
+            .sort_unstable_by_key(|(row, _)| (row.id, row.workspace));
         let backend = db.get_database_backend();
         let values = [
             ROW_COLUMNS.values(backend, &self.rows),
@@ -230,10 +224,7 @@ static PARK_ENTRIES: LazyLock<OverBatch<wake::Model>> = LazyLock::new(|| {
     )
 });
 
-/// Removes entries that no row stands behind.
-///
-/// # Errors
-/// What the database says.
+/// Removes entries from the queue.
 pub(crate) async fn remove_entries<C: ConnectionTrait>(
     db: &C,
     entries: &[wake::Model],
@@ -241,10 +232,7 @@ pub(crate) async fn remove_entries<C: ConnectionTrait>(
     REMOVE_ENTRIES.execute(db, [], entries).await
 }
 
-/// Puts entries aside until sending goes on in their workspace: the queue holds only what may be fired.
-///
-/// # Errors
-/// What the database says.
+/// Parks entries of a paused workspace, so that the queue holds only what may be claimed.
 pub(crate) async fn park_entries<C: ConnectionTrait>(
     db: &C,
     entries: &[wake::Model],
@@ -253,10 +241,7 @@ pub(crate) async fn park_entries<C: ConnectionTrait>(
     remove_entries(db, entries).await
 }
 
-/// Puts entries that were put aside back into the queue.
-///
-/// # Errors
-/// What the database says.
+/// Puts parked entries back into the queue.
 pub(crate) async fn unpark_entries<C: ConnectionTrait>(
     db: &C,
     entries: &[wake::Model],
@@ -265,22 +250,15 @@ pub(crate) async fn unpark_entries<C: ConnectionTrait>(
     ADD_ENTRIES.execute(db, [], entries).await
 }
 
-/// Looks at these entries later, at `at_ms`.
-///
-/// # Errors
-/// What the database says.
+/// Moves entries to a later time.
 pub(crate) async fn postpone_entries<C: ConnectionTrait>(
     db: &C,
-    entries: Vec<wake::Model>,
-    at_ms: i64,
+    mut entries: Vec<wake::Model>,
+    at: DateTime<Utc>,
 ) -> Result<(), DbErr> {
     remove_entries(db, &entries).await?;
-    let later: Vec<wake::Model> = entries
-        .into_iter()
-        .map(|entry| wake::Model {
-            wake_ms: at_ms,
-            ..entry
-        })
-        .collect();
-    ADD_ENTRIES.execute(db, [], &later).await
+    for entry in &mut entries {
+        entry.wake_ms = at.timestamp_millis();
+    }
+    ADD_ENTRIES.execute(db, [], &entries).await
 }

@@ -1,33 +1,31 @@
-//! Waiting schedules and the zone data that their next wave was computed with (docs/adr/0005). The newest data that any
-//! dispatcher has lately said it has is in force: who has it recomputes what was computed with other data, who has older data leaves alone
-//! what was computed with newer.
+//! Zone data of several releases at the same time (docs/adr/0005). A schedule's next wave is computed with some version of the
+//! zone data. The newest version that any dispatcher has announced lately is in force. A dispatcher that has it recomputes
+//! waves that were computed with another version; one that has an older version leaves waves of a newer one alone.
 
 use std::sync::LazyLock;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DbErr, Statement};
-use uuid::Uuid;
 
 use crate::domain::zone;
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
-use crate::store::dispatch::rows::{self, ScheduleKey};
-use crate::store::dispatch::transitions::Moves;
-use crate::store::schema::load::{self, Lock};
+use crate::store::dispatch::transitions::Transitions;
+use crate::store::schema::load::{self, Lock, ScheduleKey};
 use crate::store::schema::statement::OverBatch;
 
-/// How long what a dispatcher has said counts.
-const COUNTS_FOR: TimeDelta = TimeDelta::minutes(1);
+/// How long an announcement holds.
+const ANNOUNCEMENT_LIFETIME: TimeDelta = TimeDelta::minutes(1);
 
 const ANNOUNCE: &str = "INSERT INTO zone_rules (number, version, seen_ms) VALUES ($1, $2, $3) \
      ON CONFLICT (number) DO UPDATE SET seen_ms = excluded.seen_ms";
 
 const IN_FORCE: &str = "SELECT max(number) FROM zone_rules WHERE seen_ms > $1";
 
-/// In the text of their index.
-const OLDER: &str = "SELECT workspace_id, id FROM canvas_schedule \
+/// Waiting schedules, with the condition of their partial index.
+const OLDER: &str = "SELECT id, workspace_id FROM canvas_schedule \
      WHERE state <= 1 AND (in_local_time OR at_optimal_time) AND zone_rules < $1 LIMIT $2";
-const NEWER: &str = "SELECT workspace_id, id FROM canvas_schedule \
+const NEWER: &str = "SELECT id, workspace_id FROM canvas_schedule \
      WHERE state <= 1 AND (in_local_time OR at_optimal_time) AND zone_rules > $1 LIMIT $2";
 
 static STAMP: LazyLock<OverBatch<ScheduleKey>> = LazyLock::new(|| {
@@ -38,10 +36,7 @@ static STAMP: LazyLock<OverBatch<ScheduleKey>> = LazyLock::new(|| {
 });
 
 impl DispatchStore {
-    /// Says which zone data this build has, and answers the number of the newest that is in force.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
+    /// Announces this build's zone data, and returns the number of the newest that is in force.
     pub async fn announce_zone_rules(&self, now: DateTime<Utc>) -> Result<i32, Error> {
         let announce = async {
             let db = &self.pool.db();
@@ -53,7 +48,7 @@ impl DispatchStore {
             ];
             db.execute_raw(Statement::from_sql_and_values(backend, ANNOUNCE, own))
                 .await?;
-            let since = [(now - COUNTS_FOR).timestamp_millis().into()];
+            let since = [(now - ANNOUNCEMENT_LIFETIME).timestamp_millis().into()];
             let row = db
                 .query_one_raw(Statement::from_sql_and_values(backend, IN_FORCE, since))
                 .await?;
@@ -66,76 +61,39 @@ impl DispatchStore {
         self.pool.run(announce).await
     }
 
-    /// Computes the next waves of up to `most` waiting schedules anew that were computed with other zone data than ours, and
-    /// answers how many.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
-    pub async fn recompute(&self, now: DateTime<Utc>, most: u64) -> Result<usize, Error> {
+    /// Recomputes the next waves of up to `limit` waiting schedules that were computed with other zone data than this build's,
+    /// and returns how many it wrote.
+    pub async fn recompute(&self, now: DateTime<Utc>, limit: u64) -> Result<usize, Error> {
         let recompute = async {
-            Ok(self.recompute_those(OLDER, now, most).await?
-                + self.recompute_those(NEWER, now, most).await?)
+            Ok(self.recompute_selected(OLDER, now, limit).await?
+                + self.recompute_selected(NEWER, now, limit).await?)
         };
         self.pool.run(recompute).await
     }
 
-    async fn recompute_those(
+    async fn recompute_selected(
         &self,
-        which: &str,
+        query: &str,
         now: DateTime<Utc>,
-        most: u64,
+        limit: u64,
     ) -> Result<usize, DbErr> {
-        let values = [
-            zone::data_number().into(),
-            i64::try_from(most).unwrap_or(i64::MAX).into(),
-        ];
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let db = self.pool.begin().await?;
-        let found = db
-            .query_all_raw(Statement::from_sql_and_values(
-                db.get_database_backend(),
-                which,
-                values,
-            ))
-            .await?;
-        let mut keys: Vec<(i32, Uuid)> = vec![];
-        for row in found {
-            keys.push((row.try_get_by_index(0)?, row.try_get_by_index(1)?));
+        let values = [zone::data_number().into(), limit.into()];
+        let keys = load::select_keys(&db, query, values).await?;
+        let consequence = "its next wave is not recomputed";
+        let mut transitions = Transitions::default();
+        for loaded in load::load_readable(&db, &keys, Lock::Skip, consequence).await? {
+            let replanned = loaded.schedule.replanned();
+            transitions.push(&loaded.row, &replanned, None, now, None)?;
         }
-        if keys.is_empty() {
-            db.rollback().await?;
-            return Ok(0);
-        }
-        keys.sort_unstable_by_key(|(_, id)| *id);
-        let rows = load::read_rows(&db, &keys, Lock::Skip).await?;
-        let mut dispatches = rows::of_rows(&db, rows.iter()).await?;
-        let mut moves = Moves::default();
-        for row in rows {
-            let of_row = dispatches.remove(&row.id).unwrap_or_default();
-            let schedule = match rows::schedule(row.clone(), of_row) {
-                Ok((schedule, _)) => schedule,
-                Err(fault) => {
-                    tracing::error!(schedule_id = %row.id, %fault, "a waiting schedule cannot be read, so it is not recomputed");
-                    continue;
-                }
-            };
-            moves.row(
-                &row,
-                &schedule.replanned(),
-                None,
-                now.timestamp_millis(),
-                None,
-            )?;
-        }
-        let moved = moves.write(&db).await?;
+        let written = transitions.write(&db).await?;
         db.commit().await?;
-        Ok(moved.len())
+        Ok(written.len())
     }
 }
 
-/// Marks schedules as computed with our zone data, in the transaction that changes them.
-///
-/// # Errors
-/// What the database says.
+/// Marks schedules as computed with this build's zone data, in the transaction that changes them.
 pub(crate) async fn stamp<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<(), DbErr> {
     STAMP.execute(db, [zone::data_number().into()], keys).await
 }

@@ -1,4 +1,4 @@
-//! Rows to domain values and back.
+//! Converts rows to domain values and back.
 
 use chrono::{DateTime, Utc};
 use sea_orm::DbErr;
@@ -9,7 +9,7 @@ use crate::domain::{
 };
 use crate::store::schema::tables::{canvas_schedule, dispatch, revision};
 
-/// The value that `state` has for a filter.
+/// A schedule's state as it is stored.
 pub(crate) fn state_code(state: State) -> i16 {
     match state {
         State::Pending => 0,
@@ -19,7 +19,7 @@ pub(crate) fn state_code(state: State) -> i16 {
     }
 }
 
-/// The value that `kind` has in the history.
+/// The kind of a revision as it is stored.
 pub(crate) fn kind_code(kind: RevisionKind) -> i16 {
     match kind {
         RevisionKind::Create => 0,
@@ -42,8 +42,7 @@ pub(crate) fn broken(what: impl std::fmt::Display) -> DbErr {
     DbErr::Custom(format!("stored value cannot be read: {what}"))
 }
 
-/// # Errors
-/// A value that is no instant.
+/// The instant of a number of milliseconds since 1970.
 pub(crate) fn instant(millis: i64) -> Result<DateTime<Utc>, DbErr> {
     DateTime::from_timestamp_millis(millis).ok_or_else(|| broken(millis))
 }
@@ -52,13 +51,12 @@ fn unsigned(number: i32) -> Result<u32, DbErr> {
     u32::try_from(number).map_err(broken)
 }
 
-/// # Errors
-/// Never in practice: nothing is fired two thousand million times.
+/// A number as it is stored.
 pub(crate) fn signed(number: u32) -> Result<i32, DbErr> {
     i32::try_from(number).map_err(broken)
 }
 
-/// The value that `state` has in a dispatch.
+/// A dispatch's state as it is stored.
 pub(crate) fn dispatch_state_code(state: DispatchState) -> i16 {
     match state {
         DispatchState::InHand => 0,
@@ -80,11 +78,8 @@ fn dispatch_state(code: i16) -> Result<DispatchState, DbErr> {
     }
 }
 
-/// A firing of `of`.
-///
-/// # Errors
-/// A stored value that this build cannot read.
-pub(crate) fn firing(row: dispatch::Model, of: &CanvasSchedule) -> Result<Dispatch, DbErr> {
+/// A dispatch of the schedule `of`.
+pub(crate) fn dispatch(row: dispatch::Model, of: &CanvasSchedule) -> Result<Dispatch, DbErr> {
     let zones = row
         .zones
         .as_deref()
@@ -116,45 +111,39 @@ pub(crate) fn firing(row: dispatch::Model, of: &CanvasSchedule) -> Result<Dispat
     })
 }
 
-/// The row of a firing of `of`.
-///
-/// # Errors
-/// Never in practice: zone names always make JSON.
+/// The row of a dispatch of the schedule `of`.
 pub(crate) fn dispatch_row(
     workspace: WorkspaceId,
     of: &CanvasSchedule,
-    firing: &Dispatch,
+    dispatch: &Dispatch,
 ) -> Result<dispatch::Model, DbErr> {
-    let every_zone = firing.wave.zones == of.zones();
+    let every_zone = dispatch.wave.zones == of.zones();
     let zones = (!every_zone)
-        .then(|| serde_json::to_string(&firing.wave.zones))
+        .then(|| serde_json::to_string(&dispatch.wave.zones))
         .transpose()
         .map_err(broken)?;
     Ok(dispatch::Model {
         workspace_id: workspace.0,
         schedule_id: of.id.0,
-        n: signed(firing.n)?,
-        revision: firing.revision,
-        wave_ms: firing.wave.time.timestamp_millis(),
-        retry_ms: firing.again_at.map(|at| at.timestamp_millis()),
-        fired_ms: firing.fired_at.timestamp_millis(),
-        finished_ms: firing.finished_at.map(|at| at.timestamp_millis()),
-        attempt: signed(firing.attempt)?,
-        last_attempt: signed(firing.last_attempt)?,
-        state: dispatch_state_code(firing.state),
-        optimal_time: firing.wave.mode == WaveMode::OptimalTime,
-        includes_unlisted: firing.wave.includes_unlisted_zones,
-        properties_id: firing.properties.map(|id| id.0),
+        n: signed(dispatch.n)?,
+        revision: dispatch.revision,
+        wave_ms: dispatch.wave.time.timestamp_millis(),
+        retry_ms: dispatch.again_at.map(|at| at.timestamp_millis()),
+        fired_ms: dispatch.fired_at.timestamp_millis(),
+        finished_ms: dispatch.finished_at.map(|at| at.timestamp_millis()),
+        attempt: signed(dispatch.attempt)?,
+        last_attempt: signed(dispatch.last_attempt)?,
+        state: dispatch_state_code(dispatch.state),
+        optimal_time: dispatch.wave.mode == WaveMode::OptimalTime,
+        includes_unlisted: dispatch.wave.includes_unlisted_zones,
+        properties_id: dispatch.properties.map(|id| id.0),
         zones,
-        why: firing.why.clone(),
+        why: dispatch.why.clone(),
     })
 }
 
-/// A schedule whose firings, if it has any, are still to be added.
-///
-/// # Errors
-/// A stored value that this build cannot read.
-pub(crate) fn schedule(row: canvas_schedule::Model) -> Result<CanvasSchedule, DbErr> {
+/// A schedule, without its dispatches.
+pub(crate) fn schedule(row: &canvas_schedule::Model) -> Result<CanvasSchedule, DbErr> {
     let at = Schedule::from_parts(row.time_ms, row.in_local_time, row.at_optimal_time)
         .ok_or_else(|| broken(row.time_ms))?;
     let stated_zones: Option<ZoneSet> = row
@@ -183,46 +172,50 @@ pub(crate) fn schedule(row: canvas_schedule::Model) -> Result<CanvasSchedule, Db
     })
 }
 
-/// The row of a new schedule.
-///
-/// # Errors
-/// Never in practice: zone names always make JSON.
-pub(crate) fn new_row(
+/// The row of a schedule as it is to be written: a new one, or one that a change makes of the row `before`.
+pub(crate) fn schedule_row(
     workspace: WorkspaceId,
-    new: &CanvasSchedule,
+    schedule: &CanvasSchedule,
+    before: Option<&canvas_schedule::Model>,
 ) -> Result<canvas_schedule::Model, DbErr> {
-    let next_wave_ms = new.next_wave.map(|at| at.timestamp_millis());
+    let next_wave_ms = schedule.next_wave.map(|at| at.timestamp_millis());
+    let earlier_wake_ms = before.and_then(|row| row.wake_ms);
     Ok(canvas_schedule::Model {
         workspace_id: workspace.0,
-        id: new.id.0,
-        canvas_id: new.canvas_id.as_str().to_owned(),
-        revision: new.revision,
-        version: 1,
-        time_ms: new.schedule.millis(),
-        in_local_time: new.schedule.in_local_time,
-        at_optimal_time: new.schedule.at_optimal_time,
-        state: state_code(new.state()),
+        id: schedule.id.0,
+        canvas_id: schedule.canvas_id.as_str().to_owned(),
+        revision: schedule.revision,
+        // That of the row that was read; the statement that writes it adds one.
+        version: before.map_or(1, |row| row.version),
+        time_ms: schedule.schedule.millis(),
+        in_local_time: schedule.schedule.in_local_time,
+        at_optimal_time: schedule.schedule.at_optimal_time,
+        state: state_code(schedule.state()),
         next_wave_ms,
-        wake_ms: next_wave_ms,
-        missed_before_ms: new.missed_before.timestamp_millis(),
-        created_ms: new.created_at.timestamp_millis(),
-        updated_ms: new.updated_at.timestamp_millis(),
-        cancelled_ms: new.cancelled_at.map(|at| at.timestamp_millis()),
-        default_zone: new.default_zone.name().to_owned(),
-        stated_zones: new
-            .stated_zones
-            .map(|zones| serde_json::to_string(&zones))
-            .transpose()
-            .map_err(broken)?,
-        properties_id: new.properties.map(|id| id.0),
-        fired: 0,
-        zone_rules: zone::data_number(),
-        finished_ms: None,
+        // Never later than it was: the entry in the queue stays.
+        wake_ms: earlier_wake_ms.into_iter().chain(next_wave_ms).min(),
+        missed_before_ms: schedule.missed_before.timestamp_millis(),
+        created_ms: schedule.created_at.timestamp_millis(),
+        updated_ms: schedule.updated_at.timestamp_millis(),
+        cancelled_ms: schedule.cancelled_at.map(|at| at.timestamp_millis()),
+        default_zone: schedule.default_zone.name().to_owned(),
+        stated_zones: match before {
+            Some(row) => row.stated_zones.clone(),
+            None => stated_zones(schedule)?,
+        },
+        properties_id: schedule.properties.map(|id| id.0),
+        fired: before.map_or(0, |row| row.fired),
+        zone_rules: before.map_or_else(zone::data_number, |row| row.zone_rules),
+        finished_ms: before.and_then(|row| row.finished_ms),
     })
 }
 
-/// # Errors
-/// A stored value that this build cannot read.
+fn stated_zones(schedule: &CanvasSchedule) -> Result<Option<String>, DbErr> {
+    let zones = schedule.stated_zones.as_ref();
+    zones.map(serde_json::to_string).transpose().map_err(broken)
+}
+
+/// A revision.
 pub(crate) fn revision(row: revision::Model) -> Result<Revision, DbErr> {
     Ok(Revision {
         number: row.revision,

@@ -1,11 +1,16 @@
-//! Reads the hot rows of a batch of keys.
+//! Loads schedules with their dispatches.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, QueryResult, Statement, Value};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, Value};
 use uuid::Uuid;
 
-use crate::store::schema::tables::canvas_schedule;
+use crate::domain::{CanvasSchedule, Dispatch};
+use crate::store::schema::codec;
+use crate::store::schema::row::{FromRow, row};
+use crate::store::schema::statement::{Columns, OverBatch};
+use crate::store::schema::tables::{canvas_schedule, dispatch};
 use crate::store::schema::values::ValuesStatement;
 
 /// Whether the rows that are read stay as they are until the transaction ends.
@@ -13,77 +18,217 @@ use crate::store::schema::values::ValuesStatement;
 pub(crate) enum Lock {
     /// They may change.
     None,
-    /// They stay; rows that another session holds are waited for.
+    /// They stay; waits for rows that another session has locked.
     Wait,
-    /// They stay; rows that another session holds are left out.
+    /// They stay; leaves out rows that another session has locked.
     Skip,
 }
 
-/// Reads the rows of these keys, in the order of their ids. SQLite locks the whole file, and heeds no `lock`.
-///
-/// # Errors
-/// What the database says.
+row! {
+    /// The key of a schedule's row.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    pub(crate) struct ScheduleKey {
+        /// The schedule; first, so that keys sort by it.
+        pub id: Uuid,
+        /// The tenant.
+        pub workspace_id: i32,
+    }
+}
+
+impl ScheduleKey {
+    /// The key of a row.
+    pub(crate) fn of(row: &canvas_schedule::Model) -> Self {
+        Self {
+            id: row.id,
+            workspace_id: row.workspace_id,
+        }
+    }
+
+    /// The key as the columns `workspace_id, id`.
+    pub(crate) fn pair(&self) -> (i32, Uuid) {
+        (self.workspace_id, self.id)
+    }
+}
+
+/// A schedule as it is stored.
+pub(crate) struct Loaded {
+    /// Its row.
+    pub row: canvas_schedule::Model,
+    /// The schedule.
+    pub schedule: CanvasSchedule,
+    /// Its dispatches, in their order.
+    pub dispatches: Vec<Dispatch>,
+}
+
+/// A schedule with a stored value that this build cannot read.
+pub(crate) struct Unreadable {
+    /// Its key.
+    pub key: ScheduleKey,
+    fault: DbErr,
+}
+
+impl Unreadable {
+    /// Logs it with what follows from it.
+    pub(crate) fn log(&self, consequence: &str) {
+        let (schedule_id, fault) = (self.key.id, &self.fault);
+        tracing::error!(%schedule_id, %fault, consequence, "a stored schedule cannot be read");
+    }
+}
+
+impl From<Unreadable> for DbErr {
+    fn from(unreadable: Unreadable) -> Self {
+        unreadable.fault
+    }
+}
+
+/// The keys that a query selects as `id, workspace_id`, sorted.
+pub(crate) async fn select_keys<C: ConnectionTrait>(
+    db: &C,
+    query: &str,
+    values: [Value; 2],
+) -> Result<Vec<ScheduleKey>, DbErr> {
+    let statement = Statement::from_sql_and_values(db.get_database_backend(), query, values);
+    let rows = db.query_all_raw(statement).await?;
+    let mut keys = rows
+        .iter()
+        .map(|row| ScheduleKey::from_row(row, 0))
+        .collect::<Result<Vec<_>, _>>()?;
+    keys.sort_unstable();
+    Ok(keys)
+}
+
+/// Loads the schedules that exist of these keys, in the order of their ids. SQLite locks the whole file and ignores `lock`.
+pub(crate) async fn load<C: ConnectionTrait>(
+    db: &C,
+    keys: &[ScheduleKey],
+    lock: Lock,
+) -> Result<Vec<Result<Loaded, Unreadable>>, DbErr> {
+    let keys: Vec<_> = keys.iter().map(ScheduleKey::pair).collect();
+    with_dispatches(db, read_rows(db, &keys, lock).await?).await
+}
+
+/// The key of a schedule that was loaded.
+pub(crate) fn key_of(loaded: &Result<Loaded, Unreadable>) -> ScheduleKey {
+    match loaded {
+        Ok(loaded) => loaded.key(),
+        Err(unreadable) => unreadable.key,
+    }
+}
+
+/// As [`load`], without those that cannot be read, which it logs with the consequence.
+pub(crate) async fn load_readable<C: ConnectionTrait>(
+    db: &C,
+    keys: &[ScheduleKey],
+    lock: Lock,
+    consequence: &str,
+) -> Result<Vec<Loaded>, DbErr> {
+    let loaded = load(db, keys, lock).await?.into_iter();
+    Ok(loaded
+        .filter_map(|one| {
+            one.inspect_err(|unreadable| unreadable.log(consequence))
+                .ok()
+        })
+        .collect())
+}
+
+/// Reads the dispatches of these rows. Only rows that have been claimed have any.
+pub(crate) async fn with_dispatches<C: ConnectionTrait>(
+    db: &C,
+    rows: Vec<canvas_schedule::Model>,
+) -> Result<Vec<Result<Loaded, Unreadable>>, DbErr> {
+    let claimed = rows.iter().filter(|row| row.fired > 0);
+    let keys: Vec<ScheduleKey> = claimed.map(ScheduleKey::of).collect();
+    let mut dispatches: HashMap<Uuid, Vec<dispatch::Model>> = HashMap::new();
+    for row in DISPATCHES.query(db, &keys).await? {
+        let row = dispatch::Model::from_row(&row, 0)?;
+        dispatches.entry(row.schedule_id).or_default().push(row);
+    }
+    let loaded = |row: canvas_schedule::Model| {
+        let key = ScheduleKey::of(&row);
+        let dispatches = dispatches.remove(&row.id).unwrap_or_default();
+        Loaded::new(row, dispatches).map_err(|fault| Unreadable { key, fault })
+    };
+    Ok(rows.into_iter().map(loaded).collect())
+}
+
+impl Loaded {
+    /// The key of its row.
+    pub(crate) fn key(&self) -> ScheduleKey {
+        ScheduleKey::of(&self.row)
+    }
+
+    /// The same schedule, of which something else that is stored cannot be read.
+    pub(crate) fn unreadable(&self, fault: DbErr) -> Unreadable {
+        let key = self.key();
+        Unreadable { key, fault }
+    }
+
+    fn new(row: canvas_schedule::Model, dispatches: Vec<dispatch::Model>) -> Result<Self, DbErr> {
+        let bare = codec::schedule(&row)?;
+        let dispatches = dispatches
+            .into_iter()
+            .map(|row| codec::dispatch(row, &bare));
+        let dispatches = dispatches.collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            row,
+            schedule: bare.with_firings(&dispatches),
+            dispatches,
+        })
+    }
+}
+
+static DISPATCHES: LazyLock<OverBatch<ScheduleKey>> = LazyLock::new(|| {
+    let columns = Columns::<dispatch::Model>::all().names("d.");
+    OverBatch::new(&format!(
+        "SELECT {columns} FROM batch AS k \
+         JOIN dispatch d ON d.workspace_id = k.workspace_id AND d.schedule_id = k.id \
+         ORDER BY d.schedule_id, d.n"
+    ))
+});
+
+/// Reads the rows of these keys, in the order of their ids; nothing for none.
 pub(crate) async fn read_rows<C: ConnectionTrait>(
     db: &C,
     keys: &[(i32, Uuid)],
     lock: Lock,
 ) -> Result<Vec<canvas_schedule::Model>, DbErr> {
+    if keys.is_empty() {
+        return Ok(vec![]);
+    }
     let statements = match db.get_database_backend() {
         DbBackend::Postgres => vec![postgres(keys, lock)],
         _ => sqlite(keys),
     };
     let mut rows = Vec::with_capacity(keys.len());
     for statement in statements {
-        rows.extend(db.query_all_raw(statement).await?);
+        for row in db.query_all_raw(statement).await? {
+            rows.push(canvas_schedule::Model::from_row(&row, 0)?);
+        }
     }
-    rows.iter().map(row_of).collect()
+    Ok(rows)
 }
 
-/// The columns of the reads, in the order in which [`row_of`] takes them: by place, which costs a third of by name.
-const COLUMNS: &str = "s.workspace_id, s.id, s.canvas_id, s.revision, s.version, s.time_ms, s.in_local_time, s.at_optimal_time, \
-     s.state, s.next_wave_ms, s.wake_ms, s.missed_before_ms, s.created_ms, s.updated_ms, s.cancelled_ms, s.default_zone, \
-     s.stated_zones, s.properties_id, s.fired, s.zone_rules, s.finished_ms";
-
-fn row_of(row: &QueryResult) -> Result<canvas_schedule::Model, DbErr> {
-    Ok(canvas_schedule::Model {
-        workspace_id: row.try_get_by_index(0)?,
-        id: row.try_get_by_index(1)?,
-        canvas_id: row.try_get_by_index(2)?,
-        revision: row.try_get_by_index(3)?,
-        version: row.try_get_by_index(4)?,
-        time_ms: row.try_get_by_index(5)?,
-        in_local_time: row.try_get_by_index(6)?,
-        at_optimal_time: row.try_get_by_index(7)?,
-        state: row.try_get_by_index(8)?,
-        next_wave_ms: row.try_get_by_index(9)?,
-        wake_ms: row.try_get_by_index(10)?,
-        missed_before_ms: row.try_get_by_index(11)?,
-        created_ms: row.try_get_by_index(12)?,
-        updated_ms: row.try_get_by_index(13)?,
-        cancelled_ms: row.try_get_by_index(14)?,
-        default_zone: row.try_get_by_index(15)?,
-        stated_zones: row.try_get_by_index(16)?,
-        properties_id: row.try_get_by_index(17)?,
-        fired: row.try_get_by_index(18)?,
-        zone_rules: row.try_get_by_index(19)?,
-        finished_ms: row.try_get_by_index(20)?,
-    })
+fn columns() -> String {
+    Columns::<canvas_schedule::Model>::all().names("s.")
 }
 
 static READ: LazyLock<String> = LazyLock::new(|| {
+    let columns = columns();
     format!(
-        "SELECT {COLUMNS} FROM unnest($1::int4[], $2::uuid[]) AS k (workspace_id, id) \
+        "SELECT {columns} FROM unnest($1::int4[], $2::uuid[]) AS k (workspace_id, id) \
          JOIN canvas_schedule s ON s.workspace_id = k.workspace_id AND s.id = k.id"
     )
 });
 
 static READ_ONE: LazyLock<String> = LazyLock::new(|| {
-    format!("SELECT {COLUMNS} FROM canvas_schedule s WHERE s.workspace_id = $1 AND s.id = $2")
+    let columns = columns();
+    format!("SELECT {columns} FROM canvas_schedule s WHERE s.workspace_id = $1 AND s.id = $2")
 });
 
 static READ_LOCKED: LazyLock<String> = LazyLock::new(|| {
+    let columns = columns();
     format!(
-        "SELECT {COLUMNS} FROM canvas_schedule s WHERE (s.workspace_id, s.id) IN \
+        "SELECT {columns} FROM canvas_schedule s WHERE (s.workspace_id, s.id) IN \
          (SELECT * FROM unnest($1::int4[], $2::uuid[])) ORDER BY s.id FOR UPDATE"
     )
 });
@@ -91,32 +236,27 @@ static READ_LOCKED: LazyLock<String> = LazyLock::new(|| {
 static READ_UNLOCKED: LazyLock<String> = LazyLock::new(|| format!("{} SKIP LOCKED", *READ_LOCKED));
 
 fn postgres(keys: &[(i32, Uuid)], lock: Lock) -> Statement {
-    if let (&[(workspace, id)], Lock::None) = (keys, lock) {
-        return Statement::from_sql_and_values(
-            DbBackend::Postgres,
-            READ_ONE.as_str(),
-            [workspace.into(), id.into()],
-        );
-    }
-    let sql: &str = match lock {
-        Lock::None => &READ,
-        Lock::Wait => &READ_LOCKED,
-        Lock::Skip => &READ_UNLOCKED,
+    let (sql, values): (&str, [Value; 2]) = match (lock, keys) {
+        (Lock::None, &[(workspace, id)]) => (&READ_ONE, [workspace.into(), id.into()]),
+        _ => {
+            let (workspaces, ids): (Vec<i32>, Vec<Uuid>) = keys.iter().copied().unzip();
+            let sql: &str = match lock {
+                Lock::None => &READ,
+                Lock::Wait => &READ_LOCKED,
+                Lock::Skip => &READ_UNLOCKED,
+            };
+            (sql, [workspaces.into(), ids.into()])
+        }
     };
-    Statement::from_sql_and_values(
-        DbBackend::Postgres,
-        sql,
-        [
-            keys.iter().map(|key| key.0).collect::<Vec<i32>>().into(),
-            keys.iter().map(|key| key.1).collect::<Vec<Uuid>>().into(),
-        ],
-    )
+    Statement::from_sql_and_values(DbBackend::Postgres, sql, values)
 }
 
 static READ_SQLITE: LazyLock<ValuesStatement> = LazyLock::new(|| {
+    let columns = columns();
     ValuesStatement::new(2, |rows| {
         format!(
-            "SELECT {COLUMNS} FROM {rows} AS k CROSS JOIN canvas_schedule s ON s.workspace_id = k.column1 AND s.id = k.column2"
+            "SELECT {columns} FROM {rows} AS k \
+             CROSS JOIN canvas_schedule s ON s.workspace_id = k.column1 AND s.id = k.column2"
         )
     })
 });

@@ -175,6 +175,14 @@ fn json(value: Value) -> serde_json::Value {
     }
 }
 
+/// What a `SELECT` ends with that locks its rows and leaves out those that another session has locked. SQLite locks the file.
+pub(crate) fn skip_locked(backend: DbBackend) -> &'static str {
+    match backend {
+        DbBackend::Postgres => "FOR UPDATE SKIP LOCKED",
+        _ => "",
+    }
+}
+
 /// A statement with one text for each database.
 pub(crate) struct Texts {
     postgres: String,

@@ -9,7 +9,7 @@ use canvas_scheduler::domain::{
 };
 use canvas_scheduler::error::Error;
 use canvas_scheduler::service::{
-    Caller, Details, DispatchFilter, Finished, Leased, Mode, Service, Update,
+    AttemptResult, Caller, Details, DispatchFilter, Leased, Mode, Service, Update,
 };
 use canvas_scheduler::telemetry::traces::Span;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -198,7 +198,7 @@ impl<'a> Replica<'a> {
             Says::Unknown => unknown(),
         };
         self.service
-            .settle(&[Finished::of(leased, answer.clone())])
+            .settle(&[AttemptResult::of(leased, answer.clone())])
             .await
             .expect("written");
     }

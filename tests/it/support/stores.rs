@@ -8,7 +8,7 @@ use canvas_scheduler::domain::{
     Schedule, ScheduleId, Target, WorkspaceId, zone,
 };
 use canvas_scheduler::error::Error;
-use canvas_scheduler::store::{Caller, Finished, Leased, Options, Store, Work};
+use canvas_scheduler::store::{AttemptResult, Caller, Leased, Options, Store, Work};
 use canvas_scheduler::telemetry::traces::Span;
 use chrono::{DateTime, Utc};
 
@@ -128,9 +128,9 @@ impl TestStore {
 
     /// Tells what became of dispatches.
     pub(crate) async fn settle(&self, leased: &[Leased], answer: &Answer) {
-        let finished: Vec<Finished> = leased
+        let finished: Vec<AttemptResult> = leased
             .iter()
-            .map(|leased| Finished::of(leased, answer.clone()))
+            .map(|leased| AttemptResult::of(leased, answer.clone()))
             .collect();
         self.store
             .dispatch
