@@ -1,8 +1,9 @@
-//! A REST call is an RPC: the same stack, in process, by tonic's client over the generated server.
+//! Calls an RPC for a REST request: in process, through the same layers as a gRPC call, with tonic's client.
 //!
-//! The message is made of the body while the stack reads it, that is after the caller was let in, counted and given a deadline. So
-//! nobody without a key has a body read, and one that cannot be read is a call whose message cannot be read, as with gRPC. The
-//! methods of the generated client take a message that is there already; what they call with it is called here.
+//! The message is read from the body while the layers run, that is, after they have authenticated the caller, counted the call
+//! and set its deadline. So the service never reads the body of a caller without a key, and an unreadable body is a call with an
+//! unreadable message, as in gRPC. The methods of the generated client take a finished message; this module calls the method
+//! underneath them.
 
 use std::convert::Infallible;
 use std::future::{Future, ready};
@@ -21,19 +22,19 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::server::TcpConnectInfo;
 use tower::Service;
 
-use super::body::Fault;
+use super::request_body::RequestError;
 use crate::layers::violations::TransportViolations;
 use crate::pb::codec::Codec;
 
-/// What a header says of the caller; the stack reads it.
-const PASSED_ON: [HeaderName; 4] = [
+/// The request headers that the layers read.
+const PASSED_HEADERS: [HeaderName; 4] = [
     AUTHORIZATION,
     HeaderName::from_static("x-forwarded-for"),
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),
 ];
 
-/// The server within its stack, in process.
+/// The gRPC service inside its layers, called in process.
 pub trait InProcess:
     Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
     + Clone
@@ -52,58 +53,62 @@ impl<S> InProcess for S where
 {
 }
 
-/// Why a call has no answer.
-pub(super) enum Refused {
-    /// The call was refused.
+/// Why a call has no response.
+pub(super) enum CallError {
+    /// The RPC failed.
     Status(Status),
-    /// No message could be made of the request; with what the call's answer says of limits.
-    Fault(Fault, MetadataMap),
+    /// No message could be read from the request. The metadata are those of the RPC's response.
+    Request(RequestError, MetadataMap),
 }
 
-/// Calls `method` with the `message` that is made of the request whose head is `from`. What is wrong with its fields is in `found`.
+/// Calls `method` with the message that `message` reads from the request with this `head`. `violations` are those found while
+/// reading.
 pub(super) async fn call<S, M, A>(
     service: S,
     method: &'static str,
-    from: &Parts,
-    found: TransportViolations,
-    message: impl Future<Output = Result<M, Fault>> + Send + 'static,
-) -> Result<tonic::Response<A>, Refused>
+    head: &Parts,
+    violations: TransportViolations,
+    message: impl Future<Output = Result<M, RequestError>> + Send + 'static,
+) -> Result<tonic::Response<A>, CallError>
 where
     S: InProcess,
     M: Message + Default + 'static,
     A: Message + Name + Default + 'static,
 {
-    let fault = Arc::new(OnceLock::new());
-    let keep = fault.clone();
-    // A fault leaves the call without a message.
-    let messages = stream::once(async move { message.await.map_err(|why| keep.set(why)).ok() })
-        .filter_map(ready);
-    let mut request =
-        tonic::Request::from_parts(passed_on(&from.headers), tonic::Extensions::new(), messages);
-    request.extensions_mut().insert(found);
-    if let Some(peer) = from.extensions.get::<TcpConnectInfo>() {
+    let request_error = Arc::new(OnceLock::new());
+    let kept_error = request_error.clone();
+    // After an error the stream ends without a message.
+    let messages = stream::once(async move {
+        let message = message.await;
+        message.map_err(|error| kept_error.set(error)).ok()
+    })
+    .filter_map(ready);
+    let metadata = passed_headers(&head.headers);
+    let mut request = tonic::Request::from_parts(metadata, tonic::Extensions::new(), messages);
+    request.extensions_mut().insert(violations);
+    if let Some(peer) = head.extensions.get::<TcpConnectInfo>() {
         request.extensions_mut().insert(peer.clone());
     }
-    let answer = Grpc::new(service)
+    let response = Grpc::new(service)
         .client_streaming(
             request,
             PathAndQuery::from_static(method),
             Codec::<M, A>::default(),
         )
         .await;
-    answer.map_err(|mut status| match fault.get() {
-        Some(fault) => Refused::Fault(fault.clone(), std::mem::take(status.metadata_mut())),
-        None => Refused::Status(status),
+    response.map_err(|mut status| match request_error.get() {
+        Some(error) => CallError::Request(error.clone(), std::mem::take(status.metadata_mut())),
+        None => CallError::Status(status),
     })
 }
 
-/// Every value of the headers that the stack reads, since it judges by their number too.
-fn passed_on(headers: &HeaderMap) -> MetadataMap {
-    let mut kept = HeaderMap::new();
-    for name in PASSED_ON {
+/// Every value of the headers that the layers read: they also reject duplicates.
+fn passed_headers(headers: &HeaderMap) -> MetadataMap {
+    let mut passed = HeaderMap::new();
+    for name in PASSED_HEADERS {
         for value in headers.get_all(&name) {
-            kept.append(name.clone(), value.clone());
+            passed.append(name.clone(), value.clone());
         }
     }
-    MetadataMap::from_headers(kept)
+    MetadataMap::from_headers(passed)
 }

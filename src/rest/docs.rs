@@ -1,4 +1,5 @@
-//! The page that renders the description: Swagger UI, held in the binary. It loads nothing from elsewhere, and may not.
+//! The page that renders the OpenAPI description: Swagger UI, embedded in the binary. Its content security policy forbids to
+//! load anything from elsewhere.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS
 use http::{HeaderValue, StatusCode};
 use utoipa_swagger_ui::Config;
 
-use super::answer;
-use super::status::Refusal;
+use super::responses;
+use super::status::ErrorBody;
 
 const PAGE: &str = r#"<!doctype html>
 <html lang="en">
@@ -32,43 +33,35 @@ const PAGE: &str = r#"<!doctype html>
 const START: &str = r##"SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null });
 "##;
 
-/// Swagger UI sets styles on its elements and draws icons from data.
-const POLICY: HeaderValue = HeaderValue::from_static(
+/// Swagger UI sets inline styles and draws icons from `data:` URLs.
+const CONTENT_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 
-/// The page.
 pub(super) async fn page() -> Response {
     file(PAGE.as_bytes().into(), "text/html; charset=utf-8")
 }
 
-/// What starts it.
-pub(super) async fn start() -> Response {
+/// The script that starts Swagger UI.
+pub(super) async fn start_script() -> Response {
     file(START.as_bytes().into(), "text/javascript; charset=utf-8")
 }
 
-/// A file of Swagger UI.
-pub(super) fn of_swagger_ui(name: &str) -> Response {
+pub(super) fn swagger_ui_file(name: &str) -> Response {
     match utoipa_swagger_ui::serve(name, Arc::new(Config::from("/openapi.json"))) {
         Ok(Some(found)) => file(found.bytes, &found.content_type),
-        Ok(None) => answer::json(
-            StatusCode::NOT_FOUND,
-            &Refusal::new("there is no such file"),
-        ),
-        Err(why) => {
-            tracing::error!(%why, name, "a file of the documentation cannot be read");
-            answer::json(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                &Refusal::new("internal error"),
-            )
+        Ok(None) => responses::json(StatusCode::NOT_FOUND, &ErrorBody::new("file not found")),
+        Err(error) => {
+            tracing::error!(%error, name, "failed to read a file of Swagger UI");
+            responses::internal_error()
         }
     }
 }
 
 fn file(content: Cow<'static, [u8]>, kind: &str) -> Response {
     let bytes = match content {
-        Cow::Borrowed(held) => Bytes::from_static(held),
+        Cow::Borrowed(embedded) => Bytes::from_static(embedded),
         Cow::Owned(read) => read.into(),
     };
     let mut response = Response::new(Body::from(bytes));
@@ -77,7 +70,7 @@ fn file(content: Cow<'static, [u8]>, kind: &str) -> Response {
         CONTENT_TYPE,
         HeaderValue::try_from(kind).unwrap_or(HeaderValue::from_static("application/octet-stream")),
     );
-    headers.insert(CONTENT_SECURITY_POLICY, POLICY);
+    headers.insert(CONTENT_SECURITY_POLICY, CONTENT_POLICY);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }

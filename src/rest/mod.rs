@@ -1,15 +1,13 @@
-//! The REST face: the documented JSON over HTTP, each route an RPC. It holds no rule of its own, only JSON to message and back,
-//! and status to HTTP.
+//! The REST gateway: the documented JSON over HTTP, each route an RPC. It only translates, between JSON and messages and from gRPC
+//! status to HTTP; it has no rules.
 
-mod answer;
-mod body;
-mod bounds;
 mod call;
 mod docs;
+mod json_reader;
 pub mod openapi;
-mod read;
-mod request;
-mod schema;
+mod request_body;
+mod requests;
+mod responses;
 mod status;
 
 use std::convert::Infallible;
@@ -20,7 +18,7 @@ use std::task::{Context, Poll};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use http::{Method, StatusCode, Uri};
 use prost::Message;
 use tonic::body::Body;
@@ -32,10 +30,12 @@ use crate::layers::concurrency_limit::ConcurrencyLimit;
 use crate::layers::unsent::{self, UnsentResponses};
 use crate::layers::violations::TransportViolations;
 use crate::pb::v1;
-use answer::Answer;
-use call::{InProcess, Refused};
-use read::{Naming, ReadObject};
-use status::{Refusal, refusal, with_headers};
+use call::{CallError, InProcess};
+use json_reader::{CanvasIdName, FromJsonObject};
+use responses::{
+    CreateResponse, DeleteResponse, GetResponse, ListResponse, ResponseBody, UpdateResponse,
+};
+use status::{ErrorBody, error_response, with_headers};
 
 const CREATE: &str = "/canvas.schedule.v1.CanvasScheduleService/CreateCanvasSchedule";
 const UPDATE: &str = "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule";
@@ -43,11 +43,11 @@ const CANCEL: &str = "/canvas.schedule.v1.CanvasScheduleService/CancelCanvasSche
 const GET: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
 const LIST: &str = "/canvas.schedule.v1.CanvasScheduleService/ListCanvasSchedules";
 
-/// What the routes lead to.
+/// What the route handlers call.
 #[derive(Clone)]
-struct Server<S> {
+struct Backend<S> {
     rpc: S,
-    in_flight: ConcurrencyLimit,
+    limit: ConcurrencyLimit,
 }
 
 /// The gateway. Cheap to clone.
@@ -57,183 +57,146 @@ pub struct Rest {
 }
 
 impl Rest {
-    /// The routes to `rpc`, which stands within a stack whose requests are counted by `in_flight`.
-    pub fn new<S: InProcess>(rpc: S, in_flight: ConcurrencyLimit) -> Self {
+    /// Routes to `rpc`, which is inside layers that count its calls with `limit`.
+    pub fn new<S: InProcess>(rpc: S, limit: ConcurrencyLimit) -> Self {
+        let canvas_id = CanvasIdName::CanvasId;
+        let update = |canvas_id| {
+            post_route::<S, v1::UpdateCanvasScheduleRequest, UpdateResponse>(UPDATE, canvas_id)
+        };
         let router = Router::new()
-            .route("/canvas/trigger/schedule/create", post(create::<S>))
-            .route("/canvas/trigger/schedule/update", post(update::<S>))
-            .route("/fr/canvas/trigger/schedule/update", post(update::<S>))
+            .route(
+                "/canvas/trigger/schedule/create",
+                post_route::<S, v1::CreateCanvasScheduleRequest, CreateResponse>(CREATE, canvas_id),
+            )
+            .route("/canvas/trigger/schedule/update", update(canvas_id))
+            .route("/fr/canvas/trigger/schedule/update", update(canvas_id))
             .route(
                 "/campaigns/trigger/schedule/update",
-                post(update_campaign::<S>),
+                update(CanvasIdName::CampaignId),
             )
-            .route("/canvas/trigger/schedule/delete", post(delete::<S>))
-            .route("/canvas/trigger/schedule/{schedule_id}", get(read_one::<S>))
+            .route(
+                "/canvas/trigger/schedule/delete",
+                post_route::<S, v1::CancelCanvasScheduleRequest, DeleteResponse>(CANCEL, canvas_id),
+            )
+            .route("/canvas/trigger/schedule/{schedule_id}", get(get_one::<S>))
             .route("/canvas/trigger/schedule", get(list::<S>))
-            .route("/openapi.json", get(async || openapi::response()))
-            .route("/docs", get(docs::page))
-            .route("/docs/start.js", get(docs::start))
-            .route(
-                "/docs/swagger-ui.css",
-                get(async || docs::of_swagger_ui("swagger-ui.css")),
-            )
-            .route(
-                "/docs/swagger-ui-bundle.js",
-                get(async || docs::of_swagger_ui("swagger-ui-bundle.js")),
-            )
-            .route(
-                "/docs/favicon-32x32.png",
-                get(async || docs::of_swagger_ui("favicon-32x32.png")),
-            )
+            .with_state(Backend { rpc, limit })
+            .merge(documentation())
             .fallback(async || not_found())
-            .method_not_allowed_fallback(not_allowed)
-            .with_state(Server { rpc, in_flight });
+            .method_not_allowed_fallback(method_not_allowed);
         Self { router }
     }
 }
 
-async fn create<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
-    posted::<_, v1::CreateCanvasScheduleRequest, answer::Created>(
-        server,
-        CREATE,
-        request,
-        Naming::Canvas,
-    )
-    .await
+/// The OpenAPI description and the page that renders it.
+fn documentation() -> Router {
+    let file = |name: &'static str| get(async move || docs::swagger_ui_file(name));
+    Router::new()
+        .route("/openapi.json", get(async || openapi::response()))
+        .route("/docs", get(docs::page))
+        .route("/docs/start.js", get(docs::start_script))
+        .route("/docs/swagger-ui.css", file("swagger-ui.css"))
+        .route("/docs/swagger-ui-bundle.js", file("swagger-ui-bundle.js"))
+        .route("/docs/favicon-32x32.png", file("favicon-32x32.png"))
 }
 
-async fn update<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
-    posted::<_, v1::UpdateCanvasScheduleRequest, answer::Updated>(
-        server,
-        UPDATE,
-        request,
-        Naming::Canvas,
-    )
-    .await
-}
-
-async fn update_campaign<S: InProcess>(
-    State(server): State<Server<S>>,
-    request: Request,
-) -> Response {
-    posted::<_, v1::UpdateCanvasScheduleRequest, answer::Updated>(
-        server,
-        UPDATE,
-        request,
-        Naming::Campaign,
-    )
-    .await
-}
-
-async fn delete<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
-    posted::<_, v1::CancelCanvasScheduleRequest, answer::Deleted>(
-        server,
-        CANCEL,
-        request,
-        Naming::Canvas,
-    )
-    .await
-}
-
-async fn read_one<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
-    let (head, _) = request.into_parts();
-    // As it is: no id needs an escape.
-    let schedule_id = head
-        .uri
-        .path()
-        .rsplit('/')
-        .next()
-        .unwrap_or_default()
-        .to_owned();
-    let message = async { Ok(v1::GetCanvasScheduleRequest { schedule_id }) };
-    let answer = call::call(
-        server.rpc,
-        GET,
-        &head,
-        TransportViolations::default(),
-        message,
-    )
-    .await;
-    respond::<answer::CanvasScheduleDetails>(
-        answer,
-        StatusCode::OK,
-        Naming::Canvas,
-        &TransportViolations::default(),
-    )
-}
-
-async fn list<S: InProcess>(State(server): State<Server<S>>, request: Request) -> Response {
-    let found = TransportViolations::default();
-    let (head, _) = request.into_parts();
-    let message: v1::ListCanvasSchedulesRequest = request::query(&head.uri, &found);
-    let answer = call::call(server.rpc, LIST, &head, found.clone(), async {
-        Ok(message)
+/// A route whose message is the body.
+fn post_route<S, M, A>(method: &'static str, canvas_id: CanvasIdName) -> MethodRouter<Backend<S>>
+where
+    S: InProcess,
+    M: Message + FromJsonObject + 'static,
+    A: ResponseBody + 'static,
+{
+    post(async move |State(backend), request| {
+        call_with_body::<S, M, A>(backend, method, request, canvas_id).await
     })
-    .await;
-    respond::<answer::Page>(answer, StatusCode::OK, Naming::Canvas, &found)
 }
 
-/// A call whose message is in the body.
-async fn posted<S, M, A>(
-    server: Server<S>,
+async fn call_with_body<S, M, A>(
+    backend: Backend<S>,
     method: &'static str,
     request: Request,
-    naming: Naming,
+    canvas_id: CanvasIdName,
 ) -> Response
 where
     S: InProcess,
-    M: Message + ReadObject + 'static,
-    A: Answer,
+    M: Message + FromJsonObject + 'static,
+    A: ResponseBody,
 {
-    let found = TransportViolations::default();
+    let violations = TransportViolations::default();
     let (head, body) = request.into_parts();
-    let announced = body::check(&head.headers);
-    // What is read counts with what the call itself takes, until that has ended.
-    let (body, _weight) = body_limit::limit_body(Body::new(body), &server.in_flight);
-    let read = found.clone();
+    let headers_checked = request_body::check_headers(&head.headers);
+    // The buffered bytes count against the limit until the call ends.
+    let (body, _bytes) = body_limit::limit_body(Body::new(body), &backend.limit);
+    let found = violations.clone();
     let message = async move {
-        announced?;
-        read::message::<M>(&body::whole(body).await?, naming, &read)
+        headers_checked?;
+        json_reader::message::<M>(&request_body::read(body).await?, canvas_id, &found)
     };
-    let answer = call::call(server.rpc, method, &head, found.clone(), message).await;
-    respond::<A>(answer, StatusCode::CREATED, naming, &found)
+    let result = call::call(backend.rpc, method, &head, violations.clone(), message).await;
+    respond::<A>(result, StatusCode::CREATED, canvas_id, &violations)
 }
 
-fn respond<A: Answer>(
-    answer: Result<tonic::Response<A::Message>, Refused>,
+async fn get_one<S: InProcess>(State(backend): State<Backend<S>>, request: Request) -> Response {
+    let violations = TransportViolations::default();
+    let (head, _) = request.into_parts();
+    // Not decoded: no valid id needs percent-encoding.
+    let schedule_id = head.uri.path().rsplit('/').next().unwrap_or_default();
+    let message = v1::GetCanvasScheduleRequest {
+        schedule_id: schedule_id.to_owned(),
+    };
+    let message = async { Ok(message) };
+    let result = call::call(backend.rpc, GET, &head, violations.clone(), message).await;
+    respond::<GetResponse>(result, StatusCode::OK, CanvasIdName::CanvasId, &violations)
+}
+
+async fn list<S: InProcess>(State(backend): State<Backend<S>>, request: Request) -> Response {
+    let violations = TransportViolations::default();
+    let (head, _) = request.into_parts();
+    let message: v1::ListCanvasSchedulesRequest = requests::from_query(&head.uri, &violations);
+    let message = async { Ok(message) };
+    let result = call::call(backend.rpc, LIST, &head, violations.clone(), message).await;
+    respond::<ListResponse>(result, StatusCode::OK, CanvasIdName::CanvasId, &violations)
+}
+
+fn respond<A: ResponseBody>(
+    result: Result<tonic::Response<A::Message>, CallError>,
     success: StatusCode,
-    naming: Naming,
-    found: &TransportViolations,
+    canvas_id: CanvasIdName,
+    violations: &TransportViolations,
 ) -> Response {
-    match answer {
-        Ok(answer) => {
-            let (metadata, message, _) = answer.into_parts();
-            with_headers(answer::json(success, &A::of(message)), metadata.as_ref())
+    match result {
+        Ok(response) => {
+            let (metadata, message, _) = response.into_parts();
+            let response = responses::json(success, &A::from_message(message));
+            with_headers(response, metadata.as_ref())
         }
-        Err(refused) => refusal(refused, naming, found.violations().len()),
+        Err(error) => error_response(error, canvas_id, violations.violations().len()),
     }
 }
 
 fn not_found() -> Response {
-    // The path is not repeated: it may hold what was meant for a header.
-    answer::json(
+    // The message does not repeat the path, which may contain a secret meant for a header.
+    responses::json(
         StatusCode::NOT_FOUND,
-        &Refusal::new("there is no such path; /openapi.json tells those that there are"),
+        &ErrorBody::new("path not found; /openapi.json lists all paths"),
     )
 }
 
-/// The router states the methods in `Allow`.
-async fn not_allowed(method: Method) -> Response {
-    if method == Method::OPTIONS {
-        return answer::json(
+/// The router adds the header `Allow`.
+async fn method_not_allowed(method: Method) -> Response {
+    let (status, message) = if method == Method::OPTIONS {
+        (
             StatusCode::OK,
-            &Refusal::new("the header Allow tells the methods of this path"),
-        );
-    }
-    answer::json(
-        StatusCode::METHOD_NOT_ALLOWED,
-        &Refusal::new("this path has no such method; the header Allow tells those that it has"),
-    )
+            "the header Allow lists the methods of this path",
+        )
+    } else {
+        (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method not allowed; the header Allow lists the methods of this path",
+        )
+    };
+    responses::json(status, &ErrorBody::new(message))
 }
 
 impl Service<http::Request<Body>> for Rest {
@@ -250,11 +213,13 @@ impl Service<http::Request<Body>> for Rest {
         Box::pin(async move {
             let unsent = request.extensions().get::<Arc<UnsentResponses>>().cloned();
             let mut request = request.map(axum::body::Body::new);
-            tidy(request.uri_mut());
-            let response = caught(pin!(router.oneshot(request))).await;
-            let response = match response {
+            normalize_slashes(request.uri_mut());
+            let response = match caught(pin!(router.oneshot(request))).await {
                 Ok(Ok(response)) => response,
-                Err(text) => panicked(&text),
+                Err(panic) => {
+                    tracing::error!(panic, "the gateway panicked");
+                    responses::internal_error()
+                }
             };
             Ok(unsent::track_response(
                 response.map(Body::new),
@@ -264,32 +229,24 @@ impl Service<http::Request<Body>> for Rest {
     }
 }
 
-/// Slashes that clients add: two at the beginning when their base URL ends in one, one at the end of the path.
-fn tidy(uri: &mut Uri) {
+/// Removes the slashes that clients add: a doubled one when their base URL ends in a slash, and one at the end of the path.
+fn normalize_slashes(uri: &mut Uri) {
     let path = uri.path();
     if !path.contains("//") && (!path.ends_with('/') || path == "/") {
         return;
     }
-    let mut tidied: String = path
+    let mut normalized: String = path
         .split('/')
-        .filter(|part| !part.is_empty())
-        .flat_map(|part| ["/", part])
+        .filter(|segment| !segment.is_empty())
+        .flat_map(|segment| ["/", segment])
         .collect();
     if let Some(query) = uri.query() {
-        tidied.extend(["?", query]);
+        normalized.extend(["?", query]);
     }
-    // It was a path before, but for one that was all slashes.
-    if let Ok(tidied) = Uri::try_from(tidied) {
-        *uri = tidied;
+    // Parsing fails only when the path was nothing but slashes.
+    if let Ok(normalized) = Uri::try_from(normalized) {
+        *uri = normalized;
     }
-}
-
-fn panicked(text: &str) -> Response {
-    tracing::error!(text, "the gateway panicked");
-    answer::json(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        &Refusal::new("internal error"),
-    )
 }
 
 #[cfg(test)]

@@ -1,4 +1,7 @@
-//! The OpenAPI 3.1 description of the gateway. `docs/openapi.json` is its committed copy.
+//! The OpenAPI 3.1 description of the gateway. `docs/openapi.json` is a committed copy.
+
+mod constraints;
+mod schemas;
 
 use std::sync::LazyLock;
 
@@ -8,12 +11,10 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::answer::{CanvasScheduleDetails, Created, Deleted, Page, Updated};
-use super::bounds;
-use super::read::{Naming, ReadObject};
-use super::schema::Schemas;
-use super::status::Refusal;
+use super::responses::{CreateResponse, DeleteResponse, GetResponse, ListResponse, UpdateResponse};
+use super::status::ErrorBody;
 use crate::pb::v1;
+use schemas::Schemas;
 
 /// The description as text.
 pub fn text() -> &'static str {
@@ -21,8 +22,7 @@ pub fn text() -> &'static str {
     &TEXT
 }
 
-/// The answer with it.
-pub fn response() -> Response {
+pub(super) fn response() -> Response {
     let mut response = Response::new(Body::from(text()));
     response
         .headers_mut()
@@ -38,8 +38,8 @@ fn document() -> Value {
         "info": {
             "title": "canvas-scheduler",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Schedules of API-triggered Canvases, by JSON over HTTP. Each operation is a call of the gRPC service \
-                `canvas.schedule.v1.CanvasScheduleService`. A trailing slash and doubled slashes in a path are ignored.",
+            "description": "Schedules of API-triggered Canvases, as JSON over HTTP. Each operation calls an RPC of the gRPC service \
+                `canvas.schedule.v1.CanvasScheduleService`. Trailing and doubled slashes in a path are ignored.",
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
         },
         "servers": [{ "url": "/" }],
@@ -47,131 +47,142 @@ fn document() -> Value {
         "paths": paths,
         "components": {
             "schemas": schemas.finish(),
-            "securitySchemes": { "key": { "type": "http", "scheme": "bearer", "description": "A key as `api-key create` printed it." } },
+            "securitySchemes": { "key": { "type": "http", "scheme": "bearer", "description": "A key as `api-key create` prints it." } },
             "headers": limit_headers(),
         },
     })
 }
 
 fn paths(schemas: &mut Schemas) -> Value {
-    let created = schemas.answer::<Created>();
-    let updated = schemas.answer::<Updated>();
-    let deleted = schemas.answer::<Deleted>();
-    let read = schemas.answer::<CanvasScheduleDetails>();
-    let page = schemas.answer::<Page>();
-    let refusal = schemas.answer::<Refusal>();
-    let update = body::<v1::UpdateCanvasScheduleRequest>(schemas);
-    let campaign = schemas.object::<v1::UpdateCanvasScheduleRequest>(
-        "UpdateCampaignScheduleRequest",
-        Naming::Campaign,
-    );
-    let post = |id: &str, summary: &str, request: Value, answer: &Value| {
+    let error = schemas.response::<ErrorBody>();
+    let updated = schemas.response::<UpdateResponse>();
+    let post = |id: &str, summary: &str, request: Value, response: &Value| {
         let mut operation = operation(
             id,
             summary,
-            (StatusCode::CREATED, answer),
-            &refusal,
-            &ON_POST,
+            (StatusCode::CREATED, response),
+            &error,
+            &POST_ERRORS,
         );
         operation["requestBody"] =
             json!({ "required": true, "content": { "application/json": { "schema": request } } });
         json!({ "post": operation })
     };
-    let create = post(
-        "createCanvasSchedule",
-        "Schedules a Canvas for recipients, an audience, both, or everyone",
-        body::<v1::CreateCanvasScheduleRequest>(schemas),
-        &created,
-    );
-    let replaces = "Replaces the schedule, completely, for every zone that was not handed over";
-    let cancels = "Cancels for every zone that was not handed over";
-    let delete = post(
-        "deleteCanvasSchedule",
-        cancels,
-        body::<v1::CancelCanvasScheduleRequest>(schemas),
-        &deleted,
-    );
-    let mut get = operation(
-        "getCanvasSchedule",
-        "One schedule, what it carries, and the waves to come",
-        (StatusCode::OK, &read),
-        &refusal,
-        &ON_GET,
-    );
-    let mut schedule_id = json!({ "type": "string" });
-    bounds::add("schedule_id", true, &mut schedule_id);
-    get["parameters"] =
-        json!([{ "name": "schedule_id", "in": "path", "required": true, "schema": schedule_id }]);
-    let listed = "Schedules by id (the order of creation), filtered by Canvas and state";
-    let mut list = operation(
-        "listCanvasSchedules",
-        listed,
-        (StatusCode::OK, &page),
-        &refusal,
-        &ON_GET,
-    );
-    list["parameters"] = json!(schemas.query::<v1::ListCanvasSchedulesRequest>());
+    let update = schemas.request::<v1::UpdateCanvasScheduleRequest>();
+    let campaign_update = schemas
+        .campaign_request::<v1::UpdateCanvasScheduleRequest>("UpdateCampaignScheduleRequest");
     json!({
-        "/canvas/trigger/schedule/create": create,
-        "/canvas/trigger/schedule/update": post("updateCanvasSchedule", replaces, update.clone(), &updated),
-        "/fr/canvas/trigger/schedule/update": post("updateCanvasScheduleFr", "The same under the documented prefix", update, &updated),
-        "/campaigns/trigger/schedule/update": post("updateCampaignSchedule", "The same with campaign_id as the name of canvas_id", campaign, &updated),
-        "/canvas/trigger/schedule/delete": delete,
-        "/canvas/trigger/schedule/{schedule_id}": { "get": get },
-        "/canvas/trigger/schedule": { "get": list },
+        "/canvas/trigger/schedule/create": post(
+            "createCanvasSchedule",
+            "Schedule a Canvas for recipients, an audience, both, or everyone",
+            schemas.request::<v1::CreateCanvasScheduleRequest>(),
+            &schemas.response::<CreateResponse>(),
+        ),
+        "/canvas/trigger/schedule/update": post(
+            "updateCanvasSchedule",
+            "Replace the whole schedule for every zone that has not been dispatched yet",
+            update.clone(),
+            &updated,
+        ),
+        "/fr/canvas/trigger/schedule/update": post(
+            "updateCanvasScheduleFr",
+            "Replace the schedule; the same operation under the documented prefix",
+            update,
+            &updated,
+        ),
+        "/campaigns/trigger/schedule/update": post(
+            "updateCampaignSchedule",
+            "Replace the schedule; the same operation with `campaign_id` for `canvas_id`",
+            campaign_update,
+            &updated,
+        ),
+        "/canvas/trigger/schedule/delete": post(
+            "deleteCanvasSchedule",
+            "Cancel the schedule for every zone that has not been dispatched yet",
+            schemas.request::<v1::CancelCanvasScheduleRequest>(),
+            &schemas.response::<DeleteResponse>(),
+        ),
+        "/canvas/trigger/schedule/{schedule_id}": { "get": get_operation(schemas, &error) },
+        "/canvas/trigger/schedule": { "get": list_operation(schemas, &error) },
     })
 }
 
-fn body<T: ReadObject>(schemas: &mut Schemas) -> Value {
-    schemas.object::<T>(T::NAME, Naming::Canvas)
+fn get_operation(schemas: &mut Schemas, error: &Value) -> Value {
+    let mut get = operation(
+        "getCanvasSchedule",
+        "Get a schedule, its payload and its remaining waves",
+        (StatusCode::OK, &schemas.response::<GetResponse>()),
+        error,
+        &GET_ERRORS,
+    );
+    let mut schedule_id = json!({ "type": "string" });
+    constraints::add("schedule_id", true, &mut schedule_id);
+    get["parameters"] =
+        json!([{ "name": "schedule_id", "in": "path", "required": true, "schema": schedule_id }]);
+    get
 }
 
-/// What an operation may answer other than its success.
-type Refusals = [(u16, &'static str)];
+fn list_operation(schemas: &mut Schemas, error: &Value) -> Value {
+    let mut list = operation(
+        "listCanvasSchedules",
+        "List schedules by id, which is the order of creation, filtered by Canvas and state",
+        (StatusCode::OK, &schemas.response::<ListResponse>()),
+        error,
+        &GET_ERRORS,
+    );
+    list["parameters"] = json!(schemas.query::<v1::ListCanvasSchedulesRequest>());
+    list
+}
 
-const ON_GET: [(u16, &str); 8] = [
+/// Status codes of errors, with descriptions.
+type ErrorResponses = [(u16, &'static str)];
+
+const GET_ERRORS: [(u16, &str); 8] = [
     (
         400,
-        "Something of the request is wrong; everything that is, is told at once",
+        "The request is invalid; the body lists every violation",
     ),
-    (401, "No key, or none that works"),
-    (403, "The key may not do this, or not from there"),
-    (404, "No such schedule in the key's workspace"),
+    (401, "The key is missing or not valid"),
+    (
+        403,
+        "The key lacks the permission or is not allowed from this address",
+    ),
+    (404, "The workspace of the key has no such schedule"),
     (429, "The workspace has used up its quota"),
     (
         500,
-        "A fault of the service; the log has its cause under the request id",
+        "Internal error; the log has the cause under the request id",
     ),
     (
         503,
-        "Too much is under way, the service is stopping, or its database is away; nothing was begun unless the message says so",
+        "The service is overloaded or stopping, or its database is unavailable; nothing was begun unless the message says otherwise",
     ),
-    (504, "It took too long; it may or may not have been done"),
+    (504, "The deadline passed; the change may have been made"),
 ];
 
-const ON_POST: [(u16, &str); 11] = [
-    ON_GET[0],
-    ON_GET[1],
-    ON_GET[2],
-    ON_GET[3],
+const POST_ERRORS: [(u16, &str); 11] = [
+    GET_ERRORS[0],
+    GET_ERRORS[1],
+    GET_ERRORS[2],
+    GET_ERRORS[3],
     (
         409,
-        "The etag is stale, nothing is left to change, or the request id was used otherwise",
+        "The etag is stale, nothing is left to change, or the request id was used for another request",
     ),
-    (413, "The body is over 1 MB"),
-    (415, "The body is not JSON by its Content-Type"),
-    ON_GET[4],
-    ON_GET[5],
-    ON_GET[6],
-    ON_GET[7],
+    (413, "The body is larger than 1 MB"),
+    (415, "The `Content-Type` of the body is not JSON"),
+    GET_ERRORS[4],
+    GET_ERRORS[5],
+    GET_ERRORS[6],
+    GET_ERRORS[7],
 ];
 
 fn operation(
     id: &str,
     summary: &str,
-    (success, answer): (StatusCode, &Value),
-    refusal: &Value,
-    refusals: &Refusals,
+    (success, response): (StatusCode, &Value),
+    error: &Value,
+    errors: &ErrorResponses,
 ) -> Value {
     let with = |text: &str, schema: &Value, headers: Value| json!({ "description": text, "headers": headers, "content": { "application/json": { "schema": schema } } });
     let limits: Map<String, Value> = limit_headers()
@@ -185,9 +196,9 @@ fn operation(
         .collect();
     let mut responses = Map::from_iter([(
         success.as_str().to_owned(),
-        with("Done", answer, json!(limits)),
+        with("Success", response, json!(limits)),
     )]);
-    for (status, text) in refusals {
+    for (status, text) in errors {
         let headers = match status {
             401 => json!({ "WWW-Authenticate": { "schema": { "type": "string" } } }),
             429 | 503 => {
@@ -195,7 +206,7 @@ fn operation(
             }
             _ => json!({}),
         };
-        responses.insert(status.to_string(), with(text, refusal, headers));
+        responses.insert(status.to_string(), with(text, error, headers));
     }
     json!({ "operationId": id, "summary": summary, "responses": responses })
 }
@@ -205,15 +216,15 @@ fn limit_headers() -> Map<String, Value> {
     Map::from_iter([
         (
             "X-RateLimit-Limit".to_owned(),
-            header("How much the workspace may ask in the window"),
+            header("The quota of the workspace in the current window"),
         ),
         (
             "X-RateLimit-Remaining".to_owned(),
-            header("How much of it is left, an estimate over replicas"),
+            header("What is left of the quota, estimated over all replicas"),
         ),
         (
             "X-RateLimit-Reset".to_owned(),
-            header("When the window ends, in seconds since 1970"),
+            header("When the window ends, in Unix seconds"),
         ),
     ])
 }
@@ -223,12 +234,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_committed_copy_is_the_description() {
+    fn the_committed_copy_is_up_to_date() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
         let committed = std::fs::read_to_string(path).expect("the copy");
         assert!(
             committed == text(),
-            "docs/openapi.json is not what the code says: cargo run --example openapi > docs/openapi.json"
+            "docs/openapi.json is out of date; run: cargo run --example openapi > docs/openapi.json"
         );
     }
 

@@ -1,4 +1,4 @@
-//! The gateway over a server that answers what the tests say.
+//! The gateway in front of a service whose responses the tests choose.
 
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use tower::service_fn;
 
 use super::*;
 
-/// What a `GET` is answered when the call answers this.
+/// The response to a `GET` when the RPC responds with `answer`.
 async fn answered(
     answer: impl Fn() -> http::Response<Body> + Clone + Send + Sync + 'static,
 ) -> (u16, http::HeaderMap, Value) {
@@ -38,7 +38,7 @@ fn refused(code: Code, reason: &str, details: impl FnOnce(&mut ErrorDetails)) ->
 }
 
 #[tokio::test]
-async fn a_panic_is_an_answer_too_and_says_nothing() {
+async fn a_panic_is_an_internal_error_without_its_text() {
     let (status, _, body) = answered(|| panic!("secret")).await;
     assert_eq!(
         (status, body),
@@ -47,7 +47,7 @@ async fn a_panic_is_an_answer_too_and_says_nothing() {
 }
 
 #[tokio::test]
-async fn what_may_be_repeated_says_when() {
+async fn a_503_has_a_retry_after_header() {
     for (retry_ms, seconds) in [
         (None, "1"),
         (Some(0), "1"),
@@ -67,7 +67,7 @@ async fn what_may_be_repeated_says_when() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_told_by_its_code_and_reason() {
+async fn an_error_maps_by_code_and_reason() {
     for (code, reason, status, body) in [
         (
             Code::DeadlineExceeded,
@@ -123,7 +123,7 @@ async fn a_refusal_is_told_by_its_code_and_reason() {
 }
 
 #[tokio::test]
-async fn violations_that_did_not_fit_are_counted() {
+async fn dropped_violations_are_counted() {
     let refusal = refused(Code::InvalidArgument, "INVALID_FIELDS", |details| {
         details.set_error_info(
             "INVALID_FIELDS",

@@ -1,4 +1,4 @@
-//! Refusals as HTTP: one exhaustive table of gRPC's codes.
+//! Errors as HTTP responses, by one exhaustive table of gRPC codes.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use tonic::Code;
 use tonic_types::{ErrorDetails, StatusExt};
 use utoipa::ToSchema;
 
-use super::answer::{self, MESSAGE_HEADERS};
-use super::call::Refused;
-use super::read::Naming;
+use super::call::CallError;
+use super::json_reader::CanvasIdName;
+use super::responses::{self, PASSED_HEADERS};
 
-/// The code of HTTP for one of gRPC.
+/// The HTTP status for a gRPC code.
 pub(super) fn http_status(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,
@@ -24,7 +24,7 @@ pub(super) fn http_status(code: Code) -> StatusCode {
         Code::NotFound | Code::Unimplemented => StatusCode::NOT_FOUND,
         Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted => StatusCode::CONFLICT,
         Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
-        // Not 503, which clients repeat: what UNKNOWN stands for may have been done.
+        // Not 503, which clients retry: after UNKNOWN the change may have been made.
         Code::Unknown | Code::Internal | Code::DataLoss | Code::Cancelled => {
             StatusCode::INTERNAL_SERVER_ERROR
         }
@@ -33,22 +33,22 @@ pub(super) fn http_status(code: Code) -> StatusCode {
     }
 }
 
-/// The body of every refusal.
+/// The body of every error response.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Refusal {
+#[schema(as = Refusal)]
+pub(super) struct ErrorBody {
     /// Everything that is wrong, in one text.
-    pub message: String,
-    /// The same one by one, when there is more than one.
+    message: String,
+    /// Everything that is wrong, one by one; absent when it is one thing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub errors: Vec<String>,
-    /// `none` when nothing of a schedule was left to change.
+    errors: Vec<String>,
+    /// `none` when the schedule has nothing left to change.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^none$")]
-    pub applied: Option<&'static str>,
+    applied: Option<&'static str>,
 }
 
-impl Refusal {
-    /// A refusal with one thing to tell.
+impl ErrorBody {
     pub(super) fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -58,16 +58,19 @@ impl Refusal {
     }
 }
 
-/// A refusal as callers of a path with this naming get it. The first `found` violations name fields as the caller wrote them.
-pub(super) fn refusal(refused: Refused, naming: Naming, found: usize) -> Response {
-    let status = match refused {
-        Refused::Status(status) => status,
-        Refused::Fault(fault, metadata) => {
-            let response = with_headers(
-                answer::json(fault.status, &Refusal::new(fault.message)),
-                &metadata.into_headers(),
-            );
-            return when_again(response, Duration::ZERO);
+/// The response to a call that failed, on a route with this name of `canvas_id`. The first `transport_violations` have paths that
+/// use that name already.
+pub(super) fn error_response(
+    error: CallError,
+    canvas_id: CanvasIdName,
+    transport_violations: usize,
+) -> Response {
+    let status = match error {
+        CallError::Status(status) => status,
+        CallError::Request(error, metadata) => {
+            let response = responses::json(error.status, &ErrorBody::new(error.message));
+            let response = with_headers(response, &metadata.into_headers());
+            return with_retry_after(response, Duration::ZERO);
         }
     };
     let details = status.get_error_details();
@@ -77,7 +80,7 @@ pub(super) fn refusal(refused: Refused, naming: Naming, found: usize) -> Respons
     } else {
         http_status(status.code())
     };
-    let mut errors = violations(&details, naming, found);
+    let mut errors = violations(&details, canvas_id, transport_violations);
     let message = if errors.is_empty() {
         status.message().to_owned()
     } else {
@@ -89,60 +92,54 @@ pub(super) fn refusal(refused: Refused, naming: Naming, found: usize) -> Respons
     let applied = ["NOTHING_LEFT_TO_CHANGE", "SCHEDULE_CANCELLED"]
         .contains(&reason)
         .then_some("none");
-    let mut response = with_headers(
-        answer::json(
-            code,
-            &Refusal {
-                message,
-                errors,
-                applied,
-            },
-        ),
-        status.metadata().as_ref(),
-    );
+    let body = ErrorBody {
+        message,
+        errors,
+        applied,
+    };
+    let mut response = with_headers(responses::json(code, &body), status.metadata().as_ref());
     if code == StatusCode::UNAUTHORIZED {
         response
             .headers_mut()
             .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    when_again(
-        response,
-        details
-            .retry_info()
-            .and_then(|info| info.retry_delay)
-            .unwrap_or_default(),
-    )
+    let wait = details.retry_info().and_then(|info| info.retry_delay);
+    with_retry_after(response, wait.unwrap_or_default())
 }
 
-/// A refusal that may be repeated says when: in whole seconds, and never at once.
-fn when_again(mut response: Response, wait: Duration) -> Response {
+/// Adds `Retry-After` to a 503, in whole seconds and at least 1.
+fn with_retry_after(mut response: Response, wait: Duration) -> Response {
     if response.status() == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(
-            RETRY_AFTER,
-            HeaderValue::from((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)),
-        );
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
     }
     response
 }
 
-fn violations(details: &ErrorDetails, naming: Naming, found: usize) -> Vec<String> {
+fn violations(
+    details: &ErrorDetails,
+    canvas_id: CanvasIdName,
+    transport_violations: usize,
+) -> Vec<String> {
     let all = details
         .bad_request()
         .map_or(&[][..], |bad| &bad.field_violations);
-    let field = |n, path| {
-        if n < found {
+    let path = |n, path| {
+        if n < transport_violations {
             path
         } else {
-            naming.outer_path(path)
+            canvas_id.json_name(path)
         }
     };
     all.iter()
         .enumerate()
-        .map(|(n, one)| format!("{}: {}", field(n, &*one.field), one.description))
+        .map(|(n, one)| format!("{}: {}", path(n, &*one.field), one.description))
         .collect()
 }
 
-/// One text of all, and of how many more there are.
+/// All errors as one text, with the number of those that did not fit into the status.
 fn joined(errors: &[String], details: &ErrorDetails) -> String {
     let text = errors.join("; ");
     let all = details
@@ -154,9 +151,9 @@ fn joined(errors: &[String], details: &ErrorDetails) -> String {
     }
 }
 
-/// `response` with the headers of the call's answer that are meant for the caller.
+/// Adds the headers of the RPC's response that are meant for the caller.
 pub(super) fn with_headers(mut response: Response, from: &HeaderMap) -> Response {
-    for name in &MESSAGE_HEADERS {
+    for name in &PASSED_HEADERS {
         if let Some(value) = from.get(name) {
             response.headers_mut().insert(name, value.clone());
         }

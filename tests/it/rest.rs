@@ -187,7 +187,7 @@ async fn the_examples_of_the_document_work(database: &Database) {
         let why = told["message"].as_str().expect("a message");
         assert!(
             why.starts_with(&format!(
-                "{name}: is not a known field; perhaps {other} is meant"
+                "{name}: is not a known field; did you mean {other}?"
             )),
             "{path}: {why}"
         );
@@ -273,7 +273,7 @@ async fn every_path_and_slash_that_clients_use_is_one_route(database: &Database)
         let told = app.post(path, &json!({})).await.with(404);
         assert_eq!(
             told,
-            json!({ "message": "there is no such path; /openapi.json tells those that there are" }),
+            json!({ "message": "path not found; /openapi.json lists all paths" }),
             "{path}"
         );
     }
@@ -330,14 +330,14 @@ async fn every_violation_is_told_at_once(database: &Database) {
     for wanted in [
         "canvas_id: must be text, not a number",
         "schedule.in_local_time: must be true or false, not a number",
-        "trigger_properties.big: \"9007199254740993\" is a whole number that a double cannot hold; send it as a string",
-        "trigger_properties.a.b[0]: \"18446744073709551617\" is a whole number that a double cannot hold; send it as a string",
-        "recipients[0]: has more than one of external_user_id, user_alias and email; state one",
+        "trigger_properties.big: \"9007199254740993\" is an integer that a double cannot represent; send it as a string",
+        "trigger_properties.a.b[0]: \"18446744073709551617\" is an integer that a double cannot represent; send it as a string",
+        "recipients[0]: has more than one of external_user_id, user_alias and email; give one",
         "recipients[1]: must be an object, not a number",
-        "recipients[2].emails: is not a known field; perhaps email is meant",
-        "request_id: is there twice",
+        "recipients[2].emails: is not a known field; did you mean email?",
+        "request_id: occurs twice",
         "validate_only: must be true or false, not text",
-        "scheduel: is not a known field; perhaps schedule is meant",
+        "scheduel: is not a known field; did you mean schedule?",
     ] {
         assert!(errors.contains(&wanted), "{wanted}: {errors:#?}");
     }
@@ -479,10 +479,10 @@ async fn what_is_listed_comes_page_by_page(database: &Database) {
         .await
         .with(400);
     let errors = [
-        "state: \"open\" is not a state; pending, dispatching, dispatched or cancelled is needed",
-        "page_size: is there twice",
-        "page_size: \"x\" is not a whole number",
-        "page_sise: is not a known field; perhaps page_size is meant",
+        "state: \"open\" is not a state; must be pending, dispatching, dispatched or cancelled",
+        "page_size: occurs twice",
+        "page_size: \"x\" is not an integer",
+        "page_sise: is not a known field; did you mean page_size?",
     ];
     assert_eq!(told["errors"], json!(errors));
     let told = app
@@ -534,7 +534,7 @@ async fn the_description_and_its_page_need_no_key_and_nothing_from_elsewhere(dat
     );
     assert_eq!(
         get("/docs/index.html").await.with(404)["message"],
-        "there is no such path; /openapi.json tells those that there are"
+        "path not found; /openapi.json lists all paths"
     );
 }
 

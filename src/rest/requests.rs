@@ -1,23 +1,23 @@
-//! The documented requests: which fields of which message they state. The names are those of the protos.
+//! The fields of the documented requests, under their proto names.
 
 use http::Uri;
 use jiter::JsonValue;
-use serde_json::{Value, json};
 
-use super::read::{Naming, Object, Read, ReadObject, Reading};
-use super::schema::Schemas;
+use super::json_reader::{
+    CanvasIdName, FromJson, FromJsonObject, JsonReader, JsonType, ObjectReader,
+};
 use crate::error::quote;
 use crate::layers::violations::TransportViolations;
 use crate::pb::v1;
 use crate::pb::v1::recipient::Identifier;
 
-/// Each field of a message under its own name. One that the message has and the list has not does not compile.
+/// Reads every field of a message under its own name. A list that misses a field does not compile.
 macro_rules! readable {
     ($message:ident { $($field:ident),+ $(,)? }) => {
-        impl ReadObject for v1::$message {
+        impl FromJsonObject for v1::$message {
             const NAME: &'static str = stringify!($message);
 
-            fn read(object: &mut Object<'_, '_>) -> Self {
+            fn from_object(object: &mut ObjectReader<'_, '_>) -> Self {
                 Self { $($field: object.field(stringify!($field))),+ }
             }
         }
@@ -65,27 +65,26 @@ readable!(UserAlias {
     alias_label
 });
 
-impl ReadObject for v1::Recipient {
+impl FromJsonObject for v1::Recipient {
     const NAME: &'static str = "Recipient";
 
-    fn read(object: &mut Object<'_, '_>) -> Self {
+    fn from_object(object: &mut ObjectReader<'_, '_>) -> Self {
         let id: Option<String> = object.field("external_user_id");
         let alias: Option<v1::UserAlias> = object.field("user_alias");
         let email: Option<String> = object.field("email");
-        let stated = [
+        let identifiers = [
             id.map(Identifier::ExternalUserId),
             alias.map(Identifier::UserAlias),
             email.map(Identifier::Email),
         ]
         .into_iter()
         .flatten();
-        let mut stated: Vec<Identifier> = stated.collect();
-        if stated.len() > 1 {
-            object
-                .violate("has more than one of external_user_id, user_alias and email; state one");
+        let mut identifiers: Vec<Identifier> = identifiers.collect();
+        if identifiers.len() > 1 {
+            object.violate("has more than one of external_user_id, user_alias and email; give one");
         }
         Self {
-            identifier: stated.pop(),
+            identifier: identifiers.pop(),
             prioritization: object.field("prioritization"),
             trigger_properties: object.field("trigger_properties"),
             canvas_entry_properties: object.field("canvas_entry_properties"),
@@ -96,20 +95,20 @@ impl ReadObject for v1::Recipient {
     }
 }
 
-impl ReadObject for v1::ListCanvasSchedulesRequest {
+impl FromJsonObject for v1::ListCanvasSchedulesRequest {
     const NAME: &'static str = "ListCanvasSchedulesRequest";
 
-    fn read(object: &mut Object<'_, '_>) -> Self {
+    fn from_object(object: &mut ObjectReader<'_, '_>) -> Self {
         Self {
             canvas_id: object.field("canvas_id"),
-            state: object.field::<StateName>("state").0.into(),
-            page_size: object.field::<Size>("page_size").0,
+            state: object.field::<StateFilter>("state").0.into(),
+            page_size: object.field::<PageSize>("page_size").0,
             page_token: object.field("page_token"),
         }
     }
 }
 
-/// The names of states, in queries and answers.
+/// The JSON names of states, in queries and responses.
 pub(super) const STATES: [(&str, v1::CanvasScheduleState); 4] = [
     ("pending", v1::CanvasScheduleState::Pending),
     ("dispatching", v1::CanvasScheduleState::Dispatching),
@@ -117,58 +116,53 @@ pub(super) const STATES: [(&str, v1::CanvasScheduleState); 4] = [
     ("cancelled", v1::CanvasScheduleState::Cancelled),
 ];
 
-/// A state in a query; unspecified when none is stated.
+/// A state in a query; unspecified when absent.
 #[derive(Default)]
-struct StateName(v1::CanvasScheduleState);
+struct StateFilter(v1::CanvasScheduleState);
 
-impl Read for StateName {
-    fn schema(_: &mut Schemas) -> Value {
-        json!({ "type": "string", "enum": STATES.map(|(name, _)| name) })
+impl FromJson for StateFilter {
+    fn json_type() -> JsonType {
+        JsonType::OneOf(STATES.map(|(name, _)| name).to_vec())
     }
 
-    fn read(value: JsonValue<'_>, path: &str, reading: &mut Reading) -> Option<Self> {
-        let text = String::read(value, path, reading)?;
+    fn from_json(value: JsonValue<'_>, path: &str, reader: &mut JsonReader) -> Option<Self> {
+        let text = String::from_json(value, path, reader)?;
         let known = STATES.iter().find(|(name, _)| *name == text);
         if known.is_none() {
-            reading.violate(
-                path,
-                format!(
-                    "{} is not a state; pending, dispatching, dispatched or cancelled is needed",
-                    quote(&text)
-                ),
+            let message = format!(
+                "{} is not a state; must be pending, dispatching, dispatched or cancelled",
+                quote(&text)
             );
+            reader.violate(path, message);
         }
         known.map(|(_, state)| Self(*state))
     }
 }
 
-/// A number in a query, where everything is text.
+/// An integer in a query, where every value is text.
 #[derive(Default)]
-struct Size(i32);
+struct PageSize(i32);
 
-impl Read for Size {
-    fn schema(_: &mut Schemas) -> Value {
-        json!({ "type": "integer" })
+impl FromJson for PageSize {
+    fn json_type() -> JsonType {
+        JsonType::Integer
     }
 
-    fn read(value: JsonValue<'_>, path: &str, reading: &mut Reading) -> Option<Self> {
-        let text = String::read(value, path, reading)?;
+    fn from_json(value: JsonValue<'_>, path: &str, reader: &mut JsonReader) -> Option<Self> {
+        let text = String::from_json(value, path, reader)?;
         let number = text.parse().ok();
         if number.is_none() {
-            reading.violate(path, format!("{} is not a whole number", quote(&text)));
+            reader.violate(path, format!("{} is not an integer", quote(&text)));
         }
         number.map(Self)
     }
 }
 
-/// The message that a query states, which is read as an object of texts.
-pub(super) fn query<T: ReadObject>(uri: &Uri, found: &TransportViolations) -> T {
+/// Reads a message from the query of a URI, as from an object whose values are all text.
+pub(super) fn from_query<T: FromJsonObject>(uri: &Uri, violations: &TransportViolations) -> T {
     let pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let entries: Vec<_> = pairs
         .map(|(key, value)| (key, JsonValue::Str(value)))
         .collect();
-    let mut reading = Reading::new(Naming::Canvas);
-    let read = reading.object(entries.into(), String::new());
-    reading.finish(found);
-    read
+    JsonReader::new(CanvasIdName::CanvasId).message(entries.into(), violations)
 }

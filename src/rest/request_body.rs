@@ -1,4 +1,4 @@
-//! What stands in a request before any field is read: its type, its size, its bytes.
+//! The body of a request: its content type, its size and its bytes.
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
@@ -7,20 +7,17 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-/// The largest body: what the gRPC port takes as one message.
-const BYTES_MOST: usize = 1024 * 1024;
+/// The same limit as for a gRPC message.
+const MAX_BODY_BYTES: usize = 1024 * 1024;
 
-/// Why no message could be made of a request.
+/// A request from which no message could be read.
 #[derive(Debug, Clone)]
-pub(super) struct Fault {
-    /// As the caller gets it.
-    pub status: StatusCode,
-    /// What is wrong, and what would be right.
-    pub message: String,
+pub(super) struct RequestError {
+    pub(super) status: StatusCode,
+    pub(super) message: String,
 }
 
-impl Fault {
-    /// A fault.
+impl RequestError {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self {
             status,
@@ -31,20 +28,22 @@ impl Fault {
     fn too_large() -> Self {
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the body is over {BYTES_MOST} bytes, the most that is taken"),
+            format!("the body is larger than {MAX_BODY_BYTES} bytes, the limit"),
         )
     }
 }
 
-/// Whether the headers announce a body that can be read.
-///
-/// # Errors
-/// It is not JSON, or too large.
-pub(super) fn check(headers: &HeaderMap) -> Result<(), Fault> {
-    let unsupported = |message| Err(Fault::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+/// Checks that the headers announce uncompressed JSON within the size limit.
+pub(super) fn check_headers(headers: &HeaderMap) -> Result<(), RequestError> {
+    let unsupported = |message| {
+        Err(RequestError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            message,
+        ))
+    };
     if !headers
         .get(CONTENT_TYPE)
-        .is_some_and(|stated| stated.to_str().is_ok_and(is_json))
+        .is_some_and(|content_type| content_type.to_str().is_ok_and(is_json))
     {
         return unsupported(
             "the body must be JSON in UTF-8; send `Content-Type: application/json`",
@@ -52,24 +51,24 @@ pub(super) fn check(headers: &HeaderMap) -> Result<(), Fault> {
     }
     if headers
         .get(CONTENT_ENCODING)
-        .is_some_and(|stated| stated != "identity")
+        .is_some_and(|encoding| encoding != "identity")
     {
-        return unsupported("the body must not be compressed; leave `Content-Encoding` out");
+        return unsupported("the body must not be compressed; omit `Content-Encoding`");
     }
     let length = headers
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok())
         .and_then(|length| length.parse::<u64>().ok());
-    if length.is_some_and(|length| length > BYTES_MOST as u64) {
-        Err(Fault::too_large())
+    if length.is_some_and(|length| length > MAX_BODY_BYTES as u64) {
+        Err(RequestError::too_large())
     } else {
         Ok(())
     }
 }
 
-/// Whether a content type is JSON as we read it. The only parameter that could matter is another charset.
-fn is_json(stated: &str) -> bool {
-    let mut parts = stated.split(';').map(str::trim);
+/// Whether a content type is JSON in UTF-8. Parameters other than the charset do not matter.
+fn is_json(content_type: &str) -> bool {
+    let mut parts = content_type.split(';').map(str::trim);
     let json = parts
         .next()
         .is_some_and(|kind| kind.eq_ignore_ascii_case("application/json"));
@@ -84,25 +83,26 @@ fn is_json(stated: &str) -> bool {
     })
 }
 
-/// The whole body.
+/// Reads the whole body.
 ///
 /// # Errors
-/// It is too large, there is no room for it, or it does not come to its end.
-pub(super) async fn whole(body: Body) -> Result<Bytes, Fault> {
-    let read = Limited::new(body, BYTES_MOST).collect().await;
-    read.map(http_body_util::Collected::to_bytes)
-        .map_err(|why| {
-            if why.is::<LengthLimitError>() {
-                return Fault::too_large();
+/// The body is too large, the limit on buffered bytes is reached, or the connection ended before the body did.
+pub(super) async fn read(body: Body) -> Result<Bytes, RequestError> {
+    let collected = Limited::new(body, MAX_BODY_BYTES).collect().await;
+    collected
+        .map(http_body_util::Collected::to_bytes)
+        .map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                return RequestError::too_large();
             }
-            match why
+            match error
                 .downcast_ref::<Status>()
                 .filter(|status| status.code() == Code::Unavailable)
             {
                 Some(overloaded) => {
-                    Fault::new(StatusCode::SERVICE_UNAVAILABLE, overloaded.message())
+                    RequestError::new(StatusCode::SERVICE_UNAVAILABLE, overloaded.message())
                 }
-                None => Fault::new(StatusCode::BAD_REQUEST, "the body did not come to its end"),
+                None => RequestError::new(StatusCode::BAD_REQUEST, "the body is incomplete"),
             }
         })
 }
@@ -112,8 +112,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_in_utf_8_is_taken_and_nothing_else() {
-        for (stated, taken) in [
+    fn only_json_in_utf_8_is_accepted() {
+        for (content_type, accepted) in [
             ("application/json", true),
             ("Application/JSON; charset=UTF-8", true),
             ("application/json;charset=\"utf-8\"", true),
@@ -124,18 +124,19 @@ mod tests {
             ("application/x-www-form-urlencoded", false),
             ("", false),
         ] {
-            let headers = HeaderMap::from_iter([(CONTENT_TYPE, stated.parse().expect("a header"))]);
-            let checked = check(&headers).map_err(|fault| fault.status);
+            let headers =
+                HeaderMap::from_iter([(CONTENT_TYPE, content_type.parse().expect("a header"))]);
+            let checked = check_headers(&headers).map_err(|error| error.status);
             assert_eq!(
                 checked,
-                if taken {
+                if accepted {
                     Ok(())
                 } else {
                     Err(StatusCode::UNSUPPORTED_MEDIA_TYPE)
                 },
-                "{stated}"
+                "{content_type}"
             );
         }
-        assert!(check(&HeaderMap::new()).is_err(), "none");
+        assert!(check_headers(&HeaderMap::new()).is_err(), "none");
     }
 }

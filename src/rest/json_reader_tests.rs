@@ -1,17 +1,17 @@
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::error::Violation;
 use crate::pb::{v1, values};
 
-/// The properties that are read from this JSON value, and what is wrong with it.
+/// The properties that are read from this JSON value, and their violations.
 fn properties(text: &str) -> (Value, Vec<Violation>) {
     let (found, body) = (
         TransportViolations::default(),
         format!(r#"{{"trigger_properties": {{"k": {text}}}}}"#),
     );
     let read: v1::UpdateCanvasScheduleRequest =
-        message(body.as_bytes(), Naming::Canvas, &found).expect("an object");
+        message(body.as_bytes(), CanvasIdName::CanvasId, &found).expect("an object");
     (
         values::json(read.trigger_properties.expect("properties"))["k"].clone(),
         found.violations().to_vec(),
@@ -19,7 +19,7 @@ fn properties(text: &str) -> (Value, Vec<Violation>) {
 }
 
 #[test]
-fn values_come_through_as_they_are() {
+fn values_are_read_unchanged() {
     for (text, value) in [
         ("null", Value::Null),
         ("[true, -0.5, 1e2]", json!([true, -0.5, 100])),
@@ -35,8 +35,8 @@ fn values_come_through_as_they_are() {
 }
 
 #[test]
-fn what_would_change_on_the_way_is_refused_by_path() {
-    for (text, path, needed) in [
+fn a_value_that_would_lose_information_is_rejected_by_path() {
+    for (text, path, expected) in [
         (
             "9007199254740993",
             "trigger_properties.k",
@@ -50,7 +50,7 @@ fn what_would_change_on_the_way_is_refused_by_path() {
         (
             r#"{"a": 1, "b": 2, "a": 3}"#,
             "trigger_properties.k.a",
-            "is there twice",
+            "occurs twice",
         ),
         (
             r#"[{"\u0000x": -36028797018963969}]"#,
@@ -61,19 +61,19 @@ fn what_would_change_on_the_way_is_refused_by_path() {
         let (_, violations) = properties(text);
         assert_eq!(violations.len(), 1, "{text}: {violations:?}");
         assert!(
-            violations[0].field == path && violations[0].message.contains(needed),
+            violations[0].field == path && violations[0].message.contains(expected),
             "{text}: {violations:?}"
         );
     }
 }
 
 #[test]
-fn depth_is_bounded_where_the_message_is_and_refused_where_the_rule_is() {
+fn nesting_is_bounded_and_the_rpc_enforces_the_limit() {
     let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
     // The object itself is the first level.
     assert!(
         properties(&nested(PROPERTIES_MAX_DEPTH)).1.is_empty(),
-        "one too deep is for the call to refuse"
+        "the RPC rejects one level too many"
     );
     let (_, violations) = properties(&nested(150));
     assert!(
@@ -81,13 +81,13 @@ fn depth_is_bounded_where_the_message_is_and_refused_where_the_rule_is() {
         "{violations:?}"
     );
     let found = TransportViolations::default();
-    let refused = message::<v1::CancelCanvasScheduleRequest>(
+    let rejected = message::<v1::CancelCanvasScheduleRequest>(
         nested(100_000).as_bytes(),
-        Naming::Canvas,
+        CanvasIdName::CanvasId,
         &found,
     );
     assert!(
-        refused
+        rejected
             .expect_err("too deep to parse")
             .message
             .contains("not JSON")
@@ -95,8 +95,8 @@ fn depth_is_bounded_where_the_message_is_and_refused_where_the_rule_is() {
 }
 
 #[test]
-fn a_body_that_is_no_json_object_is_refused_with_where_and_why() {
-    for (body, told) in [
+fn a_body_that_is_not_a_json_object_is_rejected_with_position_and_reason() {
+    for (body, expected) in [
         (
             &b""[..],
             "not JSON: EOF while parsing a value at line 1 column 0",
@@ -115,43 +115,43 @@ fn a_body_that_is_no_json_object_is_refused_with_where_and_why() {
         (b"[]", "must be a JSON object"),
         (b"\"x\"", "must be a JSON object"),
     ] {
-        let refused = message::<v1::CancelCanvasScheduleRequest>(
+        let rejected = message::<v1::CancelCanvasScheduleRequest>(
             body,
-            Naming::Canvas,
+            CanvasIdName::CanvasId,
             &TransportViolations::default(),
         )
         .expect_err("no object");
-        assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+        assert_eq!(rejected.status, StatusCode::BAD_REQUEST);
         assert!(
-            refused.message.contains(told),
+            rejected.message.contains(expected),
             "{}: {}",
             String::from_utf8_lossy(body),
-            refused.message
+            rejected.message
         );
     }
 }
 
 #[test]
-fn an_unknown_field_is_told_with_what_was_perhaps_meant() {
-    for (key, told) in [
-        ("canvasId", "perhaps canvas_id is meant"),
-        ("schedule_ID", "perhaps schedule_id is meant"),
-        ("request-id", "perhaps request_id is meant"),
-        ("require_al", "perhaps require_all is meant"),
+fn an_unknown_field_is_reported_with_the_most_similar_name() {
+    for (key, expected) in [
+        ("canvasId", "did you mean canvas_id?"),
+        ("schedule_ID", "did you mean schedule_id?"),
+        ("request-id", "did you mean request_id?"),
+        ("require_al", "did you mean require_all?"),
         (
             "xyz",
-            "the known ones are canvas_id, schedule_id, etag, request_id, require_all",
+            "the known fields are canvas_id, schedule_id, etag, request_id, require_all",
         ),
     ] {
         let found = TransportViolations::default();
         let body = json!({ key: 1 }).to_string();
-        message::<v1::CancelCanvasScheduleRequest>(body.as_bytes(), Naming::Canvas, &found)
+        message::<v1::CancelCanvasScheduleRequest>(body.as_bytes(), CanvasIdName::CanvasId, &found)
             .expect("an object");
         let violations = found.violations();
         assert!(
             violations.len() == 1
                 && violations[0].field == key
-                && violations[0].message.contains(told),
+                && violations[0].message.contains(expected),
             "{key}: {violations:?}"
         );
     }
@@ -167,7 +167,7 @@ fn the_number_of_violations_is_bounded() {
             .join(",")
     );
     let found = TransportViolations::default();
-    message::<v1::CancelCanvasScheduleRequest>(body.as_bytes(), Naming::Canvas, &found)
+    message::<v1::CancelCanvasScheduleRequest>(body.as_bytes(), CanvasIdName::CanvasId, &found)
         .expect("an object");
-    assert_eq!(found.violations().len(), VIOLATIONS_MOST);
+    assert_eq!(found.violations().len(), MAX_VIOLATIONS);
 }
