@@ -1,4 +1,5 @@
-//! Logging: one line for each event, to standard error; readable on a terminal, JSON elsewhere. Beside it, metrics and traces.
+//! Logging: one line for each event, to standard error; readable on a terminal, JSON elsewhere.
+//! Beside it, metrics and traces.
 
 pub mod metrics;
 pub mod outage;

@@ -1,8 +1,10 @@
-//! Calls an RPC for a REST request: in process, through the same layers as a gRPC call, with tonic's client.
+//! Calls an RPC for a REST request: in process, through the same layers as a gRPC call, with
+//! tonic's client.
 //!
-//! The message is read from the body while the layers run, that is, after they have authenticated the caller, counted the call
-//! and set its deadline. So the service never reads the body of a caller without a key, and an unreadable body is a call with an
-//! unreadable message, as in gRPC. The methods of the generated client take a finished message; this module calls the method
+//! The message is read from the body while the layers run, that is, after they have authenticated
+//! the caller, counted the call and set its deadline. So the service never reads the body of a
+//! caller without a key, and an unreadable body is a call with an unreadable message, as in gRPC.
+//! The methods of the generated client take a finished message; this module calls the method
 //! underneath them.
 
 use std::convert::Infallible;
@@ -61,8 +63,8 @@ pub(super) enum CallError {
     Request(RequestError, MetadataMap),
 }
 
-/// Calls `method` with the message that `message` reads from the request with this `head`. `violations` are those found while
-/// reading.
+/// Calls `method` with the message that `message` reads from the request with this `head`.
+/// `violations` are those found while reading.
 pub(super) async fn call<S, M, A>(
     service: S,
     method: &'static str,

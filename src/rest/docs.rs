@@ -1,5 +1,5 @@
-//! The page that renders the OpenAPI description: Swagger UI, embedded in the binary. Its content security policy forbids to
-//! load anything from elsewhere.
+//! The page that renders the OpenAPI description: Swagger UI, embedded in the binary. Its content
+//! security policy forbids to load anything from elsewhere.
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Reads protobuf messages from JSON and reports every invalid field at once, by path. An unknown field is reported with the
-//! known name that it most resembles. The RPC validates the values.
+//! Reads protobuf messages from JSON and reports every invalid field at once, by path. An unknown
+//! field is reported with the known name that it most resembles. The RPC validates the values.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,11 +17,14 @@ use crate::layers::violations::TransportViolations;
 
 /// Further violations are dropped.
 const MAX_VIOLATIONS: usize = 100;
-/// One level deeper than the limit still reaches the RPC, which rejects it; a deeper message could not be decoded.
+/// One level deeper than the limit still reaches the RPC, which rejects it; a deeper message could
+/// not be decoded.
 const MAX_DEPTH: usize = PROPERTIES_MAX_DEPTH + 1;
-/// Further entries of a list are not read: in memory they are much larger than as text, and no list may be that long.
+/// Further entries of a list are not read: in memory they are much larger than as text, and no list
+/// may be that long.
 const MAX_LIST_ENTRIES: usize = 1_000;
-/// The similarity, from 0 to 1 by edit distance, at which a known name is suggested for an unknown one.
+/// The similarity, from 0 to 1 by edit distance, at which a known name is suggested for an unknown
+/// one.
 const MIN_SIMILARITY: f64 = 0.5;
 /// A longer key is shortened in messages and matches no name.
 const MAX_KEY_BYTES: usize = 64;
@@ -392,7 +395,8 @@ impl<T: FromJson> FromJson for Vec<T> {
             reader.violate(path, message);
         }
         let values = Arc::unwrap_or_clone(values).into_iter().enumerate();
-        // An unreadable entry keeps its position, so that the paths of the later entries stay right.
+        // An unreadable entry keeps its position, so that the paths of the later entries stay
+        // right.
         Some(
             values
                 .take(MAX_LIST_ENTRIES)

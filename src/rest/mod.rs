@@ -1,5 +1,5 @@
-//! The REST gateway: the documented JSON over HTTP, each route an RPC. It only translates, between JSON and messages and from gRPC
-//! status to HTTP; it has no rules.
+//! The REST gateway: the documented JSON over HTTP, each route an RPC. It only translates, between
+//! JSON and messages and from gRPC status to HTTP; it has no rules.
 
 mod call;
 mod docs;
@@ -229,7 +229,8 @@ impl Service<http::Request<Body>> for Rest {
     }
 }
 
-/// Removes the slashes that clients add: a doubled one when their base URL ends in a slash, and one at the end of the path.
+/// Removes the slashes that clients add: a doubled one when their base URL ends in a slash, and one
+/// at the end of the path.
 fn normalize_slashes(uri: &mut Uri) {
     let path = uri.path();
     if !path.contains("//") && (!path.ends_with('/') || path == "/") {

@@ -96,7 +96,8 @@ pub(super) struct WaveJson {
     time: String,
     /// IANA zone names.
     zones: Vec<String>,
-    /// Whether the wave also serves users who have no zone or a zone that the service does not know.
+    /// Whether the wave also serves users who have no zone or a zone that the service does not
+    /// know.
     includes_unlisted_zones: bool,
     /// `at_time` or `optimal_time`.
     #[schema(pattern = "^(at_time|optimal_time)$")]
@@ -225,7 +226,8 @@ pub(super) struct DeleteResponse {
     /// The zones that the cancellation reaches: `all` or `some`.
     #[schema(pattern = "^(all|some)$")]
     applied: &'static str,
-    /// The number of dispatches of unknown outcome that are not retried. They may have been delivered.
+    /// The number of dispatches of unknown outcome that are not retried. They may have been
+    /// delivered.
     #[serde(skip_serializing_if = "is_zero")]
     abandoned_dispatches: i32,
 }
@@ -325,7 +327,8 @@ pub(super) struct DispatchCountsJson {
     delivered: i32,
     /// Dead letters.
     dead: i32,
-    /// Of unknown outcome when the schedule was cancelled; they may have been delivered and are not retried.
+    /// Of unknown outcome when the schedule was cancelled; they may have been delivered and are not
+    /// retried.
     abandoned: i32,
 }
 

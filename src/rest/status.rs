@@ -58,8 +58,8 @@ impl ErrorBody {
     }
 }
 
-/// The response to a call that failed, on a route with this name of `canvas_id`. The first `transport_violations` have paths that
-/// use that name already.
+/// The response to a call that failed, on a route with this name of `canvas_id`. The first
+/// `transport_violations` have paths that use that name already.
 pub(super) fn error_response(
     error: CallError,
     canvas_id: CanvasIdName,

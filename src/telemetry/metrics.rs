@@ -1,5 +1,6 @@
-//! Metrics, in the format of Prometheus; docs/metrics.md lists them. Every handle is resolved before it is used, so that what
-//! happens costs a few atomic additions (docs/adr/0008). Handles that are made by default tell nobody.
+//! Metrics, in the format of Prometheus; docs/metrics.md lists them. Every handle is resolved
+//! before it is used, so that what happens costs a few atomic additions (docs/adr/0008). Handles
+//! that are made by default tell nobody.
 
 mod calls;
 mod commit;

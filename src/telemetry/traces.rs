@@ -1,5 +1,5 @@
-//! Traces, sent by OTLP over gRPC to a collector. Off unless one is named: then a [`Span`] is nothing, and costs a look whether it
-//! is (docs/adr/0009).
+//! Traces, sent by OTLP over gRPC to a collector. Off unless one is named: then a [`Span`] is
+//! nothing, and costs a look whether it is (docs/adr/0009).
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -59,7 +59,8 @@ impl Traces {
         Ok(Self(Some(Arc::new(Exporter { provider, tracer }))))
     }
 
-    /// The span of a call that came with these headers: part of its caller's trace, if they name one.
+    /// The span of a call that came with these headers: part of its caller's trace, if they name
+    /// one.
     pub fn call_span(&self, method: &'static str, headers: &HeaderMap) -> Span {
         let Some(on) = &self.0 else {
             return Span::default();
@@ -108,7 +109,8 @@ impl Traces {
     }
 }
 
-/// A span under way, or nothing. It ends when it is told to, else with its last clone. Cheap to clone.
+/// A span under way, or nothing. It ends when it is told to, else with its last clone. Cheap to
+/// clone.
 #[derive(Clone, Default)]
 pub struct Span(Option<Arc<(SdkTracer, Context)>>);
 

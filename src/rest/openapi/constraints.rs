@@ -1,5 +1,5 @@
-//! Constraints on fields beyond their types, for the OpenAPI description, so that clients generate valid values. The RPC enforces
-//! the rules.
+//! Constraints on fields beyond their types, for the OpenAPI description, so that clients generate
+//! valid values. The RPC enforces the rules.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,8 @@ use crate::domain::payload::{IDENTIFIER_MAX, PRIORITIZATION_MAX, RECIPIENTS_MAX}
 
 /// A UUID with hyphens.
 const UUID: &str = "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}";
-/// ISO 8601 as `domain/schedule.rs` parses it. It also matches impossible dates such as 30 February.
+/// ISO 8601 as `domain/schedule.rs` parses it. It also matches impossible dates such as 30
+/// February.
 const TIME: &str = "^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9]([.,][0-9]{1,9})?)?\
      (Z|[+-]([01][0-9]|2[0-3])(:?[0-5][0-9])?)?$";
 /// No control characters.

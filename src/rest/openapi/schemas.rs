@@ -1,5 +1,5 @@
-//! Schemas of requests and responses for the OpenAPI description: of requests from the fields that are read, with the comments
-//! of the protos; of responses from their types.
+//! Schemas of requests and responses for the OpenAPI description: of requests from the fields that
+//! are read, with the comments of the protos; of responses from their types.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
@@ -140,7 +140,8 @@ impl FieldComment {
 
 /// The comments of the protos, by message and field.
 static COMMENTS: LazyLock<HashMap<(String, String), String>> = LazyLock::new(|| {
-    // The compiled-in descriptors always decode; a test of the whole description would notice otherwise.
+    // The compiled-in descriptors always decode; a test of the whole description would notice
+    // otherwise.
     let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap_or_default();
     let mut comments = HashMap::new();
     for file in set.file {

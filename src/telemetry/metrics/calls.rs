@@ -70,7 +70,8 @@ impl CallMetrics {
         }))))
     }
 
-    /// Where the durations of calls of one method that end with one code go. Keep it: it is looked up under a lock.
+    /// Where the durations of calls of one method that end with one code go. Keep it: it is looked
+    /// up under a lock.
     pub fn duration_histogram(&self, method: &str, code: &str) -> Option<Histogram> {
         self.0
             .as_ref()
