@@ -1,5 +1,5 @@
-//! Logging: one line for each event, to standard error; readable on a terminal, JSON elsewhere.
-//! Beside it, metrics and traces.
+//! Logs, metrics and traces. Logs go to standard error, one line for each event: as text on a
+//! terminal, otherwise as JSON.
 
 pub mod metrics;
 pub mod outage;
@@ -14,13 +14,13 @@ use crate::config::LogArgs;
 /// Starts logging for the rest of the process.
 ///
 /// # Errors
-/// What is wrong with the settings, a line each.
+/// One line for each invalid setting.
 pub fn start(args: &LogArgs) -> Result<(), Vec<String>> {
-    let mut faults = Vec::new();
+    let mut errors = Vec::new();
     let filter = EnvFilter::builder().parse(&args.log_level);
-    if let Err(why) = &filter {
-        faults.push(format!(
-            "--log-level: {:?} is not a level or a list of directives ({why})",
+    if let Err(error) = &filter {
+        errors.push(format!(
+            "--log-level: {:?} is not a level or a list of directives ({error})",
             args.log_level
         ));
     }
@@ -29,14 +29,14 @@ pub fn start(args: &LogArgs) -> Result<(), Vec<String>> {
         "text" => false,
         "auto" => !std::io::stderr().is_terminal(),
         other => {
-            faults.push(format!(
+            errors.push(format!(
                 "--log-format: {other:?} is not one of text, json or auto"
             ));
             false
         }
     };
-    let (Ok(filter), true) = (filter, faults.is_empty()) else {
-        return Err(faults);
+    let (Ok(filter), true) = (filter, errors.is_empty()) else {
+        return Err(errors);
     };
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -51,6 +51,6 @@ pub fn start(args: &LogArgs) -> Result<(), Vec<String>> {
             .with_target(false)
             .try_init()
     };
-    // Only a second start in one process fails; the first one goes on.
-    started.map_err(|why| vec![format!("logging cannot be started: {why}")])
+    // Fails only when logging is already started in this process.
+    started.map_err(|error| vec![format!("failed to start logging: {error}")])
 }

@@ -1,6 +1,6 @@
-//! Metrics, in the format of Prometheus; docs/metrics.md lists them. Every handle is resolved
-//! before it is used, so that what happens costs a few atomic additions (docs/adr/0008). Handles
-//! that are made by default tell nobody.
+//! Metrics in the Prometheus text format, listed in docs/metrics.md. Every metric is resolved before
+//! it is used, so that an update costs a few atomic additions (docs/adr/0008). The default of each
+//! handle records nothing.
 
 mod calls;
 mod commit;
@@ -19,7 +19,7 @@ pub use calls::{CallMetrics, ConnectionMetrics};
 pub use commit::{CommitFailure, CommitMetrics};
 pub use dispatch::{DispatchMetrics, DispatchTotals, DueBacklog};
 
-/// Up to a minute, finer where calls and commits usually are.
+/// Buckets up to a minute, finer in the usual range of calls and commits.
 const SECONDS: [f64; 16] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
     60.0,
@@ -29,26 +29,26 @@ const SECONDS: [f64; 16] = [
 #[derive(Clone)]
 pub struct Metrics {
     registry: MetricRegistry,
-    /// Of calls.
+    /// Metrics of calls.
     pub calls: CallMetrics,
-    /// Of connections.
+    /// Metrics of connections.
     pub connections: ConnectionMetrics,
-    /// Of what is written.
+    /// Metrics of the group commit.
     pub commit: CommitMetrics,
 }
 
 impl Metrics {
-    /// Those of every process, and what the operating system says of it.
+    /// Registers the metrics of every process and those that the operating system keeps about it.
     ///
     /// # Errors
-    /// Never in practice: two of one name.
+    /// Two metrics have the same name, which is a bug.
     pub fn new() -> Result<Self> {
         let registry = MetricRegistry(Registry::new());
-        registry.put(ProcessCollector::for_self())?;
+        registry.register(ProcessCollector::for_self())?;
         let (calls, connections, commit) = (
-            CallMetrics::on(&registry)?,
-            ConnectionMetrics::on(&registry)?,
-            CommitMetrics::on(&registry)?,
+            CallMetrics::register(&registry)?,
+            ConnectionMetrics::register(&registry)?,
+            CommitMetrics::register(&registry)?,
         );
         Ok(Self {
             registry,
@@ -58,59 +58,56 @@ impl Metrics {
         })
     }
 
-    /// Those of a process that sends to `sink`.
+    /// Registers the metrics of a dispatcher that delivers to `sink`.
     ///
     /// # Errors
-    /// There is one already.
+    /// They are already registered.
     pub fn dispatch(&self, sink: &str) -> Result<DispatchMetrics> {
-        DispatchMetrics::on(&self.registry, sink)
+        DispatchMetrics::register(&self.registry, sink)
     }
 
-    /// A gauge that is looked up at each scrape.
+    /// Registers a gauge whose value each scrape reads by calling `read`.
     ///
     /// # Errors
-    /// There is one of this name.
+    /// The name is already registered.
     pub fn gauge(
         &self,
         name: &str,
         help: &str,
-        look: impl Fn() -> f64 + Send + Sync + 'static,
+        read: impl Fn() -> f64 + Send + Sync + 'static,
     ) -> Result<()> {
         self.registry
-            .put(PullingGauge::new(name, help, Box::new(look))?)
+            .register(PullingGauge::new(name, help, Box::new(read))?)
     }
 
-    /// Gauges that `look` sets at each scrape.
+    /// Registers labelled gauges that each scrape sets by calling `set`.
     ///
     /// # Errors
-    /// There are some of this name.
+    /// The name is already registered.
     pub fn gauges(
         &self,
         name: &str,
         help: &str,
         labels: &[&str],
-        look: impl Fn(&GaugeVec) + Send + Sync + 'static,
+        set: impl Fn(&GaugeVec) + Send + Sync + 'static,
     ) -> Result<()> {
         let gauges = GaugeVec::new(Opts::new(name, help), labels)?;
-        self.registry.put(ScrapedGauges {
+        self.registry.register(ScrapedGauges {
             gauges,
-            look: Arc::new(look),
+            set: Arc::new(set),
         })
     }
 
-    /// All of them as Prometheus reads them.
-    ///
-    /// # Errors
-    /// Never in practice: a metric without a name.
+    /// All metrics in the Prometheus text format.
     pub fn text(&self) -> Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.0.gather())
     }
 }
 
-/// Gauges whose values are looked up.
+/// Gauges that are set when they are scraped.
 struct ScrapedGauges<F> {
     gauges: GaugeVec,
-    look: Arc<F>,
+    set: Arc<F>,
 }
 
 impl<F: Fn(&GaugeVec) + Send + Sync> Collector for ScrapedGauges<F> {
@@ -119,64 +116,64 @@ impl<F: Fn(&GaugeVec) + Send + Sync> Collector for ScrapedGauges<F> {
     }
 
     fn collect(&self) -> Vec<prometheus::proto::MetricFamily> {
-        (self.look)(&self.gauges);
+        (self.set)(&self.gauges);
         self.gauges.collect()
     }
 }
 
-/// Where handles are made.
+/// Creates and registers metrics.
 #[derive(Clone)]
 struct MetricRegistry(Registry);
 
 impl MetricRegistry {
-    fn put(&self, metric: impl Collector + 'static) -> Result<()> {
+    fn register(&self, metric: impl Collector + 'static) -> Result<()> {
         self.0.register(Box::new(metric))
     }
 
     fn counter(&self, name: &str, help: &str) -> Result<IntCounter> {
-        let made = IntCounter::new(name, help)?;
-        self.put(made.clone())?;
-        Ok(made)
+        let metric = IntCounter::new(name, help)?;
+        self.register(metric.clone())?;
+        Ok(metric)
     }
 
-    /// A counter for each value of its one label.
+    /// A counter for each value of a label.
     fn counters<const N: usize>(
         &self,
         opts: Opts,
         label: &str,
         values: [&'static str; N],
     ) -> Result<LabelCounters<N>> {
-        let made = IntCounterVec::new(opts, &[label])?;
-        self.put(made.clone())?;
+        let metric = IntCounterVec::new(opts, &[label])?;
+        self.register(metric.clone())?;
         Ok(LabelCounters(
-            values.map(|value| (value, made.with_label_values(&[value]))),
+            values.map(|value| (value, metric.with_label_values(&[value]))),
         ))
     }
 
     fn gauge(&self, opts: Opts) -> Result<IntGauge> {
-        let made = IntGauge::with_opts(opts)?;
-        self.put(made.clone())?;
-        Ok(made)
+        let metric = IntGauge::with_opts(opts)?;
+        self.register(metric.clone())?;
+        Ok(metric)
     }
 
     fn histogram(&self, opts: HistogramOpts) -> Result<Histogram> {
-        let made = Histogram::with_opts(opts)?;
-        self.put(made.clone())?;
-        Ok(made)
+        let metric = Histogram::with_opts(opts)?;
+        self.register(metric.clone())?;
+        Ok(metric)
     }
 
     fn histograms(&self, opts: HistogramOpts, labels: &[&str]) -> Result<HistogramVec> {
-        let made = HistogramVec::new(opts, labels)?;
-        self.put(made.clone())?;
-        Ok(made)
+        let metric = HistogramVec::new(opts, labels)?;
+        self.register(metric.clone())?;
+        Ok(metric)
     }
 }
 
-/// A counter for each of a few names, which are there from the start, at 0.
+/// A counter for each value of a label, all of them exported from the start as 0.
 struct LabelCounters<const N: usize>([(&'static str, IntCounter); N]);
 
 impl<const N: usize> LabelCounters<N> {
-    /// Counts one. A name that is none of them counts nowhere.
+    /// Increments the counter of a value. An unknown value is ignored.
     fn count(&self, name: &str) {
         if let Some((_, counter)) = self.0.iter().find(|(known, _)| *known == name) {
             counter.inc();
@@ -189,8 +186,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_happened_is_in_the_text() {
-        let metrics = Metrics::new().expect("names that are good");
+    fn recorded_values_are_in_the_text() {
+        let metrics = Metrics::new().expect("unique names");
         metrics.calls.count_refused("KEY_UNKNOWN");
         metrics.calls.count_shed(true);
         metrics.connections.count_refused(true);
@@ -222,13 +219,13 @@ mod tests {
     }
 
     #[test]
-    fn handles_by_default_tell_nobody_and_do_no_harm() {
+    fn default_handles_record_nothing() {
         CallMetrics::default().count_refused("KEY_UNKNOWN");
         CommitMetrics::default().observe_batch(1);
         DispatchMetrics::default().observe_lag(0.1);
         assert!(
             Metrics::new().is_ok(),
-            "and nothing is shared between processes' metrics"
+            "two registries in one process share nothing"
         );
     }
 }

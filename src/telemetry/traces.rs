@@ -1,5 +1,5 @@
-//! Traces, sent by OTLP over gRPC to a collector. Off unless one is named: then a [`Span`] is
-//! nothing, and costs a look whether it is (docs/adr/0009).
+//! Traces, exported by OTLP over gRPC to a collector. Without a collector, a [`Span`] is empty and
+//! costs one check (docs/adr/0009).
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,10 +14,10 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
-/// How long the last spans may take to be sent when the process stops.
+/// Limits the export of the last spans when the process stops.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The traces of a process. Cheap to clone; by default there are none.
+/// The traces of a process. Cheap to clone. The default exports nothing.
 #[derive(Clone, Default)]
 pub struct Traces(Option<Arc<Exporter>>);
 
@@ -26,23 +26,24 @@ struct Exporter {
     tracer: SdkTracer,
 }
 
-/// When something began; nothing where nothing is traced.
+/// When a span began; empty when tracing is off.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SpanStart(Option<SystemTime>);
 
 impl Traces {
-    /// Sent to a collector such as `http://127.0.0.1:4317`, by the runtime that this is called on; it need not be there yet. How
-    /// much is sampled, how large batches are and further attributes are read from the variables that OpenTelemetry names.
+    /// Exports to a collector such as `http://127.0.0.1:4317`, on the current runtime. The collector
+    /// may start later. Sampling, batch sizes and further attributes come from the environment
+    /// variables that OpenTelemetry defines.
     ///
     /// # Errors
-    /// The endpoint is none.
+    /// The endpoint is not a valid URL.
     pub fn export_to(endpoint: &str) -> Result<Self, String> {
         let exporter = SpanExporter::builder()
             .with_tonic()
             .with_endpoint(endpoint)
             .build();
-        let exporter =
-            exporter.map_err(|why| format!("{endpoint:?} is no collector's endpoint: {why}"))?;
+        let exporter = exporter
+            .map_err(|error| format!("{endpoint:?} is not the URL of a collector: {error}"))?;
         let resource = Resource::builder_empty()
             .with_service_name("canvas-scheduler")
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
@@ -59,8 +60,7 @@ impl Traces {
         Ok(Self(Some(Arc::new(Exporter { provider, tracer }))))
     }
 
-    /// The span of a call that came with these headers: part of its caller's trace, if they name
-    /// one.
+    /// Starts the span of a call. It continues the trace of the caller if the headers name one.
     pub fn call_span(&self, method: &'static str, headers: &HeaderMap) -> Span {
         let Some(on) = &self.0 else {
             return Span::default();
@@ -79,7 +79,7 @@ impl Traces {
         Span::start(&on.tracer, &parent, builder)
     }
 
-    /// A span that begins a trace of its own.
+    /// Starts the root span of a new trace.
     pub fn root_span(&self, name: &'static str, began: SpanStart) -> Span {
         let Some(on) = &self.0 else {
             return Span::default();
@@ -91,25 +91,25 @@ impl Traces {
         Span::start(&on.tracer, &Context::new(), builder)
     }
 
-    /// Now.
+    /// The current time as the start of a span.
     pub fn now(&self) -> SpanStart {
         SpanStart(self.0.as_ref().map(|_| SystemTime::now()))
     }
 
-    /// Sends what was not sent yet, within a bound.
+    /// Exports the remaining spans, for at most 2 seconds.
     pub async fn flush(self) {
         let Some(on) = self.0 else { return };
-        // It waits for the connection, which this runtime carries.
+        // The shutdown blocks until this runtime has sent the spans.
         let flushed =
             tokio::task::spawn_blocking(move || on.provider.shutdown_with_timeout(FLUSH_TIMEOUT))
                 .await;
-        if let Ok(Err(why)) = flushed {
-            tracing::warn!(%why, "the last traces were not sent");
+        if let Ok(Err(error)) = flushed {
+            tracing::warn!(%error, "failed to export the last spans");
         }
     }
 }
 
-/// A span under way, or nothing. It ends when it is told to, else with its last clone. Cheap to
+/// A span in progress, or empty. It ends by [`Span::end`] or when its last clone is dropped. Cheap to
 /// clone.
 #[derive(Clone, Default)]
 pub struct Span(Option<Arc<(SdkTracer, Context)>>);
@@ -124,19 +124,19 @@ impl Span {
         Self(Some(Arc::new((tracer.clone(), context))))
     }
 
-    /// A span within this one, from now on.
+    /// Starts a child span.
     #[must_use]
     pub fn child(&self, name: &'static str) -> Self {
         self.child_from(name, SpanKind::Internal, SpanStart::default())
     }
 
-    /// A span within this one that asks somebody else, from now on.
+    /// Starts a child span for a request to another service.
     #[must_use]
     pub fn client_child(&self, name: &'static str) -> Self {
         self.child_from(name, SpanKind::Client, SpanStart::default())
     }
 
-    /// A span within this one, which ends now.
+    /// Records a child span that ends now.
     pub fn record_child(&self, name: &'static str, began: SpanStart) {
         self.child_from(name, SpanKind::Internal, began).end();
     }
@@ -153,28 +153,28 @@ impl Span {
         Self::start(tracer, context, builder)
     }
 
-    /// Says something of it. `value` is asked for only where there is a span.
+    /// Sets an attribute. `value` is called only if the span is not empty.
     pub fn set<V: Into<Value>>(&self, name: &'static str, value: impl FnOnce() -> V) {
         if let Some(on) = &self.0 {
             on.1.span().set_attribute(KeyValue::new(name, value()));
         }
     }
 
-    /// It is a failure.
+    /// Marks the span as failed.
     pub fn fail(&self, why: &'static str) {
         if let Some(on) = &self.0 {
             on.1.span().set_status(Status::error(why));
         }
     }
 
-    /// Ends it.
+    /// Ends the span.
     pub fn end(&self) {
         if let Some(on) = &self.0 {
             on.1.span().end();
         }
     }
 
-    /// As others take it on: the header `traceparent` of W3C's Trace Context.
+    /// The header `traceparent` of W3C Trace Context, by which other services continue the trace.
     pub fn traceparent(&self) -> Option<String> {
         let context = self.0.as_ref()?.1.span().span_context().clone();
         let (trace, span, flags) = (
@@ -194,7 +194,7 @@ impl std::fmt::Debug for Span {
     }
 }
 
-/// HeaderExtractor as the propagator reads them.
+/// Gives the propagator access to the headers.
 struct HeaderExtractor<'a>(&'a HeaderMap);
 
 impl Extractor for HeaderExtractor<'_> {
@@ -212,10 +212,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_collector_there_is_nothing() {
+    fn without_a_collector_spans_are_empty() {
         let traces = Traces::default();
         let span = traces.call_span("a.B/C", &HeaderMap::new());
-        span.set("never", || -> i64 { panic!("asked for") });
+        span.set("never", || -> i64 { panic!("called") });
         assert!(
             span.traceparent().is_none()
                 && span.child("x").0.is_none()
@@ -224,9 +224,9 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_is_none_is_told() {
+    fn an_invalid_endpoint_is_an_error() {
         let Err(why) = Traces::export_to("not a url") else {
-            panic!("taken")
+            panic!("accepted")
         };
         assert!(why.contains("not a url"), "{why}");
     }

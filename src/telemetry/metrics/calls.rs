@@ -6,8 +6,8 @@ use prometheus::{Histogram, HistogramOpts, HistogramVec, Opts, Result};
 
 use super::{LabelCounters, MetricRegistry, SECONDS};
 
-/// Why a call is not let in: the reasons that its caller is told.
-const REFUSALS: [&str; 8] = [
+/// The reasons for which a call is not authenticated or not authorized.
+const AUTH_REASONS: [&str; 8] = [
     "KEY_MISSING",
     "KEY_MALFORMED",
     "KEY_UNKNOWN",
@@ -17,10 +17,10 @@ const REFUSALS: [&str; 8] = [
     "PERMISSION_MISSING",
     "STORE_UNAVAILABLE",
 ];
-/// What is counted against quotas.
+/// The quotas of a workspace.
 const QUOTAS: [&str; 3] = ["requests", "broadcasts", "same-audience"];
 
-/// Metrics of calls. Cheap to clone; by default they are told nobody.
+/// Metrics of calls. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct CallMetrics(Option<Arc<CallHandles>>);
 
@@ -32,10 +32,10 @@ struct CallHandles {
 }
 
 impl CallMetrics {
-    pub(super) fn on(registry: &MetricRegistry) -> Result<Self> {
+    pub(super) fn register(registry: &MetricRegistry) -> Result<Self> {
         let durations = HistogramOpts::new(
             "rpc_server_call_duration_seconds",
-            "How long a call took, by method and code.",
+            "Duration of calls, by method and status code.",
         );
         let durations = durations
             .const_label("rpc_system_name", "grpc")
@@ -46,7 +46,7 @@ impl CallMetrics {
             shed: registry.counters(
                 Opts::new(
                     "canvas_scheduler_calls_shed_total",
-                    "Calls refused since as many were under way as may be.",
+                    "Calls rejected because the maximum number of calls was in flight.",
                 ),
                 "kind",
                 ["unary", "stream"],
@@ -54,15 +54,15 @@ impl CallMetrics {
             refusals: registry.counters(
                 Opts::new(
                     "canvas_scheduler_auth_refusals_total",
-                    "Calls that were not let in, by the reason that the caller is told.",
+                    "Calls rejected by authentication or authorization, by the reason in the response.",
                 ),
                 "reason",
-                REFUSALS,
+                AUTH_REASONS,
             )?,
             over_quota: registry.counters(
                 Opts::new(
                     "canvas_scheduler_rate_limit_refusals_total",
-                    "Calls refused since the workspace's quota is used up.",
+                    "Calls rejected because a quota of the workspace was used up.",
                 ),
                 "quota",
                 QUOTAS,
@@ -70,29 +70,29 @@ impl CallMetrics {
         }))))
     }
 
-    /// Where the durations of calls of one method that end with one code go. Keep it: it is looked
-    /// up under a lock.
+    /// The durations of calls of a method that end with a code. Keep the histogram: the lookup takes a
+    /// lock.
     pub fn duration_histogram(&self, method: &str, code: &str) -> Option<Histogram> {
         self.0
             .as_ref()
             .map(|handles| handles.durations.with_label_values(&[method, code]))
     }
 
-    /// One was refused since too many are under way.
+    /// Counts a call that was rejected because too many were in flight.
     pub fn count_shed(&self, stream: bool) {
         if let Some(handles) = &self.0 {
             handles.shed.count(if stream { "stream" } else { "unary" });
         }
     }
 
-    /// One was not let in.
+    /// Counts a call that was not authenticated or not authorized.
     pub fn count_refused(&self, reason: &str) {
         if let Some(handles) = &self.0 {
             handles.refusals.count(reason);
         }
     }
 
-    /// One was refused since a quota is used up.
+    /// Counts a call that was rejected because a quota is used up.
     pub fn count_over_quota(&self, quota: &str) {
         if let Some(handles) = &self.0 {
             handles.over_quota.count(quota);
@@ -100,15 +100,15 @@ impl CallMetrics {
     }
 }
 
-/// Metrics of connections. Cheap to clone; by default they are told nobody.
+/// Metrics of connections. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct ConnectionMetrics(Option<Arc<LabelCounters<2>>>);
 
 impl ConnectionMetrics {
-    pub(super) fn on(registry: &MetricRegistry) -> Result<Self> {
+    pub(super) fn register(registry: &MetricRegistry) -> Result<Self> {
         let refused = Opts::new(
             "canvas_scheduler_connections_refused_total",
-            "Connections closed at once, being too many.",
+            "Connections closed when accepted because there were too many.",
         );
         Ok(Self(Some(Arc::new(registry.counters(
             refused,
@@ -117,10 +117,10 @@ impl ConnectionMetrics {
         )?))))
     }
 
-    /// One was closed at once: too many in all, or of one address.
-    pub fn count_refused(&self, of_one_address: bool) {
+    /// Counts a connection that was closed because there were too many, in total or from one address.
+    pub fn count_refused(&self, from_one_address: bool) {
         if let Some(refused) = &self.0 {
-            refused.count(if of_one_address { "address" } else { "all" });
+            refused.count(if from_one_address { "address" } else { "all" });
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Metrics of what is written: the group commit, and dead letters.
+//! Metrics of the group commit and of dead letters.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,22 +7,22 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, Opts, Result};
 
 use super::{LabelCounters, MetricRegistry, SECONDS};
 
-const SIZES: [f64; 11] = [
+const BATCH_SIZES: [f64; 11] = [
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1000.0,
 ];
 
-/// Why a round did not end well.
+/// Why a round of the group commit failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommitFailure {
-    /// The database was away.
+    /// The database was unavailable.
     Away,
-    /// It refused a statement.
+    /// The database rejected a statement.
     Fault,
-    /// It did not answer in time.
+    /// The database did not respond in time.
     Timeout,
 }
 
-/// Metrics of what is written. Cheap to clone; by default they are told nobody.
+/// Metrics of the group commit. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct CommitMetrics(Option<Arc<CommitHandles>>);
 
@@ -35,29 +35,29 @@ struct CommitHandles {
 }
 
 impl CommitMetrics {
-    pub(super) fn on(registry: &MetricRegistry) -> Result<Self> {
+    pub(super) fn register(registry: &MetricRegistry) -> Result<Self> {
         let sizes = HistogramOpts::new(
             "canvas_scheduler_commit_batch_size",
-            "Changes taken into one round of the group commit.",
+            "Changes in a round of the group commit.",
         );
         let durations = HistogramOpts::new(
             "canvas_scheduler_commit_duration_seconds",
-            "How long a round of the group commit took.",
+            "Duration of successful rounds of the group commit.",
         );
         Ok(Self(Some(Arc::new(CommitHandles {
-            sizes: registry.histogram(sizes.buckets(SIZES.to_vec()))?,
+            sizes: registry.histogram(sizes.buckets(BATCH_SIZES.to_vec()))?,
             durations: registry.histogram(durations.buckets(SECONDS.to_vec()))?,
             failures: registry.counters(
                 Opts::new(
                     "canvas_scheduler_commit_failures_total",
-                    "Rounds of the group commit that did not end well.",
+                    "Failed rounds of the group commit, by reason.",
                 ),
                 "reason",
                 ["away", "fault", "timeout"],
             )?,
             queue_full: registry.counter(
                 "canvas_scheduler_commit_queue_full_total",
-                "Changes refused since their writer's queue was full.",
+                "Changes rejected because the queue of their writer was full.",
             )?,
             dead_letters: registry.counter(
                 "canvas_scheduler_dead_letters_total",
@@ -66,22 +66,22 @@ impl CommitMetrics {
         }))))
     }
 
-    /// A round begins with so many changes.
-    #[allow(clippy::cast_precision_loss, reason = "a thousand at most")]
+    /// Records the number of changes in a round.
+    #[allow(clippy::cast_precision_loss, reason = "at most 1,000")]
     pub fn observe_batch(&self, changes: usize) {
         if let Some(handles) = &self.0 {
             handles.sizes.observe(changes as f64);
         }
     }
 
-    /// A round has ended well.
-    pub fn observe_commit(&self, took: Duration) {
+    /// Records the duration of a successful round.
+    pub fn observe_commit(&self, duration: Duration) {
         if let Some(handles) = &self.0 {
-            handles.durations.observe(took.as_secs_f64());
+            handles.durations.observe(duration.as_secs_f64());
         }
     }
 
-    /// A round has not.
+    /// Counts a failed round.
     pub fn count_failure(&self, why: CommitFailure) {
         if let Some(handles) = &self.0 {
             handles.failures.count(match why {
@@ -92,14 +92,14 @@ impl CommitMetrics {
         }
     }
 
-    /// A change was refused since the queue was full.
+    /// Counts a change that was rejected because the queue of its writer was full.
     pub fn count_queue_full(&self) {
         if let Some(handles) = &self.0 {
             handles.queue_full.inc();
         }
     }
 
-    /// So many dispatches became dead letters.
+    /// Counts dispatches that became dead letters.
     pub fn count_dead_letters(&self, dispatches: usize) {
         if let Some(handles) = &self.0 {
             handles.dead_letters.inc_by(dispatches as u64);

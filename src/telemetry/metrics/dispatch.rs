@@ -1,4 +1,4 @@
-//! Metrics of a process that sends.
+//! Metrics of the dispatcher.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,34 +7,34 @@ use prometheus::{Gauge, Histogram, HistogramOpts, IntGauge, Opts, Result};
 
 use super::{LabelCounters, MetricRegistry, SECONDS};
 
-/// Up to an hour.
-const LAGS: [f64; 15] = [
+/// Buckets up to an hour.
+const LAG_SECONDS: [f64; 15] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0, 3600.0,
 ];
 
-/// What is due and was not fired.
+/// The waves that are due and have not been claimed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DueBacklog {
-    /// How many, up to a bound.
+    /// The number of waves, counted up to a limit.
     pub due: i64,
-    /// For how long the first of them has been due.
+    /// How long ago the first of them became due.
     pub oldest: Duration,
 }
 
-/// How the dispatches of all workspaces stand, and the brake.
+/// The dispatches of all workspaces by state, and the pauses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DispatchTotals {
-    /// Of unknown outcome, up to a bound.
+    /// Dispatches of unknown outcome, counted up to a limit.
     pub unknown: i64,
-    /// Dead letters, up to a bound.
+    /// Dead letters, counted up to a limit.
     pub dead: i64,
     /// Whether sending is paused for all workspaces.
     pub all_paused: bool,
-    /// Workspaces with a brake of their own.
+    /// The number of workspaces that are paused themselves.
     pub workspaces_paused: i64,
 }
 
-/// Metrics of sending. Cheap to clone; by default they are told nobody.
+/// Metrics of the dispatcher. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct DispatchMetrics(Option<Arc<DispatchHandles>>);
 
@@ -54,52 +54,55 @@ struct DispatchHandles {
 }
 
 impl DispatchMetrics {
-    pub(super) fn on(registry: &MetricRegistry, sink: &str) -> Result<Self> {
+    pub(super) fn register(registry: &MetricRegistry, sink: &str) -> Result<Self> {
         let gauge = |name: &str, help: &str| {
             registry.gauge(Opts::new(format!("canvas_scheduler_{name}"), help))
         };
-        let of_sink = |name: &str, help: &str| {
+        let sink_gauge = |name: &str, help: &str| {
             registry.gauge(
                 Opts::new(format!("canvas_scheduler_{name}"), help).const_label("sink", sink),
             )
         };
         let oldest = Gauge::new(
             "canvas_scheduler_due_backlog_oldest_seconds",
-            "For how long the first wave that was not fired has been due.",
+            "Seconds since the oldest unclaimed wave became due.",
         )?;
-        registry.put(oldest.clone())?;
+        registry.register(oldest.clone())?;
         let lag = HistogramOpts::new(
             "canvas_scheduler_dispatch_lag_seconds",
-            "From when a wave was due to when its first attempt began.",
+            "Time from when a wave was due to its first attempt.",
         );
         let durations = HistogramOpts::new(
             "canvas_scheduler_dispatch_duration_seconds",
-            "How long the sink took to answer.",
+            "Time that the sink took to answer an attempt.",
         );
         Ok(Self(Some(Arc::new(DispatchHandles {
-            lag: registry.histogram(lag.buckets(LAGS.to_vec()))?,
+            lag: registry.histogram(lag.buckets(LAG_SECONDS.to_vec()))?,
             backlog: gauge(
                 "due_backlog",
-                "Waves that are due and were not fired, up to 10,000.",
+                "Waves that are due and not claimed, counted up to 10,000.",
             )?,
             oldest,
-            in_hand: of_sink(
+            in_hand: sink_gauge(
                 "dispatches_in_hand",
-                "Dispatches in the hands of this process.",
+                "Dispatches in flight in this process.",
             )?,
-            in_hand_max: of_sink("dispatches_in_hand_max", "How many there may be.")?,
-            unknown: of_sink(
+            in_hand_max: sink_gauge(
+                "dispatches_in_hand_max",
+                "Maximum number of dispatches in flight in this process.",
+            )?,
+            unknown: sink_gauge(
                 "dispatches_unknown",
-                "Dispatches of unknown outcome, up to 10,000.",
+                "Dispatches of unknown outcome, counted up to 10,000.",
             )?,
-            dead: of_sink(
+            dead: sink_gauge(
                 "dispatches_dead",
-                "Dead letters that are kept, up to 10,000.",
+                "Stored dead letters, counted up to 10,000.",
             )?,
             answers: registry.counters(
                 Opts::new(
                     "canvas_scheduler_dispatch_answers_total",
-                    "Attempts, by what the sink said.",
+                    "Delivery attempts, by the answer of the sink.",
                 )
                 .const_label("sink", sink),
                 "answer",
@@ -110,9 +113,9 @@ impl DispatchMetrics {
                     .const_label("sink", sink)
                     .buckets(SECONDS.to_vec()),
             )?,
-            probing: of_sink(
+            probing: sink_gauge(
                 "sink_probing",
-                "Whether the sink takes nothing, so that only a probe goes to it.",
+                "Whether the sink accepts nothing, so that only probes go to it.",
             )?,
             all_paused: gauge(
                 "sending_paused",
@@ -125,50 +128,50 @@ impl DispatchMetrics {
         }))))
     }
 
-    /// There are so many workers.
+    /// Sets the maximum number of dispatches in flight, which is the number of workers.
     pub fn set_max_in_flight(&self, max: usize) {
         if let Some(handles) = &self.0 {
             handles.in_hand_max.set(signed(max));
         }
     }
 
-    /// A wave's first attempt begins, so many seconds after it was due.
+    /// Records the seconds from when a wave was due to its first attempt.
     pub fn observe_lag(&self, lag: f64) {
         if let Some(handles) = &self.0 {
             handles.lag.observe(lag);
         }
     }
 
-    /// So many dispatches are in hand now.
+    /// Sets the number of dispatches in flight.
     pub fn set_in_flight(&self, dispatches: usize) {
         if let Some(handles) = &self.0 {
             handles.in_hand.set(signed(dispatches));
         }
     }
 
-    /// The sink has answered an attempt.
-    pub fn observe_attempt(&self, answer: &str, took: Duration) {
+    /// Records the answer of the sink to an attempt.
+    pub fn observe_attempt(&self, answer: &str, duration: Duration) {
         if let Some(handles) = &self.0 {
             handles.answers.count(answer);
-            handles.durations.observe(took.as_secs_f64());
+            handles.durations.observe(duration.as_secs_f64());
         }
     }
 
-    /// Whether the sink takes nothing.
+    /// Sets whether the sink accepts nothing, so that only probes go to it.
     pub fn set_probing(&self, probing: bool) {
         if let Some(handles) = &self.0 {
             handles.probing.set(probing.into());
         }
     }
 
-    /// What was said last of whether the sink takes nothing.
+    /// The last value of [`Self::set_probing`].
     pub fn is_probing(&self) -> bool {
         self.0
             .as_ref()
             .is_some_and(|handles| handles.probing.get() != 0)
     }
 
-    /// What is due.
+    /// Sets the waves that are due.
     pub fn set_backlog(&self, backlog: DueBacklog) {
         if let Some(handles) = &self.0 {
             handles.backlog.set(backlog.due);
@@ -176,7 +179,7 @@ impl DispatchMetrics {
         }
     }
 
-    /// How dispatches stand.
+    /// Sets the dispatches by state.
     pub fn set_totals(&self, totals: DispatchTotals) {
         if let Some(handles) = &self.0 {
             handles.unknown.set(totals.unknown);
