@@ -2,6 +2,7 @@
 //! `run()` is the loop around `run_once()`; no transaction is open while a sink is called.
 
 mod hands;
+mod settings;
 mod upkeep;
 
 use std::pin::pin;
@@ -21,6 +22,7 @@ use crate::sink::SharedSink;
 use crate::telemetry::metrics::DispatchMetrics;
 use crate::telemetry::traces::{SpanStart, Traces};
 use hands::Hands;
+pub use settings::DispatcherSettings;
 
 /// The most that is taken or finished at once. What one commit costs is spread over as many by then.
 const BATCH_MOST: usize = 512;

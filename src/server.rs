@@ -1,14 +1,17 @@
-//! Wiring: opens the store, builds the service, mounts the listeners, runs the cores, drains in order.
+//! A running server: it opens the database, starts the worker threads and the dispatcher, accepts connections, and drains in order.
 
 pub mod accept;
 mod admin_port;
 mod clock_sync;
+mod database;
 mod dispatcher_thread;
 mod gauges;
 mod listeners;
 mod readiness;
 mod routes;
+mod settings;
 mod startup;
+mod threads;
 mod tls;
 
 use std::net::SocketAddr;
@@ -19,8 +22,6 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::{SharedClock, sleep_until};
-use crate::config::Serve;
-use crate::domain::{DeliveryPolicy, Policy};
 use crate::error::{Error, Violation};
 use crate::layers::Stack;
 use crate::layers::auth::Authenticator;
@@ -31,29 +32,32 @@ use crate::service::Service;
 use crate::service::access::Access;
 use crate::service::admin::Admin;
 use crate::sink::SharedSink;
-use crate::store::{Durability, Options, Store, Writer};
-use crate::telemetry::metrics::Metrics;
+use crate::store::{Store, Writer};
+use crate::telemetry::metrics::{DispatchMetrics, Metrics};
 use crate::telemetry::traces::Traces;
-use accept::{Bounds, ConnectionLimits};
+use accept::ConnectionLimits;
+use admin_port::AdminPort;
+use database::OpenDatabase;
 use dispatcher_thread::{DispatcherThread, SinkSource};
 use listeners::Listeners;
 use readiness::Readiness;
 use routes::{EnabledServices, Routes};
+pub use settings::{Roles, Serve, ServeArgs, TlsFiles};
 use startup::Startup;
 
-/// Between passes that remove what has outlived its use.
-const CLEAN_UP_EVERY: TimeDelta = TimeDelta::minutes(10);
+/// Between passes that remove expired rows.
+const CLEAN_UP_INTERVAL: TimeDelta = TimeDelta::minutes(10);
 /// The same when the clock was set back meanwhile.
-const CLEAN_UP_MOST: Duration = Duration::from_secs(11 * 60);
-/// After the drain: how long connections have to flush and writers to end.
-const AFTER_DRAIN: Duration = Duration::from_secs(3);
+const MAX_CLEAN_UP_WAIT: Duration = Duration::from_secs(11 * 60);
+/// After the drain: how long connections may take to flush, and writers to end.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A running server.
 pub struct Server {
     grpc_addr: SocketAddr,
     gateway_addr: Option<SocketAddr>,
     admin_addr: SocketAddr,
-    /// Goes on to the end of the stop, so that it can be watched.
+    /// Serves to the end of the stop, so that operators can watch it.
     _admin_port: JoinSet<()>,
     service: Service,
     admin: Admin,
@@ -67,165 +71,65 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the database, binds the port, serves, and sends to `sink`, or else to the one that is set, if any; not ready while
-    /// migrations are pending.
+    /// Starts a server that sends to `sink`, or to the configured sink. It is not ready while migrations are pending.
     ///
     /// # Errors
-    /// What is wrong with the database or the address.
+    /// [`Error::Invalid`] when the database, an address, a certificate or the sink cannot be used.
     pub async fn start(
         settings: &Serve,
         clock: SharedClock,
         sink: Option<SharedSink>,
     ) -> Result<Self, Error> {
-        let opened = OpenedStore::new(settings, clock.clone()).await?;
-        Self::serve(settings, clock, sink, opened).await
+        let database = OpenDatabase::open(settings, clock.clone()).await?;
+        Self::serve(settings, clock, sink, database).await
     }
 
-    /// As [`Self::start`], after applying pending migrations.
+    /// [`Self::start`], after applying pending migrations.
     ///
     /// # Errors
-    /// What is wrong with the database or the address.
+    /// As [`Self::start`], and those of the migrations.
     pub async fn start_migrated(
         settings: &Serve,
         clock: SharedClock,
         sink: Option<SharedSink>,
     ) -> Result<Self, Error> {
-        let opened = OpenedStore::new(settings, clock.clone()).await?;
-        opened.store.migrate().await?;
-        Self::serve(settings, clock, sink, opened).await
+        let database = OpenDatabase::open(settings, clock.clone()).await?;
+        database.store.migrate().await?;
+        Self::serve(settings, clock, sink, database).await
     }
 
     async fn serve(
         settings: &Serve,
         clock: SharedClock,
         sink: Option<SharedSink>,
-        opened: OpenedStore,
+        database: OpenDatabase,
     ) -> Result<Self, Error> {
-        let OpenedStore {
-            store,
-            mut writers,
-            metrics,
-            traces,
-        } = opened;
-        check_durability(&store).await?;
+        database.check_durability().await?;
         let (phase, phases) = watch::channel(Phase::Serving);
-        let mut listeners = Listeners::open(settings, bounds(settings), phases.clone()).await?;
-        let (admin_listener, admin_addr) =
-            listeners::bind("admin-addr", settings.admin_addr).await?;
-        let service = Service::new(
-            store.clone(),
-            clock.clone(),
-            policy(settings),
-            delivery(settings),
-        );
-        let sink = sink
-            .map(SinkSource::Given)
-            .or_else(|| settings.sink.clone().map(SinkSource::Configured))
-            .filter(|_| settings.roles.dispatcher);
-        let sending = sink
-            .as_ref()
-            .map(|sink| metrics.dispatch(sink.name()))
-            .transpose()
-            .map_err(Error::internal)?;
-        let readiness = Readiness::new(
-            settings.roles,
-            sink.is_some(),
-            sending.clone().unwrap_or_default(),
-        )
-        .await;
-        let access = Access::new(store.clone(), clock.clone());
-        let startup = Startup::shut(readiness.clone(), access.clone());
-        let stack = Stack {
-            traces: traces.clone(),
-            ..stack(settings, &access, &clock, &metrics, phases.clone())
-        };
-        let enabled = EnabledServices {
-            api: settings.roles.api,
-            reflection: settings.reflection,
-        };
-        let routes = Routes::new(&service, readiness.health(), startup.ready.clone(), enabled)?;
-        let mut threads = Vec::new();
-        for n in 0..settings.cores {
-            // Writers are spread over the cores; where there are more writers than cores, the last core runs the rest.
-            let own = if n + 1 == settings.cores {
-                std::mem::take(&mut writers)
-            } else {
-                writers.pop().into_iter().collect()
-            };
-            let work = serve_core(
-                listeners.add_worker(stack.clone().wrap(routes.clone()), &stack.in_flight),
-                own,
-            );
-            threads.push(run_thread(format!("core-{n}"), work)?);
+        let mut listeners = Listeners::bind(settings, phases.clone()).await?;
+        let admin_port = AdminPort::bind(settings.admin_addr).await?;
+        let sink = SinkSource::choose(settings, sink);
+        let parts = Parts::new(settings, clock, &database, sink.as_ref(), phases).await?;
+        let mut threads = parts.start_workers(&mut listeners, database.writers)?;
+        parts.register_gauges(&listeners)?;
+        if let Some(sink) = sink {
+            threads.push(parts.start_dispatcher(sink).await?);
         }
-        gauges::of_calls(
-            &metrics,
-            &stack.in_flight,
-            listeners.counters(),
-            settings.max_connections,
-        )
-        .map_err(Error::internal)?;
-        gauges::of_store(&metrics, &store).map_err(Error::internal)?;
-        gauges::of_process(&metrics, &readiness, &clock, listeners.tls())
-            .map_err(Error::internal)?;
-        if let (Some(sink), Some(sending)) = (sink, sending) {
-            let (service, clock, workers, traces) = (
-                service.clone(),
-                clock.clone(),
-                settings.workers,
-                traces.clone(),
-            );
-            let dispatcher = DispatcherThread {
-                service,
-                sink,
-                clock,
-                workers,
-                sending,
-                traces,
-            };
-            threads.push(
-                dispatcher
-                    .start(startup.opened.subscribe(), phases.clone())
-                    .await?,
-            );
-        }
-        let admin = Admin::new(store.clone(), clock.clone());
-        let mut tasks = vec![tokio::spawn(clock_sync::run(
-            store.clone(),
-            clock.clone(),
-            readiness.clone(),
-        ))];
-        tasks.push(tokio::spawn(clean_up(service.clone(), clock)));
-        if store.pending_migrations().await?.is_empty() {
-            tasks.push(tokio::spawn(startup.open().await.keep_fresh()));
-        } else {
-            tasks.push(tokio::spawn(startup.open_with_schema(store)));
-        }
+        let mut tasks = parts.start_tasks().await?;
         let (grpc_addr, gateway_addr) = listeners.addrs();
-        let limits = ConnectionLimits::new(
-            listeners.bounds(),
-            settings.max_connections_per_address,
-            settings.trusted_proxies.clone(),
-        );
-        tasks.extend(listeners.accept(&limits.counting(metrics.connections.clone())));
-        let _admin_port = JoinSet::from_iter([admin_port::serve(
-            admin_listener,
-            metrics,
-            readiness.clone(),
-        )]);
-        let drain = settings.drain;
+        tasks.extend(listeners.accept(&parts.connection_limits()));
         Ok(Self {
             grpc_addr,
             gateway_addr,
-            admin_addr,
-            _admin_port,
-            service,
-            admin,
-            access,
-            readiness,
-            traces,
+            admin_addr: admin_port.addr(),
+            _admin_port: admin_port.serve(parts.metrics, parts.readiness.clone()),
+            service: parts.service,
+            admin: Admin::new(parts.store, parts.clock),
+            access: parts.access,
+            readiness: parts.readiness,
+            traces: parts.traces,
             phase,
-            drain,
+            drain: settings.drain,
             threads,
             tasks,
         })
@@ -287,7 +191,7 @@ impl Server {
                 "calls or deliveries were still in flight at the end of the drain; callers are told UNAVAILABLE"
             );
             self.phase.send_replace(Phase::Ending);
-            if tokio::time::timeout(AFTER_DRAIN, ended).await.is_err() {
+            if tokio::time::timeout(END_TIMEOUT, ended).await.is_err() {
                 tracing::error!("a thread did not end in time; what it held is given up");
             }
         }
@@ -295,164 +199,178 @@ impl Server {
     }
 }
 
-/// The database, and where it is told what goes on.
-struct OpenedStore {
+/// The parts of a server that is starting.
+struct Parts<'a> {
+    settings: &'a Serve,
+    clock: SharedClock,
     store: Store,
-    writers: Vec<Writer>,
     metrics: Metrics,
     traces: Traces,
+    service: Service,
+    access: Access,
+    readiness: Readiness,
+    startup: Startup,
+    stack: Stack,
+    /// Of a process that sends.
+    sending: Option<DispatchMetrics>,
+    phases: watch::Receiver<Phase>,
 }
 
-impl OpenedStore {
-    async fn new(settings: &Serve, clock: SharedClock) -> Result<Self, Error> {
-        let metrics = Metrics::new().map_err(Error::internal)?;
-        let traces = settings
-            .otlp_endpoint
-            .as_deref()
-            .map(Traces::export_to)
-            .transpose();
-        let traces = traces
-            .map_err(|why| Error::Invalid(vec![Violation::new("otlp-endpoint", why)]))?
-            .unwrap_or_default();
-        let options = Options {
-            writers: settings.writers,
-            batch_max: settings.commit_max,
-            queue_max: settings.queue_max,
-            reads_max: settings.read_connections,
-            revisions_kept: i64::from(settings.revisions_kept),
-            writes: metrics.commit.clone(),
-            ..Options::new(&settings.database_url.0)
+impl<'a> Parts<'a> {
+    async fn new(
+        settings: &'a Serve,
+        clock: SharedClock,
+        database: &OpenDatabase,
+        sink: Option<&SinkSource>,
+        phases: watch::Receiver<Phase>,
+    ) -> Result<Self, Error> {
+        let (store, metrics) = (database.store.clone(), database.metrics.clone());
+        let traces = traces(settings)?;
+        let sending = sink
+            .map(|sink| metrics.dispatch(sink.name()))
+            .transpose()
+            .map_err(Error::internal)?;
+        let readiness = Readiness::new(
+            settings.roles,
+            sink.is_some(),
+            sending.clone().unwrap_or_default(),
+        )
+        .await;
+        let access = Access::new(store.clone(), clock.clone());
+        let authenticator = Authenticator {
+            access: access.clone(),
+            trusted_proxies: settings.trusted_proxies.clone(),
+            clock: clock.clone(),
+            calls: metrics.calls.clone(),
         };
-        let (store, writers) = Store::open(&options, clock, policy(settings)).await?;
+        let stack = Stack {
+            phase: phases.clone(),
+            max_call: settings.calls.max_call_time,
+            in_flight: ConcurrencyLimit::new(
+                settings.calls.max_in_flight,
+                settings.calls.max_in_flight_bytes,
+            ),
+            authenticator,
+            durations: CallDurations::new(metrics.calls.clone()),
+            traces: traces.clone(),
+        };
         Ok(Self {
+            settings,
+            service: Service::new(
+                store.clone(),
+                clock.clone(),
+                settings.policy,
+                settings.delivery,
+            ),
+            startup: Startup::new(readiness.clone(), access.clone()),
+            clock,
             store,
-            writers,
             metrics,
             traces,
+            access,
+            readiness,
+            stack,
+            sending,
+            phases,
         })
     }
-}
 
-/// What every call passes.
-fn stack(
-    settings: &Serve,
-    access: &Access,
-    clock: &SharedClock,
-    metrics: &Metrics,
-    phase: watch::Receiver<Phase>,
-) -> Stack {
-    let (access, clock, calls) = (access.clone(), clock.clone(), metrics.calls.clone());
-    let authenticator = Authenticator {
-        access,
-        trusted_proxies: settings.trusted_proxies.as_slice().into(),
-        clock,
-        calls: calls.clone(),
-    };
-    let (max_call, in_flight) = (
-        settings.max_call_time,
-        ConcurrencyLimit::new(settings.max_in_flight, settings.max_in_flight_bytes),
-    );
-    Stack {
-        phase,
-        max_call,
-        in_flight,
-        authenticator,
-        durations: CallDurations::new(calls),
-        traces: Traces::default(),
+    /// Starts the threads that serve connections. Each also runs some of the writers.
+    fn start_workers(
+        &self,
+        listeners: &mut Listeners,
+        mut writers: Vec<Writer>,
+    ) -> Result<Vec<oneshot::Receiver<()>>, Error> {
+        let enabled = EnabledServices {
+            api: self.settings.roles.api,
+            reflection: self.settings.reflection,
+        };
+        let (health, ready) = (self.readiness.health(), self.startup.ready.clone());
+        let routes = Routes::new(&self.service, health, ready, enabled)?;
+        let workers = self.settings.cores.get();
+        let start = |n| {
+            // One writer a worker; the last worker runs the rest.
+            let own = if n + 1 == workers {
+                std::mem::take(&mut writers)
+            } else {
+                writers.pop().into_iter().collect()
+            };
+            let service = self.stack.clone().wrap(routes.clone());
+            let connections = listeners.add_worker(service, &self.stack.in_flight);
+            threads::start(
+                format!("worker-{n}"),
+                threads::serve_worker(connections, own),
+            )
+        };
+        (0..workers).map(start).collect()
+    }
+
+    fn register_gauges(&self, listeners: &Listeners) -> Result<(), Error> {
+        let metrics = &self.metrics;
+        let max_connections = self.settings.connections.max_connections;
+        gauges::of_calls(
+            metrics,
+            &self.stack.in_flight,
+            listeners.counters(),
+            max_connections,
+        )
+        .and_then(|()| gauges::of_store(metrics, &self.store))
+        .and_then(|()| gauges::of_process(metrics, &self.readiness, &self.clock, listeners.tls()))
+        .map_err(Error::internal)
+    }
+
+    async fn start_dispatcher(&self, sink: SinkSource) -> Result<oneshot::Receiver<()>, Error> {
+        let thread = DispatcherThread {
+            service: self.service.clone(),
+            sink,
+            clock: self.clock.clone(),
+            settings: self.settings.dispatcher,
+            sending: self.sending.clone().unwrap_or_default(),
+            traces: self.traces.clone(),
+        };
+        thread
+            .start(self.startup.subscribe(), self.phases.clone())
+            .await
+    }
+
+    /// Starts the tasks that run beside the threads: clock synchronization, retention, and readiness.
+    async fn start_tasks(&self) -> Result<Vec<JoinHandle<()>>, Error> {
+        let (store, clock) = (self.store.clone(), self.clock.clone());
+        let clock_sync = clock_sync::run(store.clone(), clock.clone(), self.readiness.clone());
+        let startup = self.startup.clone();
+        let migrated = store.pending_migrations().await?.is_empty();
+        let keys = if migrated {
+            startup.open().await;
+            tokio::spawn(self.access.clone().keep_fresh())
+        } else {
+            tokio::spawn(startup.open_once_migrated(store))
+        };
+        let clean_up = tokio::spawn(clean_up(self.service.clone(), clock));
+        Ok(vec![tokio::spawn(clock_sync), clean_up, keys])
+    }
+
+    fn connection_limits(&self) -> ConnectionLimits {
+        ConnectionLimits::new(
+            self.settings.connections,
+            self.settings.trusted_proxies.clone(),
+            self.metrics.connections.clone(),
+        )
     }
 }
 
-fn policy(settings: &Serve) -> Policy {
-    Policy {
-        lateness: TimeDelta::from_std(settings.lateness).unwrap_or(TimeDelta::MAX),
-        horizon: TimeDelta::days(i64::from(settings.horizon_days)),
-        retention: TimeDelta::days(i64::from(settings.retention_days)),
-    }
-}
-
-fn delivery(settings: &Serve) -> DeliveryPolicy {
-    DeliveryPolicy {
-        lease: TimeDelta::from_std(settings.lease).unwrap_or(TimeDelta::MAX),
-        attempts: settings.attempts,
-        ..DeliveryPolicy::default()
-    }
-}
-
-fn bounds(settings: &Serve) -> Bounds {
-    Bounds {
-        first_byte: settings.first_byte_timeout,
-        max_age: settings.max_connection_age,
-        max_connections: settings.max_connections,
-        ..Bounds::default()
-    }
-}
-
-/// Refuses a database that forgets what was acknowledged, and warns of one that may in a failover.
-async fn check_durability(store: &Store) -> Result<(), Error> {
-    match store.durability().await? {
-        Durability::Durable => Ok(()),
-        Durability::Weakened { setting } => {
-            tracing::warn!(
-                setting,
-                "the database may lose acknowledged changes in a failover; see docs/operations.md"
-            );
-            Ok(())
-        }
-        Durability::Lost { setting } => {
-            let message = format!(
-                "the database has {setting}, which loses acknowledged changes in a crash; fsync=on is needed"
-            );
-            Err(Error::Invalid(vec![Violation::new(
-                "database-url",
-                message,
-            )]))
-        }
-    }
+fn traces(settings: &Serve) -> Result<Traces, Error> {
+    let traces = settings.otlp_endpoint.as_deref().map(Traces::export_to);
+    let traces = traces
+        .transpose()
+        .map_err(|why| Error::Invalid(vec![Violation::new("otlp-endpoint", why)]))?;
+    Ok(traces.unwrap_or_default())
 }
 
 async fn clean_up(service: Service, clock: SharedClock) {
     loop {
-        sleep_until(&clock, clock.now() + CLEAN_UP_EVERY, CLEAN_UP_MOST).await;
+        sleep_until(&clock, clock.now() + CLEAN_UP_INTERVAL, MAX_CLEAN_UP_WAIT).await;
         if let Err(error) = service.clean_up().await {
-            tracing::warn!(%error, "what has outlived its use was not removed; the next pass takes it too");
+            tracing::warn!(%error, "expired rows could not be removed; the next pass retries");
         }
     }
-}
-
-/// Serves the connections that a core is handed and runs its share of the writers; ends when both have ended.
-async fn serve_core(listeners: impl Future<Output = ()>, writers: Vec<Writer>) {
-    let writers: Vec<_> = writers
-        .into_iter()
-        .map(|writer| tokio::spawn(writer.run()))
-        .collect();
-    listeners.await;
-    // The service is gone with the connections; once every core has come this far the queues close and the writers end.
-    for writer in writers {
-        if let Err(panic) = writer.await {
-            tracing::error!(%panic, "a writer ended by a fault of ours");
-        }
-    }
-}
-
-/// Starts a thread with a runtime of its own. Answers when its work has ended.
-fn run_thread(
-    name: String,
-    work: impl Future<Output = ()> + Send + 'static,
-) -> Result<oneshot::Receiver<()>, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Error::internal)?;
-    let (ended, ends) = oneshot::channel();
-    let run = move || {
-        runtime.block_on(work);
-        runtime.shutdown_background();
-        // Nobody waits once the bound on stopping has passed.
-        let _late = ended.send(());
-    };
-    std::thread::Builder::new()
-        .name(name)
-        .spawn(run)
-        .map_err(Error::internal)?;
-    Ok(ends)
 }

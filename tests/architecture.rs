@@ -1,44 +1,40 @@
-//! The house stands in floors: a module imports only from floors below its own, from the leaves, and from itself.
+//! The layers of the architecture: a module imports only from layers below its own, and from itself.
 
 #![allow(clippy::expect_used, reason = "a test says what it expected")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Leaves lie under every floor, and import nothing.
-const LEAF: i8 = -1;
-/// The floor of each top module.
-const FLOORS: [(&str, i8); 17] = [
-    ("main", 5),
-    ("lib", 5),
-    ("server", 4),
-    ("cli", 4),
-    ("grpc", 3),
-    ("layers", 3),
-    ("rest", 3),
-    ("dispatcher", 3),
-    ("service", 2),
-    ("store", 1),
-    ("sink", 1),
-    ("pb", 1),
-    ("domain", 0),
-    ("error", LEAF),
-    ("clock", LEAF),
-    ("config", LEAF),
-    ("telemetry", LEAF),
+/// The layer of each top module.
+const LAYERS: [(&str, u8); 17] = [
+    ("main", 7),
+    ("lib", 7),
+    ("cli", 6),
+    ("server", 5),
+    ("grpc", 4),
+    ("layers", 4),
+    ("rest", 4),
+    ("dispatcher", 4),
+    ("service", 3),
+    ("store", 2),
+    ("sink", 2),
+    ("pb", 2),
+    ("telemetry", 1),
+    ("domain", 1),
+    ("config", 0),
+    ("error", 0),
+    ("clock", 0),
 ];
-/// Imports within one floor: cli runs the server, grpc and rest share with layers what goes with a call, a sink speaks protobuf, telemetry
-/// reads its settings and logs errors.
-const BESIDE: [(&str, &str); 6] = [
-    ("cli", "server"),
+/// Imports within one layer: grpc and rest use what layers attach to a call, a sink speaks protobuf, a parser of a value reports
+/// violations.
+const SIDEWAYS: [(&str, &str); 4] = [
     ("grpc", "layers"),
     ("rest", "layers"),
     ("sink", "pb"),
-    ("telemetry", "config"),
-    ("telemetry", "error"),
+    ("config", "error"),
 ];
-/// What only some modules may name.
-const KEPT_TO: [(&str, &[&str]); 3] = [
+/// Names that only some modules may use.
+const RESERVED: [(&str, &[&str]); 3] = [
     ("crate::pb", &["pb", "grpc", "rest", "sink", "server"]),
     ("sea_orm", &["store"]),
     (
@@ -46,8 +42,8 @@ const KEPT_TO: [(&str, &[&str]); 3] = [
         &["pb", "grpc", "rest", "sink", "layers", "server", "cli"],
     ),
 ];
-/// What the domain, being pure, never names.
-const NOT_PURE: [&str; 8] = [
+/// Names that the domain, being pure, never uses.
+const IMPURE: [&str; 8] = [
     "tokio",
     "hyper",
     "http::",
@@ -59,8 +55,8 @@ const NOT_PURE: [&str; 8] = [
 ];
 
 #[test]
-fn every_module_imports_from_below() {
-    let mut faults = Vec::new();
+fn every_module_imports_from_lower_layers() {
+    let mut violations = Vec::new();
     let files = sources(Path::new("src"));
     assert!(files.len() > 40, "{files:?}");
     for file in files {
@@ -78,63 +74,63 @@ fn every_module_imports_from_below() {
             .enumerate()
             .filter(|(_, line)| !line.trim_start().starts_with("//"));
         for (n, line) in code {
-            faults.extend(
-                judge(&own, &file, line)
+            violations.extend(
+                violation(&own, &file, line)
                     .map(|why| format!("{}:{}: {why}: {}", file.display(), n + 1, line.trim())),
             );
         }
     }
-    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+    assert!(violations.is_empty(), "\n{}", violations.join("\n"));
 }
 
-/// What is wrong with a line of the top module `own`.
-fn judge(own: &str, file: &Path, line: &str) -> Option<String> {
-    let floor_of = |name: &str| {
-        FLOORS
+/// The violation in a line of the top module `own`, if any.
+fn violation(own: &str, file: &Path, line: &str) -> Option<String> {
+    let layer_of = |name: &str| {
+        LAYERS
             .iter()
             .find(|(known, _)| *known == name)
-            .map(|(_, floor)| *floor)
+            .map(|(_, layer)| *layer)
     };
-    let Some(floor) = floor_of(own) else {
-        return Some(format!("{own} has no floor in tests/architecture.rs"));
+    let Some(layer) = layer_of(own) else {
+        return Some(format!("{own} has no layer in tests/architecture.rs"));
     };
     let mut imported: Vec<&str> = line.split("crate::").skip(1).map(first_name).collect();
     if file.components().count() == 2 {
-        // From a file at the top `super` is the crate.
+        // In a top file `super` is the crate.
         imported.extend(
             line.split("super::")
                 .skip(1)
                 .map(first_name)
-                .filter(|name| floor_of(name).is_some()),
+                .filter(|name| layer_of(name).is_some()),
         );
     }
     for name in imported {
-        let beside = BESIDE.contains(&(own, name));
-        match floor_of(name) {
+        let sideways = SIDEWAYS.contains(&(own, name));
+        match layer_of(name) {
             None => {
                 return Some(format!(
-                    "{name:?} is no top module: state each import by its own path"
+                    "{name:?} is not a top module: write each import with its own path"
                 ));
             }
-            Some(theirs) if theirs < floor || name == own || beside => {}
+            Some(theirs) if theirs < layer || name == own || sideways => {}
             Some(theirs) => {
                 return Some(format!(
-                    "{own} (floor {floor}) imports {name} (floor {theirs})"
+                    "{own} (layer {layer}) imports {name} (layer {theirs})"
                 ));
             }
         }
     }
-    let kept = KEPT_TO
+    let reserved = RESERVED
         .iter()
         .find(|(what, by)| names(line, what) && !by.contains(&own));
-    let kept = kept.map(|(what, by)| format!("only {by:?} may name {what}"));
-    let unclean = NOT_PURE
+    let reserved = reserved.map(|(what, by)| format!("only {by:?} may name {what}"));
+    let impure = IMPURE
         .iter()
         .find(|what| own == "domain" && names(line, what));
-    kept.or_else(|| unclean.map(|what| format!("the domain is pure, it never names {what}")))
+    reserved.or_else(|| impure.map(|what| format!("the domain is pure and never names {what}")))
 }
 
-/// Tables whose rows belong to workspaces, and what begins a query of one without saying of which.
+/// Tables whose rows belong to workspaces, and how a query of one begins that names no workspace.
 const TENANT_TABLES: [&str; 7] = [
     "canvas_schedule",
     "revision",
@@ -148,7 +144,7 @@ const UNSCOPED: [&str; 4] = ["find()", "find_by_id(", "delete_many()", "update_m
 
 #[test]
 fn a_query_of_tenants_rows_names_the_workspace() {
-    let mut faults = Vec::new();
+    let mut violations = Vec::new();
     for file in sources(Path::new("src/store"))
         .into_iter()
         .filter(|file| !file.ends_with("tenant.rs"))
@@ -159,16 +155,16 @@ fn a_query_of_tenants_rows_names_the_workspace() {
             .flat_map(|table| UNSCOPED.map(|begins| (table, begins)))
         {
             let query = format!("{table}::Entity::{begins}");
-            faults.extend(
+            violations.extend(
                 text.contains(&query)
                     .then(|| format!("{}: {query}", file.display())),
             );
         }
     }
     assert!(
-        faults.is_empty(),
+        violations.is_empty(),
         "these begin at store/schema/tenant.rs:\n{}",
-        faults.join("\n")
+        violations.join("\n")
     );
 }
 

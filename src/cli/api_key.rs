@@ -1,87 +1,146 @@
-//! `api-key`: makes, lists and revokes keys, over the database itself.
+//! `api-key`: creates, lists and revokes API keys in the database.
 
 use std::collections::HashMap;
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use clap::{Args, Subcommand};
 
-use super::{Faults, Reading, block_on, fault, with_admin};
+use super::{block_on, with_admin};
 use crate::clock::{Clock, SystemClock};
-use crate::config::access::{ApiKeyCommand, ApiKeyCreateArgs};
+use crate::config::{DatabaseArgs, Secret};
 use crate::domain::key::{check_name, networks};
 use crate::domain::{ApiKey, KeyId, NewKey, Permissions, WorkspaceId};
+use crate::error::{Error, Violation};
 use crate::service::admin::KeyOrder;
 
-/// Runs the subcommand.
-///
-/// # Errors
-/// What is wrong, a line each.
-pub fn run(command: &ApiKeyCommand) -> Result<(), Faults> {
-    match command {
-        ApiKeyCommand::Create(args) => {
-            let (url, order) = Reading::of(&args.database)
-                .with(read_order(args))
-                .finish()?;
-            let create = with_admin(&url, async |admin| {
-                admin
-                    .create_key(&args.workspace, order)
-                    .await
-                    .map_err(fault)
-            });
-            print_key(&block_on(create)?);
-        }
-        ApiKeyCommand::List(database) => {
-            let url = database.read()?;
-            let list = with_admin(&url, async |admin| {
-                let workspaces = admin.workspaces().await.map_err(fault)?;
-                let names = workspaces
-                    .into_iter()
-                    .map(|workspace| (workspace.id, workspace.name))
-                    .collect();
-                Ok((names, admin.keys().await.map_err(fault)?))
-            });
-            let (names, keys) = block_on(list)?;
-            print_list(&names, &keys, SystemClock.now());
-        }
-        ApiKeyCommand::Revoke(args) => {
-            let id = KeyId::parse(&args.id).map_err(|why| vec![format!("id: {why}")]);
-            let (url, id) = Reading::of(&args.database).with(id).finish()?;
-            block_on(with_admin(&url, async |admin| {
-                admin.revoke_key(id).await.map_err(fault)
-            }))?;
-            tracing::info!(%id, "revoked: every replica refuses it within 10 seconds");
-        }
-    }
-    Ok(())
+/// What to do with API keys.
+#[derive(Debug, Subcommand)]
+pub(super) enum ApiKeyCommand {
+    /// Create a key and print it once; it cannot be shown again
+    Create(ApiKeyCreateArgs),
+    /// List all keys, without their secrets
+    List(DatabaseArgs),
+    /// Revoke a key; every replica refuses it within 10 seconds
+    Revoke(ApiKeyRevokeArgs),
 }
 
-/// Everything that is wrong with a new key, at once.
-fn read_order(args: &ApiKeyCreateArgs) -> Result<KeyOrder, Faults> {
-    let flag = |name: &'static str| move |why: String| format!("--{name}: {why}");
-    let named = check_name(&args.name).map_err(flag("name"));
-    let permissions = Permissions::parse(&args.permissions).map_err(flag("permissions"));
-    let expires_at = args
-        .expires
-        .as_deref()
-        .map(future)
-        .transpose()
-        .map_err(flag("expires"));
-    let allowlist = networks(&args.allow).map_err(flag("allow"));
-    match (named, permissions, expires_at, allowlist) {
-        (Ok(()), Ok(permissions), Ok(expires_at), Ok(allowlist)) => Ok(KeyOrder {
-            name: args.name.clone(),
-            permissions,
-            expires_at,
-            allowlist,
-        }),
-        (named, permissions, expires_at, allowlist) => Err([
-            named.err(),
-            permissions.err(),
-            expires_at.err(),
-            allowlist.err(),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()),
+/// The new key.
+#[derive(Debug, Args)]
+pub(super) struct ApiKeyCreateArgs {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    /// The workspace of the key
+    #[arg(long, default_value = "default")]
+    workspace: String,
+    /// The name of the key, which the history shows; unique in its workspace
+    #[arg(long, default_value = "")]
+    name: String,
+    /// create, update, delete and read, any of them separated by commas; or all
+    #[arg(long, default_value = "")]
+    permissions: String,
+    /// When the key expires, such as 2027-01-31T00:00:00Z [default: never]
+    #[arg(long, value_name = "INSTANT")]
+    expires: Option<String>,
+    /// Networks that the key may be used from, such as 10.0.0.0/8,192.0.2.7 [default: anywhere]
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NETWORKS"
+    )]
+    allow: String,
+}
+
+/// The key to revoke.
+#[derive(Debug, Args)]
+pub(super) struct ApiKeyRevokeArgs {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    /// The first part of the key: cs_ and 16 digits, as the list shows it
+    id: String,
+}
+
+/// A command without violations.
+pub(super) enum ApiKeyTask {
+    Create { workspace: String, order: KeyOrder },
+    List,
+    Revoke(KeyId),
+}
+
+impl ApiKeyCommand {
+    /// The task, over the database at this URL. None also when a violation was found.
+    pub(super) fn read(
+        self,
+        violations: &mut Vec<Violation>,
+    ) -> (Secret<String>, Option<ApiKeyTask>) {
+        match self {
+            Self::Create(args) => {
+                let url = args.database.read(violations);
+                let order = args.order(violations);
+                let workspace = args.workspace;
+                (
+                    url,
+                    order.map(|order| ApiKeyTask::Create { workspace, order }),
+                )
+            }
+            Self::List(database) => (database.read(violations), Some(ApiKeyTask::List)),
+            Self::Revoke(args) => {
+                let id = KeyId::parse(&args.id)
+                    .map_err(|why| violations.push(Violation::new("<ID>", why)));
+                (
+                    args.database.read(violations),
+                    id.ok().map(ApiKeyTask::Revoke),
+                )
+            }
+        }
+    }
+}
+
+impl ApiKeyTask {
+    pub(super) fn run(self, url: &Secret<String>) -> Result<(), Error> {
+        match self {
+            Self::Create { workspace, order } => {
+                let create =
+                    with_admin(url, async |admin| admin.create_key(&workspace, order).await);
+                print_key(&block_on(create)?);
+            }
+            Self::List => {
+                let list = with_admin(url, async |admin| {
+                    let workspaces = admin.workspaces().await?;
+                    let names = workspaces
+                        .into_iter()
+                        .map(|workspace| (workspace.id, workspace.name))
+                        .collect();
+                    Ok((names, admin.keys().await?))
+                });
+                let (names, keys) = block_on(list)?;
+                print_list(&names, &keys, SystemClock.now());
+            }
+            Self::Revoke(id) => {
+                block_on(with_admin(url, async |admin| admin.revoke_key(id).await))?;
+                tracing::info!(%id, "revoked the key; every replica refuses it within 10 seconds");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ApiKeyCreateArgs {
+    fn order(&self, violations: &mut Vec<Violation>) -> Option<KeyOrder> {
+        let mut check = |flag: &str, why: String| violations.push(Violation::new(flag, why));
+        let name = check_name(&self.name).map_err(|why| check("name", why));
+        let permissions =
+            Permissions::parse(&self.permissions).map_err(|why| check("permissions", why));
+        let expires_at = self.expires.as_deref().map(future).transpose();
+        let expires_at = expires_at.map_err(|why| check("expires", why));
+        let allowlist = networks(&self.allow).map_err(|why| check("allow", why));
+        name.ok()?;
+        Some(KeyOrder {
+            name: self.name.clone(),
+            permissions: permissions.ok()?,
+            expires_at: expires_at.ok()?,
+            allowlist: allowlist.ok()?,
+        })
     }
 }
 
@@ -90,19 +149,17 @@ fn future(text: &str) -> Result<DateTime<Utc>, String> {
         .ok()
         .map(|at| at.to_utc())
         .filter(|at| *at > SystemClock.now());
-    instant.ok_or_else(|| {
-        format!("{text:?} is no instant to come; one is needed such as 2027-01-31T00:00:00Z")
-    })
+    instant.ok_or_else(|| format!("{text:?} is not a future instant such as 2027-01-31T00:00:00Z"))
 }
 
 /// The key alone on standard output, so that a script can take it.
-#[allow(clippy::print_stdout, reason = "the one place where the key is shown")]
+#[allow(clippy::print_stdout, reason = "the one place that shows the key")]
 fn print_key(new: &NewKey) {
     println!("{}", new.reveal());
-    tracing::info!(id = %new.id, "a key was made; it is shown this once");
+    tracing::info!(id = %new.id, "created an API key; it cannot be shown again");
 }
 
-#[allow(clippy::print_stdout, reason = "the list is what was asked for")]
+#[allow(clippy::print_stdout, reason = "the list is the output")]
 fn print_list(names: &HashMap<WorkspaceId, String>, keys: &[ApiKey], now: DateTime<Utc>) {
     let at = |instant: Option<DateTime<Utc>>| {
         instant.map_or_else(

@@ -1,64 +1,53 @@
-//! `dev`: the first thing that a newcomer runs. A SQLite file, a key, two sample schedules, lines to paste, and a line of the log
-//! for each dispatch.
+//! `dev`: a server to try. It creates a key and two sample schedules in a SQLite file, prints commands to paste, and logs each
+//! dispatch.
 
 use std::sync::Arc;
 
 use chrono::{DateTime, Datelike, TimeDelta, Utc};
 
-use super::serve::{Stop, drain};
-use super::{Faults, block_on, fault};
+use super::block_on;
+use super::serve::{StopSignals, drain};
 use crate::clock::{Clock, SteadyClock};
-use crate::config::{Serve, SinkSettings};
 use crate::domain::{
     CanvasId, CanvasSchedule, Create, NewKey, Permissions, Schedule, Target, WorkspaceId,
 };
 use crate::error::Error;
-use crate::server::Server;
+use crate::server::{Serve, Server};
 use crate::service::admin::KeyOrder;
 use crate::service::{Caller, Filter, Mode, Service};
+use crate::sink::SinkSettings;
 use crate::telemetry::traces::Span;
 
-/// The Canvas of the first sample; the second has one of its own, so that an update of either needs no `schedule_id`.
+/// The Canvases of the samples. Each has one schedule, so an update needs no `schedule_id`.
 const CANVASES: [&str; 2] = ["welcome", "spring-sale"];
 
-/// Runs the subcommand.
-///
-/// # Errors
-/// What is wrong, a line each.
-pub fn run(settings: &Serve) -> Result<(), Faults> {
-    let settings = &Serve {
-        sink: settings.sink.clone().or(Some(SinkSettings::Log)),
-        ..settings.clone()
-    };
+pub(super) fn run(mut settings: Serve) -> Result<(), Error> {
+    settings.sink.get_or_insert(SinkSettings::Log);
     block_on(async {
-        let mut stop = Stop::new()?;
+        let mut signals = StopSignals::listen()?;
         let clock = Arc::new(SteadyClock::new());
-        let server = Server::start_migrated(settings, clock.clone(), None)
-            .await
-            .map_err(fault)?;
-        let samples = samples(server.service(), clock.now())
-            .await
-            .map_err(fault)?;
+        let server = Server::start_migrated(&settings, clock.clone(), None).await?;
+        let samples = samples(server.service(), clock.now()).await?;
         let order = KeyOrder {
             name: "dev".to_owned(),
             permissions: Permissions::all(),
             expires_at: None,
             allowlist: vec![],
         };
-        let key = server.admin().replace_key(order).await.map_err(fault)?;
-        server.read_keys().await.map_err(fault)?;
+        let key = server.admin().replace_key(order).await?;
+        server.read_keys().await?;
         print_lines(&server.grpc_addr().to_string(), &key, &samples, clock.now());
         if let Some(addr) = server.gateway_addr() {
             print_curl_lines(&addr.to_string(), &key, &samples, clock.now());
         }
         print_end();
-        stop.asked().await;
-        drain(server, stop).await;
+        signals.recv().await;
+        drain(server, signals).await;
         Ok(())
     })
 }
 
-/// The sample schedules that can still change; made anew where there is none.
+/// The sample schedules that can still change; creates those that are missing.
 async fn samples(service: &Service, now: DateTime<Utc>) -> Result<Vec<CanvasSchedule>, Error> {
     let caller = Caller {
         workspace: WorkspaceId::DEFAULT,
@@ -110,11 +99,11 @@ fn next_week(now: DateTime<Utc>, time: &str) -> String {
     )
 }
 
-/// Ready-made lines. Every one works as it is pasted, in this order.
-#[allow(clippy::print_stdout, reason = "the screen is what dev is for")]
+/// Prints commands that work as they are, in this order.
+#[allow(clippy::print_stdout, reason = "dev prints to the terminal")]
 fn print_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTime<Utc>) {
     println!(
-        "canvas-scheduler listens for gRPC at {addr} (workspace default; the key is good until dev starts again). Paste, one at a time:\n"
+        "canvas-scheduler listens for gRPC at {addr} (workspace default; the key is valid until dev starts again). Paste these commands, one at a time:\n"
     );
     let call = format!("grpcurl -plaintext {addr}");
     println!("{call} list");
@@ -124,7 +113,7 @@ fn print_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTi
     let data = |data: serde_json::Value, rpc: &str| {
         println!("grpcurl -plaintext -H '{header}' -d '{data}' {addr} {method}/{rpc}")
     };
-    // A Canvas of its own at each start, so that it has one schedule and the update needs no id.
+    // A new Canvas at each start, so that it has one schedule and the update needs no id.
     let canvas_id = format!("my-canvas-{}", now.timestamp_millis());
     data(
         serde_json::json!({
@@ -165,10 +154,10 @@ fn print_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTi
     data(serde_json::json!({}), "ListCanvasSchedules");
 }
 
-/// The same by the documented JSON.
-#[allow(clippy::print_stdout, reason = "the screen is what dev is for")]
+/// Prints the same for the documented JSON.
+#[allow(clippy::print_stdout, reason = "dev prints to the terminal")]
 fn print_curl_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTime<Utc>) {
-    println!("\nThe same by JSON over HTTP:\n");
+    println!("\nThe same with JSON over HTTP:\n");
     let call = format!(
         "curl -sS --fail-with-body -H 'Authorization: Bearer {}'",
         key.reveal()
@@ -194,7 +183,7 @@ fn print_curl_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: D
     println!("{call} '{base}?state=pending&page_size=10'");
 }
 
-#[allow(clippy::print_stdout, reason = "the screen is what dev is for")]
+#[allow(clippy::print_stdout, reason = "dev prints to the terminal")]
 fn print_end() {
-    println!("\nCtrl-C stops it. What was made stays in the database file.");
+    println!("\nCtrl-C stops the server. The schedules stay in the database file.");
 }

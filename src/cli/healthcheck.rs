@@ -1,8 +1,11 @@
-//! `healthcheck`: asks a running server whether it serves, as a container's health check does.
+//! `healthcheck`: asks a running server whether it is serving, for the health check of a container.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use clap::Args;
+use http::uri::Authority;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::crypto::ring;
@@ -13,25 +16,89 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
-use super::{Faults, block_on};
-use crate::config::Healthcheck;
+use super::block_on;
+use crate::config::values;
+use crate::error::{Error, Violation};
 
-/// Runs the subcommand.
-///
-/// # Errors
-/// Why the server does not serve.
-pub fn run(asked: &Healthcheck) -> Result<(), Faults> {
-    let not_serving = |why: String| vec![format!("{} is not serving: {why}", asked.grpc_addr)];
+/// The server to ask.
+#[derive(Debug, Args)]
+pub(super) struct HealthcheckArgs {
+    /// The address of the server, or its name and port
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_GRPC_ADDR",
+        default_value = "127.0.0.1:50051",
+        value_parser = values::host
+    )]
+    grpc_addr: Authority,
+    /// The certificate authority that signed its certificate, PEM; with it the connection uses TLS
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_CA",
+        value_name = "FILE",
+        help_heading = "TLS"
+    )]
+    tls_ca: Option<PathBuf>,
+    /// The name in its certificate
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_NAME",
+        default_value = "localhost",
+        value_name = "NAME",
+        help_heading = "TLS"
+    )]
+    tls_name: String,
+    /// A client certificate, PEM, for a server that requires one
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_CERT",
+        value_name = "FILE",
+        help_heading = "TLS"
+    )]
+    tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert, PEM
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_HEALTHCHECK_TLS_KEY",
+        value_name = "FILE",
+        help_heading = "TLS"
+    )]
+    tls_key: Option<PathBuf>,
+    /// Timeout of the check
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_HEALTHCHECK_TIMEOUT",
+        default_value = "3s",
+        value_parser = values::duration
+    )]
+    timeout: Duration,
+}
+
+/// A client certificate and its key.
+type TlsIdentity = (PathBuf, PathBuf);
+
+impl HealthcheckArgs {
+    pub(super) fn tls_identity(&self, violations: &mut Vec<Violation>) -> Option<TlsIdentity> {
+        values::tls_pair(self.tls_cert.as_ref(), self.tls_key.as_ref(), violations)
+    }
+}
+
+pub(super) fn run(args: &HealthcheckArgs, identity: Option<TlsIdentity>) -> Result<(), Error> {
+    let not_serving =
+        |why: String| Error::internal(format!("{} is not serving: {why}", args.grpc_addr));
     block_on(async {
-        let channel = connect(asked)
+        let channel = connect(args, identity)
             .await
             .map_err(|why| not_serving(format!("no connection ({why})")))?;
-        let answer = HealthClient::new(channel)
+        let response = HealthClient::new(channel)
             .check(HealthCheckRequest::default())
             .await;
-        match answer.map(|answer| answer.into_inner().status()) {
+        match response.map(|response| response.into_inner().status()) {
             Ok(ServingStatus::Serving) => Ok(()),
-            Ok(other) => Err(not_serving(format!("it says {}", other.as_str_name()))),
+            Ok(other) => Err(not_serving(format!(
+                "its status is {}",
+                other.as_str_name()
+            ))),
             Err(status) => Err(not_serving(format!(
                 "{}: {}",
                 status.code(),
@@ -41,28 +108,26 @@ pub fn run(asked: &Healthcheck) -> Result<(), Faults> {
     })
 }
 
-/// A connection to the server, by TLS when its authority is stated.
-async fn connect(asked: &Healthcheck) -> Result<Channel, String> {
-    let scheme = if asked.tls_ca.is_some() {
+/// Connects to the server, with TLS when its certificate authority is set.
+async fn connect(args: &HealthcheckArgs, identity: Option<TlsIdentity>) -> Result<Channel, String> {
+    let scheme = if args.tls_ca.is_some() {
         "https"
     } else {
         "http"
     };
-    let endpoint = Endpoint::from_shared(format!("{scheme}://{}", asked.grpc_addr))
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{}", args.grpc_addr))
         .map_err(|why| why.to_string())?;
-    let endpoint = endpoint
-        .connect_timeout(asked.timeout)
-        .timeout(asked.timeout);
-    let connected = match &asked.tls_ca {
+    let endpoint = endpoint.connect_timeout(args.timeout).timeout(args.timeout);
+    let connected = match &args.tls_ca {
         None => endpoint.connect().await,
         Some(authority) => {
             let mut tcp = HttpConnector::new();
             tcp.enforce_http(false);
             let https = HttpsConnectorBuilder::new()
-                .with_tls_config(tls(authority, asked)?)
+                .with_tls_config(tls(authority, identity)?)
                 .https_only();
             let name =
-                ServerName::try_from(asked.tls_name.clone()).map_err(|why| why.to_string())?;
+                ServerName::try_from(args.tls_name.clone()).map_err(|why| why.to_string())?;
             let https = https
                 .with_server_name_resolver(FixedServerNameResolver::new(name))
                 .enable_http2()
@@ -73,8 +138,8 @@ async fn connect(asked: &Healthcheck) -> Result<Channel, String> {
     connected.map_err(|why| why.to_string())
 }
 
-/// Trusts this authority alone, and has a certificate of its own if one is stated.
-fn tls(authority: &Path, asked: &Healthcheck) -> Result<ClientConfig, String> {
+/// Trusts this certificate authority alone.
+fn tls(authority: &Path, identity: Option<TlsIdentity>) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     for root in certificates(authority)? {
         roots
@@ -86,20 +151,20 @@ fn tls(authority: &Path, asked: &Healthcheck) -> Result<ClientConfig, String> {
     let builder = builder
         .map_err(|why| why.to_string())?
         .with_root_certificates(roots);
-    let Some((own, key)) = &asked.tls_identity else {
+    let Some((certificate, key)) = identity else {
         return Ok(builder.with_no_client_auth());
     };
     let private =
-        PrivateKeyDer::from_pem_file(key).map_err(|why| format!("{}: {why}", key.display()))?;
+        PrivateKeyDer::from_pem_file(&key).map_err(|why| format!("{}: {why}", key.display()))?;
     builder
-        .with_client_auth_cert(certificates(own)?, private)
-        .map_err(|why| format!("{}: {why}", own.display()))
+        .with_client_auth_cert(certificates(&certificate)?, private)
+        .map_err(|why| format!("{}: {why}", certificate.display()))
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let told = |why| format!("{}: {why}", file.display());
+    let unreadable = |why| format!("{}: {why}", file.display());
     CertificateDer::pem_file_iter(file)
-        .map_err(told)?
+        .map_err(unreadable)?
         .collect::<Result<_, _>>()
-        .map_err(told)
+        .map_err(unreadable)
 }

@@ -1,27 +1,12 @@
-//! `migrate`: applies pending migrations and ends.
+//! `migrate`: applies pending migrations and exits.
 
-use std::sync::Arc;
-
-use super::{Faults, block_on, fault};
-use crate::clock::SystemClock;
+use super::{block_on, open_store};
 use crate::config::Secret;
-use crate::domain::Policy;
-use crate::store::{Options, Store};
+use crate::error::Error;
 
-/// Runs the subcommand.
-///
-/// # Errors
-/// What is wrong, a line each.
-pub fn run(database_url: &Secret<String>) -> Result<(), Faults> {
+pub(super) fn run(database_url: &Secret<String>) -> Result<(), Error> {
     block_on(async {
-        let (store, _writers) = Store::open(
-            &Options::of_command(&database_url.0),
-            Arc::new(SystemClock),
-            Policy::default(),
-        )
-        .await
-        .map_err(fault)?;
-        let applied = store.migrate().await.map_err(fault)?;
+        let applied = open_store(database_url).await?.migrate().await?;
         tracing::info!(
             applied = applied.len(),
             steps = applied.join(", "),

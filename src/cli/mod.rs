@@ -1,100 +1,173 @@
-//! One file for each subcommand.
+//! The command line: one file for each subcommand.
 
-pub mod api_key;
-pub mod dev;
-pub mod healthcheck;
-pub mod migrate;
-pub mod serve;
-pub mod workspace;
+mod api_key;
+mod dev;
+mod healthcheck;
+mod migrate;
+mod serve;
+mod workspace;
 
 use std::future::Future;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use clap::{Parser, Subcommand};
+
 use crate::clock::SystemClock;
-use crate::config::{DatabaseArgs, Secret};
+use crate::config::{self, DatabaseArgs, Secret};
 use crate::domain::Policy;
-use crate::error::Error;
+use crate::error::{Error, Violation};
+use crate::server::ServeArgs;
 use crate::service::admin::Admin;
 use crate::store::{Options, Store};
+use crate::telemetry::{self, LogSettings};
 
-/// What is wrong, a line each.
-pub type Faults = Vec<String>;
+/// A self-hosted gRPC service that owns the schedules of API-triggered Canvases.
+#[derive(Debug, Parser)]
+#[command(name = "canvas-scheduler", version, max_term_width = 110)]
+pub struct CommandLine {
+    #[command(subcommand)]
+    command: Subcommands,
+    #[command(flatten)]
+    log: LogSettings,
+}
 
-/// Prints what is wrong and answers the exit code of it.
-#[allow(clippy::print_stderr, reason = "a command line tells its faults there")]
-pub fn complain(faults: &[String]) -> ExitCode {
-    for fault in faults {
-        eprintln!("canvas-scheduler: {fault}");
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    /// Try it: a SQLite file, two sample schedules, and commands to paste
+    Dev(ServeArgs),
+    /// Serve gRPC callers; not ready while migrations are pending
+    Serve(ServeArgs),
+    /// Apply pending migrations and exit
+    Migrate(DatabaseArgs),
+    /// Create, list and revoke API keys
+    #[command(subcommand)]
+    ApiKey(api_key::ApiKeyCommand),
+    /// Create, list and change workspaces, the tenants
+    #[command(subcommand)]
+    Workspace(workspace::WorkspaceCommand),
+    /// Ask a running server whether it is serving; exits with 0 if so, else with 1
+    Healthcheck(healthcheck::HealthcheckArgs),
+}
+
+/// Runs the process's command line. Prints errors to standard error.
+pub fn run() -> ExitCode {
+    let (line, violations) = config::parse::<CommandLine>(std::env::args_os().collect())
+        .unwrap_or_else(|error| error.exit());
+    match line.run(violations) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print_error(&error);
+            ExitCode::FAILURE
+        }
     }
-    ExitCode::FAILURE
+}
+
+impl CommandLine {
+    /// `violations` are those of single values; the subcommand adds those of settings that do not fit together.
+    fn run(self, mut violations: Vec<Violation>) -> Result<(), Error> {
+        let log = &self.log;
+        match self.command {
+            Subcommands::Dev(args) => {
+                let settings = args.read(&mut violations);
+                start_log(log, violations)?;
+                dev::run(settings)
+            }
+            Subcommands::Serve(args) => {
+                let settings = args.read(&mut violations);
+                start_log(log, violations)?;
+                serve::run(&settings)
+            }
+            Subcommands::Migrate(args) => {
+                let url = args.read(&mut violations);
+                start_log(log, violations)?;
+                migrate::run(&url)
+            }
+            Subcommands::ApiKey(command) => {
+                let (url, task) = command.read(&mut violations);
+                start_log(log, violations)?;
+                task.map_or(Ok(()), |task| task.run(&url))
+            }
+            Subcommands::Workspace(command) => {
+                let (url, task) = command.read(&mut violations);
+                start_log(log, violations)?;
+                task.run(&url)
+            }
+            Subcommands::Healthcheck(args) => {
+                let identity = args.tls_identity(&mut violations);
+                start_log(log, violations)?;
+                healthcheck::run(&args, identity)
+            }
+        }
+    }
+}
+
+/// Starts the log, unless there are violations.
+fn start_log(settings: &LogSettings, violations: Vec<Violation>) -> Result<(), Error> {
+    if violations.is_empty() {
+        telemetry::start(settings)
+    } else {
+        Err(Error::Invalid(violations))
+    }
+}
+
+/// Prints an error, with a line for each violation. The operator may read internal causes.
+#[allow(clippy::print_stderr, reason = "errors of a command line go there")]
+fn print_error(error: &Error) {
+    match error {
+        Error::Invalid(violations) => {
+            for Violation { field, message } in violations {
+                // A positional argument is named as in the usage: <NAME>.
+                let dashes = if field.starts_with('<') { "" } else { "--" };
+                eprintln!("canvas-scheduler: {dashes}{field}: {message}");
+            }
+        }
+        Error::Internal(cause) => eprintln!("canvas-scheduler: {cause}"),
+        other => eprintln!("canvas-scheduler: {other}"),
+    }
 }
 
 /// Runs a future on this thread until it ends.
-fn block_on<T>(work: impl Future<Output = Result<T, Faults>>) -> Result<T, Faults> {
+fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build();
-    let runtime = runtime.map_err(|why| vec![format!("the runtime cannot be started: {why}")])?;
-    let ended = runtime.block_on(work);
-    // Whatever still runs on it has had its time.
+        .build()
+        .map_err(|why| Error::internal(format!("the runtime cannot be started: {why}")))?;
+    let output = runtime.block_on(work);
+    // Does not wait for tasks that still run.
     runtime.shutdown_background();
-    ended
+    output
 }
 
-/// An error as a line of the command line. The operator may read internal causes.
-fn fault(error: Error) -> Faults {
-    match error {
-        Error::Internal(cause) => vec![cause],
-        Error::Invalid(all) => all
-            .into_iter()
-            .map(|one| format!("--{}: {}", one.field, one.message))
-            .collect(),
-        other => vec![other.to_string()],
-    }
+/// Opens the database as a command does, without running its writers.
+async fn open_store(url: &Secret<String>) -> Result<Store, Error> {
+    let options = Options::of_command(&url.0);
+    let (store, _writers) = Store::open(&options, Arc::new(SystemClock), Policy::default()).await?;
+    Ok(store)
 }
 
-/// What a command line states, read part by part, so that the faults of all parts are told at once.
-struct Reading<T>(Result<T, Faults>);
-
-impl Reading<Secret<String>> {
-    /// The URL of the database.
-    fn of(database: &DatabaseArgs) -> Self {
-        Self(database.read())
-    }
-}
-
-impl<T> Reading<T> {
-    fn with<U>(self, part: Result<U, Faults>) -> Reading<(T, U)> {
-        Reading(match (self.0, part) {
-            (Ok(before), Ok(part)) => Ok((before, part)),
-            (Err(faults), Ok(_)) | (Ok(_), Err(faults)) => Err(faults),
-            (Err(before), Err(more)) => Err([before, more].concat()),
-        })
-    }
-
-    fn finish(self) -> Result<T, Faults> {
-        self.0
-    }
-}
-
-/// Does what an operator asks, over a database whose schema is there.
+/// Does the work of an operator, over a migrated database.
 async fn with_admin<T>(
     url: &Secret<String>,
-    work: impl AsyncFnOnce(Admin) -> Result<T, Faults>,
-) -> Result<T, Faults> {
-    let clock = Arc::new(SystemClock);
-    let (store, _writers) = Store::open(
-        &Options::of_command(&url.0),
-        clock.clone(),
-        Policy::default(),
-    )
-    .await
-    .map_err(fault)?;
-    if !store.pending_migrations().await.map_err(fault)?.is_empty() {
-        return Err(vec![
-            "migrations are pending; run `canvas-scheduler migrate` first".to_owned(),
-        ]);
+    work: impl AsyncFnOnce(Admin) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let store = open_store(url).await?;
+    if !store.pending_migrations().await?.is_empty() {
+        return Err(Error::internal(
+            "migrations are pending; run `canvas-scheduler migrate` first",
+        ));
     }
-    work(Admin::new(store, clock)).await
+    work(Admin::new(store, Arc::new(SystemClock))).await
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        CommandLine::command().debug_assert();
+    }
 }

@@ -1,25 +1,19 @@
-//! `serve`: serves gRPC callers until it is told to stop.
+//! `serve`: serves gRPC callers until a signal stops it.
 
 use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Faults, block_on, fault};
+use super::block_on;
 use crate::clock::SteadyClock;
-use crate::config::Serve;
 use crate::domain::zone;
-use crate::server::Server;
+use crate::error::Error;
+use crate::server::{Serve, Server};
 
-/// Runs the subcommand.
-///
-/// # Errors
-/// What is wrong, a line each.
-pub fn run(settings: &Serve) -> Result<(), Faults> {
+pub(super) fn run(settings: &Serve) -> Result<(), Error> {
     block_on(async {
-        let mut stop = Stop::new()?;
-        let server = Server::start(settings, Arc::new(SteadyClock::new()), None)
-            .await
-            .map_err(fault)?;
+        let mut signals = StopSignals::listen()?;
+        let server = Server::start(settings, Arc::new(SteadyClock::new()), None).await?;
         tracing::info!(
             grpc_addr = %server.grpc_addr(),
             gateway_addr = server.gateway_addr().map(tracing::field::display),
@@ -30,37 +24,35 @@ pub fn run(settings: &Serve) -> Result<(), Faults> {
             "listening"
         );
         if settings.roles.dispatcher && settings.sink.is_none() {
-            tracing::warn!(
-                "no --sink is set: schedules are kept, and nothing is sent by this process"
-            );
+            tracing::warn!("no --sink is set; this process stores schedules but sends nothing");
         }
-        stop.asked().await;
-        drain(server, stop).await;
+        signals.recv().await;
+        drain(server, signals).await;
         Ok(())
     })
 }
 
-/// Lets calls in flight finish, within the bound; a second signal ends the process at once.
-pub(super) async fn drain(server: Server, mut stop: Stop) {
+/// Lets calls in flight finish within the drain timeout; a second signal ends the process immediately.
+pub(super) async fn drain(server: Server, mut signals: StopSignals) {
     tracing::info!(
-        "stopping: calls in flight finish, new connections are refused; a second signal ends at once"
+        "stopping: calls in flight finish, new connections are refused; a second signal ends the process immediately"
     );
     tokio::select! {
         () = server.stop() => tracing::info!("stopped"),
-        () = stop.asked() => tracing::warn!("ended by a second signal; calls in flight were cut off"),
+        () = signals.recv() => tracing::warn!("a second signal ended the process; calls in flight were cut off"),
     }
 }
 
 /// SIGTERM and SIGINT.
-pub(super) struct Stop {
+pub(super) struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Stop {
-    pub(super) fn new() -> Result<Self, Faults> {
+impl StopSignals {
+    pub(super) fn listen() -> Result<Self, Error> {
         let listen = |kind| {
-            signal(kind).map_err(|why| vec![format!("signals cannot be listened for: {why}")])
+            signal(kind).map_err(|why| Error::internal(format!("cannot listen for signals: {why}")))
         };
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
@@ -68,7 +60,7 @@ impl Stop {
         })
     }
 
-    pub(super) async fn asked(&mut self) {
+    pub(super) async fn recv(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

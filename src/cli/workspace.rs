@@ -1,141 +1,227 @@
-//! `workspace`: makes, lists and sets tenants, over the database itself.
+//! `workspace`: creates, lists and changes workspaces in the database.
 
-use super::{Faults, Reading, block_on, fault, with_admin};
-use crate::config::access::{SetArgs, SettingsArgs, WorkspaceCommand};
+use clap::{Args, Subcommand};
+
+use super::{block_on, with_admin};
+use crate::config::{DatabaseArgs, Secret};
 use crate::domain::{Counted, Quota, Workspace, Zone, workspace};
-use crate::error::Error;
+use crate::error::{Error, Violation};
 use crate::service::admin::{Admin, WorkspaceChange};
 
-/// Runs the subcommand.
-///
-/// # Errors
-/// What is wrong, a line each.
-pub fn run(command: &WorkspaceCommand) -> Result<(), Faults> {
-    match command {
-        WorkspaceCommand::Create(args) => {
-            let named =
-                workspace::check_name(&args.name).map_err(|why| vec![format!("name: {why}")]);
-            let ((url, change), ()) = Reading::of(&args.database)
-                .with(read_change(&args.settings))
-                .with(named)
-                .finish()?;
-            block_on(with_admin(&url, async |admin| {
-                admin
-                    .create_workspace(&args.name, &change)
-                    .await
-                    .map_err(fault)
-            }))?;
-            tracing::info!(name = args.name, "a workspace was made");
-        }
-        WorkspaceCommand::Set(args) => {
-            let (url, asked) = Reading::of(&args.database).with(read_set(args)).finish()?;
-            block_on(with_admin(&url, async |admin| {
-                set(&admin, &asked).await.map_err(fault)
-            }))?;
-            tracing::info!(
-                name = asked.name.as_deref().unwrap_or("all"),
-                "set: replicas heed it within 10 seconds"
-            );
-        }
-        WorkspaceCommand::List(database) => {
-            print_list(&block_on(with_admin(&database.read()?, async |admin| {
-                admin.workspaces().await.map_err(fault)
-            }))?);
-        }
-    }
-    Ok(())
+/// What to do with workspaces.
+#[derive(Debug, Subcommand)]
+pub(super) enum WorkspaceCommand {
+    /// Create a workspace
+    Create(WorkspaceArgs),
+    /// List all workspaces with their settings
+    List(DatabaseArgs),
+    /// Change settings of a workspace, or pause and resume the sending of all; replicas apply it within 10 seconds
+    Set(SetArgs),
 }
 
-/// Everything that is wrong with the settings, at once.
-fn read_change(args: &SettingsArgs) -> Result<WorkspaceChange, Faults> {
-    let (mut change, mut faults) = (WorkspaceChange::default(), Vec::new());
-    match args
-        .default_time_zone
-        .as_deref()
-        .map(Zone::parse)
-        .transpose()
-    {
-        Ok(zone) => change.default_zone = zone,
-        Err(why) => faults.push(format!("--default-time-zone: {why}")),
-    }
-    for counted in Counted::ALL {
-        let stated = match counted {
-            Counted::Requests => &args.requests,
-            Counted::Broadcasts => &args.broadcasts,
-            Counted::SameAudience => &args.same_audience,
-        };
-        match stated.as_deref().map(Quota::parse).transpose() {
-            Ok(quota) => change.quotas.extend(quota.map(|quota| (counted, quota))),
-            Err(why) => faults.push(format!("--{}: {why}", counted.name())),
-        }
-    }
-    if faults.is_empty() {
-        Ok(change)
-    } else {
-        Err(faults)
-    }
-}
-
-/// What `workspace set` is asked for.
-struct Set {
-    /// None means all at once.
+/// What to change, and in which workspace.
+#[derive(Debug, Args)]
+pub(super) struct SetArgs {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    /// The name of the workspace
     name: Option<String>,
-    change: WorkspaceChange,
-    /// Whether sending pauses, if that is to change.
-    paused: Option<bool>,
+    /// All workspaces, in addition to the setting of each; only with --sending
+    #[arg(long)]
+    all: bool,
+    /// paused: nothing is dispatched or retried, updates continue; on: everything due is sent, however late
+    #[arg(long)]
+    sending: Option<String>,
+    /// The settings.
+    #[command(flatten)]
+    settings: SettingsArgs,
 }
 
-/// Everything that is wrong, at once.
-fn read_set(args: &SetArgs) -> Result<Set, Faults> {
-    let (change, mut faults) = read_change(&args.settings).map_or_else(
-        |faults| (WorkspaceChange::default(), faults),
-        |change| (change, vec![]),
-    );
-    let paused = match args.sending.as_deref() {
-        None => None,
-        Some("paused") => Some(true),
-        Some("on") => Some(false),
-        Some(other) => {
-            faults.push(format!("--sending: {other:?} is not paused or on"));
-            None
+/// A workspace and its settings.
+#[derive(Debug, Args)]
+pub(super) struct WorkspaceArgs {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    /// The name of the workspace
+    name: String,
+    /// The settings.
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// The settings of a workspace.
+#[derive(Debug, Args)]
+pub(super) struct SettingsArgs {
+    /// Time zone of users without one, for new schedules; an IANA name [default of a new workspace: UTC]
+    #[arg(long, value_name = "ZONE")]
+    default_time_zone: Option<String>,
+    /// Quota of requests, such as 250000/hour or 6000/minute [default of a new workspace: 250000/hour]
+    #[arg(long, value_name = "QUOTA")]
+    requests: Option<String>,
+    /// Quota of creations with broadcast or audience [default of a new workspace: 250/minute]
+    #[arg(long, value_name = "QUOTA")]
+    broadcasts: Option<String>,
+    /// Quota of creations with the same audience [default of a new workspace: 10/minute]
+    #[arg(long, value_name = "QUOTA")]
+    same_audience: Option<String>,
+}
+
+/// A command without violations.
+pub(super) enum WorkspaceTask {
+    Create {
+        name: String,
+        change: WorkspaceChange,
+    },
+    List,
+    Set {
+        /// None means all workspaces.
+        name: Option<String>,
+        change: WorkspaceChange,
+        /// Whether sending pauses, if that is to change.
+        paused: Option<bool>,
+    },
+}
+
+impl WorkspaceCommand {
+    /// The task, over the database at this URL.
+    pub(super) fn read(self, violations: &mut Vec<Violation>) -> (Secret<String>, WorkspaceTask) {
+        match self {
+            Self::Create(args) => {
+                let url = args.database.read(violations);
+                let change = args.settings.read(violations);
+                if let Err(why) = workspace::check_name(&args.name) {
+                    violations.push(Violation::new("<NAME>", why));
+                }
+                let name = args.name;
+                (url, WorkspaceTask::Create { name, change })
+            }
+            Self::List(database) => (database.read(violations), WorkspaceTask::List),
+            Self::Set(args) => (args.database.read(violations), args.read(violations)),
         }
-    };
-    if args.name.is_some() == args.all {
-        faults.push("either the name of a workspace or --all is needed".to_owned());
     }
-    let settings = change.default_zone.is_some() || !change.quotas.is_empty();
-    if args.all && settings {
-        faults.push(
-            "--all goes with --sending alone; other settings are of one workspace".to_owned(),
-        );
+}
+
+impl SettingsArgs {
+    fn read(&self, violations: &mut Vec<Violation>) -> WorkspaceChange {
+        let mut change = WorkspaceChange::default();
+        match self
+            .default_time_zone
+            .as_deref()
+            .map(Zone::parse)
+            .transpose()
+        {
+            Ok(zone) => change.default_zone = zone,
+            Err(why) => violations.push(Violation::new("default-time-zone", why)),
+        }
+        for counted in Counted::ALL {
+            let quota = match counted {
+                Counted::Requests => &self.requests,
+                Counted::Broadcasts => &self.broadcasts,
+                Counted::SameAudience => &self.same_audience,
+            };
+            match quota.as_deref().map(Quota::parse).transpose() {
+                Ok(quota) => change.quotas.extend(quota.map(|quota| (counted, quota))),
+                Err(why) => violations.push(Violation::new(counted.name(), why)),
+            }
+        }
+        change
     }
-    if faults.is_empty() && !settings && paused.is_none() {
-        faults.push("nothing is to be set; `workspace set --help` lists the settings".to_owned());
-    }
-    if faults.is_empty() {
-        Ok(Set {
-            name: args.name.clone(),
+}
+
+impl SetArgs {
+    fn read(self, violations: &mut Vec<Violation>) -> WorkspaceTask {
+        let change = self.settings.read(violations);
+        let paused = match self.sending.as_deref() {
+            None => None,
+            Some("paused") => Some(true),
+            Some("on") => Some(false),
+            Some(other) => {
+                let why = format!("{other:?} is not paused or on");
+                violations.push(Violation::new("sending", why));
+                None
+            }
+        };
+        if self.name.is_some() == self.all {
+            violations.push(Violation::new(
+                "<NAME>",
+                "either the name of a workspace or --all is required",
+            ));
+        }
+        if self.all && changes_settings(&change) {
+            violations.push(Violation::new(
+                "all",
+                "can only be combined with --sending; other settings belong to one workspace",
+            ));
+        }
+        if violations.is_empty() && !changes_settings(&change) && paused.is_none() {
+            violations.push(Violation::new(
+                "<SETTINGS>",
+                "nothing to set; `workspace set --help` lists the settings",
+            ));
+        }
+        WorkspaceTask::Set {
+            name: self.name,
             change,
             paused,
-        })
-    } else {
-        Err(faults)
+        }
     }
 }
 
-async fn set(admin: &Admin, asked: &Set) -> Result<(), Error> {
-    if let Some(name) = &asked.name
-        && (asked.change.default_zone.is_some() || !asked.change.quotas.is_empty())
-    {
-        admin.set_workspace(name, &asked.change).await?;
+fn changes_settings(change: &WorkspaceChange) -> bool {
+    change.default_zone.is_some() || !change.quotas.is_empty()
+}
+
+impl WorkspaceTask {
+    pub(super) fn run(&self, url: &Secret<String>) -> Result<(), Error> {
+        match self {
+            Self::Create { name, change } => {
+                block_on(with_admin(url, async |admin| {
+                    admin.create_workspace(name, change).await
+                }))?;
+                tracing::info!(name, "created the workspace");
+            }
+            Self::List => {
+                let list = with_admin(url, async |admin| admin.workspaces().await);
+                print_list(&block_on(list)?);
+            }
+            Self::Set {
+                name,
+                change,
+                paused,
+            } => {
+                let name = name.as_deref();
+                block_on(with_admin(url, async |admin| {
+                    set(&admin, name, change, *paused).await
+                }))?;
+                let name = name.unwrap_or("all");
+                tracing::info!(
+                    name,
+                    "changed the settings; replicas apply them within 10 seconds"
+                );
+            }
+        }
+        Ok(())
     }
-    match asked.paused {
-        Some(paused) => admin.set_sending(asked.name.as_deref(), paused).await,
+}
+
+async fn set(
+    admin: &Admin,
+    name: Option<&str>,
+    change: &WorkspaceChange,
+    paused: Option<bool>,
+) -> Result<(), Error> {
+    if let Some(name) = name
+        && changes_settings(change)
+    {
+        admin.set_workspace(name, change).await?;
+    }
+    match paused {
+        Some(paused) => admin.set_sending(name, paused).await,
         None => Ok(()),
     }
 }
 
-#[allow(clippy::print_stdout, reason = "the list is what was asked for")]
+#[allow(clippy::print_stdout, reason = "the list is the output")]
 fn print_list(workspaces: &[Workspace]) {
     println!("NAME\tDEFAULT TIME ZONE\tREQUESTS\tBROADCASTS\tSAME AUDIENCE\tSENDING");
     for one in workspaces {

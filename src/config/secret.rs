@@ -1,8 +1,8 @@
-//! What may be used and never shown.
+//! Values that are used but never shown.
 
 use std::fmt;
 
-/// A value that no debug print shows.
+/// A value that debug output hides.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret<T>(pub T);
 
@@ -12,9 +12,8 @@ impl<T> fmt::Debug for Secret<T> {
     }
 }
 
-/// How clap reads one.
 impl From<String> for Secret<String> {
-    fn from(stated: String) -> Self {
-        Self(stated)
+    fn from(value: String) -> Self {
+        Self(value)
     }
 }

@@ -1,32 +1,51 @@
 //! The aggregate: one pending send of one Canvas, and what may become of it.
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::id::{CanvasId, Etag, PropertiesId, ScheduleId};
 use super::schedule::Schedule;
 use super::wave::{Plan, plan};
 use super::zone::{Zone, ZoneSet};
+use crate::config::{defaults, values};
 use crate::error::Error;
 
-/// The settings that the rules depend on.
-#[derive(Debug, Clone, Copy)]
+/// The rules of schedules that operators set.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Rules")]
 pub struct Policy {
-    /// How far past a wave may be and still go at once.
+    /// How far in the past a time may be and still be sent immediately, such as 1h or 90m
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_LATENESS",
+        default_value = "1h",
+        value_parser = values::time_delta
+    )]
     pub lateness: TimeDelta,
-    /// How far ahead a wave may be.
+    /// How many days ahead a time may be (1 to 3660)
+    #[arg(
+        long = "horizon-days",
+        env = "CANVAS_SCHEDULER_HORIZON_DAYS",
+        default_value = "366",
+        value_name = "HORIZON_DAYS",
+        value_parser = values::days(1..=3660)
+    )]
     pub horizon: TimeDelta,
-    /// How long a finished schedule is kept.
+    /// How many days a schedule is kept after it was sent or cancelled (1 to 3660)
+    #[arg(
+        long = "retention-days",
+        env = "CANVAS_SCHEDULER_RETENTION_DAYS",
+        default_value = "90",
+        value_name = "RETENTION_DAYS",
+        value_parser = values::days(1..=3660)
+    )]
     pub retention: TimeDelta,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self {
-            lateness: TimeDelta::hours(1),
-            horizon: TimeDelta::days(366),
-            retention: TimeDelta::days(90),
-        }
+        defaults()
     }
 }
 

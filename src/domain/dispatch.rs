@@ -4,12 +4,14 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use clap::Args;
 
 use super::canvas_schedule::{CanvasSchedule, rfc3339};
 use super::dispatch_message::Answer;
 use super::id::{DispatchId, PropertiesId, ScheduleId};
 use super::wave::Wave;
 use super::zone::ZoneSet;
+use crate::config::{defaults, values};
 use crate::error::Error;
 
 /// Where a dispatch stands.
@@ -27,27 +29,37 @@ pub enum DispatchState {
     Abandoned,
 }
 
-/// How a dispatch is delivered.
-#[derive(Debug, Clone, Copy)]
+/// How dispatches are delivered.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Sending")]
 pub struct DeliveryPolicy {
-    /// How long an attempt is its worker's alone; longer than a delivery may take.
+    /// Lease of a dispatch; when it expires, another worker retries. A delivery may take three quarters of it
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_LEASE",
+        default_value = "60s",
+        value_parser = values::time_delta
+    )]
     pub lease: TimeDelta,
-    /// After so many attempts of unknown outcome a dispatch is a dead letter.
+    /// Attempts with an unknown outcome after which a dispatch is a dead letter (1 to 1000)
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_ATTEMPTS",
+        default_value = "10",
+        value_parser = values::number::<u32>(1..=1000)
+    )]
     pub attempts: u32,
-    /// Before the second attempt; doubled before each further one.
+    /// Pause before the second attempt; doubled before each further one.
+    #[arg(skip = TimeDelta::seconds(1))]
     pub backoff: TimeDelta,
     /// The longest pause between two attempts.
+    #[arg(skip = TimeDelta::minutes(5))]
     pub backoff_most: TimeDelta,
 }
 
 impl Default for DeliveryPolicy {
     fn default() -> Self {
-        Self {
-            lease: TimeDelta::seconds(60),
-            attempts: 10,
-            backoff: TimeDelta::seconds(1),
-            backoff_most: TimeDelta::minutes(5),
-        }
+        defaults()
     }
 }
 

@@ -1,21 +1,23 @@
-//! The accept loop: one task takes connections and hands each to the worker with the fewest.
+//! The accept loop: one task accepts connections and hands each to the worker thread with the fewest.
 //!
-//! tonic's own server never ends a drain while a silent connection or a stream is open, and closes at an age without GOAWAY;
-//! so the life of a connection is ours (`connection.rs`).
+//! tonic's own server never ends a drain while a silent connection or a stream is open, and closes old connections without
+//! GOAWAY, so [`connection`] implements the life of a connection.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use clap::Args;
 use ipnet::IpNet;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
+use crate::config::{defaults, values};
 use crate::domain::key::lies_in;
 use crate::layers::drain::Phase;
 use crate::telemetry::metrics::ConnectionMetrics;
@@ -24,66 +26,85 @@ mod connection;
 
 pub use self::connection::{HttpVersions, Protocol, serve};
 
-/// How long connections live and how many there are.
-#[derive(Debug, Clone, Copy)]
-pub struct Bounds {
-    /// Within this the preface of HTTP/2, 24 bytes, must have come from a new connection; where HTTP/1.1 is protocol too, the head
-    /// of its first request. 10 s.
-    pub first_byte: Duration,
-    /// Within this a further request of HTTP/1.1 must have begun and its head ended; so a connection may be idle as long. 75 s.
-    pub next_head: Duration,
-    /// At this age a connection is told to go (GOAWAY), each a tenth earlier to a tenth later by chance, so that those that
-    /// came together do not come again together. 30 min.
-    pub max_age: Duration,
-    /// How long the calls of a connection that is too old may go on before it is closed. 30 s.
-    pub age_grace: Duration,
-    /// An answer, or what is written to the connection, that its peer has not taken after so long ends the connection, at the
-    /// latest after twice that. 30 s.
-    pub unsent: Duration,
-    /// How long calls may go on in [`Phase::Draining`]; for whoever moves the phase to [`Phase::Ending`]. 20 s.
-    pub drain: Duration,
-    /// Connections at once, over all workers; one more is closed at once. 10,000.
+/// The limits of connections, over all ports and workers.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Bounds")]
+pub struct ConnectionSettings {
+    /// Maximum connections; further ones are closed immediately (1 to 1000000)
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_MAX_CONNECTIONS",
+        default_value = "10000",
+        value_parser = values::number::<usize>(1..=1_000_000)
+    )]
     pub max_connections: usize,
+    /// Maximum connections of one address, trusted proxies excepted; further ones are closed immediately (1 to 1000000)
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_MAX_CONNECTIONS_PER_ADDRESS",
+        default_value = "1000",
+        value_parser = values::number::<usize>(1..=1_000_000)
+    )]
+    pub max_connections_per_address: usize,
+    /// Timeout of the first bytes of a connection; one that sends none by then is closed
+    // HTTP/2: the preface, 24 bytes; where HTTP/1.1 is spoken too, the head of the first request.
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_FIRST_BYTE_TIMEOUT",
+        default_value = "10s",
+        value_parser = values::duration
+    )]
+    pub first_byte_timeout: Duration,
+    /// Age at which a connection is asked to close, plus or minus a tenth; it is closed 30 s later
+    // GOAWAY. The ages vary, so that clients that connected together do not reconnect together.
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_MAX_CONNECTION_AGE",
+        default_value = "30m",
+        value_parser = values::duration
+    )]
+    pub max_connection_age: Duration,
+    /// How long the calls of a connection may go on after its GOAWAY.
+    #[arg(skip = Duration::from_secs(30))]
+    pub age_grace: Duration,
+    /// A further request of HTTP/1.1 must have begun and its head ended within this time, which also bounds idle connections.
+    /// Load balancers commonly close idle connections after 60 s themselves.
+    #[arg(skip = Duration::from_secs(75))]
+    pub next_head_timeout: Duration,
+    /// A connection whose peer takes no answer for this time is closed, at the latest after twice that.
+    #[arg(skip = Duration::from_secs(30))]
+    pub unsent_timeout: Duration,
 }
 
-impl Default for Bounds {
+impl Default for ConnectionSettings {
     fn default() -> Self {
-        Self {
-            first_byte: Duration::from_secs(10),
-            // More than the 60 s after which load balancers commonly close idle ones themselves.
-            next_head: Duration::from_secs(75),
-            max_age: Duration::from_secs(30 * 60),
-            age_grace: Duration::from_secs(30),
-            unsent: Duration::from_secs(30),
-            drain: Duration::from_secs(20),
-            max_connections: 10_000,
-        }
+        defaults()
     }
 }
 
-impl Bounds {
+impl ConnectionSettings {
     /// The age for one connection.
-    fn age(&self) -> Duration {
-        // Every RandomState hashes by other keys.
-        let permille = u32::try_from(RandomState::new().hash_one(0) % 1001).unwrap_or(500);
-        (self.max_age - self.max_age / 10).saturating_add(self.max_age / 5 / 1000 * permille)
+    fn random_age(&self) -> Duration {
+        let permille = fastrand::u32(0..=1000);
+        let (age, tenth) = (self.max_connection_age, self.max_connection_age / 10);
+        (age - tenth).saturating_add(tenth * 2 / 1000 * permille)
     }
 }
 
-/// A worker as the accept loop sees it: where its connections go, and how many live there.
+/// A worker thread as the accept loop sees it: the queue of its new connections, and how many it has.
 #[derive(Debug)]
 pub struct Worker {
     connections: mpsc::Sender<Connection>,
     live: Arc<AtomicUsize>,
 }
 
-/// How many connections may wait for a busy worker before the accept loop waits too, and the kernel's backlog with it.
-const WAITING: usize = 64;
+/// Connections that wait for a busy worker before the accept loop waits too, and connections stay in the kernel's backlog.
+const MAX_QUEUED: usize = 64;
 
 impl Worker {
-    /// A worker, and what [`serve`] takes on its runtime.
+    /// A worker, and the connections that [`serve`] takes on its runtime.
     pub fn new() -> (Self, mpsc::Receiver<Connection>) {
-        let (connections, incoming) = mpsc::channel(WAITING);
+        let (connections, incoming) = mpsc::channel(MAX_QUEUED);
         (
             Self {
                 connections,
@@ -93,14 +114,14 @@ impl Worker {
         )
     }
 
-    /// Where its connections are counted, for whoever asks.
+    /// The number of its connections, over all ports.
     pub fn counter(&self) -> Arc<AtomicUsize> {
         self.live.clone()
     }
 
-    /// The same worker as the accept loop of another port sees it.
-    pub fn beside(&self) -> (Self, mpsc::Receiver<Connection>) {
-        let (connections, incoming) = mpsc::channel(WAITING);
+    /// The same worker for the accept loop of another port.
+    pub fn for_another_port(&self) -> (Self, mpsc::Receiver<Connection>) {
+        let (connections, incoming) = mpsc::channel(MAX_QUEUED);
         (
             Self {
                 connections,
@@ -110,13 +131,13 @@ impl Worker {
         )
     }
 
-    /// The connections, of all ports, that wait for this worker or are served by it.
+    /// The connections of all ports that this worker serves or that wait for it.
     fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
     }
 }
 
-/// A connection on its way to a worker, not yet bound to a runtime. It counts until it is dropped.
+/// A connection on its way to a worker, not yet bound to a runtime.
 #[derive(Debug)]
 pub struct Connection {
     stream: std::net::TcpStream,
@@ -124,7 +145,7 @@ pub struct Connection {
     permits: (WorkerPermit, AddressPermit),
 }
 
-/// A permit among the connections of a worker, free again when dropped.
+/// Counts as a connection of a worker until it is dropped.
 #[derive(Debug)]
 struct WorkerPermit(Arc<AtomicUsize>);
 
@@ -158,48 +179,40 @@ impl Connection {
     }
 }
 
-/// Who may have how many connections, over all ports. Cheap to clone.
+/// Admits connections, over all ports. Cheap to clone.
 #[derive(Clone)]
 pub struct ConnectionLimits {
-    max_connections: usize,
-    max_of_one_address: usize,
-    /// Whose connections are many callers'; only the bound of all holds for them.
-    proxies: Vec<IpNet>,
+    settings: ConnectionSettings,
+    /// Each carries the connections of many callers; only the limit over all applies to them.
+    trusted_proxies: Arc<[IpNet]>,
     by_address: ByAddress,
-    /// Where it is told who was refused.
     refused: ConnectionMetrics,
 }
 
 impl ConnectionLimits {
-    /// Nobody has one yet.
-    pub fn new(bounds: Bounds, max_of_one_address: usize, proxies: Vec<IpNet>) -> Self {
+    /// Limits without any connection yet; `refused` counts the connections that are refused.
+    pub fn new(
+        settings: ConnectionSettings,
+        trusted_proxies: Arc<[IpNet]>,
+        refused: ConnectionMetrics,
+    ) -> Self {
         Self {
-            max_connections: bounds.max_connections,
-            max_of_one_address,
-            proxies,
+            settings,
+            trusted_proxies,
             by_address: Arc::default(),
-            refused: ConnectionMetrics::default(),
+            refused,
         }
     }
 
-    /// Counts whom it refuses.
-    #[must_use]
-    pub fn counting(self, refused: ConnectionMetrics) -> Self {
-        Self { refused, ..self }
-    }
-
-    /// A permit among the connections of this address; none when it has too many.
+    /// A permit for a connection of this address; none when it has too many.
     fn admit(&self, address: IpAddr) -> Option<AddressPermit> {
-        if lies_in(&self.proxies, address) {
+        if lies_in(&self.trusted_proxies, address) {
             return Some(AddressPermit(None));
         }
         let address = counted_as(address);
-        let mut by_address = self
-            .by_address
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut by_address = self.by_address.lock();
         let live = by_address.entry(address).or_default();
-        if *live >= self.max_of_one_address {
+        if *live >= self.settings.max_connections_per_address {
             return None;
         }
         *live += 1;
@@ -207,7 +220,7 @@ impl ConnectionLimits {
     }
 }
 
-/// Whoever has one address of IPv6 has the 2^64 beside it, so that these count as one.
+/// A caller commonly owns a whole /64 of IPv6, so its addresses count as one.
 fn counted_as(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
@@ -217,7 +230,7 @@ fn counted_as(address: IpAddr) -> IpAddr {
 
 type ByAddress = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
-/// A permit among the connections of an address, free again when dropped.
+/// Counts as a connection of an address until it is dropped. None for a trusted proxy.
 #[derive(Debug)]
 struct AddressPermit(Option<(IpAddr, ByAddress)>);
 
@@ -226,10 +239,10 @@ impl Drop for AddressPermit {
         let Some((address, by_address)) = &self.0 else {
             return;
         };
-        let mut by_address = by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_address = by_address.lock();
         if let Entry::Occupied(mut live) = by_address.entry(*address) {
             *live.get_mut() -= 1;
-            // Addresses without a connection take no room.
+            // The map holds no address without connections.
             if *live.get() == 0 {
                 live.remove();
             }
@@ -237,7 +250,7 @@ impl Drop for AddressPermit {
     }
 }
 
-/// Accepts until `phase` leaves [`Phase::Serving`] and then closes the port.
+/// Accepts connections until `phase` leaves [`Phase::Serving`], then closes the port.
 pub async fn accept(
     listener: TcpListener,
     workers: Vec<Worker>,
@@ -252,21 +265,21 @@ pub async fn accept(
 }
 
 async fn accept_forever(listener: &TcpListener, workers: &[Worker], limits: &ConnectionLimits) {
-    let mut faults = 0;
+    let mut failures = 0;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                faults = 0;
+                failures = 0;
                 hand_over(stream, peer, workers, limits).await;
             }
-            Err(why) if one_connections_own(&why) => {
+            Err(why) if concerns_one_connection(&why) => {
                 tracing::debug!(%why, "a connection was lost before it was accepted")
             }
             Err(why) => {
-                let pause = pause_after(faults);
-                faults += 1;
-                // Out of file descriptors or memory, most likely. The connection stays in the backlog, so without a pause we
-                // would spin; it is over when others have closed.
+                let pause = pause_after(failures);
+                failures += 1;
+                // Most likely out of file descriptors or memory. The connection stays in the backlog, so the loop would spin
+                // without a pause.
                 tracing::warn!(%why, pause_ms = pause.as_millis(), "cannot accept connections");
                 tokio::time::sleep(pause).await;
             }
@@ -281,14 +294,14 @@ async fn hand_over(
     limits: &ConnectionLimits,
 ) {
     let live: usize = workers.iter().map(Worker::live).sum();
-    if live >= limits.max_connections {
+    if live >= limits.settings.max_connections {
         limits.refused.count_refused(false);
-        tracing::debug!(%peer, live, "too many connections; a new one is closed");
+        tracing::debug!(%peer, live, "too many connections; closed a new one");
         return;
     }
     let Some(permit) = limits.admit(peer.ip()) else {
         limits.refused.count_refused(true);
-        tracing::debug!(%peer, most = limits.max_of_one_address, "too many connections of one address; a new one is closed");
+        tracing::debug!(%peer, max = limits.settings.max_connections_per_address, "too many connections of one address; closed a new one");
         return;
     };
     let Some(worker) = workers.iter().min_by_key(|worker| worker.live()) else {
@@ -297,15 +310,15 @@ async fn hand_over(
     match Connection::new(stream, peer, worker, permit) {
         Ok(connection) => {
             if worker.connections.send(connection).await.is_err() {
-                tracing::debug!(%peer, "the worker has stopped; a new connection is closed");
+                tracing::debug!(%peer, "the worker thread has stopped; closed a new connection");
             }
         }
         Err(why) => tracing::debug!(%peer, %why, "a connection was lost as it was accepted"),
     }
 }
 
-/// Whether an error of accept concerns only the connection that would have been next.
-fn one_connections_own(why: &io::Error) -> bool {
+/// Whether an error of accept concerns only the next connection.
+fn concerns_one_connection(why: &io::Error) -> bool {
     matches!(
         why.kind(),
         io::ErrorKind::ConnectionAborted
@@ -314,9 +327,9 @@ fn one_connections_own(why: &io::Error) -> bool {
     )
 }
 
-/// 10 ms after the first fault, doubled with each that follows, at most 1 s.
-fn pause_after(faults: u32) -> Duration {
-    Duration::from_millis(10 << faults.min(7)).min(Duration::from_secs(1))
+/// 10 ms after the first failure, doubled after each further one, at most 1 s.
+fn pause_after(failures: u32) -> Duration {
+    Duration::from_millis(10 << failures.min(7)).min(Duration::from_secs(1))
 }
 
 #[cfg(test)]

@@ -29,7 +29,20 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
         .expect("it hangs")
 }
 
-struct Server {
+fn limits(settings: ConnectionSettings) -> ConnectionLimits {
+    ConnectionLimits::new(settings, [].into(), ConnectionMetrics::default())
+}
+
+fn two_of_each_address(trusted_proxy: &str) -> ConnectionLimits {
+    let settings = ConnectionSettings {
+        max_connections_per_address: 2,
+        ..ConnectionSettings::default()
+    };
+    let trusted_proxies = [trusted_proxy.parse().expect("a network")].into();
+    ConnectionLimits::new(settings, trusted_proxies, ConnectionMetrics::default())
+}
+
+struct TestServer {
     addr: SocketAddr,
     phase: watch::Sender<Phase>,
     live: Arc<AtomicUsize>,
@@ -39,7 +52,7 @@ struct Server {
     served: JoinHandle<()>,
 }
 
-async fn start(bounds: Bounds) -> Server {
+async fn start(settings: ConnectionSettings) -> TestServer {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = listener.local_addr().expect("an address");
     let (phase, phases) = watch::channel(Phase::Serving);
@@ -76,7 +89,7 @@ async fn start(bounds: Bounds) -> Server {
     let accepted = tokio::spawn(accept(
         listener,
         vec![worker],
-        ConnectionLimits::new(bounds, 100, vec![]),
+        limits(settings),
         phases.clone(),
     ));
     let served = tokio::spawn(serve(
@@ -86,10 +99,10 @@ async fn start(bounds: Bounds) -> Server {
             versions: HttpVersions::Http2,
             tls: None,
         },
-        bounds,
+        settings,
         phases,
     ));
-    Server {
+    TestServer {
         addr,
         phase,
         live,
@@ -104,7 +117,7 @@ async fn start(bounds: Bounds) -> Server {
 struct Client(SendRequest<Body>, JoinHandle<hyper::Result<()>>);
 
 impl Client {
-    async fn to(server: &Server) -> Self {
+    async fn to(server: &TestServer) -> Self {
         let stream = TcpStream::connect(server.addr).await.expect("a connection");
         let (send, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
@@ -137,7 +150,7 @@ fn draining() -> (Code, String) {
 }
 
 /// A connection that says no more than `words`; known to be served, since the server has protocol.
-async fn mute(server: &Server, words: &[u8]) -> TcpStream {
+async fn mute(server: &TestServer, words: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(server.addr).await.expect("a connection");
     stream.write_all(words).await.expect("sent");
     soon(stream.read_u8()).await.expect("the server's settings");
@@ -151,9 +164,9 @@ async fn closed(mut stream: TcpStream) {
 
 #[tokio::test]
 async fn a_silent_connection_is_closed_and_one_that_spoke_is_not() {
-    let server = start(Bounds {
-        first_byte: Duration::from_millis(200),
-        ..Bounds::default()
+    let server = start(ConnectionSettings {
+        first_byte_timeout: Duration::from_millis(200),
+        ..ConnectionSettings::default()
     })
     .await;
     let client = Client::to(&server).await;
@@ -169,13 +182,13 @@ async fn a_silent_connection_is_closed_and_one_that_spoke_is_not() {
 
 #[tokio::test]
 async fn what_is_not_http2_is_closed() {
-    let server = start(Bounds::default()).await;
+    let server = start(ConnectionSettings::default()).await;
     closed(mute(&server, b"GET / HTTP/1.1\r\nHost: somewhere\r\n\r\n").await).await;
 }
 
 #[tokio::test]
 async fn draining_ends_what_would_not_and_lets_calls_finish() {
-    let mut server = start(Bounds::default()).await;
+    let mut server = start(ConnectionSettings::default()).await;
     let silent = mute(&server, b"").await;
     let (first, second) = (Client::to(&server).await, Client::to(&server).await);
     let stream = first.call(STREAM).await;
@@ -201,7 +214,7 @@ async fn draining_ends_what_would_not_and_lets_calls_finish() {
 
 #[tokio::test]
 async fn ending_answers_calls_that_hang_and_leaves_peers_that_do_not_go() {
-    let mut server = start(Bounds::default()).await;
+    let mut server = start(ConnectionSettings::default()).await;
     let client = Client::to(&server).await;
     let hangs = client.begin(HANG);
     soon(server.begun.recv()).await.expect("begun");
@@ -226,9 +239,9 @@ async fn ending_answers_calls_that_hang_and_leaves_peers_that_do_not_go() {
 
 #[tokio::test]
 async fn an_old_connection_is_told_to_go_and_a_new_one_serves() {
-    let server = start(Bounds {
-        max_age: Duration::from_millis(300),
-        ..Bounds::default()
+    let server = start(ConnectionSettings {
+        max_connection_age: Duration::from_millis(300),
+        ..ConnectionSettings::default()
     })
     .await;
     let client = Client::to(&server).await;
@@ -242,12 +255,12 @@ async fn an_old_connection_is_told_to_go_and_a_new_one_serves() {
 
 #[tokio::test]
 async fn an_old_connection_is_closed_when_its_grace_is_over() {
-    let bounds = Bounds {
-        max_age: Duration::from_millis(300),
+    let settings = ConnectionSettings {
+        max_connection_age: Duration::from_millis(300),
         age_grace: Duration::from_millis(100),
-        ..Bounds::default()
+        ..ConnectionSettings::default()
     };
-    let mut server = start(bounds).await;
+    let mut server = start(settings).await;
     let client = Client::to(&server).await;
     let hangs = client.begin(HANG);
     soon(server.begun.recv()).await.expect("begun");
@@ -256,9 +269,9 @@ async fn an_old_connection_is_closed_when_its_grace_is_over() {
 
 #[tokio::test]
 async fn a_connection_too_many_is_closed_until_another_ends() {
-    let server = start(Bounds {
+    let server = start(ConnectionSettings {
         max_connections: 1,
-        ..Bounds::default()
+        ..ConnectionSettings::default()
     })
     .await;
     let client = Client::to(&server).await;
@@ -293,7 +306,7 @@ async fn the_core_with_the_fewest_connections_gets_the_next() {
     let accepted = tokio::spawn(accept(
         listener,
         vec![first, second],
-        ConnectionLimits::new(Bounds::default(), 100, vec![]),
+        limits(ConnectionSettings::default()),
         phases,
     ));
     let mut taken = Vec::new();
@@ -315,8 +328,8 @@ async fn the_core_with_the_fewest_connections_gets_the_next() {
 
 #[test]
 fn ages_differ_by_a_tenth_and_pauses_double() {
-    let bounds = Bounds::default();
-    let ages: Vec<Duration> = (0..100).map(|_| bounds.age()).collect();
+    let settings = ConnectionSettings::default();
+    let ages: Vec<Duration> = (0..100).map(|_| settings.random_age()).collect();
     let (least, most) = (Duration::from_secs(27 * 60), Duration::from_secs(33 * 60));
     assert!(
         ages.iter().all(|age| (least..=most).contains(age)),
@@ -324,11 +337,11 @@ fn ages_differ_by_a_tenth_and_pauses_double() {
     );
     assert!(ages.iter().any(|age| *age != ages[0]), "by chance");
     assert!(
-        Bounds {
-            max_age: Duration::MAX,
-            ..bounds
+        ConnectionSettings {
+            max_connection_age: Duration::MAX,
+            ..settings
         }
-        .age()
+        .random_age()
             >= Duration::MAX / 2,
         "no overflow"
     );
@@ -343,9 +356,9 @@ fn ages_differ_by_a_tenth_and_pauses_double() {
 /// Whoever has room for one byte of an answer and then for no more is not held on to, and holds up nobody.
 #[tokio::test]
 async fn a_connection_that_does_not_take_its_answers_is_closed() {
-    let server = start(Bounds {
-        unsent: Duration::from_millis(100),
-        ..Bounds::default()
+    let server = start(ConnectionSettings {
+        unsent_timeout: Duration::from_millis(100),
+        ..ConnectionSettings::default()
     })
     .await;
     let stream = TcpStream::connect(server.addr).await.expect("a connection");
@@ -376,11 +389,7 @@ async fn a_connection_that_does_not_take_its_answers_is_closed() {
 
 #[test]
 fn an_address_has_so_many_connections_and_a_proxy_as_many_as_there_are() {
-    let limits = ConnectionLimits::new(
-        Bounds::default(),
-        2,
-        vec!["10.0.0.0/8".parse().expect("a network")],
-    );
+    let limits = two_of_each_address("10.0.0.0/8");
     let enter = |address: &str| limits.admit(address.parse().expect("an address"));
     let permits = [
         enter("192.0.2.1").expect("the first"),
@@ -393,11 +402,7 @@ fn an_address_has_so_many_connections_and_a_proxy_as_many_as_there_are() {
         .collect();
     drop(permits);
     assert_eq!(
-        limits
-            .by_address
-            .lock()
-            .expect("no panic under the lock")
-            .len(),
+        limits.by_address.lock().len(),
         1,
         "who has none takes no room"
     );
@@ -406,11 +411,7 @@ fn an_address_has_so_many_connections_and_a_proxy_as_many_as_there_are() {
 
 #[test]
 fn the_addresses_that_one_caller_has_of_ipv6_count_as_one() {
-    let limits = ConnectionLimits::new(
-        Bounds::default(),
-        2,
-        vec!["2001:db8:1::/48".parse().expect("a network")],
-    );
+    let limits = two_of_each_address("2001:db8:1::/48");
     let enter = |address: &str| limits.admit(address.parse().expect("an address"));
     let permits = [enter("2001:db8::1"), enter("2001:db8::ffff:0:0:1")];
     assert!(permits.iter().all(Option::is_some) && enter("2001:db8::2").is_none());

@@ -1,6 +1,7 @@
-//! The admin port: metrics for Prometheus, and what a kubelet asks. Always plain HTTP, since probes and scrapers come without
-//! certificates; it shows nothing of a tenant and changes nothing.
+//! The admin port: metrics for Prometheus, and liveness and readiness for a kubelet. It is always plain HTTP, since probes and
+//! scrapers have no certificates; it shows no tenant's data and changes nothing.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,37 +19,60 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::listeners::bind;
 use super::readiness::{Condition, Readiness};
+use crate::error::Error;
 use crate::telemetry::metrics::Metrics;
 
-/// Connections at once; one more is closed. A kubelet and a few scrapers need far fewer.
-const CONNECTIONS_MOST: usize = 64;
-/// How long a connection lives, whatever it does: whoever still needs one makes another.
-const CONNECTION_MOST: Duration = Duration::from_secs(60);
-/// How long the headers of a request may take.
-const HEADERS_MOST: Duration = Duration::from_secs(5);
-/// After a fault of accept, such as too many open files: the connection stays in the backlog.
+/// Further connections are closed. A kubelet and a few scrapers need far fewer.
+const MAX_CONNECTIONS: usize = 64;
+/// A connection is closed at this age, even in use; its client connects again.
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(60);
+/// Timeout of the headers of a request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// After a failed accept, such as too many open files: the connection stays in the backlog.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The text format of Prometheus.
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Serves for as long as it is polled.
-pub(super) async fn serve(listener: TcpListener, metrics: Metrics, readiness: Readiness) {
+/// The bound admin port.
+pub(super) struct AdminPort {
+    listener: TcpListener,
+    addr: SocketAddr,
+}
+
+impl AdminPort {
+    pub(super) async fn bind(addr: SocketAddr) -> Result<Self, Error> {
+        let (listener, addr) = bind("admin-addr", addr).await?;
+        Ok(Self { listener, addr })
+    }
+
+    pub(super) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Serves until the set is dropped.
+    pub(super) fn serve(self, metrics: Metrics, readiness: Readiness) -> JoinSet<()> {
+        JoinSet::from_iter([serve(self.listener, metrics, readiness)])
+    }
+}
+
+async fn serve(listener: TcpListener, metrics: Metrics, readiness: Readiness) {
     let routes = routes(metrics, readiness);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MOST));
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, _)) => {
-                let Ok(place) = places.clone().try_acquire_owned() else {
+                let Ok(permit) = permits.clone().try_acquire_owned() else {
                     continue;
                 };
-                let conversation = converse(stream, routes.clone());
+                let served = serve_connection(stream, routes.clone());
                 connections.spawn(async move {
-                    conversation.await;
-                    drop(place);
+                    served.await;
+                    drop(permit);
                 });
             }
             Err(why) => {
@@ -59,14 +83,13 @@ pub(super) async fn serve(listener: TcpListener, metrics: Metrics, readiness: Re
     }
 }
 
-async fn converse(stream: TcpStream, routes: Router) {
+async fn serve_connection(stream: TcpStream, routes: Router) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_MOST)
+        .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(16 * 1024);
-    let conversation =
-        http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-    if let Ok(Err(why)) = tokio::time::timeout(CONNECTION_MOST, conversation).await {
+    let served = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    if let Ok(Err(why)) = tokio::time::timeout(MAX_CONNECTION_AGE, served).await {
         tracing::debug!(%why, "a connection to the admin port failed");
     }
 }
@@ -79,7 +102,7 @@ fn routes(metrics: Metrics, readiness: Readiness) -> Router {
         .fallback(|| async {
             (
                 StatusCode::NOT_FOUND,
-                Json(json!({ "message": "there are /metrics, /livez and /readyz" })),
+                Json(json!({ "message": "not found; the admin port serves /metrics, /livez and /readyz" })),
             )
         })
 }
@@ -88,7 +111,7 @@ async fn show_metrics(State(metrics): State<Metrics>) -> Response {
     match metrics.text() {
         Ok(text) => ([(CONTENT_TYPE, PROMETHEUS)], text).into_response(),
         Err(why) => {
-            tracing::error!(%why, "the metrics cannot be written");
+            tracing::error!(%why, "cannot write the metrics");
             (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 Json(json!({ "message": "internal error" })),
@@ -108,13 +131,14 @@ async fn show_readiness(State(readiness): State<Readiness>) -> (StatusCode, Json
     (
         code,
         Json(
-            json!({ "ready": reasons.is_empty(), "reasons": told(&reasons), "warnings": told(&warnings) }),
+            json!({ "ready": reasons.is_empty(), "reasons": as_json(&reasons), "warnings": as_json(&warnings) }),
         ),
     )
 }
 
-fn told(all: &[Condition]) -> Vec<Value> {
-    all.iter()
+fn as_json(conditions: &[Condition]) -> Vec<Value> {
+    conditions
+        .iter()
         .map(|(name, message)| json!({ "reason": name, "message": message }))
         .collect()
 }

@@ -1,4 +1,4 @@
-//! Keeps the clock of the process with that of the database, and says when nothing may be fired by it.
+//! Synchronizes the clock of the process with that of the database.
 
 use std::time::Duration;
 
@@ -6,34 +6,39 @@ use super::readiness::Readiness;
 use crate::clock::SharedClock;
 use crate::store::Store;
 
-/// Between two looks while the clock is steady.
-const EVERY: Duration = Duration::from_secs(1);
-/// Between two looks while it is not.
-const SOON: Duration = Duration::from_millis(100);
+/// Between samples while the clock is synchronized.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Between samples while it is not.
+const UNSTEADY_SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Looks at the database's clock for as long as it is polled, by which it is also seen whether the database is there.
+/// Samples the database's clock, which also shows whether the database answers. Never returns.
 pub(super) async fn run(store: Store, clock: SharedClock, readiness: Readiness) {
-    let mut said = None;
+    let mut reported = None;
     loop {
-        let looked = store.dispatch.sample_clock().await;
-        readiness.database(looked.is_ok());
-        if let Ok(sample) = looked {
+        let sample = store.dispatch.sample_clock().await;
+        readiness.database(sample.is_ok());
+        if let Ok(sample) = sample {
             clock.learn(sample);
         }
         let unsteady = clock.unsteady();
-        if said != Some(unsteady) {
+        if reported != Some(unsteady) {
             readiness.clock(unsteady).await;
-            match (unsteady, said) {
+            match (unsteady, reported) {
                 (Some(reason), Some(_)) => tracing::warn!(
                     reason,
-                    "nothing is fired until three looks at the clock agree"
+                    "nothing is dispatched until the clock is synchronized with the database"
                 ),
-                (None, Some(_)) => tracing::info!("three looks at the clock agree"),
-                // A start: three looks are quick.
+                (None, Some(_)) => tracing::info!("clock synchronized with the database"),
+                // At the start it takes a few samples.
                 (_, None) => {}
             }
-            said = Some(unsteady);
+            reported = Some(unsteady);
         }
-        tokio::time::sleep(if unsteady.is_none() { EVERY } else { SOON }).await;
+        tokio::time::sleep(if unsteady.is_none() {
+            SAMPLE_INTERVAL
+        } else {
+            UNSTEADY_SAMPLE_INTERVAL
+        })
+        .await;
     }
 }

@@ -2,27 +2,36 @@
 
 use tokio::sync::{oneshot, watch};
 
-use super::run_thread;
+use super::settings::Serve;
+use super::threads;
 use crate::clock::SharedClock;
-use crate::config::SinkSettings;
-use crate::dispatcher::Dispatcher;
+use crate::dispatcher::{Dispatcher, DispatcherSettings};
 use crate::error::Error;
 use crate::layers::drain::Phase;
 use crate::service::Service;
-use crate::sink::{self, SharedSink};
+use crate::sink::{self, SharedSink, SinkSettings};
 use crate::telemetry::metrics::DispatchMetrics;
 use crate::telemetry::traces::Traces;
 
-/// Where dispatches go.
+/// Where the sink comes from.
 pub(super) enum SinkSource {
-    /// To this sink.
+    /// The caller of [`Server::start`](super::Server::start) made it.
     Given(SharedSink),
-    /// To the one that is set.
+    /// The settings name it.
     Configured(SinkSettings),
 }
 
 impl SinkSource {
-    /// What metrics call it.
+    /// The sink of a process with the role dispatcher, if it has one.
+    pub(super) fn choose(settings: &Serve, given: Option<SharedSink>) -> Option<Self> {
+        let configured = || settings.sink.clone().map(Self::Configured);
+        given
+            .map(Self::Given)
+            .or_else(configured)
+            .filter(|_| settings.roles.dispatcher)
+    }
+
+    /// Its label in metrics.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Given(_) => "other",
@@ -30,7 +39,7 @@ impl SinkSource {
         }
     }
 
-    /// The sink, made on the runtime that delivers.
+    /// Call it on the runtime that delivers.
     async fn open(self, clock: &SharedClock) -> Result<SharedSink, Error> {
         match self {
             Self::Given(sink) => Ok(sink),
@@ -39,61 +48,49 @@ impl SinkSource {
     }
 }
 
-/// What the dispatcher's thread is made of.
+/// The parts of the dispatcher's thread.
 pub(super) struct DispatcherThread {
-    /// The use cases.
     pub service: Service,
-    /// Where it sends.
     pub sink: SinkSource,
-    /// The time.
     pub clock: SharedClock,
-    /// The most dispatches in its hands.
-    pub workers: usize,
-    /// Where it is told what becomes of them.
+    pub settings: DispatcherSettings,
     pub sending: DispatchMetrics,
-    /// Where it is told which way they took.
     pub traces: Traces,
 }
 
 impl DispatcherThread {
-    /// Starts the thread of the dispatcher, which fires from when the schema is there until the drain begins.
+    /// Starts the thread. It dispatches from when `opened` is true until the drain begins.
     ///
     /// # Errors
-    /// What is wrong with the sink.
+    /// The sink cannot be opened.
     pub(super) async fn start(
         self,
         opened: watch::Receiver<bool>,
         phases: watch::Receiver<Phase>,
     ) -> Result<oneshot::Receiver<()>, Error> {
-        let (tell, told) = oneshot::channel();
-        let ends = run_thread("dispatcher".to_owned(), async move {
-            let Self {
-                service,
-                sink,
-                clock,
-                workers,
-                sending,
-                traces,
-            } = self;
-            let sink = match sink.open(&clock).await {
+        let (report, started) = oneshot::channel();
+        let ended = threads::start("dispatcher".to_owned(), async move {
+            let sink = match self.sink.open(&self.clock).await {
                 Ok(sink) => sink,
-                Err(error) => return drop(tell.send(Err(error))),
+                Err(error) => return drop(report.send(Err(error))),
             };
-            drop(tell.send(Ok(())));
-            send(
-                Dispatcher::new(service, sink, clock, workers, sending, traces),
-                opened,
-                phases,
-            )
-            .await;
+            drop(report.send(Ok(())));
+            let dispatcher = Dispatcher::new(
+                self.service,
+                sink,
+                self.clock,
+                self.settings.workers.get(),
+                self.sending,
+                self.traces,
+            );
+            run(dispatcher, opened, phases).await;
         })?;
-        told.await.map_err(Error::internal)??;
-        Ok(ends)
+        started.await.map_err(Error::internal)??;
+        Ok(ended)
     }
 }
 
-/// Runs a dispatcher once the schema is there, until the drain begins.
-async fn send(
+async fn run(
     dispatcher: Dispatcher,
     mut opened: watch::Receiver<bool>,
     phases: watch::Receiver<Phase>,
@@ -103,7 +100,7 @@ async fn send(
     tokio::pin!(stop);
     tokio::select! {
         () = &mut stop => return,
-        // Nobody opens any more once the sender is gone; then the drain has begun, too.
+        // The sender is dropped unopened only when the drain has begun.
         opened = opened.wait_for(|opened| *opened) => if opened.is_err() { return },
     }
     dispatcher

@@ -1,4 +1,4 @@
-//! Gauges that are looked up at each scrape, and cost nothing between.
+//! Gauges that are computed at each scrape.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use crate::layers::concurrency_limit::ConcurrencyLimit;
 use crate::store::{Fill, Store};
 use crate::telemetry::metrics::Metrics;
 
-/// Of a database's connections and of the queues of writers.
+/// Database connections and the queues of the writers.
 pub(super) fn of_store(metrics: &Metrics, store: &Store) -> Result<()> {
     let (queues, most) = (store.levels(), store.levels());
     metrics.gauges(
@@ -63,12 +63,12 @@ fn each_writer(gauges: &GaugeVec, queues: &[Fill], value: impl Fn(&Fill) -> usiz
     }
 }
 
-/// Of calls under way, and of connections, of which each core has some.
+/// Calls in flight, and the connections of the worker threads.
 pub(super) fn of_calls(
     metrics: &Metrics,
     in_flight: &ConcurrencyLimit,
-    cores: Vec<Arc<AtomicUsize>>,
-    connections_max: usize,
+    workers: Vec<Arc<AtomicUsize>>,
+    max_connections: usize,
 ) -> Result<()> {
     let (now, most) = (in_flight.clone(), in_flight.clone());
     metrics.gauges(
@@ -89,7 +89,14 @@ pub(super) fn of_calls(
             set(gauges, &["stream"], most.under_way(true).1);
         },
     )?;
-    let live = move || number(cores.iter().map(|live| live.load(Ordering::Relaxed)).sum());
+    let live = move || {
+        number(
+            workers
+                .iter()
+                .map(|live| live.load(Ordering::Relaxed))
+                .sum(),
+        )
+    };
     metrics.gauge(
         "canvas_scheduler_connections",
         "Connections open on the ports for callers.",
@@ -98,11 +105,11 @@ pub(super) fn of_calls(
     metrics.gauge(
         "canvas_scheduler_connections_max",
         "Connections that may be open.",
-        move || number(connections_max),
+        move || number(max_connections),
     )
 }
 
-/// Of what the process is, and of how it stands.
+/// The state of the process.
 pub(super) fn of_process(
     metrics: &Metrics,
     readiness: &Readiness,

@@ -1,4 +1,4 @@
-//! The ports of a process and the listeners behind them: gRPC, and the gateway beside it on the same workers.
+//! The ports for callers: gRPC and the REST gateway, which the same worker threads serve.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -9,17 +9,17 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::accept::{self, Bounds, ConnectionLimits, HttpVersions, Protocol, Worker};
+use super::accept::{self, ConnectionLimits, ConnectionSettings, HttpVersions, Protocol, Worker};
 use super::routes::Routes;
+use super::settings::Serve;
 use super::tls::Tls;
-use crate::config::Serve;
 use crate::error::{Error, Violation};
 use crate::layers::Layered;
 use crate::layers::concurrency_limit::ConcurrencyLimit;
 use crate::layers::drain::Phase;
 use crate::rest::Rest;
 
-/// A port that is bound, and the workers that serve its connections.
+/// A bound port, and the worker threads that serve its connections.
 struct Port {
     listener: TcpListener,
     addr: SocketAddr,
@@ -28,11 +28,7 @@ struct Port {
 }
 
 impl Port {
-    /// Binds the address that `flag` states.
-    ///
-    /// # Errors
-    /// Why it cannot be bound.
-    async fn open(flag: &str, addr: SocketAddr, protocol: Protocol) -> Result<Self, Error> {
+    async fn bind(flag: &str, addr: SocketAddr, protocol: Protocol) -> Result<Self, Error> {
         let (listener, addr) = bind(flag, addr).await?;
         Ok(Self {
             listener,
@@ -52,38 +48,31 @@ impl Port {
     }
 }
 
-/// Binds an address.
-///
-/// # Errors
-/// Why it cannot be, as a fault of the setting `flag`.
+/// Binds the address of the setting `flag`.
 pub(super) async fn bind(flag: &str, addr: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
-    let unbound = |why: std::io::Error| {
+    let not_bound = |why: std::io::Error| {
         Error::Invalid(vec![Violation::new(
             flag,
             format!("{addr} cannot be bound: {why}"),
         )])
     };
-    let listener = TcpListener::bind(addr).await.map_err(unbound)?;
+    let listener = TcpListener::bind(addr).await.map_err(not_bound)?;
     let bound = listener.local_addr().map_err(Error::internal)?;
     Ok((listener, bound))
 }
 
-/// The ports for callers, and how they are served.
+/// The bound ports for callers.
 pub(super) struct Listeners {
     grpc: Port,
     gateway: Option<Port>,
-    bounds: Bounds,
+    settings: ConnectionSettings,
     phases: watch::Receiver<Phase>,
 }
 
 impl Listeners {
-    /// Binds the ports; the gateway's only where callers are served.
-    ///
-    /// # Errors
-    /// What is wrong with the addresses or the certificate.
-    pub(super) async fn open(
+    /// Binds the ports. The gateway needs the role api.
+    pub(super) async fn bind(
         settings: &Serve,
-        bounds: Bounds,
         phases: watch::Receiver<Phase>,
     ) -> Result<Self, Error> {
         let tls = settings.tls.as_ref().map(Tls::read).transpose()?;
@@ -91,27 +80,27 @@ impl Listeners {
             versions,
             tls: tls.clone(),
         };
-        let grpc = Port::open(
+        let grpc = Port::bind(
             "grpc-addr",
             settings.grpc_addr,
             protocol(HttpVersions::Http2),
         )
         .await?;
-        let gateway = match settings.gateway_addr.filter(|_| settings.roles.api) {
+        let gateway = match settings.gateway_addr().filter(|_| settings.roles.api) {
             Some(addr) => {
-                Some(Port::open("gateway-addr", addr, protocol(HttpVersions::Http1AndHttp2)).await?)
+                Some(Port::bind("gateway-addr", addr, protocol(HttpVersions::Http1AndHttp2)).await?)
             }
             None => None,
         };
         Ok(Self {
             grpc,
             gateway,
-            bounds,
+            settings: settings.connections,
             phases,
         })
     }
 
-    /// Where the ports are: for gRPC, and the gateway's.
+    /// The addresses of the gRPC port and of the gateway.
     pub(super) fn addrs(&self) -> (SocketAddr, Option<SocketAddr>) {
         (
             self.grpc.addr,
@@ -119,31 +108,26 @@ impl Listeners {
         )
     }
 
-    /// Of connections, over all ports.
-    pub(super) fn bounds(&self) -> Bounds {
-        self.bounds
-    }
-
-    /// The certificate, if there is one; the ports have the same.
+    /// The certificate of both ports, if they speak TLS.
     pub(super) fn tls(&self) -> Option<&Tls> {
         self.grpc.protocol.tls.as_ref()
     }
 
-    /// Where the connections of each worker are counted.
+    /// The number of connections of each worker.
     pub(super) fn counters(&self) -> Vec<Arc<AtomicUsize>> {
         self.grpc.workers.iter().map(Worker::counter).collect()
     }
 
-    /// One more worker, which serves `service`: what runs on its thread, until the drain has ended.
+    /// Adds a worker that serves `service`. Its thread is to run the future, which ends with the drain.
     pub(super) fn add_worker(
         &mut self,
         service: Layered<Routes>,
         in_flight: &ConcurrencyLimit,
     ) -> impl Future<Output = ()> + Send + use<> {
         let (worker, incoming) = Worker::new();
-        let beside = self.gateway.as_mut().map(|gateway| {
-            let (beside, incoming) = worker.beside();
-            gateway.workers.push(beside);
+        let gateway = self.gateway.as_mut().map(|gateway| {
+            let (worker, incoming) = worker.for_another_port();
+            gateway.workers.push(worker);
             (
                 incoming,
                 Rest::new(service.clone(), in_flight.clone()),
@@ -151,28 +135,31 @@ impl Listeners {
             )
         });
         self.grpc.workers.push(worker);
-        let (protocol, bounds, phases) =
-            (self.grpc.protocol.clone(), self.bounds, self.phases.clone());
+        let (protocol, settings, phases) = (
+            self.grpc.protocol.clone(),
+            self.settings,
+            self.phases.clone(),
+        );
         async move {
             let gateway_phases = phases.clone();
             let gateway = async {
-                if let Some((incoming, rest, protocol)) = beside {
-                    accept::serve(incoming, rest, protocol, bounds, gateway_phases).await;
+                if let Some((incoming, rest, protocol)) = gateway {
+                    accept::serve(incoming, rest, protocol, settings, gateway_phases).await;
                 }
             };
             tokio::join!(
                 gateway,
-                accept::serve(incoming, service, protocol, bounds, phases)
+                accept::serve(incoming, service, protocol, settings, phases)
             );
         }
     }
 
-    /// Accepts on every port, and keeps the certificate current.
+    /// Starts to accept on every port, and to reload the certificate.
     pub(super) fn accept(self, limits: &ConnectionLimits) -> Vec<JoinHandle<()>> {
         let tls = self
             .tls()
             .cloned()
-            .map(|tls| tokio::spawn(tls.keep_current()));
+            .map(|tls| tokio::spawn(tls.keep_fresh()));
         let gateway = self
             .gateway
             .map(|gateway| gateway.accept(limits, &self.phases));

@@ -1,55 +1,55 @@
-//! Whether this process is ready, and why not: one answer for `/readyz` and for health over gRPC.
+//! Whether this process is ready, and why not: the one source of `/readyz` and of gRPC health.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::routes::HEALTH_NAMES;
-use crate::config::Roles;
+use super::settings::Roles;
 use crate::telemetry::metrics::DispatchMetrics;
 
-/// The name that a dispatcher has in health answers: it serves while it may fire.
+/// The service name of the dispatcher in health checks: it is serving while it may dispatch.
 const DISPATCHER: &str = "dispatcher";
 
 /// What is known of the database's schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Schema {
-    /// Nothing yet, or it could not be looked at.
+    /// Not checked yet, or the check failed.
     Unknown,
-    /// So many migrations are pending.
+    /// The number of migrations that are pending.
     Pending(usize),
-    /// It is there.
-    There,
+    /// No migration is pending.
+    Migrated,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct ReadinessState {
     schema: Schema,
     database_up: bool,
-    /// Why nothing may be fired by the clock.
+    /// Why the clock is not synchronized, if so.
     unsteady: Option<&'static str>,
     draining: bool,
 }
 
-/// Something that operators should know of: a name for programs, and a text.
+/// A condition that operators should know of: a name for programs, and a text.
 pub(super) type Condition = (&'static str, String);
 
-/// What is known of it. Cheap to clone.
+/// The readiness of the process. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Readiness {
     state: Arc<Mutex<ReadinessState>>,
     health: HealthReporter,
-    /// What health said last, by name; held while it is told anew, so that what is older never replaces what is newer.
-    said: Arc<tokio::sync::Mutex<Vec<(&'static str, bool)>>>,
+    /// The statuses that health reports, by service. Locked during an update, so that an older one never overwrites a newer one.
+    reported: Arc<tokio::sync::Mutex<Vec<(&'static str, bool)>>>,
     roles: Roles,
-    /// Whether this process sends.
     sends: bool,
     sending: DispatchMetrics,
 }
 
 impl Readiness {
-    /// Of a process that is starting: not ready, which health says from here on.
+    /// The readiness of a process that is starting: not ready.
     pub(super) async fn new(roles: Roles, sends: bool, sending: DispatchMetrics) -> Self {
         let state = ReadinessState {
             schema: Schema::Unknown,
@@ -57,119 +57,114 @@ impl Readiness {
             unsteady: Some("the clock of the database is not known"),
             draining: false,
         };
-        let (state, health, said) = (
-            Arc::new(Mutex::new(state)),
-            HealthReporter::new(),
-            Arc::default(),
-        );
-        let own = Self {
-            state,
-            health,
-            said,
+        let readiness = Self {
+            state: Arc::new(Mutex::new(state)),
+            health: HealthReporter::new(),
+            reported: Arc::default(),
             roles,
             sends,
             sending,
         };
-        own.tell().await;
-        own
+        readiness.report().await;
+        readiness
     }
 
-    /// Where health is told.
+    /// The reporter of gRPC health.
     pub(super) fn health(&self) -> HealthReporter {
         self.health.clone()
     }
 
-    /// The schema was looked at.
+    /// Records the state of the schema.
     pub(super) async fn schema(&self, schema: Schema) {
-        self.state().schema = schema;
-        self.tell().await;
+        self.state.lock().schema = schema;
+        self.report().await;
     }
 
-    /// The database was asked something, and has answered or not.
+    /// Records whether the database answered.
     pub(super) fn database(&self, up: bool) {
-        self.state().database_up = up;
+        self.state.lock().database_up = up;
     }
 
-    /// Why nothing may be fired by the clock, if so.
+    /// Records why the clock is not synchronized, if so.
     pub(super) async fn clock(&self, unsteady: Option<&'static str>) {
-        self.state().unsteady = unsteady;
-        self.tell().await;
+        self.state.lock().unsteady = unsteady;
+        self.report().await;
     }
 
-    /// From here on the process stops.
+    /// Records that the process is stopping.
     pub(super) async fn drain(&self) {
-        self.state().draining = true;
-        self.tell().await;
+        self.state.lock().draining = true;
+        self.report().await;
     }
 
-    /// Why the process is not ready; nothing when it is.
+    /// Why the process is not ready; empty when it is.
     pub(super) fn reasons(&self) -> Vec<Condition> {
-        let state = *self.state();
+        let state = *self.state.lock();
         let schema = match state.schema {
             Schema::Unknown => Some((
                 "schema_unknown",
-                "the schema could not be looked at yet".to_owned(),
+                "the schema could not be checked yet".to_owned(),
             )),
             Schema::Pending(n) => Some((
                 "migrations_pending",
                 format!("{n} migrations are pending; run `canvas-scheduler migrate`"),
             )),
-            Schema::There => None,
+            Schema::Migrated => None,
         };
-        let away = (!state.database_up)
+        let database_away = (!state.database_up)
             .then(|| ("database_away", "the database does not answer".to_owned()));
         let unsteady = state
             .unsteady
             .filter(|_| self.sends)
-            .map(|why| ("clock_not_trusted", format!("nothing is fired: {why}")));
+            .map(|why| ("clock_not_trusted", format!("nothing is dispatched: {why}")));
         let draining = state
             .draining
             .then(|| ("draining", "the process is stopping".to_owned()));
-        [draining, schema, away, unsteady]
+        [draining, schema, database_away, unsteady]
             .into_iter()
             .flatten()
             .collect()
     }
 
-    /// What is wrong and yet keeps nobody from being served.
+    /// Problems that do not affect readiness.
     pub(super) fn warnings(&self) -> Vec<Condition> {
         let probing = self.sending.is_probing();
         probing
             .then(|| {
                 (
                     "sink_takes_nothing",
-                    "the sink takes nothing; it is probed until it does".to_owned(),
+                    "the sink takes no dispatches; it is probed until it does".to_owned(),
                 )
             })
             .into_iter()
             .collect()
     }
 
-    /// Whether the database has answered last.
+    /// Whether the database answered the last query of the clock.
     pub(super) fn database_up(&self) -> bool {
-        self.state().database_up
+        self.state.lock().database_up
     }
 
-    /// Migrations that are pending, as far as is known.
+    /// The number of pending migrations; 0 when unknown.
     pub(super) fn migrations_pending(&self) -> usize {
-        if let Schema::Pending(n) = self.state().schema {
+        if let Schema::Pending(n) = self.state.lock().schema {
             n
         } else {
             0
         }
     }
 
-    /// Tells health what has changed. What it says of callers goes by the schema and by draining alone: while the database is
-    /// away, or the clock is not trusted, calls are answered as well as they can be.
-    async fn tell(&self) {
-        let mut said = self.said.lock().await;
+    /// Reports what has changed to gRPC health. The status for callers depends on the schema and on draining only: while the
+    /// database is away, or the clock not synchronized, calls are answered as far as possible.
+    async fn report(&self) {
+        let mut reported = self.reported.lock().await;
         let ReadinessState {
             schema,
             unsteady,
             draining,
             ..
-        } = *self.state();
-        let open = schema == Schema::There && !draining;
+        } = *self.state.lock();
+        let open = schema == Schema::Migrated && !draining;
         let api = HEALTH_NAMES
             .into_iter()
             .map(|name| (name, open && (self.roles.api || name.is_empty())));
@@ -177,7 +172,7 @@ impl Readiness {
             .sends
             .then_some((DISPATCHER, unsteady.is_none() && !draining));
         let now: Vec<_> = api.chain(dispatcher).collect();
-        for (name, serves) in now.iter().filter(|one| !said.contains(one)) {
+        for (name, serves) in now.iter().filter(|one| !reported.contains(one)) {
             let status = if *serves {
                 ServingStatus::Serving
             } else {
@@ -185,12 +180,7 @@ impl Readiness {
             };
             self.health.set_service_status(*name, status).await;
         }
-        *said = now;
-    }
-
-    fn state(&self) -> MutexGuard<'_, ReadinessState> {
-        // Whoever panicked with it left it whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        *reported = now;
     }
 }
 
@@ -227,7 +217,7 @@ mod tests {
             (names(&readiness), readiness.migrations_pending()),
             (vec!["migrations_pending", "clock_not_trusted"], 2)
         );
-        readiness.schema(Schema::There).await;
+        readiness.schema(Schema::Migrated).await;
         readiness.clock(None).await;
         assert_eq!(names(&readiness), Vec::<&str>::new());
         readiness.database(false);
@@ -238,7 +228,7 @@ mod tests {
             readiness.reasons(),
             [(
                 "clock_not_trusted",
-                "nothing is fired: it has jumped".to_owned()
+                "nothing is dispatched: it has jumped".to_owned()
             )]
         );
         readiness.drain().await;
@@ -246,9 +236,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_clock_is_no_concern_of_who_does_not_send() {
+    async fn a_process_that_does_not_send_is_ready_without_a_clock() {
         let readiness = readiness(false).await;
-        readiness.schema(Schema::There).await;
+        readiness.schema(Schema::Migrated).await;
         assert_eq!(names(&readiness), Vec::<&str>::new());
     }
 }

@@ -1,4 +1,4 @@
-//! What stands on the gRPC port: our service, health, reflection.
+//! The services of the gRPC port: ours, health and reflection.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -25,26 +25,26 @@ use crate::service::Service;
 use crate::store::RETRY_AFTER;
 
 /// The largest request.
-const MESSAGE_MAX: usize = 1024 * 1024;
+const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 /// The largest batch.
-const BATCH_MESSAGE_MAX: usize = 4 * 1024 * 1024;
+const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
-/// The largest request to what needs no key.
-const OPEN_MESSAGE_MAX: usize = 4 * 1024;
+/// The largest request to a service that needs no key.
+const MAX_OPEN_MESSAGE_BYTES: usize = 4 * 1024;
 
-/// The service that a name belongs to in health answers: ours, and the empty one for the whole server.
+/// The service names in health checks: the empty one stands for the whole server.
 pub(super) const HEALTH_NAMES: [&str; 2] = ["", SERVICE_NAME];
 
-/// What of it a process shows.
+/// The services that a process offers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EnabledServices {
-    /// Our own service.
+    /// `CanvasScheduleService`.
     pub api: bool,
     /// Reflection.
     pub reflection: bool,
 }
 
-/// Routes a call by its path. Ours are told apart before the general router, which costs more than an empty call.
+/// Routes a call by its path. Calls of our service bypass the general router, which costs more than an empty call.
 #[derive(Clone)]
 pub(super) struct Routes {
     ours: CanvasScheduleServiceServer<GrpcApi>,
@@ -56,7 +56,7 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// The routes to `service`, refused until `ready`, and unknown where this process has no `api`.
+    /// The routes to `service`: unavailable until `ready`, unimplemented in a process without the role api.
     ///
     /// # Errors
     /// Never in practice: the descriptors are compiled in.
@@ -71,7 +71,7 @@ impl Routes {
                 .max_decoding_message_size(bytes)
         };
         let health = HealthServer::new(HealthService::from_health_reporter(health))
-            .max_decoding_message_size(OPEN_MESSAGE_MAX);
+            .max_decoding_message_size(MAX_OPEN_MESSAGE_BYTES);
         let mut others = TonicRoutes::new(health);
         if enabled.reflection {
             let v1 = reflection(reflection_v1::SERVICE_NAME)
@@ -81,14 +81,14 @@ impl Routes {
                 .build_v1alpha()
                 .map_err(Error::internal)?;
             let (v1, v1alpha) = (
-                v1.max_decoding_message_size(OPEN_MESSAGE_MAX),
-                v1alpha.max_decoding_message_size(OPEN_MESSAGE_MAX),
+                v1.max_decoding_message_size(MAX_OPEN_MESSAGE_BYTES),
+                v1alpha.max_decoding_message_size(MAX_OPEN_MESSAGE_BYTES),
             );
             others = others.add_service(v1).add_service(v1alpha);
         }
         Ok(Self {
-            ours: server(MESSAGE_MAX),
-            batches: server(BATCH_MESSAGE_MAX),
+            ours: server(MAX_MESSAGE_BYTES),
+            batches: server(MAX_BATCH_BYTES),
             others: others.prepare(),
             api: enabled.api,
             ready,
@@ -96,8 +96,8 @@ impl Routes {
     }
 }
 
-/// Our protos, health's, and those of error details, without which clients show details as base64. Only what is served is
-/// listed, with reflection itself as `own`: the protos also have the service that a consumer implements.
+/// Reflection of our protos, health's, and those of error details, without which clients show details as base64. It lists only
+/// the services that are served and itself as `own`: the protos also define the service that a consumer implements.
 fn reflection(own: &str) -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .with_service_name(SERVICE_NAME)

@@ -1,5 +1,5 @@
-//! TLS and mutual TLS: certificates from files, which are read again when they change. Connections that are open stay as they
-//! are; new ones get the new certificate.
+//! TLS and mutual TLS, with certificates that are reloaded when their files change. Open connections keep the old certificate;
+//! new ones get the new one.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,11 +17,11 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::config::TlsFiles;
+use super::settings::TlsFiles;
 use crate::error::{Error, Violation};
 
-/// Between looks at the files.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Between checks of the files.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The certificate that new connections get. Cheap to clone.
 #[derive(Clone)]
@@ -32,7 +32,7 @@ pub struct Tls {
     expires_at: Arc<AtomicI64>,
 }
 
-/// The bytes of the files, and what tells them from others.
+/// The bytes of the files.
 struct Contents {
     certificates: Vec<u8>,
     key: Vec<u8>,
@@ -40,7 +40,7 @@ struct Contents {
 }
 
 impl Contents {
-    /// Every file that cannot be read is a fault.
+    /// Reports every file that cannot be read.
     fn read(files: &TlsFiles) -> Result<Self, Vec<Violation>> {
         let read = |flag: &str, file: &PathBuf| {
             std::fs::read(file).map_err(|why| {
@@ -80,18 +80,17 @@ impl Contents {
         hash.finalize().into()
     }
 
-    /// What they are good for, and until when, in unix seconds.
+    /// The server configuration, and when its certificate expires, in unix seconds.
     fn usable(&self) -> Result<(ServerConfig, i64), Vec<Violation>> {
         Ok((self.config()?, expiry(&self.certificates)?))
     }
 
-    /// What they are good for, together.
     fn config(&self) -> Result<ServerConfig, Vec<Violation>> {
-        let fault = |flag: &str, why: String| vec![Violation::new(flag, why)];
+        let violation = |flag: &str, why: String| vec![Violation::new(flag, why)];
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions();
-        let builder = builder.map_err(|why| fault("tls-cert", why.to_string()))?;
+        let builder = builder.map_err(|why| violation("tls-cert", why.to_string()))?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(pem) => {
@@ -99,29 +98,29 @@ impl Contents {
                 for root in certificates("tls-client-ca", pem)? {
                     roots
                         .add(root)
-                        .map_err(|why| fault("tls-client-ca", why.to_string()))?;
+                        .map_err(|why| violation("tls-client-ca", why.to_string()))?;
                 }
                 let verifier =
                     WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build();
                 builder.with_client_cert_verifier(
-                    verifier.map_err(|why| fault("tls-client-ca", why.to_string()))?,
+                    verifier.map_err(|why| violation("tls-client-ca", why.to_string()))?,
                 )
             }
         };
-        // The text of the fault says nothing of what is in the file.
+        // The parser's own error might repeat parts of the key.
         let key = PrivateKeyDer::from_pem_slice(&self.key)
-            .map_err(|_| fault("tls-key", "holds no private key in PEM".to_owned()))?;
+            .map_err(|_| violation("tls-key", "contains no private key in PEM".to_owned()))?;
         let config = builder.with_single_cert(certificates("tls-cert", &self.certificates)?, key);
-        config.map_err(|why| fault("tls-cert", format!("does not go with --tls-key: {why}")))
+        config.map_err(|why| violation("tls-cert", format!("does not match --tls-key: {why}")))
     }
 }
 
-/// When the first of the chain expires, in unix seconds.
+/// When the first certificate of the chain expires, in unix seconds.
 fn expiry(pem: &[u8]) -> Result<i64, Vec<Violation>> {
     let unreadable = || {
         vec![Violation::new(
             "tls-cert",
-            "holds a certificate that cannot be read",
+            "contains a certificate that cannot be read",
         )]
     };
     let chain = certificates("tls-cert", pem)?;
@@ -144,14 +143,14 @@ fn certificates(flag: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     read.ok()
         .filter(|all| !all.is_empty())
-        .ok_or_else(|| vec![Violation::new(flag, "holds no certificate in PEM")])
+        .ok_or_else(|| vec![Violation::new(flag, "contains no certificate in PEM")])
 }
 
 impl Tls {
     /// Reads the files.
     ///
     /// # Errors
-    /// Everything that is wrong with them.
+    /// [`Error::Invalid`] with every violation.
     pub fn read(files: &TlsFiles) -> Result<Self, Error> {
         let (config, expires_at) = Contents::read(files)
             .and_then(|contents| contents.usable())
@@ -179,33 +178,34 @@ impl Tls {
         self.expires_at.load(Ordering::Relaxed)
     }
 
-    /// Looks at the files again and again. What cannot be used is logged once, and the certificate before it stays.
-    pub async fn keep_current(self) {
-        let look = || {
+    /// Reloads the files when they change. Files that cannot be used are logged once, and the old certificate stays. Never
+    /// returns.
+    pub async fn keep_fresh(self) {
+        let read = || {
             let contents = Contents::read(&self.files);
             (contents.as_ref().ok().map(Contents::fingerprint), contents)
         };
-        let (mut settled, _) = look();
-        let mut doubtful = None;
+        let (mut current, _) = read();
+        let mut rejected = None;
         loop {
-            sleep(LOOK_EVERY).await;
-            let (now, contents) = look();
-            if now == settled {
+            sleep(RELOAD_INTERVAL).await;
+            let (now, contents) = read();
+            if now == current {
                 continue;
             }
             match contents.and_then(|contents| contents.usable()) {
                 Ok((config, expires_at)) => {
                     self.current.store(Arc::new(config));
                     self.expires_at.store(expires_at, Ordering::Relaxed);
-                    tracing::info!("the certificate was replaced; new connections get it");
-                    settled = now;
+                    tracing::info!("reloaded the certificate; new connections get the new one");
+                    current = now;
                 }
-                // One file may have been replaced and the other not yet: only what stays so is complained of.
-                Err(_) if doubtful != Some(now) => doubtful = Some(now),
-                Err(faults) => {
-                    let why = Error::Invalid(faults);
-                    tracing::error!(%why, "the new certificate cannot be used; the one before it stays");
-                    settled = now;
+                // One file may be replaced and the other not yet, so only contents that stay are reported.
+                Err(_) if rejected != Some(now) => rejected = Some(now),
+                Err(violations) => {
+                    let why = Error::Invalid(violations);
+                    tracing::error!(%why, "the new certificate cannot be used; the old one stays in use");
+                    current = now;
                 }
             }
         }

@@ -16,11 +16,12 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use tower::Service;
 
+use super::SinkEndpoint;
 use super::answer::{bounded, by_http_status, chain};
 use super::encoded::{Encoded, TriggerCodec, Waves};
 use super::sent::{Sent, Watched};
 use super::{Answer, Answering, Sink, tls};
-use crate::config::{Reach, Secret};
+use crate::config::Secret;
 use crate::domain::DispatchMessage;
 use crate::error::{Error, Violation};
 
@@ -47,7 +48,7 @@ impl Grpc {
     /// # Errors
     /// What is wrong with the settings; an engine that is not there is not an error.
     pub fn open(
-        reach: &Reach,
+        reach: &SinkEndpoint,
         token: Option<&Secret<String>>,
         connections: usize,
     ) -> Result<Self, Error> {

@@ -7,6 +7,7 @@ pub mod json;
 pub mod log;
 pub mod nats;
 mod sent;
+mod settings;
 mod tls;
 pub mod webhook;
 
@@ -15,10 +16,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::clock::SharedClock;
-use crate::config::SinkSettings;
 use crate::domain::DispatchMessage;
 pub use crate::domain::dispatch_message::Answer;
 use crate::error::Error;
+pub use settings::{SinkArgs, SinkEndpoint, SinkSettings};
 
 /// The future of an answer.
 pub type Answering<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
@@ -41,17 +42,17 @@ pub async fn open(settings: &SinkSettings, clock: SharedClock) -> Result<SharedS
     Ok(match settings {
         SinkSettings::Log => Arc::new(log::Log),
         SinkSettings::Grpc {
-            reach,
+            endpoint,
             token,
             connections,
-        } => Arc::new(grpc::Grpc::open(reach, token.as_ref(), *connections)?),
-        SinkSettings::Webhook { reach, keys } => {
-            Arc::new(webhook::Webhook::open(reach, keys, clock)?)
+        } => Arc::new(grpc::Grpc::open(endpoint, token.as_ref(), *connections)?),
+        SinkSettings::Webhook { endpoint, keys } => {
+            Arc::new(webhook::Webhook::open(endpoint, keys, clock)?)
         }
         SinkSettings::Nats {
-            reach,
+            endpoint,
             token,
             subject,
-        } => Arc::new(nats::Nats::open(reach, token.as_ref(), subject).await?),
+        } => Arc::new(nats::Nats::open(endpoint, token.as_ref(), subject).await?),
     })
 }

@@ -10,9 +10,10 @@ use async_nats::{ConnectOptions, Event};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use super::SinkEndpoint;
 use super::answer::by_http_status;
 use super::{Answer, Answering, Sink, json, tls};
-use crate::config::{Reach, Secret};
+use crate::config::Secret;
 use crate::domain::DispatchMessage;
 use crate::error::{Error, Violation};
 
@@ -33,7 +34,7 @@ impl Nats {
     /// # Errors
     /// What is wrong with the settings; a server that is not there is not an error.
     pub async fn open(
-        reach: &Reach,
+        reach: &SinkEndpoint,
         token: Option<&Secret<String>>,
         subject: &str,
     ) -> Result<Self, Error> {

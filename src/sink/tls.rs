@@ -8,14 +8,14 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::config::Reach;
+use super::SinkEndpoint;
 use crate::error::{Error, Violation};
 
 /// TLS that trusts the certificates that were stated, else the system's.
 ///
 /// # Errors
 /// What is wrong with the certificates.
-pub(super) fn client_config(reach: &Reach) -> Result<ClientConfig, Error> {
+pub(super) fn client_config(reach: &SinkEndpoint) -> Result<ClientConfig, Error> {
     let mut roots = RootCertStore::empty();
     match &reach.ca {
         Some(pem) => {
@@ -50,7 +50,7 @@ fn wrong(message: String) -> Error {
 }
 
 /// Connects by TCP within the bound; it leaves TLS to what wraps it.
-pub(super) fn tcp(reach: &Reach) -> HttpConnector {
+pub(super) fn tcp(reach: &SinkEndpoint) -> HttpConnector {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);

@@ -18,11 +18,12 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use sha2::Sha256;
 use tokio::time::{Instant, timeout_at};
 
+use super::SinkEndpoint;
 use super::answer::{by_http_status, chain};
 use super::sent::{Sent, Watched};
 use super::{Answer, Answering, Sink, json, tls};
 use crate::clock::SharedClock;
-use crate::config::{Reach, Secret};
+use crate::config::Secret;
 use crate::domain::DispatchMessage;
 use crate::error::Error;
 
@@ -49,7 +50,7 @@ impl Webhook {
     /// # Errors
     /// What is wrong with the settings; a consumer that is not there is not an error.
     pub fn open(
-        reach: &Reach,
+        reach: &SinkEndpoint,
         keys: &[Secret<Vec<u8>>],
         clock: SharedClock,
     ) -> Result<Self, Error> {

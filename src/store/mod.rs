@@ -7,6 +7,7 @@ mod gauges;
 mod read;
 mod schema;
 mod session;
+mod settings;
 
 use sea_orm::DatabaseConnection;
 use tokio::sync::mpsc;
@@ -27,6 +28,7 @@ pub use schema::answered::{Answered, REQUEST_KEPT, RequestKey};
 pub use schema::tenant::Key;
 pub use session::connect::{Durability, Options};
 pub use session::error::RETRY_AFTER;
+pub use settings::StoreSettings;
 
 use crate::clock::SharedClock;
 use crate::domain::Policy;
@@ -65,11 +67,14 @@ impl Store {
         let mut senders = Vec::new();
         let mut writers = Vec::new();
         for _ in 0..connect::writer_count(options) {
-            let (sender, queue) = mpsc::channel(options.queue_max);
+            let (sender, queue) = mpsc::channel(options.settings.queue_max.get());
             let connect = connect::writer(options);
             let db = connect::writer_connection(options, &connect, &reads).await?;
-            let (clock, batch_max, revisions_kept) =
-                (clock.clone(), options.batch_max, options.revisions_kept);
+            let (clock, batch_max, revisions_kept) = (
+                clock.clone(),
+                options.settings.commit_max.get(),
+                i64::from(options.settings.revisions_kept.get()),
+            );
             let writes = options.writes.clone();
             writers.push(Writer {
                 queue,
@@ -93,7 +98,7 @@ impl Store {
             read: Reads {
                 db: reads.clone(),
                 clock: clock.clone(),
-                revisions_kept: options.revisions_kept,
+                revisions_kept: i64::from(options.settings.revisions_kept.get()),
             },
             commit: CommitQueue::new(senders, metrics.clone()),
             dispatch: DispatchStore::new(pool.clone(), metrics),

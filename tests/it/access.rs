@@ -422,7 +422,7 @@ async fn an_allowlist_heeds_what_a_trusted_proxy_says(database: &Database) {
         ("10.0.0.0/8", "192.0.2.9", false),
     ] {
         let app = TestApp::start_with(database, |settings| {
-            settings.trusted_proxies = vec![trusted.parse().expect("a network")]
+            settings.trusted_proxies = [trusted.parse().expect("a network")].into()
         })
         .await;
         let key = app

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use canvas_scheduler::clock::{Clock, ManualClock};
-use canvas_scheduler::config::Roles;
 use canvas_scheduler::domain::{DispatchMessage, Identifier};
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::{Applied, CanvasScheduleState};
+use canvas_scheduler::server::Roles;
 use canvas_scheduler::sink::Answer;
 use chrono::TimeDelta;
 use serde_json::json;
@@ -328,7 +328,7 @@ async fn a_schedule_that_is_due_at_once_needs_no_poll(database: &Database) {
 
 async fn no_more_is_in_flight_than_there_are_workers(database: &Database) {
     let test = Sending::start(database).await;
-    let workers = settings(database).workers;
+    let workers = settings(database).dispatcher.workers.get();
     let mut schedules = vec![];
     for n in 0..workers * 3 {
         schedules.push(
@@ -377,7 +377,7 @@ async fn a_sink_that_takes_nothing_is_probed_and_updates_reach_all(database: &Da
     }
     test.sink.say(not_taken());
     test.move_to("2026-03-01T12:02:00Z");
-    let workers = settings(database).workers;
+    let workers = settings(database).dispatcher.workers.get();
     test.sink.at_least(workers).await;
     // A minute of it: what was under way at first, and then one probe after the other.
     let (before, until) = (test.sink.count(), instant("2026-03-01T12:03:00Z"));

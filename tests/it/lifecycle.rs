@@ -297,7 +297,7 @@ async fn a_cancelled_schedule_is_read_and_listed_as_such(database: &Database) {
 
 async fn a_batch_applies_its_updates_in_their_order(database: &Database) {
     // Smaller commits than the batch, so that it is carried by several.
-    let app = TestApp::start_with(database, |settings| settings.commit_max = 7).await;
+    let app = TestApp::start_with(database, |settings| settings.store.commit_max = number(7)).await;
     let mut schedules = Vec::new();
     for n in 0..3 {
         schedules.push(app.created(create(&format!("canvas {n}"), at(LATER))).await);

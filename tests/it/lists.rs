@@ -187,7 +187,10 @@ async fn a_page_of_revisions_is_cut_short_where_it_would_be_too_large(database: 
 }
 
 async fn only_the_newest_revisions_are_shown(database: &Database) {
-    let app = TestApp::start_with(database, |settings| settings.revisions_kept = 5).await;
+    let app = TestApp::start_with(database, |settings| {
+        settings.store.revisions_kept = number(5)
+    })
+    .await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     for newest in 2..=9 {
         app.update(update(&schedule, at(LATER)))
@@ -212,7 +215,10 @@ async fn only_the_newest_revisions_are_shown(database: &Database) {
 }
 
 async fn revisions_that_are_not_kept_are_removed(database: &Database) {
-    let app = TestApp::start_with(database, |settings| settings.revisions_kept = 5).await;
+    let app = TestApp::start_with(database, |settings| {
+        settings.store.revisions_kept = number(5)
+    })
+    .await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let other = app.created(create("other", at(LATER))).await;
     let rows = async || {

@@ -336,12 +336,8 @@ type Calls = JoinSet<Result<Response<v1::UpdateCanvasScheduleResponse>, Status>>
 /// An app that takes two changes at a time, one in the writer's hands and one that waits.
 async fn narrow(database: &Database, drain: Duration) -> TestApp {
     TestApp::start_with(database, |settings| {
-        (
-            settings.queue_max,
-            settings.writers,
-            settings.commit_max,
-            settings.drain,
-        ) = (1, 1, 1, drain);
+        settings.store = one_at_a_time();
+        settings.drain = drain;
     })
     .await
 }

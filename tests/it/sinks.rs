@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use canvas_scheduler::clock::SystemClock;
-use canvas_scheduler::config::{Reach, Secret, SinkSettings};
+use canvas_scheduler::config::Secret;
 use canvas_scheduler::domain::{
     CanvasId, DispatchId, DispatchMessage, Identifier, Properties, Recipient, ScheduleId, Target,
     Wave, WaveMode, Zone, ZoneSet,
 };
-use canvas_scheduler::sink::{self, Answer, SharedSink};
+use canvas_scheduler::sink::{self, Answer, SharedSink, SinkEndpoint, SinkSettings};
 use chrono::TimeDelta;
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -30,9 +30,9 @@ const LONG: Duration = Duration::from_secs(60);
 /// The trace that a dispatch is part of.
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// How to reach `url` within `timeout`.
-fn reach(url: &str, timeout: Duration) -> Reach {
-    Reach {
+/// How to endpoint `url` within `timeout`.
+fn endpoint(url: &str, timeout: Duration) -> SinkEndpoint {
+    SinkEndpoint {
         url: Secret(url.parse().expect(url)),
         timeout,
         connect_timeout: LONG,

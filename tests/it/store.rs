@@ -72,7 +72,10 @@ async fn two_replicas_lose_no_update(database: &Database) {
 }
 
 async fn kept_all(database: &Database) -> TestApp {
-    TestApp::start_with(database, |settings| settings.revisions_kept = 1000).await
+    TestApp::start_with(database, |settings| {
+        settings.store.revisions_kept = number(1000)
+    })
+    .await
 }
 
 async fn two_replicas_make_one_revision_of_one_request_id(database: &Database) {
@@ -256,10 +259,7 @@ async fn a_creation_that_the_database_refuses_fails_no_neighbour(database: &Data
 }
 
 async fn a_full_queue_refuses_at_once(database: &Database) {
-    let app = TestApp::start_with(database, |settings| {
-        (settings.queue_max, settings.writers, settings.commit_max) = (1, 1, 1)
-    })
-    .await;
+    let app = TestApp::start_with(database, |settings| settings.store = one_at_a_time()).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     // Takes what calls are counted with, which needs the lock too on SQLite.
     app.list(Default::default()).await.expect("a list");
@@ -335,7 +335,7 @@ const LOCK_WAITS: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = 
      AND application_name LIKE '%writer'";
 
 async fn in_the_queue(database: &Database) {
-    let app = TestApp::start_with(database, |settings| settings.writers = 1).await;
+    let app = TestApp::start_with(database, |settings| settings.store.writers = number(1)).await;
     // The writer waits for a lock for a second at most: a late call counts if it was made and answered in the meantime.
     for _ in 0..20 {
         if late_in_the_queue(&app, database).await {

@@ -14,19 +14,23 @@ pub(crate) mod stores;
 mod trace_search;
 
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use canvas_scheduler::clock::ManualClock;
-use canvas_scheduler::config::{Roles, Secret, Serve};
-use canvas_scheduler::domain::{Counted, Permissions, Quota, Window};
+use canvas_scheduler::config::Secret;
+use canvas_scheduler::dispatcher::DispatcherSettings;
+use canvas_scheduler::domain::{Counted, DeliveryPolicy, Permissions, Quota, Window};
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
-use canvas_scheduler::server::Server;
+use canvas_scheduler::server::accept::ConnectionSettings;
+use canvas_scheduler::server::{Roles, Serve, Server};
 use canvas_scheduler::service::admin::{Admin, KeyOrder, WorkspaceChange};
 use canvas_scheduler::sink::SharedSink;
-use chrono::{DateTime, Utc};
+use canvas_scheduler::store::StoreSettings;
+use chrono::{DateTime, TimeDelta, Utc};
 use tonic::Status;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -103,7 +107,7 @@ fn count_panics() {
         std::panic::set_hook(Box::new(move |panic| {
             if std::thread::current()
                 .name()
-                .is_some_and(|name| name.starts_with("core-") || name == "dispatcher")
+                .is_some_and(|name| name.starts_with("worker-") || name == "dispatcher")
             {
                 PANICS
                     .lock()
@@ -117,42 +121,49 @@ fn count_panics() {
 
 /// Small bounds, a free port.
 pub(crate) fn settings(database: &Database) -> Serve {
+    let free_port = ([127, 0, 0, 1], 0).into();
     Serve {
         database_url: Secret(database.url().to_owned()),
-        grpc_addr: ([127, 0, 0, 1], 0).into(),
-        gateway_addr: Some(([127, 0, 0, 1], 0).into()),
-        admin_addr: ([127, 0, 0, 1], 0).into(),
-        roles: Roles {
-            api: true,
-            dispatcher: true,
+        grpc_addr: free_port,
+        gateway_addr: free_port,
+        admin_addr: free_port,
+        cores: number(2),
+        dispatcher: DispatcherSettings {
+            workers: number(16),
         },
-        otlp_endpoint: None,
-        sink: None,
-        tls: None,
-        trusted_proxies: vec![],
-        reflection: true,
-        cores: 2,
-        writers: 2,
-        commit_max: 256,
-        queue_max: 4096,
-        read_connections: 4,
-        workers: 16,
-        // The clock of a test moves by days while a delivery is under way.
-        lease: Duration::from_secs(300 * 86_400),
-        attempts: 10,
-        lateness: Duration::from_secs(3600),
-        horizon_days: 366,
-        retention_days: 90,
-        revisions_kept: 100,
-        max_connections: 100,
-        max_connections_per_address: 100,
-        max_in_flight: 4096,
-        max_in_flight_bytes: 32 << 20,
-        first_byte_timeout: Duration::from_secs(60),
-        max_connection_age: Duration::from_secs(1800),
-        max_call_time: Duration::from_secs(60),
+        delivery: DeliveryPolicy {
+            // The clock of a test moves by days while a delivery is under way.
+            lease: TimeDelta::days(300),
+            ..DeliveryPolicy::default()
+        },
+        store: StoreSettings {
+            read_connections: number(4),
+            ..StoreSettings::default()
+        },
+        connections: ConnectionSettings {
+            max_connections: 100,
+            max_connections_per_address: 100,
+            first_byte_timeout: Duration::from_secs(60),
+            ..ConnectionSettings::default()
+        },
         drain: Duration::from_secs(30),
+        ..Serve::default()
     }
+}
+
+/// One writer, one change in its commit and one that waits.
+pub(crate) fn one_at_a_time() -> StoreSettings {
+    StoreSettings {
+        writers: number(1),
+        commit_max: number(1),
+        queue_max: number(1),
+        ..StoreSettings::default()
+    }
+}
+
+/// A number that is not 0, of any width.
+pub(crate) fn number<T: FromStr>(number: u32) -> T {
+    number.to_string().parse().ok().expect("it fits")
 }
 
 /// An instant as a test writes it.

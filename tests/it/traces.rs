@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use canvas_scheduler::config::{Reach, SinkSettings};
 use canvas_scheduler::pb::v1::canvas_trigger_service_server::{
     CanvasTriggerService, CanvasTriggerServiceServer,
 };
 use canvas_scheduler::pb::v1::{TriggerCanvasRequest, TriggerCanvasResponse};
+use canvas_scheduler::sink::{SinkEndpoint, SinkSettings};
 use chrono::TimeDelta;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
@@ -132,7 +132,7 @@ async fn one_update_and_one_dispatch_are_each_one_trace(database: &Database) {
             .serve_with_incoming(incoming),
     );
     let bound = Duration::from_secs(30);
-    let reach = Reach {
+    let endpoint = SinkEndpoint {
         url: canvas_scheduler::config::Secret(sink_url.parse().expect("a URL")),
         timeout: bound,
         connect_timeout: bound,
@@ -141,7 +141,7 @@ async fn one_update_and_one_dispatch_are_each_one_trace(database: &Database) {
     let app = TestApp::start_with(database, |settings| {
         settings.otlp_endpoint = Some(url);
         settings.sink = Some(SinkSettings::Grpc {
-            reach,
+            endpoint,
             token: None,
             connections: 1,
         });

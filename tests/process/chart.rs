@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use canvas_scheduler::config::CommandLine;
+use canvas_scheduler::cli::CommandLine;
 use clap::CommandFactory;
 use serde_json::Value;
 

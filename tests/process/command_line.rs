@@ -285,7 +285,7 @@ async fn until_migrated(url: &str) {
     assert_eq!(healthcheck("localhost"), Some(1), "without a port");
     server
         .log()
-        .first(|line| line.contains("there is no key yet").then_some(()))
+        .first(|line| line.contains("no API key exists yet").then_some(()))
         .await;
     server.set_key(key(url));
     schedules(&mut server.connect().await, 1).await;

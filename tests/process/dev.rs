@@ -24,7 +24,7 @@ async fn start(folder: &Folder) -> (Running, Vec<String>) {
     .unwrap();
     let screen = Lines::of_screen(running.child().stdout.take().unwrap());
     screen
-        .first(|line| line.contains("Ctrl-C stops it").then_some(()))
+        .first(|line| line.contains("Ctrl-C stops the server").then_some(()))
         .await;
     (running, screen.all())
 }

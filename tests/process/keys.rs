@@ -99,7 +99,7 @@ fn life_of_a_key(database: &Database) {
     assert!(
         told(database, &["api-key", "revoke", key])
             .unwrap_err()
-            .contains("id:"),
+            .contains("<ID>:"),
         "a whole key is no id"
     );
     for time in ["first", "second"] {
@@ -213,7 +213,7 @@ fn life_of_a_workspace(database: &Database) {
                 "--default-time-zone",
                 "Nowhere",
             ],
-            "name:",
+            "<NAME>:",
         ),
         (
             vec![
@@ -241,7 +241,7 @@ fn life_of_a_workspace(database: &Database) {
             vec!["set", "nobody", "--requests", "1/hour"],
             "there is no workspace nobody",
         ),
-        (vec!["set", "team"], "nothing is to be set"),
+        (vec!["set", "team"], "nothing to set"),
     ] {
         let why = told(database, &[&["workspace"], &args[..]].concat()).unwrap_err();
         assert!(why.contains(told_of), "{args:?}: {why}");

@@ -172,7 +172,7 @@ async fn a_second_signal_ends_it_at_once_postgres() {
         );
         // Its connection went with the process.
         call.await.unwrap().expect_err("the row is locked");
-        let cut = "ended by a second signal; calls in flight were cut off";
+        let cut = "a second signal ended the process; calls in flight were cut off";
         assert!(
             server
                 .log()

@@ -141,7 +141,7 @@ async fn a_certificate_is_replaced_under_load_and_no_call_fails() {
     files.replace(&new);
     server
         .log()
-        .first(|line| line.contains("the certificate was replaced").then_some(()))
+        .first(|line| line.contains("reloaded the certificate").then_some(()))
         .await;
     // New connections get the new one, and those that are open go on.
     schedules(&mut server.way().by(new.trusted()).connect().await, 1).await;
@@ -177,7 +177,7 @@ async fn files_that_cannot_be_used_leave_the_certificate_as_it_is() {
     files.replace(&authority);
     server
         .log()
-        .first(|line| line.contains("the certificate was replaced").then_some(()))
+        .first(|line| line.contains("reloaded the certificate").then_some(()))
         .await;
     schedules(&mut server.connect().await, 1).await;
 }
@@ -325,7 +325,7 @@ async fn the_gateway_speaks_tls_by_the_same_certificate() {
     files.replace(&new);
     server
         .log()
-        .first(|line| line.contains("the certificate was replaced").then_some(()))
+        .first(|line| line.contains("reloaded the certificate").then_some(()))
         .await;
     assert!(
         described(&server, known(), &[]).await.is_err(),
@@ -336,7 +336,7 @@ async fn the_gateway_speaks_tls_by_the_same_certificate() {
             .log()
             .all()
             .iter()
-            .filter(|line| line.contains("the certificate was replaced"))
+            .filter(|line| line.contains("reloaded the certificate"))
             .count(),
         1,
         "for both ports"
@@ -361,7 +361,7 @@ fn what_is_wrong_with_tls_is_told_before_a_port_is_bound() {
     ]
     .map(|(name, text)| file(name, text));
     for (flags, told) in [
-        (vec!["--tls-cert", &certificate], "one needs the other"),
+        (vec!["--tls-cert", &certificate], "needs --tls-key"),
         (
             vec!["--tls-client-ca", &certificate],
             "--tls-client-ca: needs",
@@ -372,15 +372,15 @@ fn what_is_wrong_with_tls_is_told_before_a_port_is_bound() {
         ),
         (
             vec!["--tls-cert", &junk, "--tls-key", &key],
-            "--tls-cert: holds no certificate",
+            "--tls-cert: contains no certificate",
         ),
         (
             vec!["--tls-cert", &certificate, "--tls-key", &junk],
-            "--tls-key: holds no private key",
+            "--tls-key: contains no private key",
         ),
         (
             vec!["--tls-cert", &certificate, "--tls-key", &other],
-            "does not go with --tls-key",
+            "does not match --tls-key",
         ),
         (
             vec![
@@ -391,7 +391,7 @@ fn what_is_wrong_with_tls_is_told_before_a_port_is_bound() {
                 "--tls-client-ca",
                 &junk,
             ],
-            "--tls-client-ca: holds no certificate",
+            "--tls-client-ca: contains no certificate",
         ),
     ] {
         let output = ended(

@@ -24,7 +24,7 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 use tower::{Service, ServiceExt};
 
 use super::super::tls::Tls;
-use super::{Bounds, Connection};
+use super::{Connection, ConnectionSettings};
 use crate::layers::concurrency_limit::HealthChecks;
 use crate::layers::drain::Phase;
 use crate::layers::unsent::UnsentResponses;
@@ -72,7 +72,7 @@ pub async fn serve<S>(
     mut incoming: mpsc::Receiver<Connection>,
     service: S,
     protocol: Protocol,
-    bounds: Bounds,
+    settings: ConnectionSettings,
     phase: watch::Receiver<Phase>,
 ) where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
@@ -90,7 +90,7 @@ pub async fn serve<S>(
             () = &mut leaving => break,
             Some(ended) = connections.join_next() => log_panic(ended),
             Some(connection) = incoming.recv() => {
-                connections.spawn(live(connection, service.clone(), protocol.clone(), bounds, phase.clone()));
+                connections.spawn(live(connection, service.clone(), protocol.clone(), settings, phase.clone()));
             }
         }
     }
@@ -111,7 +111,7 @@ async fn live<S>(
     connection: Connection,
     service: S,
     protocol: Protocol,
-    bounds: Bounds,
+    settings: ConnectionSettings,
     mut phase: watch::Receiver<Phase>,
 ) where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
@@ -140,13 +140,13 @@ async fn live<S>(
         peer,
         versions: protocol.versions,
         known,
-        bounds,
+        settings,
     };
     let Some(tls) = protocol.tls else {
         return talk.over(stream, service, phase).await;
     };
     let shaken = tokio::select! {
-        shaken = tokio::time::timeout(bounds.first_byte, tls.acceptor(protocol.versions.protocols()).accept(stream)) => shaken,
+        shaken = tokio::time::timeout(settings.first_byte_timeout, tls.acceptor(protocol.versions.protocols()).accept(stream)) => shaken,
         () = Phase::Draining.reached(&mut phase) => return,
     };
     match shaken {
@@ -162,7 +162,7 @@ struct Conversation {
     peer: SocketAddr,
     versions: HttpVersions,
     known: ConnectionState,
-    bounds: Bounds,
+    settings: ConnectionSettings,
 }
 
 impl Conversation {
@@ -180,7 +180,7 @@ impl Conversation {
             peer,
             versions,
             known,
-            bounds,
+            settings,
         } = self;
         let traffic = Arc::new(Traffic::default());
         let io = TokioIo::new(Counting {
@@ -192,8 +192,8 @@ impl Conversation {
             // Until its first request is there whole it may still be half a preface.
             HttpVersions::Http1AndHttp2 => !known.asked.load(Ordering::Relaxed),
         };
-        let mut not_taken = pin!(not_taken(&traffic, &known.unsent, bounds.unsent));
-        let builder = builder(versions, bounds.next_head);
+        let mut not_taken = pin!(not_taken(&traffic, &known.unsent, settings.unsent_timeout));
+        let builder = builder(versions, settings.next_head_timeout);
         let mut conn = pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
 
         let grace = tokio::select! {
@@ -201,9 +201,9 @@ impl Conversation {
             biased;
             ended = conn.as_mut() => return log_end(peer, ended),
             () = Phase::Draining.reached(&mut phase) => None,
-            () = still_silent_after(bounds.first_byte, silent) => return tracing::debug!(%peer, "a silent connection is closed"),
+            () = still_silent_after(settings.first_byte_timeout, silent) => return tracing::debug!(%peer, "a silent connection is closed"),
             () = not_taken.as_mut() => return tracing::debug!(%peer, "a connection that takes no answers is closed"),
-            () = sleep(bounds.age()) => Some(bounds.age_grace),
+            () = sleep(settings.random_age()) => Some(settings.age_grace),
         };
         if silent() {
             return;

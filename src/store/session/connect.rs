@@ -7,29 +7,19 @@ use sea_orm::{
 };
 
 use crate::error::{Error, Violation};
+use crate::store::StoreSettings;
 use crate::store::session::pool::Pool;
 use crate::telemetry::metrics::CommitMetrics;
-
-/// How many revisions of a schedule are stored and shown by default: its newest.
-const DEFAULT_REVISIONS_KEPT: i64 = 100;
 
 /// Where the database is, and the bounds on its use.
 #[derive(Clone)]
 pub struct Options {
     /// `postgres://…` or `sqlite://…`. May hold a password: never logged.
     pub url: String,
-    /// Writers on PostgreSQL; SQLite has one. More make smaller batches.
-    pub writers: usize,
-    /// The most changes in one commit.
-    pub batch_max: usize,
-    /// The most changes that wait for one writer.
-    pub queue_max: usize,
-    /// The most connections for reading.
-    pub reads_max: u32,
+    /// How it is used.
+    pub settings: StoreSettings,
     /// How long anyone waits for a connection.
     pub connection_wait: Duration,
-    /// The newest revisions of a schedule that are kept.
-    pub revisions_kept: i64,
     /// Where it is told what is written.
     pub writes: CommitMetrics,
 }
@@ -39,12 +29,8 @@ impl Options {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
-            writers: 2,
-            batch_max: 256,
-            queue_max: 4096,
-            reads_max: 8,
+            settings: StoreSettings::default(),
             connection_wait: SERVING_WAIT,
-            revisions_kept: DEFAULT_REVISIONS_KEPT,
             writes: CommitMetrics::default(),
         }
     }
@@ -125,7 +111,7 @@ pub(crate) async fn reads(options: &Options) -> Result<DatabaseConnection, Error
     let most = if options.is_in_memory() {
         1
     } else {
-        options.reads_max
+        options.settings.read_connections.get()
     };
     connect
         .max_connections(most)
@@ -147,7 +133,7 @@ pub(crate) fn writer_count(options: &Options) -> usize {
     if options.is_sqlite() {
         1
     } else {
-        options.writers.max(1)
+        options.settings.writers.get()
     }
 }
 

@@ -81,7 +81,7 @@ impl Engine {
 
 async fn grpc(url: &str, timeout: Duration) -> SharedSink {
     open(SinkSettings::Grpc {
-        reach: reach(url, timeout),
+        endpoint: endpoint(url, timeout),
         token: Some(Secret("t0ken".to_owned())),
         connections: 2,
     })

@@ -131,12 +131,12 @@ async fn listens(folder: &Path) {
 }
 
 async fn nats(url: &str, timeout: Duration, connect_timeout: Duration) -> SharedSink {
-    let reach = Reach {
+    let endpoint = SinkEndpoint {
         connect_timeout,
-        ..reach(url, timeout)
+        ..endpoint(url, timeout)
     };
     open(SinkSettings::Nats {
-        reach,
+        endpoint,
         token: Some(Secret("t0ken".to_owned())),
         subject: "canvas.trigger".to_owned(),
     })

@@ -34,12 +34,12 @@ pub(super) fn certificate(protocols: &[&str]) -> (Vec<u8>, TlsAcceptor) {
 }
 
 async fn trusting(url: &str, timeout: Duration, ca: Vec<u8>) -> SharedSink {
-    let reach = Reach {
+    let endpoint = SinkEndpoint {
         ca: Some(ca),
-        ..reach(url, timeout)
+        ..endpoint(url, timeout)
     };
     open(SinkSettings::Webhook {
-        reach,
+        endpoint,
         keys: vec![Secret(vec![7; 24])],
     })
     .await
@@ -52,12 +52,12 @@ pub(super) async fn webhook(url: &str, timeout: Duration) -> SharedSink {
 
 /// A gRPC sink that trusts these certificates.
 pub(super) async fn grpc(url: &str, timeout: Duration, ca: Vec<u8>) -> SharedSink {
-    let reach = Reach {
+    let endpoint = SinkEndpoint {
         ca: Some(ca),
-        ..reach(url, timeout)
+        ..endpoint(url, timeout)
     };
     open(SinkSettings::Grpc {
-        reach,
+        endpoint,
         token: None,
         connections: 1,
     })
@@ -105,13 +105,13 @@ async fn https_trusts_the_stated_certificates_and_no_others() {
 
 #[tokio::test]
 async fn a_file_without_certificates_is_refused() {
-    let reach = Reach {
+    let endpoint = SinkEndpoint {
         ca: Some(b"no PEM".to_vec()),
-        ..reach("https://127.0.0.1/", LONG)
+        ..endpoint("https://127.0.0.1/", LONG)
     };
     let opened = sink::open(
         &SinkSettings::Webhook {
-            reach,
+            endpoint,
             keys: vec![Secret(vec![7; 24])],
         },
         Arc::new(SystemClock),

@@ -23,7 +23,7 @@ async fn webhook(url: &str, timeout: Duration) -> SharedSink {
         Secret(b"abcdefghijklmnopqrstuvwx".to_vec()),
     ];
     open(SinkSettings::Webhook {
-        reach: reach(url, timeout),
+        endpoint: endpoint(url, timeout),
         keys,
     })
     .await

@@ -1,6 +1,7 @@
 use clap::Parser;
 
 use super::*;
+use crate::config::parse;
 
 /// A parser of these flags alone.
 #[derive(Parser)]
@@ -10,10 +11,14 @@ struct Line {
 }
 
 fn read(args: &[&str]) -> Result<SinkSettings, Vec<String>> {
-    let line = Line::try_parse_from([&["x"], args].concat()).expect("known flags");
-    let mut reader = Reader::default();
-    let sink = reader.sink(&line.sink);
-    reader.finish(sink)
+    let line = [&["x"], args].concat().iter().map(Into::into).collect();
+    let (line, mut violations) = parse::<Line>(line).expect("known flags");
+    let sink = line.sink.read(&mut violations);
+    let lines = violations
+        .iter()
+        .map(|one| format!("--{}: {}", one.field, one.message));
+    sink.filter(|_| violations.is_empty())
+        .ok_or_else(|| lines.collect())
 }
 
 /// The base64 of 24 bytes.
@@ -29,7 +34,7 @@ fn each_sink_is_read() {
         "--sink-connections=2",
     ]);
     let Ok(SinkSettings::Grpc {
-        reach,
+        endpoint,
         token,
         connections: 2,
     }) = grpc
@@ -37,11 +42,11 @@ fn each_sink_is_read() {
         panic!("{grpc:?}")
     };
     assert_eq!(
-        (reach.url.0.host(), token),
+        (endpoint.url.0.host(), token),
         (Some("engine"), Some(Secret("t0ken".to_owned())))
     );
     assert_eq!(
-        (reach.timeout, reach.connect_timeout),
+        (endpoint.timeout, endpoint.connect_timeout),
         (Duration::from_secs(10), Duration::from_secs(3))
     );
     let two = format!("--sink-secret={KEY} {KEY}");
@@ -62,8 +67,8 @@ fn each_sink_is_read() {
 }
 
 #[test]
-fn every_fault_of_a_sink_is_told_at_once_and_no_secret_is_repeated() {
-    let faults = read(&[
+fn every_violation_of_a_sink_is_reported_at_once_without_secrets() {
+    let violations = read(&[
         "--sink=webhook",
         "--sink-url=ftp://user:hidden@engine",
         "--sink-secret=whsec_hidden",
@@ -73,7 +78,7 @@ fn every_fault_of_a_sink_is_told_at_once_and_no_secret_is_repeated() {
         "--sink-subject=a..b",
         "--sink-ca-file=/no/such/file",
     ]);
-    let faults = faults.expect_err("seven faults");
+    let violations = violations.expect_err("seven violations");
     let flags = [
         "sink-url",
         "sink-secret",
@@ -85,18 +90,18 @@ fn every_fault_of_a_sink_is_told_at_once_and_no_secret_is_repeated() {
     ];
     for flag in flags {
         assert!(
-            faults
+            violations
                 .iter()
-                .any(|fault| fault.starts_with(&format!("--{flag}:"))),
-            "{flag}: {faults:?}"
+                .any(|violation| violation.starts_with(&format!("--{flag}:"))),
+            "{flag}: {violations:?}"
         );
     }
-    assert_eq!(faults.len(), flags.len(), "{faults:?}");
-    assert!(!faults.concat().contains("hidden"), "{faults:?}");
+    assert_eq!(violations.len(), flags.len(), "{violations:?}");
+    assert!(!violations.concat().contains("hidden"), "{violations:?}");
 }
 
 #[test]
-fn what_does_not_fit_a_sink_is_refused() {
+fn settings_that_do_not_fit_the_sink_are_rejected() {
     let long = format!("--sink-secret={KEY} {KEY} {KEY}");
     let url = "--sink-url=http://engine";
     let cases: [(&[&str], &str); 12] = [
@@ -120,7 +125,7 @@ fn what_does_not_fit_a_sink_is_refused() {
                 "--sink-secret=x",
                 "--sink-secret-file=y",
             ],
-            "only one",
+            "together with",
         ),
         (&["--sink=webhook", url], "--sink-secret:"),
         (
@@ -133,11 +138,11 @@ fn what_does_not_fit_a_sink_is_refused() {
             "--sink-secret-file:",
         ),
     ];
-    for (args, said) in cases {
-        let faults = read(args).expect_err(&args.join(" "));
+    for (args, expected) in cases {
+        let violations = read(args).expect_err(&args.join(" "));
         assert!(
-            faults.len() == 1 && faults[0].contains(said),
-            "{args:?}: {faults:?}"
+            violations.len() == 1 && violations[0].contains(expected),
+            "{args:?}: {violations:?}"
         );
     }
 }
@@ -151,8 +156,8 @@ fn a_secret_is_read_from_a_file_and_never_shown() {
         "--sink-url=tls://h",
         &format!("--sink-secret-file={}", file.display()),
     ]);
-    std::fs::remove_file(&file).expect("it is there");
-    let settings = read.expect("no fault");
+    std::fs::remove_file(&file).expect("the file exists");
+    let settings = read.expect("no violation");
     assert!(!format!("{settings:?}").contains("hidden"));
     assert!(
         matches!(settings, SinkSettings::Nats { token: Some(Secret(token)), .. } if token == "hidden")
