@@ -10,7 +10,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{DatabaseArgs, Secret};
 use crate::domain::key::{check_name, networks};
 use crate::domain::{ApiKey, KeyId, NewKey, Permissions, WorkspaceId};
-use crate::error::{Error, Violation};
+use crate::error::{Error, Violations};
 use crate::service::admin::KeyOrder;
 
 /// What to do with API keys.
@@ -69,10 +69,7 @@ pub(super) enum ApiKeyTask {
 
 impl ApiKeyCommand {
     /// The task, over the database at this URL. None also when a violation was found.
-    pub(super) fn read(
-        self,
-        violations: &mut Vec<Violation>,
-    ) -> (Secret<String>, Option<ApiKeyTask>) {
+    pub(super) fn read(self, violations: &mut Violations) -> (Secret<String>, Option<ApiKeyTask>) {
         match self {
             Self::Create(args) => {
                 let url = args.database.read(violations);
@@ -85,12 +82,8 @@ impl ApiKeyCommand {
             }
             Self::List(database) => (database.read(violations), Some(ApiKeyTask::List)),
             Self::Revoke(args) => {
-                let id = KeyId::parse(&args.id)
-                    .map_err(|why| violations.push(Violation::new("<ID>", why)));
-                (
-                    args.database.read(violations),
-                    id.ok().map(ApiKeyTask::Revoke),
-                )
+                let id = violations.check("<ID>", KeyId::parse(&args.id));
+                (args.database.read(violations), id.map(ApiKeyTask::Revoke))
             }
         }
     }
@@ -126,20 +119,18 @@ impl ApiKeyTask {
 }
 
 impl ApiKeyCreateArgs {
-    fn order(&self, violations: &mut Vec<Violation>) -> Option<KeyOrder> {
-        let mut check = |flag: &str, why: String| violations.push(Violation::new(flag, why));
-        let name = check_name(&self.name).map_err(|why| check("name", why));
-        let permissions =
-            Permissions::parse(&self.permissions).map_err(|why| check("permissions", why));
+    fn order(&self, violations: &mut Violations) -> Option<KeyOrder> {
+        let name = violations.check("name", check_name(&self.name));
+        let permissions = violations.check("permissions", Permissions::parse(&self.permissions));
         let expires_at = self.expires.as_deref().map(future).transpose();
-        let expires_at = expires_at.map_err(|why| check("expires", why));
-        let allowlist = networks(&self.allow).map_err(|why| check("allow", why));
-        name.ok()?;
+        let expires_at = violations.check("expires", expires_at);
+        let allowlist = violations.check("allow", networks(&self.allow));
+        name?;
         Some(KeyOrder {
             name: self.name.clone(),
-            permissions: permissions.ok()?,
-            expires_at: expires_at.ok()?,
-            allowlist: allowlist.ok()?,
+            permissions: permissions?,
+            expires_at: expires_at?,
+            allowlist: allowlist?,
         })
     }
 }

@@ -18,7 +18,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus}
 
 use super::block_on;
 use crate::config::values;
-use crate::error::{Error, Violation};
+use crate::error::{Error, Violations};
 
 /// The server to ask.
 #[derive(Debug, Args)]
@@ -78,7 +78,7 @@ pub(super) struct HealthcheckArgs {
 type TlsIdentity = (PathBuf, PathBuf);
 
 impl HealthcheckArgs {
-    pub(super) fn tls_identity(&self, violations: &mut Vec<Violation>) -> Option<TlsIdentity> {
+    pub(super) fn tls_identity(&self, violations: &mut Violations) -> Option<TlsIdentity> {
         values::tls_pair(self.tls_cert.as_ref(), self.tls_key.as_ref(), violations)
     }
 }

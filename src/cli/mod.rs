@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand};
 use crate::clock::SystemClock;
 use crate::config::{self, DatabaseArgs, Secret};
 use crate::domain::Policy;
-use crate::error::{Error, Violation};
+use crate::error::{Error, Violation, Violations};
 use crate::server::ServeArgs;
 use crate::service::admin::Admin;
 use crate::store::{Options, Store};
@@ -65,7 +65,7 @@ pub fn run() -> ExitCode {
 
 impl CommandLine {
     /// `violations` are those of single values; the subcommand adds those of settings that do not fit together.
-    fn run(self, mut violations: Vec<Violation>) -> Result<(), Error> {
+    fn run(self, mut violations: Violations) -> Result<(), Error> {
         let log = &self.log;
         match self.command {
             Subcommands::Dev(args) => {
@@ -103,11 +103,11 @@ impl CommandLine {
 }
 
 /// Starts the log, unless there are violations.
-fn start_log(settings: &LogSettings, violations: Vec<Violation>) -> Result<(), Error> {
+fn start_log(settings: &LogSettings, violations: Violations) -> Result<(), Error> {
     if violations.is_empty() {
         telemetry::start(settings)
     } else {
-        Err(Error::Invalid(violations))
+        Err(violations.into())
     }
 }
 

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use super::{block_on, with_admin};
 use crate::config::{DatabaseArgs, Secret};
 use crate::domain::{Counted, Quota, Workspace, Zone, workspace};
-use crate::error::{Error, Violation};
+use crate::error::{Error, Violations};
 use crate::service::admin::{Admin, WorkspaceChange};
 
 /// What to do with workspaces.
@@ -84,13 +84,13 @@ pub(super) enum WorkspaceTask {
 
 impl WorkspaceCommand {
     /// The task, over the database at this URL.
-    pub(super) fn read(self, violations: &mut Vec<Violation>) -> (Secret<String>, WorkspaceTask) {
+    pub(super) fn read(self, violations: &mut Violations) -> (Secret<String>, WorkspaceTask) {
         match self {
             Self::Create(args) => {
                 let url = args.database.read(violations);
                 let change = args.settings.read(violations);
                 if let Err(why) = workspace::check_name(&args.name) {
-                    violations.push(Violation::new("<NAME>", why));
+                    violations.add("<NAME>", why);
                 }
                 let name = args.name;
                 (url, WorkspaceTask::Create { name, change })
@@ -102,7 +102,7 @@ impl WorkspaceCommand {
 }
 
 impl SettingsArgs {
-    fn read(&self, violations: &mut Vec<Violation>) -> WorkspaceChange {
+    fn read(&self, violations: &mut Violations) -> WorkspaceChange {
         let mut change = WorkspaceChange::default();
         match self
             .default_time_zone
@@ -111,7 +111,7 @@ impl SettingsArgs {
             .transpose()
         {
             Ok(zone) => change.default_zone = zone,
-            Err(why) => violations.push(Violation::new("default-time-zone", why)),
+            Err(why) => violations.add("default-time-zone", why),
         }
         for counted in Counted::ALL {
             let quota = match counted {
@@ -121,7 +121,7 @@ impl SettingsArgs {
             };
             match quota.as_deref().map(Quota::parse).transpose() {
                 Ok(quota) => change.quotas.extend(quota.map(|quota| (counted, quota))),
-                Err(why) => violations.push(Violation::new(counted.name(), why)),
+                Err(why) => violations.add(counted.name(), why),
             }
         }
         change
@@ -129,7 +129,7 @@ impl SettingsArgs {
 }
 
 impl SetArgs {
-    fn read(self, violations: &mut Vec<Violation>) -> WorkspaceTask {
+    fn read(self, violations: &mut Violations) -> WorkspaceTask {
         let change = self.settings.read(violations);
         let paused = match self.sending.as_deref() {
             None => None,
@@ -137,27 +137,27 @@ impl SetArgs {
             Some("on") => Some(false),
             Some(other) => {
                 let why = format!("{other:?} is not paused or on");
-                violations.push(Violation::new("sending", why));
+                violations.add("sending", why);
                 None
             }
         };
         if self.name.is_some() == self.all {
-            violations.push(Violation::new(
+            violations.add(
                 "<NAME>",
                 "either the name of a workspace or --all is required",
-            ));
+            );
         }
         if self.all && changes_settings(&change) {
-            violations.push(Violation::new(
+            violations.add(
                 "all",
                 "can only be combined with --sending; other settings belong to one workspace",
-            ));
+            );
         }
         if violations.is_empty() && !changes_settings(&change) && paused.is_none() {
-            violations.push(Violation::new(
+            violations.add(
                 "<SETTINGS>",
                 "nothing to set; `workspace set --help` lists the settings",
-            ));
+            );
         }
         WorkspaceTask::Set {
             name: self.name,

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Secret, values};
-use crate::error::Violation;
+use crate::error::Violations;
 
 /// The database.
 #[derive(Debug, Clone, Args)]
@@ -31,12 +31,12 @@ impl DatabaseArgs {
     pub const DEFAULT_URL: &str = "sqlite://canvas-scheduler.db?mode=rwc";
 
     /// The URL of the database.
-    pub fn read(&self, violations: &mut Vec<Violation>) -> Secret<String> {
+    pub fn read(&self, violations: &mut Violations) -> Secret<String> {
         if self.database_url.is_some() && self.database_url_file.is_some() {
-            violations.push(Violation::new(
+            violations.add(
                 "database-url",
                 "cannot be set together with --database-url-file",
-            ));
+            );
         }
         let url = self
             .database_url

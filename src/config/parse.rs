@@ -7,15 +7,15 @@ use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use clap::{Args, Command, Parser};
 
-use crate::error::Violation;
+use crate::error::Violations;
 
 /// Parses a command line and the environment. A setting whose value is rejected adds a violation and keeps its default, so
 /// that the rest can be checked as well.
 ///
 /// # Errors
 /// What clap answers itself: the help, the version, an unknown flag. The violations found so far are lost then.
-pub fn parse<C: Parser>(mut args: Vec<OsString>) -> Result<(C, Vec<Violation>), Error> {
-    let (mut command, mut rejected) = (C::command(), Vec::<Violation>::new());
+pub fn parse<C: Parser>(mut args: Vec<OsString>) -> Result<(C, Violations), Error> {
+    let (mut command, mut rejected) = (C::command(), Violations::default());
     loop {
         let error = match command.clone().try_get_matches_from(&args) {
             Ok(matches) => return Ok((C::from_arg_matches(&matches)?, rejected)),
@@ -33,7 +33,7 @@ pub fn parse<C: Parser>(mut args: Vec<OsString>) -> Result<(C, Vec<Violation>), 
         } else {
             format!("{value:?}")
         };
-        rejected.push(Violation::new(&flag, format!("{value} {why}")));
+        rejected.add(&flag, format!("{value} {why}"));
         args = without(args, &flag);
         command = without_variable(command, &flag);
     }

@@ -12,7 +12,7 @@ use chrono::TimeDelta;
 use http::uri::Authority;
 use ipnet::IpNet;
 
-use crate::error::Violation;
+use crate::error::Violations;
 
 /// A parser of whole numbers within `bounds`.
 pub fn number<T: FromStr>(
@@ -118,13 +118,10 @@ pub fn file(path: &str) -> Result<String, String> {
 pub fn tls_pair(
     certificate: Option<&PathBuf>,
     key: Option<&PathBuf>,
-    violations: &mut Vec<Violation>,
+    violations: &mut Violations,
 ) -> Option<(PathBuf, PathBuf)> {
     if certificate.is_some() != key.is_some() {
-        violations.push(Violation::new(
-            "tls-cert",
-            "needs --tls-key, and vice versa",
-        ));
+        violations.add("tls-cert", "needs --tls-key, and vice versa");
     }
     certificate.cloned().zip(key.cloned())
 }

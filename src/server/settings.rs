@@ -14,7 +14,7 @@ use super::accept::ConnectionSettings;
 use crate::config::{DatabaseArgs, Secret, defaults, values};
 use crate::dispatcher::DispatcherSettings;
 use crate::domain::{DeliveryPolicy, Policy};
-use crate::error::Violation;
+use crate::error::Violations;
 use crate::layers::CallSettings;
 use crate::sink::{SinkArgs, SinkSettings};
 use crate::store::StoreSettings;
@@ -217,13 +217,10 @@ pub struct TlsFiles {
 }
 
 impl TlsArgs {
-    fn read(&self, violations: &mut Vec<Violation>) -> Option<TlsFiles> {
+    fn read(&self, violations: &mut Violations) -> Option<TlsFiles> {
         let pair = values::tls_pair(self.tls_cert.as_ref(), self.tls_key.as_ref(), violations);
         if self.tls_client_ca.is_some() && self.tls_cert.is_none() {
-            violations.push(Violation::new(
-                "tls-client-ca",
-                "needs --tls-cert and --tls-key",
-            ));
+            violations.add("tls-client-ca", "needs --tls-cert and --tls-key");
         }
         pair.map(|(certificates, key)| TlsFiles {
             certificates,
@@ -235,7 +232,7 @@ impl TlsArgs {
 
 impl ServeArgs {
     /// The settings; meaningful only when no violation is added.
-    pub fn read(self, violations: &mut Vec<Violation>) -> Serve {
+    pub fn read(self, violations: &mut Violations) -> Serve {
         let serve = Serve {
             database_url: self.database.read(violations),
             otlp_endpoint: self.traces.read(violations),
@@ -249,10 +246,10 @@ impl ServeArgs {
             check_address("gateway-addr", addr, safe, violations);
         }
         if !serve.roles.api && !self.sink.is_set() {
-            violations.push(Violation::new(
+            violations.add(
                 "sink",
                 "is needed with --roles dispatcher: log, grpc, webhook or nats",
-            ));
+            );
         }
         check_lease(&serve, violations);
         serve
@@ -260,28 +257,28 @@ impl ServeArgs {
 }
 
 /// Keys travel on the connection: plain text is allowed only on loopback, or where it was asked for.
-fn check_address(flag: &str, addr: SocketAddr, safe: bool, violations: &mut Vec<Violation>) {
+fn check_address(flag: &str, addr: SocketAddr, safe: bool, violations: &mut Violations) {
     if !safe && !addr.ip().is_loopback() {
-        violations.push(Violation::new(
+        violations.add(
             flag,
             format!(
                 "\"{addr}\" is not a loopback address; set --tls-cert and --tls-key, or --plaintext on"
             ),
-        ));
+        );
     }
 }
 
 /// A delivery must end well before another worker retries it.
-fn check_lease(serve: &Serve, violations: &mut Vec<Violation>) {
+fn check_lease(serve: &Serve, violations: &mut Violations) {
     let lease = serve.delivery.lease.to_std().unwrap_or_default();
     let timeout = serve.sink.as_ref().and_then(SinkSettings::timeout);
     if timeout.unwrap_or_default() >= lease * 3 / 4 {
-        violations.push(Violation::new(
+        violations.add(
             "lease",
             format!(
                 "{lease:?} is too short: three quarters of it must be more than --sink-timeout"
             ),
-        ));
+        );
     }
 }
 

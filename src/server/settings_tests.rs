@@ -9,7 +9,7 @@ struct TestLine {
     serve: ServeArgs,
 }
 
-fn parsed(args: &[&str]) -> (ServeArgs, Vec<Violation>) {
+fn parsed(args: &[&str]) -> (ServeArgs, Violations) {
     let args = [&["canvas-scheduler"], args].concat();
     let (line, violations) =
         parse::<TestLine>(args.iter().map(Into::into).collect()).expect("known flags");

@@ -10,7 +10,7 @@ use clap::Args;
 use http::Uri;
 
 use crate::config::{Secret, values};
-use crate::error::Violation;
+use crate::error::Violations;
 
 /// The secret in use, and the other one of a rotation.
 const MAX_WEBHOOK_SECRETS: usize = 2;
@@ -174,7 +174,7 @@ impl SinkArgs {
     }
 
     /// The sink. None also when a violation was found.
-    pub fn read(&self, violations: &mut Vec<Violation>) -> Option<SinkSettings> {
+    pub fn read(&self, violations: &mut Violations) -> Option<SinkSettings> {
         let secret = self.secret(violations);
         match self.sink {
             None | Some(SinkKind::Log) => {
@@ -184,10 +184,7 @@ impl SinkArgs {
                     ("sink-secret", secret_is_set),
                 ] {
                     if is_set {
-                        violations.push(Violation::new(
-                            flag,
-                            "is set, but --sink is not grpc, webhook or nats",
-                        ));
+                        violations.add(flag, "is set, but --sink is not grpc, webhook or nats");
                     }
                 }
                 self.sink.map(|_| SinkSettings::Log)
@@ -226,7 +223,7 @@ impl SinkArgs {
         &self,
         schemes: &[&str],
         may_have_path: bool,
-        violations: &mut Vec<Violation>,
+        violations: &mut Violations,
     ) -> Option<SinkEndpoint> {
         let url = self
             .sink_url
@@ -251,10 +248,10 @@ impl SinkArgs {
             } else {
                 "no path"
             };
-            violations.push(Violation::new(
+            violations.add(
                 "sink-url",
                 format!("must be {schemes}:// with a host, no user and {path}"),
-            ));
+            );
         }
         Some(SinkEndpoint {
             url: Secret(url?),
@@ -265,23 +262,23 @@ impl SinkArgs {
     }
 
     /// The secret, if one is set. The outer None stands for a violation.
-    fn secret(&self, violations: &mut Vec<Violation>) -> Option<Option<Secret<String>>> {
+    fn secret(&self, violations: &mut Violations) -> Option<Option<Secret<String>>> {
         let text = match (&self.sink_secret, &self.sink_secret_file) {
             (Some(_), Some(_)) => {
-                violations.push(Violation::new(
+                violations.add(
                     "sink-secret",
                     "cannot be set together with --sink-secret-file",
-                ));
+                );
                 return None;
             }
             (Some(text), None) => text.0.clone(),
             (None, Some(file)) => match std::fs::read_to_string(file) {
                 Ok(text) => text,
                 Err(why) => {
-                    violations.push(Violation::new(
+                    violations.add(
                         "sink-secret-file",
                         format!("{} cannot be read: {why}", file.display()),
-                    ));
+                    );
                     return None;
                 }
             },
@@ -293,18 +290,15 @@ impl SinkArgs {
 }
 
 /// A token that fits a header.
-fn token(
-    secret: Option<Secret<String>>,
-    violations: &mut Vec<Violation>,
-) -> Option<Secret<String>> {
+fn token(secret: Option<Secret<String>>, violations: &mut Violations) -> Option<Secret<String>> {
     let fits = secret
         .as_ref()
         .is_none_or(|secret| secret.0.bytes().all(|byte| byte.is_ascii_graphic()));
     if !fits {
-        violations.push(Violation::new(
+        violations.add(
             "sink-secret",
             "must be one token of visible ASCII characters",
-        ));
+        );
     }
     secret.filter(|_| fits)
 }
@@ -312,19 +306,19 @@ fn token(
 /// The keys of webhook secrets.
 fn keys(
     secret: Option<Secret<String>>,
-    violations: &mut Vec<Violation>,
+    violations: &mut Violations,
 ) -> Option<Vec<Secret<Vec<u8>>>> {
     let secrets = secret.iter().flat_map(|secret| secret.0.split_whitespace());
     let keys: Option<Vec<_>> = secrets.map(key).collect();
     let keys = keys.filter(|keys| (1..=MAX_WEBHOOK_SECRETS).contains(&keys.len()));
     if keys.is_none() {
         let (min, max) = (WEBHOOK_SECRET_BYTES.start(), WEBHOOK_SECRET_BYTES.end());
-        violations.push(Violation::new(
+        violations.add(
             "sink-secret",
             format!(
                 "must be one or two webhook secrets, each whsec_ and the base64 of {min} to {max} bytes"
             ),
-        ));
+        );
     }
     keys
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use clap::Args;
 use tracing_subscriber::EnvFilter;
 
-use crate::error::Violation;
+use crate::error::Violations;
 
 /// How to log.
 #[derive(Debug, Args)]
@@ -78,7 +78,7 @@ pub struct TraceArgs {
 
 impl TraceArgs {
     /// The collector. Traces leave in plain text: an agent on this machine forwards them to a collector that is far away.
-    pub fn read(&self, violations: &mut Vec<Violation>) -> Option<String> {
+    pub fn read(&self, violations: &mut Violations) -> Option<String> {
         let url = [
             &self.otlp_endpoint,
             &self.otel_exporter_otlp_traces_endpoint,
@@ -91,10 +91,10 @@ impl TraceArgs {
             .strip_prefix("http://")
             .is_some_and(|rest| !rest.is_empty());
         if !has_host {
-            violations.push(Violation::new(
+            violations.add(
                 "otlp-endpoint",
                 format!("{url:?} is not a URL such as http://127.0.0.1:4317"),
-            ));
+            );
         }
         has_host.then(|| url.clone())
     }
