@@ -1,9 +1,8 @@
-//! The one source of instants. A trait, so that a manual clock drives the tests.
+//! The source of instants: a trait, so that tests can move the time by hand.
 
 mod steady;
 
 use std::future::Future;
-use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,36 +12,34 @@ use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 
 pub use steady::SteadyClock;
 
-/// A look at the clock that all replicas share: it showed `time` at some moment between `asked` and `told`.
+/// A sample of the clock that all replicas share: it showed `time` between `asked` and `answered`, which are of our monotonic clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
-    /// What it showed.
+    /// The time that it showed.
     pub time: DateTime<Utc>,
-    /// When it was asked, by our monotonic time.
+    /// When the query began.
     pub asked: Instant,
-    /// When the answer was there.
-    pub told: Instant,
+    /// When the answer arrived.
+    pub answered: Instant,
 }
 
-/// Tells the time and waits for it.
+/// A clock to read and to wait for.
 pub trait Clock: Send + Sync + 'static {
-    /// Now, to the millisecond, which is what the store keeps.
+    /// Now, truncated to milliseconds, the precision of the store.
     fn now(&self) -> DateTime<Utc>;
     /// Returns once [`Self::now`] is at or past `instant`.
     fn sleep_until(&self, instant: DateTime<Utc>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
-    /// Why nothing may be fired by it at the moment, if so.
+    /// Why the clock cannot be trusted at the moment, if so; nothing is dispatched then.
     fn unsteady(&self) -> Option<&'static str> {
         None
     }
-    /// Learns what the shared clock shows; of no use to a clock that is one by itself.
+    /// Takes a sample of the shared clock. The default is for clocks that need none.
     fn learn(&self, _sample: Sample) {}
 }
 
-/// A number from 0 to 1, by which replicas that wait for the same thing do not all come at once.
+/// A random number from 0 to 1, which spreads out replicas that wait for the same thing.
 pub fn jitter() -> f64 {
-    // A fresh RandomState is seeded at random once for each thread and counted on from there.
-    f64::from(u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default())
-        / f64::from(u32::MAX)
+    f64::from(fastrand::u32(..)) / f64::from(u32::MAX)
 }
 
 /// A clock that many parts share.
@@ -55,7 +52,7 @@ pub struct SystemClock;
 impl Clock for SystemClock {
     #[allow(
         clippy::disallowed_methods,
-        reason = "the one place that asks the machine"
+        reason = "only this place reads the machine's clock"
     )]
     fn now(&self) -> DateTime<Utc> {
         let now = Utc::now();
@@ -68,13 +65,13 @@ impl Clock for SystemClock {
     }
 }
 
-/// Sleeps until `clock` shows `instant`, for `most` at most: one that is set back meanwhile must not hold anybody up for as much.
-pub async fn sleep_until(clock: &SharedClock, instant: DateTime<Utc>, most: Duration) {
-    // Which of the two it was makes no difference: whoever slept looks anew.
-    let _reached = tokio::time::timeout(most, clock.sleep_until(instant)).await;
+/// Sleeps until `clock` shows `instant`, but no longer than `max`, since the clock may be set back meanwhile.
+pub async fn sleep_until(clock: &SharedClock, instant: DateTime<Utc>, max: Duration) {
+    // Callers check again either way.
+    let _reached = tokio::time::timeout(max, clock.sleep_until(instant)).await;
 }
 
-/// Sleeps until `clock` shows `instant`. It may be set meanwhile, so look again.
+/// Sleeps until `clock` shows `instant`, with a check every second, since the clock may be set meanwhile.
 async fn sleep_by(clock: &impl Clock, instant: DateTime<Utc>) {
     while let Ok(left) = (instant - clock.now()).to_std() {
         if left.is_zero() {
@@ -84,7 +81,7 @@ async fn sleep_by(clock: &impl Clock, instant: DateTime<Utc>) {
     }
 }
 
-/// A clock that stands still until it is moved.
+/// A clock that stands still until a test moves it.
 #[derive(Debug)]
 pub struct ManualClock {
     now: tokio::sync::watch::Sender<DateTime<Utc>>,
@@ -100,12 +97,12 @@ impl ManualClock {
         }
     }
 
-    /// Sets whether it may be fired by.
+    /// Sets whether the clock cannot be trusted.
     pub fn set_unsteady(&self, unsteady: bool) {
         self.unsteady.store(unsteady, Ordering::Relaxed);
     }
 
-    /// Moves it by `step`, backwards when negative, and wakes who waited for the new instant.
+    /// Moves the clock by `step`, backwards if negative, and wakes sleepers whose instant has come.
     pub fn advance(&self, step: TimeDelta) {
         self.now.send_modify(|now| *now += step);
     }
@@ -119,7 +116,7 @@ impl Clock for ManualClock {
     fn sleep_until(&self, instant: DateTime<Utc>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         let mut moves = self.now.subscribe();
         Box::pin(async move {
-            // The sender lives as long as `self`, so this ends by the clock alone.
+            // `self` owns the sender, so this ends only when the clock is moved.
             let _reached = moves.wait_for(|now| *now >= instant).await;
         })
     }
@@ -136,7 +133,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_sleeper_is_not_held_up_by_a_clock_that_is_set_back() {
+    async fn a_sleeper_wakes_although_the_clock_was_set_back() {
         let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::hours(1)));
         let until = clock.now() + TimeDelta::milliseconds(1);
         clock.advance(TimeDelta::hours(-1));
@@ -146,7 +143,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_sleeper_wakes_when_the_clock_is_moved_and_not_before() {
+    async fn a_sleeper_wakes_only_when_the_clock_is_moved() {
         let start = DateTime::from_timestamp_millis(0).expect("an instant");
         let clock = Arc::new(ManualClock::at(start));
         let sleeper = tokio::spawn({

@@ -1,45 +1,40 @@
-//! One clock for all replicas: the database's, as far as it can be known. Between two looks at it the machine's monotonic time
-//! counts, so that no step of the machine's clock fires a wave early, late or twice.
+//! One clock for all replicas: an estimate of the database's clock. Between two samples the machine's monotonic clock counts, so
+//! a step of the machine's wall clock sends no wave early, late or twice.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use parking_lot::Mutex;
 
 use super::{Clock, Sample, SystemClock, sleep_by};
 
-/// Looks that are further apart than this do not agree.
-const AGREE: TimeDelta = TimeDelta::seconds(1);
-/// So many looks in a row must agree.
-const ENOUGH: usize = 3;
-/// A look counts for so long.
-const COUNTS_FOR: Duration = Duration::from_secs(60);
-/// Looks that are kept: more than a minute's.
-const KEPT: usize = 100;
+/// Samples that differ by more than this do not agree.
+const MAX_DIFFERENCE: TimeDelta = TimeDelta::seconds(1);
+/// So many samples in a row must agree.
+const MIN_SAMPLES: usize = 3;
+/// Older samples do not count.
+const MAX_SAMPLE_AGE: Duration = Duration::from_secs(60);
+/// More samples than come in [`MAX_SAMPLE_AGE`].
+const MAX_SAMPLES: usize = 100;
 
-/// The clock of the database, or of the machine where the database is a file.
+/// The clock of the database, or of the machine when the database is a file.
 #[derive(Debug)]
 pub struct SteadyClock {
-    /// Where monotonic time is counted from.
+    /// The origin of the monotonic clock.
     origin: Instant,
-    looks: Mutex<Looks>,
+    estimate: Mutex<ClockEstimate>,
 }
 
 impl SteadyClock {
-    /// A clock that has not looked yet: it shows the machine's time, and is not to be fired by.
+    /// A clock without samples: it shows the machine's time and cannot be trusted yet.
     pub fn new() -> Self {
         let origin = Instant::now();
         Self {
             origin,
-            looks: Mutex::new(Looks::new(SystemClock.now())),
+            estimate: Mutex::new(ClockEstimate::new(SystemClock.now())),
         }
-    }
-
-    fn looks(&self) -> std::sync::MutexGuard<'_, Looks> {
-        // Whoever panicked with it left it whole.
-        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -51,7 +46,7 @@ impl Default for SteadyClock {
 
 impl Clock for SteadyClock {
     fn now(&self) -> DateTime<Utc> {
-        self.looks().now(self.origin.elapsed())
+        self.estimate.lock().now(self.origin.elapsed())
     }
 
     fn sleep_until(&self, instant: DateTime<Utc>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
@@ -59,92 +54,90 @@ impl Clock for SteadyClock {
     }
 
     fn unsteady(&self) -> Option<&'static str> {
-        self.looks().unsteady(self.origin.elapsed())
+        self.estimate.lock().unsteady(self.origin.elapsed())
     }
 
     fn learn(&self, sample: Sample) {
-        let (asked, told) = (
-            sample.asked.saturating_duration_since(self.origin),
-            sample.told.saturating_duration_since(self.origin),
-        );
-        self.looks().learn(sample.time, asked, told);
+        let since_origin = |moment: Instant| moment.saturating_duration_since(self.origin);
+        let (asked, answered) = (since_origin(sample.asked), since_origin(sample.answered));
+        self.estimate.lock().learn(sample.time, asked, answered);
     }
 }
 
-/// One look at the other clock.
+/// A sample, relative to the origin.
 #[derive(Debug, Clone, Copy)]
-struct Look {
-    /// What the other clock showed when ours was at its origin.
+struct OffsetSample {
+    /// What the other clock showed at the origin.
     base: DateTime<Utc>,
-    /// How long the answer took: the other clock was read at some moment within it.
-    took: Duration,
-    /// When the answer came.
-    told: Duration,
+    /// From the query to the answer: the other clock was read at some moment in between.
+    round_trip: Duration,
+    /// When the answer arrived.
+    answered: Duration,
 }
 
-/// The latest looks, each of which agrees with the one before it. Moments are counted from the origin.
+/// The latest samples, each of which agrees with the one before it. Moments are relative to the origin.
 #[derive(Debug)]
-struct Looks {
-    /// What is reckoned with.
+struct ClockEstimate {
+    /// The estimate of the other clock at the origin.
     base: DateTime<Utc>,
-    in_a_row: VecDeque<Look>,
+    samples: VecDeque<OffsetSample>,
 }
 
-impl Looks {
+impl ClockEstimate {
     fn new(base: DateTime<Utc>) -> Self {
         Self {
             base,
-            in_a_row: VecDeque::new(),
+            samples: VecDeque::new(),
         }
     }
 
     fn now(&self, elapsed: Duration) -> DateTime<Utc> {
         let now = self.base + TimeDelta::from_std(elapsed).unwrap_or(TimeDelta::MAX);
-        // To the millisecond, which is what the store keeps.
+        // Truncated to milliseconds, the precision of the store.
         DateTime::from_timestamp_millis(now.timestamp_millis()).unwrap_or(now)
     }
 
-    /// Takes in a look: the other clock showed `time` at some moment from `asked` to `told`.
-    fn learn(&mut self, time: DateTime<Utc>, asked: Duration, told: Duration) {
-        let took = told.saturating_sub(asked);
-        let read = asked + took / 2;
-        let look = Look {
+    /// Adds a sample: the other clock showed `time` at some moment between `asked` and `answered`.
+    fn learn(&mut self, time: DateTime<Utc>, asked: Duration, answered: Duration) {
+        let round_trip = answered.saturating_sub(asked);
+        let read = asked + round_trip / 2;
+        let sample = OffsetSample {
             base: time - TimeDelta::from_std(read).unwrap_or(TimeDelta::zero()),
-            took,
-            told,
+            round_trip,
+            answered,
         };
         if self
-            .in_a_row
+            .samples
             .back()
-            .is_some_and(|last| (last.base - look.base).abs() > AGREE)
+            .is_some_and(|last| (last.base - sample.base).abs() > MAX_DIFFERENCE)
         {
-            self.in_a_row.clear();
+            self.samples.clear();
         }
-        self.in_a_row
-            .retain(|one| told.saturating_sub(one.told) <= COUNTS_FOR);
-        if self.in_a_row.len() == KEPT {
-            self.in_a_row.pop_front();
+        self.samples
+            .retain(|one| answered.saturating_sub(one.answered) <= MAX_SAMPLE_AGE);
+        if self.samples.len() == MAX_SAMPLES {
+            self.samples.pop_front();
         }
-        self.in_a_row.push_back(look);
-        if self.in_a_row.len() >= ENOUGH {
-            // The quickest was read closest to when it is taken to have been read.
+        self.samples.push_back(sample);
+        if self.samples.len() >= MIN_SAMPLES {
+            // The shortest round trip leaves the smallest error.
             self.base = self
-                .in_a_row
+                .samples
                 .iter()
-                .min_by_key(|one| one.took)
+                .min_by_key(|one| one.round_trip)
                 .map_or(self.base, |quickest| quickest.base);
         }
     }
 
     fn unsteady(&self, elapsed: Duration) -> Option<&'static str> {
         let fresh = self
-            .in_a_row
+            .samples
             .back()
-            .is_some_and(|last| elapsed.saturating_sub(last.told) <= COUNTS_FOR);
-        match (fresh, self.in_a_row.len()) {
-            (false, _) => Some("the clock of the database is not known"),
-            (true, looks) if looks < ENOUGH => {
-                Some("the clock of the database has jumped, or is not known for long")
+            .is_some_and(|last| elapsed.saturating_sub(last.answered) <= MAX_SAMPLE_AGE);
+        match (fresh, self.samples.len()) {
+            (false, _) => Some("the clock of the database is unknown"),
+            (true, samples) if samples < MIN_SAMPLES => {
+                Some("the clock of the database has jumped, or was sampled too few times")
             }
             _ => None,
         }
@@ -163,46 +156,46 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// Looks once a second from `from` on, at a clock that is `ahead` of ours.
-    fn look(looks: &mut Looks, from: u64, times: u64, ahead: i64) {
+    /// Samples once a second from `from` on a clock that is `ahead` of ours.
+    fn sample(estimate: &mut ClockEstimate, from: u64, times: u64, ahead: i64) {
         for second in from..from + times {
             let ours = i64::try_from(second).expect("few");
-            looks.learn(at(ours + ahead), secs(second), secs(second));
+            estimate.learn(at(ours + ahead), secs(second), secs(second));
         }
     }
 
     #[test]
-    fn three_looks_that_agree_are_needed() {
-        let mut looks = Looks::new(at(0));
-        assert!(looks.unsteady(secs(0)).is_some());
-        look(&mut looks, 1, 2, 300);
-        assert!(looks.unsteady(secs(2)).is_some());
+    fn it_is_trusted_once_three_samples_agree() {
+        let mut estimate = ClockEstimate::new(at(0));
+        assert!(estimate.unsteady(secs(0)).is_some());
+        sample(&mut estimate, 1, 2, 300);
+        assert!(estimate.unsteady(secs(2)).is_some());
         assert_eq!(
-            looks.now(secs(2)),
+            estimate.now(secs(2)),
             at(2),
             "until then the machine's time is shown"
         );
-        look(&mut looks, 3, 1, 300);
+        sample(&mut estimate, 3, 1, 300);
         assert_eq!(
-            (looks.unsteady(secs(3)), looks.now(secs(3))),
+            (estimate.unsteady(secs(3)), estimate.now(secs(3))),
             (None, at(303)),
             "ours is wrong by five minutes"
         );
     }
 
     #[test]
-    fn a_clock_that_jumps_is_not_followed_until_it_stays() {
+    fn a_jump_is_followed_once_three_samples_agree_on_it() {
         for jump in [3600, -3600, 2] {
-            let mut looks = Looks::new(at(0));
-            look(&mut looks, 0, 10, 0);
-            look(&mut looks, 10, 1, jump);
-            assert!(looks.unsteady(secs(10)).is_some(), "{jump}");
-            assert_eq!(looks.now(secs(10)), at(10), "{jump}: not followed yet");
-            look(&mut looks, 11, 1, jump);
-            assert!(looks.unsteady(secs(11)).is_some(), "{jump}");
-            look(&mut looks, 12, 1, jump);
+            let mut estimate = ClockEstimate::new(at(0));
+            sample(&mut estimate, 0, 10, 0);
+            sample(&mut estimate, 10, 1, jump);
+            assert!(estimate.unsteady(secs(10)).is_some(), "{jump}");
+            assert_eq!(estimate.now(secs(10)), at(10), "{jump}: not followed yet");
+            sample(&mut estimate, 11, 1, jump);
+            assert!(estimate.unsteady(secs(11)).is_some(), "{jump}");
+            sample(&mut estimate, 12, 1, jump);
             assert_eq!(
-                (looks.unsteady(secs(12)), looks.now(secs(12))),
+                (estimate.unsteady(secs(12)), estimate.now(secs(12))),
                 (None, at(12 + jump)),
                 "{jump}: it stays"
             );
@@ -210,74 +203,74 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_and_back_stops_firing_for_three_looks_and_moves_nothing() {
-        let mut looks = Looks::new(at(0));
-        look(&mut looks, 0, 10, 0);
-        look(&mut looks, 10, 1, 3600);
+    fn a_jump_and_back_stops_dispatching_for_three_samples_and_moves_nothing() {
+        let mut estimate = ClockEstimate::new(at(0));
+        sample(&mut estimate, 0, 10, 0);
+        sample(&mut estimate, 10, 1, 3600);
         for second in 11..13 {
-            look(&mut looks, second, 1, 0);
-            assert!(looks.unsteady(secs(second)).is_some(), "{second}");
+            sample(&mut estimate, second, 1, 0);
+            assert!(estimate.unsteady(secs(second)).is_some(), "{second}");
             assert_eq!(
-                looks.now(secs(second)),
+                estimate.now(secs(second)),
                 at(i64::try_from(second).expect("few"))
             );
         }
-        look(&mut looks, 13, 1, 0);
+        sample(&mut estimate, 13, 1, 0);
         assert_eq!(
-            (looks.unsteady(secs(13)), looks.now(secs(13))),
+            (estimate.unsteady(secs(13)), estimate.now(secs(13))),
             (None, at(13))
         );
     }
 
     #[test]
-    fn the_quickest_look_of_the_last_minute_counts() {
-        let mut looks = Looks::new(at(0));
-        look(&mut looks, 0, 3, 0);
-        // Asked at 10, told at 11 with what was true at 10.9: read as of 10.5.
-        looks.learn(at(10) + TimeDelta::milliseconds(900), secs(10), secs(11));
+    fn the_sample_with_the_shortest_round_trip_of_the_last_minute_counts() {
+        let mut estimate = ClockEstimate::new(at(0));
+        sample(&mut estimate, 0, 3, 0);
+        // Asked at 10 and answered at 11 with the time of 10.9, which counts as that of 10.5.
+        estimate.learn(at(10) + TimeDelta::milliseconds(900), secs(10), secs(11));
         assert_eq!(
-            looks.now(secs(11)),
+            estimate.now(secs(11)),
             at(11),
-            "a slow answer is not reckoned with"
+            "a slow answer does not count"
         );
         for second in 12..80 {
-            looks.learn(
+            estimate.learn(
                 at(second) + TimeDelta::milliseconds(400),
                 secs(second.unsigned_abs()),
                 secs(second.unsigned_abs()),
             );
         }
         assert_eq!(
-            looks.now(secs(80)),
+            estimate.now(secs(80)),
             at(80) + TimeDelta::milliseconds(400),
-            "what was quick an hour ago is forgotten"
+            "a sample older than a minute is dropped"
         );
-        assert!(looks.in_a_row.len() <= KEPT);
+        assert!(estimate.samples.len() <= MAX_SAMPLES);
     }
 
     #[test]
-    fn after_a_minute_of_silence_it_is_not_known() {
-        let mut looks = Looks::new(at(0));
-        look(&mut looks, 0, 10, 7);
-        assert_eq!(looks.unsteady(secs(69)), None);
-        assert!(looks.unsteady(secs(70)).is_some());
-        assert_eq!(looks.now(secs(100)), at(107), "it runs on");
-        look(&mut looks, 100, 2, 7);
-        assert!(looks.unsteady(secs(101)).is_some());
-        look(&mut looks, 102, 1, 7);
-        assert_eq!(looks.unsteady(secs(102)), None);
+    fn after_a_minute_without_samples_it_is_not_trusted() {
+        let mut estimate = ClockEstimate::new(at(0));
+        sample(&mut estimate, 0, 10, 7);
+        assert_eq!(estimate.unsteady(secs(69)), None);
+        assert!(estimate.unsteady(secs(70)).is_some());
+        assert_eq!(estimate.now(secs(100)), at(107), "it runs on");
+        sample(&mut estimate, 100, 2, 7);
+        assert!(estimate.unsteady(secs(101)).is_some());
+        sample(&mut estimate, 102, 1, 7);
+        assert_eq!(estimate.unsteady(secs(102)), None);
     }
 
     #[tokio::test]
-    async fn it_shows_what_it_has_learned_and_wakes_by_it() {
+    async fn it_shows_the_sampled_time_and_wakes_by_it() {
         let clock = SteadyClock::new();
         let ahead = SystemClock.now() + TimeDelta::hours(1);
-        for _ in 0..ENOUGH {
+        for _ in 0..MIN_SAMPLES {
             let asked = Instant::now();
             clock.learn(Sample {
                 time: ahead + TimeDelta::from_std(clock.origin.elapsed()).expect("short"),
                 asked,
-                told: Instant::now(),
+                answered: Instant::now(),
             });
         }
         assert_eq!(clock.unsteady(), None);

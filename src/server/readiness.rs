@@ -54,7 +54,7 @@ impl Readiness {
         let state = ReadinessState {
             schema: Schema::Unknown,
             database_up: true,
-            unsteady: Some("the clock of the database is not known"),
+            unsteady: Some("the clock of the database is unknown"),
             draining: false,
         };
         let readiness = Self {

@@ -116,7 +116,7 @@ fn debug_output_shows_no_secret() {
         parsed(&[&sink[..], &["--database-url=postgres://u:hidden@h/d"]].concat());
     let flags = format!("{args:?}");
     let read = format!("{:?}", args.read(&mut violations));
-    assert_eq!(violations, []);
+    assert!(violations.is_empty(), "{violations:?}");
     for shown in [flags, read] {
         assert!(
             shown.contains("50051") && !shown.contains("hidden"),

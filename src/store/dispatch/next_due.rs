@@ -76,21 +76,21 @@ impl DispatchStore {
             return Ok(Sample {
                 time: SystemClock.now(),
                 asked,
-                told: asked,
+                answered: asked,
             });
         }
         let read = async {
             let row = db
                 .query_one_raw(Statement::from_string(DbBackend::Postgres, CLOCK))
                 .await?;
-            let told = Instant::now();
+            let answered = Instant::now();
             let micros: i64 = row
                 .map(|row| row.try_get_by_index(0))
                 .transpose()?
                 .unwrap_or_default();
             let time =
                 DateTime::from_timestamp_micros(micros).ok_or_else(|| codec::broken(micros))?;
-            Ok(Sample { time, asked, told })
+            Ok(Sample { time, asked, answered })
         };
         self.pool.run(read).await
     }
