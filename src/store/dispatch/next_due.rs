@@ -90,7 +90,11 @@ impl DispatchStore {
                 .unwrap_or_default();
             let time =
                 DateTime::from_timestamp_micros(micros).ok_or_else(|| codec::broken(micros))?;
-            Ok(Sample { time, asked, answered })
+            Ok(Sample {
+                time,
+                asked,
+                answered,
+            })
         };
         self.pool.run(read).await
     }
