@@ -13,7 +13,7 @@ use sea_orm::DatabaseConnection;
 use tokio::sync::mpsc;
 
 pub use admin::AdminStore;
-pub use admin::keys::WorkspaceChange;
+pub use admin::workspaces::WorkspaceChange;
 pub use commit::job::{Caller, Work};
 pub use commit::queue::CommitQueue;
 pub use commit::writer::Writer;

@@ -109,7 +109,7 @@ fn life_of_a_key(database: &Database) {
     assert!(line(told(database, &["api-key", "list"]).unwrap()).contains("\trevoked\t"));
     let unknown = told(database, &["api-key", "revoke", "cs_0000000000000000"]).unwrap_err();
     assert!(
-        unknown.contains("there is no key cs_0000000000000000"),
+        unknown.contains("no key has the id cs_0000000000000000"),
         "{unknown}"
     );
 }
@@ -239,7 +239,7 @@ fn life_of_a_workspace(database: &Database) {
         ),
         (
             vec!["set", "nobody", "--requests", "1/hour"],
-            "there is no workspace nobody",
+            "no workspace is named nobody",
         ),
         (vec!["set", "team"], "nothing to set"),
     ] {
@@ -261,7 +261,7 @@ fn life_of_a_workspace(database: &Database) {
     )
     .unwrap_err();
     assert!(
-        no_home.contains("there is no workspace nobody"),
+        no_home.contains("no workspace is named nobody"),
         "{no_home}"
     );
 }

@@ -1,4 +1,4 @@
-//! What operators want to know of sending: what is due, and how dispatches stand. Each look is bounded, whatever there is.
+//! The backlog, for operators: how much is due, and how many dispatches are in which state. The work of each query is bounded.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -12,18 +12,18 @@ use crate::store::admin::AdminStore;
 use crate::store::schema::codec;
 use crate::telemetry::metrics::{DispatchTotals, DueBacklog};
 
-/// The most that is counted.
-const COUNTED_MOST: i64 = 10_000;
+/// The highest count; larger ones are reported as this.
+const MAX_COUNT: i64 = 10_000;
 
 const DUE: &str = "SELECT count(*), min(wake_ms) FROM (SELECT wake_ms FROM canvas_schedule_wake WHERE wake_ms <= $1 ORDER BY wake_ms LIMIT $2) AS due";
 
-/// Read off an index by workspace and state (`dispatch_odd`, whose condition must be repeated for SQLite to see that it fits).
-static STANDING: LazyLock<String> = LazyLock::new(|| {
+/// Reads the index `dispatch_odd`; SQLite uses it only where its condition is repeated.
+static TOTALS: LazyLock<String> = LazyLock::new(|| {
     let [unknown, dead] = [DispatchState::Unknown, DispatchState::Dead].map(|state| {
         let state = codec::dispatch_state_code(state);
         format!(
             "(SELECT count(*) FROM (SELECT 1 FROM workspace t JOIN dispatch d ON d.workspace_id = t.id AND d.state = {state} \
-             AND d.state IN (1, 3, 4) LIMIT {COUNTED_MOST}) AS counted)"
+             AND d.state IN (1, 3, 4) LIMIT {MAX_COUNT}) AS counted)"
         )
     });
     format!(
@@ -32,14 +32,11 @@ static STANDING: LazyLock<String> = LazyLock::new(|| {
 });
 
 impl AdminStore {
-    /// What is due at `now` and was not fired.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
+    /// What is due at `now` and was not claimed.
     pub async fn backlog(&self, now: DateTime<Utc>) -> Result<DueBacklog, Error> {
         let read = async {
             let db = &self.pool.db();
-            let values = [now.timestamp_millis().into(), COUNTED_MOST.into()];
+            let values = [now.timestamp_millis().into(), MAX_COUNT.into()];
             let row = db
                 .query_one_raw(Statement::from_sql_and_values(
                     db.get_database_backend(),
@@ -60,17 +57,14 @@ impl AdminStore {
         self.pool.run(read).await
     }
 
-    /// How the dispatches of all workspaces stand, and which brakes are on.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
+    /// How many dispatches of all workspaces are in which state, and what is paused.
     pub async fn dispatch_totals(&self) -> Result<DispatchTotals, Error> {
         let read = async {
             let db = &self.pool.db();
             let row = db
                 .query_one_raw(Statement::from_string(
                     db.get_database_backend(),
-                    STANDING.as_str(),
+                    TOTALS.as_str(),
                 ))
                 .await?;
             let Some(row) = row else {

@@ -1,176 +1,42 @@
-//! Keys and workspaces. These are asked for by operators and by the process itself, not in the name of a caller; and not over the
-//! connections that callers read by, so that a flood of reads locks nobody out.
-
-use std::collections::HashMap;
+//! API keys, for operators and for the process itself. The process reads them over other connections than callers read by, so
+//! that a flood of reads locks nobody out.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, Condition, ConnectionTrait, DbErr,
-    EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
+    ColumnTrait, Condition, DbErr, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter,
+    QueryOrder, QuerySelect, Select,
 };
 
 use crate::domain::key::{SecretHash, networks};
-use crate::domain::{
-    ApiKey, Counted, KeyId, Limits, Permissions, Quota, Window, Workspace, WorkspaceId, Zone,
-};
-use crate::error::{Error, Violation};
-use crate::store::admin::AdminStore;
+use crate::domain::{ApiKey, KeyId, Permissions, WorkspaceId};
+use crate::error::Error;
+use crate::store::admin::{AdminStore, invalid};
 use crate::store::schema::codec::{self, instant};
-use crate::store::schema::tables::{api_key, workspace, workspace_limit};
+use crate::store::schema::tables::api_key;
 use crate::store::session::error::{public, unique_violation};
-use crate::store::session::pool::begin;
 
-/// Keys that a process holds in memory: those that work, and those that stopped within [`STOPPED_KEPT`]. No more can be made.
-pub(crate) const KEYS_MOST: u64 = 10_000;
-/// Workspaces that there may be.
-pub(crate) const WORKSPACES_MOST: u64 = 10_000;
-/// How long a caller is told that its key was revoked or has expired, before it is unknown.
-const STOPPED_KEPT: TimeDelta = TimeDelta::days(7);
-
-/// What an operator may change of a workspace; what is none stays.
-#[derive(Debug, Clone, Default)]
-pub struct WorkspaceChange {
-    /// For new schedules.
-    pub default_zone: Option<Zone>,
-    /// Quotas by kind.
-    pub quotas: Vec<(Counted, Quota)>,
-}
+/// How many keys a process holds in memory: those that work, and those that stopped within [`STOPPED_KEY_RETENTION`]. No more
+/// can be created.
+const MAX_KEYS: u64 = 10_000;
+/// How long a caller learns that its key was revoked or has expired, before the key is unknown.
+const STOPPED_KEY_RETENTION: TimeDelta = TimeDelta::days(7);
 
 impl AdminStore {
-    /// Makes a workspace.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] when the name is taken or there are too many.
-    pub async fn create_workspace(
-        &self,
-        name: &str,
-        change: &WorkspaceChange,
-    ) -> Result<(), Error> {
-        let make = async {
-            let transaction = begin(&self.reads).await?;
-            if workspace::Entity::find().count(&transaction).await? >= WORKSPACES_MOST {
-                return Ok(false);
-            }
-            let newest = workspace::Entity::find()
-                .order_by_desc(workspace::Column::Id)
-                .one(&transaction)
-                .await?;
-            let id = newest.map_or(0, |newest| newest.id) + 1;
-            let default_time_zone = change.default_zone.unwrap_or(Zone::utc()).name().to_owned();
-            let row = workspace::Model {
-                id,
-                name: name.to_owned(),
-                default_time_zone,
-                sending_paused: false,
-            };
-            workspace::Entity::insert(row.into_active_model())
-                .exec_without_returning(&transaction)
-                .await?;
-            set_quotas(&transaction, id, &change.quotas).await?;
-            transaction.commit().await.map(|()| true)
-        };
-        match make.await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(invalid(
-                "name",
-                format!("there are {WORKSPACES_MOST} workspaces; no more can be made"),
-            )),
-            Err(fault) if unique_violation(&fault) => Err(invalid(
-                "name",
-                format!("there is a workspace {name} already"),
-            )),
-            Err(fault) => Err(public(&fault)),
-        }
-    }
-
-    /// Changes a workspace.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] when there is none of this name.
-    pub async fn set_workspace(&self, name: &str, change: &WorkspaceChange) -> Result<(), Error> {
-        let WorkspaceId(id) = self.workspace_named(name).await?;
-        let set = async {
-            let transaction = begin(&self.reads).await?;
-            if let Some(zone) = change.default_zone {
-                let row = workspace::ActiveModel {
-                    id: Set(id),
-                    default_time_zone: Set(zone.name().to_owned()),
-                    ..Default::default()
-                };
-                row.update(&transaction).await?;
-            }
-            set_quotas(&transaction, id, &change.quotas).await?;
-            transaction.commit().await
-        };
-        set.await.map_err(|fault: DbErr| public(&fault))
-    }
-
-    /// Every workspace, by name.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
-    pub async fn workspaces(&self) -> Result<Vec<Workspace>, Error> {
-        let read = async {
-            let db = self.pool.db();
-            let mut limits: HashMap<i32, Limits> = HashMap::new();
-            for limit in workspace_limit::Entity::find().all(&db).await? {
-                let own = limits.entry(limit.workspace_id).or_default();
-                *own = with_stored(*own, &limit);
-            }
-            let rows = workspace::Entity::find()
-                .order_by_asc(workspace::Column::Name)
-                .limit(WORKSPACES_MOST)
-                .all(&db)
-                .await?;
-            let workspace = |row: workspace::Model| {
-                Ok(Workspace {
-                    id: WorkspaceId(row.id),
-                    limits: limits.get(&row.id).copied().unwrap_or_default(),
-                    default_zone: Zone::parse(&row.default_time_zone).map_err(codec::broken)?,
-                    name: row.name,
-                    sending_paused: row.sending_paused,
-                })
-            };
-            rows.into_iter()
-                .map(workspace)
-                .collect::<Result<Vec<_>, DbErr>>()
-        };
-        self.pool.run(read).await
-    }
-
-    /// The workspace of this name.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] when there is none.
-    pub async fn workspace_named(&self, name: &str) -> Result<WorkspaceId, Error> {
-        let found = workspace::Entity::find()
-            .filter(workspace::Column::Name.eq(name))
-            .one(&self.reads)
-            .await;
-        let found = found.map_err(|fault| public(&fault))?;
-        found.map(|row| WorkspaceId(row.id)).ok_or_else(|| {
-            invalid(
-                "workspace",
-                format!("there is no workspace {name}; `workspace list` shows them"),
-            )
-        })
-    }
-
-    /// Writes a new key.
+    /// Creates a key.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the name is taken or there are too many keys.
     pub async fn create_key(&self, key: &ApiKey) -> Result<(), Error> {
-        let held = api_key::Entity::find()
-            .filter(still_told(self.clock.now()))
+        let count = api_key::Entity::find()
+            .filter(recognized(self.clock.now()))
             .count(&self.reads)
             .await;
-        if held.map_err(|fault| public(&fault))? >= KEYS_MOST {
+        if count.map_err(|fault| public(&fault))? >= MAX_KEYS {
             return Err(invalid(
                 "name",
                 format!(
-                    "there are {KEYS_MOST} keys; no more can be made until some are revoked and a week has passed"
+                    "the limit of {MAX_KEYS} keys is reached; a revoked key counts for another week"
                 ),
             ));
         }
@@ -182,7 +48,7 @@ impl AdminStore {
             Err(fault) if unique_violation(&fault) => Err(invalid(
                 "name",
                 format!(
-                    "the workspace has a key {:?} already; the history tells keys apart by their names",
+                    "the workspace has a key named {:?} already; the history identifies keys by their names",
                     key.name
                 ),
             )),
@@ -190,10 +56,7 @@ impl AdminStore {
         }
     }
 
-    /// Removes the key of this name, if there is one. For keys that belong to a process; others are revoked.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
+    /// Deletes the key of this name, if it exists. For keys that belong to a process; revoke others.
     pub async fn remove_key(&self, workspace: WorkspaceId, name: &str) -> Result<(), Error> {
         let named = api_key::Entity::delete_many()
             .filter(api_key::Column::WorkspaceId.eq(workspace.0))
@@ -205,10 +68,10 @@ impl AdminStore {
             .map_err(|fault| public(&fault))
     }
 
-    /// Revokes a key; one that was revoked before stays so since then.
+    /// Revokes a key. One that was revoked before keeps the time of its revocation.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when there is no such key.
+    /// [`Error::Invalid`] when the key does not exist.
     pub async fn revoke_key(&self, id: KeyId) -> Result<(), Error> {
         let now = self.clock.now().timestamp_millis();
         let revoke = api_key::Entity::update_many()
@@ -221,70 +84,58 @@ impl AdminStore {
             Ok(done) if done.rows_affected > 0 => Ok(()),
             Ok(_) => Err(invalid(
                 "id",
-                format!("there is no key {id}; `api-key list` shows them"),
+                format!("no key has the id {id}; list them with `api-key list`"),
             )),
             Err(fault) => Err(public(&fault)),
         }
     }
 
-    /// Every key, those that work and those that do not, in the order of their workspaces and creation, at most `most`.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
-    pub async fn all_keys(&self, most: u64) -> Result<Vec<ApiKey>, Error> {
+    /// Up to `limit` keys, revoked and expired ones too, by workspace and time of creation.
+    pub async fn all_keys(&self, limit: u64) -> Result<Vec<ApiKey>, Error> {
         let rows = api_key::Entity::find()
             .order_by_asc(api_key::Column::WorkspaceId)
             .order_by_asc(api_key::Column::CreatedMs);
-        self.keys_of(rows.limit(most)).await
+        self.keys_of(rows.limit(limit)).await
     }
 
-    /// The keys that callers are told something about: those that work, and those that stopped not long ago.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
+    /// The keys that are still recognized: those that work, and those that stopped not long ago.
     pub async fn recognized_keys(&self) -> Result<Vec<ApiKey>, Error> {
-        // By the id, so that it is the same ones if a race has let in too many.
+        // By id, so that every read returns the same ones if a race created too many.
         let rows = api_key::Entity::find()
-            .filter(still_told(self.clock.now()))
+            .filter(recognized(self.clock.now()))
             .order_by_asc(api_key::Column::Id);
-        self.keys_of(rows.limit(KEYS_MOST)).await
+        self.keys_of(rows.limit(MAX_KEYS)).await
     }
 
-    /// One key, if callers are told something about it.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
+    /// One key, if it is still recognized.
     pub async fn key(&self, id: KeyId) -> Result<Option<ApiKey>, Error> {
         Ok(self
             .keys_of(
-                api_key::Entity::find_by_id(id.to_string()).filter(still_told(self.clock.now())),
+                api_key::Entity::find_by_id(id.to_string()).filter(recognized(self.clock.now())),
             )
             .await?
             .pop())
     }
 
-    async fn keys_of(&self, rows: sea_orm::Select<api_key::Entity>) -> Result<Vec<ApiKey>, Error> {
+    async fn keys_of(&self, rows: Select<api_key::Entity>) -> Result<Vec<ApiKey>, Error> {
         let rows = self.pool.run(rows.all(&self.pool.db())).await?;
         let readable = |row: api_key::Model| {
             let id = row.id.clone();
-            // It locks out its own holder, and nobody else.
+            // An unreadable key locks out its own holder alone.
             key(row)
-                .inspect_err(|fault| tracing::error!(id, %fault, "a key is left out"))
+                .inspect_err(|fault| tracing::error!(id, %fault, "a stored API key cannot be read and is ignored"))
                 .ok()
         };
         Ok(rows.into_iter().filter_map(readable).collect())
     }
 
-    /// Notes that these keys were used now.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
+    /// Notes the use of these keys at the present.
     pub async fn note_use(&self, ids: &[KeyId]) -> Result<(), Error> {
         let now = self.clock.now().timestamp_millis();
         let note = api_key::Entity::update_many()
             .col_expr(api_key::Column::LastUsedMs, Expr::value(now))
             .filter(api_key::Column::Id.is_in(ids.iter().map(KeyId::to_string)))
-            // Another replica's later word stands.
+            // A later use that another replica noted stays.
             .filter(
                 Condition::any()
                     .add(api_key::Column::LastUsedMs.is_null())
@@ -294,53 +145,13 @@ impl AdminStore {
     }
 }
 
-fn invalid(field: &str, message: String) -> Error {
-    Error::Invalid(vec![Violation::new(field, message)])
-}
-
-fn still_told(now: DateTime<Utc>) -> Condition {
-    let since = (now - STOPPED_KEPT).timestamp_millis();
+fn recognized(now: DateTime<Utc>) -> Condition {
+    let since = (now - STOPPED_KEY_RETENTION).timestamp_millis();
     let or_later =
         |column: api_key::Column| Condition::any().add(column.is_null()).add(column.gt(since));
     Condition::all()
         .add(or_later(api_key::Column::RevokedMs))
         .add(or_later(api_key::Column::ExpiresMs))
-}
-
-async fn set_quotas<C: ConnectionTrait>(
-    db: &C,
-    workspace_id: i32,
-    quotas: &[(Counted, Quota)],
-) -> Result<(), DbErr> {
-    for (counted, quota) in quotas {
-        let most = i64::try_from(quota.most).map_err(codec::broken)?;
-        let row = workspace_limit::Model {
-            workspace_id,
-            counted: counted.name().to_owned(),
-            most,
-            window_ms: quota.window.millis(),
-        };
-        workspace_limit::Entity::delete_by_id((workspace_id, row.counted.clone()))
-            .exec(db)
-            .await?;
-        workspace_limit::Entity::insert(row.into_active_model())
-            .exec_without_returning(db)
-            .await?;
-    }
-    Ok(())
-}
-
-/// What a newer release counts besides is none of our business.
-fn with_stored(limits: Limits, row: &workspace_limit::Model) -> Limits {
-    let counted = Counted::ALL
-        .into_iter()
-        .find(|counted| counted.name() == row.counted);
-    let quota = Window::from_millis(row.window_ms)
-        .zip(u64::try_from(row.most).ok())
-        .map(|(window, most)| Quota { most, window });
-    counted
-        .zip(quota)
-        .map_or(limits, |(counted, quota)| limits.with(counted, quota))
 }
 
 fn key_row(key: &ApiKey) -> api_key::Model {
@@ -365,7 +176,8 @@ fn key(row: api_key::Model) -> Result<ApiKey, DbErr> {
         id: KeyId::parse(&row.id).map_err(codec::broken)?,
         workspace: WorkspaceId(row.workspace_id),
         name: row.name,
-        hash: SecretHash::from_hex(&row.secret_sha256).ok_or_else(|| codec::broken("no hash"))?,
+        hash: SecretHash::from_hex(&row.secret_sha256)
+            .ok_or_else(|| codec::broken("the hash of the secret"))?,
         permissions: Permissions::from_stored(&row.permissions),
         allowlist: networks(&row.allowlist).map_err(codec::broken)?,
         created_at: instant(row.created_ms)?,

@@ -1,19 +1,26 @@
-//! What operators and the process itself ask: keys, workspaces, quotas, retention, counts.
+//! What operators and the process itself need: keys, workspaces, quotas, retention, backlog.
 
 pub(super) mod backlog;
 pub(super) mod keys;
 pub(super) mod quota;
 pub(super) mod retention;
+pub(super) mod workspaces;
 
 use sea_orm::DatabaseConnection;
 
 use crate::clock::SharedClock;
+use crate::error::{Error, Violation};
 use crate::store::session::pool::Pool;
 
-/// What operators and the process itself ask.
+/// Keys, workspaces, quotas, retention and backlog.
 #[derive(Clone)]
 pub struct AdminStore {
     pub(super) reads: DatabaseConnection,
     pub(super) pool: Pool,
     pub(super) clock: SharedClock,
+}
+
+/// Refuses the value of one field.
+fn invalid(field: &str, message: String) -> Error {
+    Error::Invalid(vec![Violation::new(field, message)])
 }

@@ -1,4 +1,4 @@
-//! What all replicas have taken of the quotas, and which replicas there are.
+//! Quotas that all replicas share, and the replicas that share them.
 
 use chrono::TimeDelta;
 use sea_orm::sea_query::{Expr, OnConflict};
@@ -12,12 +12,12 @@ use crate::store::schema::tables::{rate_window, replica};
 use crate::store::schema::tenant::Tenant;
 use crate::store::session::error::RETRY_AFTER;
 
-/// A replica that was not seen for so long has no share.
-const REPLICA_LIVES: TimeDelta = TimeDelta::seconds(30);
-/// How often a count is tried to be moved before others.
-const ROUNDS_MOST: usize = 50;
+/// A replica that was not seen for this long has no share.
+const REPLICA_TIMEOUT: TimeDelta = TimeDelta::seconds(30);
+/// How often to try to write a count that other replicas also write.
+const MAX_ROUNDS: usize = 50;
 
-/// What was taken of a quota.
+/// How much of a quota was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotaTaken {
     /// By this call.
@@ -27,11 +27,8 @@ pub struct QuotaTaken {
 }
 
 impl AdminStore {
-    /// Takes what is asked for, or some of it, of a window of a quota for this process, one of `replicas`; 0 when less is left than
-    /// a call needs.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
+    /// Takes `ask`, or some of it, of a window of a quota for this process, one of `replicas`. Takes nothing when less is left
+    /// than a call needs.
     pub async fn take_quota(
         &self,
         workspace: WorkspaceId,
@@ -41,7 +38,7 @@ impl AdminStore {
         ask: Ask,
         replicas: u32,
     ) -> Result<QuotaTaken, Error> {
-        for _ in 0..ROUNDS_MOST {
+        for _ in 0..MAX_ROUNDS {
             let taken = self
                 .pool
                 .run(self.taken(workspace, counted, began_ms))
@@ -62,7 +59,7 @@ impl AdminStore {
                 ends_ms: began_ms + quota.window.millis(),
                 taken: i64::try_from(after.in_all).unwrap_or(i64::MAX),
             };
-            if self.pool.run(self.moved(taken, row)).await? {
+            if self.pool.run(self.write_count(taken, row)).await? {
                 return Ok(after);
             }
         }
@@ -85,8 +82,12 @@ impl AdminStore {
         Ok(row.map(|row| row.taken))
     }
 
-    /// Writes the count unless another replica has moved it since it was read; whether it was written.
-    async fn moved(&self, before: Option<i64>, row: rate_window::Model) -> Result<bool, DbErr> {
+    /// Writes the count unless another replica has written it since it was read. Returns whether it was written.
+    async fn write_count(
+        &self,
+        before: Option<i64>,
+        row: rate_window::Model,
+    ) -> Result<bool, DbErr> {
         let written = match before {
             None => {
                 let key = [
@@ -114,10 +115,7 @@ impl AdminStore {
         Ok(written == 1)
     }
 
-    /// Says that this replica lives, and answers how many do.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
+    /// Notes that this replica is alive, and returns how many are.
     pub async fn see_replica(&self, id: Uuid) -> Result<u32, Error> {
         let now = self.clock.now();
         let see = async {
@@ -132,7 +130,7 @@ impl AdminStore {
                 .on_conflict(again)
                 .exec_without_returning(&self.pool.db())
                 .await?;
-            let alive = replica::Column::SeenMs.gt((now - REPLICA_LIVES).timestamp_millis());
+            let alive = replica::Column::SeenMs.gt((now - REPLICA_TIMEOUT).timestamp_millis());
             replica::Entity::find()
                 .filter(alive)
                 .count(&self.pool.db())
@@ -144,10 +142,7 @@ impl AdminStore {
             .map(|count| u32::try_from(count).unwrap_or(u32::MAX))
     }
 
-    /// Removes windows that have ended and replicas that are gone.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
+    /// Deletes windows that ended and replicas that were last seen more than an hour ago.
     pub async fn remove_old_windows(&self) -> Result<(), Error> {
         let long_ago = (self.clock.now() - TimeDelta::hours(1)).timestamp_millis();
         let remove = async {

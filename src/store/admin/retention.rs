@@ -1,4 +1,4 @@
-//! Retention: what has been finished for long enough is removed with everything that belongs to it, a few at a time.
+//! Retention: removes schedules that have been finished for long enough, with everything that belongs to them, a few at a time.
 
 use std::sync::LazyLock;
 
@@ -18,15 +18,15 @@ use crate::store::schema::tables::request;
 use crate::store::schema::tenant::Tenant;
 use crate::store::session::error::public;
 
-/// Those that have had no wave to come for long enough, as the dispatcher saw them; the domain decides each.
-const CANDIDATES: &str = "SELECT id, workspace_id FROM canvas_schedule WHERE finished_ms <= $1 ORDER BY finished_ms LIMIT $2";
+/// Schedules whose last wave was claimed long enough ago; the domain decides each.
+const FINISHED: &str = "SELECT id, workspace_id FROM canvas_schedule WHERE finished_ms <= $1 ORDER BY finished_ms LIMIT $2";
 const CANCELLED: &str = "SELECT id, workspace_id FROM canvas_schedule WHERE cancelled_ms <= $1 ORDER BY cancelled_ms LIMIT $2";
 
-/// After how long a schedule that waits for the outcome of a dispatch is looked at again.
+/// How long a schedule that waits for the outcome of a dispatch is left alone.
 const OUTCOME_RETRY_INTERVAL: TimeDelta = TimeDelta::hours(1);
 
 row! {
-    /// Since when a row that is kept is finished; null when it is not.
+    /// Since when a schedule that stays is finished; NULL when it is not.
     struct RetainedSchedule {
         workspace_id: i32,
         id: Uuid,
@@ -51,7 +51,7 @@ static RETAIN: LazyLock<OverBatch<RetainedSchedule>> = LazyLock::new(|| {
     )
 });
 
-/// What belongs to a schedule, and itself last.
+/// The rows of a schedule; its hot row last.
 static REMOVE: LazyLock<[OverBatch<ScheduleKey>; 4]> = LazyLock::new(|| {
     let of = |columns: &str, table: &str| {
         OverBatch::new(&format!(
@@ -67,7 +67,7 @@ static REMOVE: LazyLock<[OverBatch<ScheduleKey>; 4]> = LazyLock::new(|| {
 });
 
 impl AdminStore {
-    /// Removes up to `limit` first answers that are older than a day, and answers how many.
+    /// Removes up to `limit` first answers that are older than a day, and returns how many.
     pub async fn remove_old_answers(&self, limit: u64) -> Result<usize, Error> {
         let oldest = self.clock.now().timestamp_millis()
             - i64::try_from(REQUEST_KEPT.as_millis()).unwrap_or(i64::MAX);
@@ -79,7 +79,7 @@ impl AdminStore {
                 .limit(limit);
             let rows = rows.all(&self.reads).await?;
             for row in &rows {
-                // Its age again: the id may have been used anew since it was read.
+                // The age again: the id may have been reused since it was read.
                 request::Entity::delete_within(WorkspaceId(row.workspace_id))
                     .filter(request::Column::RequestId.eq(row.request_id.as_str()))
                     .filter(too_old.clone())
@@ -94,13 +94,13 @@ impl AdminStore {
     /// Removes up to `limit` schedules that have been finished since before `before`, and returns how many it removed.
     pub async fn remove_finished(&self, before: DateTime<Utc>, limit: u64) -> Result<usize, Error> {
         let remove = async {
-            let by_finish = self.remove_candidates(CANDIDATES, before, limit).await?;
-            Ok(by_finish + self.remove_candidates(CANCELLED, before, limit).await?)
+            let by_finish = self.remove_selected(FINISHED, before, limit).await?;
+            Ok(by_finish + self.remove_selected(CANCELLED, before, limit).await?)
         };
         self.pool.run(remove).await
     }
 
-    async fn remove_candidates(
+    async fn remove_selected(
         &self,
         query: &str,
         before: DateTime<Utc>,
@@ -133,7 +133,7 @@ impl AdminStore {
 
 async fn remove_all<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<(), DbErr> {
     for key in keys {
-        // From the hot row back, so before it.
+        // The history is found from the hot row, so it goes first.
         history::remove(db, key.pair(), i64::MAX).await?;
     }
     for part in &*REMOVE {
