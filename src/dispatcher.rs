@@ -1,11 +1,71 @@
-//! The loop that sends: takes what is due, as much as workers are free, hands it to the sink, and writes what became of it.
-//! `run()` is the loop around `run_once()`; no transaction is open while a sink is called.
+//! The dispatcher claims the waves that are due, delivers them to the sink, and settles the outcomes.
+//!
+//! ```text
+//!              ┌──────────────────────── Dispatcher::run ───────────────────────┐
+//!              │                                                                │
+//!   wake ────▶ │ capacity ─▶ next due ─▶ retry ─▶ claim ─▶ wait for the next wake │
+//!              └────▲──────────────────────┬───────┬────────────────────────────┘
+//!                   │                      │       │ dispatches, leased in the transaction that claimed them
+//!                   │                      ▼       ▼
+//!                   │                   deliver: one task a dispatch, no transaction open
+//!                   │                          │
+//!                   │                          ▼ outcome
+//!                   └── a worker is free ── settle: as many outcomes as wait, in one transaction
+//!                                              │
+//!          ┌────────────────┬──────────────────┼─────────────────────┐
+//!          ▼                ▼                  ▼                     ▼
+//!      delivered     zones reopened     retried later        dead letter
+//!                    (not taken)        (unknown)            (rejected, or no attempt left)
+//! ```
+//!
+//! # The verbs
+//!
+//! - **claim** takes the earliest wave of a due schedule out of its open zones and writes it as a dispatch with a lease. The
+//!   database is authoritative: `SKIP LOCKED` and the row's version keep two replicas from claiming one wave.
+//! - **deliver** hands one dispatch to the sink, within three quarters of its lease.
+//! - **settle** writes the outcome. Outcomes are idempotent: to write one twice changes nothing.
+//! - **retry** leases a dispatch of unknown outcome again, or one whose lease has expired because its worker is gone.
+//! - **dead-letter** is what settling makes of a dispatch that the consumer rejected, or whose last attempt had an unknown
+//!   outcome. Only the API retries it.
+//!
+//! # What wakes the loop
+//!
+//! A pass claims everything that is due, up to the free workers. Then the loop sleeps until the first of
+//! - the instant at which the next wave or retry is due;
+//! - [`Service::wake`]: a change in this process made a wave due sooner;
+//! - a poll, 20 to 25 ms after the pass: changes of other replicas are seen by it alone;
+//! - a free worker, if none was free.
+//!
+//! Passes start at least 5 ms apart, so that waves that become due one after the other share a transaction.
+//!
+//! # Back-pressure
+//!
+//! A pass claims no more than there are free workers. What is due beyond that stays in the database, where an update or a
+//! cancellation still reaches it (docs/adr/0005). A worker is free again once its outcome is settled, so a slow database slows
+//! down claiming, too.
+//!
+//! # The circuit breaker
+//!
+//! [`Breaker`](crate::domain::Breaker) limits what goes to a sink that takes nothing: it pauses for 100 ms, doubled up to 5 s,
+//! then lets one dispatch through as a probe. Each dispatch that is taken widens the window by one worker, up to all of them.
+//!
+//! # A wave that cannot be claimed
+//!
+//! An internal fault while claiming halves the number of waves of the next claim. A single wave that still fails is postponed,
+//! so that those behind it are claimed.
+//!
+//! # At stop
+//!
+//! `stop` ends the loop after the pass under way: nothing that was claimed is dropped. Then the deliveries in flight end and
+//! are settled, until `end`. A dispatch that is not settled by then is retried by any replica once its lease expires, as after
+//! a crash.
 
-mod hands;
+mod delivery;
+mod in_flight;
+mod maintenance;
 mod settings;
-mod upkeep;
+mod settling;
 
-use std::pin::pin;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -14,287 +74,240 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::clock::{SharedClock, jitter, sleep_until};
-use crate::domain::{Answer, DispatchMessage};
 use crate::error::Error;
-use crate::error::panic::caught;
-use crate::service::{AttemptResult, Claimed, Leased, POLL, Service};
+use crate::service::{AttemptResult, Claimed, POLL_INTERVAL, Service};
 use crate::sink::SharedSink;
 use crate::telemetry::metrics::DispatchMetrics;
+use crate::telemetry::outage::OutageLog;
 use crate::telemetry::traces::{SpanStart, Traces};
-use hands::Hands;
+use delivery::Delivery;
+use in_flight::InFlightDispatches;
 pub use settings::DispatcherSettings;
 
-/// The most that is taken or finished at once. What one commit costs is spread over as many by then.
-const BATCH_MOST: usize = 512;
-/// From one pass that left nothing behind to the next: what comes due meanwhile goes in one transaction, which costs as much for one
-/// as for a few. A wave that comes alone is not held up, since nothing was looked for shortly before.
-const PACE: Duration = Duration::from_millis(5);
-/// Between two tries while the database is away.
+/// The most dispatches that one transaction claims, retries or settles. With as many the cost of a commit is spread thin.
+const MAX_BATCH: usize = 512;
+/// The least time from the start of a pass that claimed everything due to the next. What becomes due meanwhile shares a
+/// transaction, which costs as much for one wave as for a few. A wave that comes alone is not delayed: the last pass is longer
+/// ago.
+const PASS_INTERVAL: Duration = Duration::from_millis(5);
+/// The pause between two attempts while the database is unavailable.
 const OUTAGE_PAUSE: Duration = Duration::from_millis(100);
+/// The longest wait. Waits are shorter, unless the clock was set back.
+const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// After so long it looks anew, whatever the clock says: waits are shorter, unless the clock was set back.
-const WAIT_MOST: Duration = Duration::from_secs(1);
-
-/// Fires, delivers and finishes.
+/// Claims, delivers and settles.
 pub struct Dispatcher {
     service: Service,
     sink: SharedSink,
     clock: SharedClock,
-    hands: Hands,
-    sending: DispatchMetrics,
+    in_flight: InFlightDispatches,
+    metrics: DispatchMetrics,
     traces: Traces,
-    answers: mpsc::Sender<AttemptResult>,
+    outcomes: mpsc::Sender<AttemptResult>,
     deliveries: JoinSet<()>,
-    finisher: JoinSet<()>,
-    /// The most of the next firing; halved while firing fails, until what makes it fail stands alone.
-    fire_most: usize,
-    /// Whether the last pass took as many as it might, so that it may have left some behind.
+    settling: JoinSet<()>,
+    /// The most waves of the next claim; halved by an internal fault, doubled by a success.
+    claim_limit: usize,
+    /// Whether the last pass claimed as many as it was allowed to, so that more may be due.
     filled: bool,
-    /// Whether the last pass failed, so that an outage is logged once.
-    failing: bool,
+    outages: OutageLog,
 }
 
-/// What a pass came to.
+/// How a pass ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pass {
-    /// There may be more to do at once.
+    /// More may be due.
     More,
-    /// No worker is free; or the sink takes nothing, and is tried again at that instant.
+    /// No worker is free; or the sink takes nothing and is probed at this instant.
     Full(Option<DateTime<Utc>>),
-    /// There is nothing to do before this instant, unless it is woken.
+    /// Nothing is due before this instant, unless a change wakes the dispatcher.
     Idle(DateTime<Utc>),
 }
 
 impl Dispatcher {
-    /// A dispatcher with so many workers: the most dispatches that are in its hands, whatever is due. Call it on the runtime
-    /// that is to run it.
+    /// A dispatcher that holds at most `workers` dispatches. Must be called on the runtime that runs it.
     pub fn new(
         service: Service,
         sink: SharedSink,
         clock: SharedClock,
         workers: usize,
-        sending: DispatchMetrics,
+        metrics: DispatchMetrics,
         traces: Traces,
     ) -> Self {
-        let hands = Hands::new(workers, sending.clone());
-        let (answers, queue) = mpsc::channel(workers);
-        let mut finisher = JoinSet::new();
-        finisher.spawn(finish(service.clone(), hands.clone(), queue));
+        let in_flight = InFlightDispatches::new(workers, metrics.clone());
+        let (outcomes, queue) = mpsc::channel(workers);
+        let mut settling = JoinSet::new();
+        settling.spawn(settling::run(service.clone(), in_flight.clone(), queue));
         Self {
             service,
             sink,
             clock,
-            hands,
-            sending,
+            in_flight,
+            metrics,
             traces,
-            answers,
+            outcomes,
             deliveries: JoinSet::new(),
-            finisher,
-            fire_most: BATCH_MOST,
+            settling,
+            claim_limit: MAX_BATCH,
             filled: false,
-            failing: false,
+            outages: OutageLog::new("dispatching failed; retrying", "dispatching recovered"),
         }
     }
 
-    /// Runs until `stop`, then finishes what is in flight, until `end` at most. What is not finished by then is tried again by
-    /// somebody when its lease has run out.
+    /// Runs until `stop`, then settles the dispatches in flight, until `end` at the latest.
     pub async fn run(mut self, stop: impl Future<Output = ()>, end: impl Future<Output = ()>) {
         tokio::pin!(stop);
-        let mut upkeep = JoinSet::new();
-        upkeep.spawn(upkeep::run(self.service.clone(), self.clock.clone()));
-        upkeep.spawn(upkeep::count(
-            self.service.clone(),
-            self.clock.clone(),
-            self.sending.clone(),
-        ));
+        let mut maintenance = self.start_maintenance();
         loop {
             let (now, began) = (self.clock.now(), Instant::now());
-            // Never cut off: what it takes it hands on.
+            // `stop` does not cancel a pass: everything that it claims is delivered.
             let pass = self.run_once(now).await;
-            self.note(&pass);
-            let wait = async {
-                match pass {
-                    Ok(Pass::More) => {}
-                    Ok(Pass::Full(None)) => self.hands.freed().await,
-                    Ok(Pass::Full(Some(until))) => tokio::select! {
-                        () = self.hands.trusted() => {}
-                        () = sleep_until(&self.clock, until, WAIT_MOST) => {}
-                    },
-                    // A ring during the pass is remembered.
-                    Ok(Pass::Idle(until)) => tokio::select! {
-                        () = self.service.wake().notified() => {}
-                        () = sleep_until(&self.clock, until, WAIT_MOST) => {}
-                    },
-                    Err(_) => tokio::time::sleep(OUTAGE_PAUSE).await,
-                }
-                if !self.filled {
-                    tokio::time::sleep_until(began + PACE).await;
-                }
-            };
+            self.outages.record(&pass);
             tokio::select! {
                 biased;
                 () = &mut stop => break,
-                () = wait => {}
+                () = self.wait(pass, began) => {}
             }
         }
-        // It holds the service, whose end others wait for.
-        upkeep.shutdown().await;
-        self.finish_what_is_in_flight(end).await;
+        // Its tasks hold the service; whoever stops the process waits until no task does.
+        maintenance.shutdown().await;
+        self.settle_in_flight(end).await;
     }
 
-    /// One pass at `now`, unless nobody can say how late it is: takes what is due for another attempt and then what is due for the
-    /// first time, as many as workers are free, and hands them to the sink.
-    ///
-    /// # Errors
-    /// The service's; what was taken before is handed over.
+    fn start_maintenance(&self) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        let (service, clock) = (self.service.clone(), self.clock.clone());
+        tasks.spawn(maintenance::maintain(service.clone(), clock.clone()));
+        tasks.spawn(maintenance::measure(service, clock, self.metrics.clone()));
+        tasks
+    }
+
+    /// One pass: leases what is due for another attempt, claims waves that are due, as many as workers are free, and delivers
+    /// both. Claims nothing while the clock is not synchronized, since no wave is known to be due then. What was claimed before
+    /// an error is delivered.
     pub async fn run_once(&mut self, now: DateTime<Utc>) -> Result<Pass, Error> {
         while self.deliveries.try_join_next().is_some() {}
         self.filled = false;
         if self.clock.unsteady().is_some() {
-            return Ok(Pass::Idle(now + poll()));
+            return Ok(Pass::Idle(now + poll_interval()));
         }
-        let room = self.hands.room(now).min(BATCH_MOST);
-        if room == 0 {
+        let capacity = self.in_flight.capacity(now).min(MAX_BATCH);
+        if capacity == 0 {
             self.filled = true;
-            return Ok(Pass::Full(self.hands.quiet_until(now)));
+            return Ok(Pass::Full(self.in_flight.paused_until(now)));
         }
         let next = self.service.next_due().await?;
-        let due = |at: Option<DateTime<Utc>>| at.is_some_and(|at| at <= now);
-        let mut more = false;
-        if due(next.retry) {
-            let began = self.traces.now();
-            let taken = self.service.retry(room).await?;
-            more |= taken.more;
-            self.filled |= taken.leased.len() >= room;
-            self.deliver(taken.leased, began);
-        }
-        let room = self.hands.room(now).min(self.fire_most);
-        if due(next.wake) && room > 0 {
-            let began = self.traces.now();
-            let taken = self.claim(room).await?;
-            more |= taken.more;
-            self.filled |= taken.leased.len() >= room;
-            self.deliver(taken.leased, began);
-        }
-        if more {
+        let is_due = |at: Option<DateTime<Utc>>| at.is_some_and(|at| at <= now);
+        let more_retries = is_due(next.retry) && self.retry(capacity).await?;
+        let more_waves = is_due(next.wake) && self.claim(now).await?;
+        if more_retries || more_waves {
             return Ok(Pass::More);
         }
-        let ahead = [next.wake, next.retry]
-            .into_iter()
-            .flatten()
-            .filter(|at| *at > now);
-        Ok(Pass::Idle(ahead.fold(now + poll(), DateTime::min)))
+        let ahead = [next.wake, next.retry].into_iter().flatten();
+        let first = ahead.filter(|at| *at > now).min();
+        let poll = now + poll_interval();
+        Ok(Pass::Idle(first.map_or(poll, |at| at.min(poll))))
     }
 
-    /// Fires up to `room` waves. When that fails for one of them, ever fewer are fired at once, until that one stands alone and
-    /// is set aside.
-    async fn claim(&mut self, room: usize) -> Result<Claimed, Error> {
-        match self.service.claim(room).await {
-            Ok(taken) => {
-                self.fire_most = (self.fire_most * 2).min(BATCH_MOST);
-                Ok(taken)
+    /// Leases up to `limit` dispatches that are due for another attempt. Returns whether more are due.
+    async fn retry(&mut self, limit: usize) -> Result<bool, Error> {
+        let began = self.traces.now();
+        let retried = self.service.retry(limit).await?;
+        Ok(self.deliver(retried, limit, began))
+    }
+
+    /// Claims waves that are due. Returns whether more are due.
+    async fn claim(&mut self, now: DateTime<Utc>) -> Result<bool, Error> {
+        let limit = self.in_flight.capacity(now).min(self.claim_limit);
+        if limit == 0 {
+            return Ok(false);
+        }
+        let began = self.traces.now();
+        match self.service.claim(limit).await {
+            Ok(claimed) => {
+                self.claim_limit = (self.claim_limit * 2).min(MAX_BATCH);
+                Ok(self.deliver(claimed, limit, began))
             }
-            Err(Error::Internal(cause)) if room == 1 => {
-                tracing::error!(cause, "a wave cannot be fired");
+            Err(Error::Internal(cause)) if limit == 1 => {
+                tracing::error!(cause, "a wave cannot be claimed; it is postponed");
                 self.service.postpone_first().await?;
-                Ok(Claimed {
-                    more: true,
-                    ..Claimed::default()
-                })
+                Ok(true)
             }
             Err(error) => {
-                self.fire_most = if matches!(error, Error::Internal(_)) {
-                    room / 2
-                } else {
-                    self.fire_most
-                };
+                if matches!(error, Error::Internal(_)) {
+                    self.claim_limit = limit / 2;
+                }
                 Err(error)
             }
         }
     }
 
-    /// Hands each to the sink, in a task of its own. They were taken by a statement that `began` then.
-    fn deliver(&mut self, leased: Vec<Leased>, began: SpanStart) {
-        self.hands.take_up(leased.len());
-        for mut one in leased {
+    /// Starts a delivery for each dispatch that was leased by a statement that began at `began`. Returns whether more are due.
+    fn deliver(&mut self, claimed: Claimed, limit: usize, began: SpanStart) -> bool {
+        self.filled |= claimed.leased.len() >= limit;
+        self.in_flight.add(claimed.leased.len());
+        for leased in claimed.leased {
             let span = self.traces.root_span("dispatch", began);
-            span.set("dispatch.id", || one.dispatch.id.to_string());
-            span.set("dispatch.attempt", || i64::from(one.dispatch.attempt));
+            span.set("dispatch.id", || leased.dispatch.id.to_string());
+            span.set("dispatch.attempt", || i64::from(leased.dispatch.attempt));
             span.record_child("dispatch.fire", began);
-            let (sink, clock, most) = (
-                self.sink.clone(),
-                self.clock.clone(),
-                self.service.delivery_most(),
-            );
-            let (hands, answers, sending) = (
-                self.hands.clone(),
-                self.answers.clone(),
-                self.sending.clone(),
-            );
-            if one.dispatch.attempt == 1 {
-                sending.observe_lag(seconds(one.lag));
+            if leased.dispatch.attempt == 1 {
+                self.metrics.observe_lag(seconds(leased.lag));
             }
-            self.deliveries.spawn(async move {
-                if clock.now() >= one.until {
-                    // Its lease ran out before it was begun: it is somebody else's.
-                    return hands.put_down(1);
-                }
-                let mut finished = AttemptResult::of(&one, Answer::Unknown { why: String::new() });
-                let (began, asking) = (Instant::now(), span.client_child("dispatch.deliver"));
-                one.dispatch.traceparent = asking.traceparent();
-                let answer = attempt(&sink, &one.dispatch, most).await;
-                sending.observe_attempt(name_of(&answer), began.elapsed());
-                asking.set("dispatch.answer", || name_of(&answer));
-                asking.end();
-                hands.answered(&answer, clock.now());
-                finished.answer = answer;
-                // It holds as many as there are workers, and its reader outlives us.
-                let _sent = answers.send(finished).await;
-            });
+            let delivery = Delivery {
+                sink: self.sink.clone(),
+                clock: self.clock.clone(),
+                timeout: self.service.delivery_timeout(),
+                in_flight: self.in_flight.clone(),
+                outcomes: self.outcomes.clone(),
+                metrics: self.metrics.clone(),
+                span,
+            };
+            self.deliveries.spawn(delivery.run(leased));
         }
+        claimed.more
     }
 
-    /// Logs the first error of an outage, and its end.
-    fn note(&mut self, pass: &Result<Pass, Error>) {
+    /// Waits after a pass that began at `began`, until there may be something to do.
+    async fn wait(&self, pass: Result<Pass, Error>, began: Instant) {
         match pass {
-            Err(Error::Internal(cause)) if !self.failing => {
-                tracing::error!(cause, "the dispatcher failed; it tries again")
-            }
-            Err(error) if !self.failing => {
-                tracing::warn!(%error, "the dispatcher lost its database; it tries again")
-            }
-            Ok(_) if self.failing => tracing::info!("the dispatcher goes on"),
-            _ => {}
+            Ok(Pass::More) => {}
+            Ok(Pass::Full(None)) => self.in_flight.worker_free().await,
+            Ok(Pass::Full(Some(until))) => tokio::select! {
+                () = self.in_flight.pause_over() => {}
+                () = sleep_until(&self.clock, until, MAX_WAIT) => {}
+            },
+            // The Notify keeps a notification that came during the pass.
+            Ok(Pass::Idle(until)) => tokio::select! {
+                () = self.service.wake().notified() => {}
+                () = sleep_until(&self.clock, until, MAX_WAIT) => {}
+            },
+            Err(_) => tokio::time::sleep(OUTAGE_PAUSE).await,
         }
-        self.failing = pass.is_err();
+        if !self.filled {
+            tokio::time::sleep_until(began + PASS_INTERVAL).await;
+        }
     }
 
-    async fn finish_what_is_in_flight(self, end: impl Future<Output = ()>) {
+    async fn settle_in_flight(self, end: impl Future<Output = ()>) {
         let Self {
-            answers,
+            outcomes,
             mut deliveries,
-            mut finisher,
+            mut settling,
             ..
         } = self;
-        drop(answers);
-        let ended = async {
+        // The settling task ends once every sender is dropped.
+        drop(outcomes);
+        let settled = async {
             while deliveries.join_next().await.is_some() {}
-            while finisher.join_next().await.is_some() {}
+            while settling.join_next().await.is_some() {}
         };
         tokio::select! {
-            () = ended => {}
-            () = end => tracing::warn!("deliveries were still in flight at the end; they are tried again when their leases run out"),
+            () = settled => {}
+            () = end => tracing::warn!(
+                "stopped with deliveries in flight; they are retried when their leases expire"
+            ),
         }
-    }
-}
-
-/// The name of an answer in metrics.
-fn name_of(answer: &Answer) -> &'static str {
-    match answer {
-        Answer::Delivered => "delivered",
-        Answer::NotTaken { .. } => "not_taken",
-        Answer::Rejected { .. } => "rejected",
-        Answer::Unknown { .. } => "unknown",
     }
 }
 
@@ -303,70 +316,9 @@ fn seconds(span: TimeDelta) -> f64 {
     span.num_milliseconds() as f64 / 1e3
 }
 
-/// How long the next look may be away.
-fn poll() -> TimeDelta {
-    // Up to a fifth less, so that replicas do not all come at once.
-    #[allow(clippy::cast_possible_truncation, reason = "some milliseconds")]
+/// [`POLL_INTERVAL`], shortened by up to a fifth so that replicas do not poll together.
+fn poll_interval() -> TimeDelta {
+    #[allow(clippy::cast_possible_truncation, reason = "a few milliseconds")]
     let less = (jitter() * 5.0) as i64;
-    POLL - TimeDelta::milliseconds(less)
-}
-
-/// What the sink says of a dispatch within that time. A sink that panics is a failed attempt and no more.
-async fn attempt(sink: &SharedSink, dispatch: &DispatchMessage, most: Duration) -> Answer {
-    let delivery = pin!(tokio::time::timeout(most, sink.deliver(dispatch)));
-    match caught(delivery).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Answer::Unknown {
-            why: format!("no answer within {} s", most.as_secs()),
-        },
-        Err(panic) => {
-            tracing::error!(panic, "a sink failed by a fault of ours");
-            Answer::Unknown {
-                why: "the sink failed".to_owned(),
-            }
-        }
-    }
-}
-
-/// Writes what became of attempts, as many at once as there are, until everybody who could tell more is gone.
-async fn finish(service: Service, hands: Hands, mut queue: mpsc::Receiver<AttemptResult>) {
-    let mut batch = Vec::new();
-    while queue.recv_many(&mut batch, BATCH_MOST).await > 0 {
-        write(&service, &batch).await;
-        hands.put_down(batch.len());
-        batch.clear();
-    }
-}
-
-/// Tries until it is written, or until the leases have run out and nobody waits for it any more.
-async fn write(service: &Service, batch: &[AttemptResult]) {
-    let give_up_at = Instant::now() + service.delivery_most();
-    while let Err(error) = service.settle(batch).await {
-        if let (Error::Internal(_), 2..) = (&error, batch.len()) {
-            // One of them stands in the way: each is written alone.
-            for one in batch {
-                if let Err(error) = service.settle(std::slice::from_ref(one)).await {
-                    given_up(&error, 1);
-                }
-            }
-            return;
-        }
-        if matches!(error, Error::Internal(_)) || Instant::now() >= give_up_at {
-            return given_up(&error, batch.len());
-        }
-        tokio::time::sleep(OUTAGE_PAUSE).await;
-    }
-}
-
-fn given_up(error: &Error, dispatches: usize) {
-    let cause = if let Error::Internal(cause) = error {
-        cause.clone()
-    } else {
-        error.to_string()
-    };
-    tracing::error!(
-        cause,
-        dispatches,
-        "what became of dispatches was not written; they are tried again when their leases run out"
-    );
+    POLL_INTERVAL - TimeDelta::milliseconds(less)
 }

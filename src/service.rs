@@ -15,12 +15,12 @@ use tokio::sync::Notify;
 use crate::clock::SharedClock;
 use crate::domain::{
     Cancel, CanvasSchedule, Command, Create, DeliveryPolicy, DispatchId, Outcome, Overwrite,
-    Policy, Properties, PropertiesId, RequestId, Revision, ScheduleId,
+    Properties, PropertiesId, RequestId, Revision, ScheduleId, SchedulePolicy,
 };
 use crate::error::Error;
 pub use crate::store::{Caller, Details, Filter};
 use crate::store::{RequestKey, Store, Work};
-pub use dispatching::{AttemptResult, Claimed, DispatchFilter, Leased, NextDue, POLL};
+pub use dispatching::{AttemptResult, Claimed, DispatchFilter, Leased, NextDue, POLL_INTERVAL};
 
 /// The most entries of a batch.
 pub const MAX_BATCH: usize = 1_000;
@@ -67,7 +67,7 @@ pub type Revisions = (Vec<Revision>, HashMap<PropertiesId, Properties>);
 pub struct Service {
     store: Store,
     clock: SharedClock,
-    policy: Policy,
+    policy: SchedulePolicy,
     delivery: DeliveryPolicy,
     wake: Arc<Notify>,
     /// The number of the zone data that is in force, as far as is known: until then any may be newer than ours.
@@ -76,7 +76,12 @@ pub struct Service {
 
 impl Service {
     /// A service over this store.
-    pub fn new(store: Store, clock: SharedClock, policy: Policy, delivery: DeliveryPolicy) -> Self {
+    pub fn new(
+        store: Store,
+        clock: SharedClock,
+        policy: SchedulePolicy,
+        delivery: DeliveryPolicy,
+    ) -> Self {
         let rules_in_force = Arc::new(AtomicI32::new(i32::MAX));
         Self {
             store,

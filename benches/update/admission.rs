@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use canvas_scheduler::clock::SystemClock;
 use canvas_scheduler::domain::{
-    Counted, Permission, Permissions, Policy, Presented, Quota, Window,
+    Permission, Permissions, PresentedKey, Quota, QuotaKind, QuotaWindow, SchedulePolicy,
 };
 use canvas_scheduler::service::access::Access;
 use canvas_scheduler::service::admin::{Admin, KeyOrder, WorkspaceChange};
@@ -38,16 +38,16 @@ async fn measure() -> Fallible<Duration> {
     let (store, _writers) = Store::open(
         &Options::new("sqlite::memory:"),
         clock.clone(),
-        Policy::default(),
+        SchedulePolicy::default(),
     )
     .await?;
     store.migrate().await?;
     let admin = Admin::new(store.clone(), clock.clone());
     let quotas = vec![(
-        Counted::Requests,
+        QuotaKind::Requests,
         Quota {
-            most: 1_000_000_000_000,
-            window: Window::Hour,
+            limit: 1_000_000_000_000,
+            window: QuotaWindow::Hour,
         },
     )];
     admin
@@ -81,7 +81,7 @@ async fn measure() -> Fallible<Duration> {
 
 /// As the layers do for an update.
 async fn admit(access: &Access, key: &[u8]) -> Fallible<()> {
-    let presented = Presented::parse(key).ok_or("no key")?;
+    let presented = PresentedKey::parse(key).ok_or("no key")?;
     let held = access
         .admit(&presented, None, Permission::Update)
         .await

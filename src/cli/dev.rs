@@ -60,7 +60,7 @@ async fn samples(service: &Service, now: DateTime<Utc>) -> Result<Vec<CanvasSche
         let canvas_id = CanvasId::parse(name).map_err(Error::internal)?;
         let of_canvas = Filter {
             canvas_id: Some(canvas_id.clone()),
-            state: Some(crate::domain::State::Pending),
+            state: Some(crate::domain::ScheduleState::Pending),
         };
         let found = service.list(&caller, &of_canvas, None, 1).await?;
         samples.push(match found.into_iter().next() {

@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand};
 
 use crate::clock::SystemClock;
 use crate::config::{self, DatabaseArgs, Secret};
-use crate::domain::Policy;
+use crate::domain::SchedulePolicy;
 use crate::error::{Error, Violation, Violations};
 use crate::server::ServeArgs;
 use crate::service::admin::Admin;
@@ -46,7 +46,7 @@ enum Subcommands {
     /// Create, list and change workspaces, the tenants
     #[command(subcommand)]
     Workspace(workspace::WorkspaceCommand),
-    /// Ask a running server whether it is serving; exits with 0 if so, else with 1
+    /// QuotaRequest a running server whether it is serving; exits with 0 if so, else with 1
     Healthcheck(healthcheck::HealthcheckArgs),
 }
 
@@ -142,7 +142,8 @@ fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error>
 /// Opens the database as a command does, without running its writers.
 async fn open_store(url: &Secret<String>) -> Result<Store, Error> {
     let options = Options::of_command(&url.0);
-    let (store, _writers) = Store::open(&options, Arc::new(SystemClock), Policy::default()).await?;
+    let (store, _writers) =
+        Store::open(&options, Arc::new(SystemClock), SchedulePolicy::default()).await?;
     Ok(store)
 }
 

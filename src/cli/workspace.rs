@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::{block_on, with_admin};
 use crate::config::{DatabaseArgs, Secret};
-use crate::domain::{Counted, Quota, Workspace, Zone, workspace};
+use crate::domain::{Quota, QuotaKind, Workspace, Zone, workspace};
 use crate::error::{Error, Violations};
 use crate::service::admin::{Admin, WorkspaceChange};
 
@@ -113,11 +113,11 @@ impl SettingsArgs {
             Ok(zone) => change.default_zone = zone,
             Err(why) => violations.add("default-time-zone", why),
         }
-        for counted in Counted::ALL {
+        for counted in QuotaKind::ALL {
             let quota = match counted {
-                Counted::Requests => &self.requests,
-                Counted::Broadcasts => &self.broadcasts,
-                Counted::SameAudience => &self.same_audience,
+                QuotaKind::Requests => &self.requests,
+                QuotaKind::Broadcasts => &self.broadcasts,
+                QuotaKind::SameAudience => &self.same_audience,
             };
             match quota.as_deref().map(Quota::parse).transpose() {
                 Ok(quota) => change.quotas.extend(quota.map(|quota| (counted, quota))),
@@ -226,7 +226,7 @@ fn print_list(workspaces: &[Workspace]) {
     println!("NAME\tDEFAULT TIME ZONE\tREQUESTS\tBROADCASTS\tSAME AUDIENCE\tSENDING");
     for one in workspaces {
         let [requests, broadcasts, same_audience] =
-            Counted::ALL.map(|counted| one.limits.of(counted).to_string());
+            QuotaKind::ALL.map(|counted| one.limits.of(counted).to_string());
         let sending = if one.sending_paused { "paused" } else { "on" };
         println!(
             "{}\t{}\t{requests}\t{broadcasts}\t{same_audience}\t{sending}",

@@ -1,103 +1,110 @@
-//! How much a sink takes: while it takes nothing only a probe goes to it, and due rows stay due.
+//! The circuit breaker of a sink: how many dispatches it may get.
+//!
+//! Closed, it lets through as many as there are workers. A sink that takes nothing opens it: nothing goes to the sink during a
+//! pause, and due waves stay due. After the pause it is half-open: one dispatch goes out as a probe. Each dispatch that is taken
+//! adds one to the window, until it is closed again (docs/sinks.md).
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::dispatch::spread;
-use super::dispatch_message::Answer;
+use super::dispatch::with_jitter;
+use super::dispatch_message::DeliveryOutcome;
 
-/// So many answers of unknown outcome in a row mean that the sink takes nothing: a consumer that hangs or fails each time.
-const UNKNOWN_MOST: u32 = 8;
-/// Before the second probe; doubled before each further one.
-const PAUSE: TimeDelta = TimeDelta::milliseconds(100);
-/// The longest pause between two probes.
-const PAUSE_MOST: TimeDelta = TimeDelta::seconds(5);
-/// The longest pause of the sink as a whole that one of its answers may ask for; it may be meant for one Canvas alone.
-const ASKED_MOST: TimeDelta = TimeDelta::minutes(1);
+/// After this many outcomes in a row that are unknown, the sink counts as one that takes nothing: it hangs, or fails each time.
+const MAX_UNKNOWN_IN_A_ROW: u32 = 8;
+/// The first pause; each further one is twice as long.
+const FIRST_PAUSE: TimeDelta = TimeDelta::milliseconds(100);
+/// The longest pause.
+const MAX_PAUSE: TimeDelta = TimeDelta::seconds(5);
+/// The longest pause that the sink may ask for. One answer pauses the whole sink, and may be meant for one Canvas alone.
+const MAX_REQUESTED_PAUSE: TimeDelta = TimeDelta::minutes(1);
 
-/// What one sink is trusted with, by what it answered. Grows by one with each dispatch that is taken, falls to one when none is.
+/// The circuit breaker of one sink.
 #[derive(Debug, Clone)]
 pub struct Breaker {
     workers: usize,
+    /// The most dispatches in flight.
     window: usize,
-    failures: u32,
+    /// Pauses since the sink last took a dispatch.
+    pauses: u32,
+    /// Unknown outcomes in a row.
     unknown: u32,
-    quiet_until: Option<DateTime<Utc>>,
+    paused_until: Option<DateTime<Utc>>,
 }
 
 impl Breaker {
-    /// A sink of which nothing is known is trusted with all `workers`.
+    /// A closed breaker, with a window of all `workers`.
     pub fn new(workers: usize) -> Self {
         Self {
             workers,
             window: workers,
-            failures: 0,
+            pauses: 0,
             unknown: 0,
-            quiet_until: None,
+            paused_until: None,
         }
     }
 
-    /// How many further dispatches may go to the sink at `now`, with `in_flight` under way.
-    pub fn room(&self, now: DateTime<Utc>, in_flight: usize) -> usize {
-        if self.quiet_until(now).is_some() {
+    /// How many more dispatches may go to the sink at `now`, with `in_flight` under way.
+    pub fn capacity(&self, now: DateTime<Utc>, in_flight: usize) -> usize {
+        if self.paused_until(now).is_some() {
             0
         } else {
-            self.free(in_flight)
+            self.free_workers(in_flight)
         }
     }
 
-    /// The same once it is quiet no more.
-    pub fn free(&self, in_flight: usize) -> usize {
+    /// How many more dispatches fit the window, whether or not the breaker pauses.
+    pub fn free_workers(&self, in_flight: usize) -> usize {
         self.window.saturating_sub(in_flight)
     }
 
-    /// Until when nothing goes to the sink, if it rests at `now`. A pause that has longer to go than any lasts was set by a clock that
-    /// has been set back since, and counts no more.
-    pub fn quiet_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        self.quiet_until
-            .filter(|until| now < *until && *until - now <= ASKED_MOST)
+    /// When the pause ends, if there is one at `now`. A pause that ends later than any lasts was set before the clock was set
+    /// back, and is over.
+    pub fn paused_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        self.paused_until
+            .filter(|until| now < *until && *until - now <= MAX_REQUESTED_PAUSE)
     }
 
-    /// Whether the sink takes nothing as far as is known.
+    /// Whether the sink has taken nothing since the last pause began.
     pub fn is_probing(&self) -> bool {
-        self.quiet_until.is_some()
+        self.paused_until.is_some()
     }
 
-    /// Learns from an answer; `jitter` is from 0 to 1.
-    pub fn answered(&mut self, answer: &Answer, now: DateTime<Utc>, jitter: f64) {
-        match answer {
-            Answer::Delivered | Answer::Rejected { .. } => {
+    /// Records the outcome of a delivery. `jitter` is between 0 and 1.
+    pub fn record(&mut self, outcome: &DeliveryOutcome, now: DateTime<Utc>, jitter: f64) {
+        match outcome {
+            DeliveryOutcome::Delivered | DeliveryOutcome::Rejected { .. } => {
                 let window = (self.window + 1).min(self.workers);
                 *self = Self {
                     window,
                     ..Self::new(self.workers)
                 };
             }
-            Answer::NotTaken { retry_after, .. } => {
-                let asked = retry_after.map(|asked| {
-                    TimeDelta::from_std(asked)
-                        .unwrap_or(ASKED_MOST)
-                        .min(ASKED_MOST)
+            DeliveryOutcome::NotTaken { retry_after, .. } => {
+                let requested = retry_after.map(|wait| {
+                    TimeDelta::from_std(wait)
+                        .unwrap_or(MAX_REQUESTED_PAUSE)
+                        .min(MAX_REQUESTED_PAUSE)
                 });
-                self.failed(now, jitter, asked.unwrap_or_default());
+                self.open(now, jitter, requested.unwrap_or_default());
             }
-            Answer::Unknown { .. } => {
+            DeliveryOutcome::Unknown { .. } => {
                 self.unknown = self.unknown.saturating_add(1);
-                if self.unknown >= UNKNOWN_MOST {
-                    self.failed(now, jitter, TimeDelta::zero());
+                if self.unknown >= MAX_UNKNOWN_IN_A_ROW {
+                    self.open(now, jitter, TimeDelta::zero());
                 }
             }
         }
     }
 
-    /// Rests, longer each time. What else was under way when the sink failed tells nothing new.
-    fn failed(&mut self, now: DateTime<Utc>, jitter: f64, asked: TimeDelta) {
+    /// Pauses, for at least `min`. The failures of what was in flight when the pause began do not prolong it.
+    fn open(&mut self, now: DateTime<Utc>, jitter: f64, min: TimeDelta) {
         self.window = 1;
-        if self.quiet_until(now).is_some() {
+        if self.paused_until(now).is_some() {
             return;
         }
-        let pause = PAUSE * 2_i32.pow(self.failures.min(6));
-        self.failures = self.failures.saturating_add(1);
-        self.quiet_until = Some(now + spread(pause.min(PAUSE_MOST), jitter).max(asked));
+        let pause = FIRST_PAUSE * 2_i32.pow(self.pauses.min(6));
+        self.pauses = self.pauses.saturating_add(1);
+        self.paused_until = Some(now + with_jitter(pause.min(MAX_PAUSE), jitter).max(min));
     }
 }
 
@@ -109,28 +116,28 @@ mod tests {
         DateTime::from_timestamp_millis(millis).expect("an instant")
     }
 
-    fn not_taken() -> Answer {
-        Answer::NotTaken {
+    fn not_taken() -> DeliveryOutcome {
+        DeliveryOutcome::NotTaken {
             why: "503".to_owned(),
             retry_after: None,
         }
     }
 
     #[test]
-    fn a_sink_that_takes_nothing_gets_a_probe_after_ever_longer_pauses() {
-        let mut probe = Breaker::new(64);
-        assert_eq!(probe.room(at(0), 10), 54);
+    fn a_sink_that_takes_nothing_is_probed_after_ever_longer_pauses() {
+        let mut breaker = Breaker::new(64);
+        assert_eq!(breaker.capacity(at(0), 10), 54);
         let mut now = at(0);
         let mut pauses = vec![];
         for _ in 0..9 {
-            // Everything that was under way fails at once, and counts once.
-            (0..64).for_each(|_| probe.answered(&not_taken(), now, 1.0));
-            assert_eq!(probe.room(now, 0), 0, "nothing goes to it for a while");
-            let until = probe.quiet_until(now).expect("it rests");
+            // All that were in flight fail together, and count once.
+            (0..64).for_each(|_| breaker.record(&not_taken(), now, 1.0));
+            assert_eq!(breaker.capacity(now, 0), 0, "nothing goes to a paused sink");
+            let until = breaker.paused_until(now).expect("a pause");
             pauses.push((until - now).num_milliseconds());
             now = until;
             assert_eq!(
-                (probe.room(now, 0), probe.room(now, 1)),
+                (breaker.capacity(now, 0), breaker.capacity(now, 1)),
                 (1, 0),
                 "one probe at a time"
             );
@@ -139,73 +146,76 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_that_takes_again_is_trusted_with_more_and_more() {
-        let mut probe = Breaker::new(4);
-        probe.answered(&not_taken(), at(0), 0.0);
-        let mut room = vec![];
+    fn a_sink_that_takes_again_gets_one_more_each_time() {
+        let mut breaker = Breaker::new(4);
+        breaker.record(&not_taken(), at(0), 0.0);
+        let mut capacity = vec![];
         for _ in 0..5 {
-            probe.answered(&Answer::Delivered, at(1000), 0.0);
-            room.push(probe.room(at(1000), 0));
+            breaker.record(&DeliveryOutcome::Delivered, at(1000), 0.0);
+            capacity.push(breaker.capacity(at(1000), 0));
         }
-        assert_eq!((room, probe.is_probing()), (vec![2, 3, 4, 4, 4], false));
+        assert_eq!(
+            (capacity, breaker.is_probing()),
+            (vec![2, 3, 4, 4, 4], false)
+        );
     }
 
     #[test]
-    fn a_pause_that_the_sink_asks_for_is_heeded_within_bounds() {
-        for (asked, kept) in [(2, 2), (24 * 3600, 60)] {
-            let mut probe = Breaker::new(4);
-            let answer = Answer::NotTaken {
+    fn a_pause_that_the_sink_asks_for_is_limited_to_a_minute() {
+        for (requested, pause) in [(2, 2), (24 * 3600, 60)] {
+            let mut breaker = Breaker::new(4);
+            let answer = DeliveryOutcome::NotTaken {
                 why: "429".to_owned(),
-                retry_after: Some(std::time::Duration::from_secs(asked)),
+                retry_after: Some(std::time::Duration::from_secs(requested)),
             };
-            probe.answered(&answer, at(0), 0.5);
+            breaker.record(&answer, at(0), 0.5);
             assert_eq!(
-                probe.quiet_until(at(0)),
-                Some(at(0) + TimeDelta::seconds(kept)),
-                "{asked}"
+                breaker.paused_until(at(0)),
+                Some(at(0) + TimeDelta::seconds(pause)),
+                "{requested}"
             );
         }
     }
 
     #[test]
-    fn a_clock_that_is_set_back_makes_no_pause_longer() {
-        let mut probe = Breaker::new(4);
-        probe.answered(&not_taken(), at(3_600_000), 1.0);
-        assert_eq!(probe.room(at(3_600_000), 0), 0);
+    fn setting_the_clock_back_does_not_prolong_a_pause() {
+        let mut breaker = Breaker::new(4);
+        breaker.record(&not_taken(), at(3_600_000), 1.0);
+        assert_eq!(breaker.capacity(at(3_600_000), 0), 0);
         assert_eq!(
-            (probe.room(at(0), 0), probe.room(at(0), 1)),
+            (breaker.capacity(at(0), 0), breaker.capacity(at(0), 1)),
             (1, 0),
             "a probe goes out"
         );
-        probe.answered(&not_taken(), at(0), 1.0);
+        breaker.record(&not_taken(), at(0), 1.0);
         assert_eq!(
-            probe.quiet_until(at(0)),
+            breaker.paused_until(at(0)),
             Some(at(200)),
             "and sets the next pause"
         );
     }
 
     #[test]
-    fn a_sink_of_which_nothing_comes_back_is_probed_too() {
-        let mut probe = Breaker::new(64);
-        let unknown = Answer::Unknown {
+    fn a_sink_with_only_unknown_outcomes_is_probed() {
+        let mut breaker = Breaker::new(64);
+        let unknown = DeliveryOutcome::Unknown {
             why: "timeout".to_owned(),
         };
-        (1..UNKNOWN_MOST).for_each(|_| probe.answered(&unknown, at(0), 0.5));
-        assert_eq!(probe.room(at(0), 0), 64, "some are lost on any network");
-        probe.answered(&unknown, at(0), 0.5);
-        assert_eq!(probe.room(at(0), 0), 0);
-        (0..UNKNOWN_MOST).for_each(|n| {
-            probe.answered(
+        (1..MAX_UNKNOWN_IN_A_ROW).for_each(|_| breaker.record(&unknown, at(0), 0.5));
+        assert_eq!(breaker.capacity(at(0), 0), 64, "any network loses some");
+        breaker.record(&unknown, at(0), 0.5);
+        assert_eq!(breaker.capacity(at(0), 0), 0);
+        (0..MAX_UNKNOWN_IN_A_ROW).for_each(|n| {
+            breaker.record(
                 if n % 2 == 0 {
                     &unknown
                 } else {
-                    &Answer::Delivered
+                    &DeliveryOutcome::Delivered
                 },
                 at(9000),
                 0.5,
             )
         });
-        assert!(!probe.is_probing(), "what is taken in between counts");
+        assert!(!breaker.is_probing(), "a delivery in between ends the row");
     }
 }

@@ -14,7 +14,7 @@ use crate::error::Error;
 /// The rules of schedules that operators set.
 #[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = "Rules")]
-pub struct Policy {
+pub struct SchedulePolicy {
     /// How far in the past a time may be and still be sent immediately, such as 1h or 90m
     #[arg(
         long,
@@ -43,7 +43,7 @@ pub struct Policy {
     pub retention: TimeDelta,
 }
 
-impl Default for Policy {
+impl Default for SchedulePolicy {
     fn default() -> Self {
         defaults()
     }
@@ -51,7 +51,7 @@ impl Default for Policy {
 
 /// How far the sending has come; computed, never set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum State {
+pub enum ScheduleState {
     /// Every zone is open.
     Pending,
     /// Some zones are open.
@@ -96,13 +96,14 @@ pub struct CanvasSchedule {
     /// The zones that it is about, when not all: those that its recipients state.
     pub stated_zones: Option<ZoneSet>,
     /// The zones that were handed over: those of its firings.
-    pub taken: ZoneSet,
+    #[serde(rename = "taken")]
+    pub claimed: ZoneSet,
     /// When the latest of them was handed over.
-    #[serde(default)]
-    pub last_taken: Option<DateTime<Utc>>,
+    #[serde(default, rename = "last_taken")]
+    pub last_claimed_at: Option<DateTime<Utc>>,
     /// How often it was fired: the highest number that a dispatch of it has had, for none is used again.
-    #[serde(default)]
-    pub fired: u32,
+    #[serde(default, rename = "fired")]
+    pub last_number: u32,
     /// How many of its dispatches the consumer may or may not have, and are tried again.
     #[serde(default)]
     pub unknown: usize,
@@ -165,19 +166,19 @@ impl CanvasSchedule {
 
     /// The zones that were not handed over.
     pub fn open_zones(&self) -> ZoneSet {
-        self.zones().without(&self.taken)
+        self.zones().without(&self.claimed)
     }
 
     /// How far the sending has come.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> ScheduleState {
         if self.cancelled_at.is_some() {
-            State::Cancelled
-        } else if self.taken.is_empty() {
-            State::Pending
+            ScheduleState::Cancelled
+        } else if self.claimed.is_empty() {
+            ScheduleState::Pending
         } else if self.open_zones().is_empty() {
-            State::Dispatched
+            ScheduleState::Dispatched
         } else {
-            State::Dispatching
+            ScheduleState::Dispatching
         }
     }
 
@@ -201,7 +202,7 @@ impl CanvasSchedule {
 
     /// Whether the next change reaches everyone.
     pub(super) fn applied(&self) -> Applied {
-        if self.taken.is_empty() {
+        if self.claimed.is_empty() {
             Applied::All
         } else {
             Applied::Some
@@ -221,7 +222,7 @@ impl CanvasSchedule {
         if !reaches {
             return Err(Error::NothingLeft {
                 schedule_id,
-                since: rfc3339(self.last_taken.unwrap_or(self.updated_at)),
+                since: rfc3339(self.last_claimed_at.unwrap_or(self.updated_at)),
             });
         }
         match etag {

@@ -3,7 +3,9 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
-use super::canvas_schedule::{Applied, CanvasSchedule, Outcome, Policy, RevisionKind, rfc3339};
+use super::canvas_schedule::{
+    Applied, CanvasSchedule, Outcome, RevisionKind, SchedulePolicy, rfc3339,
+};
 use super::id::{CanvasId, Etag, ScheduleId};
 use super::payload::{Properties, Target};
 use super::schedule::Schedule;
@@ -68,7 +70,7 @@ impl Command {
         &self,
         current: &CanvasSchedule,
         now: DateTime<Utc>,
-        policy: &Policy,
+        policy: &SchedulePolicy,
     ) -> Result<Outcome, Error> {
         match self {
             Self::Overwrite(overwrite) => overwrite.decide(current, now, policy),
@@ -87,7 +89,7 @@ impl Create {
         id: ScheduleId,
         default_zone: Zone,
         now: DateTime<Utc>,
-        policy: &Policy,
+        policy: &SchedulePolicy,
     ) -> Result<Outcome, Error> {
         let stated_zones = self.target.stated_zones();
         let open = stated_zones.unwrap_or_else(ZoneSet::all);
@@ -102,9 +104,9 @@ impl Create {
             schedule: self.schedule,
             default_zone,
             stated_zones,
-            taken: ZoneSet::empty(),
-            last_taken: None,
-            fired: 0,
+            claimed: ZoneSet::empty(),
+            last_claimed_at: None,
+            last_number: 0,
             unknown: 0,
             revision: 1,
             created_at: now,
@@ -131,7 +133,7 @@ impl Overwrite {
         &self,
         current: &CanvasSchedule,
         now: DateTime<Utc>,
-        policy: &Policy,
+        policy: &SchedulePolicy,
     ) -> Result<Outcome, Error> {
         check_canvas(current, &self.canvas_id)?;
         let open = current.open_zones();
@@ -210,7 +212,7 @@ fn check_canvas(current: &CanvasSchedule, canvas_id: &CanvasId) -> Result<(), Er
 }
 
 fn check_all(current: &CanvasSchedule, missed: usize) -> Result<(), Error> {
-    let taken = current.taken.len();
+    let taken = current.claimed.len();
     if taken == 0 && missed == 0 {
         Ok(())
     } else {
@@ -238,7 +240,7 @@ fn accept(
     open: &ZoneSet,
     default_zone: Zone,
     now: DateTime<Utc>,
-    policy: &Policy,
+    policy: &SchedulePolicy,
 ) -> Result<Accepted, Error> {
     let wall = schedule.time().and_utc();
     // An optimal-time wave is on time until its local day ends, any other until the lateness is over.
@@ -266,7 +268,7 @@ fn accept(
     }
 }
 
-fn past(schedule: &Schedule, now: DateTime<Utc>, policy: &Policy) -> Error {
+fn past(schedule: &Schedule, now: DateTime<Utc>, policy: &SchedulePolicy) -> Error {
     let bound = if schedule.at_optimal_time {
         "a local day that has not ended".to_owned()
     } else {
@@ -282,7 +284,7 @@ fn past(schedule: &Schedule, now: DateTime<Utc>, policy: &Policy) -> Error {
     Error::TimePast(Violation::new("schedule.time", message))
 }
 
-fn beyond(schedule: &Schedule, now: DateTime<Utc>, policy: &Policy) -> Error {
+fn beyond(schedule: &Schedule, now: DateTime<Utc>, policy: &SchedulePolicy) -> Error {
     let latest = rfc3339(now + policy.horizon);
     let days = policy.horizon.num_days();
     let message = format!(

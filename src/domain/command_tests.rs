@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::canvas_schedule::State;
+use super::super::canvas_schedule::ScheduleState;
 use super::super::payload::{Identifier, Recipient};
 use super::*;
 
@@ -34,7 +34,12 @@ fn create(schedule: Schedule) -> Create {
 
 fn created(at: Schedule) -> CanvasSchedule {
     create(at)
-        .decide(ScheduleId::new(), Zone::utc(), now(), &Policy::default())
+        .decide(
+            ScheduleId::new(),
+            Zone::utc(),
+            now(),
+            &SchedulePolicy::default(),
+        )
         .expect("accepted")
         .after
 }
@@ -50,7 +55,7 @@ fn overwrite(schedule: Schedule) -> Overwrite {
 }
 
 fn decide(command: Overwrite, current: &CanvasSchedule) -> Result<Outcome, Error> {
-    Command::Overwrite(command).decide(current, now(), &Policy::default())
+    Command::Overwrite(command).decide(current, now(), &SchedulePolicy::default())
 }
 
 #[test]
@@ -94,7 +99,12 @@ fn properties_are_kept_when_absent_and_replaced_whole_when_present() {
         ..create(at)
     };
     let first = first
-        .decide(ScheduleId::new(), Zone::utc(), now(), &Policy::default())
+        .decide(
+            ScheduleId::new(),
+            Zone::utc(),
+            now(),
+            &SchedulePolicy::default(),
+        )
         .expect("accepted")
         .after;
     let kept = decide(overwrite(at), &first).expect("accepted");
@@ -186,7 +196,12 @@ fn an_optimal_day_is_open_until_it_ends_in_a_zone() {
         "missed, and open to the next update"
     );
     let yesterday = create(schedule("2026-02-28T10:00:00", false, true));
-    let outcome = yesterday.decide(ScheduleId::new(), Zone::utc(), now(), &Policy::default());
+    let outcome = yesterday.decide(
+        ScheduleId::new(),
+        Zone::utc(),
+        now(),
+        &SchedulePolicy::default(),
+    );
     assert!(
         matches!(outcome, Err(Error::TimePast(_))),
         "noon UTC: 28 February has ended everywhere but at -12:00, where it ends now"
@@ -263,12 +278,12 @@ fn a_stale_etag_a_cancelled_schedule_and_another_canvas_are_refused() {
         require_all: true,
     });
     let cancelled = cancel
-        .decide(&second, now(), &Policy::default())
+        .decide(&second, now(), &SchedulePolicy::default())
         .expect("accepted")
         .after;
     assert_eq!(
         (cancelled.state(), cancelled.revision, cancelled.next_wave),
-        (State::Cancelled, 3, None)
+        (ScheduleState::Cancelled, 3, None)
     );
     assert!(cancelled.plan().waves.is_empty());
     assert!(matches!(
@@ -276,7 +291,7 @@ fn a_stale_etag_a_cancelled_schedule_and_another_canvas_are_refused() {
         Err(Error::Cancelled { .. })
     ));
     assert!(matches!(
-        cancel.decide(&cancelled, now(), &Policy::default()),
+        cancel.decide(&cancelled, now(), &SchedulePolicy::default()),
         Err(Error::Cancelled { .. })
     ));
 }
@@ -285,7 +300,7 @@ fn a_stale_etag_a_cancelled_schedule_and_another_canvas_are_refused() {
 fn a_change_under_way_covers_the_open_zones_only() {
     let mut current = created(schedule("2026-03-20T13:14:47", true, false));
     let berlin = Zone::parse("Europe/Berlin").expect("a zone");
-    current.taken = [berlin].into_iter().collect();
+    current.claimed = [berlin].into_iter().collect();
     let at = schedule("2026-03-20T14:14:47", false, false);
     let outcome = decide(overwrite(at), &current).expect("accepted");
     assert_eq!(
@@ -307,8 +322,8 @@ fn a_change_under_way_covers_the_open_zones_only() {
             ..
         })
     ));
-    current.taken = ZoneSet::all();
-    assert_eq!(current.state(), State::Dispatched);
+    current.claimed = ZoneSet::all();
+    assert_eq!(current.state(), ScheduleState::Dispatched);
     assert!(matches!(
         decide(overwrite(at), &current),
         Err(Error::NothingLeft { .. })
@@ -335,7 +350,12 @@ fn recipients_that_all_state_a_zone_limit_the_waves() {
         ..create(schedule("2026-03-20T13:14:47", true, false))
     };
     let outcome = create
-        .decide(ScheduleId::new(), Zone::utc(), now(), &Policy::default())
+        .decide(
+            ScheduleId::new(),
+            Zone::utc(),
+            now(),
+            &SchedulePolicy::default(),
+        )
         .expect("accepted");
     let waves = outcome.after.plan().waves;
     assert_eq!(
@@ -366,7 +386,7 @@ proptest! {
     #[test]
     fn an_overwrite_never_depends_on_what_was_there_before(a in schedules(), b in schedules(), new in schedules(), taken in 0..ZoneSet::all().len()) {
         let mut before_a = created(a);
-        before_a.taken = Zone::all().take(taken).collect();
+        before_a.claimed = Zone::all().take(taken).collect();
         let before_b = CanvasSchedule { schedule: b, next_wave: created(b).next_wave, ..before_a.clone() };
         let after_a = decide(overwrite(new), &before_a).expect("accepted");
         let after_b = decide(overwrite(new), &before_b).expect("accepted");

@@ -1,5 +1,16 @@
-//! Firing is taking: a wave that is due leaves the open zones and becomes a dispatch in somebody's hand. What an answer, a
-//! lease that ran out, or an operator makes of it.
+//! A dispatch: one wave of one schedule, from its claim to its end.
+//!
+//! ```text
+//!   claim ──▶ in flight ──▶ delivered                        the consumer has it
+//!              │  ▲  │
+//!              │  │  ├────▶ reopened (no dispatch any more)  not taken at the first attempt
+//!        unknown  │  └────▶ dead                             rejected
+//!              ▼  │ retry
+//!            unknown ─────▶ dead                             no attempt left
+//!                    └────▶ abandoned                        its schedule was cancelled
+//! ```
+//!
+//! The rules are those of docs/api.md, "Dispatches", and of docs/adr/0005.
 
 use std::time::Duration;
 
@@ -7,25 +18,25 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 
 use super::canvas_schedule::{CanvasSchedule, rfc3339};
-use super::dispatch_message::Answer;
+use super::dispatch_message::DeliveryOutcome;
 use super::id::{DispatchId, PropertiesId, ScheduleId};
 use super::wave::Wave;
 use super::zone::ZoneSet;
 use crate::config::{defaults, values};
 use crate::error::Error;
 
-/// Where a dispatch stands.
+/// The state of a dispatch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DispatchState {
     /// Leased to the worker that delivers it.
-    InHand,
-    /// The consumer may or may not have it; it is tried again.
+    InFlight,
+    /// The consumer may or may not have it; it is retried.
     Unknown,
     /// The consumer has it.
     Delivered,
-    /// A dead letter: refused by the consumer, or tried too often.
+    /// A dead letter: the consumer rejected it, or no attempt is left.
     Dead,
-    /// Its schedule was cancelled while it was unknown: perhaps sent, and not tried again.
+    /// Its schedule was cancelled while it was unknown: perhaps sent, and not retried.
     Abandoned,
 }
 
@@ -54,7 +65,7 @@ pub struct DeliveryPolicy {
     pub backoff: TimeDelta,
     /// The longest pause between two attempts.
     #[arg(skip = TimeDelta::minutes(5))]
-    pub backoff_most: TimeDelta,
+    pub max_backoff: TimeDelta,
 }
 
 impl Default for DeliveryPolicy {
@@ -64,121 +75,119 @@ impl Default for DeliveryPolicy {
 }
 
 impl DeliveryPolicy {
-    /// The pause after attempt `attempt`; `jitter`, from 0 to 1, spreads it over its upper half.
+    /// The pause after attempt number `attempt`. `jitter` is between 0 and 1.
     pub fn pause(&self, attempt: u32, jitter: f64) -> TimeDelta {
         let doubled = 2_i32
             .checked_pow(attempt.saturating_sub(1))
             .and_then(|times| self.backoff.checked_mul(times));
-        spread(
-            doubled.unwrap_or(self.backoff_most).min(self.backoff_most),
-            jitter,
-        )
+        let pause = doubled.unwrap_or(self.max_backoff).min(self.max_backoff);
+        with_jitter(pause, jitter)
     }
 
-    /// When to try again what was not taken: when the consumer asks for it, within bounds.
-    fn not_taken_pause(&self, asked: Option<Duration>, jitter: f64) -> TimeDelta {
-        let asked = asked.map(|asked| {
-            TimeDelta::from_std(asked)
+    /// The pause after an attempt that was not taken: what the consumer requested, up to the maximum.
+    fn not_taken_pause(&self, requested: Option<Duration>, jitter: f64) -> TimeDelta {
+        let requested = requested.map(|wait| {
+            TimeDelta::from_std(wait)
                 .unwrap_or(TimeDelta::MAX)
-                .min(self.backoff_most)
+                .min(self.max_backoff)
         });
-        asked.unwrap_or_else(|| spread(self.backoff, jitter))
+        requested.unwrap_or_else(|| with_jitter(self.backoff, jitter))
     }
 }
 
-/// `most`, less up to its half.
-pub(super) fn spread(most: TimeDelta, jitter: f64) -> TimeDelta {
-    // Pauses are minutes at most: exact as a double.
+/// `max`, shortened by up to a half: by none for a jitter of 1.
+pub(super) fn with_jitter(max: TimeDelta, jitter: f64) -> TimeDelta {
     #[allow(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
-        reason = "a span of milliseconds up to hours"
+        reason = "milliseconds of a few hours are exact in a double"
     )]
-    let millis = (most.num_milliseconds() as f64 * (0.5 + jitter.clamp(0.0, 1.0) / 2.0)) as i64;
+    let millis = (max.num_milliseconds() as f64 * (0.5 + jitter.clamp(0.0, 1.0) / 2.0)) as i64;
     TimeDelta::milliseconds(millis)
 }
 
-/// What is kept of one firing.
+/// One dispatch of a schedule. Its content is fixed when it is claimed; later changes of the schedule do not reach it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dispatch {
-    /// Counted from 1; never used again for its schedule.
-    pub n: u32,
-    /// The revision that was in force.
+    /// Counted from 1 within the schedule; never used twice.
+    pub number: u32,
+    /// The schedule's revision when the wave was claimed.
     pub revision: i64,
-    /// When, and for which zones.
+    /// Its instant and zones.
     pub wave: Wave,
     /// The properties that it carries.
     pub properties: Option<PropertiesId>,
-    /// Where it stands.
+    /// Its state.
     pub state: DispatchState,
-    /// The number of its latest attempt, counted from 1.
+    /// The number of the latest attempt, counted from 1.
     pub attempt: u32,
-    /// The last attempt before it is a dead letter.
+    /// After this attempt an unknown outcome makes it a dead letter.
     pub last_attempt: u32,
-    /// When it must be looked at again: the lease of one in hand ends, or an unknown one is tried again.
-    pub again_at: Option<DateTime<Utc>>,
-    /// When it was fired.
-    pub fired_at: DateTime<Utc>,
-    /// When it was delivered, died or was abandoned.
+    /// When a dispatch in flight or of unknown outcome is due for another attempt; for one in flight this is the end of its
+    /// lease.
+    pub retry_at: Option<DateTime<Utc>>,
+    /// When its wave was claimed.
+    pub claimed_at: DateTime<Utc>,
+    /// When it was delivered, dead-lettered or abandoned.
     pub finished_at: Option<DateTime<Utc>>,
-    /// What the consumer said last; empty when it has it.
+    /// The sink's latest reason; empty when it is delivered.
     pub why: String,
 }
 
-/// A wave that was fired.
+/// A claimed wave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClaimedWave {
-    /// The dispatch, in the hand of whoever fired it.
-    pub firing: Dispatch,
+    /// The new dispatch, in flight.
+    pub dispatch: Dispatch,
     /// The schedule without the wave's zones.
     pub after: CanvasSchedule,
 }
 
-/// What an answer makes of a firing.
+/// How an outcome changes a dispatch.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Settled {
-    /// It stands otherwise.
-    Kept(Box<Dispatch>),
-    /// It was not taken: as if it had never been fired. Its zones are open again.
-    TakenBack {
-        /// When the schedule is looked at again.
-        again_at: DateTime<Utc>,
+    /// The dispatch has a new state.
+    Updated(Box<Dispatch>),
+    /// The dispatch is removed and its zones are open again, as if the wave had never been claimed.
+    Reopened {
+        /// When the wave is claimed again at the earliest.
+        retry_at: DateTime<Utc>,
     },
 }
 
-/// What keeps a dispatch from being tried, or does not.
+/// Why a dispatch may not be attempted.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Hold {
     /// Its schedule was cancelled.
     pub cancelled: bool,
-    /// Sending is paused for its workspace, or for all.
+    /// Sending is paused, for its workspace or for all.
     pub paused: bool,
 }
 
-/// How long a paused dispatch rests before it is looked at again.
-const PAUSED_REST: TimeDelta = TimeDelta::seconds(5);
+/// When a dispatch that is due while sending is paused is due again.
+const PAUSED_RETRY_INTERVAL: TimeDelta = TimeDelta::seconds(5);
 
 impl CanvasSchedule {
-    /// The schedule as these firings of it have left it.
+    /// The schedule with the zones and counts of its dispatches.
     #[must_use]
-    pub fn with_firings(self, firings: &[Dispatch]) -> Self {
-        let taken = firings.iter().fold(ZoneSet::empty(), |taken, firing| {
-            taken.union(&firing.wave.zones)
+    pub fn with_dispatches(self, dispatches: &[Dispatch]) -> Self {
+        let claimed = dispatches.iter().fold(ZoneSet::empty(), |zones, dispatch| {
+            zones.union(&dispatch.wave.zones)
         });
-        let last_taken = firings.iter().map(|firing| firing.fired_at).max();
-        let unknown = firings
+        let last_claimed_at = dispatches.iter().map(|dispatch| dispatch.claimed_at).max();
+        let unknown = dispatches
             .iter()
-            .filter(|firing| firing.state == DispatchState::Unknown)
+            .filter(|dispatch| dispatch.state == DispatchState::Unknown)
             .count();
         Self {
-            taken,
-            last_taken,
+            claimed,
+            last_claimed_at,
             unknown,
             ..self
         }
     }
 
-    /// Fires the earliest wave of the open zones, if it is due. One firing takes one wave: what else is due follows.
+    /// Claims the earliest wave of the open zones, if it is due. Further waves that are due need further claims.
     pub fn claim(&self, now: DateTime<Utc>, delivery: &DeliveryPolicy) -> Option<ClaimedWave> {
         let wave = self
             .plan()
@@ -186,46 +195,48 @@ impl CanvasSchedule {
             .into_iter()
             .next()
             .filter(|wave| wave.time <= now)?;
-        let n = self.fired.checked_add(1)?;
-        let taken = Self {
-            taken: self.taken.union(&wave.zones),
-            last_taken: Some(now),
-            fired: n,
+        let number = self.last_number.checked_add(1)?;
+        let after = Self {
+            claimed: self.claimed.union(&wave.zones),
+            last_claimed_at: Some(now),
+            last_number: number,
             ..self.clone()
         };
-        let firing = Dispatch {
-            n,
+        let dispatch = Dispatch {
+            number,
             revision: self.revision,
             wave,
             properties: self.properties,
-            state: DispatchState::InHand,
+            state: DispatchState::InFlight,
             attempt: 1,
             last_attempt: delivery.attempts,
-            again_at: Some(now + delivery.lease),
-            fired_at: now,
+            retry_at: Some(now + delivery.lease),
+            claimed_at: now,
             finished_at: None,
             why: String::new(),
         };
         Some(ClaimedWave {
-            firing,
-            after: taken.replanned(),
+            dispatch,
+            after: after.replanned(),
         })
     }
 
-    /// Since when nothing more will come of it by itself; none while a wave is to come or a dispatch may still be tried.
-    pub fn finished_since(&self, firings: &[Dispatch]) -> Option<DateTime<Utc>> {
-        let waits = firings.iter().any(|firing| firing.finished_at.is_none());
-        if self.next_wave.is_some() || waits {
+    /// When the schedule finished; none while a wave is pending or a dispatch may still be attempted.
+    pub fn finished_since(&self, dispatches: &[Dispatch]) -> Option<DateTime<Utc>> {
+        let unfinished = dispatches
+            .iter()
+            .any(|dispatch| dispatch.finished_at.is_none());
+        if self.next_wave.is_some() || unfinished {
             return None;
         }
-        firings
+        dispatches
             .iter()
-            .filter_map(|firing| firing.finished_at)
+            .filter_map(|dispatch| dispatch.finished_at)
             .chain([self.updated_at])
             .max()
     }
 
-    /// The same with its next wave by the zone rules of this build.
+    /// The schedule with its next wave by the zone rules of this build.
     #[must_use]
     pub fn replanned(self) -> Self {
         Self {
@@ -236,89 +247,93 @@ impl CanvasSchedule {
 }
 
 impl Dispatch {
-    /// What the answer to its attempt number `attempt` makes of it; none when that changes nothing. Only the latest attempt
-    /// has a say, except that a consumer who has it has it, whichever attempt brought it there.
+    /// Settles the outcome of attempt number `attempt`; none when that changes nothing. Only the latest attempt counts, except
+    /// that any attempt may show that the consumer has the dispatch.
     pub fn settle(
         &self,
         attempt: u32,
-        answer: &Answer,
-        held: Hold,
+        outcome: &DeliveryOutcome,
+        hold: Hold,
         now: DateTime<Utc>,
         jitter: f64,
         delivery: &DeliveryPolicy,
     ) -> Option<Settled> {
-        let kept = |firing| Settled::Kept(Box::new(firing));
-        if *answer == Answer::Delivered {
-            let news = self.state != DispatchState::Delivered;
-            return news.then(|| kept(self.finished(DispatchState::Delivered, "", now)));
+        if *outcome == DeliveryOutcome::Delivered {
+            let delivered = self.finished(DispatchState::Delivered, "", now);
+            return (self.state != DispatchState::Delivered).then(|| Settled::updated(delivered));
         }
-        if self.state != DispatchState::InHand || self.attempt != attempt {
+        if self.state != DispatchState::InFlight || self.attempt != attempt {
             return None;
         }
-        Some(match answer {
-            Answer::NotTaken { retry_after, .. } if attempt == 1 => Settled::TakenBack {
-                again_at: now + delivery.not_taken_pause(*retry_after, jitter),
-            },
-            Answer::NotTaken { why, retry_after } => {
-                // An attempt before this one may have reached the consumer. This one did not: it makes room for one more, whose
-                // answer is told from its own by their numbers.
+        match outcome {
+            DeliveryOutcome::NotTaken { retry_after, .. } if attempt == 1 => {
+                let retry_at = now + delivery.not_taken_pause(*retry_after, jitter);
+                Some(Settled::Reopened { retry_at })
+            }
+            DeliveryOutcome::NotTaken { why, retry_after } => {
+                // An earlier attempt may have reached the consumer, so the zones stay claimed. This attempt did not reach it,
+                // and so does not count against the maximum. It keeps its number, which tells its outcome from the next one's.
                 let pause = delivery.not_taken_pause(*retry_after, jitter);
-                let one_more = Self {
+                let uncounted = Self {
                     last_attempt: self.last_attempt.saturating_add(1),
                     ..self.clone()
                 };
-                kept(one_more.unknown(why, held, now, pause))
+                Some(Settled::updated(uncounted.unknown(why, hold, now, pause)))
             }
-            Answer::Rejected { why } => kept(self.finished(DispatchState::Dead, why, now)),
-            Answer::Unknown { why } => {
-                kept(self.unknown(why, held, now, delivery.pause(attempt, jitter)))
+            DeliveryOutcome::Rejected { why } => Some(Settled::updated(self.finished(
+                DispatchState::Dead,
+                why,
+                now,
+            ))),
+            DeliveryOutcome::Unknown { why } => {
+                let pause = delivery.pause(attempt, jitter);
+                Some(Settled::updated(self.unknown(why, hold, now, pause)))
             }
-            Answer::Delivered => return None,
-        })
+            DeliveryOutcome::Delivered => None,
+        }
     }
 
-    /// What becomes of it when its lease has run out or it is time to try it again: in hand again for another attempt, or laid
-    /// down.
+    /// Retries a dispatch whose `retry_at` has come: it is in flight for another attempt, or held, or finished. The outcome of
+    /// a worker whose lease has expired is unknown.
     #[must_use]
-    pub fn again(&self, held: Hold, now: DateTime<Utc>, delivery: &DeliveryPolicy) -> Self {
-        let expired = self.state == DispatchState::InHand;
-        let tried = if expired {
-            self.unknown("the lease ran out", held, now, TimeDelta::zero())
+    pub fn retry(&self, hold: Hold, now: DateTime<Utc>, delivery: &DeliveryPolicy) -> Self {
+        let attempted = if self.state == DispatchState::InFlight {
+            self.unknown("the lease expired", hold, now, TimeDelta::zero())
         } else {
             self.clone()
         };
-        if tried.state != DispatchState::Unknown {
-            return tried;
+        if attempted.state != DispatchState::Unknown {
+            return attempted;
         }
-        if held.cancelled {
-            return tried.finished(DispatchState::Abandoned, &tried.why, now);
+        if hold.cancelled {
+            return attempted.finished(DispatchState::Abandoned, &attempted.why, now);
         }
-        if held.paused {
+        if hold.paused {
             return Self {
-                again_at: Some(now + PAUSED_REST),
-                ..tried
+                retry_at: Some(now + PAUSED_RETRY_INTERVAL),
+                ..attempted
             };
         }
         Self {
-            state: DispatchState::InHand,
-            attempt: tried.attempt + 1,
-            again_at: Some(now + delivery.lease),
-            ..tried
+            state: DispatchState::InFlight,
+            attempt: attempted.attempt + 1,
+            retry_at: Some(now + delivery.lease),
+            ..attempted
         }
     }
 
-    /// A dead letter that is tried again, as often as a new one.
+    /// Gives a dead letter of `schedule` as many attempts as a new dispatch has.
     ///
     /// # Errors
     /// [`Error::Cancelled`] and [`Error::NotDead`].
-    pub fn revived(
+    pub fn retry_dead_letter(
         &self,
-        of: &CanvasSchedule,
+        schedule: &CanvasSchedule,
         now: DateTime<Utc>,
         delivery: &DeliveryPolicy,
     ) -> Result<Self, Error> {
-        let schedule_id = of.id.to_string();
-        if let Some(since) = of.cancelled_at {
+        let schedule_id = schedule.id.to_string();
+        if let Some(since) = schedule.cancelled_at {
             return Err(Error::Cancelled {
                 schedule_id,
                 since: rfc3339(since),
@@ -326,27 +341,28 @@ impl Dispatch {
         }
         if self.state != DispatchState::Dead {
             return Err(Error::NotDead {
-                dispatch_id: self.id(of.id).to_string(),
+                dispatch_id: self.id(schedule.id).to_string(),
             });
         }
         let last_attempt = self.attempt.saturating_add(delivery.attempts);
         Ok(Self {
             state: DispatchState::Unknown,
             last_attempt,
-            again_at: Some(now),
+            retry_at: Some(now),
             finished_at: None,
             ..self.clone()
         })
     }
 
-    /// The id of its dispatch.
+    /// The id of this dispatch of `schedule`.
     pub fn id(&self, schedule: ScheduleId) -> DispatchId {
-        DispatchId::of(schedule, self.n)
+        DispatchId::of(schedule, self.number)
     }
 
-    /// Unknown after its latest attempt, and tried again after `pause`, unless nobody will try it again.
-    fn unknown(&self, why: &str, held: Hold, now: DateTime<Utc>, pause: TimeDelta) -> Self {
-        if held.cancelled {
+    /// The dispatch after an attempt of unknown outcome: retried after `pause`, unless its schedule was cancelled or no attempt
+    /// is left.
+    fn unknown(&self, why: &str, hold: Hold, now: DateTime<Utc>, pause: TimeDelta) -> Self {
+        if hold.cancelled {
             return self.finished(DispatchState::Abandoned, why, now);
         }
         if self.attempt >= self.last_attempt {
@@ -354,7 +370,7 @@ impl Dispatch {
         }
         Self {
             state: DispatchState::Unknown,
-            again_at: Some(now + pause),
+            retry_at: Some(now + pause),
             why: why.to_owned(),
             ..self.clone()
         }
@@ -363,11 +379,17 @@ impl Dispatch {
     fn finished(&self, state: DispatchState, why: &str, now: DateTime<Utc>) -> Self {
         Self {
             state,
-            again_at: None,
+            retry_at: None,
             finished_at: Some(now),
             why: why.to_owned(),
             ..self.clone()
         }
+    }
+}
+
+impl Settled {
+    fn updated(dispatch: Dispatch) -> Self {
+        Self::Updated(Box::new(dispatch))
     }
 }
 

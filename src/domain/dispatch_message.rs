@@ -23,7 +23,7 @@ pub struct DispatchMessage {
     /// The revision that was in force when the wave was fired.
     pub revision: i64,
     /// The number of the firing, counted from 1; never used again for this schedule.
-    pub n: u32,
+    pub number: u32,
     /// When, and for which zones.
     pub wave: Wave,
     /// Whom it is for: of recipients only those whom this wave serves, each with the properties of the schedule merged into
@@ -41,7 +41,7 @@ pub struct DispatchMessage {
 
 /// What a sink says of one dispatch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum DeliveryOutcome {
     /// The consumer has it.
     Delivered,
     /// The consumer certainly has not taken it: as if it had never been fired.

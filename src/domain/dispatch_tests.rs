@@ -1,4 +1,4 @@
-use super::super::canvas_schedule::{Applied, Policy, State};
+use super::super::canvas_schedule::{Applied, SchedulePolicy, ScheduleState};
 use super::super::command::{Cancel, Command, Create, Overwrite};
 use super::super::id::CanvasId;
 use super::super::payload::{Identifier, Recipient, Target};
@@ -28,7 +28,12 @@ fn created(at: Schedule, target: Target) -> CanvasSchedule {
         target,
     };
     create
-        .decide(ScheduleId::new(), Zone::utc(), utc(NOW), &Policy::default())
+        .decide(
+            ScheduleId::new(),
+            Zone::utc(),
+            utc(NOW),
+            &SchedulePolicy::default(),
+        )
         .expect("accepted")
         .after
 }
@@ -55,20 +60,20 @@ fn overwrite(
         etag: None,
         require_all: false,
     };
-    Command::Overwrite(overwrite).decide(current, now, &Policy::default())
+    Command::Overwrite(overwrite).decide(current, now, &SchedulePolicy::default())
 }
 
 /// A schedule for one instant, fired at it.
-fn fired() -> ClaimedWave {
+fn claimed() -> ClaimedWave {
     let pending = for_everyone(schedule("2026-03-20T08:00:00Z", false));
     pending
         .claim(utc("2026-03-20T08:00:00Z"), &DeliveryPolicy::default())
         .expect("it is due")
 }
 
-fn settle(firing: &Dispatch, answer: &Answer, held: Hold) -> Option<Settled> {
-    firing.settle(
-        firing.attempt,
+fn settle(dispatch: &Dispatch, answer: &DeliveryOutcome, held: Hold) -> Option<Settled> {
+    dispatch.settle(
+        dispatch.attempt,
         answer,
         held,
         utc("2026-03-20T08:00:01Z"),
@@ -77,14 +82,14 @@ fn settle(firing: &Dispatch, answer: &Answer, held: Hold) -> Option<Settled> {
     )
 }
 
-fn unknown() -> Answer {
-    Answer::Unknown {
+fn unknown() -> DeliveryOutcome {
+    DeliveryOutcome::Unknown {
         why: "timeout".to_owned(),
     }
 }
 
-fn not_taken() -> Answer {
-    Answer::NotTaken {
+fn not_taken() -> DeliveryOutcome {
+    DeliveryOutcome::NotTaken {
         why: "503".to_owned(),
         retry_after: None,
     }
@@ -106,18 +111,28 @@ fn an_instant_is_fired_once_and_not_before_it_is_due() {
         pending.claim(utc("2026-03-20T07:59:59.999Z"), &DeliveryPolicy::default()),
         None
     );
-    let ClaimedWave { firing, after } = fired();
+    let ClaimedWave { dispatch, after } = claimed();
     assert_eq!(
-        (firing.n, firing.attempt, firing.state, firing.revision),
-        (1, 1, DispatchState::InHand, 1)
+        (
+            dispatch.number,
+            dispatch.attempt,
+            dispatch.state,
+            dispatch.revision
+        ),
+        (1, 1, DispatchState::InFlight, 1)
     );
     assert_eq!(
-        (firing.wave.zones, firing.wave.includes_unlisted_zones),
+        (dispatch.wave.zones, dispatch.wave.includes_unlisted_zones),
         (ZoneSet::all(), true)
     );
     assert_eq!(
-        (after.state(), after.next_wave, after.fired, after.revision),
-        (State::Dispatched, None, 1, 1)
+        (
+            after.state(),
+            after.next_wave,
+            after.last_number,
+            after.revision
+        ),
+        (ScheduleState::Dispatched, None, 1, 1)
     );
     assert_eq!(
         after.claim(utc("2026-03-21T08:00:00Z"), &DeliveryPolicy::default()),
@@ -125,7 +140,7 @@ fn an_instant_is_fired_once_and_not_before_it_is_due() {
         "nothing is left"
     );
     assert_eq!(
-        after.clone().with_firings(&[firing]),
+        after.clone().with_dispatches(&[dispatch]),
         after,
         "what is kept of its firings is what they left of it"
     );
@@ -134,7 +149,7 @@ fn an_instant_is_fired_once_and_not_before_it_is_due() {
 #[test]
 fn a_local_day_is_handed_over_wave_by_wave_and_every_zone_once() {
     let mut current = for_everyone(schedule("2026-03-02T12:00:00", true));
-    let (mut firings, mut now) = (vec![], utc(NOW));
+    let (mut dispatches, mut now) = (vec![], utc(NOW));
     while let Some(next) = current.next_wave {
         assert!(next > now, "waves come in the order of their instants");
         assert_eq!(
@@ -145,43 +160,51 @@ fn a_local_day_is_handed_over_wave_by_wave_and_every_zone_once() {
             None
         );
         now = next;
-        let ClaimedWave { firing, after } =
+        let ClaimedWave { dispatch, after } =
             current.claim(now, &DeliveryPolicy::default()).expect("due");
         current = after;
-        firings.push(firing);
+        dispatches.push(dispatch);
     }
-    assert!(firings.len() > 20, "{}", firings.len());
-    let zones: usize = firings.iter().map(|firing| firing.wave.zones.len()).sum();
+    assert!(dispatches.len() > 20, "{}", dispatches.len());
+    let zones: usize = dispatches
+        .iter()
+        .map(|dispatch| dispatch.wave.zones.len())
+        .sum();
     assert_eq!(
-        (zones, current.taken),
+        (zones, current.claimed),
         (ZoneSet::all().len(), ZoneSet::all()),
         "each zone in exactly one wave"
     );
     assert_eq!(
-        firings
+        dispatches
             .iter()
-            .filter(|firing| firing.wave.includes_unlisted_zones)
+            .filter(|dispatch| dispatch.wave.includes_unlisted_zones)
             .count(),
         1
     );
-    assert!(firings.iter().zip(1..).all(|(firing, n)| firing.n == n));
+    assert!(
+        dispatches
+            .iter()
+            .zip(1..)
+            .all(|(dispatch, n)| dispatch.number == n)
+    );
 }
 
 #[test]
 fn an_update_under_way_moves_the_open_zones_only_to_utc_and_back() {
     let mut current = for_everyone(schedule("2026-03-02T12:00:00", true));
-    let mut firings = vec![];
+    let mut dispatches = vec![];
     for _ in 0..10 {
-        let ClaimedWave { firing, after } = current
+        let ClaimedWave { dispatch, after } = current
             .claim(
                 current.next_wave.expect("a wave"),
                 &DeliveryPolicy::default(),
             )
             .expect("due");
         current = after;
-        firings.push(firing);
+        dispatches.push(dispatch);
     }
-    let now = current.last_taken.expect("ten waves");
+    let now = current.last_claimed_at.expect("ten waves");
     for to in [
         schedule("2026-03-03T10:00:00Z", false),
         schedule("2026-03-03T12:00:00", true),
@@ -192,29 +215,34 @@ fn an_update_under_way_moves_the_open_zones_only_to_utc_and_back() {
             (Applied::Some, current.open_zones().len())
         );
         current = outcome.after;
-        assert!(firings.iter().all(|firing| firing.wave.zones.without(&current.open_zones()) == firing.wave.zones));
+        assert!(dispatches.iter().all(
+            |dispatch| dispatch.wave.zones.without(&current.open_zones()) == dispatch.wave.zones
+        ));
     }
     while let Some(next) = current.next_wave {
-        let ClaimedWave { firing, after } = current
+        let ClaimedWave { dispatch, after } = current
             .claim(next, &DeliveryPolicy::default())
             .expect("due");
         current = after;
-        firings.push(firing);
+        dispatches.push(dispatch);
     }
-    let zones: usize = firings.iter().map(|firing| firing.wave.zones.len()).sum();
+    let zones: usize = dispatches
+        .iter()
+        .map(|dispatch| dispatch.wave.zones.len())
+        .sum();
     assert_eq!(
         (zones, current.open_zones().len()),
         (ZoneSet::all().len(), 0)
     );
     assert_eq!(
-        firings
+        dispatches
             .iter()
-            .filter(|firing| firing.wave.includes_unlisted_zones)
+            .filter(|dispatch| dispatch.wave.includes_unlisted_zones)
             .count(),
         1
     );
     let refused = overwrite(schedule("2026-03-05T10:00:00Z", false), &current, now);
-    let since = rfc3339(firings.last().expect("a firing").fired_at);
+    let since = rfc3339(dispatches.last().expect("a dispatch").claimed_at);
     assert_eq!(
         refused,
         Err(Error::NothingLeft {
@@ -230,9 +258,10 @@ fn every_wave_that_is_due_goes_however_late() {
     let current = for_everyone(schedule("2026-03-02T12:00:00", true));
     let (mut current, late) = (current, utc("2026-03-10T00:00:00Z"));
     let mut zones = 0;
-    while let Some(ClaimedWave { firing, after }) = current.claim(late, &DeliveryPolicy::default())
+    while let Some(ClaimedWave { dispatch, after }) =
+        current.claim(late, &DeliveryPolicy::default())
     {
-        zones += firing.wave.zones.len();
+        zones += dispatch.wave.zones.len();
         current = after;
     }
     assert_eq!(zones, ZoneSet::all().len());
@@ -240,46 +269,50 @@ fn every_wave_that_is_due_goes_however_late() {
 
 #[test]
 fn what_was_not_taken_is_open_again_under_a_new_number() {
-    let ClaimedWave { firing, after } = fired();
-    let settled = settle(&firing, &not_taken(), Hold::default());
+    let ClaimedWave { dispatch, after } = claimed();
+    let settled = settle(&dispatch, &not_taken(), Hold::default());
     assert_eq!(
         settled,
-        Some(Settled::TakenBack {
-            again_at: utc("2026-03-20T08:00:02Z")
+        Some(Settled::Reopened {
+            retry_at: utc("2026-03-20T08:00:02Z")
         })
     );
-    let again = after.with_firings(&[]).replanned();
+    let again = after.with_dispatches(&[]).replanned();
     assert_eq!(
-        (again.state(), again.next_wave, again.last_taken),
-        (State::Pending, Some(utc("2026-03-20T08:00:00Z")), None)
+        (again.state(), again.next_wave, again.last_claimed_at),
+        (
+            ScheduleState::Pending,
+            Some(utc("2026-03-20T08:00:00Z")),
+            None
+        )
     );
     let second = again
         .claim(utc("2026-03-20T08:00:02Z"), &DeliveryPolicy::default())
         .expect("due")
-        .firing;
-    assert_eq!((second.n, second.attempt), (2, 1));
+        .dispatch;
+    assert_eq!((second.number, second.attempt), (2, 1));
 }
 
 #[test]
 fn an_attempt_after_an_unknown_one_never_opens_zones_again() {
-    let ClaimedWave { firing, .. } = fired();
-    let Some(Settled::Kept(unknown)) = settle(&firing, &unknown(), Hold::default()) else {
+    let ClaimedWave { dispatch, .. } = claimed();
+    let Some(Settled::Updated(unknown)) = settle(&dispatch, &unknown(), Hold::default()) else {
         panic!("kept")
     };
     assert_eq!(
-        (unknown.state, unknown.again_at),
+        (unknown.state, unknown.retry_at),
         (DispatchState::Unknown, Some(utc("2026-03-20T08:00:02Z")))
     );
-    let second = unknown.again(
+    let second = unknown.retry(
         Hold::default(),
         utc("2026-03-20T08:00:02Z"),
         &DeliveryPolicy::default(),
     );
     assert_eq!(
-        (second.state, second.attempt, second.n),
-        (DispatchState::InHand, 2, 1)
+        (second.state, second.attempt, second.number),
+        (DispatchState::InFlight, 2, 1)
     );
-    let Some(Settled::Kept(still)) = settle(&second, &not_taken(), Hold::default()) else {
+    let Some(Settled::Updated(still)) = settle(&second, &not_taken(), Hold::default()) else {
         panic!("kept")
     };
     assert_eq!(
@@ -292,7 +325,7 @@ fn an_attempt_after_an_unknown_one_never_opens_zones_again() {
         second.last_attempt + 1,
         "the second does not count"
     );
-    let third = still.again(
+    let third = still.retry(
         Hold::default(),
         utc("2026-03-20T08:00:09Z"),
         &DeliveryPolicy::default(),
@@ -325,48 +358,48 @@ fn unknown_is_tried_with_growing_pauses_and_then_dies() {
         TimeDelta::seconds(2),
         "jitter takes up to a half"
     );
-    let mut firing = Dispatch {
+    let mut dispatch = Dispatch {
         last_attempt: 4,
-        ..fired().firing
+        ..claimed().dispatch
     };
     for attempt in 1..=4 {
         assert_eq!(
-            (firing.state, firing.attempt),
-            (DispatchState::InHand, attempt)
+            (dispatch.state, dispatch.attempt),
+            (DispatchState::InFlight, attempt)
         );
-        let Some(Settled::Kept(next)) = settle(&firing, &unknown(), Hold::default()) else {
+        let Some(Settled::Updated(next)) = settle(&dispatch, &unknown(), Hold::default()) else {
             panic!("kept")
         };
-        firing = next.again(
+        dispatch = next.retry(
             Hold::default(),
-            next.again_at.unwrap_or(next.fired_at),
+            next.retry_at.unwrap_or(next.claimed_at),
             &delivery,
         );
     }
     assert_eq!(
-        (firing.state, firing.again_at, firing.why.as_str()),
+        (dispatch.state, dispatch.retry_at, dispatch.why.as_str()),
         (DispatchState::Dead, None, "timeout")
     );
 }
 
 #[test]
 fn a_lease_that_ran_out_is_an_unknown_outcome() {
-    let ClaimedWave { firing, .. } = fired();
-    let end = firing.again_at.expect("a lease");
-    let again = firing.again(Hold::default(), end, &DeliveryPolicy::default());
+    let ClaimedWave { dispatch, .. } = claimed();
+    let end = dispatch.retry_at.expect("a lease");
+    let again = dispatch.retry(Hold::default(), end, &DeliveryPolicy::default());
     assert_eq!(
-        (again.state, again.attempt, again.again_at),
+        (again.state, again.attempt, again.retry_at),
         (
-            DispatchState::InHand,
+            DispatchState::InFlight,
             2,
             Some(end + DeliveryPolicy::default().lease)
         )
     );
     assert!(
-        firing
+        dispatch
             .settle(
                 1,
-                &Answer::Delivered,
+                &DeliveryOutcome::Delivered,
                 Hold::default(),
                 end,
                 0.5,
@@ -377,7 +410,7 @@ fn a_lease_that_ran_out_is_an_unknown_outcome() {
     for answer in [
         not_taken(),
         unknown(),
-        Answer::Rejected {
+        DeliveryOutcome::Rejected {
             why: "400".to_owned(),
         },
     ] {
@@ -396,57 +429,57 @@ fn a_lease_that_ran_out_is_an_unknown_outcome() {
     }
     let delivered = again.settle(
         1,
-        &Answer::Delivered,
+        &DeliveryOutcome::Delivered,
         Hold::default(),
         end,
         0.5,
         &DeliveryPolicy::default(),
     );
     assert!(
-        matches!(delivered, Some(Settled::Kept(firing)) if firing.state == DispatchState::Delivered),
+        matches!(delivered, Some(Settled::Updated(dispatch)) if dispatch.state == DispatchState::Delivered),
         "what is there is there"
     );
-    let paused = firing.again(PAUSED, end, &DeliveryPolicy::default());
+    let paused = dispatch.retry(PAUSED, end, &DeliveryPolicy::default());
     assert_eq!(
-        (paused.state, paused.attempt, paused.again_at),
-        (DispatchState::Unknown, 1, Some(end + PAUSED_REST))
+        (paused.state, paused.attempt, paused.retry_at),
+        (DispatchState::Unknown, 1, Some(end + PAUSED_RETRY_INTERVAL))
     );
 }
 
 #[test]
 fn a_cancelled_schedule_is_tried_no_more() {
-    let ClaimedWave { firing, after } = fired();
+    let ClaimedWave { dispatch, after } = claimed();
     for answer in [unknown(), not_taken()] {
         let second = Dispatch {
             attempt: 2,
-            ..firing.clone()
+            ..dispatch.clone()
         };
-        let Some(Settled::Kept(laid)) = settle(&second, &answer, CANCELLED) else {
+        let Some(Settled::Updated(laid)) = settle(&second, &answer, CANCELLED) else {
             panic!("kept")
         };
         assert_eq!(
-            (laid.state, laid.again_at),
+            (laid.state, laid.retry_at),
             (DispatchState::Abandoned, None),
             "{answer:?}"
         );
     }
     assert!(
         matches!(
-            settle(&firing, &not_taken(), CANCELLED),
-            Some(Settled::TakenBack { .. })
+            settle(&dispatch, &not_taken(), CANCELLED),
+            Some(Settled::Reopened { .. })
         ),
         "it was never sent"
     );
-    let expired = firing.again(
+    let expired = dispatch.retry(
         CANCELLED,
         utc("2026-03-21T00:00:00Z"),
         &DeliveryPolicy::default(),
     );
     let waiting = Dispatch {
         state: DispatchState::Unknown,
-        ..firing.clone()
+        ..dispatch.clone()
     }
-    .again(CANCELLED, utc(NOW), &DeliveryPolicy::default());
+    .retry(CANCELLED, utc(NOW), &DeliveryPolicy::default());
     assert_eq!(
         [expired.state, waiting.state],
         [DispatchState::Abandoned; 2]
@@ -462,20 +495,20 @@ fn a_cancelled_schedule_is_tried_no_more() {
     );
     let dead = Dispatch {
         state: DispatchState::Dead,
-        ..firing
+        ..dispatch
     };
     assert!(matches!(
-        dead.revived(&cancelled, utc(NOW), &DeliveryPolicy::default()),
+        dead.retry_dead_letter(&cancelled, utc(NOW), &DeliveryPolicy::default()),
         Err(Error::Cancelled { .. })
     ));
 }
 
 #[test]
 fn a_dead_letter_can_be_tried_again_and_nothing_else() {
-    let ClaimedWave { firing, after } = fired();
-    let Some(Settled::Kept(dead)) = settle(
-        &firing,
-        &Answer::Rejected {
+    let ClaimedWave { dispatch, after } = claimed();
+    let Some(Settled::Updated(dead)) = settle(
+        &dispatch,
+        &DeliveryOutcome::Rejected {
             why: "400".to_owned(),
         },
         Hold::default(),
@@ -483,22 +516,22 @@ fn a_dead_letter_can_be_tried_again_and_nothing_else() {
         panic!("kept")
     };
     assert_eq!(
-        (dead.state, dead.why.as_str(), dead.again_at),
+        (dead.state, dead.why.as_str(), dead.retry_at),
         (DispatchState::Dead, "400", None)
     );
     let revived = dead
-        .revived(&after, utc(NOW), &DeliveryPolicy::default())
+        .retry_dead_letter(&after, utc(NOW), &DeliveryPolicy::default())
         .expect("a dead letter");
     assert_eq!(
-        (revived.state, revived.last_attempt, revived.again_at),
+        (revived.state, revived.last_attempt, revived.retry_at),
         (DispatchState::Unknown, 11, Some(utc(NOW)))
     );
-    let second = revived.again(Hold::default(), utc(NOW), &DeliveryPolicy::default());
+    let second = revived.retry(Hold::default(), utc(NOW), &DeliveryPolicy::default());
     assert_eq!(
         (second.state, second.attempt, second.id(after.id)),
-        (DispatchState::InHand, 2, firing.id(after.id))
+        (DispatchState::InFlight, 2, dispatch.id(after.id))
     );
-    let refused = firing.revived(&after, utc(NOW), &DeliveryPolicy::default());
+    let refused = dispatch.retry_dead_letter(&after, utc(NOW), &DeliveryPolicy::default());
     assert_eq!(
         refused,
         Err(Error::NotDead {
@@ -527,28 +560,28 @@ fn only_the_zones_that_recipients_state_are_fired() {
         .claim(utc("2026-03-20T08:00:00Z"), &DeliveryPolicy::default())
         .expect("due");
     assert_eq!(
-        fired.firing.wave.zones.names(),
+        fired.dispatch.wave.zones.names(),
         ["Asia/Tokyo", "Europe/Berlin"]
     );
-    assert_eq!(fired.after.state(), State::Dispatched);
+    assert_eq!(fired.after.state(), ScheduleState::Dispatched);
     let cancel = Command::Cancel(Cancel {
         canvas_id: canvas(),
         etag: None,
         require_all: false,
     });
     assert!(matches!(
-        cancel.decide(&fired.after, utc(NOW), &Policy::default()),
+        cancel.decide(&fired.after, utc(NOW), &SchedulePolicy::default()),
         Err(Error::NothingLeft { .. })
     ));
     let unknown = Dispatch {
         state: DispatchState::Unknown,
-        ..fired.firing
+        ..fired.dispatch
     };
     let stopped = cancel
         .decide(
-            &fired.after.with_firings(&[unknown]),
+            &fired.after.with_dispatches(&[unknown]),
             utc(NOW),
-            &Policy::default(),
+            &SchedulePolicy::default(),
         )
         .expect("there is something to stop");
     assert_eq!(
@@ -557,6 +590,6 @@ fn only_the_zones_that_recipients_state_are_fired() {
             stopped.applied_zones,
             stopped.after.state()
         ),
-        (Applied::Some, 0, State::Cancelled)
+        (Applied::Some, 0, ScheduleState::Cancelled)
     );
 }

@@ -9,9 +9,9 @@ use uuid::Uuid;
 use crate::error::quote;
 
 /// The most characters of an opaque id.
-pub const ID_MAX: usize = 255;
+pub const MAX_ID_CHARS: usize = 255;
 /// The most characters of a request id.
-pub const REQUEST_ID_MAX: usize = 128;
+pub const MAX_REQUEST_ID_CHARS: usize = 128;
 
 /// Checks that an opaque text has 1 to `most` characters and no control character (a NUL cannot be stored by PostgreSQL, the
 /// others hide in logs).
@@ -55,7 +55,7 @@ impl CanvasId {
     /// # Errors
     /// What is wrong and what would be right, without the field's name.
     pub fn parse(value: &str) -> Result<Self, String> {
-        opaque(value, ID_MAX).map(|()| Self(value.to_owned()))
+        opaque(value, MAX_ID_CHARS).map(|()| Self(value.to_owned()))
     }
 
     /// The text as it was given.
@@ -112,7 +112,7 @@ impl RequestId {
     /// # Errors
     /// What is wrong and what would be right, without the field's name.
     pub fn parse(value: &str) -> Result<Self, String> {
-        opaque(value, REQUEST_ID_MAX).map(|()| Self(value.to_owned()))
+        opaque(value, MAX_REQUEST_ID_CHARS).map(|()| Self(value.to_owned()))
     }
 
     /// The text as it was given.

@@ -19,9 +19,9 @@ const PREFIX: &str = "cs_";
 const ID_DIGITS: usize = 16;
 const SECRET_DIGITS: usize = 48;
 /// The most characters of a key's name.
-const NAME_MAX: usize = 100;
+const MAX_NAME_CHARS: usize = 100;
 /// The most networks of one allowlist.
-const ALLOWLIST_MAX: usize = 50;
+const MAX_ALLOWLIST_NETWORKS: usize = 50;
 
 /// Names a key; no secret. Shown as `cs_` and 16 hex digits, which is how the key begins.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -135,13 +135,13 @@ impl NewKey {
 
 /// A key as a caller presents it; of its secret only the hash.
 #[derive(Clone, Copy)]
-pub struct Presented {
+pub struct PresentedKey {
     /// The key that it claims to be.
     pub id: KeyId,
     hash: SecretHash,
 }
 
-impl Presented {
+impl PresentedKey {
     /// None when the text is no key at all.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let rest = text.strip_prefix(PREFIX.as_bytes())?;
@@ -266,9 +266,9 @@ pub fn networks(list: &str) -> Result<Vec<IpNet>, String> {
         .map(str::trim)
         .filter(|entry| !entry.is_empty())
         .collect();
-    if entries.len() > ALLOWLIST_MAX {
+    if entries.len() > MAX_ALLOWLIST_NETWORKS {
         return Err(format!(
-            "has {} networks; at most {ALLOWLIST_MAX} are allowed",
+            "has {} networks; at most {MAX_ALLOWLIST_NETWORKS} are allowed",
             entries.len()
         ));
     }
@@ -306,7 +306,7 @@ pub fn lies_in(networks: &[IpNet], address: IpAddr) -> bool {
 /// # Errors
 /// What is wrong and what would be right, without the field's name.
 pub fn check_name(name: &str) -> Result<(), String> {
-    opaque(name, NAME_MAX)
+    opaque(name, MAX_NAME_CHARS)
 }
 
 /// A key as the service knows it.
@@ -336,7 +336,7 @@ pub struct ApiKey {
 
 /// Why a key does not let a call in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Barred {
+pub enum KeyRefusal {
     /// There is no such key, or its secret is another one: these are not told apart.
     Unknown,
     /// It was revoked.
@@ -350,33 +350,33 @@ pub enum Barred {
 }
 
 impl ApiKey {
-    /// Whether a call with this key may go on. Only who knows the secret learns more than [`Barred::Unknown`].
+    /// Whether a call with this key may go on. Only who knows the secret learns more than [`KeyRefusal::Unknown`].
     ///
     /// # Errors
     /// The first reason why not.
     pub fn admit(
         &self,
-        presented: &Presented,
+        presented: &PresentedKey,
         from: Option<IpAddr>,
         needs: Permission,
         now: DateTime<Utc>,
-    ) -> Result<(), Barred> {
+    ) -> Result<(), KeyRefusal> {
         if presented.id != self.id || !self.hash.is(&presented.hash) {
-            return Err(Barred::Unknown);
+            return Err(KeyRefusal::Unknown);
         }
         if self.revoked_at.is_some() {
-            return Err(Barred::Revoked);
+            return Err(KeyRefusal::Revoked);
         }
         if self.expires_at.is_some_and(|at| at <= now) {
-            return Err(Barred::Expired);
+            return Err(KeyRefusal::Expired);
         }
         if !self.allowlist.is_empty()
             && !from.is_some_and(|address| lies_in(&self.allowlist, address))
         {
-            return Err(Barred::Address);
+            return Err(KeyRefusal::Address);
         }
         if !self.permissions.include(needs) {
-            return Err(Barred::Permission(needs));
+            return Err(KeyRefusal::Permission(needs));
         }
         Ok(())
     }

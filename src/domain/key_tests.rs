@@ -8,13 +8,13 @@ fn now() -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000, 0).expect("an instant")
 }
 
-fn key(change: impl FnOnce(&mut ApiKey)) -> (ApiKey, Presented) {
+fn key(change: impl FnOnce(&mut ApiKey)) -> (ApiKey, PresentedKey) {
     let new = NewKey::from_random(&RANDOM);
     let mut key = ApiKey::of_tests(&new, now());
     change(&mut key);
     (
         key,
-        Presented::parse(new.reveal().as_bytes()).expect("well formed"),
+        PresentedKey::parse(new.reveal().as_bytes()).expect("well formed"),
     )
 }
 
@@ -37,10 +37,10 @@ fn a_key_is_its_id_and_192_bits_of_secret_and_only_this_form_is_one() {
         &format!("{text}0"),
         &text.to_uppercase(),
     ] {
-        assert!(Presented::parse(wrong.as_bytes()).is_none(), "{wrong}");
+        assert!(PresentedKey::parse(wrong.as_bytes()).is_none(), "{wrong}");
     }
-    assert!(Presented::parse(text.replacen('7', "ü", 1).as_bytes()).is_none());
-    assert!(Presented::parse(text.replace("7_", "70").as_bytes()).is_none());
+    assert!(PresentedKey::parse(text.replacen('7', "ü", 1).as_bytes()).is_none());
+    assert!(PresentedKey::parse(text.replace("7_", "70").as_bytes()).is_none());
     let told = KeyId::parse(text).expect_err("a whole key is no id");
     assert!(!told.contains(text), "and it is not repeated: {told}");
 }
@@ -60,16 +60,16 @@ fn a_wrong_secret_is_an_unknown_key_whatever_else_is_wrong() {
     let mut other = RANDOM;
     other[31] = 8;
     let other =
-        Presented::parse(NewKey::from_random(&other).reveal().as_bytes()).expect("well formed");
+        PresentedKey::parse(NewKey::from_random(&other).reveal().as_bytes()).expect("well formed");
     let (key, right) = key(|key| key.revoked_at = Some(now()));
     assert_eq!(other.id, key.id, "the same id, another secret");
     assert_eq!(
         key.admit(&other, None, Permission::Read, now()),
-        Err(Barred::Unknown)
+        Err(KeyRefusal::Unknown)
     );
     assert_eq!(
         key.admit(&right, None, Permission::Read, now()),
-        Err(Barred::Revoked)
+        Err(KeyRefusal::Revoked)
     );
 }
 
@@ -87,7 +87,7 @@ fn a_key_works_until_it_expires() {
     );
     assert_eq!(
         key.admit(&presented, None, Permission::Read, now()),
-        Err(Barred::Expired)
+        Err(KeyRefusal::Expired)
     );
 }
 
@@ -108,11 +108,11 @@ fn an_allowlist_needs_an_address_in_it() {
         assert_eq!(from(inside), Ok(()), "{inside}");
     }
     for outside in ["11.0.0.1", "192.0.2.8", "2001:db9::1", "::1"] {
-        assert_eq!(from(outside), Err(Barred::Address), "{outside}");
+        assert_eq!(from(outside), Err(KeyRefusal::Address), "{outside}");
     }
     assert_eq!(
         key.admit(&presented, None, Permission::Read, now()),
-        Err(Barred::Address),
+        Err(KeyRefusal::Address),
         "an address that is not known is in no list"
     );
 }
@@ -125,7 +125,7 @@ fn a_missing_permission_is_named() {
         let expected = if [Permission::Update, Permission::Read].contains(&one) {
             Ok(())
         } else {
-            Err(Barred::Permission(one))
+            Err(KeyRefusal::Permission(one))
         };
         assert_eq!(key.admit(&presented, None, one, now()), expected);
     }

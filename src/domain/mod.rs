@@ -15,15 +15,15 @@ pub mod zone;
 
 pub use breaker::Breaker;
 pub use canvas_schedule::{
-    Applied, CanvasSchedule, Outcome, Policy, Revision, RevisionKind, State,
+    Applied, CanvasSchedule, Outcome, Revision, RevisionKind, SchedulePolicy, ScheduleState,
 };
 pub use command::{Cancel, Command, Create, Overwrite};
 pub use dispatch::{ClaimedWave, DeliveryPolicy, Dispatch, DispatchState, Hold, Settled};
-pub use dispatch_message::{Answer, DispatchMessage};
+pub use dispatch_message::{DeliveryOutcome, DispatchMessage};
 pub use id::{CanvasId, DispatchId, Etag, PropertiesId, RequestId, ScheduleId, WorkspaceId};
-pub use key::{ApiKey, Barred, KeyId, NewKey, Permission, Permissions, Presented};
+pub use key::{ApiKey, KeyId, KeyRefusal, NewKey, Permission, Permissions, PresentedKey};
 pub use payload::{Identifier, Properties, Recipient, Target};
 pub use schedule::Schedule;
 pub use wave::{Plan, Wave, WaveMode};
-pub use workspace::{Ask, Charge, Counted, Limits, Quota, Window, Workspace};
+pub use workspace::{Charge, Limits, Quota, QuotaKind, QuotaRequest, QuotaWindow, Workspace};
 pub use zone::{Zone, ZoneSet};

@@ -8,15 +8,15 @@ use super::zone::{Zone, ZoneSet};
 use crate::error::{Violations, quote};
 
 /// The most bytes of all properties of a request together, as compact JSON.
-pub const PROPERTIES_MAX_BYTES: usize = 50 * 1024;
+pub const MAX_PROPERTIES_BYTES: usize = 50 * 1024;
 /// How deep properties may nest; the object itself is the first level.
-pub const PROPERTIES_MAX_DEPTH: usize = 30;
+pub const MAX_PROPERTIES_DEPTH: usize = 30;
 /// The most recipients of one request.
-pub const RECIPIENTS_MAX: usize = 50;
+pub const MAX_RECIPIENTS: usize = 50;
 /// The most characters of an identifier.
-pub const IDENTIFIER_MAX: usize = 255;
+pub const MAX_IDENTIFIER_CHARS: usize = 255;
 /// The most entries of `prioritization`.
-pub const PRIORITIZATION_MAX: usize = 10;
+pub const MAX_PRIORITIZATION_ENTRIES: usize = 10;
 
 /// A JSON object for templates. Its keys are in order, so equal properties have equal text.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -85,7 +85,7 @@ impl Recipient {
     /// Its properties are checked by [`Properties::check`], under the name that they were sent by.
     fn check(&self, field: &str, violations: &mut Violations) {
         let mut check = |name: &str, value: &str| {
-            if let Err(why) = opaque(value, IDENTIFIER_MAX) {
+            if let Err(why) = opaque(value, MAX_IDENTIFIER_CHARS) {
                 violations.add(format!("{field}.{name}"), why);
             }
         };
@@ -118,9 +118,9 @@ impl Recipient {
                 "is only allowed beside email; leave it out or state an email",
             );
         }
-        if self.prioritization.len() > PRIORITIZATION_MAX {
+        if self.prioritization.len() > MAX_PRIORITIZATION_ENTRIES {
             let message = format!(
-                "has {} entries; at most {PRIORITIZATION_MAX} are allowed",
+                "has {} entries; at most {MAX_PRIORITIZATION_ENTRIES} are allowed",
                 self.prioritization.len()
             );
             violations.add(&field, message);
@@ -236,30 +236,30 @@ pub fn properties_bytes(own: Option<&Properties>, target: &Target) -> usize {
 
 /// Adds a violation when a request has too many recipients; then the rest of them need not be looked at.
 pub fn check_count(recipients: usize, violations: &mut Violations) {
-    if recipients > RECIPIENTS_MAX {
-        let message = format!("has {recipients} recipients; at most {RECIPIENTS_MAX} are allowed");
+    if recipients > MAX_RECIPIENTS {
+        let message = format!("has {recipients} recipients; at most {MAX_RECIPIENTS} are allowed");
         violations.add("recipients", message);
     }
 }
 
 /// Adds a violation when the properties of a request are too large together.
 pub fn check_bytes(bytes: usize, violations: &mut Violations) {
-    if bytes > PROPERTIES_MAX_BYTES {
+    if bytes > MAX_PROPERTIES_BYTES {
         let message = format!(
-            "all properties of the request together are {bytes} bytes of JSON; at most {PROPERTIES_MAX_BYTES} are allowed"
+            "all properties of the request together are {bytes} bytes of JSON; at most {MAX_PROPERTIES_BYTES} are allowed"
         );
         violations.add("trigger_properties", message);
     }
 }
 
 fn check_object(object: &Map<String, Value>, field: &str, violations: &mut Violations) {
-    let mut faults = Faults::default();
+    let mut faults = ObjectScan::default();
     object
         .iter()
         .for_each(|(key, value)| faults.visit(key, value, 1));
-    if faults.deepest > PROPERTIES_MAX_DEPTH {
+    if faults.deepest > MAX_PROPERTIES_DEPTH {
         let message = format!(
-            "is nested {} deep; at most {PROPERTIES_MAX_DEPTH} levels are allowed",
+            "is nested {} deep; at most {MAX_PROPERTIES_DEPTH} levels are allowed",
             faults.deepest
         );
         violations.add(field, message);
@@ -274,12 +274,12 @@ fn check_object(object: &Map<String, Value>, field: &str, violations: &mut Viola
 
 /// What a walk over a JSON object finds.
 #[derive(Default)]
-struct Faults {
+struct ObjectScan {
     deepest: usize,
     nul_under: Option<String>,
 }
 
-impl Faults {
+impl ObjectScan {
     /// Visits a value at `depth` levels; its depth is bounded by the decoder that made it.
     fn visit(&mut self, key: &str, value: &Value, depth: usize) {
         self.deepest = self.deepest.max(depth);

@@ -56,7 +56,7 @@ pub fn plan(
     let mut missed = ZoneSet::empty();
     if schedule.is_local() {
         for zone in open.iter() {
-            let moment = Moment::of(schedule, zone);
+            let moment = ZoneMoment::of(schedule, zone);
             if moment.last < missed_before {
                 missed.insert(zone)
             } else {
@@ -84,14 +84,14 @@ pub fn plan(
 }
 
 /// When one zone is served.
-struct Moment {
+struct ZoneMoment {
     /// The time of its wave.
     wave: DateTime<Utc>,
     /// The last instant at which its wave is still what the caller asked for.
     last: DateTime<Utc>,
 }
 
-impl Moment {
+impl ZoneMoment {
     fn of(schedule: &Schedule, zone: Zone) -> Self {
         let time = schedule.time();
         if !schedule.at_optimal_time {

@@ -10,9 +10,9 @@ use super::zone::Zone;
 use crate::error::quote;
 
 /// The most characters of a workspace's name.
-const NAME_MAX: usize = 64;
+const MAX_NAME_CHARS: usize = 64;
 /// No window may allow more.
-const MOST: u64 = 1_000_000_000_000;
+const MAX_QUOTA: u64 = 1_000_000_000_000;
 
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,25 +37,25 @@ pub fn check_name(name: &str) -> Result<(), String> {
     let allowed = |letter: char| {
         letter.is_ascii_lowercase() || letter.is_ascii_digit() || "-_.".contains(letter)
     };
-    if !name.is_empty() && name.len() <= NAME_MAX && name.chars().all(allowed) {
+    if !name.is_empty() && name.len() <= MAX_NAME_CHARS && name.chars().all(allowed) {
         return Ok(());
     }
     Err(format!(
-        "{} is no name; 1 to {NAME_MAX} lower-case letters, digits, hyphens, underscores and points are needed",
+        "{} is no name; 1 to {MAX_NAME_CHARS} lower-case letters, digits, hyphens, underscores and points are needed",
         quote(name)
     ))
 }
 
 /// How long a quota counts before it begins anew, at the turn of the clock's minute or hour (UTC).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Window {
+pub enum QuotaWindow {
     /// 60 s.
     Minute,
     /// 3,600 s.
     Hour,
 }
 
-impl Window {
+impl QuotaWindow {
     /// Its length in milliseconds.
     pub fn millis(self) -> i64 {
         match self {
@@ -81,9 +81,9 @@ impl Window {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
     /// How many.
-    pub most: u64,
+    pub limit: u64,
     /// Of which length.
-    pub window: Window,
+    pub window: QuotaWindow,
 }
 
 impl Quota {
@@ -92,26 +92,27 @@ impl Quota {
     /// # Errors
     /// What would be right, without the field's name.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let read = text.split_once('/').and_then(|(most, window)| {
+        let read = text.split_once('/').and_then(|(limit, window)| {
             let window = match window {
-                "minute" => Window::Minute,
-                "hour" => Window::Hour,
+                "minute" => QuotaWindow::Minute,
+                "hour" => QuotaWindow::Hour,
                 _ => return None,
             };
-            most.parse()
+            limit
+                .parse()
                 .ok()
-                .filter(|most| *most <= MOST)
-                .map(|most| Self { most, window })
+                .filter(|limit| *limit <= MAX_QUOTA)
+                .map(|limit| Self { limit, window })
         });
         read.ok_or_else(|| {
-            format!("{} is no quota; a number up to {MOST} and a window are needed, such as 250000/hour or 6000/minute", quote(text))
+            format!("{} is no quota; a number up to {MAX_QUOTA} and a window are needed, such as 250000/hour or 6000/minute", quote(text))
         })
     }
 }
 
 /// How much a replica asks for of a quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ask {
+pub struct QuotaRequest {
     /// What a call that waits counts as: all of it is needed, or nothing. 0 when none waits.
     pub needed: u64,
     /// What would last for a while.
@@ -122,8 +123,8 @@ impl Quota {
     /// How much a replica may take at once when `taken` is taken already. Ahead of need at most an eighth of its share of what is
     /// left, so that no replica holds much that another one needs, and the less the nearer the end; for a call that waits as much
     /// as that one counts as, since it is used at once, and nothing when there is not as much.
-    pub fn chunk(&self, taken: u64, ask: Ask, replicas: u32) -> u64 {
-        let left = self.most.saturating_sub(taken);
+    pub fn chunk(&self, taken: u64, ask: QuotaRequest, replicas: u32) -> u64 {
+        let left = self.limit.saturating_sub(taken);
         if ask.needed > left {
             return 0;
         }
@@ -135,16 +136,16 @@ impl Quota {
 impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let window = match self.window {
-            Window::Minute => "minute",
-            Window::Hour => "hour",
+            QuotaWindow::Minute => "minute",
+            QuotaWindow::Hour => "hour",
         };
-        write!(f, "{}/{window}", self.most)
+        write!(f, "{}/{window}", self.limit)
     }
 }
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Counted {
+pub enum QuotaKind {
     /// Calls, and each entry of a batch; all but those below.
     Requests,
     /// Creations with `broadcast` or `audience`.
@@ -153,7 +154,7 @@ pub enum Counted {
     SameAudience,
 }
 
-impl Counted {
+impl QuotaKind {
     /// Every kind.
     pub const ALL: [Self; 3] = [Self::Requests, Self::Broadcasts, Self::SameAudience];
 
@@ -210,20 +211,20 @@ pub struct Limits {
 
 impl Limits {
     /// The quota of one kind.
-    pub fn of(&self, counted: Counted) -> Quota {
+    pub fn of(&self, counted: QuotaKind) -> Quota {
         match counted {
-            Counted::Requests => self.requests,
-            Counted::Broadcasts => self.broadcasts,
-            Counted::SameAudience => self.same_audience,
+            QuotaKind::Requests => self.requests,
+            QuotaKind::Broadcasts => self.broadcasts,
+            QuotaKind::SameAudience => self.same_audience,
         }
     }
 
     /// The same with another quota of one kind.
-    pub fn with(mut self, counted: Counted, quota: Quota) -> Self {
+    pub fn with(mut self, counted: QuotaKind, quota: Quota) -> Self {
         match counted {
-            Counted::Requests => self.requests = quota,
-            Counted::Broadcasts => self.broadcasts = quota,
-            Counted::SameAudience => self.same_audience = quota,
+            QuotaKind::Requests => self.requests = quota,
+            QuotaKind::Broadcasts => self.broadcasts = quota,
+            QuotaKind::SameAudience => self.same_audience = quota,
         }
         self
     }
@@ -233,16 +234,16 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             requests: Quota {
-                most: 250_000,
-                window: Window::Hour,
+                limit: 250_000,
+                window: QuotaWindow::Hour,
             },
             broadcasts: Quota {
-                most: 250,
-                window: Window::Minute,
+                limit: 250,
+                window: QuotaWindow::Minute,
             },
             same_audience: Quota {
-                most: 10,
-                window: Window::Minute,
+                limit: 10,
+                window: QuotaWindow::Minute,
             },
         }
     }
@@ -295,13 +296,13 @@ mod tests {
             (0, 0, 1, 0, 1),
         ] {
             assert_eq!(
-                quota.chunk(taken, Ask { needed, wanted }, replicas),
+                quota.chunk(taken, QuotaRequest { needed, wanted }, replicas),
                 got,
                 "{taken} {needed} {wanted} {replicas}"
             );
         }
         let (mut taken, mut chunks) = (0, 0);
-        let most = Ask {
+        let most = QuotaRequest {
             needed: 0,
             wanted: u64::MAX,
         };
@@ -315,9 +316,9 @@ mod tests {
 
     #[test]
     fn a_window_turns_with_the_clock() {
-        assert_eq!(Window::Minute.begin(119_999), 60_000);
-        assert_eq!(Window::Hour.begin(3_600_000), 3_600_000);
-        assert_eq!(Window::Minute.begin(-1), -60_000);
+        assert_eq!(QuotaWindow::Minute.begin(119_999), 60_000);
+        assert_eq!(QuotaWindow::Hour.begin(3_600_000), 3_600_000);
+        assert_eq!(QuotaWindow::Minute.begin(-1), -60_000);
     }
 
     #[test]
@@ -360,9 +361,9 @@ mod tests {
     #[test]
     fn one_quota_changes_and_the_others_stay() {
         let other = Quota::parse("7/minute").expect("a quota");
-        for changed in Counted::ALL {
+        for changed in QuotaKind::ALL {
             let limits = Limits::default().with(changed, other);
-            for counted in Counted::ALL {
+            for counted in QuotaKind::ALL {
                 let expected = if counted == changed {
                     other
                 } else {

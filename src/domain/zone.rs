@@ -11,18 +11,18 @@ use crate::error::quote;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Zone(u16);
 
-struct Known {
+struct ZoneData {
     name: String,
     rules: TimeZone,
 }
 
 /// Every known zone in alphabetical order; a [`Zone`] is an index into it.
-static KNOWN: LazyLock<Vec<Known>> = LazyLock::new(|| {
+static ZONES: LazyLock<Vec<ZoneData>> = LazyLock::new(|| {
     let data = TimeZoneDatabase::bundled();
-    let mut all: Vec<Known> = data
+    let mut all: Vec<ZoneData> = data
         .available()
         .filter_map(|name| {
-            data.get(name.as_str()).ok().map(|rules| Known {
+            data.get(name.as_str()).ok().map(|rules| ZoneData {
                 name: name.as_str().to_owned(),
                 rules,
             })
@@ -47,12 +47,12 @@ impl Zone {
     /// # Errors
     /// The value and what would be right, without the field's name.
     pub fn parse(name: &str) -> Result<Self, String> {
-        let exact = KNOWN
+        let exact = ZONES
             .binary_search_by(|known| known.name.as_str().cmp(name))
             .ok();
         exact
             .or_else(|| {
-                KNOWN
+                ZONES
                     .iter()
                     .position(|known| known.name.eq_ignore_ascii_case(name))
             })
@@ -74,12 +74,12 @@ impl Zone {
 
     /// The name as the zone data spells it.
     pub fn name(self) -> &'static str {
-        &KNOWN[usize::from(self.0)].name
+        &ZONES[usize::from(self.0)].name
     }
 
     /// The rules by which its wall clock runs.
     pub fn rules(self) -> &'static TimeZone {
-        &KNOWN[usize::from(self.0)].rules
+        &ZONES[usize::from(self.0)].rules
     }
 
     /// Every known zone, in alphabetical order.
@@ -135,7 +135,7 @@ impl ZoneSet {
     /// Every known zone.
     pub fn all() -> Self {
         static ALL: LazyLock<ZoneSet> =
-            LazyLock::new(|| (0u16..).take(KNOWN.len()).map(Zone).collect());
+            LazyLock::new(|| (0u16..).take(ZONES.len()).map(Zone).collect());
         *ALL
     }
 

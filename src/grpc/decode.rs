@@ -1,9 +1,9 @@
 //! Requests to domain values. Validation reports every violation at once, by field.
 
-use crate::domain::payload::{RECIPIENTS_MAX, check_bytes, check_count, properties_bytes};
+use crate::domain::payload::{MAX_RECIPIENTS, check_bytes, check_count, properties_bytes};
 use crate::domain::{
     Cancel, CanvasId, Create, DispatchId, DispatchState, Etag, Identifier, Overwrite, Properties,
-    Recipient, RequestId, Schedule, ScheduleId, State, Target, WorkspaceId,
+    Recipient, RequestId, Schedule, ScheduleId, ScheduleState, Target, WorkspaceId,
 };
 use crate::error::{Error, Violation, Violations};
 use crate::pb::v1;
@@ -144,7 +144,7 @@ pub(super) fn create(
         ],
     );
     check_count(sent.recipients.len(), &mut reader.violations);
-    let recipients = sent.recipients.into_iter().take(RECIPIENTS_MAX).enumerate();
+    let recipients = sent.recipients.into_iter().take(MAX_RECIPIENTS).enumerate();
     let recipients = recipients
         .map(|(n, sent)| reader.recipient(n, sent))
         .collect();
@@ -273,10 +273,10 @@ pub(super) fn list(
     };
     let state = match v1::CanvasScheduleState::try_from(sent.state) {
         Ok(v1::CanvasScheduleState::Unspecified) => None,
-        Ok(v1::CanvasScheduleState::Pending) => Some(State::Pending),
-        Ok(v1::CanvasScheduleState::Dispatching) => Some(State::Dispatching),
-        Ok(v1::CanvasScheduleState::Dispatched) => Some(State::Dispatched),
-        Ok(v1::CanvasScheduleState::Cancelled) => Some(State::Cancelled),
+        Ok(v1::CanvasScheduleState::Pending) => Some(ScheduleState::Pending),
+        Ok(v1::CanvasScheduleState::Dispatching) => Some(ScheduleState::Dispatching),
+        Ok(v1::CanvasScheduleState::Dispatched) => Some(ScheduleState::Dispatched),
+        Ok(v1::CanvasScheduleState::Cancelled) => Some(ScheduleState::Cancelled),
         Err(_) => {
             let message = format!(
                 "{} is not a state; PENDING, DISPATCHING, DISPATCHED or CANCELLED is needed, or 0 for all",
@@ -363,7 +363,7 @@ pub(super) fn dispatches(sent: &v1::ListDispatchesRequest) -> Result<DispatchesP
     };
     let state = match v1::DispatchState::try_from(sent.state) {
         Ok(v1::DispatchState::Unspecified) => None,
-        Ok(v1::DispatchState::InHand) => Some(DispatchState::InHand),
+        Ok(v1::DispatchState::InHand) => Some(DispatchState::InFlight),
         Ok(v1::DispatchState::Unknown) => Some(DispatchState::Unknown),
         Ok(v1::DispatchState::Delivered) => Some(DispatchState::Delivered),
         Ok(v1::DispatchState::Dead) => Some(DispatchState::Dead),

@@ -2,7 +2,7 @@
 
 use crate::domain::{
     Applied, CanvasSchedule, Dispatch, DispatchState, Outcome, Plan, Properties, Revision,
-    RevisionKind, Schedule, ScheduleId, State,
+    RevisionKind, Schedule, ScheduleId, ScheduleState,
 };
 use crate::pb::v1;
 use crate::pb::values::{names, object, properties, recipient, timestamp, wave};
@@ -21,12 +21,12 @@ fn schedule(value: &Schedule) -> v1::Schedule {
     }
 }
 
-fn state(state: State) -> v1::CanvasScheduleState {
+fn state(state: ScheduleState) -> v1::CanvasScheduleState {
     match state {
-        State::Pending => v1::CanvasScheduleState::Pending,
-        State::Dispatching => v1::CanvasScheduleState::Dispatching,
-        State::Dispatched => v1::CanvasScheduleState::Dispatched,
-        State::Cancelled => v1::CanvasScheduleState::Cancelled,
+        ScheduleState::Pending => v1::CanvasScheduleState::Pending,
+        ScheduleState::Dispatching => v1::CanvasScheduleState::Dispatching,
+        ScheduleState::Dispatched => v1::CanvasScheduleState::Dispatched,
+        ScheduleState::Cancelled => v1::CanvasScheduleState::Cancelled,
     }
 }
 
@@ -121,21 +121,21 @@ pub(super) fn details(details: &Details) -> v1::GetCanvasScheduleResponse {
         broadcast: details.target.broadcast,
         waves: waves(&plan),
         missed_zones: names(&plan.missed),
-        dispatches: Some(counts(&details.firings)),
+        dispatches: Some(counts(&details.dispatches)),
     }
 }
 
-fn counts(firings: &[Dispatch]) -> v1::DispatchCounts {
+fn counts(dispatches: &[Dispatch]) -> v1::DispatchCounts {
     let of = |state| {
         count(
-            firings
+            dispatches
                 .iter()
-                .filter(|firing| firing.state == state)
+                .filter(|dispatch| dispatch.state == state)
                 .count(),
         )
     };
     v1::DispatchCounts {
-        in_hand: of(DispatchState::InHand),
+        in_hand: of(DispatchState::InFlight),
         unknown: of(DispatchState::Unknown),
         delivered: of(DispatchState::Delivered),
         dead: of(DispatchState::Dead),
@@ -144,29 +144,29 @@ fn counts(firings: &[Dispatch]) -> v1::DispatchCounts {
 }
 
 /// A dispatch of a schedule.
-pub(super) fn dispatch(schedule: ScheduleId, firing: &Dispatch) -> v1::Dispatch {
-    let state = match firing.state {
-        DispatchState::InHand => v1::DispatchState::InHand,
+pub(super) fn dispatch(schedule: ScheduleId, dispatch: &Dispatch) -> v1::Dispatch {
+    let state = match dispatch.state {
+        DispatchState::InFlight => v1::DispatchState::InHand,
         DispatchState::Unknown => v1::DispatchState::Unknown,
         DispatchState::Delivered => v1::DispatchState::Delivered,
         DispatchState::Dead => v1::DispatchState::Dead,
         DispatchState::Abandoned => v1::DispatchState::Abandoned,
     };
-    let next_attempt = firing
-        .again_at
-        .filter(|_| firing.state == DispatchState::Unknown);
+    let next_attempt = dispatch
+        .retry_at
+        .filter(|_| dispatch.state == DispatchState::Unknown);
     v1::Dispatch {
-        dispatch_id: firing.id(schedule).to_string(),
+        dispatch_id: dispatch.id(schedule).to_string(),
         schedule_id: schedule.to_string(),
-        number: number(firing.n),
-        revision: firing.revision,
-        wave: Some(wave(&firing.wave)),
+        number: number(dispatch.number),
+        revision: dispatch.revision,
+        wave: Some(wave(&dispatch.wave)),
         state: state.into(),
-        attempt: number(firing.attempt),
-        fire_time: Some(timestamp(firing.fired_at)),
-        finish_time: firing.finished_at.map(timestamp),
+        attempt: number(dispatch.attempt),
+        fire_time: Some(timestamp(dispatch.claimed_at)),
+        finish_time: dispatch.finished_at.map(timestamp),
         next_attempt_time: next_attempt.map(timestamp),
-        detail: firing.why.clone(),
+        detail: dispatch.why.clone(),
     }
 }
 

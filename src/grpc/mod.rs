@@ -245,14 +245,15 @@ impl CanvasScheduleService for GrpcApi {
         let dispatches = what_fits(
             found
                 .iter()
-                .map(|(schedule, firing)| encode::dispatch(*schedule, firing)),
+                .map(|(schedule, dispatch)| encode::dispatch(*schedule, dispatch)),
             asked.size,
         );
         let last = found
             .get(..dispatches.len())
             .and_then(<[_]>::last)
             .filter(|_| dispatches.len() < found.len());
-        let token = |(schedule, firing): &(ScheduleId, Dispatch)| (schedule.0.as_u128(), firing.n);
+        let token =
+            |(schedule, dispatch): &(ScheduleId, Dispatch)| (schedule.0.as_u128(), dispatch.number);
         let next_page_token = last
             .map(|last| page::token(&decode::dispatches_query(sent), token(last)))
             .unwrap_or_default();

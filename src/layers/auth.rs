@@ -13,7 +13,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::deadline::Deadline;
 use super::{Call, DOMAIN, address, error_details, refusal, unavailable};
 use crate::clock::SharedClock;
-use crate::domain::{Barred, Permission, Presented};
+use crate::domain::{KeyRefusal, Permission, PresentedKey};
 use crate::error::Error;
 use crate::service::Caller;
 use crate::service::access::{Access, AuthenticatedKey, Denied};
@@ -110,7 +110,7 @@ fn refused(code: Code, reason: &'static str, message: impl Into<String>) -> Refu
 }
 
 /// The one key in `authorization: Bearer KEY`.
-fn presented(headers: &HeaderMap) -> Result<Presented, Refused> {
+fn presented(headers: &HeaderMap) -> Result<PresentedKey, Refused> {
     let mut stated = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = stated.next() else {
         let message = "a key is needed: send `authorization: Bearer KEY`";
@@ -120,7 +120,7 @@ fn presented(headers: &HeaderMap) -> Result<Presented, Refused> {
         .as_bytes()
         .split_at_checked(7)
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
-    let presented = key.and_then(|(_, key)| Presented::parse(key.trim_ascii()));
+    let presented = key.and_then(|(_, key)| PresentedKey::parse(key.trim_ascii()));
     presented
         .filter(|_| stated.next().is_none())
         .ok_or_else(|| {
@@ -133,7 +133,7 @@ fn presented(headers: &HeaderMap) -> Result<Presented, Refused> {
 
 fn denied(why: Denied) -> Refused {
     let barred = match why {
-        Denied::Barred(barred) => barred,
+        Denied::KeyRefused(barred) => barred,
         Denied::Unavailable => {
             return (
                 "STORE_UNAVAILABLE",
@@ -144,15 +144,17 @@ fn denied(why: Denied) -> Refused {
         }
     };
     match barred {
-        Barred::Unknown => refused(Code::Unauthenticated, "KEY_UNKNOWN", "there is no such key"),
-        Barred::Revoked => refused(Code::Unauthenticated, "KEY_REVOKED", "the key was revoked"),
-        Barred::Expired => refused(Code::Unauthenticated, "KEY_EXPIRED", "the key has expired"),
-        Barred::Address => refused(
+        KeyRefusal::Unknown => {
+            refused(Code::Unauthenticated, "KEY_UNKNOWN", "there is no such key")
+        }
+        KeyRefusal::Revoked => refused(Code::Unauthenticated, "KEY_REVOKED", "the key was revoked"),
+        KeyRefusal::Expired => refused(Code::Unauthenticated, "KEY_EXPIRED", "the key has expired"),
+        KeyRefusal::Address => refused(
             Code::PermissionDenied,
             "ADDRESS_NOT_ALLOWED",
             "the key may not be used from the address that the call comes from",
         ),
-        Barred::Permission(needed) => {
+        KeyRefusal::Permission(needed) => {
             let reason = "PERMISSION_MISSING";
             let info = ErrorDetails::with_error_info(
                 reason,

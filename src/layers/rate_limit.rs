@@ -13,7 +13,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::auth::Authenticator;
 use super::{Call, DOMAIN, unavailable};
-use crate::domain::{Charge, Counted};
+use crate::domain::{Charge, QuotaKind};
 use crate::service::access::AuthenticatedKey;
 use crate::service::budget::{ChargeError, QuotaStatus};
 
@@ -130,9 +130,9 @@ fn refused(over: ChargeError, authenticator: &Authenticator) -> Status {
         .unwrap_or_default();
     let wait = Duration::from_millis(millis);
     let what = match counted {
-        Counted::Requests => "requests",
-        Counted::Broadcasts => "creations with broadcast or audience",
-        Counted::SameAudience => "creations with the same audience",
+        QuotaKind::Requests => "requests",
+        QuotaKind::Broadcasts => "creations with broadcast or audience",
+        QuotaKind::SameAudience => "creations with the same audience",
     };
     let message = format!(
         "the workspace has used up its quota of {} {what}; it begins anew in {} s",

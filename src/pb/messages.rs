@@ -12,11 +12,11 @@ use super::FILE_DESCRIPTOR_SET;
 
 /// The most messages that are fields of the message itself: twice the entries of the largest batch, so that whoever sends somewhat
 /// too many is told how many are allowed.
-const DIRECT_MOST: usize = 2_000;
+const MAX_DIRECT_MESSAGES: usize = 2_000;
 /// The most messages at any depth.
-const ALL_MOST: usize = 250_000;
+const MAX_MESSAGES: usize = 250_000;
 /// What nests deeper is refused when it is decoded.
-const DEPTH_MOST: usize = 100;
+const MAX_DEPTH: usize = 100;
 
 /// There are more messages in it than may be.
 #[derive(Debug, PartialEq, Eq)]
@@ -86,10 +86,7 @@ pub(super) fn check(message: &[u8], full_name: &str) -> Result<(), TooMany> {
 
 fn count(mut message: &[u8], of: usize, depth: usize, all: &mut usize) -> Result<(), TooMany> {
     let mut direct = 0;
-    while let Some((field, wire)) = decode_key(&mut message)
-        .ok()
-        .filter(|_| depth <= DEPTH_MOST)
-    {
+    while let Some((field, wire)) = decode_key(&mut message).ok().filter(|_| depth <= MAX_DEPTH) {
         let known = TYPES.fields[of]
             .get(&field)
             .filter(|_| wire == WireType::LengthDelimited);
@@ -107,11 +104,11 @@ fn count(mut message: &[u8], of: usize, depth: usize, all: &mut usize) -> Result
         };
         message = rest;
         (direct, *all) = (direct + 1, *all + 1);
-        if depth == 0 && direct > DIRECT_MOST {
-            return Err(TooMany(DIRECT_MOST));
+        if depth == 0 && direct > MAX_DIRECT_MESSAGES {
+            return Err(TooMany(MAX_DIRECT_MESSAGES));
         }
-        if *all > ALL_MOST {
-            return Err(TooMany(ALL_MOST));
+        if *all > MAX_MESSAGES {
+            return Err(TooMany(MAX_MESSAGES));
         }
         count(inner, inner_of, depth + 1, all)?;
     }
@@ -152,21 +149,24 @@ mod tests {
     fn messages_are_counted_at_every_depth() {
         // The properties, their entry, its value and that one's list are four.
         assert_eq!(
-            check(&with_values(ALL_MOST - 4).encode_to_vec(), UPDATE),
+            check(&with_values(MAX_MESSAGES - 4).encode_to_vec(), UPDATE),
             Ok(())
         );
         assert_eq!(
-            check(&with_values(ALL_MOST - 3).encode_to_vec(), UPDATE),
-            Err(TooMany(ALL_MOST))
+            check(&with_values(MAX_MESSAGES - 3).encode_to_vec(), UPDATE),
+            Err(TooMany(MAX_MESSAGES))
         );
         let batch = Batch {
-            requests: vec![with_values(ALL_MOST / 2 - 5); 2],
+            requests: vec![with_values(MAX_MESSAGES / 2 - 5); 2],
         };
         assert_eq!(check(&batch.encode_to_vec(), BATCH), Ok(()));
         let batch = Batch {
-            requests: vec![with_values(ALL_MOST / 2 - 4); 2],
+            requests: vec![with_values(MAX_MESSAGES / 2 - 4); 2],
         };
-        assert_eq!(check(&batch.encode_to_vec(), BATCH), Err(TooMany(ALL_MOST)));
+        assert_eq!(
+            check(&batch.encode_to_vec(), BATCH),
+            Err(TooMany(MAX_MESSAGES))
+        );
     }
 
     #[test]
@@ -177,10 +177,10 @@ mod tests {
             }
             .encode_to_vec()
         };
-        assert_eq!(check(&batch(DIRECT_MOST), BATCH), Ok(()));
+        assert_eq!(check(&batch(MAX_DIRECT_MESSAGES), BATCH), Ok(()));
         assert_eq!(
-            check(&batch(DIRECT_MOST + 1), BATCH),
-            Err(TooMany(DIRECT_MOST))
+            check(&batch(MAX_DIRECT_MESSAGES + 1), BATCH),
+            Err(TooMany(MAX_DIRECT_MESSAGES))
         );
     }
 

@@ -11,7 +11,7 @@ use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value as ProtoValue};
 
 use super::request_body::RequestError;
-use crate::domain::payload::PROPERTIES_MAX_DEPTH;
+use crate::domain::payload::MAX_PROPERTIES_DEPTH;
 use crate::error::{Violations, quote};
 use crate::layers::violations::TransportViolations;
 
@@ -19,7 +19,7 @@ use crate::layers::violations::TransportViolations;
 const MAX_VIOLATIONS: usize = 100;
 /// One level deeper than the limit still reaches the RPC, which rejects it; a deeper message could
 /// not be decoded.
-const MAX_DEPTH: usize = PROPERTIES_MAX_DEPTH + 1;
+const MAX_DEPTH: usize = MAX_PROPERTIES_DEPTH + 1;
 /// Further entries of a list are not read: in memory they are much larger than as text, and no list
 /// may be that long.
 const MAX_LIST_ENTRIES: usize = 1_000;
@@ -205,7 +205,7 @@ impl JsonReader {
         let kind = match value {
             JsonValue::Array(_) | JsonValue::Object(_) if deeper > MAX_DEPTH => {
                 let message = format!(
-                    "is nested over {MAX_DEPTH} deep; at most {PROPERTIES_MAX_DEPTH} levels are allowed"
+                    "is nested over {MAX_DEPTH} deep; at most {MAX_PROPERTIES_DEPTH} levels are allowed"
                 );
                 self.violate(path, message);
                 Kind::NullValue(0)

@@ -72,7 +72,7 @@ fn nesting_is_bounded_and_the_rpc_enforces_the_limit() {
     let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
     // The object itself is the first level.
     assert!(
-        properties(&nested(PROPERTIES_MAX_DEPTH)).1.is_empty(),
+        properties(&nested(MAX_PROPERTIES_DEPTH)).1.is_empty(),
         "the RPC rejects one level too many"
     );
     let (_, violations) = properties(&nested(150));

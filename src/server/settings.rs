@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use super::accept::ConnectionSettings;
 use crate::config::{DatabaseArgs, Secret, defaults, values};
 use crate::dispatcher::DispatcherSettings;
-use crate::domain::{DeliveryPolicy, Policy};
+use crate::domain::{DeliveryPolicy, SchedulePolicy};
 use crate::error::Violations;
 use crate::layers::CallSettings;
 use crate::sink::{SinkArgs, SinkSettings};
@@ -122,7 +122,7 @@ pub struct Serve {
     pub delivery: DeliveryPolicy,
     /// The rules of schedules.
     #[command(flatten)]
-    pub policy: Policy,
+    pub policy: SchedulePolicy,
     /// How the store uses its database.
     #[command(flatten)]
     pub store: StoreSettings,

@@ -14,7 +14,9 @@ use uuid::Uuid;
 
 use super::budget::{Budget, SharedQuota};
 use crate::clock::SharedClock;
-use crate::domain::{ApiKey, Barred, KeyId, Limits, Permission, Presented, Workspace, WorkspaceId};
+use crate::domain::{
+    ApiKey, KeyId, KeyRefusal, Limits, Permission, PresentedKey, Workspace, WorkspaceId,
+};
 use crate::error::Error;
 use crate::store::Store;
 
@@ -39,7 +41,7 @@ const NOTE_EVERY: TimeDelta = TimeDelta::seconds(60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
     /// Its key does not allow it.
-    Barred(Barred),
+    KeyRefused(KeyRefusal),
     /// The keys could not be read for too long.
     Unavailable,
 }
@@ -168,7 +170,7 @@ impl Access {
     /// Why it does not.
     pub async fn admit(
         &self,
-        presented: &Presented,
+        presented: &PresentedKey,
         from: Option<IpAddr>,
         needs: Permission,
     ) -> Result<Arc<AuthenticatedKey>, Denied> {
@@ -179,7 +181,7 @@ impl Access {
         };
         held.key
             .admit(presented, from, needs, self.0.clock.now())
-            .map_err(Denied::Barred)?;
+            .map_err(Denied::KeyRefused)?;
         if !held.used.load(Ordering::Relaxed) {
             held.used.store(true, Ordering::Relaxed);
         }
@@ -197,7 +199,7 @@ impl Access {
 
     /// A key that was made since the last reading.
     async fn look_up(&self, id: KeyId) -> Result<Arc<AuthenticatedKey>, Denied> {
-        let unknown = Denied::Barred(Barred::Unknown);
+        let unknown = Denied::KeyRefused(KeyRefusal::Unknown);
         let Some(store) = &self.0.store else {
             return Err(unknown);
         };

@@ -2,7 +2,7 @@ use chrono::TimeDelta;
 
 use super::*;
 use crate::clock::{Clock, ManualClock};
-use crate::domain::{NewKey, Permissions, Policy};
+use crate::domain::{NewKey, Permissions, SchedulePolicy};
 use crate::service::admin::{Admin, KeyOrder};
 use crate::store::{Options, Writer};
 
@@ -14,7 +14,7 @@ async fn access() -> (Access, Admin, Store, Vec<Writer>) {
     let (store, writers) = Store::open(
         &Options::new("sqlite::memory:"),
         clock.clone(),
-        Policy::default(),
+        SchedulePolicy::default(),
     )
     .await
     .expect("a store");
@@ -27,7 +27,7 @@ async fn access() -> (Access, Admin, Store, Vec<Writer>) {
     )
 }
 
-async fn key(admin: &Admin, name: &str) -> Presented {
+async fn key(admin: &Admin, name: &str) -> PresentedKey {
     let order = KeyOrder {
         name: name.to_owned(),
         permissions: Permissions::all(),
@@ -37,19 +37,19 @@ async fn key(admin: &Admin, name: &str) -> Presented {
     presented(&admin.create_key("default", order).await.expect("made"))
 }
 
-fn presented(new: &NewKey) -> Presented {
-    Presented::parse(new.reveal().as_bytes()).expect("well formed")
+fn presented(new: &NewKey) -> PresentedKey {
+    PresentedKey::parse(new.reveal().as_bytes()).expect("well formed")
 }
 
-fn made_up(n: u8) -> Presented {
+fn made_up(n: u8) -> PresentedKey {
     presented(&NewKey::from_random(&[n; crate::domain::key::RANDOM_BYTES]))
 }
 
-async fn admitted(access: &Access, key: &Presented) -> Result<(), Denied> {
+async fn admitted(access: &Access, key: &PresentedKey) -> Result<(), Denied> {
     access.admit(key, None, Permission::Read).await.map(drop)
 }
 
-const UNKNOWN: Result<(), Denied> = Err(Denied::Barred(Barred::Unknown));
+const UNKNOWN: Result<(), Denied> = Err(Denied::KeyRefused(KeyRefusal::Unknown));
 
 #[tokio::test]
 async fn nobody_is_let_in_before_the_keys_were_read() {
@@ -124,7 +124,7 @@ async fn a_key_that_stopped_is_told_so_for_a_week() {
     let (store, _writers) = Store::open(
         &Options::new("sqlite::memory:"),
         clock.clone(),
-        Policy::default(),
+        SchedulePolicy::default(),
     )
     .await
     .expect("a store");
@@ -146,13 +146,13 @@ async fn a_key_that_stopped_is_told_so_for_a_week() {
     access.read().await.expect("read");
     assert_eq!(
         admitted(&access, &revoked).await,
-        Err(Denied::Barred(Barred::Revoked))
+        Err(Denied::KeyRefused(KeyRefusal::Revoked))
     );
     assert_eq!(admitted(&access, &expires).await, Ok(()));
     clock.advance(TimeDelta::hours(1));
     assert_eq!(
         admitted(&access, &expires).await,
-        Err(Denied::Barred(Barred::Expired)),
+        Err(Denied::KeyRefused(KeyRefusal::Expired)),
         "at its instant, without a reading"
     );
     clock.advance(TimeDelta::days(7));

@@ -10,7 +10,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
-use crate::domain::{Ask, Charge, Counted, Limits, Quota, WorkspaceId};
+use crate::domain::{Charge, Limits, Quota, QuotaKind, QuotaRequest, WorkspaceId};
 use crate::error::Error;
 use crate::store::Store;
 
@@ -37,7 +37,7 @@ pub struct QuotaStatus {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChargeError {
     /// The quota of this window is used up.
-    Quota(Counted, QuotaStatus),
+    Quota(QuotaKind, QuotaStatus),
     /// The count could not be read.
     Store(Error),
 }
@@ -104,7 +104,7 @@ impl Budget {
         }
     }
 
-    fn quota(&self, counted: Counted) -> Quota {
+    fn quota(&self, counted: QuotaKind) -> Quota {
         self.limits
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -117,10 +117,10 @@ impl Budget {
     /// The quota that is used up, or the store's.
     pub async fn charge(self: &Arc<Self>, charge: &Charge) -> Result<QuotaStatus, ChargeError> {
         match charge {
-            Charge::Requests(n) => self.take(Counted::Requests, *n).await,
-            Charge::Broadcast => self.take(Counted::Broadcasts, 1).await,
+            Charge::Requests(n) => self.take(QuotaKind::Requests, *n).await,
+            Charge::Broadcast => self.take(QuotaKind::Broadcasts, 1).await,
             Charge::Audience(digest) => {
-                let told = self.take(Counted::Broadcasts, 1).await?;
+                let told = self.take(QuotaKind::Broadcasts, 1).await?;
                 if let Err(over) = self.take_of_audience(digest).await {
                     self.broadcasts.give_back(1, told.resets_ms);
                     return Err(over);
@@ -135,12 +135,12 @@ impl Budget {
         self: &Arc<Self>,
         requests: u64,
     ) -> Option<Result<QuotaStatus, ChargeError>> {
-        self.take_at_once(Counted::Requests, requests)
+        self.take_at_once(QuotaKind::Requests, requests)
     }
 
     fn take_at_once(
         self: &Arc<Self>,
-        counted: Counted,
+        counted: QuotaKind,
         n: u64,
     ) -> Option<Result<QuotaStatus, ChargeError>> {
         match self.bucket(counted).try_take(n, self.counter.now_ms()) {
@@ -153,15 +153,19 @@ impl Budget {
         }
     }
 
-    fn bucket(&self, counted: Counted) -> &Bucket {
-        if counted == Counted::Requests {
+    fn bucket(&self, counted: QuotaKind) -> &Bucket {
+        if counted == QuotaKind::Requests {
             &self.requests
         } else {
             &self.broadcasts
         }
     }
 
-    async fn take(self: &Arc<Self>, counted: Counted, n: u64) -> Result<QuotaStatus, ChargeError> {
+    async fn take(
+        self: &Arc<Self>,
+        counted: QuotaKind,
+        n: u64,
+    ) -> Result<QuotaStatus, ChargeError> {
         for _ in 0..TRIES {
             if let Some(answer) = self.take_at_once(counted, n) {
                 return answer;
@@ -174,7 +178,7 @@ impl Budget {
     }
 
     /// Takes a chunk in the background when the last one runs low.
-    fn refill_ahead(self: &Arc<Self>, counted: Counted, low: bool) {
+    fn refill_ahead(self: &Arc<Self>, counted: QuotaKind, low: bool) {
         let bucket = self.bucket(counted);
         if !low || bucket.refilling.swap(true, Ordering::Relaxed) {
             return;
@@ -192,7 +196,7 @@ impl Budget {
     }
 
     /// Takes a chunk for `needed` calls that found the bucket empty, or ahead of need for 0; one at a time.
-    async fn refill(&self, counted: Counted, needed: u64) -> Result<(), Error> {
+    async fn refill(&self, counted: QuotaKind, needed: u64) -> Result<(), Error> {
         let Some(store) = &self.counter.store else {
             return Ok(());
         };
@@ -212,14 +216,14 @@ impl Budget {
             .map_or_else(|| self.quota(counted), |window| window.quota);
         let wanted = open
             .as_ref()
-            .map_or((quota.most / FIRST_PART).max(1), |window| window.wanted());
+            .map_or((quota.limit / FIRST_PART).max(1), |window| window.wanted());
         let needed = needed.saturating_sub(
             open.as_ref()
                 .map_or(0, |window| window.left.load(Ordering::Relaxed)),
         );
         let began_ms = quota.window.begin(now_ms);
         let replicas = self.counter.replicas.load(Ordering::Relaxed);
-        let ask = Ask { needed, wanted };
+        let ask = QuotaRequest { needed, wanted };
         let taken = store
             .admin
             .take_quota(
@@ -248,13 +252,13 @@ impl Budget {
         let Some(store) = &self.counter.store else {
             return Ok(());
         };
-        let quota = self.quota(Counted::SameAudience);
+        let quota = self.quota(QuotaKind::SameAudience);
         let began_ms = quota.window.begin(self.counter.now_ms());
-        let ask = Ask {
+        let ask = QuotaRequest {
             needed: 1,
             wanted: 1,
         };
-        let name = format!("{}:{digest}", Counted::SameAudience.name());
+        let name = format!("{}:{digest}", QuotaKind::SameAudience.name());
         let taken = store
             .admin
             .take_quota(self.workspace, &name, began_ms, quota, ask, 1)
@@ -264,9 +268,9 @@ impl Budget {
             return Ok(());
         }
         Err(ChargeError::Quota(
-            Counted::SameAudience,
+            QuotaKind::SameAudience,
             QuotaStatus {
-                limit: quota.most,
+                limit: quota.limit,
                 remaining: 0,
                 resets_ms: began_ms + quota.window.millis(),
             },
@@ -381,7 +385,7 @@ impl BudgetWindow {
 
     /// Whether there is nothing more to take.
     fn is_used_up(&self) -> bool {
-        self.taken.load(Ordering::Relaxed) >= self.quota.most
+        self.taken.load(Ordering::Relaxed) >= self.quota.limit
     }
 
     fn wants_more(&self, needed: u64) -> bool {
@@ -427,11 +431,11 @@ impl BudgetWindow {
     fn told(&self, left: u64) -> QuotaStatus {
         let untaken = self
             .quota
-            .most
+            .limit
             .saturating_sub(self.taken.load(Ordering::Relaxed));
         QuotaStatus {
-            limit: self.quota.most,
-            remaining: (untaken + left).min(self.quota.most),
+            limit: self.quota.limit,
+            remaining: (untaken + left).min(self.quota.limit),
             resets_ms: self.ends_ms(),
         }
     }
@@ -442,7 +446,7 @@ impl Budget {
     /// One that never ends.
     pub fn endless(workspace: WorkspaceId, clock: SharedClock) -> Arc<Self> {
         let budget = Self::new(workspace, Limits::default(), SharedQuota::new(None, clock));
-        let quota = budget.quota(Counted::Requests);
+        let quota = budget.quota(QuotaKind::Requests);
         let window = BudgetWindow::new(quota, quota.window.begin(budget.counter.now_ms()));
         window.add(u64::MAX / 2, 0);
         budget.requests.window.store(Some(Arc::new(window)));

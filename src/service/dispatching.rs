@@ -1,4 +1,4 @@
-//! The use cases of the dispatcher: what is due, taken, and what became of it.
+//! The use cases of the dispatcher: claim, retry, settle, maintain.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use crate::store::Caller;
 pub use crate::store::{AttemptResult, Claimed, DispatchFilter, Leased, NextDue};
 use crate::telemetry::metrics::{DispatchTotals, DueBacklog};
 
-/// How long a dispatcher sleeps at most before it looks again: what another replica's callers made due is found by then.
-pub const POLL: TimeDelta = TimeDelta::milliseconds(25);
+/// The longest sleep of a dispatcher: waves that another replica's callers made due are found by polling.
+pub const POLL_INTERVAL: TimeDelta = TimeDelta::milliseconds(25);
 
-/// Entries that one transaction of the upkeep moves.
-const AT_ONCE: u64 = 500;
+/// The most rows that one transaction of the maintenance changes.
+const MAINTENANCE_BATCH: u64 = 500;
 
 impl Service {
     /// Notified when a dispatcher of this process should look for due waves before its timer ends.
@@ -30,24 +30,18 @@ impl Service {
         if outcome
             .after
             .next_wave
-            .is_some_and(|at| at <= self.clock.now() + POLL)
+            .is_some_and(|at| at <= self.clock.now() + POLL_INTERVAL)
         {
             self.wake.notify_one();
         }
     }
 
-    /// When there is something to do next.
-    ///
-    /// # Errors
-    /// The store's.
+    /// When the next wave and the next retry are due.
     pub async fn next_due(&self) -> Result<NextDue, Error> {
         self.store.dispatch.next_due(self.clock.now()).await
     }
 
-    /// Fires up to `limit` waves that are due.
-    ///
-    /// # Errors
-    /// The store's.
+    /// Claims up to `limit` waves that are due.
     pub async fn claim(&self, limit: usize) -> Result<Claimed, Error> {
         self.store
             .dispatch
@@ -60,18 +54,12 @@ impl Service {
             .await
     }
 
-    /// Puts the first that is due aside for a while: what stands in the way of everything behind it.
-    ///
-    /// # Errors
-    /// The store's.
+    /// Postpones the first schedule that is due, which keeps those behind it from being claimed.
     pub async fn postpone_first(&self) -> Result<(), Error> {
         self.store.dispatch.postpone_first(self.clock.now()).await
     }
 
-    /// Takes up to `limit` dispatches that are due for another attempt.
-    ///
-    /// # Errors
-    /// The store's.
+    /// Leases up to `limit` dispatches that are due for another attempt.
     pub async fn retry(&self, limit: usize) -> Result<Claimed, Error> {
         self.store
             .dispatch
@@ -79,10 +67,7 @@ impl Service {
             .await
     }
 
-    /// Writes what became of attempts.
-    ///
-    /// # Errors
-    /// The store's. To write them again changes nothing.
+    /// Writes the outcomes of attempts. Idempotent: a batch may be settled again after an error.
     pub async fn settle(&self, finished: &[AttemptResult]) -> Result<(), Error> {
         self.store
             .dispatch
@@ -90,10 +75,7 @@ impl Service {
             .await
     }
 
-    /// Up to `limit` dispatches after `after`, in the order of schedule and number.
-    ///
-    /// # Errors
-    /// The store's.
+    /// Up to `limit` dispatches after `after`, ordered by schedule and number.
     pub async fn dispatches(
         &self,
         caller: &Caller,
@@ -107,17 +89,14 @@ impl Service {
             .await
     }
 
-    /// Tries a dead letter again.
-    ///
-    /// # Errors
-    /// The domain's refusals and the store's.
+    /// Retries a dead letter (docs/api.md, RetryDispatch).
     pub async fn retry_dispatch(
         &self,
         caller: &Caller,
         id: ScheduleId,
         dispatch: DispatchId,
     ) -> Result<Dispatch, Error> {
-        let revived = self
+        let retried = self
             .store
             .dispatch
             .retry_dead_letter(
@@ -128,23 +107,18 @@ impl Service {
             )
             .await?;
         self.wake.notify_one();
-        Ok(revived)
+        Ok(retried)
     }
 
-    /// Puts what was put aside while sending was paused back where it is fired from.
-    ///
-    /// # Errors
-    /// The store's.
+    /// Puts entries that were parked while sending was paused back into the due queue, once sending is resumed.
     pub async fn release_parked(&self) -> Result<(), Error> {
-        while self.store.dispatch.unpark(AT_ONCE).await? > 0 {}
+        while self.store.dispatch.unpark(MAINTENANCE_BATCH).await? > 0 {}
         Ok(())
     }
 
-    /// Says which zone data this process has, and recomputes what was computed with other data if ours is in force.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn keep_zone_rules(&self) -> Result<(), Error> {
+    /// Announces the zone data of this build, and replans schedules that were planned with other data, if this build's data is
+    /// in force.
+    pub async fn refresh_zone_rules(&self) -> Result<(), Error> {
         let now = self.clock.now();
         let in_force = self.store.dispatch.announce_zone_rules(now).await?;
         self.rules_in_force.store(in_force, Ordering::Relaxed);
@@ -153,7 +127,12 @@ impl Service {
         }
         let mut recomputed = 0;
         loop {
-            match self.store.dispatch.recompute(now, AT_ONCE).await? {
+            match self
+                .store
+                .dispatch
+                .recompute(now, MAINTENANCE_BATCH)
+                .await?
+            {
                 0 => break,
                 more => recomputed += more,
             }
@@ -162,30 +141,24 @@ impl Service {
             tracing::info!(
                 recomputed,
                 time_zone_data = zone::data_version(),
-                "waiting schedules were recomputed with our zone data"
+                "replanned pending schedules with the zone data of this build"
             );
         }
         Ok(())
     }
 
-    /// What is due and was not fired, counted up to a bound.
-    ///
-    /// # Errors
-    /// The store's.
+    /// Counts waves that are due and not claimed, up to a maximum.
     pub async fn backlog(&self) -> Result<DueBacklog, Error> {
         self.store.admin.backlog(self.clock.now()).await
     }
 
-    /// How dispatches stand, and which brakes are on.
-    ///
-    /// # Errors
-    /// The store's.
+    /// Counts dispatches by state, and the pauses of sending.
     pub async fn dispatch_totals(&self) -> Result<DispatchTotals, Error> {
         self.store.admin.dispatch_totals().await
     }
 
-    /// How long a delivery may take: well within its lease, so that its answer is written before somebody else tries.
-    pub fn delivery_most(&self) -> Duration {
+    /// The timeout of a delivery: three quarters of its lease, so that its outcome is settled before another worker retries.
+    pub fn delivery_timeout(&self) -> Duration {
         (self.delivery.lease * 3 / 4).to_std().unwrap_or_default()
     }
 }

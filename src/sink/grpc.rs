@@ -17,26 +17,28 @@ use tonic_types::StatusExt;
 use tower::Service;
 
 use super::SinkEndpoint;
-use super::answer::{bounded, by_http_status, chain};
-use super::encoded::{Encoded, TriggerCodec, Waves};
-use super::sent::{Sent, Watched};
-use super::{Answer, Answering, Sink, tls};
+use super::grpc_codec::{EncodedDispatch, TriggerCodec, WaveCache};
+use super::outcome::{by_http_status, error_chain, limit_wait};
+use super::send_state::{SendState, TrackedBody};
+use super::{DeliveryFuture, DeliveryOutcome, Sink, tls};
 use crate::config::Secret;
 use crate::domain::DispatchMessage;
 use crate::error::{Error, Violation};
 
-/// A silent connection is asked whether it still is one, and given up when it does not say so.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+/// The time between two keep-alive pings.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// A connection without an answer to a ping for this long is closed.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The one method of `CanvasTriggerService`. Called past the generated client, which would encode the whole message each time.
+/// The only method of `CanvasTriggerService`. The generated client is not used: it would encode the whole message each time.
 const TRIGGER_CANVAS: &str = "/canvas.schedule.v1.CanvasTriggerService/TriggerCanvas";
 
-/// A Canvas engine. Each connection is made when it is first needed, and made anew after it was lost; several of them, since one
-/// is one task here and one process there.
+/// A Canvas engine. Each connection opens when it is first needed, and reopens after it was lost. One connection is one task
+/// here and one process there, so several share the load.
 pub struct Grpc {
     channels: Vec<Channel>,
-    waves: Waves,
-    /// Counts the calls, so that they go round the channels.
+    waves: WaveCache,
+    /// The number of calls, by which they take turns on the channels.
     calls: AtomicUsize,
     authorization: Option<MetadataValue<Ascii>>,
     timeout: Duration,
@@ -46,7 +48,7 @@ impl Grpc {
     /// Must be called on a runtime.
     ///
     /// # Errors
-    /// What is wrong with the settings; an engine that is not there is not an error.
+    /// Invalid settings. An engine that cannot be reached is not an error.
     pub fn open(
         reach: &SinkEndpoint,
         token: Option<&Secret<String>>,
@@ -60,8 +62,8 @@ impl Grpc {
             .wrap_connector(tls::tcp(reach));
         let endpoint = Endpoint::from(reach.url.0.clone())
             .connect_timeout(reach.connect_timeout)
-            .http2_keep_alive_interval(KEEP_ALIVE.0)
-            .keep_alive_timeout(KEEP_ALIVE.1)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
         let channels = (0..connections)
             .map(|_| endpoint.connect_with_connector_lazy(connector.clone()))
@@ -69,15 +71,15 @@ impl Grpc {
         let authorization = token.map(authorization).transpose()?;
         Ok(Self {
             channels,
-            waves: Waves::default(),
+            waves: WaveCache::default(),
             calls: AtomicUsize::new(0),
             authorization,
             timeout: reach.timeout,
         })
     }
 
-    async fn call(&self, dispatch: &DispatchMessage) -> Answer {
-        let sent = Sent::default();
+    async fn call(&self, dispatch: &DispatchMessage) -> DeliveryOutcome {
+        let sent = SendState::default();
         let turn = self.calls.fetch_add(1, Ordering::Relaxed) % self.channels.len();
         let transport = Transport {
             channel: self.channels[turn].clone(),
@@ -90,7 +92,6 @@ impl Grpc {
                 .metadata_mut()
                 .insert("authorization", authorization.clone());
         }
-        // It is ASCII.
         if let Some(traceparent) = dispatch
             .traceparent
             .as_ref()
@@ -99,20 +100,23 @@ impl Grpc {
             request.metadata_mut().insert("traceparent", traceparent);
         }
         match tokio::time::timeout(self.timeout, trigger(transport, request)).await {
-            Ok(Ok(_)) => Answer::Delivered,
-            Ok(Err(status)) => answer(&status, &sent),
-            Err(_) => sent.unanswered(format!("no answer within {:?}", self.timeout)),
+            Ok(Ok(_)) => DeliveryOutcome::Delivered,
+            Ok(Err(status)) => outcome(&status, &sent),
+            Err(_) => sent.outcome(format!("no answer within {:?}", self.timeout)),
         }
     }
 }
 
 impl Sink for Grpc {
-    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> Answering<'a> {
+    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> DeliveryFuture<'a> {
         Box::pin(self.call(dispatch))
     }
 }
 
-async fn trigger(transport: Transport, request: tonic::Request<Encoded>) -> Result<(), Status> {
+async fn trigger(
+    transport: Transport,
+    request: tonic::Request<EncodedDispatch>,
+) -> Result<(), Status> {
     let mut client = tonic::client::Grpc::new(transport);
     client.ready().await.map_err(Status::from_error)?;
     client
@@ -128,14 +132,17 @@ async fn trigger(transport: Transport, request: tonic::Request<Encoded>) -> Resu
 fn authorization(token: &Secret<String>) -> Result<MetadataValue<Ascii>, Error> {
     let value = format!("Bearer {}", token.0).parse::<MetadataValue<Ascii>>();
     let mut value = value.map_err(|_| {
-        Error::Invalid(vec![Violation::new("sink-secret", "does not fit a header")])
+        Error::Invalid(vec![Violation::new(
+            "sink-secret",
+            "does not fit into a header",
+        )])
     })?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-/// The answer that a status is. One that came over the wire has no source; any other was made here, because none came.
-fn answer(status: &Status, sent: &Sent) -> Answer {
+/// The outcome of a status. A status from the wire has no source; any other was built here, because no answer came.
+fn outcome(status: &Status, sent: &SendState) -> DeliveryOutcome {
     let why = || format!("gRPC status {:?}", status.code());
     match status.source() {
         Some(source) => match source.downcast_ref::<HttpStatus>() {
@@ -144,17 +151,17 @@ fn answer(status: &Status, sent: &Sent) -> Answer {
                 None,
                 format!("HTTP status {} without a gRPC status", http.as_u16()),
             ),
-            None => sent.unanswered(chain(source)),
+            None => sent.outcome(error_chain(source)),
         },
         None => match status.code() {
-            Code::Ok => Answer::Delivered,
+            Code::Ok => DeliveryOutcome::Delivered,
             Code::ResourceExhausted | Code::Unavailable => {
-                let asked = status
+                let requested = status
                     .get_details_retry_info()
                     .and_then(|info| info.retry_delay);
-                Answer::NotTaken {
+                DeliveryOutcome::NotTaken {
                     why: why(),
-                    retry_after: bounded(asked),
+                    retry_after: limit_wait(requested),
                 }
             }
             Code::InvalidArgument
@@ -164,26 +171,26 @@ fn answer(status: &Status, sent: &Sent) -> Answer {
             | Code::FailedPrecondition
             | Code::OutOfRange
             | Code::Unimplemented
-            | Code::Unauthenticated => Answer::Rejected { why: why() },
+            | Code::Unauthenticated => DeliveryOutcome::Rejected { why: why() },
             Code::Cancelled
             | Code::Unknown
             | Code::DeadlineExceeded
             | Code::Aborted
             | Code::Internal
-            | Code::DataLoss => Answer::Unknown { why: why() },
+            | Code::DataLoss => DeliveryOutcome::Unknown { why: why() },
         },
     }
 }
 
-/// An answer that is no gRPC: a proxy's, most likely, which tonic would take for the engine's own status.
+/// An answer without gRPC, most likely of a proxy. tonic would map it to a status as if the engine had sent it.
 #[derive(Debug, thiserror::Error)]
 #[error("HTTP status {0}")]
 struct HttpStatus(StatusCode);
 
-/// One call's way to the engine.
+/// The transport of one call.
 struct Transport {
     channel: Channel,
-    sent: Sent,
+    sent: SendState,
 }
 
 type BoxError = Box<dyn StdError + Send + Sync>;
@@ -198,10 +205,10 @@ impl Service<Request<Body>> for Transport {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let request = request.map(|body| Body::new(Watched::new(body, self.sent.clone())));
-        let answering = self.channel.call(request);
+        let request = request.map(|body| Body::new(TrackedBody::new(body, self.sent.clone())));
+        let response = self.channel.call(request);
         Box::pin(async move {
-            let response = answering.await?;
+            let response = response.await?;
             match response.status() {
                 StatusCode::OK => Ok(response),
                 other => Err(HttpStatus(other).into()),

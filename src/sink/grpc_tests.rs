@@ -3,7 +3,7 @@ use tonic_types::ErrorDetails;
 use super::*;
 
 #[test]
-fn each_status_over_the_wire_has_its_answer() {
+fn each_status_from_the_wire_has_its_outcome() {
     let cases = [
         (Code::Ok, "delivered"),
         (Code::Cancelled, "unknown"),
@@ -24,48 +24,52 @@ fn each_status_over_the_wire_has_its_answer() {
         (Code::Unauthenticated, "rejected"),
     ];
     for (code, expected) in cases {
-        let said = match answer(&Status::new(code, "user-1 is unknown"), &Sent::default()) {
-            Answer::Delivered => "delivered",
-            Answer::NotTaken {
+        let found = match outcome(
+            &Status::new(code, "user-1 is unknown"),
+            &SendState::default(),
+        ) {
+            DeliveryOutcome::Delivered => "delivered",
+            DeliveryOutcome::NotTaken {
                 why,
                 retry_after: None,
-            } => told("not taken", &why, code),
-            Answer::NotTaken { .. } => panic!("{code:?}: nobody asked for a wait"),
-            Answer::Rejected { why } => told("rejected", &why, code),
-            Answer::Unknown { why } => told("unknown", &why, code),
+            } => checked("not taken", &why, code),
+            DeliveryOutcome::NotTaken { .. } => panic!("{code:?}: no wait was requested"),
+            DeliveryOutcome::Rejected { why } => checked("rejected", &why, code),
+            DeliveryOutcome::Unknown { why } => checked("unknown", &why, code),
         };
-        assert_eq!(said, expected, "{code:?}");
+        assert_eq!(found, expected, "{code:?}");
     }
 }
 
-/// A reason names the code, and never repeats what the engine wrote, which may name a user.
-fn told(answer: &'static str, why: &str, code: Code) -> &'static str {
+/// Checks that a reason names the code, and does not repeat the engine's message, which may name a user.
+fn checked(answer: &'static str, why: &str, code: Code) -> &'static str {
     assert_eq!(why, format!("gRPC status {code:?}"));
     answer
 }
 
 #[test]
-fn the_wait_that_an_engine_asks_for_is_honoured_up_to_an_hour() {
-    for (asked, kept) in [(7, 7), (86_400, 3600)] {
-        let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(asked)));
+fn an_engine_may_request_a_wait_of_up_to_an_hour() {
+    for (requested, expected) in [(7, 7), (86_400, 3600)] {
+        let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(requested)));
         let status = Status::with_error_details(Code::Unavailable, "busy", details);
-        let Answer::NotTaken { retry_after, .. } = answer(&status, &Sent::default()) else {
-            panic!("{asked}")
+        let DeliveryOutcome::NotTaken { retry_after, .. } = outcome(&status, &SendState::default())
+        else {
+            panic!("{requested}")
         };
-        assert_eq!(retry_after, Some(Duration::from_secs(kept)));
+        assert_eq!(retry_after, Some(Duration::from_secs(expected)));
     }
 }
 
 #[test]
-fn a_proxy_answers_by_its_http_status() {
+fn the_http_status_of_a_proxy_has_its_outcome() {
     for (http, expected) in [(502, "Unknown"), (503, "NotTaken"), (404, "Rejected")] {
         let status = Status::from_error(Box::new(HttpStatus(
             StatusCode::from_u16(http).expect("a status"),
         )));
-        let said = format!("{:?}", answer(&status, &Sent::default()));
+        let found = format!("{:?}", outcome(&status, &SendState::default()));
         assert!(
-            said.starts_with(expected) && said.contains(&http.to_string()),
-            "{said}"
+            found.starts_with(expected) && found.contains(&http.to_string()),
+            "{found}"
         );
     }
 }

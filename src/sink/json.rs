@@ -1,11 +1,11 @@
-//! A dispatch as JSON: the body of a webhook and of a NATS message. `docs/sinks.md` describes it.
+//! A dispatch as JSON: the body of a webhook and of a NATS message, as docs/sinks.md documents it.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value, json};
 
 use crate::domain::{DispatchMessage, Identifier, Recipient, WaveMode};
 
-/// The body. What a dispatch has none of is left out.
+/// The body, without the fields that the dispatch has no value for.
 pub fn body(dispatch: &DispatchMessage) -> Vec<u8> {
     let DispatchMessage { wave, target, .. } = dispatch;
     let mut body = json!({
@@ -14,7 +14,7 @@ pub fn body(dispatch: &DispatchMessage) -> Vec<u8> {
         "canvas_id": dispatch.canvas_id.as_str(),
         "schedule_id": dispatch.schedule_id.to_string(),
         "revision": dispatch.revision,
-        "n": dispatch.n,
+        "n": dispatch.number,
         "wave": {
             "time": time(wave.time),
             "zones": wave.zones.names(),
@@ -83,7 +83,7 @@ pub fn time(instant: DateTime<Utc>) -> String {
     instant.to_rfc3339_opts(SecondsFormat::AutoSi, true)
 }
 
-/// What the consumer is asked to do.
+/// The wave's mode, as the protos name it.
 pub fn mode(mode: WaveMode) -> &'static str {
     match mode {
         WaveMode::AtTime => "AT_TIME",

@@ -1,16 +1,16 @@
-//! A log line for each dispatch: what `dev` uses, and a way to see what would be sent.
+//! Logs each dispatch: the sink of `dev`, and a way to see what would be sent.
 
-use super::{Answer, Answering, Sink, json};
+use super::{DeliveryFuture, DeliveryOutcome, Sink, json};
 use crate::domain::DispatchMessage;
 
-/// Writes each dispatch to the log: ids, zones and counts, never a recipient or a property.
+/// Logs ids, zones and counts of each dispatch, never a recipient or a property.
 #[derive(Debug, Clone, Copy)]
 pub struct Log;
 
 impl Sink for Log {
-    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> Answering<'a> {
+    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> DeliveryFuture<'a> {
         write(dispatch);
-        Box::pin(std::future::ready(Answer::Delivered))
+        Box::pin(std::future::ready(DeliveryOutcome::Delivered))
     }
 }
 
@@ -22,7 +22,7 @@ fn write(dispatch: &DispatchMessage) {
         canvas_id = dispatch.canvas_id.as_str(),
         schedule_id = %dispatch.schedule_id,
         revision = dispatch.revision,
-        n = dispatch.n,
+        n = dispatch.number,
         time = json::time(wave.time),
         mode = json::mode(wave.mode),
         zones_count = wave.zones.len(),

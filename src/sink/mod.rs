@@ -1,12 +1,13 @@
-//! Where dispatches go. The Canvas engine behind a sink owns users and messages; this service owns *when*.
+//! Sinks deliver dispatches to a consumer, as docs/sinks.md documents. The consumer owns users and messages; this service
+//! decides only when.
 
-mod answer;
-mod encoded;
 pub mod grpc;
+mod grpc_codec;
 pub mod json;
 pub mod log;
 pub mod nats;
-mod sent;
+mod outcome;
+mod send_state;
 mod settings;
 mod tls;
 pub mod webhook;
@@ -17,27 +18,27 @@ use std::sync::Arc;
 
 use crate::clock::SharedClock;
 use crate::domain::DispatchMessage;
-pub use crate::domain::dispatch_message::Answer;
+pub use crate::domain::dispatch_message::DeliveryOutcome;
 use crate::error::Error;
 pub use settings::{SinkArgs, SinkEndpoint, SinkSettings};
 
-/// The future of an answer.
-pub type Answering<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
+/// The future of a delivery.
+pub type DeliveryFuture<'a> = Pin<Box<dyn Future<Output = DeliveryOutcome> + Send + 'a>>;
 
-/// Hands dispatches over. An implementation bounds its own time: it answers [`Answer::Unknown`] rather than hang.
+/// Delivers dispatches. An implementation has a timeout of its own: it returns [`DeliveryOutcome::Unknown`] rather than hang.
 pub trait Sink: Send + Sync + 'static {
-    /// Hands one dispatch over, once.
-    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> Answering<'a>;
+    /// Attempts one delivery.
+    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> DeliveryFuture<'a>;
 }
 
-/// A sink that many workers share.
+/// A sink that several tasks share.
 pub type SharedSink = Arc<dyn Sink>;
 
-/// Makes the sink that is asked for. Nothing is connected yet: a consumer that is down holds up no start. Must be called on the
+/// Opens the configured sink. It connects later, so a consumer that is down does not delay the start. Must be called on the
 /// runtime that delivers.
 ///
 /// # Errors
-/// What is wrong with the settings.
+/// Invalid settings.
 pub async fn open(settings: &SinkSettings, clock: SharedClock) -> Result<SharedSink, Error> {
     Ok(match settings {
         SinkSettings::Log => Arc::new(log::Log),

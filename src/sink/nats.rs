@@ -1,4 +1,4 @@
-//! Publishes each dispatch to a JetStream stream, and waits for its acknowledgement.
+//! Publishes each dispatch to a JetStream stream and waits for the acknowledgement.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -11,19 +11,20 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::SinkEndpoint;
-use super::answer::by_http_status;
-use super::{Answer, Answering, Sink, json, tls};
+use super::outcome::by_http_status;
+use super::{DeliveryFuture, DeliveryOutcome, Sink, json, tls};
 use crate::config::Secret;
 use crate::domain::DispatchMessage;
 use crate::error::{Error, Violation};
 
-/// How often a silent connection is asked whether it still is one; it is given up after two questions without an answer.
-const PING: Duration = Duration::from_secs(10);
+/// The time between two pings. The client closes a connection after two pings without an answer.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A JetStream. The connection is made in the background, and made anew after it was lost.
+/// A JetStream. The client connects in the background, and reconnects after the connection was lost.
 pub struct Nats {
     jetstream: Context,
-    /// Whether there is a connection. Without one nothing is published: the client would keep it, and send it much later.
+    /// Whether there is a connection. Without one nothing is published: the client would buffer the message and send it much
+    /// later.
     connected: watch::Receiver<bool>,
     connect_timeout: Duration,
     timeout: Duration,
@@ -32,7 +33,7 @@ pub struct Nats {
 
 impl Nats {
     /// # Errors
-    /// What is wrong with the settings; a server that is not there is not an error.
+    /// Invalid settings. A server that cannot be reached is not an error.
     pub async fn open(
         reach: &SinkEndpoint,
         token: Option<&Secret<String>>,
@@ -43,10 +44,10 @@ impl Nats {
             .name("canvas-scheduler")
             .retry_on_initial_connect()
             .connection_timeout(reach.connect_timeout)
-            .ping_interval(PING)
+            .ping_interval(PING_INTERVAL)
             .tls_client_config(tls::client_config(reach)?)
             .event_callback(move |event| {
-                note(&event, &up);
+                on_event(&event, &up);
                 std::future::ready(())
             });
         let options = match token {
@@ -57,7 +58,7 @@ impl Nats {
         let client = client.map_err(|why| {
             Error::Invalid(vec![Violation::new(
                 "sink-url",
-                format!("is of no use to NATS ({why})"),
+                format!("is not a valid NATS URL ({why})"),
             )])
         })?;
         let jetstream = ContextBuilder::new()
@@ -75,7 +76,7 @@ impl Nats {
         })
     }
 
-    async fn publish(&self, dispatch: &DispatchMessage) -> Answer {
+    async fn publish(&self, dispatch: &DispatchMessage) -> DeliveryOutcome {
         let (mut connected, began) = (self.connected.clone(), Instant::now());
         let Ok(Ok(_)) = timeout_at(
             began + self.connect_timeout.min(self.timeout),
@@ -83,12 +84,12 @@ impl Nats {
         )
         .await
         else {
-            return Answer::NotTaken {
+            return DeliveryOutcome::NotTaken {
                 why: "not connected to NATS".to_owned(),
                 retry_after: None,
             };
         };
-        let subject = format!("{}.{}", self.subject, word(&dispatch.workspace));
+        let subject = format!("{}.{}", self.subject, subject_token(&dispatch.workspace));
         let mut message = PublishMessage::build()
             .payload(json::body(dispatch).into())
             .message_id(dispatch.id.to_string());
@@ -97,9 +98,9 @@ impl Nats {
         }
         let published = async { self.jetstream.send_publish(subject, message).await?.await };
         match timeout_at(began + self.timeout, published).await {
-            Ok(Ok(_)) => Answer::Delivered,
-            Ok(Err(error)) => answer(&error),
-            Err(_) => Answer::Unknown {
+            Ok(Ok(_)) => DeliveryOutcome::Delivered,
+            Ok(Err(error)) => outcome(&error),
+            Err(_) => DeliveryOutcome::Unknown {
                 why: format!("no acknowledgement within {:?}", self.timeout),
             },
         }
@@ -107,13 +108,13 @@ impl Nats {
 }
 
 impl Sink for Nats {
-    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> Answering<'a> {
+    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> DeliveryFuture<'a> {
         Box::pin(self.publish(dispatch))
     }
 }
 
-/// Notes whether there is a connection, and logs its faults.
-fn note(event: &Event, up: &watch::Sender<bool>) {
+/// Records whether there is a connection, and logs its errors.
+fn on_event(event: &Event, up: &watch::Sender<bool>) {
     match event {
         Event::Connected => {
             up.send_replace(true);
@@ -121,21 +122,23 @@ fn note(event: &Event, up: &watch::Sender<bool>) {
         }
         Event::Disconnected | Event::Closed => {
             up.send_replace(false);
-            tracing::warn!("not connected to NATS");
+            tracing::warn!("disconnected from NATS; reconnecting");
         }
         other => tracing::warn!(event = %other, "NATS"),
     }
 }
 
-/// The answer that a failed publish is. An error that JetStream itself answers says that the message was not kept.
-fn answer(error: &PublishError) -> Answer {
+/// The outcome of a failed publish. An error from JetStream itself means that the message was not stored.
+fn outcome(error: &PublishError) -> DeliveryOutcome {
     let why = error.kind().to_string();
     match error.kind() {
-        PublishErrorKind::StreamNotFound | PublishErrorKind::MaxAckPending => Answer::NotTaken {
-            why,
-            retry_after: None,
-        },
-        PublishErrorKind::MaxPayloadExceeded => Answer::Rejected { why },
+        PublishErrorKind::StreamNotFound | PublishErrorKind::MaxAckPending => {
+            DeliveryOutcome::NotTaken {
+                why,
+                retry_after: None,
+            }
+        }
+        PublishErrorKind::MaxPayloadExceeded => DeliveryOutcome::Rejected { why },
         PublishErrorKind::Other
         | PublishErrorKind::WrongLastMessageId
         | PublishErrorKind::WrongLastSequence
@@ -144,17 +147,21 @@ fn answer(error: &PublishError) -> Answer {
             .source()
             .and_then(|source| source.downcast_ref::<JetStreamError>())
         {
-            Some(told) => {
-                let why = format!("JetStream error {} ({})", told.error_code().0, told.code());
-                by_http_status(u16::try_from(told.code()).unwrap_or_default(), None, why)
+            Some(error) => {
+                let why = format!(
+                    "JetStream error {} ({})",
+                    error.error_code().0,
+                    error.code()
+                );
+                by_http_status(u16::try_from(error.code()).unwrap_or_default(), None, why)
             }
-            None => Answer::Unknown { why },
+            None => DeliveryOutcome::Unknown { why },
         },
     }
 }
 
-/// A workspace as one word of a subject: what may not stand in one is written as `%XX`, byte by byte.
-fn word(workspace: &str) -> String {
+/// A workspace as one token of a subject. Bytes that a token must not contain are written as `%XX`.
+fn subject_token(workspace: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     workspace
         .bytes()

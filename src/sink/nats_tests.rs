@@ -1,14 +1,14 @@
 use super::*;
 
 fn jetstream(code: u16, error_code: u16) -> PublishError {
-    let told: JetStreamError =
+    let error: JetStreamError =
         serde_json::from_value(serde_json::json!({ "code": code, "err_code": error_code }))
             .expect("an error");
-    PublishError::with_source(PublishErrorKind::Other, told)
+    PublishError::with_source(PublishErrorKind::Other, error)
 }
 
 #[test]
-fn each_failure_to_publish_has_its_answer() {
+fn each_failure_to_publish_has_its_outcome() {
     let cases = [
         (
             PublishError::new(PublishErrorKind::StreamNotFound),
@@ -39,18 +39,18 @@ fn each_failure_to_publish_has_its_answer() {
         (jetstream(500, 10000), "Unknown"),
     ];
     for (error, expected) in cases {
-        let said = format!("{:?}", answer(&error));
-        assert!(said.starts_with(expected), "{error:?}: {said}");
+        let found = format!("{:?}", outcome(&error));
+        assert!(found.starts_with(expected), "{error:?}: {found}");
     }
 }
 
 #[test]
-fn a_workspace_is_one_word_of_a_subject() {
+fn a_workspace_is_one_token_of_a_subject() {
     for (workspace, expected) in [
         ("default", "default"),
         ("a.b *>", "a%2Eb%20%2A%3E"),
         ("ü", "%C3%BC"),
     ] {
-        assert_eq!(word(workspace), expected);
+        assert_eq!(subject_token(workspace), expected);
     }
 }

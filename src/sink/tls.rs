@@ -1,4 +1,4 @@
-//! Connections to consumers: TCP, with TLS by rustls where the URL asks for it.
+//! Connections to consumers: TCP, and TLS for `https` and `tls` URLs.
 
 use std::sync::Arc;
 
@@ -11,27 +11,27 @@ use rustls::{ClientConfig, RootCertStore};
 use super::SinkEndpoint;
 use crate::error::{Error, Violation};
 
-/// TLS that trusts the certificates that were stated, else the system's.
+/// A TLS configuration that trusts the certificates of `sink-ca-file`, or the system's without one.
 ///
 /// # Errors
-/// What is wrong with the certificates.
+/// Certificates that cannot be read, or none.
 pub(super) fn client_config(reach: &SinkEndpoint) -> Result<ClientConfig, Error> {
     let mut roots = RootCertStore::empty();
     match &reach.ca {
         Some(pem) => {
             let stated: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
             let stated = stated
-                .map_err(|why| wrong(format!("has a certificate that cannot be read ({why})")))?;
+                .map_err(|why| invalid(format!("has a certificate that cannot be read ({why})")))?;
             roots.add_parsable_certificates(stated);
         }
-        // Plain text asks for no certificates, and a container may have none.
+        // The system's certificates are read for TLS only: a container may have none.
         None if matches!(reach.url.0.scheme_str(), Some("https" | "tls")) => {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
         None => return build(roots),
     }
     if roots.is_empty() {
-        return Err(wrong("has no certificate, or is missing and the system has none; state a PEM file of those to trust".to_owned()));
+        return Err(invalid("has no certificate, or is not set and the system has none; set it to a PEM file of certificates to trust".to_owned()));
     }
     build(roots)
 }
@@ -45,11 +45,11 @@ fn build(roots: RootCertStore) -> Result<ClientConfig, Error> {
         .with_no_client_auth())
 }
 
-fn wrong(message: String) -> Error {
+fn invalid(message: String) -> Error {
     Error::Invalid(vec![Violation::new("sink-ca-file", message)])
 }
 
-/// Connects by TCP within the bound; it leaves TLS to what wraps it.
+/// A TCP connector with the connect timeout. The connector around it adds TLS.
 pub(super) fn tcp(reach: &SinkEndpoint) -> HttpConnector {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);

@@ -19,28 +19,28 @@ use sha2::Sha256;
 use tokio::time::{Instant, timeout_at};
 
 use super::SinkEndpoint;
-use super::answer::{by_http_status, chain};
-use super::sent::{Sent, Watched};
-use super::{Answer, Answering, Sink, json, tls};
+use super::outcome::{by_http_status, error_chain};
+use super::send_state::{SendState, TrackedBody};
+use super::{DeliveryFuture, DeliveryOutcome, Sink, json, tls};
 use crate::clock::SharedClock;
 use crate::config::Secret;
 use crate::domain::DispatchMessage;
 use crate::error::Error;
 
-/// What is read of an answer's body, so that its connection can be used again; a longer one costs the connection.
-const ANSWER_MAX_BYTES: usize = 4 * 1024;
-/// An unused connection is closed after so long.
-const IDLE: Duration = Duration::from_secs(30);
-/// The most unused connections that are kept.
-const IDLE_MAX: usize = 256;
+/// The most bytes that are read of an answer's body, so that the connection can be reused. A longer body closes it.
+const MAX_ANSWER_BYTES: usize = 4 * 1024;
+/// An idle connection is closed after this long.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The most idle connections.
+const MAX_IDLE_CONNECTIONS: usize = 256;
 
-type Posted = Watched<Full<Bytes>>;
+type WebhookBody = TrackedBody<Full<Bytes>>;
 
-/// A URL that takes dispatches. Redirects are not followed: a signed body goes where it was meant to go, or nowhere.
+/// A URL that takes dispatches. Redirects are not followed: a signed body goes to the configured URL only.
 pub struct Webhook {
-    client: Client<HttpsConnector<HttpConnector>, Posted>,
+    client: Client<HttpsConnector<HttpConnector>, WebhookBody>,
     url: Uri,
-    /// Every key signs, so that the consumer can change over from one to the other at its own time.
+    /// Every key signs, so that the consumer can switch to a new key at any time.
     keys: Vec<Hmac<Sha256>>,
     timeout: Duration,
     clock: SharedClock,
@@ -48,7 +48,7 @@ pub struct Webhook {
 
 impl Webhook {
     /// # Errors
-    /// What is wrong with the settings; a consumer that is not there is not an error.
+    /// Invalid settings. A consumer that cannot be reached is not an error.
     pub fn open(
         reach: &SinkEndpoint,
         keys: &[Secret<Vec<u8>>],
@@ -63,8 +63,8 @@ impl Webhook {
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .pool_max_idle_per_host(IDLE_MAX)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
             .build(connector);
         let keys: Result<Vec<_>, _> = keys
             .iter()
@@ -79,33 +79,33 @@ impl Webhook {
         })
     }
 
-    async fn post(&self, dispatch: &DispatchMessage) -> Answer {
-        let (sent, until) = (Sent::default(), Instant::now() + self.timeout);
+    async fn post(&self, dispatch: &DispatchMessage) -> DeliveryOutcome {
+        let (sent, deadline) = (SendState::default(), Instant::now() + self.timeout);
         let request = match self.request(dispatch, sent.clone()) {
             Ok(request) => request,
-            Err(why) => return sent.unanswered(chain(&why)),
+            Err(why) => return sent.outcome(error_chain(&why)),
         };
-        let response = match timeout_at(until, self.client.request(request)).await {
+        let response = match timeout_at(deadline, self.client.request(request)).await {
             Ok(Ok(response)) => response,
-            Ok(Err(why)) => return sent.unanswered(chain(&why)),
-            Err(_) => return sent.unanswered(format!("no answer within {:?}", self.timeout)),
+            Ok(Err(why)) => return sent.outcome(error_chain(&why)),
+            Err(_) => return sent.outcome(format!("no answer within {:?}", self.timeout)),
         };
         let (head, body) = response.into_parts();
         let status = head.status.as_u16();
-        let answer = by_http_status(
+        let outcome = by_http_status(
             status,
             retry_after(&head.headers, self.clock.now()),
             format!("HTTP status {status}"),
         );
-        drain(body, until).await;
-        answer
+        drain(body, deadline).await;
+        outcome
     }
 
     fn request(
         &self,
         dispatch: &DispatchMessage,
-        sent: Sent,
-    ) -> Result<Request<Posted>, http::Error> {
+        sent: SendState,
+    ) -> Result<Request<WebhookBody>, http::Error> {
         let (id, timestamp, body) = (
             dispatch.id.to_string(),
             self.clock.now().timestamp(),
@@ -124,10 +124,10 @@ impl Webhook {
             .header("webhook-id", &id)
             .header("webhook-timestamp", timestamp)
             .header("webhook-signature", self.sign(&id, timestamp, &body))
-            .body(Watched::new(Full::new(Bytes::from(body)), sent))
+            .body(TrackedBody::new(Full::new(Bytes::from(body)), sent))
     }
 
-    /// A signature by each key, with a space between.
+    /// The signatures by each key, separated by spaces.
     fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
         let sign = |key: &Hmac<Sha256>| {
             let mut mac = key.clone();
@@ -140,17 +140,17 @@ impl Webhook {
 }
 
 impl Sink for Webhook {
-    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> Answering<'a> {
+    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> DeliveryFuture<'a> {
         Box::pin(self.post(dispatch))
     }
 }
 
-/// Reads the rest of an answer, a bounded part of it: the status has said all, so how this ends does not matter.
-async fn drain(body: Incoming, until: Instant) {
-    let _read = timeout_at(until, Limited::new(body, ANSWER_MAX_BYTES).collect()).await;
+/// Reads the body of an answer, up to the maximum, and ignores it: the status alone is the outcome.
+async fn drain(body: Incoming, deadline: Instant) {
+    let _read = timeout_at(deadline, Limited::new(body, MAX_ANSWER_BYTES).collect()).await;
 }
 
-/// The wait that a `Retry-After` asks for: seconds, or a date.
+/// The wait that `Retry-After` requests: seconds, or a date.
 fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
     let stated = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = stated.parse() {

@@ -31,7 +31,7 @@ pub use session::error::RETRY_AFTER;
 pub use settings::StoreSettings;
 
 use crate::clock::SharedClock;
-use crate::domain::Policy;
+use crate::domain::SchedulePolicy;
 use crate::error::Error;
 use schema::migration;
 use session::pool::Pool;
@@ -61,7 +61,7 @@ impl Store {
     pub async fn open(
         options: &Options,
         clock: SharedClock,
-        policy: Policy,
+        policy: SchedulePolicy,
     ) -> Result<(Self, Vec<Writer>), Error> {
         let reads = connect::reads(options).await?;
         let mut senders = Vec::new();

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::clock::SharedClock;
 use crate::domain::{
     CanvasId, CanvasSchedule, Dispatch, DispatchState, Properties, PropertiesId, RequestId,
-    Revision, ScheduleId, State, Target, WorkspaceId, Zone,
+    Revision, ScheduleId, ScheduleState, Target, WorkspaceId, Zone,
 };
 use crate::error::Error;
 use crate::store::schema::answered::Answered;
@@ -33,7 +33,7 @@ pub struct Details {
     /// The schedule.
     pub schedule: CanvasSchedule,
     /// Its dispatches.
-    pub firings: Vec<Dispatch>,
+    pub dispatches: Vec<Dispatch>,
     /// Its recipients, audience or broadcast.
     pub target: Target,
     /// The values that the message is filled with.
@@ -46,7 +46,7 @@ pub struct Filter {
     /// Only those of this Canvas.
     pub canvas_id: Option<CanvasId>,
     /// Only those in this state.
-    pub state: Option<State>,
+    pub state: Option<ScheduleState>,
 }
 
 /// Which dispatches a list is about.
@@ -73,14 +73,14 @@ impl Reads {
     /// # Errors
     /// [`Error::NotFound`], also when it is another workspace's.
     pub async fn schedule(&self, key: Key) -> Result<CanvasSchedule, Error> {
-        Ok(self.schedule_and_firings(key).await?.0)
+        Ok(self.schedule_with_dispatches(key).await?.0)
     }
 
     /// One schedule and its dispatches, in their order.
     ///
     /// # Errors
     /// [`Error::NotFound`], also when it is another workspace's.
-    pub async fn schedule_and_firings(
+    pub async fn schedule_with_dispatches(
         &self,
         key: Key,
     ) -> Result<(CanvasSchedule, Vec<Dispatch>), Error> {
@@ -111,7 +111,7 @@ impl Reads {
     /// # Errors
     /// [`Error::NotFound`], also when it is another workspace's.
     pub async fn details(&self, key: Key) -> Result<Details, Error> {
-        let (schedule, firings) = self.schedule_and_firings(key).await?;
+        let (schedule, dispatches) = self.schedule_with_dispatches(key).await?;
         let (workspace, id) = key;
         let read = async {
             let target = target::Entity::within(workspace)
@@ -126,7 +126,7 @@ impl Reads {
             let properties = schedule.properties.and_then(|id| bodies.remove(&id));
             Ok(Details {
                 schedule,
-                firings,
+                dispatches,
                 target,
                 properties,
             })
@@ -178,7 +178,9 @@ impl Reads {
         let open = canvas_schedule::Entity::within(workspace)
             .filter(canvas_schedule::Column::CanvasId.eq(canvas_id.as_str()))
             // The text of the partial index's own condition.
-            .filter(canvas_schedule::Column::State.lte(codec::state_code(State::Dispatching)));
+            .filter(
+                canvas_schedule::Column::State.lte(codec::state_code(ScheduleState::Dispatching)),
+            );
         let first = open
             .clone()
             .order_by_asc(canvas_schedule::Column::Id)
@@ -307,7 +309,7 @@ impl Reads {
                     codec::dispatch_state_code(state)
                 )));
             }
-            if filter.state == Some(DispatchState::InHand) {
+            if filter.state == Some(DispatchState::InFlight) {
                 query = query.filter(dispatch::Column::RetryMs.is_not_null());
             }
             if let Some((schedule, n)) = after {

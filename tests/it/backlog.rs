@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use canvas_scheduler::domain::Answer;
+use canvas_scheduler::domain::DeliveryOutcome;
 use canvas_scheduler::telemetry::metrics::{DispatchTotals, DueBacklog};
 
 use crate::support::stores::*;
@@ -53,11 +53,11 @@ async fn dispatches_that_are_not_as_they_should_be_are_counted(database: &Databa
     }
     test.at(DUE);
     let leased = test.claim(6).await;
-    test.settle(&leased[..1], &Answer::Delivered).await;
+    test.settle(&leased[..1], &DeliveryOutcome::Delivered).await;
     test.settle(&leased[1..3], &unknown()).await;
     test.settle(
         &leased[3..6],
-        &Answer::Rejected {
+        &DeliveryOutcome::Rejected {
             why: "400".to_owned(),
         },
     )

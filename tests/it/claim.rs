@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use canvas_scheduler::clock::Clock;
 use canvas_scheduler::domain::{
-    Answer, Applied, DeliveryPolicy, DispatchState, Policy, State, WorkspaceId, ZoneSet, zone,
+    Applied, DeliveryOutcome, DeliveryPolicy, DispatchState, SchedulePolicy, ScheduleState,
+    WorkspaceId, ZoneSet, zone,
 };
 use canvas_scheduler::error::Error;
 use canvas_scheduler::store::{AttemptResult, Leased};
@@ -55,7 +56,7 @@ async fn a_wave_is_fired_once_with_what_it_carries(database: &Database) {
     assert_eq!(
         (
             dispatch.schedule_id,
-            dispatch.n,
+            dispatch.number,
             dispatch.attempt,
             dispatch.revision
         ),
@@ -89,7 +90,7 @@ async fn a_wave_is_fired_once_with_what_it_carries(database: &Database) {
         }),
         "taken is taken"
     );
-    test.settle(&[leased], &Answer::Delivered).await;
+    test.settle(&[leased], &DeliveryOutcome::Delivered).await;
     assert_eq!(states(&test, id).await, [(1, 1, DispatchState::Delivered)]);
     test.at("2026-03-21T08:00:00Z");
     assert!(
@@ -103,15 +104,15 @@ async fn states(
     test: &TestStore,
     id: canvas_scheduler::domain::ScheduleId,
 ) -> Vec<(u32, u32, DispatchState)> {
-    let (_, firings) = test
+    let (_, dispatches) = test
         .store
         .read
-        .schedule_and_firings((WorkspaceId::DEFAULT, id))
+        .schedule_with_dispatches((WorkspaceId::DEFAULT, id))
         .await
         .expect("it is there");
-    firings
+    dispatches
         .iter()
-        .map(|firing| (firing.n, firing.attempt, firing.state))
+        .map(|dispatch| (dispatch.number, dispatch.attempt, dispatch.state))
         .collect()
 }
 
@@ -125,12 +126,12 @@ async fn what_was_not_taken_is_open_again_and_fired_anew(database: &Database) {
     let (schedule, _) = test
         .store
         .read
-        .schedule_and_firings((WorkspaceId::DEFAULT, id))
+        .schedule_with_dispatches((WorkspaceId::DEFAULT, id))
         .await
         .expect("it is there");
     assert_eq!(
-        (schedule.state(), schedule.fired, schedule.next_wave),
-        (State::Pending, 1, Some(instant(DUE)))
+        (schedule.state(), schedule.last_number, schedule.next_wave),
+        (ScheduleState::Pending, 1, Some(instant(DUE)))
     );
     assert!(test.claim(5).await.is_empty(), "not at once");
     let moved = test
@@ -145,7 +146,7 @@ async fn what_was_not_taken_is_open_again_and_fired_anew(database: &Database) {
     );
     test.at("2026-03-20T09:00:00Z");
     let [second] = test.claim(5).await.try_into().expect("one dispatch");
-    assert_eq!((second.dispatch.n, second.dispatch.revision), (2, 2));
+    assert_eq!((second.dispatch.number, second.dispatch.revision), (2, 2));
     assert_ne!(
         second.dispatch.id, leased[0].dispatch.id,
         "no two firings share an id"
@@ -155,7 +156,7 @@ async fn what_was_not_taken_is_open_again_and_fired_anew(database: &Database) {
     test.at("2026-03-20T09:00:01Z");
     let [third] = test.claim(5).await.try_into().expect("one dispatch");
     assert_eq!(
-        (third.dispatch.n, third.dispatch.wave.time),
+        (third.dispatch.number, third.dispatch.wave.time),
         (3, instant("2026-03-20T09:00:00Z"))
     );
 }
@@ -211,10 +212,10 @@ async fn a_lease_that_ran_out_is_taken_by_another_and_a_late_answer_counts_once(
     test.settle(&first, &not_taken()).await;
     assert_eq!(
         states(&test, id).await,
-        [(1, 2, DispatchState::InHand)],
+        [(1, 2, DispatchState::InFlight)],
         "a late answer of the first changes nothing"
     );
-    test.settle(&first, &Answer::Delivered).await;
+    test.settle(&first, &DeliveryOutcome::Delivered).await;
     assert_eq!(
         states(&test, id).await,
         [(1, 2, DispatchState::Delivered)],
@@ -247,7 +248,7 @@ async fn a_change_decided_beside_a_firing_covers_what_is_left(database: &Databas
             if leased.is_empty() {
                 return handed_over.len();
             }
-            test.settle(&leased, &Answer::Delivered).await;
+            test.settle(&leased, &DeliveryOutcome::Delivered).await;
         }
     };
     let half = fire("2026-03-02T09:00:00Z").await;
@@ -269,20 +270,20 @@ async fn a_change_decided_beside_a_firing_covers_what_is_left(database: &Databas
     assert_eq!(back.applied_zones, ZoneSet::all().len() - half);
     let all = fire("2026-03-06T00:00:00Z").await;
     assert_eq!(all, ZoneSet::all().len(), "none forgotten");
-    let (schedule, firings) = test
+    let (schedule, dispatches) = test
         .store
         .read
-        .schedule_and_firings((WorkspaceId::DEFAULT, id))
+        .schedule_with_dispatches((WorkspaceId::DEFAULT, id))
         .await
         .expect("it is there");
     assert_eq!(
         (schedule.state(), schedule.revision),
-        (State::Dispatched, 3)
+        (ScheduleState::Dispatched, 3)
     );
     assert_eq!(
-        firings
+        dispatches
             .iter()
-            .filter(|firing| firing.wave.includes_unlisted_zones)
+            .filter(|dispatch| dispatch.wave.includes_unlisted_zones)
             .count(),
         1
     );
@@ -418,9 +419,9 @@ async fn takers_at_once_share_what_is_due(database: &Database) {
 /// Two replicas fire and two change the same few local schedules, all at once; every zone is handed over exactly once.
 async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database) {
     // However far past, a zone is not missed: only being handed over takes it out of an update's reach.
-    let policy = Policy {
+    let policy = SchedulePolicy {
         lateness: TimeDelta::days(3),
-        ..Policy::default()
+        ..SchedulePolicy::default()
     };
     let tests = [
         TestStore::open_with(database, policy).await,
@@ -453,7 +454,7 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
                 let answer = if round % 3 == 0 {
                     not_taken()
                 } else {
-                    Answer::Delivered
+                    DeliveryOutcome::Delivered
                 };
                 let done: Vec<_> = fired
                     .iter()
@@ -469,7 +470,7 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
                         "finished: {error:?}"
                     );
                 }
-                if answer == Answer::Delivered {
+                if answer == DeliveryOutcome::Delivered {
                     zones.extend(fired.iter().flat_map(|one| {
                         one.dispatch
                             .wave
@@ -498,7 +499,7 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
         if fired.is_empty() {
             break;
         }
-        tests[0].settle(&fired, &Answer::Delivered).await;
+        tests[0].settle(&fired, &DeliveryOutcome::Delivered).await;
         zones.extend(fired.iter().flat_map(|one| {
             one.dispatch
                 .wave
@@ -625,10 +626,11 @@ async fn counted(database: &Database) {
         let leased = test.claim(n + updates).await;
         assert_eq!(leased.len(), n);
         let (lost, delivered) = leased.split_at(n / 2);
-        test.settle(delivered, &Answer::Delivered).await;
+        test.settle(delivered, &DeliveryOutcome::Delivered).await;
         test.settle(lost, &unknown()).await;
         test.clock.advance(TimeDelta::seconds(2));
-        test.settle(&test.retry(n).await, &Answer::Delivered).await;
+        test.settle(&test.retry(n).await, &DeliveryOutcome::Delivered)
+            .await;
         assert_eq!(
             test.store
                 .dispatch

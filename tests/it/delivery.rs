@@ -8,7 +8,7 @@ use canvas_scheduler::domain::{DispatchMessage, Identifier};
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::{Applied, CanvasScheduleState};
 use canvas_scheduler::server::Roles;
-use canvas_scheduler::sink::Answer;
+use canvas_scheduler::sink::DeliveryOutcome;
 use chrono::TimeDelta;
 use serde_json::json;
 use tonic::Code;
@@ -69,7 +69,7 @@ async fn a_local_time_reaches_the_zones_in_the_order_of_their_instants(database:
         let dispatch = &seen[n];
         assert_eq!(dispatch.wave.zones.names(), wave.zones, "wave {n}");
         assert_eq!(
-            (dispatch.wave.time, dispatch.n, dispatch.attempt),
+            (dispatch.wave.time, dispatch.number, dispatch.attempt),
             (time, u32::try_from(n).expect("few") + 1, 1)
         );
         assert_eq!(
@@ -288,7 +288,7 @@ async fn the_properties_of_the_firing_are_sent_whatever_is_updated_later(databas
         ..update(&schedule, local("2026-03-12T12:00:00"))
     };
     test.app.update(change).await.expect("updated");
-    test.sink.say(Answer::Delivered);
+    test.sink.say(DeliveryOutcome::Delivered);
     let tried_again = |sink: &RecordingSink| sink.taken().iter().any(|one| one.id == first.id);
     test.sink
         .in_time(&test.clock, TimeDelta::milliseconds(500), tried_again)
@@ -390,7 +390,7 @@ async fn a_sink_that_takes_nothing_is_probed_and_updates_reach_all(database: &Da
     assert!(probes <= 40, "{probes} in a minute");
     let moved = until_open(&test, &schedules[0]).await;
     assert_eq!(moved.applied(), Applied::All, "nothing was taken");
-    test.sink.say(Answer::Delivered);
+    test.sink.say(DeliveryOutcome::Delivered);
     test.sink
         .in_time(&test.clock, TimeDelta::seconds(1), |sink| {
             sink.taken().len() == 30

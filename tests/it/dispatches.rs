@@ -2,7 +2,7 @@
 
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::{Applied, CanvasScheduleState, DispatchState};
-use canvas_scheduler::sink::Answer;
+use canvas_scheduler::sink::DeliveryOutcome;
 use tonic::Code;
 
 use crate::support::dispatcher::Sending;
@@ -86,7 +86,7 @@ async fn dispatches_are_listed_page_by_page_by_schedule_and_by_state(database: &
         sink::Reply::Say(if refused {
             rejected()
         } else {
-            Answer::Delivered
+            DeliveryOutcome::Delivered
         })
     });
     let waves = test.app.get(&first).await.waves;
@@ -157,7 +157,7 @@ async fn a_dead_letter_is_tried_again_under_its_id(database: &Database) {
         .try_into()
         .expect("one");
     assert_eq!(dead.dispatch_id, first.id.to_string());
-    test.sink.say(Answer::Delivered);
+    test.sink.say(DeliveryOutcome::Delivered);
     let revived = test.app.retry(&dead).await.expect("a dead letter");
     assert_eq!(
         (revived.state(), &revived.dispatch_id),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use canvas_scheduler::domain::Policy;
+use canvas_scheduler::domain::SchedulePolicy;
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::canvas_schedule_service_server::SERVICE_NAME;
 use canvas_scheduler::store::{Options, Store};
@@ -249,7 +249,7 @@ mod it_is_not_ready_until_the_schema_is_there {
         let (store, _writers) = Store::open(
             &Options::new(database.url()),
             app.clock.clone(),
-            Policy::default(),
+            SchedulePolicy::default(),
         )
         .await
         .expect("a store");

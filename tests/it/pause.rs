@@ -1,6 +1,6 @@
 //! The brake, and what is removed when it has been finished for long enough.
 
-use canvas_scheduler::domain::Answer;
+use canvas_scheduler::domain::DeliveryOutcome;
 use canvas_scheduler::domain::WorkspaceId;
 use canvas_scheduler::error::Error;
 use chrono::TimeDelta;
@@ -181,7 +181,7 @@ async fn finished_schedules_are_removed_after_their_time_and_others_are_not(data
     let (lost, delivered): (Vec<_>, Vec<_>) = leased
         .into_iter()
         .partition(|one| one.dispatch.schedule_id == unknown_outcome);
-    test.settle(&delivered, &Answer::Delivered).await;
+    test.settle(&delivered, &DeliveryOutcome::Delivered).await;
     test.settle(&lost, &unknown()).await;
     let there = async |id| match test.store.read.schedule((WorkspaceId::DEFAULT, id)).await {
         Ok(_) => true,
@@ -219,7 +219,7 @@ async fn finished_schedules_are_removed_after_their_time_and_others_are_not(data
     // It is finished when its last attempt is.
     test.at("2026-03-21T08:00:00Z");
     let again = test.retry(5).await;
-    test.settle(&again, &Answer::Delivered).await;
+    test.settle(&again, &DeliveryOutcome::Delivered).await;
     test.store
         .admin
         .remove_finished(instant("2026-03-21T07:59:59Z"), 10)
@@ -249,7 +249,7 @@ async fn what_is_removed_leaves_nothing_behind(database: &Database) {
         if leased.is_empty() {
             break;
         }
-        test.settle(&leased, &Answer::Delivered).await;
+        test.settle(&leased, &DeliveryOutcome::Delivered).await;
     }
     assert_eq!(
         test.store

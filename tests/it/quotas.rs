@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use canvas_scheduler::domain::{Counted, Quota};
+use canvas_scheduler::domain::{Quota, QuotaKind};
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::service::admin::WorkspaceChange;
 use chrono::TimeDelta;
@@ -26,13 +26,13 @@ on_both![
 on_both![file: two_replicas_share_a_quota, a_batch_that_is_refused_takes_nothing_from_other_replicas];
 
 /// An app whose workspace `default` has these quotas.
-async fn limited(database: &Database, quotas: &[(Counted, &str)]) -> TestApp {
+async fn limited(database: &Database, quotas: &[(QuotaKind, &str)]) -> TestApp {
     let app = TestApp::start(database).await;
     set(&app, "default", quotas).await;
     app
 }
 
-async fn set(app: &TestApp, workspace: &str, quotas: &[(Counted, &str)]) {
+async fn set(app: &TestApp, workspace: &str, quotas: &[(QuotaKind, &str)]) {
     let quotas = quotas
         .iter()
         .map(|(counted, quota)| (*counted, Quota::parse(quota).expect("a quota")))
@@ -73,7 +73,7 @@ async fn list(client: &mut Client) -> Result<[i64; 3], Status> {
 }
 
 /// A refusal for the quota, which begins anew in `wait` seconds.
-fn over(refusal: Result<impl std::fmt::Debug, Status>, counted: Counted, limit: i64, wait: u64) {
+fn over(refusal: Result<impl std::fmt::Debug, Status>, counted: QuotaKind, limit: i64, wait: u64) {
     let status = refusal.as_ref().expect_err("over the quota").clone();
     let refused = refused(refusal, Code::ResourceExhausted, "RATE_LIMITED");
     assert_eq!(
@@ -106,7 +106,7 @@ fn over(refusal: Result<impl std::fmt::Debug, Status>, counted: Counted, limit: 
 }
 
 async fn a_call_over_the_quota_is_refused_until_the_window_turns(database: &Database) {
-    let app = limited(database, &[(Counted::Requests, "5/minute")]).await;
+    let app = limited(database, &[(QuotaKind::Requests, "5/minute")]).await;
     let (mut client, reset) = (app.client(), instant(NOW).timestamp() + 60);
     for remaining in [4, 3, 2, 1, 0] {
         assert_eq!(
@@ -114,9 +114,9 @@ async fn a_call_over_the_quota_is_refused_until_the_window_turns(database: &Data
             [5, remaining, reset]
         );
     }
-    over(list(&mut client).await, Counted::Requests, 5, 60);
+    over(list(&mut client).await, QuotaKind::Requests, 5, 60);
     app.clock.advance(TimeDelta::seconds(50));
-    over(list(&mut client).await, Counted::Requests, 5, 10);
+    over(list(&mut client).await, QuotaKind::Requests, 5, 10);
     // Health is no request of a workspace.
     HealthClient::new(app.channel.clone())
         .check(HealthCheckRequest::default())
@@ -130,7 +130,7 @@ async fn a_call_over_the_quota_is_refused_until_the_window_turns(database: &Data
 }
 
 async fn an_entry_of_a_batch_counts_as_one(database: &Database) {
-    let app = limited(database, &[(Counted::Requests, "20/minute")]).await;
+    let app = limited(database, &[(QuotaKind::Requests, "20/minute")]).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let batch = |entries: usize| vec![update(&schedule, at(LATER)); entries];
     assert_eq!(app.batch(batch(15)).await.expect("answers").len(), 15);
@@ -164,9 +164,9 @@ fn over_with(refusal: Result<impl std::fmt::Debug, Status>, remaining: i64) {
 
 async fn a_creation_counts_by_whom_it_is_for(database: &Database) {
     let quotas = [
-        (Counted::Requests, "3/minute"),
-        (Counted::Broadcasts, "5/minute"),
-        (Counted::SameAudience, "2/minute"),
+        (QuotaKind::Requests, "3/minute"),
+        (QuotaKind::Broadcasts, "5/minute"),
+        (QuotaKind::SameAudience, "2/minute"),
     ];
     let app = limited(database, &quotas).await;
     let to_users = v1::CreateCanvasScheduleRequest {
@@ -189,7 +189,7 @@ async fn a_creation_counts_by_whom_it_is_for(database: &Database) {
     }
     over(
         app.create(to_audience("a")).await,
-        Counted::SameAudience,
+        QuotaKind::SameAudience,
         2,
         60,
     );
@@ -208,13 +208,13 @@ async fn a_creation_counts_by_whom_it_is_for(database: &Database) {
         .expect("the fifth for many");
     over(
         app.create(create("canvas", at(LATER))).await,
-        Counted::Broadcasts,
+        QuotaKind::Broadcasts,
         5,
         60,
     );
     over(
         app.create(to_audience("c")).await,
-        Counted::Broadcasts,
+        QuotaKind::Broadcasts,
         5,
         60,
     );
@@ -223,11 +223,11 @@ async fn a_creation_counts_by_whom_it_is_for(database: &Database) {
             .await
             .expect("those for users are requests");
     }
-    over(app.create(to_users).await, Counted::Requests, 3, 60);
+    over(app.create(to_users).await, QuotaKind::Requests, 3, 60);
 }
 
 async fn a_quota_is_of_one_workspace_and_of_the_whole_of_it(database: &Database) {
-    let app = limited(database, &[(Counted::Requests, "2/minute")]).await;
+    let app = limited(database, &[(QuotaKind::Requests, "2/minute")]).await;
     app.admin()
         .create_workspace("other", &WorkspaceChange::default())
         .await
@@ -241,7 +241,7 @@ async fn a_quota_is_of_one_workspace_and_of_the_whole_of_it(database: &Database)
     list(&mut app.client_with(&own))
         .await
         .expect("the second, with another key");
-    over(list(&mut app.client()).await, Counted::Requests, 2, 60);
+    over(list(&mut app.client()).await, QuotaKind::Requests, 2, 60);
     assert_eq!(
         list(&mut app.client_with(&others))
             .await
@@ -251,19 +251,19 @@ async fn a_quota_is_of_one_workspace_and_of_the_whole_of_it(database: &Database)
 }
 
 async fn a_quota_that_is_set_anew_holds_from_then_on(database: &Database) {
-    let app = limited(database, &[(Counted::Requests, "2/minute")]).await;
+    let app = limited(database, &[(QuotaKind::Requests, "2/minute")]).await;
     let mut client = app.client();
     list(&mut client).await.expect("the first");
     list(&mut client).await.expect("the second");
-    over(list(&mut client).await, Counted::Requests, 2, 60);
-    set(&app, "default", &[(Counted::Requests, "4/minute")]).await;
+    over(list(&mut client).await, QuotaKind::Requests, 2, 60);
+    set(&app, "default", &[(QuotaKind::Requests, "4/minute")]).await;
     assert_eq!(list(&mut client).await.expect("two more")[..2], [4, 1]);
-    set(&app, "default", &[(Counted::Requests, "1/minute")]).await;
-    over(list(&mut client).await, Counted::Requests, 1, 60);
+    set(&app, "default", &[(QuotaKind::Requests, "1/minute")]).await;
+    over(list(&mut client).await, QuotaKind::Requests, 1, 60);
 }
 
 async fn what_cannot_be_read_counts_too(database: &Database) {
-    let app = limited(database, &[(Counted::Requests, "4/minute")]).await;
+    let app = limited(database, &[(QuotaKind::Requests, "4/minute")]).await;
     let call = async |method: &str| {
         raw(
             app.keyed(),
@@ -284,12 +284,12 @@ async fn what_cannot_be_read_counts_too(database: &Database) {
             "MESSAGE_NOT_DECODABLE",
         );
     }
-    over(list(&mut app.client()).await, Counted::Requests, 4, 60);
+    over(list(&mut app.client()).await, QuotaKind::Requests, 4, 60);
 }
 
 async fn two_replicas_share_a_quota(database: &Database) {
     let apps = [
-        limited(database, &[(Counted::Requests, "1000/minute")]).await,
+        limited(database, &[(QuotaKind::Requests, "1000/minute")]).await,
         TestApp::start_as_it_is(database).await,
     ];
     let mut accepted = 0;
@@ -307,7 +307,7 @@ async fn two_replicas_share_a_quota(database: &Database) {
 
 async fn a_batch_that_is_refused_takes_nothing_from_other_replicas(database: &Database) {
     let apps = [
-        limited(database, &[(Counted::Requests, "100/minute")]).await,
+        limited(database, &[(QuotaKind::Requests, "100/minute")]).await,
         TestApp::start_as_it_is(database).await,
     ];
     let schedule = apps[0].created(create("canvas", at(LATER))).await;

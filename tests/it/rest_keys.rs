@@ -1,7 +1,7 @@
 //! Every route with every kind of key: exact status, body and headers.
 
 use ::http::Method;
-use canvas_scheduler::domain::{Counted, KeyId, Permissions, Quota};
+use canvas_scheduler::domain::{KeyId, Permissions, Quota, QuotaKind};
 use canvas_scheduler::service::admin::WorkspaceChange;
 use serde_json::{Value, json};
 
@@ -104,7 +104,7 @@ fn limits(answer: &Answer) -> Option<[i64; 3]> {
 }
 
 async fn limit(app: &TestApp, workspace: &str, quota: &str) {
-    let quotas = vec![(Counted::Requests, Quota::parse(quota).expect("a quota"))];
+    let quotas = vec![(QuotaKind::Requests, Quota::parse(quota).expect("a quota"))];
     app.admin()
         .set_workspace(
             workspace,

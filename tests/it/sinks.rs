@@ -15,7 +15,7 @@ use canvas_scheduler::domain::{
     CanvasId, DispatchId, DispatchMessage, Identifier, Properties, Recipient, ScheduleId, Target,
     Wave, WaveMode, Zone, ZoneSet,
 };
-use canvas_scheduler::sink::{self, Answer, SharedSink, SinkEndpoint, SinkSettings};
+use canvas_scheduler::sink::{self, DeliveryOutcome, SharedSink, SinkEndpoint, SinkSettings};
 use chrono::TimeDelta;
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -47,12 +47,16 @@ async fn open(settings: SinkSettings) -> SharedSink {
 }
 
 /// What the sink says of `dispatch`.
-async fn deliver(sink: &SharedSink, dispatch: &DispatchMessage) -> Answer {
+async fn deliver(sink: &SharedSink, dispatch: &DispatchMessage) -> DeliveryOutcome {
     soon(sink.deliver(dispatch)).await
 }
 
 /// Delivers until the answer is the one that is waited for: a bound of [`SHORT`] may be too short for a busy machine.
-async fn until(sink: &SharedSink, dispatch: &DispatchMessage, expected: impl Fn(&Answer) -> bool) {
+async fn until(
+    sink: &SharedSink,
+    dispatch: &DispatchMessage,
+    expected: impl Fn(&DeliveryOutcome) -> bool,
+) {
     soon(async { while !expected(&deliver(sink, dispatch).await) {} }).await;
 }
 
@@ -88,7 +92,7 @@ fn dispatch() -> DispatchMessage {
         canvas_id: CanvasId::parse("spring-sale").expect("an id"),
         schedule_id,
         revision: 3,
-        n: 2,
+        number: 2,
         wave: Wave {
             time: instant("2026-03-20T08:00:00Z"),
             zones: ["Europe/Paris", "Europe/Berlin"]
@@ -151,18 +155,18 @@ async fn silent(listener: TcpListener) {
 }
 
 /// Nothing was taken, and nobody says when to try again.
-fn assert_not_taken(answer: &Answer) {
+fn assert_not_taken(answer: &DeliveryOutcome) {
     assert!(
-        matches!(answer, Answer::NotTaken { retry_after: None, why } if !why.is_empty()),
+        matches!(answer, DeliveryOutcome::NotTaken { retry_after: None, why } if !why.is_empty()),
         "{answer:?}"
     );
 }
 
 /// It may have been taken.
-fn assert_unknown(answer: &Answer) {
+fn assert_unknown(answer: &DeliveryOutcome) {
     assert!(is_unknown(answer), "{answer:?}");
 }
 
-fn is_unknown(answer: &Answer) -> bool {
-    matches!(answer, Answer::Unknown { why } if !why.is_empty())
+fn is_unknown(answer: &DeliveryOutcome) -> bool {
+    matches!(answer, DeliveryOutcome::Unknown { why } if !why.is_empty())
 }

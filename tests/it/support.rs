@@ -22,7 +22,7 @@ use std::time::Duration;
 use canvas_scheduler::clock::ManualClock;
 use canvas_scheduler::config::Secret;
 use canvas_scheduler::dispatcher::DispatcherSettings;
-use canvas_scheduler::domain::{Counted, DeliveryPolicy, Permissions, Quota, Window};
+use canvas_scheduler::domain::{DeliveryPolicy, Permissions, Quota, QuotaKind, QuotaWindow};
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::canvas_schedule_service_client::CanvasScheduleServiceClient;
 use canvas_scheduler::server::accept::ConnectionSettings;
@@ -530,12 +530,12 @@ pub(crate) fn channel_to(addr: SocketAddr) -> Channel {
 /// Limits that no test reaches by chance.
 fn endless() -> WorkspaceChange {
     let quota = Quota {
-        most: 1_000_000_000,
-        window: Window::Minute,
+        limit: 1_000_000_000,
+        window: QuotaWindow::Minute,
     };
     WorkspaceChange {
         default_zone: None,
-        quotas: Counted::ALL.map(|counted| (counted, quota)).to_vec(),
+        quotas: QuotaKind::ALL.map(|counted| (counted, quota)).to_vec(),
     }
 }
 

@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
-use crate::domain::id::{ID_MAX, REQUEST_ID_MAX};
-use crate::domain::payload::{IDENTIFIER_MAX, PRIORITIZATION_MAX, RECIPIENTS_MAX};
+use crate::domain::id::{MAX_ID_CHARS, MAX_REQUEST_ID_CHARS};
+use crate::domain::payload::{MAX_IDENTIFIER_CHARS, MAX_PRIORITIZATION_ENTRIES, MAX_RECIPIENTS};
 
 /// A UUID with hyphens.
 const UUID: &str = "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}";
@@ -18,15 +18,17 @@ const PRINTABLE: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
 /// Adds the constraints of a field to its schema. An optional id may be empty, which means absent.
 pub(super) fn add(field: &str, required: bool, schema: &mut Value) {
     let constraints = match field {
-        "canvas_id" | "campaign_id" if required => opaque_id(ID_MAX),
-        "canvas_id" => optional_id(ID_MAX),
-        "request_id" => optional_id(REQUEST_ID_MAX),
-        "external_user_id" | "alias_name" | "alias_label" | "email" => opaque_id(IDENTIFIER_MAX),
+        "canvas_id" | "campaign_id" if required => opaque_id(MAX_ID_CHARS),
+        "canvas_id" => optional_id(MAX_ID_CHARS),
+        "request_id" => optional_id(MAX_REQUEST_ID_CHARS),
+        "external_user_id" | "alias_name" | "alias_label" | "email" => {
+            opaque_id(MAX_IDENTIFIER_CHARS)
+        }
         "schedule_id" if required => json!({ "pattern": format!("^{UUID}$") }),
         "schedule_id" => json!({ "pattern": format!("^({UUID})?$") }),
         "time" => json!({ "pattern": TIME }),
-        "recipients" => json!({ "maxItems": RECIPIENTS_MAX }),
-        "prioritization" => json!({ "maxItems": PRIORITIZATION_MAX }),
+        "recipients" => json!({ "maxItems": MAX_RECIPIENTS }),
+        "prioritization" => json!({ "maxItems": MAX_PRIORITIZATION_ENTRIES }),
         // The range of grpc/page.rs; 0 means the default.
         "page_size" => json!({ "minimum": 0, "maximum": 1000 }),
         _ => return,

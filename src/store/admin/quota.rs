@@ -5,7 +5,7 @@ use sea_orm::sea_query::{Expr, OnConflict};
 use sea_orm::{ColumnTrait, DbErr, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter};
 use uuid::Uuid;
 
-use crate::domain::{Ask, Quota, WorkspaceId};
+use crate::domain::{Quota, QuotaRequest, WorkspaceId};
 use crate::error::Error;
 use crate::store::admin::AdminStore;
 use crate::store::schema::tables::{rate_window, replica};
@@ -35,7 +35,7 @@ impl AdminStore {
         counted: &str,
         began_ms: i64,
         quota: Quota,
-        ask: Ask,
+        ask: QuotaRequest,
         replicas: u32,
     ) -> Result<QuotaTaken, Error> {
         for _ in 0..MAX_ROUNDS {

@@ -7,7 +7,7 @@ use sea_orm::{
     IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
 };
 
-use crate::domain::{Counted, Limits, Quota, Window, Workspace, WorkspaceId, Zone};
+use crate::domain::{Limits, Quota, QuotaKind, QuotaWindow, Workspace, WorkspaceId, Zone};
 use crate::error::Error;
 use crate::store::admin::{AdminStore, invalid};
 use crate::store::schema::codec;
@@ -24,7 +24,7 @@ pub struct WorkspaceChange {
     /// The zone of new schedules.
     pub default_zone: Option<Zone>,
     /// Quotas by kind.
-    pub quotas: Vec<(Counted, Quota)>,
+    pub quotas: Vec<(QuotaKind, Quota)>,
 }
 
 impl AdminStore {
@@ -148,10 +148,10 @@ impl AdminStore {
 async fn set_quotas<C: ConnectionTrait>(
     db: &C,
     workspace_id: i32,
-    quotas: &[(Counted, Quota)],
+    quotas: &[(QuotaKind, Quota)],
 ) -> Result<(), DbErr> {
     for (counted, quota) in quotas {
-        let most = i64::try_from(quota.most).map_err(codec::broken)?;
+        let most = i64::try_from(quota.limit).map_err(codec::broken)?;
         let row = workspace_limit::Model {
             workspace_id,
             counted: counted.name().to_owned(),
@@ -170,12 +170,12 @@ async fn set_quotas<C: ConnectionTrait>(
 
 /// The limits with a stored quota. Ignores quotas of calls that only a newer release counts.
 fn with_stored(limits: Limits, row: &workspace_limit::Model) -> Limits {
-    let counted = Counted::ALL
+    let counted = QuotaKind::ALL
         .into_iter()
         .find(|counted| counted.name() == row.counted);
-    let quota = Window::from_millis(row.window_ms)
+    let quota = QuotaWindow::from_millis(row.window_ms)
         .zip(u64::try_from(row.most).ok())
-        .map(|(window, most)| Quota { most, window });
+        .map(|(window, limit)| Quota { limit, window });
     counted
         .zip(quota)
         .map_or(limits, |(counted, quota)| limits.with(counted, quota))

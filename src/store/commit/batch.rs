@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::DbErr;
 use uuid::Uuid;
 
-use crate::domain::{CanvasSchedule, Outcome, Policy, RequestId, WorkspaceId, Zone, zone};
+use crate::domain::{CanvasSchedule, Outcome, RequestId, SchedulePolicy, WorkspaceId, Zone, zone};
 use crate::error::Error;
 use crate::store::commit::insert::NewRows;
 use crate::store::commit::job::{Job, Unsettled, Work};
@@ -40,7 +40,7 @@ pub(crate) struct Context<'a> {
     /// The instant of every change in the batch.
     pub now: DateTime<Utc>,
     /// The settings of the rules.
-    pub policy: &'a Policy,
+    pub policy: &'a SchedulePolicy,
     /// Marks the revisions.
     pub commit_id: i64,
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::clock::SharedClock;
-use crate::domain::{Policy, RequestId, WorkspaceId, Zone};
+use crate::domain::{RequestId, SchedulePolicy, WorkspaceId, Zone};
 use crate::error::Error;
 use crate::store::commit::batch::{Batch, Context, Read};
 use crate::store::commit::insert;
@@ -56,7 +56,7 @@ pub struct Writer {
     /// PostgreSQL's connection for what needs no transaction.
     pub(crate) held: Option<Held>,
     pub(crate) clock: SharedClock,
-    pub(crate) policy: Policy,
+    pub(crate) policy: SchedulePolicy,
     pub(crate) batch_max: usize,
     pub(crate) revisions_kept: i64,
     pub(crate) writes: CommitMetrics,

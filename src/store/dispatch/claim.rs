@@ -210,7 +210,7 @@ impl<'a> ClaimPass<'a> {
             Some(_) => None,
         };
         let (after, dispatch) = match claimed {
-            Some(claimed) => (claimed.after, Some(claimed.firing)),
+            Some(claimed) => (claimed.after, Some(claimed.dispatch)),
             None => (schedule.clone().replanned(), None),
         };
         let lease = dispatch.map(|dispatch| PendingLease {

@@ -62,7 +62,7 @@ async fn retry_in<C: ConnectionTrait>(
         let dispatch_id = id.to_string();
         return Ok(Err(Error::DispatchNotFound { dispatch_id }));
     };
-    let retried = match dead.revived(&schedule, now, delivery) {
+    let retried = match dead.retry_dead_letter(&schedule, now, delivery) {
         Ok(retried) => retried,
         Err(refused) => return Ok(Err(refused)),
     };

@@ -129,7 +129,7 @@ impl Payloads {
             canvas_id: schedule.canvas_id.clone(),
             schedule_id: schedule.id,
             revision: dispatch.revision,
-            n: dispatch.n,
+            number: dispatch.number,
             wave: dispatch.wave.clone(),
             target: target.within(&dispatch.wave.zones, &properties),
             properties,
@@ -137,7 +137,7 @@ impl Payloads {
             attempt: dispatch.attempt,
             traceparent: None,
         };
-        let until = dispatch.again_at.unwrap_or(now);
+        let until = dispatch.retry_at.unwrap_or(now);
         let lag = (now - dispatch.wave.time.max(schedule.updated_at)).max(TimeDelta::zero());
         Ok(Leased {
             workspace: pending.workspace,

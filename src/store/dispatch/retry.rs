@@ -108,12 +108,12 @@ async fn lease_all<C: ConnectionTrait>(
         }
     }
     let in_state = |state| move |one: &&PendingLease| one.dispatch.state == state;
-    let leases = decided.iter().filter(in_state(DispatchState::InHand));
+    let leases = decided.iter().filter(in_state(DispatchState::InFlight));
     let payloads = Payloads::read(db, leases).await?;
     let mut leased = vec![];
     for pending in &decided {
         let row = pending.row()?;
-        if pending.dispatch.state == DispatchState::InHand {
+        if pending.dispatch.state == DispatchState::InFlight {
             match payloads.lease(pending, now) {
                 Ok(lease) => leased.push(lease),
                 Err(fault) => {
@@ -142,7 +142,7 @@ fn decide(
         cancelled: schedule.cancelled_at.is_some(),
         paused: due.paused,
     };
-    let dispatch = codec::dispatch(due.row.clone(), &schedule)?.again(hold, now, delivery);
+    let dispatch = codec::dispatch(due.row.clone(), &schedule)?.retry(hold, now, delivery);
     Ok(PendingLease {
         workspace: WorkspaceId(row.workspace_id),
         workspace_name: due.workspace_name.clone(),

@@ -9,8 +9,8 @@ use sea_orm::{ConnectionTrait, DbErr};
 
 use crate::clock::jitter;
 use crate::domain::{
-    Answer, DeliveryPolicy, Dispatch, DispatchMessage, DispatchState, Hold, ScheduleId, Settled,
-    WorkspaceId,
+    DeliveryOutcome, DeliveryPolicy, Dispatch, DispatchMessage, DispatchState, Hold, ScheduleId,
+    Settled, WorkspaceId,
 };
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
@@ -30,26 +30,26 @@ pub struct AttemptResult {
     /// The schedule.
     pub schedule_id: ScheduleId,
     /// The dispatch's number.
-    pub n: u32,
+    pub number: u32,
     /// The attempt's number.
     pub attempt: u32,
     /// The sink's answer.
-    pub answer: Answer,
+    pub answer: DeliveryOutcome,
 }
 
 impl AttemptResult {
     /// The sink's answer to a leased dispatch.
-    pub fn of(leased: &Leased, answer: Answer) -> Self {
+    pub fn of(leased: &Leased, answer: DeliveryOutcome) -> Self {
         let DispatchMessage {
             schedule_id,
-            n,
+            number,
             attempt,
             ..
         } = leased.dispatch;
         Self {
             workspace: leased.workspace,
             schedule_id,
-            n,
+            number,
             attempt,
             answer,
         }
@@ -65,7 +65,7 @@ impl AttemptResult {
     fn key(&self) -> Result<DispatchKey, DbErr> {
         Ok(DispatchKey {
             schedule_id: self.schedule_id.0,
-            n: codec::signed(self.n)?,
+            n: codec::signed(self.number)?,
             workspace_id: self.workspace.0,
         })
     }
@@ -93,7 +93,7 @@ impl DispatchStore {
         let settle = async {
             let (delivered, others): (Vec<_>, Vec<_>) = results
                 .iter()
-                .partition(|one| one.answer == Answer::Delivered);
+                .partition(|one| one.answer == DeliveryOutcome::Delivered);
             let db = self.settling.acquire().await?;
             settle_delivered(&db, &delivered, now).await?;
             db.release();
@@ -178,7 +178,10 @@ impl Settling<'_> {
         };
         let mut look_at: Option<DateTime<Utc>> = None;
         for one in results {
-            let Some(at) = dispatches.iter().position(|dispatch| dispatch.n == one.n) else {
+            let Some(at) = dispatches
+                .iter()
+                .position(|dispatch| dispatch.number == one.number)
+            else {
                 continue;
             };
             let (attempt, answer) = (one.attempt, &one.answer);
@@ -186,23 +189,23 @@ impl Settling<'_> {
                 dispatches[at].settle(attempt, answer, hold, self.now, jitter(), self.delivery);
             match settled {
                 None => {}
-                Some(Settled::Kept(dispatch)) => {
+                Some(Settled::Updated(dispatch)) => {
                     log(&schedule.id, &dispatch);
                     self.dead += usize::from(dispatch.state == DispatchState::Dead);
                     let row = codec::dispatch_row(workspace, &schedule, &dispatch)?;
                     self.updated.push(row);
                     dispatches[at] = *dispatch;
                 }
-                Some(Settled::TakenBack { again_at }) => {
+                Some(Settled::Reopened { retry_at }) => {
                     dispatches.remove(at);
                     self.deleted.push(one.key()?);
-                    look_at = look_at.into_iter().chain([again_at]).min();
+                    look_at = look_at.into_iter().chain([retry_at]).min();
                 }
             }
         }
         if let Some(look_at) = look_at {
             // Its zones are open again, so a change that was decided meanwhile must be decided again.
-            let reopened = schedule.with_firings(&dispatches).replanned();
+            let reopened = schedule.with_dispatches(&dispatches).replanned();
             let look_ms = Some(look_at.timestamp_millis());
             self.transitions
                 .push(&row, &reopened, look_ms, self.now, None)?;

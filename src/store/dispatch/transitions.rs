@@ -122,7 +122,7 @@ impl Transitions {
             next_state: codec::state_code(after.state()),
             next_wave_ms,
             wake_ms,
-            fired: codec::signed(after.fired)?,
+            fired: codec::signed(after.last_number)?,
             zone_rules: zone::data_number(),
             done_ms: match (before.next_wave_ms, next_wave_ms) {
                 (_, Some(_)) => None,

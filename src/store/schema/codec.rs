@@ -5,17 +5,17 @@ use sea_orm::DbErr;
 
 use crate::domain::{
     CanvasId, CanvasSchedule, Dispatch, DispatchState, PropertiesId, Revision, RevisionKind,
-    Schedule, ScheduleId, State, Wave, WaveMode, WorkspaceId, Zone, ZoneSet, zone,
+    Schedule, ScheduleId, ScheduleState, Wave, WaveMode, WorkspaceId, Zone, ZoneSet, zone,
 };
 use crate::store::schema::tables::{canvas_schedule, dispatch, revision};
 
 /// A schedule's state as it is stored.
-pub(crate) fn state_code(state: State) -> i16 {
+pub(crate) fn state_code(state: ScheduleState) -> i16 {
     match state {
-        State::Pending => 0,
-        State::Dispatching => 1,
-        State::Dispatched => 2,
-        State::Cancelled => 3,
+        ScheduleState::Pending => 0,
+        ScheduleState::Dispatching => 1,
+        ScheduleState::Dispatched => 2,
+        ScheduleState::Cancelled => 3,
     }
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn signed(number: u32) -> Result<i32, DbErr> {
 /// A dispatch's state as it is stored.
 pub(crate) fn dispatch_state_code(state: DispatchState) -> i16 {
     match state {
-        DispatchState::InHand => 0,
+        DispatchState::InFlight => 0,
         DispatchState::Unknown => 1,
         DispatchState::Delivered => 2,
         DispatchState::Dead => 3,
@@ -69,7 +69,7 @@ pub(crate) fn dispatch_state_code(state: DispatchState) -> i16 {
 
 fn dispatch_state(code: i16) -> Result<DispatchState, DbErr> {
     match code {
-        0 => Ok(DispatchState::InHand),
+        0 => Ok(DispatchState::InFlight),
         1 => Ok(DispatchState::Unknown),
         2 => Ok(DispatchState::Delivered),
         3 => Ok(DispatchState::Dead),
@@ -92,7 +92,7 @@ pub(crate) fn dispatch(row: dispatch::Model, of: &CanvasSchedule) -> Result<Disp
         WaveMode::AtTime
     };
     Ok(Dispatch {
-        n: unsigned(row.n)?,
+        number: unsigned(row.n)?,
         revision: row.revision,
         wave: Wave {
             time: instant(row.wave_ms)?,
@@ -104,8 +104,8 @@ pub(crate) fn dispatch(row: dispatch::Model, of: &CanvasSchedule) -> Result<Disp
         state: dispatch_state(row.state)?,
         attempt: unsigned(row.attempt)?,
         last_attempt: unsigned(row.last_attempt)?,
-        again_at: row.retry_ms.map(instant).transpose()?,
-        fired_at: instant(row.fired_ms)?,
+        retry_at: row.retry_ms.map(instant).transpose()?,
+        claimed_at: instant(row.fired_ms)?,
         finished_at: row.finished_ms.map(instant).transpose()?,
         why: row.why,
     })
@@ -125,11 +125,11 @@ pub(crate) fn dispatch_row(
     Ok(dispatch::Model {
         workspace_id: workspace.0,
         schedule_id: of.id.0,
-        n: signed(dispatch.n)?,
+        n: signed(dispatch.number)?,
         revision: dispatch.revision,
         wave_ms: dispatch.wave.time.timestamp_millis(),
-        retry_ms: dispatch.again_at.map(|at| at.timestamp_millis()),
-        fired_ms: dispatch.fired_at.timestamp_millis(),
+        retry_ms: dispatch.retry_at.map(|at| at.timestamp_millis()),
+        fired_ms: dispatch.claimed_at.timestamp_millis(),
         finished_ms: dispatch.finished_at.map(|at| at.timestamp_millis()),
         attempt: signed(dispatch.attempt)?,
         last_attempt: signed(dispatch.last_attempt)?,
@@ -158,9 +158,9 @@ pub(crate) fn schedule(row: &canvas_schedule::Model) -> Result<CanvasSchedule, D
         schedule: at,
         default_zone: Zone::parse(&row.default_zone).map_err(broken)?,
         stated_zones,
-        taken: ZoneSet::empty(),
-        last_taken: None,
-        fired: unsigned(row.fired)?,
+        claimed: ZoneSet::empty(),
+        last_claimed_at: None,
+        last_number: unsigned(row.fired)?,
         unknown: 0,
         revision: row.revision,
         created_at: instant(row.created_ms)?,

@@ -171,7 +171,7 @@ impl Loaded {
         let dispatches = dispatches.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             row,
-            schedule: bare.with_firings(&dispatches),
+            schedule: bare.with_dispatches(&dispatches),
             dispatches,
         })
     }

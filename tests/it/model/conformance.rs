@@ -43,7 +43,7 @@ async fn optimal_times_do_as_the_model_does(database: &Database) {
 }
 
 async fn what_random_sequences_seldom_meet_is_as_in_the_model(database: &Database) {
-    use Event::{Answer, Clock, Create, Fire, Retry};
+    use Event::{Clock, Create, DeliveryOutcome, Fire, Retry};
     let start = instant(STARTS[0]).timestamp();
     let local = Create(Wish {
         kind: Kind::Local,
@@ -58,20 +58,26 @@ async fn what_random_sequences_seldom_meet_is_as_in_the_model(database: &Databas
     for (case, events) in [
         (
             "a wave that was not taken rests, however many are due",
-            vec![local, Clock(Move::Day), Fire, Answer(0, not_taken), Fire],
+            vec![
+                local,
+                Clock(Move::Day),
+                Fire,
+                DeliveryOutcome(0, not_taken),
+                Fire,
+            ],
         ),
         (
             "that an attempt was not taken says nothing of the next one, told twice or not",
             vec![
                 utc,
                 Fire,
-                Answer(0, Says::Unknown),
+                DeliveryOutcome(0, Says::Unknown),
                 pause,
                 Retry,
-                Answer(0, not_taken),
+                DeliveryOutcome(0, not_taken),
                 pause,
                 Retry,
-                Answer(1, not_taken),
+                DeliveryOutcome(1, not_taken),
             ],
         ),
     ] {
@@ -189,7 +195,7 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
         Says::Rejected,
         Says::Delivered,
     ] {
-        events.extend([0, 1].map(|back| Event::Answer(back, says)));
+        events.extend([0, 1].map(|back| Event::DeliveryOutcome(back, says)));
     }
     for (kind, hours) in [(Kind::Local, 1), (Kind::Utc, 0), (Kind::Optimal, 6)] {
         events.push(Event::Update(
@@ -261,7 +267,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => Just(Event::Fire),
         3 => Just(Event::Retry),
-        3 => (0..4_usize, says).prop_map(|(back, says)| Event::Answer(back, says)),
+        3 => (0..4_usize, says).prop_map(|(back, says)| Event::DeliveryOutcome(back, says)),
         4 => (wish(), terms()).prop_map(|(wish, terms)| Event::Update(wish, terms)),
         2 => terms().prop_map(Event::Cancel),
         2 => Just(Event::Again),

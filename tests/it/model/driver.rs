@@ -2,10 +2,10 @@
 
 use canvas_scheduler::clock::Clock;
 use canvas_scheduler::domain::{
-    Answer, Applied as Reached, Cancel, CanvasId, Create, DeliveryPolicy, Dispatch as Stored,
-    DispatchId, DispatchState, Etag as RealEtag, Identifier, Outcome, Overwrite, Policy, Recipient,
-    RequestId, Schedule, ScheduleId, State, Target, Wave as RealWave, WaveMode, WorkspaceId,
-    ZoneSet,
+    Applied as Reached, Cancel, CanvasId, Create, DeliveryOutcome, DeliveryPolicy,
+    Dispatch as Stored, DispatchId, DispatchState, Etag as RealEtag, Identifier, Outcome,
+    Overwrite, Recipient, RequestId, Schedule, ScheduleId, SchedulePolicy, ScheduleState, Target,
+    Wave as RealWave, WaveMode, WorkspaceId, ZoneSet,
 };
 use canvas_scheduler::error::Error;
 use canvas_scheduler::service::{
@@ -105,7 +105,7 @@ impl<'a> Replica<'a> {
             Event::RetryDispatch(n) => told = self.retry_dispatch(n).await,
             Event::Fire => handed = self.claim().await,
             Event::Retry => handed = self.retry().await,
-            Event::Answer(back, says) => self.answer(back, says).await,
+            Event::DeliveryOutcome(back, says) => self.answer(back, says).await,
             Event::Brake { all, on } => self.brake(all, on).await,
             Event::OtherRelease { later } => self.other_release(later).await,
             Event::Restart => self.restart().await,
@@ -181,7 +181,7 @@ impl<'a> Replica<'a> {
     /// Takes up what is of this sequence.
     fn take(&mut self, mut leased: Vec<Leased>) -> Vec<HandedOver> {
         leased.retain(|one| Some(one.dispatch.schedule_id) == self.schedule);
-        leased.sort_by_key(|one| one.dispatch.n);
+        leased.sort_by_key(|one| one.dispatch.number);
         let handed = leased.iter().map(handed_over).collect();
         self.hands.extend(leased.into_iter().map(|one| (one, None)));
         handed
@@ -192,7 +192,7 @@ impl<'a> Replica<'a> {
             return;
         };
         let answer = match *said.get_or_insert(says) {
-            Says::Delivered => Answer::Delivered,
+            Says::Delivered => DeliveryOutcome::Delivered,
             Says::NotTaken => not_taken(),
             Says::Rejected => rejected(),
             Says::Unknown => unknown(),
@@ -245,7 +245,7 @@ impl<'a> Replica<'a> {
         ] {
             self.db.execute_unprepared(&sql).await.expect("done");
         }
-        self.service.keep_zone_rules().await.expect("looked after");
+        self.service.refresh_zone_rules().await.expect("refreshed");
     }
 
     async fn restart(&mut self) {
@@ -263,10 +263,10 @@ impl<'a> Replica<'a> {
             ask: ask(&schedule.schedule),
             revision: schedule.revision,
             stage: match schedule.state() {
-                State::Pending => Stage::Pending,
-                State::Dispatching => Stage::Dispatching,
-                State::Dispatched => Stage::Dispatched,
-                State::Cancelled => Stage::Cancelled,
+                ScheduleState::Pending => Stage::Pending,
+                ScheduleState::Dispatching => Stage::Dispatching,
+                ScheduleState::Dispatched => Stage::Dispatched,
+                ScheduleState::Cancelled => Stage::Cancelled,
             },
             open: zones(&schedule.open_zones()),
             missed: zones(&plan.missed),
@@ -274,7 +274,7 @@ impl<'a> Replica<'a> {
             next_wave: schedule.next_wave.map(time),
             updated_at: time(schedule.updated_at),
             cancelled_at: schedule.cancelled_at.map(time),
-            dispatches: details.firings.iter().map(dispatch).collect(),
+            dispatches: details.dispatches.iter().map(dispatch).collect(),
         })
     }
 
@@ -289,7 +289,7 @@ impl<'a> Replica<'a> {
             .dispatches(&caller(), filter, None, 1000)
             .await
             .expect("a list");
-        listed.iter().map(|(_, firing)| dispatch(firing)).collect()
+        listed.iter().map(|(_, stored)| dispatch(stored)).collect()
     }
 
     /// The numbers of the revisions that are kept, the newest first.
@@ -307,17 +307,17 @@ impl<'a> Replica<'a> {
 }
 
 async fn start(database: &Database) -> (TestStore, Service) {
-    let policy = Policy {
+    let policy = SchedulePolicy {
         lateness: TimeDelta::seconds(LATENESS),
         horizon: TimeDelta::seconds(HORIZON),
-        ..Policy::default()
+        ..SchedulePolicy::default()
     };
     let pause = TimeDelta::seconds(PAUSE);
     let delivery = DeliveryPolicy {
         lease: TimeDelta::seconds(LEASE),
         attempts: ATTEMPTS,
         backoff: pause,
-        backoff_most: pause,
+        max_backoff: pause,
     };
     let test = TestStore::open_with(database, policy).await;
     let service = Service::new(test.store.clone(), test.clock.clone(), policy, delivery);
@@ -478,23 +478,23 @@ fn wave(real: &RealWave) -> Wave {
     }
 }
 
-fn dispatch(firing: &Stored) -> Dispatch {
+fn dispatch(dispatch: &Stored) -> Dispatch {
     Dispatch {
-        n: firing.n,
-        revision: firing.revision,
-        wave: wave(&firing.wave),
-        stands: match firing.state {
-            DispatchState::InHand => Stands::InHand,
+        n: dispatch.number,
+        revision: dispatch.revision,
+        wave: wave(&dispatch.wave),
+        stands: match dispatch.state {
+            DispatchState::InFlight => Stands::InHand,
             DispatchState::Unknown => Stands::Unknown,
             DispatchState::Delivered => Stands::Delivered,
             DispatchState::Dead => Stands::Dead,
             DispatchState::Abandoned => Stands::Abandoned,
         },
-        attempt: firing.attempt,
-        last_attempt: firing.last_attempt,
-        again_at: firing.again_at.map(time),
-        fired_at: time(firing.fired_at),
-        finished_at: firing.finished_at.map(time),
+        attempt: dispatch.attempt,
+        last_attempt: dispatch.last_attempt,
+        retry_at: dispatch.retry_at.map(time),
+        fired_at: time(dispatch.claimed_at),
+        finished_at: dispatch.finished_at.map(time),
         hand: None,
     }
 }
@@ -503,7 +503,7 @@ fn handed_over(leased: &Leased) -> HandedOver {
     let dispatch = &leased.dispatch;
     assert_eq!(
         dispatch.id,
-        DispatchId::of(dispatch.schedule_id, dispatch.n)
+        DispatchId::of(dispatch.schedule_id, dispatch.number)
     );
     let names = dispatch
         .target
@@ -514,7 +514,7 @@ fn handed_over(leased: &Leased) -> HandedOver {
             other => panic!("{other:?}"),
         });
     HandedOver {
-        n: dispatch.n,
+        n: dispatch.number,
         attempt: dispatch.attempt,
         revision: dispatch.revision,
         wave: wave(&dispatch.wave),

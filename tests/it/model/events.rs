@@ -82,7 +82,7 @@ pub(super) enum Event {
     /// Workers are free for what is due once more.
     Retry,
     /// The sink answers what was handed over last, or so many before; or its first answer to that arrives once more.
-    Answer(usize, Says),
+    DeliveryOutcome(usize, Says),
     /// An operator has the dispatch of this number tried again.
     RetryDispatch(u32),
     Brake {

@@ -73,7 +73,7 @@ fn events() -> Vec<Event> {
         Says::Rejected,
         Says::Unknown,
     ] {
-        events.extend([0, 1].map(|back| Event::Answer(back, says)));
+        events.extend([0, 1].map(|back| Event::DeliveryOutcome(back, says)));
     }
     events.extend([Move::Pause, Move::Lease, Move::Next].map(Event::Clock));
     events.extend([true, false].map(|on| Event::Brake { all: true, on }));
@@ -193,7 +193,7 @@ fn check(before: &World, event: Event, after: &World, told: Told) -> Result<(), 
         )?;
         let waits = matches!(dispatch.stands, Stands::InHand | Stands::Unknown);
         ensure(
-            waits == dispatch.again_at.is_some() && waits == dispatch.finished_at.is_none(),
+            waits == dispatch.retry_at.is_some() && waits == dispatch.finished_at.is_none(),
             "what is not finished is looked at again",
         )?;
         ensure(
@@ -206,7 +206,7 @@ fn check(before: &World, event: Event, after: &World, told: Told) -> Result<(), 
 
 /// What the sink said in this event, which may be what it said before.
 fn said(event: Event, after: &World) -> Option<Says> {
-    let Event::Answer(back, _) = event else {
+    let Event::DeliveryOutcome(back, _) = event else {
         return None;
     };
     after.hands[after.hand(back)?].said

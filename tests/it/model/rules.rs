@@ -25,7 +25,7 @@ pub(super) struct Dispatch {
     /// The attempt after which it is a dead letter.
     pub last_attempt: u32,
     /// When its lease ends or it is tried again.
-    pub again_at: Option<Time>,
+    pub retry_at: Option<Time>,
     pub fired_at: Time,
     pub finished_at: Option<Time>,
     /// Who carries its latest attempt; none once that process is gone.
@@ -135,7 +135,9 @@ impl World {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Clock(by) => self.now = self.moved(by),
-            Event::Answer(back, says) => self.hand(back).map_or((), |hand| self.answer(hand, says)),
+            Event::DeliveryOutcome(back, says) => {
+                self.hand(back).map_or((), |hand| self.answer(hand, says))
+            }
             Event::Brake { all, on } => self.brakes[usize::from(all)] = on,
             Event::Rules => {
                 self.rules = if self.rules == Rules::Real {
@@ -169,7 +171,7 @@ impl World {
             });
         }
         if let Some(back) = self.hands.iter().rev().position(|hand| hand.said.is_none()) {
-            return Some(Event::Answer(back, Says::Delivered));
+            return Some(Event::DeliveryOutcome(back, Says::Delivered));
         }
         let does = |event: &Event| self.step(*event).0 != *self;
         [Event::Retry, Event::Fire, Event::Clock(Move::Next)]
@@ -299,7 +301,7 @@ impl World {
             stands: Stands::InHand,
             attempt: 0,
             last_attempt: ATTEMPTS,
-            again_at: None,
+            retry_at: None,
             fired_at: now,
             finished_at: None,
             hand: None,
@@ -324,13 +326,13 @@ impl World {
         for dispatch in schedule
             .dispatches
             .iter_mut()
-            .filter(|dispatch| dispatch.again_at.is_some_and(|at| at <= now))
+            .filter(|dispatch| dispatch.retry_at.is_some_and(|at| at <= now))
         {
             if dispatch.stands == Stands::InHand {
                 dispatch.unknown(now, cancelled, 0);
             }
             if dispatch.stands == Stands::Unknown && paused {
-                dispatch.again_at = Some(now + PAUSED_REST);
+                dispatch.retry_at = Some(now + PAUSED_REST);
             } else if dispatch.stands == Stands::Unknown {
                 handed.push(dispatch.hand_over(now, self.hands.len()));
                 self.hands.push(Hand {
@@ -399,7 +401,7 @@ impl World {
         }
         dispatch.stands = Stands::Unknown;
         dispatch.last_attempt = dispatch.attempt + ATTEMPTS;
-        (dispatch.again_at, dispatch.finished_at) = (Some(self.now), None);
+        (dispatch.retry_at, dispatch.finished_at) = (Some(self.now), None);
         Told::Revived
     }
 }
@@ -409,7 +411,7 @@ impl Dispatch {
     fn hand_over(&mut self, now: Time, hand: usize) -> HandedOver {
         self.stands = Stands::InHand;
         self.attempt += 1;
-        self.again_at = Some(now + LEASE);
+        self.retry_at = Some(now + LEASE);
         self.hand = Some(hand);
         let (n, attempt, revision, wave) = (self.n, self.attempt, self.revision, self.wave);
         HandedOver {
@@ -429,13 +431,13 @@ impl Dispatch {
             self.finish(Stands::Dead, now);
         } else {
             self.stands = Stands::Unknown;
-            self.again_at = Some(now + pause);
+            self.retry_at = Some(now + pause);
         }
     }
 
     fn finish(&mut self, stands: Stands, now: Time) {
         self.stands = stands;
-        (self.again_at, self.finished_at) = (None, Some(now));
+        (self.retry_at, self.finished_at) = (None, Some(now));
     }
 }
 
@@ -518,7 +520,7 @@ impl Schedule {
         let again = self
             .dispatches
             .iter()
-            .filter_map(|dispatch| dispatch.again_at);
+            .filter_map(|dispatch| dispatch.retry_at);
         again.chain(wave).filter(|at| *at > now).min()
     }
 

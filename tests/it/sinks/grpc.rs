@@ -93,7 +93,7 @@ async fn a_dispatch_is_called_whole_with_the_token() {
     let (engine, url) = Engine::start(vec![Act::Take]).await;
     assert_eq!(
         deliver(&grpc(&url, LONG).await, &dispatch()).await,
-        Answer::Delivered
+        DeliveryOutcome::Delivered
     );
     let (metadata, got) = engine.got.lock().expect("no panic").pop().expect("a call");
     assert_eq!(
@@ -182,7 +182,7 @@ async fn a_broadcast_by_optimal_time_says_so_and_names_nobody() {
     let (engine, url) = Engine::start(vec![Act::Take]).await;
     assert_eq!(
         deliver(&grpc(&url, LONG).await, &broadcast()).await,
-        Answer::Delivered
+        DeliveryOutcome::Delivered
     );
     let (_, got) = engine.got.lock().expect("no panic").pop().expect("a call");
     assert_eq!(
@@ -209,21 +209,21 @@ async fn the_status_decides() {
     let sink = grpc(&url, LONG).await;
     let why = |code: &str| format!("gRPC status {code}");
     let expected = [
-        Answer::NotTaken {
+        DeliveryOutcome::NotTaken {
             why: why("Unavailable"),
             retry_after: Some(Duration::from_secs(7)),
         },
-        Answer::NotTaken {
+        DeliveryOutcome::NotTaken {
             why: why("ResourceExhausted"),
             retry_after: None,
         },
-        Answer::Rejected {
+        DeliveryOutcome::Rejected {
             why: why("InvalidArgument"),
         },
-        Answer::Unknown {
+        DeliveryOutcome::Unknown {
             why: why("Internal"),
         },
-        Answer::Delivered,
+        DeliveryOutcome::Delivered,
     ];
     for expected in expected {
         assert_eq!(deliver(&sink, &dispatch()).await, expected);
@@ -241,7 +241,10 @@ async fn a_refused_connection_is_not_taken_and_made_anew_once_the_engine_is_ther
     let engine = Engine::acting(vec![Act::Take, Act::Take]);
     engine.serve(held.listen(16).expect("it listens"));
     for _ in 0..2 {
-        assert_eq!(deliver(&sink, &dispatch()).await, Answer::Delivered);
+        assert_eq!(
+            deliver(&sink, &dispatch()).await,
+            DeliveryOutcome::Delivered
+        );
     }
 }
 
@@ -360,6 +363,6 @@ async fn calls_go_over_tls() {
             &dispatch()
         )
         .await,
-        Answer::Delivered
+        DeliveryOutcome::Delivered
     );
 }

@@ -41,7 +41,10 @@ async fn a_dispatch_is_one_line_with_neither_recipients_nor_properties() {
         .finish();
     let logging = tracing::subscriber::set_default(log);
     let sink = open(SinkSettings::Log).await;
-    assert_eq!(deliver(&sink, &dispatch()).await, Answer::Delivered);
+    assert_eq!(
+        deliver(&sink, &dispatch()).await,
+        DeliveryOutcome::Delivered
+    );
     drop(logging);
     let text =
         String::from_utf8(lines.0.lock().expect("no panic under the lock").clone()).expect("UTF-8");

@@ -153,7 +153,10 @@ async fn a_dispatch_is_kept_once_under_its_id() {
     let mut stream = server.stream(Config::default()).await;
     let sink = nats(&server.url(), LONG, LONG).await;
     for _ in 0..2 {
-        assert_eq!(deliver(&sink, &dispatch()).await, Answer::Delivered);
+        assert_eq!(
+            deliver(&sink, &dispatch()).await,
+            DeliveryOutcome::Delivered
+        );
     }
     assert_eq!(
         stream.info().await.expect("it is there").state.messages,
@@ -208,11 +211,14 @@ async fn what_jetstream_cannot_keep_is_not_taken_or_rejected() {
     for bytes in [2_000_000, 20_000] {
         let answer = deliver(&sink, &of_size(bytes)).await;
         assert!(
-            matches!(answer, Answer::Rejected { .. }),
+            matches!(answer, DeliveryOutcome::Rejected { .. }),
             "{bytes}: {answer:?}"
         );
     }
-    assert_eq!(deliver(&sink, &of_size(1)).await, Answer::Delivered);
+    assert_eq!(
+        deliver(&sink, &of_size(1)).await,
+        DeliveryOutcome::Delivered
+    );
     assert_not_taken(&deliver(&sink, &of_size(2)).await);
 }
 
@@ -228,13 +234,19 @@ async fn a_server_that_hangs_is_unknown_within_the_bound() {
     };
     let mut stream = server.stream(Config::default()).await;
     let sink = nats(&server.url(), SHORT, SHORT).await;
-    until(&sink, &dispatch(), |answer| *answer == Answer::Delivered).await;
+    until(&sink, &dispatch(), |answer| {
+        *answer == DeliveryOutcome::Delivered
+    })
+    .await;
     server.running.signal("STOP");
     let mut second = dispatch();
     second.id = DispatchId::of(second.schedule_id, 3);
     assert_unknown(&deliver(&sink, &second).await);
     server.running.signal("CONT");
-    until(&sink, &second, |answer| *answer == Answer::Delivered).await;
+    until(&sink, &second, |answer| {
+        *answer == DeliveryOutcome::Delivered
+    })
+    .await;
     assert_eq!(
         stream.info().await.expect("it is there").state.messages,
         2,
@@ -254,16 +266,22 @@ async fn a_server_that_is_gone_takes_nothing_and_is_found_again() {
     };
     server.stream(Config::default()).await;
     let sink = nats(&server.url(), SHORT, SHORT).await;
-    until(&sink, &dispatch(), |answer| *answer == Answer::Delivered).await;
+    until(&sink, &dispatch(), |answer| {
+        *answer == DeliveryOutcome::Delivered
+    })
+    .await;
     server.running.kill();
     until(&sink, &dispatch(), |answer| {
-        matches!(answer, Answer::NotTaken { .. })
+        matches!(answer, DeliveryOutcome::NotTaken { .. })
     })
     .await;
     // Once it is known, it stays so.
     assert_not_taken(&deliver(&sink, &dispatch()).await);
     server.restart();
-    until(&sink, &dispatch(), |answer| *answer == Answer::Delivered).await;
+    until(&sink, &dispatch(), |answer| {
+        *answer == DeliveryOutcome::Delivered
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -287,13 +305,13 @@ async fn only_the_right_token_is_let_in() {
     let sink = nats(&right.url(), LONG, LONG).await;
     // It is let in, and finds no stream.
     assert!(
-        matches!(deliver(&sink, &dispatch()).await, Answer::NotTaken { why, .. } if why.contains("stream"))
+        matches!(deliver(&sink, &dispatch()).await, DeliveryOutcome::NotTaken { why, .. } if why.contains("stream"))
     );
     let Some(wrong) = Server::start(name, &["--auth", "another"]).await else {
         return;
     };
     let sink = nats(&wrong.url(), LONG, SHORT).await;
     assert!(
-        matches!(deliver(&sink, &dispatch()).await, Answer::NotTaken { why, .. } if why.contains("not connected"))
+        matches!(deliver(&sink, &dispatch()).await, DeliveryOutcome::NotTaken { why, .. } if why.contains("not connected"))
     );
 }

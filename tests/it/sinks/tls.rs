@@ -94,7 +94,7 @@ async fn https_trusts_the_stated_certificates_and_no_others() {
     let url = format!("https://{addr}/");
     assert_eq!(
         deliver(&trusting(&url, LONG, ca).await, &dispatch()).await,
-        Answer::Delivered
+        DeliveryOutcome::Delivered
     );
     assert_not_taken(&deliver(&webhook(&url, LONG).await, &dispatch()).await);
     assert!(

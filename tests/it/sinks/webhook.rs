@@ -96,7 +96,7 @@ async fn a_dispatch_is_posted_as_json_signed_by_each_secret() {
     let (consumer, url) = Consumer::start(vec![status(204)]).await;
     assert_eq!(
         deliver(&webhook(&url, LONG).await, &dispatch()).await,
-        Answer::Delivered
+        DeliveryOutcome::Delivered
     );
     let got = consumer
         .got
@@ -167,7 +167,7 @@ async fn a_broadcast_by_optimal_time_says_so_and_names_nobody() {
     let (consumer, url) = Consumer::start(vec![status(200)]).await;
     assert_eq!(
         deliver(&webhook(&url, LONG).await, &broadcast()).await,
-        Answer::Delivered
+        DeliveryOutcome::Delivered
     );
     let got = consumer
         .got
@@ -213,19 +213,19 @@ async fn the_status_decides_and_a_redirect_is_not_followed() {
     let sink = webhook(&url, LONG).await;
     let why = |status: u16| format!("HTTP status {status}");
     let expected = [
-        Answer::Delivered,
-        Answer::Rejected { why: why(307) },
-        Answer::NotTaken {
+        DeliveryOutcome::Delivered,
+        DeliveryOutcome::Rejected { why: why(307) },
+        DeliveryOutcome::NotTaken {
             why: why(503),
             retry_after: Some(Duration::from_secs(7)),
         },
-        Answer::NotTaken {
+        DeliveryOutcome::NotTaken {
             why: why(429),
             retry_after: None,
         },
-        Answer::Rejected { why: why(422) },
-        Answer::Unknown { why: why(500) },
-        Answer::Delivered,
+        DeliveryOutcome::Rejected { why: why(422) },
+        DeliveryOutcome::Unknown { why: why(500) },
+        DeliveryOutcome::Delivered,
     ];
     for expected in expected {
         assert_eq!(deliver(&sink, &dispatch()).await, expected);
@@ -248,8 +248,14 @@ async fn an_endless_answer_costs_its_connection_and_nothing_else() {
         .expect("a response");
     let (_consumer, url) = Consumer::start(vec![endless, status(200)]).await;
     let sink = webhook(&url, LONG).await;
-    assert_eq!(deliver(&sink, &dispatch()).await, Answer::Delivered);
-    assert_eq!(deliver(&sink, &dispatch()).await, Answer::Delivered);
+    assert_eq!(
+        deliver(&sink, &dispatch()).await,
+        DeliveryOutcome::Delivered
+    );
+    assert_eq!(
+        deliver(&sink, &dispatch()).await,
+        DeliveryOutcome::Delivered
+    );
 }
 
 #[tokio::test]
@@ -326,7 +332,7 @@ async fn a_connection_lost_after_sending_is_unknown() {
         )
         .await;
         assert!(
-            matches!(answer, Answer::Unknown { .. }),
+            matches!(answer, DeliveryOutcome::Unknown { .. }),
             "{then:?} {half}: {answer:?}"
         );
     }
@@ -339,6 +345,6 @@ async fn a_connection_lost_after_sending_is_unknown() {
             &dispatch()
         )
         .await,
-        Answer::Delivered
+        DeliveryOutcome::Delivered
     );
 }

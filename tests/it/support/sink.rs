@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use canvas_scheduler::clock::ManualClock;
 use canvas_scheduler::domain::DispatchMessage;
-use canvas_scheduler::sink::{Answer, Answering, Sink};
+use canvas_scheduler::sink::{DeliveryFuture, DeliveryOutcome, Sink};
 use chrono::TimeDelta;
 use tokio::sync::watch;
 
@@ -14,7 +14,7 @@ use super::soon;
 #[derive(Debug, Clone)]
 pub(crate) enum Reply {
     /// It is answered.
-    Say(Answer),
+    Say(DeliveryOutcome),
     /// It is never answered.
     Hang,
 }
@@ -30,7 +30,7 @@ pub(crate) struct RecordingSink {
 impl RecordingSink {
     /// A sink that takes everything.
     pub(crate) fn new() -> Arc<Self> {
-        let script: Script = Box::new(|_| Reply::Say(Answer::Delivered));
+        let script: Script = Box::new(|_| Reply::Say(DeliveryOutcome::Delivered));
         Arc::new(Self {
             seen: watch::Sender::new(vec![]),
             script: Mutex::new(script),
@@ -43,7 +43,7 @@ impl RecordingSink {
     }
 
     /// From now on it answers always the same.
-    pub(crate) fn say(&self, answer: Answer) {
+    pub(crate) fn say(&self, answer: DeliveryOutcome) {
         self.reply(move |_| Reply::Say(answer.clone()));
     }
 
@@ -59,7 +59,7 @@ impl RecordingSink {
     /// What was taken until now.
     pub(crate) fn taken(&self) -> Vec<DispatchMessage> {
         let taken = |(dispatch, reply): &(DispatchMessage, Reply)| {
-            matches!(reply, Reply::Say(Answer::Delivered)).then(|| dispatch.clone())
+            matches!(reply, Reply::Say(DeliveryOutcome::Delivered)).then(|| dispatch.clone())
         };
         self.seen.borrow().iter().filter_map(taken).collect()
     }
@@ -99,7 +99,7 @@ impl RecordingSink {
 }
 
 impl Sink for RecordingSink {
-    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> Answering<'a> {
+    fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> DeliveryFuture<'a> {
         let reply = (self.script.lock().expect("no panic while answering"))(dispatch);
         self.seen
             .send_modify(|seen| seen.push((dispatch.clone(), reply.clone())));

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use canvas_scheduler::clock::{Clock, ManualClock};
 use canvas_scheduler::domain::{
-    Answer, Cancel, CanvasId, Command, Create, DeliveryPolicy, Outcome, Overwrite, Policy,
-    Schedule, ScheduleId, Target, WorkspaceId, zone,
+    Cancel, CanvasId, Command, Create, DeliveryOutcome, DeliveryPolicy, Outcome, Overwrite,
+    Schedule, ScheduleId, SchedulePolicy, Target, WorkspaceId, zone,
 };
 use canvas_scheduler::error::Error;
 use canvas_scheduler::store::{AttemptResult, Caller, Leased, Options, Store, Work};
@@ -24,11 +24,11 @@ pub(crate) struct TestStore {
 impl TestStore {
     /// Opens a database and migrates it.
     pub(crate) async fn open(database: &Database) -> Self {
-        Self::open_with(database, Policy::default()).await
+        Self::open_with(database, SchedulePolicy::default()).await
     }
 
     /// The same with other rules.
-    pub(crate) async fn open_with(database: &Database, policy: Policy) -> Self {
+    pub(crate) async fn open_with(database: &Database, policy: SchedulePolicy) -> Self {
         let clock = Arc::new(ManualClock::at(instant(NOW)));
         let options = Options::new(database.url());
         let (store, writers) = Store::open(&options, clock.clone(), policy)
@@ -127,7 +127,7 @@ impl TestStore {
     }
 
     /// Tells what became of dispatches.
-    pub(crate) async fn settle(&self, leased: &[Leased], answer: &Answer) {
+    pub(crate) async fn settle(&self, leased: &[Leased], answer: &DeliveryOutcome) {
         let finished: Vec<AttemptResult> = leased
             .iter()
             .map(|leased| AttemptResult::of(leased, answer.clone()))
@@ -175,23 +175,23 @@ fn caller() -> Caller {
 }
 
 /// Not taken, as a consumer says that is full.
-pub(crate) fn not_taken() -> Answer {
-    Answer::NotTaken {
+pub(crate) fn not_taken() -> DeliveryOutcome {
+    DeliveryOutcome::NotTaken {
         why: "503".to_owned(),
         retry_after: None,
     }
 }
 
 /// Perhaps taken.
-pub(crate) fn unknown() -> Answer {
-    Answer::Unknown {
+pub(crate) fn unknown() -> DeliveryOutcome {
+    DeliveryOutcome::Unknown {
         why: "timeout".to_owned(),
     }
 }
 
 /// Refused for good.
-pub(crate) fn rejected() -> Answer {
-    Answer::Rejected {
+pub(crate) fn rejected() -> DeliveryOutcome {
+    DeliveryOutcome::Rejected {
         why: "400".to_owned(),
     }
 }

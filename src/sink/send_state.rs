@@ -1,4 +1,4 @@
-//! Whether a request has left: what tells "not taken" from "unknown" when no answer came.
+//! Whether a request was sent. Without an answer, this tells the outcomes "not taken" and "unknown" apart.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,19 +7,19 @@ use std::task::{Context, Poll};
 
 use http_body::{Body, Frame, SizeHint};
 
-use super::Answer;
+use super::DeliveryOutcome;
 
-/// Set once the transport asks for the first byte of a request's body. Until then there was no connection, or it took no
-/// request: the consumer cannot have the dispatch, whatever went wrong.
+/// Set once the transport polls the body of a request. Until then there was no connection, or it accepted no request, so the
+/// consumer cannot have the dispatch.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Sent(Arc<AtomicBool>);
+pub(super) struct SendState(Arc<AtomicBool>);
 
-impl Sent {
-    /// The answer when none came over the wire.
-    pub(super) fn unanswered(&self, why: String) -> Answer {
+impl SendState {
+    /// The outcome of a request without an answer.
+    pub(super) fn outcome(&self, why: String) -> DeliveryOutcome {
         match self.0.load(Ordering::Relaxed) {
-            true => Answer::Unknown { why },
-            false => Answer::NotTaken {
+            true => DeliveryOutcome::Unknown { why },
+            false => DeliveryOutcome::NotTaken {
                 why,
                 retry_after: None,
             },
@@ -28,22 +28,21 @@ impl Sent {
 }
 
 pin_project_lite::pin_project! {
-    /// A body that tells when it is asked for.
-    pub struct Watched<B> {
+    /// A body that sets its [`SendState`] when it is polled.
+    pub struct TrackedBody<B> {
         #[pin]
         body: B,
-        sent: Sent,
+        sent: SendState,
     }
 }
 
-impl<B> Watched<B> {
-    /// Tells `sent`.
-    pub(super) fn new(body: B, sent: Sent) -> Self {
+impl<B> TrackedBody<B> {
+    pub(super) fn new(body: B, sent: SendState) -> Self {
         Self { body, sent }
     }
 }
 
-impl<B: Body> Body for Watched<B> {
+impl<B: Body> Body for TrackedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 

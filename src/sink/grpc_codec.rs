@@ -1,9 +1,8 @@
-//! A dispatch as gRPC carries it. Many dispatches that go at once are of the same wave, whose hundreds of zone names are most of the
-//! message: they are encoded once.
-
-use std::sync::{Mutex, PoisonError};
+//! The encoding of dispatches for the gRPC sink. Dispatches that are delivered together often have the same wave, whose
+//! hundreds of zone names are most of the message: a wave is encoded once.
 
 use bytes::{BufMut, Bytes};
+use parking_lot::Mutex;
 use prost::Message;
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
@@ -13,28 +12,27 @@ use crate::domain::{DispatchMessage, Wave};
 use crate::pb::v1::{TriggerCanvasRequest, TriggerCanvasResponse};
 use crate::pb::values;
 
-/// A `TriggerCanvasRequest` in two parts: the fields of a message come in any order, so one part after the other is the message.
-pub(super) struct Encoded {
+/// A `TriggerCanvasRequest` in two parts. The fields of a message may come in any order, so the parts one after the other are the
+/// message.
+pub(super) struct EncodedDispatch {
     rest: TriggerCanvasRequest,
     wave: Bytes,
 }
 
 /// The wave of the latest dispatch, encoded.
 #[derive(Default)]
-pub(super) struct Waves(Mutex<Option<(Wave, Bytes)>>);
+pub(super) struct WaveCache(Mutex<Option<(Wave, Bytes)>>);
 
-impl Waves {
-    /// A dispatch in protobuf's form.
-    pub(super) fn encode(&self, dispatch: &DispatchMessage) -> Encoded {
-        Encoded {
+impl WaveCache {
+    pub(super) fn encode(&self, dispatch: &DispatchMessage) -> EncodedDispatch {
+        EncodedDispatch {
             rest: rest(dispatch),
             wave: self.wave(&dispatch.wave),
         }
     }
 
     fn wave(&self, wave: &Wave) -> Bytes {
-        // Whoever panicked with it left it whole.
-        let mut latest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut latest = self.0.lock();
         match latest.as_ref().filter(|(of, _)| of == wave) {
             Some((_, encoded)) => encoded.clone(),
             None => {
@@ -50,7 +48,7 @@ impl Waves {
     }
 }
 
-/// All but the wave.
+/// Every field but the wave.
 fn rest(dispatch: &DispatchMessage) -> TriggerCanvasRequest {
     let target = &dispatch.target;
     TriggerCanvasRequest {
@@ -59,7 +57,7 @@ fn rest(dispatch: &DispatchMessage) -> TriggerCanvasRequest {
         canvas_id: dispatch.canvas_id.as_str().to_owned(),
         schedule_id: dispatch.schedule_id.to_string(),
         revision: dispatch.revision,
-        n: dispatch.n,
+        n: dispatch.number,
         wave: None,
         trigger_properties: Some(values::properties(&dispatch.properties)),
         recipients: target.recipients.iter().map(values::recipient).collect(),
@@ -70,7 +68,7 @@ fn rest(dispatch: &DispatchMessage) -> TriggerCanvasRequest {
     }
 }
 
-impl Encoded {
+impl EncodedDispatch {
     fn len(&self) -> usize {
         self.rest.encoded_len() + self.wave.len()
     }
@@ -84,12 +82,12 @@ impl Encoded {
     }
 }
 
-/// Writes such requests.
+/// The codec of `TriggerCanvas` calls.
 #[derive(Default)]
 pub(super) struct TriggerCodec(ProstCodec<TriggerCanvasRequest, TriggerCanvasResponse>);
 
 impl Codec for TriggerCodec {
-    type Encode = Encoded;
+    type Encode = EncodedDispatch;
     type Decode = TriggerCanvasResponse;
     type Encoder = Self;
     type Decoder = <ProstCodec<TriggerCanvasRequest, TriggerCanvasResponse> as Codec>::Decoder;
@@ -104,16 +102,16 @@ impl Codec for TriggerCodec {
 }
 
 impl Encoder for TriggerCodec {
-    type Item = Encoded;
+    type Item = EncodedDispatch;
     type Error = Status;
 
-    fn encode(&mut self, request: Encoded, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+    fn encode(&mut self, request: EncodedDispatch, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
         to.reserve(request.len());
         request.write(to)
     }
 
     fn buffer_settings(&self) -> BufferSettings {
-        // It grows once, to what the message takes.
+        // `encode` reserves what the message needs.
         BufferSettings::new(1024, 32 * 1024)
     }
 }
@@ -138,7 +136,7 @@ mod tests {
             canvas_id: CanvasId::parse("canvas").expect("an id"),
             schedule_id,
             revision: 7,
-            n,
+            number: n,
             wave: Wave {
                 time,
                 zones,
@@ -162,8 +160,8 @@ mod tests {
     }
 
     #[test]
-    fn the_two_parts_are_the_message_whatever_wave_was_before() {
-        let waves = Waves::default();
+    fn the_two_parts_are_the_message_for_every_sequence_of_waves() {
+        let waves = WaveCache::default();
         let (all, one) = (
             ZoneSet::all(),
             [Zone::utc()].into_iter().collect::<ZoneSet>(),
