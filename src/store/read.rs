@@ -235,7 +235,7 @@ impl Reads {
         read.await.map_err(|fault| public(&fault))
     }
 
-    /// Up to `limit` of the kept revisions before `before`, the newest first.
+    /// Up to `limit` of the stored revisions before `before`, the newest first.
     ///
     /// # Errors
     /// [`Error::NotFound`], also when the schedule is another workspace's.

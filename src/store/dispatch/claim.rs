@@ -23,7 +23,7 @@ pub(crate) const UNREADABLE_RETRY_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 
 const POSTPONED: &str = "it is postponed for a minute";
 
-/// What one claim or retry got.
+/// The result of one claim or retry.
 #[derive(Debug, Default)]
 pub struct Claimed {
     /// Dispatches for the caller to deliver.
@@ -165,7 +165,7 @@ async fn claim_all<C: ConnectionTrait>(
     Ok(claimed)
 }
 
-/// A schedule and what the domain decided of it.
+/// A schedule and the domain's decision.
 struct DecidedSchedule {
     loaded: Loaded,
     entries: Vec<wake::Model>,

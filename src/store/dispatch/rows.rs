@@ -43,7 +43,7 @@ static DELETE: LazyLock<OverBatch<DispatchKey>> = LazyLock::new(|| {
     )
 });
 
-/// Only what is unknown as this is written: the answer settles what is in hand.
+/// Only those that are unknown when this is written; its answer settles one that is leased.
 static ABANDON: LazyLock<OverBatch<ScheduleKey>> = LazyLock::new(|| {
     let [unknown, abandoned] =
         [DispatchState::Unknown, DispatchState::Abandoned].map(codec::dispatch_state_code);

@@ -25,7 +25,7 @@ pub(crate) struct Transitions {
 }
 
 row! {
-    /// The transition of one row. The columns are named differently from those of the dispatch beside it.
+    /// The transition of one row. The columns are named differently from the dispatch's.
     struct Transition {
         workspace: i32,
         id: Uuid,
@@ -73,8 +73,8 @@ fn tables(backend: DbBackend) -> String {
 }
 
 /// One statement, one round trip. A dispatch travels with its row and comes out of the update that writes it: to join the two
-/// would compare each with each, since nothing is known of what is in a batch. What is selected comes first: no entry is removed
-/// before all rows are locked, so that a writer who waits to add the same one holds none that is still needed.
+/// would compare each with each, since the planner knows nothing of a batch's rows. The selected part runs first: no entry is
+/// removed before all rows are locked, so that a writer that waits to add the same entry holds no row that is still needed.
 static POSTGRES: LazyLock<String> = LazyLock::new(|| {
     let (tables, dispatches, inserted) = (
         tables(DbBackend::Postgres),
@@ -95,8 +95,8 @@ static SQLITE: LazyLock<[String; 4]> = LazyLock::new(|| {
 });
 
 impl Transitions {
-    /// Moves a row to `after` and inserts its dispatch, if it was claimed. The schedule is looked at next when its next wave is due,
-    /// or at `look_ms`.
+    /// Moves a row to `after` and inserts its dispatch, if it was claimed. The queue entry is for the time of the next wave,
+    /// or for `look_ms`.
     pub(crate) fn push(
         &mut self,
         before: &canvas_schedule::Model,

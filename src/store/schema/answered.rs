@@ -22,9 +22,6 @@ pub struct RequestKey {
 
 impl RequestKey {
     /// Names `request`, whose JSON has its keys in order, so that equal requests have one digest.
-    ///
-    /// # Errors
-    /// Never in practice: requests always make JSON.
     pub fn of(id: RequestId, request: &impl Serialize) -> Result<Self, Error> {
         let canonical = serde_json::to_value(request)
             .map_err(Error::internal)?

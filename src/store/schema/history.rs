@@ -58,9 +58,6 @@ fn statement<C: ConnectionTrait>(
 }
 
 /// Up to `limit` revisions between `oldest` and `before`, neither included, the newest first. Walks all that are newer too.
-///
-/// # Errors
-/// What the database says.
 pub(crate) async fn newest<C: ConnectionTrait>(
     db: &C,
     key: RowKey,
@@ -74,10 +71,7 @@ pub(crate) async fn newest<C: ConnectionTrait>(
         .await
 }
 
-/// Which of these commits have written a revision of the schedule that is still kept.
-///
-/// # Errors
-/// What the database says.
+/// Those of these commits that wrote a revision of the schedule that is still stored.
 pub(crate) async fn written_by<C: ConnectionTrait>(
     db: &C,
     key: RowKey,
@@ -97,9 +91,6 @@ pub(crate) async fn written_by<C: ConnectionTrait>(
 }
 
 /// Removes the revisions up to `newest`, it included.
-///
-/// # Errors
-/// What the database says.
 pub(crate) async fn remove<C: ConnectionTrait>(
     db: &C,
     key: RowKey,

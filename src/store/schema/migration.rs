@@ -26,10 +26,7 @@ impl MigratorTrait for Migrator {
 /// The key of the advisory lock that is held around migrations: any constant that nothing else in the database uses.
 const LOCK_KEY: i64 = 0x6361_6e76_6173;
 
-/// Applies every pending step and answers their names. Two at once wait for each other.
-///
-/// # Errors
-/// What the database says.
+/// Applies every pending step and returns their names. Two processes that migrate together wait for each other.
 pub(crate) async fn migrate(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
     if db.get_database_backend() != DbBackend::Postgres {
         return apply(db).await;
@@ -57,10 +54,7 @@ async fn apply(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
 }
 
 /// The names of the steps that were not applied yet; needs no right to change the schema. Steps that a newer release applied
-/// are none of our business (the migrator's own function would call them missing files).
-///
-/// # Errors
-/// What the database says.
+/// are ignored (the migrator's own function would call them missing files).
 pub(crate) async fn pending(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
     let applied = if has_been_migrated(db).await? {
         seaql_migrations::Entity::find().all(db).await?

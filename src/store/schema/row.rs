@@ -1,6 +1,6 @@
 //! Rows as the database takes them. A row's columns are written down once, as the fields of a struct: [`table!`] makes a table's
-//! entity of them, [`row!`] a batch that is no table, such as keys. From them come the texts of statements, their parameters,
-//! and the decoding by position.
+//! entity of them, [`row!`] a batch without a table, such as keys. They yield the texts of statements, their parameters, and the
+//! decoding by position.
 
 use sea_orm::sea_query::ArrayType;
 use sea_orm::{DbErr, QueryResult, Value};
@@ -138,7 +138,7 @@ impl<R: Row> Row for &R {
     }
 }
 
-/// Two rows side by side; no two of their columns may have the same name.
+/// Two rows as one. Their columns must have different names.
 impl<A: Row, B: Row> Row for (A, B) {
     const COUNT: usize = A::COUNT + B::COUNT;
 

@@ -20,7 +20,7 @@ impl<R: Row> Columns<R> {
         Self::of(R::columns())
     }
 
-    /// These of them.
+    /// Some of them.
     pub(crate) fn only<C: IdenStatic>(names: impl IntoIterator<Item = C>) -> Self {
         let all = R::columns();
         let column = |name: C| {
@@ -32,7 +32,7 @@ impl<R: Row> Columns<R> {
     }
 
     #[expect(dead_code, reason = "the statements of the commit use it next")]
-    /// All but these of them, so that a new column is among them.
+    /// All but some of them, so that a new column is included.
     pub(crate) fn except<C: IdenStatic>(names: impl IntoIterator<Item = C>) -> Self {
         let names: Vec<&str> = names.into_iter().map(|name| name.as_str()).collect();
         let mut list = R::columns();
@@ -48,7 +48,7 @@ impl<R: Row> Columns<R> {
     }
 
     #[expect(dead_code, reason = "the statements of the commit use it next")]
-    /// These and those of a row beside it.
+    /// These columns and those of a second row.
     pub(crate) fn and<S: Row>(self, other: Columns<S>) -> Columns<(R, S)> {
         let right = other.list.into_iter().map(|column| Column {
             index: column.index + R::COUNT,
@@ -58,7 +58,7 @@ impl<R: Row> Columns<R> {
     }
 
     #[expect(dead_code, reason = "the statements of the commit use it next")]
-    /// How many they are.
+    /// The number of columns.
     pub(crate) fn len(&self) -> usize {
         self.list.len()
     }
@@ -68,7 +68,7 @@ impl<R: Row> Columns<R> {
         self.join(|column| format!("{prefix}{}", column.name))
     }
 
-    /// What an `UPDATE` sets them to: the values of the batch that is called `batch`.
+    /// The assignments of an `UPDATE` from the table `batch`.
     pub(crate) fn assignments(&self, batch: &str) -> String {
         self.join(|Column { name, .. }| format!("{name} = {batch}.{name}"))
     }
@@ -175,7 +175,7 @@ fn json(value: Value) -> serde_json::Value {
     }
 }
 
-/// What a `SELECT` ends with that locks its rows and leaves out those that another session has locked. SQLite locks the file.
+/// Ends a `SELECT`: locks its rows, and leaves out those that another session has locked. SQLite locks the file.
 pub(crate) fn skip_locked(backend: DbBackend) -> &'static str {
     match backend {
         DbBackend::Postgres => "FOR UPDATE SKIP LOCKED",
@@ -228,7 +228,7 @@ impl<R: Row> OverBatch<R> {
         Self::after(0, text)
     }
 
-    /// A statement with so many parameters before the batch.
+    /// A statement whose own parameters, this many, come before those of the batch.
     pub(crate) fn after(parameters: usize, text: &str) -> Self {
         let columns = Columns::all();
         let texts = Texts::of(|backend| {
@@ -248,7 +248,7 @@ impl<R: Row> OverBatch<R> {
         self.texts.with(backend, before.into_iter().chain(values))
     }
 
-    /// Runs it, with the parameters before the batch. Nothing is run for no rows.
+    /// Runs it, with its own parameters, over the batch. Does nothing for an empty batch.
     pub(crate) async fn execute<C: ConnectionTrait>(
         &self,
         db: &C,
@@ -262,7 +262,7 @@ impl<R: Row> OverBatch<R> {
         Ok(())
     }
 
-    /// Reads by a batch of keys. Nothing is read for none.
+    /// Reads by a batch of keys. Reads nothing for an empty batch.
     pub(crate) async fn query<C: ConnectionTrait>(
         &self,
         db: &C,

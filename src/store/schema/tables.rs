@@ -3,7 +3,7 @@
 use crate::store::schema::row::table;
 
 table! {
-    /// The hot row: narrow, since every update rewrites it. What it carries lives in tables of its own.
+    /// The hot row: narrow, since every update rewrites it. Properties and targets have their own tables.
     canvas_schedule = "canvas_schedule" {
         key {
             /// The tenant; leads the key, so that no row is reached without it.
@@ -23,7 +23,7 @@ table! {
         in_local_time: bool,
         /// Only the date counts.
         at_optimal_time: bool,
-        /// 0 pending, 1 dispatching, 2 dispatched, 3 cancelled: computed by the domain, kept for the filter of List.
+        /// 0 pending, 1 dispatching, 2 dispatched, 3 cancelled: computed by the domain, stored for the filter of List.
         state: i16,
         /// When the next wave is due.
         next_wave_ms: Option<i64>,
@@ -42,7 +42,7 @@ table! {
         default_zone: String,
         /// The zones that its recipients state, as a JSON array of names; null means all.
         stated_zones: Option<String>,
-        /// The properties that it carries.
+        /// Its properties.
         properties_id: Option<Uuid>,
         /// The highest number that a dispatch of it has had; 0 when it has none, so that they need not be read.
         fired: i32,
@@ -55,7 +55,7 @@ table! {
 
 table! {
     /// When to look at which schedule: the queue of the due. A schedule that has a wave to come has an entry at it or before it;
-    /// a wave that moves earlier adds one, a wave that moves later leaves the old one, and whoever takes an entry asks the hot row.
+    /// a wave that moves earlier adds one, and a wave that moves later leaves the old one. The hot row decides whether it is due.
     wake = "canvas_schedule_wake" {
         key {
             /// When to look.
@@ -70,17 +70,17 @@ table! {
 
 table! {
     /// The history: one row for each accepted change, never changed. The key leads with the time: rows are added at its end, and
-    /// the table can be partitioned by it. Who looks for the history of one schedule goes from its hot row back (`history.rs`).
+    /// the table can be partitioned by it. The history of one schedule is found from its hot row (`history.rs`).
     revision = "canvas_schedule_revision" {
         key {
-            /// When it was made.
+            /// When the change was accepted.
             created_ms: i64,
             /// The schedule.
             schedule_id: Uuid,
             /// 1 at creation, +1 for each accepted change.
             revision: i64,
         }
-        /// When the revision before it was made; of the first, 0.
+        /// When the revision before it was accepted; 0 for the first.
         previous_ms: i64,
         /// The tenant.
         workspace_id: i32,
@@ -94,7 +94,7 @@ table! {
         at_optimal_time: bool,
         /// The properties after it.
         properties_id: Option<Uuid>,
-        /// Who made it.
+        /// The caller who changed the schedule.
         actor: String,
         /// The commit that wrote it: a random number by which a writer that lost its connection at commit knows its own.
         commit_id: i64,
@@ -118,7 +118,7 @@ table! {
 }
 
 table! {
-    /// Whom a schedule is for; written at creation, never changed.
+    /// The recipients, audience or broadcast of a schedule; written at creation, never changed.
     target = "canvas_schedule_target" {
         key {
             /// The schedule.
@@ -132,12 +132,12 @@ table! {
 }
 
 table! {
-    /// The first answers to requests that carried a request id, for 24 hours.
+    /// The first answers to requests with a request id, for 24 hours.
     request = "answered_request" {
         key {
             /// The tenant.
             workspace_id: i32,
-            /// What the caller chose.
+            /// The id, which the caller chose.
             request_id: String,
         }
         /// SHA-256 of the request in its canonical form, in hex: the same id with another request is an error.
@@ -161,20 +161,20 @@ table! {
         name: String,
         /// IANA name; copied into each schedule at creation.
         default_time_zone: String,
-        /// Whether nothing is fired and nothing tried again.
+        /// Whether sending is paused.
         sending_paused: bool,
     }
 }
 
 table! {
-    /// The waves that were fired. What it is about is fixed at the firing; where it stands changes.
+    /// The waves that were claimed. Their content is fixed at the claim; their state changes.
     dispatch = "dispatch" {
         key {
             /// The tenant.
             workspace_id: i32,
             /// The schedule.
             schedule_id: Uuid,
-            /// The number of the firing, from 1.
+            /// Its number, from 1.
             n: i32,
         }
         /// The revision that was in force.
@@ -183,7 +183,7 @@ table! {
         wave_ms: i64,
         /// When the lease of one in hand ends, or when an unknown one is tried again; null when it is finished.
         retry_ms: Option<i64>,
-        /// When it was fired.
+        /// When it was claimed.
         fired_ms: i64,
         /// When it was delivered, died or was abandoned.
         finished_ms: Option<i64>,
@@ -197,11 +197,11 @@ table! {
         optimal_time: bool,
         /// Whether it serves users with no zone, too.
         includes_unlisted: bool,
-        /// The properties that it carries.
+        /// Its properties.
         properties_id: Option<Uuid>,
         /// The wave's zones, as a JSON array of names; null means every zone of the schedule.
         zones: Option<String>,
-        /// What the consumer said last.
+        /// The reason in the consumer's last answer.
         why: String,
     }
 }
@@ -223,11 +223,11 @@ table! {
         permissions: String,
         /// Networks separated by commas; empty means anywhere.
         allowlist: String,
-        /// When it was made.
+        /// When it was created.
         created_ms: i64,
-        /// When it stops working by itself.
+        /// When it expires.
         expires_ms: Option<i64>,
-        /// When it was made to stop.
+        /// When it was revoked.
         revoked_ms: Option<i64>,
         /// When it was last used, to about a minute.
         last_used_ms: Option<i64>,
@@ -240,7 +240,7 @@ table! {
         key {
             /// The tenant.
             workspace_id: i32,
-            /// What is counted.
+            /// The kind of calls that it limits.
             counted: String,
         }
         /// How many in each window.
@@ -251,17 +251,17 @@ table! {
 }
 
 table! {
-    /// What was taken of the quotas.
+    /// How much of the quotas was taken.
     rate_window = "rate_window" {
         key {
             /// The tenant.
             workspace_id: i32,
-            /// What is counted, and of which audience.
+            /// The kind of calls, and their audience.
             counted: String,
             /// The turn of the clock that it began at.
             began_ms: i64,
         }
-        /// When it is over, for whoever removes it.
+        /// When it ends; it is removed some time later.
         ends_ms: i64,
         /// By all replicas.
         taken: i64,
@@ -275,7 +275,7 @@ table! {
             /// Chosen at its start.
             id: Uuid,
         }
-        /// When it last said that it lives.
+        /// When it last announced that it is alive.
         seen_ms: i64,
     }
 }

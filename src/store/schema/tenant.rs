@@ -31,7 +31,7 @@ pub(crate) trait Tenant: EntityTrait {
         Self::delete_many().filter(Self::WORKSPACE.eq(workspace.0))
     }
 
-    /// The rows of all workspaces: for what the process does by itself, never for a caller.
+    /// The rows of all workspaces: for the process itself, never for a caller.
     fn across_workspaces() -> Select<Self> {
         Self::find()
     }

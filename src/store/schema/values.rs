@@ -6,7 +6,7 @@ use sea_orm::{DbBackend, Statement, Value};
 const MAX_ROWS: usize = 1024;
 
 /// One statement over rows of values. A text for each power of two of rows, up to [`MAX_ROWS`], so that the texts are few
-/// and stay prepared; what a batch does not fill are rows of NULL, which match nothing.
+/// and stay prepared; rows of NULL, which match nothing, fill up a smaller batch.
 pub(crate) struct ValuesStatement {
     columns: usize,
     texts: Vec<String>,
@@ -35,12 +35,12 @@ impl ValuesStatement {
     ) -> Vec<Statement> {
         let values: Vec<Value> = rows.flatten().collect();
         let statement = |values: &[Value]| {
-            let room = (values.len() / self.columns).next_power_of_two();
+            let size = (values.len() / self.columns).next_power_of_two();
             let mut values = values.to_vec();
-            values.resize(room * self.columns, Value::BigInt(None));
+            values.resize(size * self.columns, Value::BigInt(None));
             Statement::from_sql_and_values(
                 DbBackend::Sqlite,
-                &self.texts[room.ilog2() as usize],
+                &self.texts[size.ilog2() as usize],
                 values,
             )
         };

@@ -1,4 +1,4 @@
-//! Schedules, their history, what they carry, answered requests, and the workspace `default`.
+//! Schedules, their history, properties and targets, answered requests, and the workspace `default`.
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr};
 use sea_orm_migration::prelude::*;
@@ -20,7 +20,7 @@ impl MigrationTrait for Migration {
         let db = manager.get_connection();
         for mut narrow in [canvas_schedule(), wake(), revision()] {
             if db.get_database_backend() == DbBackend::Sqlite {
-                // The key's tree then holds the rows; else it would stand beside another one that does.
+                // The key's tree then holds the rows, and SQLite needs no second tree for them.
                 narrow.extra("WITHOUT ROWID");
             }
             manager.create_table(narrow).await?;
@@ -44,7 +44,7 @@ impl MigrationTrait for Migration {
     }
 }
 
-// On the hot table none is on what an update changes.
+// None of the hot table contains a column that an update changes.
 const INDEXES: [&str; 4] = [
     // List of one Canvas.
     "CREATE INDEX canvas_schedule_canvas ON canvas_schedule (workspace_id, canvas_id, id)",

@@ -1,4 +1,4 @@
-//! Dispatches, what of a schedule is about its firings, and the brake.
+//! Dispatches, the columns of a schedule that concern them, and the pause of sending.
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr};
 use sea_orm_migration::prelude::*;
@@ -26,7 +26,7 @@ impl MigrationTrait for Migration {
             db.execute_unprepared(step).await?;
         }
         if db.get_database_backend() == DbBackend::Postgres {
-            // Room on each page for a dispatch as it ends.
+            // Leave room on each page for the final version of a dispatch.
             db.execute_unprepared("ALTER TABLE dispatch SET (fillfactor = 85)")
                 .await?;
         }
@@ -44,18 +44,18 @@ const COLUMNS: [&str; 4] = [
     "ALTER TABLE workspace ADD COLUMN sending_paused boolean NOT NULL DEFAULT false",
 ];
 
-// Those of the hot table are on what no update changes.
+// Those of the hot table contain no column that an update changes.
 const INDEXES: [&str; 6] = [
-    // What must be looked at again.
+    // Dispatches that are due for a retry.
     "CREATE INDEX dispatch_retry ON dispatch (retry_ms) WHERE retry_ms IS NOT NULL",
-    // Lists of what is not as it should be; what is in hand or delivered costs nothing here.
+    // Lists of unknown, dead and abandoned dispatches; the others, nearly all, are not in this index.
     "CREATE INDEX dispatch_odd ON dispatch (workspace_id, state, schedule_id, n) WHERE state IN (1, 3, 4)",
     // Waiting local schedules by the zone data that their next wave was computed with.
     "CREATE INDEX canvas_schedule_zone_rules ON canvas_schedule (zone_rules, workspace_id, id) \
      WHERE state <= 1 AND (in_local_time OR at_optimal_time)",
     // All properties of a schedule that is removed.
     "CREATE INDEX canvas_schedule_properties_schedule ON canvas_schedule_properties (workspace_id, schedule_id)",
-    // What may be removed, by age.
+    // Schedules that may be removed, by age.
     "CREATE INDEX canvas_schedule_finished ON canvas_schedule (finished_ms) WHERE finished_ms IS NOT NULL",
     "CREATE INDEX canvas_schedule_cancelled ON canvas_schedule (cancelled_ms) WHERE cancelled_ms IS NOT NULL",
 ];

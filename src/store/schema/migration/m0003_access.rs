@@ -1,4 +1,4 @@
-//! API keys, the limits of workspaces, what was handed out of them in each window, and which replicas share them.
+//! API keys, the quotas of workspaces, how much of them was taken in each window, and the replicas that share them.
 
 use sea_orm::DbErr;
 use sea_orm_migration::prelude::*;
