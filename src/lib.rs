@@ -1,4 +1,50 @@
-//! canvas-scheduler owns the schedules of API-triggered Canvases. `ARCHITECTURE.md` says how the house is built.
+//! canvas-scheduler stores when a Canvas is to be sent, and hands it to a Canvas engine when that time comes.
+//!
+//! This page is the map of the crate. `ARCHITECTURE.md` has the glossary, the threads and a table of questions with the files
+//! that answer them.
+//!
+//! # Layers
+//!
+//! A module imports only from lower layers; `tests/architecture.rs` checks it.
+//!
+//! ```text
+//!  6   cli          subcommands and flags
+//!       │
+//!  5   server       ports, worker threads, start and stop
+//!       │
+//!  4   grpc    rest    layers    dispatcher
+//!       │       │        │          │
+//!       └───────┴────┬───┴──────────┘
+//!  3              service          use cases, access, quotas
+//!                    │
+//!  2   store    sink    pb         database, consumers, protobuf
+//!       │
+//!  1   domain    telemetry         rules; logs, metrics, traces
+//!       │
+//!  0   config    error    clock
+//! ```
+//!
+//! # The path of an update
+//!
+//! 1. [`server::accept`] accepts the connection and hands it to a worker thread.
+//! 2. [`rest`] turns JSON into an RPC in process. A gRPC call skips this step.
+//! 3. [`layers`] traces the call, bounds it, authenticates it and counts it against the quotas.
+//! 4. [`grpc`] decodes the message and reports every violation.
+//! 5. [`service::Service::update`] finds the schedule if the request names none.
+//! 6. [`store::CommitQueue::enqueue`] enqueues the change for the writer of the schedule.
+//! 7. [`store::Writer`] reads the rows of a batch, lets [`domain::Command`] decide each change, writes all rows, commits, and
+//!    replies to each caller.
+//! 8. [`grpc`] encodes the answer or the error, and the [`layers`] complete it.
+//!
+//! # The path of a wave
+//!
+//! 1. [`dispatcher::Dispatcher::run_once`] counts the free workers.
+//! 2. [`store::DispatchStore::claim`] claims due waves in one transaction; [`domain::CanvasSchedule::claim`] decides each.
+//! 3. [`store::DispatchStore::retry`] claims dispatches of unknown outcome and those whose lease has expired.
+//! 4. [`sink::Sink::deliver`] delivers each dispatch; no transaction is open.
+//! 5. [`store::DispatchStore::settle`] settles the outcomes: delivered, not taken, rejected (a dead letter) or unknown.
+//! 6. [`store::DispatchStore::next_due`] finds the instant until which the dispatcher sleeps; a change in this process wakes it
+//!    earlier.
 
 pub mod cli;
 pub mod clock;

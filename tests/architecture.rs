@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used, reason = "a test says what it expected")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -68,15 +69,10 @@ fn every_module_imports_from_lower_layers() {
             .to_string_lossy()
             .trim_end_matches(".rs")
             .to_owned();
-        let text = fs::read_to_string(&file).expect("a source");
-        let code = text
-            .lines()
-            .enumerate()
-            .filter(|(_, line)| !line.trim_start().starts_with("//"));
-        for (n, line) in code {
+        for (n, line) in code_lines(&read(&file)) {
             violations.extend(
                 violation(&own, &file, line)
-                    .map(|why| format!("{}:{}: {why}: {}", file.display(), n + 1, line.trim())),
+                    .map(|why| format!("{}:{}: {why}: {}", file.display(), n, line.trim())),
             );
         }
     }
@@ -130,6 +126,153 @@ fn violation(own: &str, file: &Path, line: &str) -> Option<String> {
     reserved.or_else(|| impure.map(|what| format!("the domain is pure and never names {what}")))
 }
 
+/// The layer of each module inside the store; `mod` is the store as others see it.
+const STORE_LAYERS: [(&str, u8); 9] = [
+    ("mod", 5),
+    ("admin", 4),
+    ("read", 4),
+    ("gauges", 4),
+    ("commit", 3),
+    ("dispatch", 2),
+    ("schema", 1),
+    ("session", 0),
+    ("settings", 0),
+];
+/// Names at the top of the store that its modules may use, since they are defined or re-exported from below.
+const STORE_SHARED: [&str; 1] = ["StoreSettings"];
+
+#[test]
+fn a_module_of_the_store_imports_from_lower_ones() {
+    let layer_of = |name: &str| {
+        STORE_LAYERS
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, layer)| *layer)
+    };
+    let mut violations = Vec::new();
+    for file in sources(Path::new("src/store")) {
+        let parts: Vec<_> = file.components().collect();
+        let own = parts[2].as_os_str().to_string_lossy();
+        let own = own.trim_end_matches(".rs").to_owned();
+        let layer = layer_of(&own).expect("a module of the store has a layer");
+        for (n, line) in code_lines(&read(&file)) {
+            let upward = line
+                .split("store::")
+                .skip(1)
+                .map(first_name)
+                .filter(|name| !STORE_SHARED.contains(name) && *name != own)
+                .filter(|name| layer_of(name).is_none_or(|theirs| theirs >= layer));
+            violations.extend(upward.map(|name| {
+                format!(
+                    "{}:{n}: {own} (layer {layer}) imports {name}",
+                    file.display()
+                )
+            }));
+        }
+    }
+    assert!(violations.is_empty(), "\n{}", violations.join("\n"));
+}
+
+#[test]
+fn layers_and_server_use_no_constant_of_the_store() {
+    let mut violations = Vec::new();
+    for folder in ["src/layers", "src/server"] {
+        for file in sources(Path::new(folder)) {
+            for (n, line) in code_lines(&read(&file)) {
+                let imported = line.split("crate::store::").nth(1).unwrap_or_default();
+                let is_constant = |name: &str| {
+                    name.len() > 1 && name.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+                };
+                let names = imported.split(|c: char| !c.is_alphanumeric() && c != '_');
+                violations.extend(
+                    names
+                        .filter(|name| is_constant(name))
+                        .map(|name| format!("{}:{n}: {name}", file.display())),
+                );
+            }
+        }
+    }
+    assert!(violations.is_empty(), "\n{}", violations.join("\n"));
+}
+
+/// Two servers in one process share nothing that changes.
+#[test]
+fn no_static_is_mutable() {
+    const IMMUTABLE: [&str; 2] = ["LazyLock<", "mimalloc::MiMalloc"];
+    const MUTABLE: [&str; 5] = ["Mutex", "RwLock", "Atomic", "OnceLock", "Cell"];
+    let mut violations = Vec::new();
+    for file in sources(Path::new("src")) {
+        for (n, line) in code_lines(&read(&file)) {
+            let line = line.trim_start();
+            let is_static = [
+                "static ",
+                "pub static ",
+                "pub(crate) static ",
+                "pub(super) static ",
+            ]
+            .iter()
+            .any(|begin| line.starts_with(begin));
+            let allowed = IMMUTABLE.iter().any(|kind| line.contains(kind))
+                && !MUTABLE.iter().any(|kind| line.contains(kind));
+            if is_static && !allowed || line.contains("thread_local!") {
+                violations.push(format!("{}:{n}: {line}", file.display()));
+            }
+        }
+    }
+    assert!(violations.is_empty(), "\n{}", violations.join("\n"));
+}
+
+/// Names that are not ours to choose: errors, and those that sea-orm expects of each entity and migration.
+const REPEATED_NAMES: [&str; 5] = ["Error", "Model", "Relation", "Migration", "ActiveModel"];
+
+#[test]
+fn a_type_name_stands_for_one_type() {
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in sources(Path::new("src")) {
+        let text = read(&file);
+        for (n, line) in code_lines(&text) {
+            // An associated type is indented within its impl or trait.
+            let associated = line.starts_with(' ') && line.trim_start().starts_with("type ");
+            if let Some(name) = type_name(line).filter(|_| !associated) {
+                let place = format!("{}:{n}", file.display());
+                places.entry(name.to_owned()).or_default().push(place);
+            }
+        }
+    }
+    assert!(places.len() > 100, "{places:?}");
+    let repeated: Vec<_> = places
+        .into_iter()
+        .filter(|(name, places)| places.len() > 1 && !REPEATED_NAMES.contains(&name.as_str()))
+        .map(|(name, places)| format!("{name}: {}", places.join(", ")))
+        .collect();
+    assert!(repeated.is_empty(), "\n{}", repeated.join("\n"));
+}
+
+/// The type that a line defines, if any.
+fn type_name(line: &str) -> Option<&str> {
+    let line = line.trim_start();
+    let line = match line.strip_prefix("pub(") {
+        Some(rest) => rest.split_once(") ")?.1,
+        None => line.strip_prefix("pub ").unwrap_or(line),
+    };
+    ["struct ", "enum ", "trait ", "type "]
+        .iter()
+        .find_map(|keyword| line.strip_prefix(keyword))
+        .map(first_name)
+}
+
+fn read(file: &Path) -> String {
+    fs::read_to_string(file).expect("a source")
+}
+
+/// The lines that are not comments, with their numbers.
+fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines()
+        .enumerate()
+        .map(|(n, line)| (n + 1, line))
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
 /// Tables whose rows belong to workspaces, and how a query of one begins that names no workspace.
 const TENANT_TABLES: [&str; 7] = [
     "canvas_schedule",
@@ -149,7 +292,7 @@ fn a_query_of_tenants_rows_names_the_workspace() {
         .into_iter()
         .filter(|file| !file.ends_with("tenant.rs"))
     {
-        let text = fs::read_to_string(&file).expect("a source");
+        let text = read(&file);
         for (table, begins) in TENANT_TABLES
             .iter()
             .flat_map(|table| UNSCOPED.map(|begins| (table, begins)))

@@ -42,7 +42,7 @@ fn two_of_each_address(trusted_proxy: &str) -> ConnectionLimits {
     ConnectionLimits::new(settings, trusted_proxies, ConnectionMetrics::default())
 }
 
-struct TestServer {
+struct AcceptServer {
     addr: SocketAddr,
     phase: watch::Sender<Phase>,
     live: Arc<AtomicUsize>,
@@ -52,7 +52,7 @@ struct TestServer {
     served: JoinHandle<()>,
 }
 
-async fn start(settings: ConnectionSettings) -> TestServer {
+async fn start(settings: ConnectionSettings) -> AcceptServer {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = listener.local_addr().expect("an address");
     let (phase, phases) = watch::channel(Phase::Serving);
@@ -102,7 +102,7 @@ async fn start(settings: ConnectionSettings) -> TestServer {
         settings,
         phases,
     ));
-    TestServer {
+    AcceptServer {
         addr,
         phase,
         live,
@@ -117,7 +117,7 @@ async fn start(settings: ConnectionSettings) -> TestServer {
 struct Client(SendRequest<Body>, JoinHandle<hyper::Result<()>>);
 
 impl Client {
-    async fn to(server: &TestServer) -> Self {
+    async fn to(server: &AcceptServer) -> Self {
         let stream = TcpStream::connect(server.addr).await.expect("a connection");
         let (send, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
@@ -150,7 +150,7 @@ fn draining() -> (Code, String) {
 }
 
 /// A connection that says no more than `words`; known to be served, since the server has protocol.
-async fn mute(server: &TestServer, words: &[u8]) -> TcpStream {
+async fn mute(server: &AcceptServer, words: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(server.addr).await.expect("a connection");
     stream.write_all(words).await.expect("sent");
     soon(stream.read_u8()).await.expect("the server's settings");
