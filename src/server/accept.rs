@@ -1,7 +1,7 @@
 //! The accept loop: one task accepts connections and hands each to the worker thread with the fewest.
 //!
 //! tonic's own server never ends a drain while a silent connection or a stream is open, and closes old connections without
-//! GOAWAY, so [`connection`] implements the life of a connection.
+//! GOAWAY, so `connection.rs` implements the life of a connection.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

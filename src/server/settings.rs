@@ -38,16 +38,16 @@ pub struct ServeArgs {
 /// The settings of a server.
 #[derive(Debug, Clone, Args)]
 pub struct Serve {
-    /// From [`DatabaseArgs`].
+    /// From the flags of the database.
     #[arg(skip = Secret(DatabaseArgs::DEFAULT_URL.to_owned()))]
     pub database_url: Secret<String>,
-    /// From [`TraceArgs`]: `http://host:port`.
+    /// From the flags of the collector: `http://host:port`.
     #[arg(skip)]
     pub otlp_endpoint: Option<String>,
-    /// From [`SinkArgs`]. Without a sink nothing is sent.
+    /// From the flags of the sink. Without one nothing is sent.
     #[arg(skip)]
     pub sink: Option<SinkSettings>,
-    /// From [`TlsArgs`]. None means plain text.
+    /// From the flags of TLS. None means plain text.
     #[arg(skip)]
     pub tls: Option<TlsFiles>,
     /// The address for gRPC; beyond loopback only with TLS or --plaintext on. Port 0 takes a free one

@@ -71,7 +71,7 @@ struct Failed {
 }
 
 impl Writer {
-    /// Runs until every [`super::Store`] is gone and the queue is empty. A lone change is committed at once: the writer takes
+    /// Runs until every [`crate::store::Store`] is gone and the queue is empty. A lone change is committed at once: the writer takes
     /// what waits and never waits for more.
     pub async fn run(mut self) {
         let mut again: Vec<Job> = Vec::new();
