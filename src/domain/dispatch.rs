@@ -10,7 +10,7 @@
 //!                    └────▶ abandoned                        its schedule was cancelled
 //! ```
 //!
-//! The rules are those of docs/api.md, "Dispatches", and of docs/adr/0005.
+//! The rules are those of docs/api.md, "Sending", and of docs/adr/0005.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Zone data of several releases at the same time (docs/adr/0005). A schedule's next wave is computed with some version of the
+//! Zone data of several releases at the same time (docs/adr/0006). A schedule's next wave is computed with some version of the
 //! zone data. The newest version that any dispatcher has announced lately is in force. A dispatcher that has it recomputes
 //! waves that were computed with another version; one that has an older version leaves waves of a newer one alone.
 
