@@ -1,4 +1,4 @@
-//! Peers that are slow, many, large or rude: the process stays small, and everybody else is served.
+//! Abusive peers: slow, many, large or malformed. The process stays small and serves every other caller.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,14 +16,14 @@ use super::database::{Database, test_name};
 use super::load::{create, reason, schedules, unique_time, when_available};
 use super::server::{PATIENCE, Server, next_status};
 
-/// What the process may take, in kilobytes.
-const MEMORY_MOST: u64 = 300 * 1024;
-/// How long a call waits for a database connection before it is told to try again.
+/// The memory that the process may use, in kilobytes.
+const MAX_MEMORY: u64 = 300 * 1024;
+/// How long a call waits for a database connection before it is refused with a retry delay.
 const CONNECTION_WAIT: Duration = Duration::from_secs(3);
-/// Between two lines in the log while calls are refused.
-const TELL_EVERY: Duration = Duration::from_secs(1);
-/// How long an abuse that does not end by itself goes on.
-const WHILE: Duration = Duration::from_secs(5);
+/// The interval of log lines while the server refuses calls.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// How long an abuse without an end of its own lasts.
+const ABUSE_DURATION: Duration = Duration::from_secs(5);
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADERS: u8 = 1;
@@ -32,13 +32,13 @@ const SETTINGS: u8 = 4;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
-/// A frame of HTTP/2.
+/// An HTTP/2 frame.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The headers of a list with this key.
+/// The headers of a `ListCanvasSchedules` call with this key.
 fn headers(addr: &str, key: &str) -> Vec<u8> {
     headers_of(
         "/canvas.schedule.v1.CanvasScheduleService/ListCanvasSchedules",
@@ -47,7 +47,7 @@ fn headers(addr: &str, key: &str) -> Vec<u8> {
     )
 }
 
-/// The headers of a call: indexed where the standard's table has them, else as they are.
+/// The headers of a call: indexed where HPACK's static table contains them, else literal.
 fn headers_of(method: &str, addr: &str, key: &str) -> Vec<u8> {
     let literal = |name: &[u8], value: &str| {
         [
@@ -67,33 +67,35 @@ fn headers_of(method: &str, addr: &str, key: &str) -> Vec<u8> {
     .concat()
 }
 
-/// A connection that has begun to speak HTTP/2, with these settings.
-async fn begun(server: &Server, settings: &[u8]) -> TcpStream {
-    let mut stream = TcpStream::connect(server.addr()).await.expect("it listens");
+/// A connection that has sent the HTTP/2 preface and these settings.
+async fn http2_connection(server: &Server, settings: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(server.addr())
+        .await
+        .expect("the server listens");
     stream
         .write_all(&[PREFACE, &frame(SETTINGS, 0, 0, settings)].concat())
         .await
-        .expect("it reads");
+        .expect("the server reads");
     stream
 }
 
-/// A caller who does nothing out of the way; every call must be answered. When it is told to try again it does.
-pub(crate) struct Neighbour {
+/// A well-behaved caller, whose every call must be answered. It retries as it is told to.
+pub(crate) struct Bystander {
     stop: watch::Sender<bool>,
     calls: JoinHandle<Served>,
 }
 
-/// What became of its calls.
+/// The results of its calls.
 #[derive(Default)]
 struct Served {
     calls: usize,
     slowest: Duration,
-    /// How often it was told to try again.
-    put_off: usize,
+    /// Calls that were refused with a retry delay.
+    retried: usize,
 }
 
-impl Neighbour {
-    /// One who calls from now on.
+impl Bystander {
+    /// Starts a caller that calls until it is stopped.
     pub(crate) async fn of(server: &Server) -> Self {
         let mut client = server.connect().await;
         let (stop, stopped) = watch::channel(false);
@@ -115,17 +117,17 @@ impl Neighbour {
                         assert_eq!(
                             reason(&status),
                             "STORE_UNAVAILABLE",
-                            "a neighbour is served: {status:?}"
+                            "a bystander must be served: {status:?}"
                         );
                         assert!(
                             began.elapsed() >= CONNECTION_WAIT,
-                            "put off before it had waited: {status:?}"
+                            "refused before it had waited: {status:?}"
                         );
-                        served.put_off += 1;
+                        served.retried += 1;
                         status
                             .get_details_retry_info()
                             .and_then(|info| info.retry_delay)
-                            .expect("when to try again")
+                            .expect("a retry delay")
                     }
                 };
                 tokio::time::sleep(pause).await;
@@ -135,8 +137,8 @@ impl Neighbour {
         Self { stop, calls }
     }
 
-    /// It was served, more often than put off, and the process stayed small. It may be put off at all because a build without
-    /// optimisation works for seconds on a flood, and who waits 3 s for a database connection is told to try again.
+    /// Asserts that more of its calls were served than refused, and that the process stayed small. Refusals happen because a build without
+    /// optimization works for seconds on a flood, and a call that waits 3 s for a database connection is refused.
     pub(crate) async fn was_served_by(self, server: &Server) {
         self.stop.send_replace(true);
         let served = tokio::time::timeout(PATIENCE, self.calls)
@@ -146,25 +148,25 @@ impl Neighbour {
         let Served {
             calls,
             slowest,
-            put_off,
+            retried,
         } = served;
-        assert!(calls > put_off, "{calls} calls, put off {put_off} times");
-        // Somebody new comes in too.
+        assert!(calls > retried, "{calls} calls served, {retried} refused");
+        // New callers are served too.
         let mut client = server.connect().await;
         when_available(async || create(&mut client, unique_time(), String::new()).await)
             .await
             .expect("created");
         let peak = peak_of(server.pid());
         println!(
-            "{}: {calls} calls, the slowest {slowest:?}, put off {put_off} times; at most {} MB",
+            "{}: {calls} calls, the slowest {slowest:?}, {retried} refused; at most {} MB",
             test_name(),
             peak / 1024
         );
-        assert!(peak < MEMORY_MOST, "{peak} KB");
+        assert!(peak < MAX_MEMORY, "{peak} KB");
     }
 }
 
-/// The most memory that a process had in use, in kilobytes.
+/// The peak memory of a process, in kilobytes.
 fn peak_of(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let line = status
@@ -177,8 +179,8 @@ fn peak_of(pid: u32) -> u64 {
         .expect("a number")
 }
 
-async fn closed(stream: &mut TcpStream) {
-    // A reset is an end too. What is not taken may take a minute until it ends.
+async fn wait_until_closed(stream: &mut TcpStream) {
+    // A reset closes it too. A peer that does not read may be closed after a minute.
     let _end = tokio::time::timeout(PATIENCE * 2, stream.read_to_end(&mut vec![]))
         .await
         .expect("it is closed");
@@ -188,20 +190,22 @@ async fn closed(stream: &mut TcpStream) {
 async fn slow_first_bytes() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &["--first-byte-timeout", "2s"]).await;
-    let neighbour = Neighbour::of(&server).await;
+    let bystander = Bystander::of(&server).await;
     let mut slow = Vec::new();
     for n in 0..500 {
-        let mut stream = TcpStream::connect(server.addr()).await.expect("it listens");
+        let mut stream = TcpStream::connect(server.addr())
+            .await
+            .expect("the server listens");
         stream
             .write_all(&PREFACE[..n % PREFACE.len()])
             .await
-            .expect("it reads");
+            .expect("the server reads");
         slow.push(stream);
     }
     for mut stream in slow {
-        closed(&mut stream).await;
+        wait_until_closed(&mut stream).await;
     }
-    neighbour.was_served_by(&server).await;
+    bystander.was_served_by(&server).await;
 }
 
 #[tokio::test]
@@ -209,23 +213,23 @@ async fn slow_first_bytes() {
 async fn slow_and_endless_headers() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &[]).await;
-    let neighbour = Neighbour::of(&server).await;
+    let bystander = Bystander::of(&server).await;
     let head = headers(server.addr(), &"0".repeat(68));
     let mut slow = Vec::new();
     for _ in 0..300 {
-        let mut stream = begun(&server, &[]).await;
-        // Not the end of the headers, and a byte now and then after it.
+        let mut stream = http2_connection(&server, &[]).await;
+        // Headers without an end, and a further byte now and then.
         stream
             .write_all(&frame(HEADERS, 0, 1, &head[..2]))
             .await
-            .expect("it reads");
+            .expect("the server reads");
         slow.push(stream);
     }
-    let mut endless = begun(&server, &[]).await;
+    let mut endless = http2_connection(&server, &[]).await;
     endless
         .write_all(&frame(HEADERS, 0, 1, &head[..2]))
         .await
-        .expect("it reads");
+        .expect("the server reads");
     let more = frame(
         CONTINUATION,
         0,
@@ -235,13 +239,13 @@ async fn slow_and_endless_headers() {
     let mut sent = 0;
     while endless.write_all(&more).await.is_ok() {
         sent += more.len();
-        assert!(sent < 100 << 20, "it reads on for ever");
+        assert!(sent < 100 << 20, "it must stop reading");
     }
-    let until = Instant::now() + WHILE;
+    let until = Instant::now() + ABUSE_DURATION;
     let mut byte = 2;
     while Instant::now() < until {
         for stream in &mut slow {
-            // Those whose patience is at its end close.
+            // The server may have closed some of them.
             let _closed = stream
                 .write_all(&frame(CONTINUATION, 0, 1, &head[byte..=byte]))
                 .await;
@@ -249,7 +253,7 @@ async fn slow_and_endless_headers() {
         byte += 1;
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    neighbour.was_served_by(&server).await;
+    bystander.was_served_by(&server).await;
 }
 
 #[tokio::test]
@@ -258,12 +262,12 @@ async fn slow_readers() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &[]).await;
     schedules(&mut server.connect().await, 120).await;
-    let neighbour = Neighbour::of(&server).await;
+    let bystander = Bystander::of(&server).await;
     let head = headers(server.addr(), server.key());
     let mut slow = Vec::new();
     for n in 0..20_u8 {
-        // Half of them take the first byte of each answer, the others none (SETTINGS_INITIAL_WINDOW_SIZE); and nobody reads.
-        let mut stream = begun(&server, &[0, 4, 0, 0, 0, n % 2]).await;
+        // Half of them allow one byte of each answer, the others none (SETTINGS_INITIAL_WINDOW_SIZE); none of them reads.
+        let mut stream = http2_connection(&server, &[0, 4, 0, 0, 0, n % 2]).await;
         for call in 0..30_u32 {
             let id = 2 * call + 1;
             let asked = prost::Message::encode_to_vec(&v1::ListCanvasSchedulesRequest {
@@ -272,7 +276,7 @@ async fn slow_readers() {
             });
             let length = u32::try_from(asked.len()).unwrap().to_be_bytes();
             let data = frame(0, 1, id, &[&[0][..], &length, &asked].concat());
-            // Whoever was closed by now cannot send more.
+            // The server may have closed the connection.
             let _closed = stream
                 .write_all(&[frame(HEADERS, 4, id, &head), data].concat())
                 .await;
@@ -280,9 +284,9 @@ async fn slow_readers() {
         slow.push(stream);
     }
     for mut stream in slow {
-        closed(&mut stream).await;
+        wait_until_closed(&mut stream).await;
     }
-    neighbour.was_served_by(&server).await;
+    bystander.was_served_by(&server).await;
 }
 
 #[tokio::test]
@@ -297,10 +301,10 @@ async fn ten_thousand_idle_connections() {
     ];
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &flags).await;
-    let neighbour = Neighbour::of(&server).await;
+    let bystander = Bystander::of(&server).await;
     let mut idle = Vec::new();
     while idle.len() < WANTED.min(open_files() - 500) {
-        idle.push(begun(&server, &[]).await);
+        idle.push(http2_connection(&server, &[]).await);
     }
     for stream in &mut idle {
         let mut settings = [0; 9];
@@ -310,28 +314,28 @@ async fn ten_thousand_idle_connections() {
             .expect("its settings");
     }
     println!("{}: {} connections", test_name(), idle.len());
-    tokio::time::sleep(WHILE).await;
-    neighbour.was_served_by(&server).await;
+    tokio::time::sleep(ABUSE_DURATION).await;
+    bystander.was_served_by(&server).await;
 }
 
-/// How many files a process may open, this one and the server.
+/// The limit of open files, for this process and the server.
 fn open_files() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").expect("limits");
     let line = limits
         .lines()
         .find(|line| line.starts_with("Max open files"))
-        .expect("of files");
+        .expect("the limit of open files");
     line.split_whitespace()
         .nth(3)
-        .expect("the soft one")
+        .expect("the soft limit")
         .parse()
         .unwrap_or(usize::MAX)
 }
 
-/// Waits until somebody new is let in: connections that were ended keep their places until the server has seen it.
-pub(crate) async fn until_let_in(server: &Server) {
-    // A connection that is taken gets settings at once.
-    let let_in = async {
+/// Waits until the server accepts a new connection: closed ones count until it notices.
+pub(crate) async fn wait_until_accepted(server: &Server) {
+    // The server sends its settings on a connection that it accepts.
+    let accepted = async {
         while TcpStream::connect(server.addr())
             .await
             .expect("the kernel accepts")
@@ -340,13 +344,13 @@ pub(crate) async fn until_let_in(server: &Server) {
             .is_err()
         {}
     };
-    tokio::time::timeout(PATIENCE, let_in)
+    tokio::time::timeout(PATIENCE, accepted)
         .await
-        .expect("places are free again");
+        .expect("the server accepts connections again");
 }
 
 #[tokio::test]
-async fn more_connections_than_an_address_may_have() {
+async fn more_connections_than_an_address_may_open() {
     let database = Database::sqlite();
     let server = Server::start(
         &database.url(),
@@ -358,7 +362,7 @@ async fn more_connections_than_an_address_may_have() {
         ],
     )
     .await;
-    let neighbour = Neighbour::of(&server).await;
+    let bystander = Bystander::of(&server).await;
     let mut streams = Vec::new();
     for _ in 0..100 {
         streams.push(
@@ -367,16 +371,16 @@ async fn more_connections_than_an_address_may_have() {
                 .expect("the kernel accepts"),
         );
     }
-    // All but 20 are closed at once, without a byte of settings. Which ones is not known: a connection that asked whether the server
-    // was there may give its place up meanwhile.
+    // The server closes all but 20 before it sends its settings. Any of them may be among the 20: a connection that checked readiness
+    // may close meanwhile.
     let mut refused = 0;
     for stream in &mut streams {
         refused += usize::from(stream.read_u8().await.is_err());
     }
     assert!(refused >= 80, "{refused} of 100 were refused");
     drop(streams);
-    until_let_in(&server).await;
-    neighbour.was_served_by(&server).await;
+    wait_until_accepted(&server).await;
+    bystander.was_served_by(&server).await;
 }
 
 #[tokio::test]
@@ -384,7 +388,7 @@ async fn more_connections_than_an_address_may_have() {
 async fn a_message_of_100_megabytes() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &[]).await;
-    let neighbour = Neighbour::of(&server).await;
+    let bystander = Bystander::of(&server).await;
     let mut client = server.connect().await.max_encoding_message_size(usize::MAX);
     for _ in 0..3 {
         let request = v1::UpdateCanvasScheduleRequest {
@@ -401,7 +405,7 @@ async fn a_message_of_100_megabytes() {
             "{refused:?}"
         );
     }
-    neighbour.was_served_by(&server).await;
+    bystander.was_served_by(&server).await;
 }
 
 #[tokio::test]
@@ -409,11 +413,11 @@ async fn a_message_of_100_megabytes() {
 async fn a_flood_of_resets() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &[]).await;
-    let neighbour = Neighbour::of(&server).await;
+    let bystander = Bystander::of(&server).await;
     let head = headers(server.addr(), server.key());
     let mut ends = HashMap::<bool, usize>::new();
     for _ in 0..20 {
-        let mut stream = begun(&server, &[]).await;
+        let mut stream = http2_connection(&server, &[]).await;
         let mut flood = Vec::new();
         for call in 0..10_000_u32 {
             let id = 2 * call + 1;
@@ -425,38 +429,38 @@ async fn a_flood_of_resets() {
         *ends.entry(through).or_default() += 1;
     }
     println!(
-        "{}: floods that came through to the end, or not: {ends:?}",
+        "{}: floods sent to the end, or cut off: {ends:?}",
         test_name()
     );
-    neighbour.was_served_by(&server).await;
+    bystander.was_served_by(&server).await;
 }
 
-/// They need no key.
+/// Health checks need no key.
 #[tokio::test]
 #[ignore = "a flood, which .ci/full/run runs"]
 async fn health_checks_that_never_end() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &[]).await;
-    let neighbour = Neighbour::of(&server).await;
+    let bystander = Bystander::of(&server).await;
     let head = headers_of("/grpc.health.v1.Health/Check", server.addr(), "");
     let mut hanging = Vec::new();
     for _ in 0..50 {
-        let mut stream = begun(&server, &[]).await;
+        let mut stream = http2_connection(&server, &[]).await;
         let calls = (0..1_000).flat_map(|call| frame(HEADERS, 4, 2 * call + 1, &head));
         stream
             .write_all(&calls.collect::<Vec<_>>())
             .await
-            .expect("it reads");
+            .expect("the server reads");
         hanging.push(stream);
     }
-    // Somebody else's is answered.
+    // The check of another caller is answered.
     let mut health = server.watch().await;
     assert_eq!(next_status(&mut health).await, Some(ServingStatus::Serving));
-    tokio::time::sleep(WHILE).await;
-    neighbour.was_served_by(&server).await;
+    tokio::time::sleep(ABUSE_DURATION).await;
+    bystander.was_served_by(&server).await;
 }
 
-/// Reads frames up to the first one of this kind.
+/// Reads frames up to the first of this kind.
 async fn read_up_to(stream: &mut TcpStream, kind: u8) {
     let read = async {
         let mut head = [0; 9];
@@ -475,12 +479,12 @@ async fn read_up_to(stream: &mut TcpStream, kind: u8) {
         .expect("that frame");
 }
 
-/// As many unfinished messages of 1 MB as the window of a connection takes.
+/// Sends as many incomplete messages of 1 MB as the connection's window allows.
 async fn send_large(stream: &mut TcpStream, head: &[u8]) -> std::io::Result<()> {
     for call in 0..3_u32 {
         let id = 2 * call + 1;
         stream.write_all(&frame(HEADERS, 4, id, head)).await?;
-        // The last bytes do not come.
+        // The last bytes are missing.
         stream
             .write_all(&frame(0, 0, id, &[0, 0, 0x0f, 0xff, 0xff]))
             .await?;
@@ -493,25 +497,25 @@ async fn send_large(stream: &mut TcpStream, head: &[u8]) -> std::io::Result<()> 
     Ok(())
 }
 
-/// Refused calls are told in the log, not each of them.
-fn told_seldom(server: &Server, began: Instant) {
-    let told = server
+/// Asserts that the log reports refused calls, at most once per interval.
+fn assert_rarely_logged(server: &Server, began: Instant) {
+    let lines = server
         .logged("too many calls are under way, or too large ones; more are refused")
         .len();
-    let most = 1 + began.elapsed().as_millis() / TELL_EVERY.as_millis();
+    let max = 1 + began.elapsed().as_millis() / LOG_INTERVAL.as_millis();
     assert!(
-        (1..=most).contains(&u128::try_from(told).unwrap()),
-        "{told}, at most {most}"
+        (1..=max).contains(&u128::try_from(lines).unwrap()),
+        "{lines} lines, at most {max}"
     );
 }
 
-/// Large requests that never end, of one caller, over many connections.
+/// Large requests without an end, from one caller over many connections.
 #[tokio::test]
 #[ignore = "a flood, which .ci/full/run runs"]
-async fn more_bytes_than_may_be_under_way() {
+async fn more_bytes_than_may_be_in_flight() {
     let (database, began) = (Database::sqlite(), Instant::now());
     let server = Server::start(&database.url(), &[]).await;
-    let neighbour = Neighbour::of(&server).await;
+    let bystander = Bystander::of(&server).await;
     let head = headers_of(
         "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule",
         server.addr(),
@@ -519,27 +523,27 @@ async fn more_bytes_than_may_be_under_way() {
     );
     let mut large = Vec::new();
     for _ in 0..25 {
-        let mut stream = begun(&server, &[]).await;
-        // Its settings allow 1 MB at once in a call, once they are acknowledged. In all calls of the connection more than 64 KB are
-        // allowed once it has said so; who does not wait for that is hung up on.
+        let mut stream = http2_connection(&server, &[]).await;
+        // Once acknowledged, its settings allow 1 MB in each call. The calls of a connection may send more than 64 KB together once it has
+        // sent a WINDOW_UPDATE; it closes the connection of a peer that does not wait.
         read_up_to(&mut stream, SETTINGS).await;
         stream
             .write_all(&frame(SETTINGS, 1, 0, &[]))
             .await
-            .expect("it reads");
+            .expect("the server reads");
         read_up_to(&mut stream, WINDOW_UPDATE).await;
-        // It may end the connection of a peer who goes on with calls that it has refused.
+        // It may close the connection of a peer that continues refused calls.
         let _ended = send_large(&mut stream, &head).await;
         large.push(stream);
     }
     server.log().times(1, "or too large ones").await;
-    tokio::time::sleep(WHILE).await;
-    told_seldom(&server, began);
-    neighbour.was_served_by(&server).await;
+    tokio::time::sleep(ABUSE_DURATION).await;
+    assert_rarely_logged(&server, began);
+    bystander.was_served_by(&server).await;
 }
 
 #[tokio::test]
-async fn more_calls_than_may_be_under_way() {
+async fn more_calls_than_may_be_in_flight() {
     let (database, began) = (Database::sqlite(), Instant::now());
     let server = Server::start(&database.url(), &["--max-in-flight", "1"]).await;
     let mut callers = Vec::new();
@@ -572,5 +576,5 @@ async fn more_calls_than_may_be_under_way() {
     }
     println!("{}: {served} served, {shed} refused", test_name());
     assert!(served > 0 && shed > 0);
-    told_seldom(&server, began);
+    assert_rarely_logged(&server, began);
 }

@@ -1,4 +1,4 @@
-//! Backups as docs/operations.md makes them: taken while the service works, and what is restored from them goes on.
+//! Backups as docs/operations.md describes them: taken from a running service, restored, and used.
 
 use canvas_scheduler::pb::v1;
 use sea_orm::{ConnectionTrait, Database as Connection};
@@ -10,7 +10,7 @@ use super::server::{Client, PATIENCE, Server, migrate};
 
 const SCHEDULES: usize = 50;
 
-/// The revision that a server has of a schedule.
+/// The revision of a schedule on a server.
 async fn revision(client: &mut Client, id: &str) -> i64 {
     let request = v1::GetCanvasScheduleRequest {
         schedule_id: id.to_owned(),
@@ -25,8 +25,8 @@ async fn revision(client: &mut Client, id: &str) -> i64 {
         .revision
 }
 
-/// Makes schedules, takes a backup by `copy` while they change, and goes on from it.
-async fn goes_on_from_a_backup(database: &Database, copy: impl AsyncFnOnce() -> String) {
+/// Creates schedules, takes a backup by `copy` while they change, and updates the restored schedules.
+async fn restores_a_backup(database: &Database, copy: impl AsyncFnOnce() -> String) {
     let server = Server::start(&database.url(), &[]).await;
     let mut client = server.connect().await;
     let (ids, _) = schedules(&mut client, SCHEDULES).await;
@@ -46,7 +46,7 @@ async fn goes_on_from_a_backup(database: &Database, copy: impl AsyncFnOnce() -> 
     callers.stop().await;
 
     migrate(&restored);
-    // The key of the first server is in the backup.
+    // The backup contains the key of the first server.
     let other = Server::start_with_key(&restored, &[], server.key().to_owned()).await;
     let mut other = other.connect().await;
     for (id, acknowledged) in ids.iter().zip(acknowledged) {
@@ -64,7 +64,7 @@ async fn goes_on_from_a_backup(database: &Database, copy: impl AsyncFnOnce() -> 
                 .unwrap()
                 .1,
             kept + 1,
-            "it goes on from there"
+            "the restored schedule accepts updates"
         );
     }
 }
@@ -75,7 +75,7 @@ async fn a_dump_of_postgresql_is_restored() {
         return;
     };
     let Database::Postgres { server, name } = &database else {
-        panic!("it is PostgreSQL")
+        panic!("PostgreSQL expected")
     };
     let folder = Folder::new();
     let (file, restored) = (
@@ -101,11 +101,11 @@ async fn a_dump_of_postgresql_is_restored() {
         .unwrap();
         server.url(&restored)
     };
-    goes_on_from_a_backup(&database, copy).await;
+    restores_a_backup(&database, copy).await;
 }
 
 #[tokio::test]
-async fn a_copy_of_sqlite_is_a_whole_database() {
+async fn a_copy_of_sqlite_is_restored() {
     let (database, folder) = (Database::sqlite(), Folder::new());
     let copy = async || {
         let file = folder.path().join("copy.db");
@@ -116,5 +116,5 @@ async fn a_copy_of_sqlite_is_a_whole_database() {
             .unwrap();
         format!("sqlite://{}?mode=rwc", file.display())
     };
-    goes_on_from_a_backup(&database, copy).await;
+    restores_a_backup(&database, copy).await;
 }

@@ -1,5 +1,5 @@
-//! What the Helm chart takes for granted: which settings and metrics there are, where the runbook has its entries, a database that is
-//! told by parts, and a migration after a rollback.
+//! What the Helm chart relies on: the settings and metrics, the anchors of the runbook, a database URL in parts, and a
+//! migration after a rollback.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ const DASHBOARD: &str = include_str!("../../helm/canvas-scheduler/files/dashboar
 const METRICS: &str = include_str!("../../docs/metrics.md");
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 
-/// What the chart sets by values of their own, as it knows the ports, the Secrets and the grace period.
+/// The settings that the chart derives from other values: ports, Secrets, the grace period.
 const SET_BY_THE_CHART: [&str; 18] = [
     "admin-addr",
     "database-url",
@@ -40,7 +40,7 @@ const SET_BY_THE_CHART: [&str; 18] = [
 ];
 
 #[test]
-fn the_chart_takes_every_setting_of_serve_and_no_other() {
+fn the_chart_accepts_exactly_the_settings_of_serve() {
     let schema: Value = serde_json::from_str(SCHEMA).unwrap();
     let taken: BTreeSet<String> = schema["definitions"]["settings"]["properties"]
         .as_object()
@@ -63,7 +63,7 @@ fn the_chart_takes_every_setting_of_serve_and_no_other() {
     assert_eq!(taken, there);
 }
 
-/// The metrics that a text names, without what a histogram adds.
+/// The metrics that a text names, without the suffixes of histograms.
 fn metrics_of(text: &str) -> BTreeSet<&str> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let ours = words.filter(|word| {
@@ -81,7 +81,7 @@ fn metrics_of(text: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+fn alerts_and_dashboard_query_existing_metrics() {
     let listed = metrics_of(METRICS);
     for text in [ALERTS, DASHBOARD] {
         let asked = metrics_of(text);
@@ -115,12 +115,12 @@ fn each_alert_has_an_entry_in_the_runbook() {
 }
 
 #[test]
-fn a_database_may_be_told_by_parts() {
+fn a_database_url_may_be_given_in_parts() {
     let Some(database) = Database::postgres_empty() else {
         return;
     };
     let Database::Postgres { server, name } = &database else {
-        panic!("it is PostgreSQL")
+        panic!("PostgreSQL expected")
     };
     let parts = server.client("psql", name);
     let mut migrate = command(&["migrate", "--database-url", "postgres://?sslmode=prefer"]);
@@ -142,12 +142,12 @@ fn a_database_may_be_told_by_parts() {
 }
 
 #[test]
-fn a_migration_leaves_the_schema_of_a_newer_release_as_it_is() {
+fn a_migration_leaves_the_schema_of_a_newer_release_unchanged() {
     let Some(database) = Database::postgres() else {
         return;
     };
     let Database::Postgres { server, name } = &database else {
-        panic!("it is PostgreSQL")
+        panic!("PostgreSQL expected")
     };
     server
         .psql(

@@ -1,5 +1,5 @@
-//! The clock of the database jumps by an hour, forwards and backwards, between two passes of a dispatcher. libfaketime (Debian's
-//! `faketime`) shows PostgreSQL the time that the test says.
+//! The database's clock jumps by an hour, forwards and backwards, between two passes of a dispatcher. libfaketime (Debian's
+//! `faketime`) gives PostgreSQL the time that the test sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,30 +16,30 @@ use super::load::schedule_at;
 use super::postgres::Postgres;
 use super::server::{Client, PATIENCE, migrate};
 
-/// Where Debian keeps the library, a folder for each architecture.
+/// Where Debian installs the library, below a folder for each architecture.
 const LIBRARIES: &str = "/usr/lib";
 const LIBRARY: &str = "faketime/libfaketime.so.1";
 const HOUR: i64 = 3_600_000;
-/// Schedules of a kind.
-const SOME: usize = 20;
-/// Schedules of a kind come due over so many milliseconds.
+/// The number of schedules of a kind.
+const SCHEDULES: usize = 20;
+/// The milliseconds over which schedules of a kind become due.
 const SPAN: i64 = 500;
-/// How far ahead a schedule is that must not come before the jump is seen: far longer than three looks take.
+/// The milliseconds until a schedule that must not become due before the service notices the jump: far more than three readings take.
 const FAR: i64 = 12_000;
-/// Instants are kept to the millisecond, and one clock is measured by another.
-const EARLY_MOST: i64 = 20;
+/// The milliseconds by which a wave may seem early: instants have milliseconds, and one clock is measured by another.
+const MAX_EARLY: i64 = 20;
 
-/// A server whose clock the test sets.
+/// A PostgreSQL server whose clock the test sets.
 struct Clocked {
     postgres: Postgres,
     setting: PathBuf,
-    /// How far ahead its clock is.
+    /// How far its clock is ahead, in milliseconds.
     ahead: i64,
     _folder: Folder,
 }
 
 impl Clocked {
-    /// One that shows the machine's time; none where there is no PostgreSQL or no library, which is told by the name of the test.
+    /// Starts one with the machine's time. Returns `None`, and reports the test as skipped, without PostgreSQL or the library.
     fn start() -> Option<Self> {
         let Some(library) = library() else {
             assert!(
@@ -51,7 +51,7 @@ impl Clocked {
             return None;
         };
         let folder = Folder::new();
-        // The server runs as another account.
+        // The server runs under another account.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let setting = folder.path().join("clock");
         set(&setting, 0);
@@ -75,26 +75,28 @@ impl Clocked {
         self.postgres.url("test")
     }
 
-    /// What its clock shows, in milliseconds since 1970.
+    /// The time of its clock, in milliseconds since 1970.
     fn now(&self) -> i64 {
         machine(SystemTime::now()) + self.ahead
     }
 
-    /// Sets its clock, and waits until the service goes by it.
+    /// Sets its clock and waits until the service follows.
     async fn jump(&mut self, ahead: i64, client: &mut Client) {
         set(&self.setting, ahead);
         self.ahead = ahead;
         let seen = async {
-            while (self.now() - told(client, self.now() + 3 * HOUR).await).abs() > HOUR / 2 {}
+            while (self.now() - service_time(client, self.now() + 3 * HOUR).await).abs() > HOUR / 2
+            {
+            }
         };
         tokio::time::timeout(PATIENCE, seen)
             .await
-            .expect("the new time is seen");
+            .expect("the service follows the new time");
     }
 }
 
-/// The time of the service, by which it says that a schedule was made; that one is for later than the test takes.
-async fn told(client: &mut Client, far_ms: i64) -> i64 {
+/// The time of the service: the creation time of a new schedule that is due long after the test.
+async fn service_time(client: &mut Client, far_ms: i64) -> i64 {
     let request = v1::CreateCanvasScheduleRequest {
         canvas_id: "time".to_owned(),
         schedule: schedule_at(far_ms),
@@ -123,13 +125,13 @@ fn library() -> Option<PathBuf> {
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "a setting of the tests, not of the product"
+    reason = "a setting of the tests, not of the service"
 )]
 fn is_required() -> bool {
     std::env::var("REQUIRE_FAKETIME").is_ok_and(|value| value == "1")
 }
 
-/// Puts a whole file in the place of the other, since it may be read at any moment.
+/// Replaces the file atomically, since the library may read it at any moment.
 fn set(setting: &Path, ahead: i64) {
     let whole = setting.with_extension("new");
     fs::write(&whole, format!("{:+}\n", ahead / 1000)).unwrap();
@@ -145,18 +147,18 @@ fn machine(at: SystemTime) -> i64 {
     .unwrap()
 }
 
-/// What was made due, and what came of it.
+/// The schedules that became due, and what the consumer received.
 struct Waves<'a> {
     clients: &'a [Client],
     consumer: &'a Consumer,
-    /// Of each schedule: not before this instant of the machine's clock, given how far ahead the other is when it comes.
+    /// For each schedule, the earliest instant of the machine's clock at which it may arrive.
     earliest: BTreeMap<String, i64>,
 }
 
 impl Waves<'_> {
-    /// Makes some due from `first` on by a clock that is `ahead` when they come.
+    /// Creates schedules that become due from `first` on, by a clock that is `ahead` by then.
     async fn due(&mut self, first: i64, ahead: i64) -> BTreeSet<String> {
-        let ids = due(self.clients, SOME, first, SPAN).await;
+        let ids = due(self.clients, SCHEDULES, first, SPAN).await;
         self.earliest
             .extend(ids.iter().map(|id| (id.clone(), first - ahead)));
         ids
@@ -168,27 +170,27 @@ impl Waves<'_> {
             .await;
     }
 
-    /// Each came once, and none before its time.
+    /// Asserts that each arrived once, and none before its time.
     fn check(&self) {
         let came = self.consumer.came();
         assert_eq!(
             arrived(&came),
             self.earliest.keys().cloned().collect(),
-            "all came, and nothing else"
+            "exactly the expected schedules arrived"
         );
-        assert_eq!(came.len(), self.earliest.len(), "each came once");
+        assert_eq!(came.len(), self.earliest.len(), "each arrived once");
         for one in &came {
             let earliest = self.earliest[&one.schedule_id];
             assert!(
-                machine(one.at) >= earliest - EARLY_MOST,
-                "{one:?} came before {earliest}"
+                machine(one.at) >= earliest - MAX_EARLY,
+                "{one:?} arrived before {earliest}"
             );
         }
     }
 }
 
 #[tokio::test]
-async fn a_clock_that_jumps_by_an_hour_brings_each_wave_once_and_none_early_postgres() {
+async fn a_clock_that_jumps_by_an_hour_delivers_each_wave_once_and_none_early_postgres() {
     let Some(mut clocked) = Clocked::start() else {
         return;
     };

@@ -11,8 +11,8 @@ use super::load::schedules;
 use super::postgres::process::{Running, run, send};
 use super::server::{PATIENCE, Server, command, key, migrate, next_status};
 
-/// Runs the binary to its end, which is near.
-pub(crate) fn ended(args: &[&str]) -> Output {
+/// Runs the binary and waits for its end.
+pub(crate) fn run_to_end(args: &[&str]) -> Output {
     let folder = Folder::new();
     let mut command = command(args);
     command
@@ -22,7 +22,7 @@ pub(crate) fn ended(args: &[&str]) -> Output {
     let mut running = Running::start(&mut command).unwrap();
     assert!(running.wait(PATIENCE).is_some(), "{args:?} does not end");
     let left = std::fs::read_dir(folder.path()).unwrap().count();
-    assert_eq!(left, 0, "{args:?} left something behind");
+    assert_eq!(left, 0, "{args:?} left child processes");
     let [mut stdout, mut stderr] = [vec![], vec![]];
     std::io::Read::read_to_end(&mut running.child().stdout.take().unwrap(), &mut stdout).unwrap();
     std::io::Read::read_to_end(&mut running.child().stderr.take().unwrap(), &mut stderr).unwrap();
@@ -33,21 +33,21 @@ pub(crate) fn ended(args: &[&str]) -> Output {
     }
 }
 
-/// Runs `serve`, which must refuse to, and answers its complaints.
+/// Runs `serve`, which must refuse to start, and returns its error output.
 fn refused(args: &[&str]) -> String {
-    let output = ended(&[&["serve"], args].concat());
-    let said = String::from_utf8(output.stderr).unwrap();
+    let output = run_to_end(&[&["serve"], args].concat());
+    let errors = String::from_utf8(output.stderr).unwrap();
     assert!(
-        !output.status.success() && !said.is_empty(),
-        "{args:?}: {} {said}",
+        !output.status.success() && !errors.is_empty(),
+        "{args:?}: {} {errors}",
         output.status
     );
-    assert!(!said.contains("listening"), "{said}");
-    said
+    assert!(!errors.contains("listening"), "{errors}");
+    errors
 }
 
 #[test]
-fn every_bad_setting_is_told_in_one_go_before_a_port_is_bound() {
+fn every_invalid_setting_is_reported_at_once_before_a_port_is_bound() {
     let bad = [
         ("log-level", "=x="),
         ("log-format", "xml"),
@@ -86,19 +86,19 @@ fn every_bad_setting_is_told_in_one_go_before_a_port_is_bound() {
         .iter()
         .map(|(flag, value)| format!("--{flag}={value}"))
         .collect();
-    let said = refused(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let errors = refused(&args.iter().map(String::as_str).collect::<Vec<_>>());
     for (flag, _) in bad {
         assert!(
-            said.contains(&format!("--{flag}:")),
-            "{flag} is missing: {said}"
+            errors.contains(&format!("--{flag}:")),
+            "{flag} is missing: {errors}"
         );
     }
-    assert!(!said.contains("hidden"), "{said}");
+    assert!(!errors.contains("hidden"), "{errors}");
 }
 
 #[test]
 fn help_lists_every_setting_with_its_variable() {
-    let output = ended(&["serve", "--help"]);
+    let output = run_to_end(&["serve", "--help"]);
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
     let flags = [
@@ -150,16 +150,16 @@ fn help_lists_every_setting_with_its_variable() {
 }
 
 #[test]
-fn an_address_that_is_not_loopback_needs_tls_or_the_word() {
+fn an_address_beyond_loopback_needs_tls_or_plaintext_on() {
     for addr in ["0.0.0.0:0", "[::]:0", "192.0.2.1:50051"] {
         for flag in ["--grpc-addr", "--gateway-addr"] {
-            let said = refused(&[flag, addr]);
+            let errors = refused(&[flag, addr]);
             assert!(
-                said.contains(flag)
-                    && said.contains(addr)
-                    && said.contains("loopback")
-                    && said.contains("--plaintext on"),
-                "{said}"
+                errors.contains(flag)
+                    && errors.contains(addr)
+                    && errors.contains("loopback")
+                    && errors.contains("--plaintext on"),
+                "{errors}"
             );
         }
     }
@@ -170,7 +170,7 @@ fn a_port_in_use_is_a_clear_error() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let addr = taken.local_addr().unwrap().to_string();
     let database = Database::sqlite();
-    let said = refused(&[
+    let errors = refused(&[
         "--grpc-addr",
         &addr,
         "--gateway",
@@ -179,10 +179,10 @@ fn a_port_in_use_is_a_clear_error() {
         &database.url(),
     ]);
     assert!(
-        said.contains("--grpc-addr") && said.contains(&addr) && said.contains("in use"),
-        "{said}"
+        errors.contains("--grpc-addr") && errors.contains(&addr) && errors.contains("in use"),
+        "{errors}"
     );
-    let said = refused(&[
+    let errors = refused(&[
         "--grpc-addr",
         "127.0.0.1:0",
         "--gateway-addr",
@@ -191,14 +191,14 @@ fn a_port_in_use_is_a_clear_error() {
         &database.url(),
     ]);
     assert!(
-        said.contains("--gateway-addr") && said.contains(&addr) && said.contains("in use"),
-        "{said}"
+        errors.contains("--gateway-addr") && errors.contains(&addr) && errors.contains("in use"),
+        "{errors}"
     );
 }
 
 #[test]
 fn a_database_that_cannot_be_opened_is_a_clear_error() {
-    let said = refused(&[
+    let errors = refused(&[
         "--database-url",
         "sqlite://no/such/folder/x.db?mode=rwc",
         "--grpc-addr",
@@ -206,7 +206,7 @@ fn a_database_that_cannot_be_opened_is_a_clear_error() {
         "--gateway",
         "off",
     ]);
-    assert!(said.contains("--database-url"), "{said}");
+    assert!(errors.contains("--database-url"), "{errors}");
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn a_postgres_without_fsync_is_refused() {
     };
     postgres.createdb("test").unwrap();
     migrate(&postgres.url("test"));
-    let said = refused(&[
+    let errors = refused(&[
         "--database-url",
         &postgres.url("test"),
         "--grpc-addr",
@@ -224,12 +224,12 @@ fn a_postgres_without_fsync_is_refused() {
         "--gateway",
         "off",
     ]);
-    assert!(said.contains("fsync=off"), "{said}");
+    assert!(errors.contains("fsync=off"), "{errors}");
 }
 
-/// Asks by `healthcheck`; answers its exit code.
+/// Runs `healthcheck` and returns its exit code.
 fn healthcheck(addr: &str) -> Option<i32> {
-    let output = ended(&["healthcheck", "--timeout", "60s", "--grpc-addr", addr]);
+    let output = run_to_end(&["healthcheck", "--timeout", "60s", "--grpc-addr", addr]);
     let silent = output.stderr.is_empty();
     assert_eq!(
         silent,
@@ -241,7 +241,7 @@ fn healthcheck(addr: &str) -> Option<i32> {
 }
 
 #[tokio::test]
-async fn it_serves_once_it_is_migrated_without_a_restart_sqlite() {
+async fn it_serves_once_the_schema_is_there_without_a_restart_sqlite() {
     let folder = Folder::new();
     let url = format!(
         "sqlite://{}?mode=rwc",
@@ -251,7 +251,7 @@ async fn it_serves_once_it_is_migrated_without_a_restart_sqlite() {
 }
 
 #[tokio::test]
-async fn it_serves_once_it_is_migrated_without_a_restart_postgres() {
+async fn it_serves_once_the_schema_is_there_without_a_restart_postgres() {
     let Some(database) = Database::postgres_empty() else {
         return;
     };
@@ -274,7 +274,7 @@ async fn until_migrated(url: &str) {
     migrate(url);
     let serving = tokio::time::timeout(PATIENCE, next_status(&mut health))
         .await
-        .expect("it looks again");
+        .expect("it checks again");
     assert_eq!(serving, Some(ServingStatus::Serving));
     assert_eq!(healthcheck(server.addr()), Some(0));
     assert_eq!(
@@ -291,14 +291,14 @@ async fn until_migrated(url: &str) {
     schedules(&mut server.connect().await, 1).await;
     server.signal("TERM");
     assert!(server.ended(PATIENCE).await.expect("it ends").success());
-    assert_eq!(healthcheck(server.addr()), Some(1), "nobody is there");
+    assert_eq!(healthcheck(server.addr()), Some(1), "no server listens");
 }
 
-/// Longer than a call of the API waits for a connection.
-const A_WHILE: Duration = Duration::from_secs(4);
+/// Longer than an API call waits for a connection.
+const DATABASE_PAUSE: Duration = Duration::from_secs(4);
 
 #[test]
-fn a_command_waits_for_a_database_that_stands_still_postgres() {
+fn a_command_waits_for_a_stopped_database_postgres() {
     let Some(postgres) = own_postgres(&[]) else {
         return;
     };
@@ -311,7 +311,7 @@ fn a_command_waits_for_a_database_that_stands_still_postgres() {
         &postgres.url("test"),
     ]))
     .unwrap();
-    assert_eq!(migrating.wait(A_WHILE), None, "it waits");
+    assert_eq!(migrating.wait(DATABASE_PAUSE), None, "it waits");
     send("CONT", &postmaster);
     assert!(migrating.wait(PATIENCE).expect("it ends").success());
 }

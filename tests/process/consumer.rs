@@ -1,4 +1,4 @@
-//! A consumer of webhooks that keeps what it gets, and fails as the test says.
+//! A webhook consumer that records what it receives and fails as the test tells it to.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -13,50 +13,50 @@ use tokio::task::JoinHandle;
 use super::postgres::ports;
 use super::server::PATIENCE;
 
-/// How long a slow answer takes.
-const MOMENT: Duration = Duration::from_millis(50);
+/// The delay of a slow answer.
+const SLOW_ANSWER: Duration = Duration::from_millis(50);
 
-/// What happens to a dispatch that comes.
+/// How the consumer handles a dispatch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// It is taken: 200.
+    /// Accept it with 200.
     Take,
-    /// It is taken, and answered a moment later: so that some are always under way.
+    /// Accept it, and answer after [`SLOW_ANSWER`], so that some are always in flight.
     TakeSlowly,
-    /// It is answered with this status.
+    /// Answer with this status.
     Say(u16),
-    /// It is read and never answered.
+    /// Read it and never answer.
     Hang,
-    /// It is read, and the connection is closed without an answer.
+    /// Read it and close the connection without an answer.
     HalfClose,
 }
 
-/// One dispatch that was read.
+/// A dispatch that the consumer has read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Came {
+pub(crate) struct Received {
     /// Its schedule.
     pub schedule_id: String,
     /// The key to de-duplicate by.
     pub dispatch_id: String,
     /// The number of the attempt.
     pub attempt: u64,
-    /// Whether it was taken.
+    /// Whether the consumer accepted it.
     pub taken: bool,
-    /// When, by the clock of the machine.
+    /// When it arrived, by the machine's clock.
     pub at: SystemTime,
 }
 
-/// A server on a port of its own. Where it refuses connections, nobody listens there.
+/// A server on one port. While it refuses connections, nothing listens on the port.
 pub(crate) struct Consumer {
     addr: SocketAddr,
     mode: watch::Sender<Mode>,
-    came: Arc<watch::Sender<Vec<Came>>>,
+    came: Arc<watch::Sender<Vec<Received>>>,
     unanswered: Arc<watch::Sender<usize>>,
     listening: Option<JoinHandle<()>>,
 }
 
 impl Consumer {
-    /// One that takes everything.
+    /// Starts one that accepts everything.
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, ports::lasting().unwrap()))
             .await
@@ -77,12 +77,12 @@ impl Consumer {
         consumer
     }
 
-    /// Where dispatches go.
+    /// The URL for dispatches.
     pub(crate) fn url(&self) -> String {
         format!("http://{}/", self.addr)
     }
 
-    /// From now on it does this, also with what it has read already.
+    /// Sets the mode, also for requests that it has read already.
     pub(crate) fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
@@ -95,7 +95,7 @@ impl Consumer {
         }
     }
 
-    /// Takes everything again, at the same place.
+    /// Accepts everything again, on the same port.
     pub(crate) async fn recover(&mut self) {
         self.set(Mode::Take);
         if self.listening.is_none() {
@@ -124,43 +124,46 @@ impl Consumer {
         }));
     }
 
-    /// All that was read until now.
-    pub(crate) fn came(&self) -> Vec<Came> {
+    /// Everything that it has read so far.
+    pub(crate) fn came(&self) -> Vec<Received> {
         self.came.borrow().clone()
     }
 
-    /// Waits until everything that is taken slowly is answered.
+    /// Waits until every slow answer is sent.
     pub(crate) async fn idle(&self) {
         let mut unanswered = self.unanswered.subscribe();
         let idle =
             tokio::time::timeout(PATIENCE, unanswered.wait_for(|unanswered| *unanswered == 0))
                 .await;
-        assert!(idle.is_ok_and(|idle| idle.is_ok()), "it does not answer");
+        assert!(
+            idle.is_ok_and(|idle| idle.is_ok()),
+            "a slow answer was never sent"
+        );
     }
 
-    /// Waits until what came is `enough`.
-    pub(crate) async fn until(&self, enough: impl FnMut(&Vec<Came>) -> bool) -> Vec<Came> {
+    /// Waits until the received dispatches are `enough`.
+    pub(crate) async fn until(&self, enough: impl FnMut(&Vec<Received>) -> bool) -> Vec<Received> {
         let mut came = self.came.subscribe();
         let come = tokio::time::timeout(PATIENCE * 2, came.wait_for(enough))
             .await
             .is_ok_and(|come| come.is_ok());
-        assert!(come, "it did not come; {} did", self.came().len());
+        assert!(come, "not enough arrived; {} did", self.came().len());
         self.came()
     }
 }
 
-/// Reads requests from a connection and answers as the mode says.
+/// Reads requests from a connection and answers them by the mode.
 async fn serve(
     mut stream: TcpStream,
     mut mode: watch::Receiver<Mode>,
-    came: Arc<watch::Sender<Vec<Came>>>,
+    came: Arc<watch::Sender<Vec<Received>>>,
     unanswered: Arc<watch::Sender<usize>>,
 ) {
     let mut read = Vec::new();
     while let Some(body) = next_body(&mut stream, &mut read).await {
         let now = *mode.borrow_and_update();
         let text = |name: &str| body[name].as_str().unwrap().to_owned();
-        let one = Came {
+        let one = Received {
             schedule_id: text("schedule_id"),
             dispatch_id: text("dispatch_id"),
             attempt: body["attempt"].as_u64().unwrap(),
@@ -172,7 +175,7 @@ async fn serve(
             Mode::Take => 200,
             Mode::TakeSlowly => {
                 unanswered.send_modify(|count| *count += 1);
-                tokio::time::sleep(MOMENT).await;
+                tokio::time::sleep(SLOW_ANSWER).await;
                 unanswered.send_modify(|count| *count -= 1);
                 200
             }
@@ -180,14 +183,14 @@ async fn serve(
             Mode::Hang => return std::future::pending().await,
             Mode::HalfClose => return,
         };
-        let answer = format!("HTTP/1.1 {status} Said\r\ncontent-length: 0\r\n\r\n");
+        let answer = format!("HTTP/1.1 {status} Status\r\ncontent-length: 0\r\n\r\n");
         if stream.write_all(answer.as_bytes()).await.is_err() {
             return;
         }
     }
 }
 
-/// The JSON of the next request; none when the connection has ended.
+/// The JSON of the next request, or `None` once the connection has ended.
 async fn next_body(stream: &mut TcpStream, read: &mut Vec<u8>) -> Option<Value> {
     loop {
         if let Some(end) = read.windows(4).position(|four| four == b"\r\n\r\n") {

@@ -1,4 +1,4 @@
-//! SIGKILL of the server in the middle of the load.
+//! SIGKILL of a server under load.
 
 use super::database::{Database, test_name};
 use super::history::History;
@@ -43,16 +43,16 @@ async fn killed_server(database: &Database) {
     );
     callers.acknowledged(BEFORE).await;
     server.kill9();
-    // Whoever was under way is told by the closed connection.
+    // Calls in flight end with their connection.
     calls.extend(callers.ended().await);
-    database.is_left();
+    database.wait_for_sessions_to_end();
 
     let server = Server::start(&database.url(), &[]).await;
     let mut client = server.connect().await;
     let tally = History::read(&mut client).await.check(&calls);
     let (_, revision) = update(&mut client, &ids[0], unique_time(), String::new())
         .await
-        .expect("it works again");
+        .expect("the restarted server works");
     assert_eq!(History::read(&mut client).await.newest(&ids[0]), revision);
     println!("{}: {tally:?}", test_name());
 }

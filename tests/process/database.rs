@@ -1,4 +1,4 @@
-//! Databases for one test each: a SQLite file, or a database of a PostgreSQL server that tests at the same time share.
+//! A database for each test: a SQLite file, or a database on a PostgreSQL server that concurrent tests share.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,9 +14,9 @@ pub(crate) enum Database {
     Sqlite(Folder),
     /// A database of the shared server.
     Postgres {
-        /// It runs until its last user drops it.
+        /// Runs until its last user drops it.
         server: Arc<Postgres>,
-        /// Of the database.
+        /// The name of the database.
         name: String,
     },
 }
@@ -29,7 +29,7 @@ impl Database {
         database
     }
 
-    /// A PostgreSQL database; none where it is not installed, which is told by the name of the test.
+    /// A PostgreSQL database. Returns `None`, and reports the test as skipped, where PostgreSQL is not installed.
     pub(crate) fn postgres() -> Option<Self> {
         let database = Self::postgres_empty()?;
         server::migrate(&database.url());
@@ -45,8 +45,8 @@ impl Database {
         Some(Self::Postgres { server, name })
     }
 
-    /// Waits until no session of the service is left: a backend goes on with what it was asked before its client was killed.
-    pub(crate) fn is_left(&self) {
+    /// Waits until every session of the service has ended: a backend finishes the statement of a killed client.
+    pub(crate) fn wait_for_sessions_to_end(&self) {
         let Self::Postgres { server, name } = self else {
             return;
         };
@@ -55,11 +55,11 @@ impl Database {
         );
         let give_up_at = Instant::now() + server::PATIENCE;
         while server.psql("postgres", &left).unwrap() != "0" {
-            assert!(Instant::now() < give_up_at, "a session stays");
+            assert!(Instant::now() < give_up_at, "a session did not end");
         }
     }
 
-    /// Where a client finds it.
+    /// Its URL.
     pub(crate) fn url(&self) -> String {
         match self {
             Self::Sqlite(folder) => format!(
@@ -71,7 +71,7 @@ impl Database {
     }
 }
 
-/// A PostgreSQL server for a test that stops it or needs settings of its own; none where it is not installed.
+/// A PostgreSQL server for a test that stops it or needs its own settings. Returns `None` where PostgreSQL is not installed.
 pub(crate) fn own_postgres(settings: &[&str]) -> Option<Postgres> {
     own_postgres_in(vec![], settings)
 }
@@ -91,12 +91,12 @@ pub(crate) fn own_postgres_in(
     }
 }
 
-/// The name of the test that runs.
+/// The name of the running test.
 pub(crate) fn test_name() -> String {
     std::thread::current().name().unwrap_or("a test").to_owned()
 }
 
-/// The server that tests at the same time share; it stops with the last of them.
+/// The server that concurrent tests share. It stops with the last of them.
 fn shared() -> Option<Arc<Postgres>> {
     static SHARED: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,13 +110,13 @@ fn shared() -> Option<Arc<Postgres>> {
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "a setting of the tests, not of the product"
+    reason = "a setting of the tests, not of the service"
 )]
 fn required() -> bool {
     std::env::var("REQUIRE_POSTGRES").is_ok_and(|value| value == "1")
 }
 
-/// A temporary folder that goes with this value.
+/// A temporary folder, removed on drop.
 pub(crate) struct Folder(PathBuf);
 
 impl Folder {
@@ -133,7 +133,7 @@ impl Folder {
         Self(folder)
     }
 
-    /// Where it is.
+    /// Its path.
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
@@ -141,7 +141,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // What cannot be removed is left to whoever empties the temporary folder.
+        // A folder that cannot be removed is left to the system's cleaner.
         let _removed = std::fs::remove_dir_all(&self.0);
     }
 }

@@ -1,4 +1,4 @@
-//! Two processes that send: one of them stopped past its leases and continued, one killed; and a consumer that is down in each
+//! Delivery by several processes, of which one is stopped past its leases or killed; and a consumer that is down in every
 //! way.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,15 +7,15 @@ use std::time::Duration;
 use canvas_scheduler::pb::v1;
 use tokio::task::JoinSet;
 
-use super::consumer::{Came, Consumer, Mode};
+use super::consumer::{Consumer, Mode, Received};
 use super::database::{Database, own_postgres, test_name};
 use super::load::{Callers, Mix, now_ms, schedule_at, schedules};
 use super::postgres::process::run;
 use super::server::{Client, PATIENCE, Server, command, migrate};
 
-/// A key of the webhooks' signature; nobody checks it here.
+/// The key that signs the webhooks. The consumer does not check it.
 const SECRET: &str = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz";
-/// The lease, over which a stopped process is held.
+/// The lease. The test stops a process for longer than this.
 const LEASE: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 4;
 
@@ -48,7 +48,7 @@ pub(crate) async fn sender_over(url: &str, consumer: &Consumer) -> Server {
     Server::start(url, &flags.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
-/// Makes `n` schedules that come due one after the other from `first_ms` on, over `span_ms`.
+/// Creates `n` schedules that become due one after the other, from `first_ms` on, over `span_ms`.
 pub(crate) async fn due(
     clients: &[Client],
     n: usize,
@@ -84,7 +84,7 @@ pub(crate) async fn due(
     calls.join_all().await.concat().into_iter().collect()
 }
 
-/// Somebody for whom a schedule has one zone, so that lists of dispatches are short.
+/// A recipient with one zone, so that lists of dispatches stay short.
 fn in_utc() -> v1::Recipient {
     let utc = prost_types::Value {
         kind: Some(prost_types::value::Kind::StringValue("UTC".to_owned())),
@@ -98,14 +98,14 @@ fn in_utc() -> v1::Recipient {
     }
 }
 
-pub(crate) fn arrived(came: &[Came]) -> BTreeSet<String> {
+pub(crate) fn arrived(came: &[Received]) -> BTreeSet<String> {
     came.iter()
         .filter(|one| one.taken)
         .map(|one| one.schedule_id.clone())
         .collect()
 }
 
-/// How many dispatches there are in each state.
+/// The number of dispatches in each state.
 async fn states(client: &mut Client) -> BTreeMap<v1::DispatchState, usize> {
     let (mut found, mut page_token) = (BTreeMap::new(), String::new());
     loop {
@@ -129,17 +129,17 @@ async fn states(client: &mut Client) -> BTreeMap<v1::DispatchState, usize> {
     }
 }
 
-/// Waits until every dispatch is written as delivered.
+/// Waits until every dispatch has the state `DELIVERED`.
 async fn settled(client: &mut Client, all: usize) {
     let only_delivered = BTreeMap::from([(v1::DispatchState::Delivered, all)]);
     let delivered = async { while states(client).await != only_delivered {} };
     tokio::time::timeout(PATIENCE, delivered)
         .await
-        .expect("every dispatch is delivered in time");
+        .expect("every dispatch must be delivered in time");
 }
 
-/// How many dispatches came more than once. Each of them had the same id each time.
-fn twice(came: &[Came]) -> usize {
+/// Counts dispatches that arrived more than once, and asserts that each kept its id.
+fn repeated(came: &[Received]) -> usize {
     let mut ids: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for one in came {
         ids.entry(&one.schedule_id)
@@ -148,7 +148,7 @@ fn twice(came: &[Came]) -> usize {
     }
     assert!(
         ids.values().all(|ids| ids.iter().all(|id| *id == ids[0])),
-        "one wave, one id"
+        "a wave must keep its id"
     );
     ids.values().filter(|ids| ids.len() > 1).count()
 }
@@ -173,10 +173,10 @@ async fn a_dispatcher_that_is_stopped_past_its_leases_loses_nothing_postgres() {
     let came = consumer.until(|came| arrived(came) == ids).await;
     settled(&mut clients[0].clone(), ids.len()).await;
     println!(
-        "{}: {} schedules, {} handed over more than once",
+        "{}: {} schedules, {} delivered more than once",
         test_name(),
         ids.len(),
-        twice(&came)
+        repeated(&came)
     );
 }
 
@@ -198,10 +198,10 @@ async fn a_dispatcher_that_is_killed_loses_nothing_postgres() {
     let came = consumer.until(|came| arrived(came) == ids).await;
     settled(&mut clients[0].clone(), ids.len()).await;
     println!(
-        "{}: {} schedules, {} handed over more than once",
+        "{}: {} schedules, {} delivered more than once",
         test_name(),
         ids.len(),
-        twice(&came)
+        repeated(&came)
     );
 }
 
@@ -224,15 +224,15 @@ async fn a_dispatcher_that_is_killed_and_started_again_loses_nothing_sqlite() {
     let came = consumer.until(|came| arrived(came) == ids).await;
     settled(&mut server.connect().await, ids.len()).await;
     println!(
-        "{}: {} schedules, {} handed over more than once",
+        "{}: {} schedules, {} delivered more than once",
         test_name(),
         ids.len(),
-        twice(&came)
+        repeated(&came)
     );
 }
 
 #[tokio::test]
-async fn a_database_that_is_killed_and_comes_back_loses_nothing_that_was_to_be_sent_postgres() {
+async fn a_database_that_is_killed_and_restarted_loses_no_dispatch_postgres() {
     let Some(mut postgres) = own_postgres(&[]) else {
         return;
     };
@@ -257,33 +257,35 @@ async fn a_database_that_is_killed_and_comes_back_loses_nothing_that_was_to_be_s
     let came = consumer.until(|came| arrived(came) == ids).await;
     settled(&mut server.connect().await, ids.len()).await;
     println!(
-        "{}: {} schedules, {} handed over more than once",
+        "{}: {} schedules, {} delivered more than once",
         test_name(),
         ids.len(),
-        twice(&came)
+        repeated(&came)
     );
 }
 
-/// How long the consumer is down in each way, in seconds, unless `DOWN_SECONDS` says otherwise.
-const DOWN: u64 = 4;
-/// Between two looks at what is on the way.
-const LOOK: Duration = Duration::from_millis(250);
-/// The most of which may be in hand or unknown meanwhile: the workers', and what shows that the consumer is down.
-const ON_THE_WAY: usize = 2 * 32;
-/// So much more memory the server may hold than before, in kB: what callers' connections and the database's come to.
-const MORE_MEMORY: u64 = 64 * 1024;
+/// The seconds for which the consumer is down in each way; `DOWN_SECONDS` overrides them.
+const DEFAULT_DOWN_SECONDS: u64 = 4;
+/// The interval at which the test counts unfinished dispatches.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// The bound of dispatches in hand or unknown meanwhile: those of the workers, and those that revealed the outage.
+const MAX_UNFINISHED: usize = 2 * 32;
+/// The growth of the server's memory that the connections of callers and the database explain, in kB.
+const MAX_MEMORY_GROWTH: u64 = 64 * 1024;
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "a setting of the tests, not of the product"
+    reason = "a setting of the tests, not of the service"
 )]
 fn down() -> Duration {
     Duration::from_secs(
-        std::env::var("DOWN_SECONDS").map_or(DOWN, |value| value.parse().expect("DOWN_SECONDS")),
+        std::env::var("DOWN_SECONDS").map_or(DEFAULT_DOWN_SECONDS, |value| {
+            value.parse().expect("DOWN_SECONDS")
+        }),
     )
 }
 
-/// The memory that a process holds, in kB.
+/// The resident memory of a process, in kB.
 fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status
@@ -293,39 +295,39 @@ fn resident(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().expect("kB")
 }
 
-/// What was seen over [`down()`] of callers at work.
-struct Seen {
+/// What was measured over [`down()`] while callers worked.
+struct Measured {
     updates_per_second: u64,
-    /// The most dispatches in hand or unknown.
-    on_the_way: usize,
-    /// The most memory that the server held, in kB.
+    /// The peak of dispatches in hand or unknown.
+    unfinished: usize,
+    /// The server's peak memory, in kB.
     memory: u64,
 }
 
-/// Lets callers update schedules that are not due, and looks now and then at what is on the way. No update may be refused.
-async fn watch(clients: &[Client], others: &[String], server: &Server) -> Seen {
+/// Updates schedules that are not due, and counts unfinished dispatches meanwhile. No update may be refused.
+async fn watch(clients: &[Client], others: &[String], server: &Server) -> Measured {
     let callers = Callers::start(clients, others, 8, Mix::default());
-    let (mut on_the_way, mut memory) = (0, 0);
+    let (mut unfinished, mut memory) = (0, 0);
     let until = tokio::time::Instant::now() + down();
     while tokio::time::Instant::now() < until {
-        on_the_way = on_the_way.max(unfinished(&mut clients[0].clone()).await);
+        unfinished = unfinished.max(count_unfinished(&mut clients[0].clone()).await);
         memory = memory.max(resident(server.pid()));
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(WATCH_INTERVAL).await;
     }
     let calls = callers.stop().await;
     assert!(
         calls.iter().all(|call| call.end.is_ok()),
         "an update was refused"
     );
-    Seen {
+    Measured {
         updates_per_second: calls.len() as u64 / down().as_secs(),
-        on_the_way,
+        unfinished,
         memory,
     }
 }
 
-/// How many dispatches are in hand or unknown. Only they are asked for: a list of all would take ever more of the processors.
-async fn unfinished(client: &mut Client) -> usize {
+/// The number of dispatches in hand or unknown. Lists only these, since a list of all of them would grow with the test.
+async fn count_unfinished(client: &mut Client) -> usize {
     let mut found = 0;
     for state in [v1::DispatchState::InHand, v1::DispatchState::Unknown] {
         let request = v1::ListDispatchesRequest {
@@ -345,7 +347,7 @@ async fn unfinished(client: &mut Client) -> usize {
 }
 
 #[tokio::test]
-async fn a_consumer_that_is_down_holds_up_no_update_and_gets_everything_after_postgres() {
+async fn a_consumer_that_is_down_delays_no_update_and_receives_everything_later_postgres() {
     let Some(database) = Database::postgres() else {
         return;
     };
@@ -373,16 +375,22 @@ async fn a_consumer_that_is_down_holds_up_no_update_and_gets_everything_after_po
             Some(mode) => consumer.set(mode),
         }
         let ids = due(&clients, 200, now_ms() + 500, 1_000).await;
-        let Seen {
+        let Measured {
             updates_per_second,
-            on_the_way,
+            unfinished,
             memory,
         } = watch(&clients, &others, &server).await;
-        assert!(on_the_way <= ON_THE_WAY, "{way:?}: {on_the_way} on the way");
-        assert!(memory <= up.memory + MORE_MEMORY, "{way:?}: {memory} kB");
+        assert!(
+            unfinished <= MAX_UNFINISHED,
+            "{way:?}: {unfinished} unfinished"
+        );
+        assert!(
+            memory <= up.memory + MAX_MEMORY_GROWTH,
+            "{way:?}: {memory} kB"
+        );
         let open = update_all(&mut clients[0].clone(), &ids).await;
         assert!(
-            open >= ids.len() - ON_THE_WAY,
+            open >= ids.len() - MAX_UNFINISHED,
             "{way:?}: {open} of {} were open to an update",
             ids.len()
         );
@@ -393,7 +401,7 @@ async fn a_consumer_that_is_down_holds_up_no_update_and_gets_everything_after_po
             .filter(|one| ids.contains(&one.schedule_id))
             .count();
         println!(
-            "{} {way:?}: {updates_per_second} updates/s, at most {on_the_way} on the way and {memory} kB, {open} open, {attempts} attempts",
+            "{} {way:?}: {updates_per_second} updates/s, at most {unfinished} unfinished and {memory} kB, {open} open, {attempts} attempts",
             test_name()
         );
     }
@@ -407,7 +415,7 @@ async fn a_consumer_that_is_down_holds_up_no_update_and_gets_everything_after_po
     );
 }
 
-/// Moves every schedule to now, and answers how many were open: all of their zones, as they are told.
+/// Moves every schedule to now, and returns how many were open in all of their zones.
 async fn update_all(client: &mut Client, ids: &BTreeSet<String>) -> usize {
     let mut open = 0;
     for id in ids {
@@ -422,7 +430,7 @@ async fn update_all(client: &mut Client, ids: &BTreeSet<String>) -> usize {
                 assert_eq!(
                     answer.into_inner().applied(),
                     v1::Applied::All,
-                    "nothing of it was taken"
+                    "a schedule that was not open for all zones must be closed for all"
                 );
                 open += 1;
             }
@@ -437,22 +445,22 @@ async fn update_all(client: &mut Client, ids: &BTreeSet<String>) -> usize {
 }
 
 #[tokio::test]
-async fn the_brake_stops_a_running_server_and_lets_it_go_on_sqlite() {
-    the_brake(&Database::sqlite()).await;
+async fn a_pause_stops_a_running_server_until_it_ends_sqlite() {
+    pause_and_resume(&Database::sqlite()).await;
 }
 
 #[tokio::test]
-async fn the_brake_stops_a_running_server_and_lets_it_go_on_postgres() {
+async fn a_pause_stops_a_running_server_until_it_ends_postgres() {
     let Some(database) = Database::postgres() else {
         return;
     };
-    the_brake(&database).await;
+    pause_and_resume(&database).await;
 }
 
-/// How often the dispatcher is woken while it may not send.
-const LOOKS: usize = 20;
+/// How often an update wakes the dispatcher during the pause.
+const WAKEUPS: usize = 20;
 
-async fn the_brake(database: &Database) {
+async fn pause_and_resume(database: &Database) {
     let consumer = Consumer::start().await;
     let server = sender(database, &consumer).await;
     let set = |whose: &str, sending: &str| {
@@ -473,12 +481,12 @@ async fn the_brake(database: &Database) {
         let before = consumer.came().len();
         set(whose, "paused").unwrap();
         let ids = due(&server.connections(1).await, 5, now_ms() + 200, 100).await;
-        // Each of these updates makes a schedule due at once and wakes the dispatcher; each finds it open.
-        for _ in 0..LOOKS {
+        // Each of these updates makes a schedule due and wakes the dispatcher, which must leave it open.
+        for _ in 0..WAKEUPS {
             assert_eq!(
                 update_all(&mut server.connect().await, &ids).await,
                 ids.len(),
-                "{whose}: updates go on"
+                "{whose}: updates must be accepted"
             );
         }
         assert_eq!(consumer.came().len(), before, "{whose}: paused");
@@ -487,7 +495,7 @@ async fn the_brake(database: &Database) {
     }
     assert!(
         set("nobody", "paused")
-            .expect_err("no such workspace")
+            .expect_err("an unknown workspace")
             .contains("nobody")
     );
     let faults = run(

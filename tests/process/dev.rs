@@ -1,4 +1,4 @@
-//! `dev`, as a newcomer runs it.
+//! The `dev` command.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use super::database::{Folder, test_name};
 use super::postgres::process::{Running, run};
 use super::server::{Lines, PATIENCE, command};
 
-/// Starts `dev` in a folder, waits for its last line, and answers everything on the screen.
+/// Starts `dev` in a folder, waits for its last line, and returns everything that it printed.
 async fn start(folder: &Folder) -> (Running, Vec<String>) {
     let mut dev = command(&[
         "dev",
@@ -22,7 +22,7 @@ async fn start(folder: &Folder) -> (Running, Vec<String>) {
             .stderr(Stdio::null()),
     )
     .unwrap();
-    let screen = Lines::of_screen(running.child().stdout.take().unwrap());
+    let screen = Lines::of_output(running.child().stdout.take().unwrap());
     screen
         .first(|line| line.contains("Ctrl-C stops the server").then_some(()))
         .await;
@@ -40,7 +40,7 @@ async fn it_starts_in_an_empty_folder_stops_by_sigint_and_starts_again() {
     let began = Instant::now();
     let (running, screen) = start(&folder).await;
     println!(
-        "{}: the lines were there after {:?}",
+        "{}: printed everything after {:?}",
         test_name(),
         began.elapsed()
     );
@@ -57,12 +57,12 @@ async fn it_starts_in_an_empty_folder_stops_by_sigint_and_starts_again() {
     assert_eq!(
         sample(&screen),
         sample(&again),
-        "the same sample is offered again"
+        "it must print the same sample again"
     );
     interrupt(running);
 }
 
-/// The line that reads a sample, without the address.
+/// The command that reads a sample, without the address.
 fn sample(screen: &[String]) -> Option<&str> {
     screen
         .iter()
@@ -72,14 +72,14 @@ fn sample(screen: &[String]) -> Option<&str> {
 }
 
 #[tokio::test]
-async fn every_printed_line_works_as_it_is_pasted() {
+async fn every_printed_command_works_when_pasted() {
     let there = |tool| Command::new(tool).arg("--version").output().is_ok();
     if !there("grpcurl") || !there("curl") {
         println!("skipped: {} needs grpcurl and curl", test_name());
         return;
     }
     let folder = Folder::new();
-    // The second time on what the lines of the first left behind.
+    // The second time with the data of the first.
     for time in ["first", "second"] {
         let (running, screen) = start(&folder).await;
         for line in screen

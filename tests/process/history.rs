@@ -1,4 +1,4 @@
-//! What the service says was done, held against what its callers were told.
+//! Compares the history that the service keeps with the answers that its callers received.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,27 +7,27 @@ use canvas_scheduler::pb::v1;
 use super::load::{Call, millis};
 use super::server::Client;
 
-/// Every schedule with its revisions: the time of each, the first one first.
+/// Every schedule with the times of its revisions, the oldest first.
 pub(crate) struct History(HashMap<String, Vec<i64>>);
 
 /// How calls ended.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    /// Acknowledged.
+    /// Acknowledged calls.
     pub done: usize,
-    /// Refused for sure.
+    /// Calls that were certainly refused.
     pub refused: usize,
-    /// With an unknown outcome, and in the history.
+    /// Calls with an unknown outcome that are in the history.
     pub unknown_done: usize,
-    /// With an unknown outcome, and not in the history.
+    /// Calls with an unknown outcome that are not in the history.
     pub unknown_not_done: usize,
-    /// Repeated under their request ids.
+    /// Calls repeated under their request ids.
     pub repeated: usize,
 }
 
 impl History {
-    /// Reads everything, page by page, and holds it against itself: revisions without a gap, the newest of which is what Get
-    /// answers.
+    /// Reads everything, page by page, and checks it: revisions have no gap, and the newest equals what Get
+    /// returns.
     pub(crate) async fn read(client: &mut Client) -> Self {
         let mut all = HashMap::new();
         for listed in every_schedule(client).await {
@@ -63,8 +63,8 @@ impl History {
         i64::try_from(self.0[id].len()).unwrap()
     }
 
-    /// Holds it against the calls that made it: each acknowledged one is there once and as it was told, what was refused is
-    /// not there, nothing is there twice, and nothing that nobody asked for.
+    /// Compares it with the calls that made it: each acknowledged one is there once and as answered, no refused one
+    /// is there, none is there twice, and there are no others.
     pub(crate) fn check(&self, calls: &[Call]) -> Tally {
         let mut found: HashMap<i64, (&str, i64)> = HashMap::new();
         for (id, times) in &self.0 {
@@ -80,7 +80,7 @@ impl History {
         assert_eq!(asked.len(), calls.len(), "times are unique");
         assert!(
             found.keys().all(|time| asked.contains(time)),
-            "a revision that nobody asked for"
+            "a revision that no call asked for"
         );
         let mut tally = Tally::default();
         for call in calls {
@@ -91,7 +91,7 @@ impl History {
                     assert_eq!(
                         there,
                         Some((id.as_str(), *revision)),
-                        "an acknowledged change is not in the history as it was told"
+                        "an acknowledged change differs from the history"
                     );
                     tally.done += 1;
                 }

@@ -1,18 +1,18 @@
-//! Keys and workspaces at the command line.
+//! The commands for keys and workspaces.
 
 use std::time::{Duration, Instant};
 
 use canvas_scheduler::pb::v1;
 use tonic::Code;
 
-use super::command_line::ended;
+use super::command_line::run_to_end;
 use super::database::{Database, test_name};
 use super::load::reason;
 use super::server::{PATIENCE, Server, key};
 
-/// Runs the binary on a database; what it prints, or what it complains of.
-fn told(database: &Database, args: &[&str]) -> Result<String, String> {
-    let output = ended(&[args, &["--database-url", &database.url()]].concat());
+/// Runs the binary on a database. Returns its output, or its error output.
+fn run_command(database: &Database, args: &[&str]) -> Result<String, String> {
+    let output = run_to_end(&[args, &["--database-url", &database.url()]].concat());
     let [stdout, stderr] =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     if output.status.success() {
@@ -36,7 +36,7 @@ fn a_key_is_shown_once_listed_without_its_secret_and_revoked_postgres() {
 }
 
 fn life_of_a_key(database: &Database) {
-    told(
+    run_command(
         database,
         &[
             "workspace",
@@ -65,7 +65,7 @@ fn life_of_a_key(database: &Database) {
         "--allow",
         "10.1.2.3/8,192.0.2.7",
     ];
-    let printed = told(database, &[&order[..], &limits].concat()).unwrap();
+    let printed = run_command(database, &[&order[..], &limits].concat()).unwrap();
     let key = printed.strip_suffix('\n').expect("a line");
     assert!(
         key.starts_with("cs_") && key.len() == 68 && !key.contains(char::is_whitespace),
@@ -79,7 +79,7 @@ fn life_of_a_key(database: &Database) {
             .map(str::to_owned)
             .expect("it is listed")
     };
-    let listed = line(told(database, &["api-key", "list"]).unwrap());
+    let listed = line(run_command(database, &["api-key", "list"]).unwrap());
     let permissions = "canvas.trigger.schedule.update,canvas.trigger.schedule.read";
     for part in [
         "\tteam\ta\tgood\t",
@@ -89,25 +89,28 @@ fn life_of_a_key(database: &Database) {
     ] {
         assert!(listed.contains(part), "{part:?} in {listed:?}");
     }
-    assert!(!listed.contains(&secret[1..]), "the secret is gone");
+    assert!(
+        !listed.contains(&secret[1..]),
+        "a list must not contain the secret"
+    );
 
-    let taken = told(database, &order).unwrap_err();
+    let taken = run_command(database, &order).unwrap_err();
     assert!(
         taken.contains("--name") && taken.contains("already"),
         "{taken}"
     );
     assert!(
-        told(database, &["api-key", "revoke", key])
+        run_command(database, &["api-key", "revoke", key])
             .unwrap_err()
             .contains("<ID>:"),
-        "a whole key is no id"
+        "a whole key is not an id"
     );
     for time in ["first", "second"] {
-        told(database, &["api-key", "revoke", id])
+        run_command(database, &["api-key", "revoke", id])
             .unwrap_or_else(|why| panic!("the {time} time: {why}"));
     }
-    assert!(line(told(database, &["api-key", "list"]).unwrap()).contains("\trevoked\t"));
-    let unknown = told(database, &["api-key", "revoke", "cs_0000000000000000"]).unwrap_err();
+    assert!(line(run_command(database, &["api-key", "list"]).unwrap()).contains("\trevoked\t"));
+    let unknown = run_command(database, &["api-key", "revoke", "cs_0000000000000000"]).unwrap_err();
     assert!(
         unknown.contains("no key has the id cs_0000000000000000"),
         "{unknown}"
@@ -115,9 +118,9 @@ fn life_of_a_key(database: &Database) {
 }
 
 #[test]
-fn everything_that_is_wrong_with_a_key_is_told_at_once() {
+fn every_violation_of_a_new_key_is_reported_at_once() {
     let url = "--database-url=mysql://u:secret@h/d";
-    let output = ended(&[
+    let output = run_to_end(&[
         "api-key",
         "create",
         url,
@@ -125,7 +128,7 @@ fn everything_that_is_wrong_with_a_key_is_told_at_once() {
         "--expires=2017-01-01T00:00:00Z",
         "--allow=here",
     ]);
-    let said = String::from_utf8(output.stderr).unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
     for flag in [
         "--database-url:",
         "--name:",
@@ -133,21 +136,21 @@ fn everything_that_is_wrong_with_a_key_is_told_at_once() {
         "--expires:",
         "--allow:",
     ] {
-        assert!(said.contains(flag), "{flag} is missing: {said}");
+        assert!(errors.contains(flag), "{flag} is missing: {errors}");
     }
     assert!(
-        !output.status.success() && !said.contains("secret"),
-        "{said}"
+        !output.status.success() && !errors.contains("secret"),
+        "{errors}"
     );
 }
 
 #[test]
-fn a_workspace_is_made_once_listed_and_set_sqlite() {
+fn a_workspace_is_created_once_listed_and_set_sqlite() {
     life_of_a_workspace(&Database::sqlite());
 }
 
 #[test]
-fn a_workspace_is_made_once_listed_and_set_postgres() {
+fn a_workspace_is_created_once_listed_and_set_postgres() {
     let Some(database) = Database::postgres() else {
         return;
     };
@@ -155,13 +158,13 @@ fn a_workspace_is_made_once_listed_and_set_postgres() {
 }
 
 fn life_of_a_workspace(database: &Database) {
-    let listed = || told(database, &["workspace", "list"]).unwrap();
+    let listed = || run_command(database, &["workspace", "list"]).unwrap();
     assert!(
         listed().contains("default\tUTC\t250000/hour\t250/minute\t10/minute\ton\n"),
         "{}",
         listed()
     );
-    told(
+    run_command(
         database,
         &["workspace", "create", "team", "--broadcasts", "7/minute"],
     )
@@ -171,7 +174,7 @@ fn life_of_a_workspace(database: &Database) {
         "{}",
         listed()
     );
-    told(
+    run_command(
         database,
         &[
             "workspace",
@@ -184,7 +187,7 @@ fn life_of_a_workspace(database: &Database) {
         ],
     )
     .unwrap();
-    told(
+    run_command(
         database,
         &["workspace", "set", "team", "--requests", "8/hour"],
     )
@@ -195,14 +198,14 @@ fn life_of_a_workspace(database: &Database) {
         listed()
     );
 
-    told(
+    run_command(
         database,
         &["workspace", "set", "team", "--sending", "paused"],
     )
     .unwrap();
     assert!(listed().contains("10/minute\tpaused\n"), "{}", listed());
 
-    for (args, told_of) in [
+    for (args, expected) in [
         (vec!["create", "team"], "already"),
         (
             vec![
@@ -243,10 +246,10 @@ fn life_of_a_workspace(database: &Database) {
         ),
         (vec!["set", "team"], "nothing to set"),
     ] {
-        let why = told(database, &[&["workspace"], &args[..]].concat()).unwrap_err();
-        assert!(why.contains(told_of), "{args:?}: {why}");
+        let why = run_command(database, &[&["workspace"], &args[..]].concat()).unwrap_err();
+        assert!(why.contains(expected), "{args:?}: {why}");
     }
-    let no_home = told(
+    let no_home = run_command(
         database,
         &[
             "api-key",
@@ -267,12 +270,12 @@ fn life_of_a_workspace(database: &Database) {
 }
 
 #[test]
-fn without_a_schema_it_says_what_to_do() {
+fn a_missing_schema_is_reported_with_a_remedy() {
     let Some(database) = Database::postgres_empty() else {
         return;
     };
     assert!(
-        told(&database, &["api-key", "list"])
+        run_command(&database, &["api-key", "list"])
             .unwrap_err()
             .contains("canvas-scheduler migrate")
     );
@@ -290,14 +293,14 @@ async fn a_revoked_key_is_refused_by_both_of_two_replicas_within_10_seconds_post
     let doomed = key(&database.url());
     let mut clients = Vec::new();
     for server in &servers {
-        let mut client = server.way().with(&doomed).connect().await;
+        let mut client = server.access().with(&doomed).connect().await;
         client
             .list_canvas_schedules(v1::ListCanvasSchedulesRequest::default())
             .await
-            .expect("it is good on both");
+            .expect("both replicas must accept it");
         clients.push(client);
     }
-    told(&database, &["api-key", "revoke", &doomed[..19]]).unwrap();
+    run_command(&database, &["api-key", "revoke", &doomed[..19]]).unwrap();
     let revoked = Instant::now();
     let mut accepted_until = Duration::ZERO;
     for mut client in clients {
@@ -309,7 +312,7 @@ async fn a_revoked_key_is_refused_by_both_of_two_replicas_within_10_seconds_post
                     .await
                 {
                     Ok(_) => accepted_until = accepted_until.max(asked),
-                    // After 10 s in which the keys could not be read nobody is let in.
+                    // Calls are refused once the last successful key reload is older than 10 s.
                     Err(status) if reason(&status) == "STORE_UNAVAILABLE" => {}
                     Err(status) => break status,
                 }
@@ -318,14 +321,14 @@ async fn a_revoked_key_is_refused_by_both_of_two_replicas_within_10_seconds_post
         };
         let refused = tokio::time::timeout(PATIENCE, refused)
             .await
-            .expect("it is refused");
+            .expect("it must be refused");
         assert_eq!(
             (refused.code(), reason(&refused).as_str()),
             (Code::Unauthenticated, "KEY_REVOKED")
         );
     }
     println!(
-        "{}: let in for {accepted_until:?} after it was revoked",
+        "{}: accepted for {accepted_until:?} after it was revoked",
         test_name()
     );
     assert!(

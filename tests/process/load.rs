@@ -1,4 +1,4 @@
-//! Callers in a closed loop, each call with a time that no other has, so that the history can be matched one to one.
+//! Callers in a closed loop. Each call asks for a unique time, so that it can be found in the history.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -13,35 +13,35 @@ use tonic_types::StatusExt;
 
 use super::server::{Client, PATIENCE};
 
-/// The most calls of one caller: a bound, not a goal.
-const CALLS_MOST: usize = 200_000;
-/// After a call that was refused: a client's politeness, without which a dead server would be asked in a tight loop.
+/// The bound of calls of one caller.
+const MAX_CALLS: usize = 200_000;
+/// The pause after a refused call, without which a caller would call a dead server in a tight loop.
 const BACK_OFF: Duration = Duration::from_millis(10);
 /// How often a call with a request id is repeated until its outcome is known.
-const REPEATS_MOST: usize = 500;
+const MAX_REPEATS: usize = 500;
 
 /// One call and how it ended.
 #[derive(Debug)]
 pub(crate) struct Call {
-    /// The time that it asked for, in milliseconds; no other call asks for it.
+    /// The unique time that it asked for, in milliseconds.
     pub time_ms: i64,
-    /// The schedule and the revision that it was told, or why not.
+    /// The schedule and revision of the answer, or the error.
     pub end: Result<(String, i64), Status>,
     /// How often it was repeated under its request id.
     pub repeats: usize,
 }
 
 impl Call {
-    /// Whether the answer says for sure that nothing was written.
+    /// Whether the answer means that nothing was written.
     pub(crate) fn certainly_not_done(&self) -> bool {
         let refused =
             |status: &Status| ["STORE_UNAVAILABLE", "BUSY"].contains(&reason(status).as_str());
-        self.end.as_ref().is_err_and(refused) || self.was_never_begun()
+        self.end.as_ref().is_err_and(refused) || self.was_never_started()
     }
 
-    /// Whether a GOAWAY came between its being handed to the client's library and its being sent, or the server left it alone by
-    /// the word of that GOAWAY. Other libraries repeat such a call by themselves; this one says CANCELLED or INTERNAL.
-    pub(crate) fn was_never_begun(&self) -> bool {
+    /// Whether a GOAWAY arrived before the client's library sent the call, or the GOAWAY told that the server
+    /// had not started it. Other libraries repeat such a call; this one returns CANCELLED or INTERNAL.
+    pub(crate) fn was_never_started(&self) -> bool {
         let Err(status) = &self.end else { return false };
         let mut cause = std::error::Error::source(status);
         while let Some(error) = cause {
@@ -54,7 +54,7 @@ impl Call {
         false
     }
 
-    /// Whether it ended well or with an error that is documented for a database or a server that goes away.
+    /// Whether it succeeded, or failed with an error that is documented for a lost database or server.
     pub(crate) fn is_documented(&self) -> bool {
         self.end
             .as_ref()
@@ -67,7 +67,7 @@ impl Call {
     }
 }
 
-/// The reason in the details of a status, or nothing.
+/// The reason in the details of a status, or an empty string.
 pub(crate) fn reason(status: &Status) -> String {
     status
         .get_details_error_info()
@@ -75,18 +75,18 @@ pub(crate) fn reason(status: &Status) -> String {
         .unwrap_or_default()
 }
 
-/// What callers ask for.
+/// The mix of calls.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Mix {
-    /// One call in so many is a creation; 0 for none.
+    /// One call in this many is a creation; 0 for none.
     pub create_every: usize,
-    /// One call in so many has a request id, and is repeated with it until its outcome is known; 0 for none.
+    /// One call in this many has a request id, and is repeated until its outcome is known; 0 for none.
     pub request_id_every: usize,
-    /// Stop at the first call that fails.
+    /// Whether a caller stops at its first failed call.
     pub until_refused: bool,
 }
 
-/// A time of one's own, a day ahead and later.
+/// A unique time, at least a day ahead.
 pub(crate) fn unique_time() -> i64 {
     static NEXT: AtomicI64 = AtomicI64::new(0);
     let tomorrow = SystemTime::now()
@@ -102,7 +102,7 @@ pub(crate) fn unique_time() -> i64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Now by the machine's clock.
+/// The machine's time, in milliseconds since 1970.
 pub(crate) fn now_ms() -> i64 {
     i64::try_from(
         SystemTime::now()
@@ -113,7 +113,7 @@ pub(crate) fn now_ms() -> i64 {
     .unwrap()
 }
 
-/// The schedule of that instant.
+/// A schedule for an instant.
 pub(crate) fn schedule_at(time_ms: i64) -> Option<v1::Schedule> {
     let time = DateTime::from_timestamp_millis(time_ms)
         .unwrap()
@@ -145,7 +145,7 @@ pub(crate) async fn create(
         ..Default::default()
     };
     let answer = client.create_canvas_schedule(request).await?.into_inner();
-    Ok(told(answer.canvas_schedule, time_ms))
+    Ok(answered(answer.canvas_schedule, time_ms))
 }
 
 /// Updates a schedule.
@@ -163,27 +163,27 @@ pub(crate) async fn update(
         ..Default::default()
     };
     let answer = client.update_canvas_schedule(request).await?.into_inner();
-    let (told_id, revision) = told(answer.canvas_schedule, time_ms);
+    let (told_id, revision) = answered(answer.canvas_schedule, time_ms);
     assert_eq!(
         told_id, schedule_id,
-        "an answer is about the schedule that was asked for"
+        "the answer must be about the requested schedule"
     );
     Ok((told_id, revision))
 }
 
-/// The id and revision of an answer, which must be about the time that was asked for.
-fn told(schedule: Option<v1::CanvasSchedule>, time_ms: i64) -> (String, i64) {
+/// The id and revision of an answer, which must have the requested time.
+fn answered(schedule: Option<v1::CanvasSchedule>, time_ms: i64) -> (String, i64) {
     let schedule = schedule.expect("a schedule in the answer");
     assert_eq!(
         millis(schedule.schedule.as_ref()),
         time_ms,
-        "an answer is the caller's own"
+        "the answer must have the requested time"
     );
     (schedule.schedule_id, schedule.revision)
 }
 
-/// The end of a call that is made again, as its caller is told, for as long as the database cannot be reached, or waited for. What is
-/// told so was not done.
+/// Repeats a call after the delay in each refusal, while the database cannot be reached. A refused call
+/// changed nothing.
 pub(crate) async fn when_available<T>(
     mut call: impl AsyncFnMut() -> Result<T, Status>,
 ) -> Result<T, Status> {
@@ -198,13 +198,13 @@ pub(crate) async fn when_available<T>(
             status
                 .get_details_retry_info()
                 .and_then(|info| info.retry_delay)
-                .expect("when to try again"),
+                .expect("a retry delay"),
         )
         .await;
     }
 }
 
-/// Makes schedules to work on.
+/// Creates `n` schedules.
 pub(crate) async fn schedules(client: &mut Client, n: usize) -> (Vec<String>, Vec<Call>) {
     let mut calls = Vec::new();
     for _ in 0..n {
@@ -224,7 +224,7 @@ pub(crate) async fn schedules(client: &mut Client, n: usize) -> (Vec<String>, Ve
     )
 }
 
-/// Callers at work.
+/// Running callers.
 pub(crate) struct Callers {
     tasks: JoinSet<Vec<Call>>,
     acknowledged: watch::Receiver<u64>,
@@ -256,33 +256,33 @@ impl Callers {
         }
     }
 
-    /// Waits until `more` further calls were acknowledged.
+    /// Waits until `more` further calls are acknowledged.
     pub(crate) async fn acknowledged(&mut self, more: u64) {
         let enough = *self.acknowledged.borrow() + more;
         let waiting = self.acknowledged.wait_for(|count| *count >= enough);
         let came = tokio::time::timeout(PATIENCE * 2, waiting)
             .await
             .is_ok_and(|came| came.is_ok());
-        assert!(came, "{more} more acknowledged calls did not come");
+        assert!(came, "{more} more calls were not acknowledged in time");
     }
 
-    /// Tells everyone to stop and answers what they did.
+    /// Stops every caller and returns their calls.
     pub(crate) async fn stop(self) -> Vec<Call> {
         self.stop.send_replace(true);
         self.ended().await
     }
 
-    /// What they did, once all of them have ended by themselves.
+    /// Waits until every caller has ended, and returns their calls.
     pub(crate) async fn ended(mut self) -> Vec<Call> {
         let mut calls = Vec::new();
         let all = async {
             while let Some(done) = self.tasks.join_next().await {
-                calls.extend(done.expect("no caller panics"));
+                calls.extend(done.expect("callers must not panic"));
             }
         };
         tokio::time::timeout(PATIENCE * 2, all)
             .await
-            .expect("every call ends");
+            .expect("callers must end");
         calls
     }
 }
@@ -297,7 +297,7 @@ async fn work(
 ) -> Vec<Call> {
     let mut calls = Vec::new();
     let every = |n: usize, of: usize| of > 0 && n % of == of - 1;
-    for n in 0..CALLS_MOST {
+    for n in 0..MAX_CALLS {
         if *stopped.borrow() {
             break;
         }
@@ -317,7 +317,7 @@ async fn work(
     calls
 }
 
-/// One call; with a request id it is repeated until its outcome is known, as a caller would.
+/// Makes one call. With a request id it repeats the call until its outcome is known.
 async fn one(client: &mut Client, schedule_id: Option<&str>, named: bool) -> Call {
     let time_ms = unique_time();
     let request_id = if named {
@@ -335,10 +335,10 @@ async fn one(client: &mut Client, schedule_id: Option<&str>, named: bool) -> Cal
             end,
             repeats,
         };
-        if !named || call.end.is_ok() || !call.is_documented() || repeats == REPEATS_MOST {
+        if !named || call.end.is_ok() || !call.is_documented() || repeats == MAX_REPEATS {
             return call;
         }
         tokio::time::sleep(BACK_OFF).await;
     }
-    unreachable!("the loop ends by its bound")
+    unreachable!("the loop returns on its last repeat")
 }

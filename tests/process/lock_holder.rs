@@ -1,4 +1,4 @@
-//! Locks that a session of another process would hold: an operator's open transaction, a replica that hangs, a backup.
+//! Locks as another process may hold them: an operator's open transaction, a replica that hangs, a backup.
 
 use sea_orm::sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 
@@ -6,9 +6,9 @@ use super::database::Database;
 
 /// A session that holds a lock until this value is dropped.
 pub(crate) enum Locked {
-    /// The lock of one row.
+    /// Locks one row.
     Row { _session: PgConnection },
-    /// The one write lock of a SQLite file.
+    /// Holds the write lock of a SQLite file.
     File { _session: SqliteConnection },
 }
 

@@ -1,4 +1,4 @@
-//! A row or a file that another session holds for long, and a server that only reads.
+//! A row or a file that another session locks for long, and a database server that is read-only.
 
 use std::time::Instant;
 
@@ -10,11 +10,11 @@ use super::lock_holder::Locked;
 use super::server::{PATIENCE, Server, key};
 
 #[tokio::test]
-async fn a_locked_row_does_not_hold_up_its_neighbours_postgres() {
+async fn a_locked_row_does_not_delay_others_of_its_batch_postgres() {
     let Some(database) = Database::postgres() else {
         return;
     };
-    // One writer, so that all schedules are neighbours.
+    // One writer, so that all schedules share its batches.
     let server = Server::start(&database.url(), &["--writers", "1"]).await;
     let mut client = server.connect().await;
     let (ids, _) = schedules(&mut client, 40).await;
@@ -32,7 +32,7 @@ async fn a_locked_row_does_not_hold_up_its_neighbours_postgres() {
     for id in &ids[1..] {
         let (_, revision) = update(&mut client, id, unique_time(), String::new())
             .await
-            .expect("its own row is free");
+            .expect("its row is not locked");
         assert_eq!(revision, 2);
     }
     let took = began.elapsed();
@@ -43,11 +43,15 @@ async fn a_locked_row_does_not_hold_up_its_neighbours_postgres() {
         .expect("the lock is gone")
         .unwrap();
     assert_eq!((first.unwrap().1, second.unwrap().1), (2, 3));
-    println!("{}: {} neighbours in {took:?}", test_name(), ids.len() - 1);
+    println!(
+        "{}: {} other schedules in {took:?}",
+        test_name(),
+        ids.len() - 1
+    );
 }
 
 #[tokio::test]
-async fn a_file_that_another_process_writes_to_is_unavailable_not_an_internal_fault_sqlite() {
+async fn a_file_that_another_process_writes_to_is_unavailable_not_an_internal_error_sqlite() {
     let database = Database::sqlite();
     let server = Server::start(&database.url(), &[]).await;
     let mut client = server.connect().await;
@@ -67,9 +71,9 @@ async fn a_file_that_another_process_writes_to_is_unavailable_not_an_internal_fa
     assert_eq!(updated.expect("the lock is gone").1, 2);
 }
 
-/// As after a failover that leaves connections to a server that only reads now.
+/// A failover leaves connections to a server that is read-only now.
 #[tokio::test]
-async fn a_server_that_only_reads_is_left_for_one_that_writes_postgres() {
+async fn connections_to_a_read_only_server_are_replaced_postgres() {
     let Some(database) = Database::postgres() else {
         return;
     };
@@ -94,15 +98,15 @@ async fn a_server_that_only_reads_is_left_for_one_that_writes_postgres() {
     let mut client = server.connect().await;
     let refused = create(&mut client, unique_time(), String::new())
         .await
-        .expect_err("it only reads");
+        .expect_err("the server is read-only");
     assert_eq!(
         (refused.code(), reason(&refused).as_str()),
         (Code::Unavailable, "STORE_UNAVAILABLE"),
         "{refused:?}"
     );
     read_only("off");
-    // Until the last connection that only reads is left.
+    // Until the last read-only connection is replaced.
     when_available(async || create(&mut client, unique_time(), String::new()).await)
         .await
-        .expect("a new connection writes");
+        .expect("a new connection can write");
 }

@@ -1,7 +1,7 @@
-//! The binary as a process of its own: under load, killed, cut off from its database, stopped, and at the command line.
+//! The binary in its own process: under load, killed, cut off from its database, stopped, and at the command line.
 //!
-//! What needs PostgreSQL starts its own server; where none is installed it says so by name and passes, unless
-//! `REQUIRE_POSTGRES=1` is set. Every process that is started here ends with the test, also when that fails.
+//! Tests that need PostgreSQL start their own server. Where it is not installed they report themselves as skipped and pass, unless
+//! `REQUIRE_POSTGRES=1` is set. Every process that a test starts ends with the test, also if it fails.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,7 +11,7 @@
 )]
 #![allow(
     clippy::print_stdout,
-    reason = "figures and skipped tests are told there"
+    reason = "tests print figures, and name themselves when skipped"
 )]
 
 #[path = "../support/postgres.rs"]

@@ -123,7 +123,7 @@ async fn a_server_shows_every_metric_of_the_list_and_no_other() {
     )
     .await;
     assert_eq!(unknown.unwrap_err().code(), Code::NotFound);
-    let mut stranger = server.way().with("no key").connect().await;
+    let mut stranger = server.access().with("no key").connect().await;
     assert_eq!(
         update(&mut stranger, &schedule_id, now_ms(), String::new())
             .await

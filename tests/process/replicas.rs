@@ -1,4 +1,4 @@
-//! Two servers over one PostgreSQL, with callers of both at the same few schedules.
+//! Two servers over one PostgreSQL, whose callers update the same few schedules.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -51,7 +51,10 @@ async fn two_replicas_lose_no_update_postgres() {
     callers.acknowledged(1).await;
     calls.extend(callers.stop().await);
     for call in &calls {
-        assert!(call.end.is_ok(), "nothing was in the way: {call:?}");
+        assert!(
+            call.end.is_ok(),
+            "without a fault every call must succeed: {call:?}"
+        );
     }
     let tally = History::read(&mut servers[1].connect().await)
         .await
@@ -96,7 +99,7 @@ async fn an_etag_makes_read_modify_write_exact_over_two_replicas_postgres() {
         .expect("every caller ends");
     let history = History::read(&mut clients[1].clone()).await;
     for id in ids.iter() {
-        assert!(won[id] > 0, "nobody came through");
+        assert!(won[id] > 0, "no update succeeded");
         assert_eq!(
             history.newest(id) - 1,
             won[id],
@@ -104,14 +107,14 @@ async fn an_etag_makes_read_modify_write_exact_over_two_replicas_postgres() {
         );
     }
     println!(
-        "{}: {} made, {lost} stale",
+        "{}: {} succeeded, {lost} stale",
         test_name(),
         won.values().sum::<i64>()
     );
 }
 
-/// Reads, adds one millisecond to what was read, writes with the etag of the reading. Answers how often it came through, and
-/// how often another was quicker.
+/// Reads a schedule, adds one millisecond, and writes it with the etag that it read. Returns how often it succeeded, and
+/// how often another caller was faster.
 async fn count_up(
     mut client: Client,
     ids: Arc<[String]>,
@@ -145,7 +148,7 @@ async fn count_up(
                 assert_eq!(
                     after.revision,
                     read.revision + 1,
-                    "the etag stands for the revision that was read"
+                    "the etag must belong to the revision that was read"
                 );
                 won += 1;
             }

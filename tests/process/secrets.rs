@@ -1,20 +1,20 @@
-//! No key in a log, whatever is logged.
+//! Logs contain no keys, at any level.
 
 use canvas_scheduler::pb::v1;
 use tonic_types::StatusExt;
 
-use super::command_line::ended;
+use super::command_line::run_to_end;
 use super::database::Database;
 use super::load::{create, schedules, unique_time, update};
 use super::server::{PATIENCE, Server, key};
 
 #[tokio::test]
-async fn nothing_that_is_logged_at_trace_level_holds_a_key_sqlite() {
+async fn trace_logs_contain_no_key_sqlite() {
     no_key_in(&Database::sqlite()).await;
 }
 
 #[tokio::test]
-async fn nothing_that_is_logged_at_trace_level_holds_a_key_postgres() {
+async fn trace_logs_contain_no_key_postgres() {
     let Some(database) = Database::postgres() else {
         return;
     };
@@ -27,8 +27,8 @@ async fn no_key_in(database: &Database) {
     let mut server = Server::start_with_key(&url, &["--log-level", "trace"], good.clone()).await;
     let mut logged = Vec::new();
 
-    // Keys that are made, listed and revoked while everything is logged.
-    let made = ended(&[
+    // Create, list and revoke keys at trace level.
+    let made = run_to_end(&[
         "api-key",
         "create",
         "--name",
@@ -48,21 +48,21 @@ async fn no_key_in(database: &Database) {
         vec!["api-key", "revoke", &revoked],
     ] {
         let output =
-            ended(&[&args[..], &["--database-url", &url, "--log-level", "trace"]].concat());
+            run_to_end(&[&args[..], &["--database-url", &url, "--log-level", "trace"]].concat());
         logged.push(String::from_utf8([output.stdout, output.stderr].concat()).unwrap());
     }
 
-    // Calls that are served and calls that are refused, for every reason.
+    // Make calls that are served, and calls that are refused for every reason.
     let (ids, _) = schedules(&mut server.connect().await, 3).await;
     let mut client = server.connect().await;
     update(&mut client, &ids[0], unique_time(), "request".to_owned())
         .await
         .expect("updated");
-    let slip = format!("{}x", &good[..67]);
+    let mistyped = format!("{}x", &good[..67]);
     let unknown = format!("cs_{}{}", "f".repeat(16), &good[19..]);
-    for wrong in [&revoked, &slip, &unknown] {
+    for wrong in [&revoked, &mistyped, &unknown] {
         let status = create(
-            &mut server.way().with(wrong).connect().await,
+            &mut server.access().with(wrong).connect().await,
             unique_time(),
             String::new(),
         )
@@ -89,17 +89,14 @@ async fn no_key_in(database: &Database) {
 
     server.signal("TERM");
     server.ended(PATIENCE).await.expect("it ends");
-    let log = server.log().to_the_end().await;
+    let log = server.log().read_to_end().await;
     let traced = log.iter().filter(|line| line.contains("\"TRACE\"")).count();
-    assert!(
-        traced > 100,
-        "everything is logged: {traced} lines at trace level"
-    );
+    assert!(traced > 100, "only {traced} lines at trace level");
     logged.extend(log);
     for (whose, key) in [
         ("a good", &good),
         ("a revoked", &revoked),
-        ("a slip of a", &slip),
+        ("a mistyped", &mistyped),
         ("an unknown", &unknown),
     ] {
         let secret = &key[20..60];

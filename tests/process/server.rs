@@ -1,4 +1,4 @@
-//! The server as a child process.
+//! A server in a child process.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitStatus, Stdio};
@@ -23,13 +23,13 @@ use super::http::get;
 use super::postgres::process::{Running, run};
 use super::trace_search;
 
-/// How long anything may take that should be quick; a machine under load is slow.
+/// The bound for anything that should be quick. It only ends tests that hang: a machine under load is slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The generated client.
 pub(crate) type Client = CanvasScheduleServiceClient<InterceptedService<Channel, Bearer>>;
 
-/// The binary with these arguments and no setting from the environment, but for the admin port, which is any free one.
+/// The binary with these arguments, without settings from the environment, and with the admin port on any free port.
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_canvas-scheduler"));
     command
@@ -45,7 +45,7 @@ pub(crate) fn migrate(url: &str) {
     run(&mut command(&["migrate", "--database-url", url]), PATIENCE).unwrap();
 }
 
-/// A key of the workspace `default` that may do everything, with limits that no test reaches.
+/// Creates a key of the workspace `default` with every permission, and sets quotas that no test reaches.
 pub(crate) fn key(url: &str) -> String {
     static MADE: AtomicU32 = AtomicU32::new(0);
     let name = format!(
@@ -81,17 +81,17 @@ pub(crate) fn key(url: &str) -> String {
         .to_owned()
 }
 
-/// What a process writes to a pipe, line by line.
+/// The lines that a process writes to a pipe.
 #[derive(Clone)]
 pub(crate) struct Lines(watch::Receiver<Vec<String>>);
 
 impl Lines {
-    /// A screen, on which `dev` shows its key.
-    pub(crate) fn of_screen(pipe: impl std::io::Read + Send + 'static) -> Self {
+    /// Reads the output of `dev`, which contains its key.
+    pub(crate) fn of_output(pipe: impl std::io::Read + Send + 'static) -> Self {
         Self::reading(pipe, |_| true)
     }
 
-    /// A log, of which the lines that are `wanted` are kept; all of them are searched for keys.
+    /// Reads a log, searches all of it for keys, and keeps the lines that are `wanted`.
     fn of_log(pipe: impl std::io::Read + Send + 'static, wanted: fn(&str) -> bool) -> Self {
         Self::reading(pipe, move |line| {
             trace_search::search(line);
@@ -99,7 +99,7 @@ impl Lines {
         })
     }
 
-    /// Reads in a thread of its own until the pipe closes.
+    /// Reads in another thread until the pipe closes.
     fn reading(
         pipe: impl std::io::Read + Send + 'static,
         wanted: impl Fn(&str) -> bool + Send + 'static,
@@ -117,20 +117,20 @@ impl Lines {
         Self(lines)
     }
 
-    /// Waits for the first line that `wanted` answers something for.
+    /// Waits for the first line for which `wanted` returns a value.
     pub(crate) async fn first<T>(&self, wanted: impl Fn(&str) -> Option<T>) -> T {
         let mut lines = self.0.clone();
         let found = |lines: &[String]| lines.iter().find_map(|line| wanted(line));
-        // What `wait_for` answers holds the lines locked, so it is dropped at once.
+        // The value that `wait_for` returns keeps the lines locked, so drop it here.
         let came = tokio::time::timeout(PATIENCE, lines.wait_for(|lines| found(lines).is_some()))
             .await
             .is_ok_and(|came| came.is_ok());
         let all = self.all();
-        assert!(came, "the line did not come; these did: {all:#?}");
-        found(&all).expect("it was there")
+        assert!(came, "the line is missing from {all:#?}");
+        found(&all).expect("the line")
     }
 
-    /// Waits until so many lines contain this text.
+    /// Waits until `count` lines contain this text.
     pub(crate) async fn times(&self, count: usize, text: &str) {
         let mut lines = self.0.clone();
         let enough =
@@ -138,15 +138,11 @@ impl Lines {
         let came = tokio::time::timeout(PATIENCE, lines.wait_for(enough))
             .await
             .is_ok_and(|came| came.is_ok());
-        assert!(
-            came,
-            "{text:?} did not come {count} times; these lines did: {:#?}",
-            self.all()
-        );
+        assert!(came, "{text:?} is not {count} times in {:#?}", self.all());
     }
 
-    /// Waits until the pipe is closed and answers everything.
-    pub(crate) async fn to_the_end(&self) -> Vec<String> {
+    /// Waits until the pipe closes, and returns every line.
+    pub(crate) async fn read_to_end(&self) -> Vec<String> {
         let mut lines = self.0.clone();
         let closed = async { while lines.changed().await.is_ok() {} };
         tokio::time::timeout(PATIENCE, closed)
@@ -155,21 +151,21 @@ impl Lines {
         self.all()
     }
 
-    /// What came until now.
+    /// The lines so far.
     pub(crate) fn all(&self) -> Vec<String> {
         self.0.borrow().clone()
     }
 }
 
-/// How a caller reaches a server.
+/// The address and credentials by which a caller reaches a server.
 #[derive(Clone)]
-pub(crate) struct Way {
+pub(crate) struct Access {
     addr: String,
     key: String,
     tls: Option<ClientConfig>,
 }
 
-impl Way {
+impl Access {
     /// A connection without a key.
     pub(crate) async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
@@ -191,7 +187,7 @@ impl Way {
             .await
     }
 
-    /// A connection of its own, if there can be one.
+    /// Opens a connection, if the server accepts one.
     pub(crate) async fn try_connect(&self) -> Result<Client, tonic::transport::Error> {
         let channel = self.channel().await?;
         Ok(
@@ -200,12 +196,12 @@ impl Way {
         )
     }
 
-    /// A connection of its own.
+    /// Opens a connection.
     pub(crate) async fn connect(&self) -> Client {
         self.try_connect().await.expect("it listens")
     }
 
-    /// The same way for callers who speak TLS like this.
+    /// The same for callers with this TLS configuration.
     pub(crate) fn by(&self, tls: ClientConfig) -> Self {
         Self {
             tls: Some(tls),
@@ -213,7 +209,7 @@ impl Way {
         }
     }
 
-    /// The same way for callers with another key.
+    /// The same for callers with another key.
     pub(crate) fn with(&self, key: &str) -> Self {
         Self {
             key: key.to_owned(),
@@ -227,22 +223,22 @@ pub(crate) struct Server {
     running: Running,
     log: Lines,
     gateway: Option<String>,
-    way: Way,
+    access: Access,
     admin_addr: String,
 }
 
 impl Server {
-    /// Makes a key, starts it and waits until it serves.
+    /// Creates a key, starts the server and waits until it serves.
     pub(crate) async fn start(url: &str, more: &[&str]) -> Self {
         Self::start_with_key(url, more, key(url)).await
     }
 
-    /// Starts it, for callers who have this key, and waits until it serves.
+    /// Starts the server for callers with this key, and waits until it serves.
     pub(crate) async fn start_with_key(url: &str, more: &[&str], key: String) -> Self {
         Self::start_with(url, more, key, None).await
     }
 
-    /// The same for callers who may speak TLS.
+    /// The same for callers that may use TLS.
     pub(crate) async fn start_with(
         url: &str,
         more: &[&str],
@@ -250,10 +246,10 @@ impl Server {
         tls: Option<ClientConfig>,
     ) -> Self {
         let mut server = Self::listening(url, more).await;
-        (server.way.key, server.way.tls) = (key, tls);
+        (server.access.key, server.access.tls) = (key, tls);
         let mut health = server.watch().await;
         let serving = async {
-            while next_status(&mut health).await.expect("it goes on telling")
+            while next_status(&mut health).await.expect("the stream goes on")
                 != ServingStatus::Serving
             {}
         };
@@ -263,7 +259,7 @@ impl Server {
         server
     }
 
-    /// Starts it and waits until it listens. Its callers have a key that is none.
+    /// Starts the server and waits until it listens. Its callers have an invalid key.
     pub(crate) async fn listening(url: &str, more: &[&str]) -> Self {
         let addrs = [
             "--grpc-addr",
@@ -277,7 +273,7 @@ impl Server {
             &["--log-format", "json", "--revisions-kept", "1000000"],
         ]
         .concat();
-        // Later flags must not repeat earlier ones, so what `more` sets is left out.
+        // No flag may appear twice, so leave out those that `more` sets.
         let mut all: Vec<&str> = args[..1].to_vec();
         all.extend(
             args[1..]
@@ -286,8 +282,8 @@ impl Server {
                 .flatten(),
         );
         all.extend(more);
-        let all_levels = trace_search::is_wanted_of_processes() && !more.contains(&"--log-level");
-        if all_levels {
+        let everything = trace_search::is_wanted_of_processes() && !more.contains(&"--log-level");
+        if everything {
             all.extend(["--log-level", "trace"]);
         }
         let mut running =
@@ -297,7 +293,7 @@ impl Server {
         };
         let log = Lines::of_log(
             running.child().stderr.take().unwrap(),
-            if all_levels { usual } else { |_| true },
+            if everything { usual } else { |_| true },
         );
         let said = log.first(|line| message(line, "listening")).await;
         let addr = |name: &str| {
@@ -310,7 +306,7 @@ impl Server {
             addr("gateway_addr"),
             addr("admin_addr").unwrap(),
         );
-        let way = Way {
+        let access = Access {
             addr,
             key: format!("cs_{}_{}", "0".repeat(16), "0".repeat(48)),
             tls: None,
@@ -319,29 +315,29 @@ impl Server {
             running,
             log,
             gateway,
-            way,
+            access,
             admin_addr,
         }
     }
 
-    /// Where it listens.
+    /// The address for gRPC.
     pub(crate) fn addr(&self) -> &str {
-        &self.way.addr
+        &self.access.addr
     }
 
-    /// Asks the admin port.
+    /// Requests `path` from the admin port.
     pub(crate) async fn ask(&self, path: &str) -> (u16, String) {
         get(&self.admin_addr, path).await
     }
 
-    /// Where the gateway listens.
+    /// The address of the gateway.
     pub(crate) fn gateway(&self) -> &str {
         self.gateway.as_deref().expect("it has a gateway")
     }
 
     /// The key of its callers.
     pub(crate) fn key(&self) -> &str {
-        &self.way.key
+        &self.access.key
     }
 
     /// Its process id.
@@ -351,12 +347,12 @@ impl Server {
 
     /// Gives its callers another key.
     pub(crate) fn set_key(&mut self, key: String) {
-        self.way.key = key;
+        self.access.key = key;
     }
 
-    /// How its callers reach it.
-    pub(crate) fn way(&self) -> &Way {
-        &self.way
+    /// How callers reach it.
+    pub(crate) fn access(&self) -> &Access {
+        &self.access
     }
 
     /// Its log.
@@ -364,7 +360,7 @@ impl Server {
         &self.log
     }
 
-    /// The lines of its log with this message.
+    /// The log lines with this message.
     pub(crate) fn logged(&self, text: &str) -> Vec<Value> {
         self.log
             .all()
@@ -373,12 +369,12 @@ impl Server {
             .collect()
     }
 
-    /// A connection of its own.
+    /// Opens a connection.
     pub(crate) async fn connect(&self) -> Client {
-        self.way.connect().await
+        self.access.connect().await
     }
 
-    /// Several connections.
+    /// Opens `n` connections.
     pub(crate) async fn connections(&self, n: usize) -> Vec<Client> {
         let mut clients = Vec::new();
         for _ in 0..n {
@@ -387,9 +383,9 @@ impl Server {
         clients
     }
 
-    /// An open `Health/Watch`.
+    /// Opens a `Health/Watch`.
     pub(crate) async fn watch(&self) -> Streaming<HealthCheckResponse> {
-        let channel = self.way.channel().await.expect("it listens");
+        let channel = self.access.channel().await.expect("it listens");
         HealthClient::new(channel)
             .watch(HealthCheckRequest::default())
             .await
@@ -402,13 +398,13 @@ impl Server {
         self.running.signal(signal);
     }
 
-    /// Kills it at once.
+    /// Sends SIGKILL and waits.
     pub(crate) fn kill9(&mut self) {
         self.running.kill();
     }
 
-    /// Waits for its end without holding up the runtime; it takes at most `most`.
-    pub(crate) async fn ended(&mut self, most: Duration) -> Option<ExitStatus> {
+    /// Waits for its end for at most `timeout`, without blocking the runtime.
+    pub(crate) async fn ended(&mut self, timeout: Duration) -> Option<ExitStatus> {
         let looked = async {
             loop {
                 if let Some(status) = self.running.ended() {
@@ -417,7 +413,7 @@ impl Server {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        tokio::time::timeout(most, looked).await.ok()
+        tokio::time::timeout(timeout, looked).await.ok()
     }
 }
 
@@ -427,7 +423,7 @@ pub(crate) fn message(line: &str, text: &str) -> Option<Value> {
     (fields["message"] == text).then_some(fields)
 }
 
-/// The next status that a watcher is told; none when it is told no more.
+/// The next status of a watch; `None` once the stream has ended.
 pub(crate) async fn next_status(
     health: &mut Streaming<HealthCheckResponse>,
 ) -> Option<ServingStatus> {

@@ -19,12 +19,12 @@ const SCHEDULES: usize = 100;
 const BEFORE: u64 = 500;
 
 #[tokio::test]
-async fn a_stop_under_load_tells_everyone_sqlite() {
+async fn a_stop_under_load_answers_every_call_sqlite() {
     under_load(&Database::sqlite()).await;
 }
 
 #[tokio::test]
-async fn a_stop_under_load_tells_everyone_postgres() {
+async fn a_stop_under_load_answers_every_call_postgres() {
     let Some(database) = Database::postgres() else {
         return;
     };
@@ -49,7 +49,7 @@ async fn under_load(database: &Database) {
     callers.acknowledged(BEFORE).await;
     let began = Instant::now();
     server.signal("TERM");
-    let status = server.ended(PATIENCE).await.expect("it ends by itself");
+    let status = server.ended(PATIENCE).await.expect("it ends");
     let took = began.elapsed();
     assert!(status.success(), "{status}");
     calls.extend(callers.ended().await);
@@ -59,22 +59,22 @@ async fn under_load(database: &Database) {
             .as_ref()
             .err()
             .map_or(Code::Ok, tonic::Status::code);
-        // What GOAWAY overtook was never begun; the history shows below that it was not done.
+        // GOAWAY overtook these calls: they never started. The history confirms it below.
         assert!(
-            [Code::Ok, Code::Unavailable].contains(&code) || call.was_never_begun(),
+            [Code::Ok, Code::Unavailable].contains(&code) || call.was_never_started(),
             "{call:?}"
         );
     }
-    // The server has spoken first (SETTINGS), as HTTP/2 lets it; what follows is the end.
+    // The server has sent SETTINGS; the end of the connection follows.
     let closed = tokio::time::timeout(PATIENCE, silent.read_to_end(&mut vec![])).await;
-    assert!(closed.is_ok(), "a silent connection is closed");
-    // The watcher may hear that it does not serve any more; then its stream ends.
+    assert!(closed.is_ok(), "a silent connection must be closed");
+    // The watcher may receive NOT_SERVING before its stream ends.
     while let Some(status) = next_status(&mut health).await {
         assert_eq!(status, ServingStatus::NotServing);
     }
-    server.log().to_the_end().await;
-    // Nothing had to be cut off: what was in flight finished, long before the end of the drain.
-    server.log().to_the_end().await;
+    server.log().read_to_end().await;
+    // Calls in flight finished long before the end of the drain.
+    server.log().read_to_end().await;
     assert!(
         server.logged("stopped").len() == 1 && !warned(&server),
         "{:#?}",
@@ -86,16 +86,16 @@ async fn under_load(database: &Database) {
         .check(&calls);
     assert_eq!(
         tally.unknown_done, 0,
-        "whoever was told UNAVAILABLE was not served"
+        "calls answered UNAVAILABLE must not be in the history"
     );
-    let unsent = calls.iter().filter(|call| call.was_never_begun()).count();
+    let unsent = calls.iter().filter(|call| call.was_never_started()).count();
     println!(
-        "{}: ended after {took:?}, {unsent} never begun, {tally:?}",
+        "{}: ended after {took:?}, {unsent} never started, {tally:?}",
         test_name()
     );
 }
 
-/// Whether calls were cut off or a core did not end.
+/// Whether the log reports calls that were cut off, or a thread that did not end.
 fn warned(server: &Server) -> bool {
     let of_the_stop = |line: &&String| !line.contains("no --sink is set");
     server
@@ -107,7 +107,7 @@ fn warned(server: &Server) -> bool {
 }
 
 #[tokio::test]
-async fn a_call_that_hangs_is_told_at_the_end_of_the_drain_postgres() {
+async fn a_call_that_hangs_is_answered_at_the_end_of_the_drain_postgres() {
     let Some(database) = Database::postgres() else {
         return;
     };
@@ -124,18 +124,18 @@ async fn a_call_that_hangs_is_told_at_the_end_of_the_drain_postgres() {
         (Code::Unavailable, "DRAINING"),
         "{status:?}"
     );
-    let told = began.elapsed();
-    let ended = server.ended(PATIENCE).await.expect("it ends by itself");
+    let answered = began.elapsed();
+    let ended = server.ended(PATIENCE).await.expect("it ends");
     assert!(ended.success(), "{ended}");
     let given_up = server
         .log()
-        .to_the_end()
+        .read_to_end()
         .await
         .iter()
         .any(|line| line.contains("did not end in time"));
     assert!(!given_up, "{:#?}", server.log().all());
     println!(
-        "{}: told after {told:?}, ended after {:?}",
+        "{}: answered after {answered:?}, ended after {:?}",
         test_name(),
         began.elapsed()
     );
@@ -147,7 +147,7 @@ async fn a_second_signal_ends_it_at_once_postgres() {
         return;
     };
     for second in ["TERM", "INT"] {
-        // The drain alone would outlast the test's patience.
+        // The drain alone would take longer than the test waits.
         let mut server =
             Server::start(&database.url(), &["--drain", "1h", "--max-call-time", "1h"]).await;
         let mut client = server.connect().await;
@@ -163,20 +163,20 @@ async fn a_second_signal_ends_it_at_once_postgres() {
         );
         let began = Instant::now();
         server.signal(second);
-        let ended = server.ended(PATIENCE).await.expect("it ends at once");
+        let ended = server.ended(PATIENCE).await.expect("it ends");
         assert!(ended.success(), "{ended}");
         println!(
             "{} {second}: ended after {:?}",
             test_name(),
             began.elapsed()
         );
-        // Its connection went with the process.
+        // The process took the connection with it.
         call.await.unwrap().expect_err("the row is locked");
         let cut = "a second signal ended the process; calls in flight were cut off";
         assert!(
             server
                 .log()
-                .to_the_end()
+                .read_to_end()
                 .await
                 .iter()
                 .any(|line| message(line, cut).is_some())
@@ -186,14 +186,14 @@ async fn a_second_signal_ends_it_at_once_postgres() {
 
 type Hanging = tokio::task::JoinHandle<Result<(String, i64), tonic::Status>>;
 
-/// Starts an update that waits for its row, and returns once the server has it: a later call over the same connection was
-/// answered.
+/// Starts an update that waits for its row. Returns once the server has received it: once a later call over the same
+/// connection is answered.
 async fn hanging(server: &Server, id: &str) -> Hanging {
     let mut client = server.connect().await;
     let (mut own, id) = (client.clone(), id.to_owned());
     let (begun, begins) = tokio::sync::oneshot::channel();
     let (asked, request) = (id.clone(), async move {
-        begun.send(()).expect("somebody waits");
+        begun.send(()).expect("a receiver");
         update(&mut own, &id, unique_time(), String::new()).await
     });
     let call = tokio::spawn(request);
@@ -202,6 +202,6 @@ async fn hanging(server: &Server, id: &str) -> Hanging {
     client
         .get_canvas_schedule(request)
         .await
-        .expect("reading does not wait");
+        .expect("a read does not wait for the row");
     call
 }

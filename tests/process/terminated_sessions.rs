@@ -1,4 +1,4 @@
-//! Backends of PostgreSQL that an operator ends while they work for the server.
+//! PostgreSQL backends that an operator terminates while the service uses them.
 
 use std::sync::Arc;
 
@@ -10,21 +10,21 @@ use super::server::{Server, migrate};
 const CALLERS: usize = 32;
 const CONNECTIONS: usize = 8;
 const SCHEDULES: usize = 20;
-/// How often connections are cut.
-const CUTS: usize = 40;
-/// Acknowledged calls between two cuts.
+/// How often the test terminates the backends.
+const TERMINATIONS: usize = 40;
+/// Acknowledged calls between two terminations.
 const BETWEEN: u64 = 50;
 const MIX: Mix = Mix {
     create_every: 8,
     request_id_every: 5,
     until_refused: false,
 };
-/// Every backend of a writer is ended.
+/// Terminates the backend of every writer.
 const TERMINATE: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'canvas-scheduler writer'";
 
 #[tokio::test]
-async fn terminated_backends_lose_nothing_and_double_nothing_postgres() {
-    // A commit takes longer, so that a cut is likelier to meet one.
+async fn terminated_backends_neither_lose_nor_repeat_a_change_postgres() {
+    // A commit takes longer, so that a termination is likelier to interrupt one.
     let Some(postgres) = own_postgres(&["commit_delay=2000", "commit_siblings=0"]) else {
         return;
     };
@@ -35,7 +35,7 @@ async fn terminated_backends_lose_nothing_and_double_nothing_postgres() {
     let mut callers = Callers::start(&server.connections(CONNECTIONS).await, &ids, CALLERS, MIX);
     let postgres = Arc::new(postgres);
     let mut terminated = 0;
-    for _ in 0..CUTS {
+    for _ in 0..TERMINATIONS {
         callers.acknowledged(BETWEEN).await;
         let postgres = postgres.clone();
         let ended = tokio::task::spawn_blocking(move || postgres.psql("postgres", TERMINATE))
@@ -46,7 +46,10 @@ async fn terminated_backends_lose_nothing_and_double_nothing_postgres() {
     }
     callers.acknowledged(BETWEEN).await;
     calls.extend(callers.stop().await);
-    assert!(terminated >= CUTS / 2, "{terminated} backends were ended");
+    assert!(
+        terminated >= TERMINATIONS / 2,
+        "{terminated} backends were terminated"
+    );
     for call in &calls {
         assert!(call.is_documented(), "{call:?}");
     }
@@ -54,7 +57,7 @@ async fn terminated_backends_lose_nothing_and_double_nothing_postgres() {
         .await
         .check(&calls);
     println!(
-        "{}: {terminated} backends were ended, {tally:?}",
+        "{}: {terminated} backends were terminated, {tally:?}",
         test_name()
     );
 }

@@ -1,4 +1,4 @@
-//! TLS: certificates that are replaced, callers who need one, and peers who speak something else.
+//! TLS: replaced certificates, client certificates, and peers that do not speak TLS.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,19 +14,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::command_line::ended;
+use super::command_line::run_to_end;
 use super::database::{Database, Folder};
 use super::load::{Callers, Mix, schedules};
 use super::server::{PATIENCE, Server, key};
 
-/// An authority that signs certificates.
+/// A certificate authority.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 impl Authority {
-    /// A new one.
+    /// Creates an authority.
     pub(crate) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![]).unwrap();
@@ -38,7 +38,7 @@ impl Authority {
         }
     }
 
-    /// A certificate for `localhost` and its key, PEM.
+    /// Signs a certificate for `localhost`. Returns it and its key as PEM.
     fn sign(&self) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
@@ -48,12 +48,12 @@ impl Authority {
         )
     }
 
-    /// A client that trusts its certificates.
+    /// A client that trusts the authority.
     pub(crate) fn trusted(&self) -> ClientConfig {
         self.client().with_no_client_auth()
     }
 
-    /// The same with a certificate and key of its own.
+    /// The same with a client certificate.
     fn trusted_by(&self, (certificate, key): (String, String)) -> ClientConfig {
         let own = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
         self.client()
@@ -80,7 +80,7 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Those of a server that this authority knows.
+    /// Writes a certificate that the authority has signed.
     pub(crate) fn of(authority: &Authority) -> Self {
         let files = Self {
             folder: Folder::new(),
@@ -89,7 +89,7 @@ impl Files {
         files
     }
 
-    /// As tools do it: each file whole, the one after the other.
+    /// Replaces the files one after the other, each of them atomically, as tools do.
     fn replace(&self, authority: &Authority) {
         let (certificate, key) = authority.sign();
         write(&self.path("tls.crt"), &certificate);
@@ -100,7 +100,7 @@ impl Files {
         self.folder.path().join(name)
     }
 
-    /// The flags that name them.
+    /// The flags with their paths.
     pub(crate) fn flags(&self) -> Vec<String> {
         ["crt", "key"]
             .map(|end| {
@@ -124,7 +124,7 @@ fn write(path: &Path, text: &str) {
     std::fs::rename(new, path).unwrap();
 }
 
-/// Starts a server with these flags, for callers who speak TLS like this.
+/// Starts a server with these flags, for callers with this TLS configuration.
 pub(crate) async fn start(database: &Database, flags: &[String], client: ClientConfig) -> Server {
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     Server::start_with(&database.url(), &flags, key(&database.url()), Some(client)).await
@@ -143,11 +143,11 @@ async fn a_certificate_is_replaced_under_load_and_no_call_fails() {
         .log()
         .first(|line| line.contains("reloaded the certificate").then_some(()))
         .await;
-    // New connections get the new one, and those that are open go on.
-    schedules(&mut server.way().by(new.trusted()).connect().await, 1).await;
+    // New connections use the new certificate; open ones continue.
+    schedules(&mut server.access().by(new.trusted()).connect().await, 1).await;
     assert!(
-        server.way().try_connect().await.is_err(),
-        "who trusts the old authority alone does not come in any more"
+        server.access().try_connect().await.is_err(),
+        "a client that trusts only the old authority must be refused"
     );
     callers.acknowledged(200).await;
     for call in callers.stop().await {
@@ -156,7 +156,7 @@ async fn a_certificate_is_replaced_under_load_and_no_call_fails() {
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_used_leave_the_certificate_as_it_is() {
+async fn unusable_files_leave_the_certificate_in_place() {
     let (database, authority) = (Database::sqlite(), Authority::new());
     let files = Files::of(&authority);
     let server = start(&database, &files.flags(), authority.trusted()).await;
@@ -194,8 +194,8 @@ async fn with_mutual_tls_a_client_without_a_certificate_is_refused_at_the_handsh
         ("no certificate", authority.trusted()),
         ("a stranger's", authority.trusted_by(strangers.sign())),
     ] {
-        let stranger = server.way().by(client);
-        // In TLS 1.3 a client learns of its refusal with its first read.
+        let stranger = server.access().by(client);
+        // In TLS 1.3 a client notices its refusal at its first read.
         let Ok(mut client) = stranger.try_connect().await else {
             continue;
         };
@@ -205,10 +205,10 @@ async fn with_mutual_tls_a_client_without_a_certificate_is_refused_at_the_handsh
             .expect_err(who);
         assert!(
             tonic_types::StatusExt::get_details_error_info(&refused).is_none(),
-            "{who}: no call came through: {refused:?}"
+            "{who}: every call must fail: {refused:?}"
         );
     }
-    // By healthcheck, which has a certificate of its own.
+    // `healthcheck` with a client certificate.
     let (certificate, key) = authority.sign();
     write(&files.path("own.crt"), &certificate);
     write(&files.path("own.key"), &key);
@@ -223,8 +223,8 @@ async fn with_mutual_tls_a_client_without_a_certificate_is_refused_at_the_handsh
         "--tls-ca",
         &ca,
     ];
-    assert!(!ended(&ask).status.success(), "without a certificate");
-    let output = ended(
+    assert!(!run_to_end(&ask).status.success(), "without a certificate");
+    let output = run_to_end(
         &[
             &ask[..],
             &["--tls-cert", &own_certificate, "--tls-key", &own_key],
@@ -239,7 +239,7 @@ async fn with_mutual_tls_a_client_without_a_certificate_is_refused_at_the_handsh
 }
 
 #[tokio::test]
-async fn who_does_not_speak_tls_is_closed_and_holds_up_nobody() {
+async fn a_peer_that_does_not_speak_tls_is_closed_and_delays_no_call() {
     let (database, authority) = (Database::sqlite(), Authority::new());
     let files = Files::of(&authority);
     let flags = [
@@ -256,17 +256,20 @@ async fn who_does_not_speak_tls_is_closed_and_holds_up_nobody() {
         .unwrap();
     schedules(&mut server.connect().await, 1).await;
     for stream in [&mut silent, &mut plain] {
-        let mut said = Vec::new();
-        // A reset is an end too.
-        let _end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said))
+        let mut received = Vec::new();
+        // A reset closes it too.
+        let _end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut received))
             .await
             .expect("it is closed");
-        assert!(said.len() < 16, "no more than an alert: {said:?}");
+        assert!(
+            received.len() < 16,
+            "only an alert may arrive: {received:?}"
+        );
     }
 }
 
-/// Asks the gateway for its description by TLS, with a client that would speak these protocols; the one that is spoken, and what
-/// comes back of HTTP/1.1.
+/// Requests the gateway's OpenAPI document over TLS, with a client that offers these protocols. Returns the negotiated protocol,
+/// and the HTTP/1.1 response.
 async fn described(
     server: &Server,
     mut client: ClientConfig,
@@ -283,20 +286,20 @@ async fn described(
         .alpn_protocol()
         .unwrap_or_default()
         .to_vec();
-    let mut said = Vec::new();
+    let mut received = Vec::new();
     if spoken != b"h2" {
         stream
             .write_all(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
             .await?;
-        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said))
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut received))
             .await
             .expect("it answers")?;
     }
-    Ok((spoken, String::from_utf8_lossy(&said).into_owned()))
+    Ok((spoken, String::from_utf8_lossy(&received).into_owned()))
 }
 
 #[tokio::test]
-async fn the_gateway_speaks_tls_by_the_same_certificate() {
+async fn the_gateway_uses_the_same_certificate() {
     let (database, authority, new) = (Database::sqlite(), Authority::new(), Authority::new());
     let files = Files::of(&authority);
     write(&files.path("ca.crt"), &authority.pem);
@@ -310,7 +313,7 @@ async fn the_gateway_speaks_tls_by_the_same_certificate() {
     ] {
         let (negotiated, said) = described(&server, known(), protocols)
             .await
-            .expect("it is let in");
+            .expect("the handshake succeeds");
         assert_eq!(negotiated, spoken);
         assert!(
             spoken == b"h2" || said.starts_with("HTTP/1.1 200 OK"),
@@ -320,7 +323,7 @@ async fn the_gateway_speaks_tls_by_the_same_certificate() {
     let refused = described(&server, authority.trusted(), &[b"http/1.1"]).await;
     assert!(
         refused.as_ref().map_or(true, |(_, said)| said.is_empty()),
-        "no certificate of its own: {refused:?}"
+        "without a client certificate: {refused:?}"
     );
     files.replace(&new);
     server
@@ -329,7 +332,7 @@ async fn the_gateway_speaks_tls_by_the_same_certificate() {
         .await;
     assert!(
         described(&server, known(), &[]).await.is_err(),
-        "the old authority is not enough any more"
+        "a client that trusts only the old authority must be refused"
     );
     assert_eq!(
         server
@@ -344,7 +347,7 @@ async fn the_gateway_speaks_tls_by_the_same_certificate() {
 }
 
 #[test]
-fn what_is_wrong_with_tls_is_told_before_a_port_is_bound() {
+fn every_tls_violation_is_reported_before_a_port_is_bound() {
     let folder = Folder::new();
     let database = Database::sqlite();
     let file = |name: &str, text: &str| {
@@ -394,7 +397,7 @@ fn what_is_wrong_with_tls_is_told_before_a_port_is_bound() {
             "--tls-client-ca: contains no certificate",
         ),
     ] {
-        let output = ended(
+        let output = run_to_end(
             &[
                 &[
                     "serve",
@@ -418,7 +421,7 @@ fn what_is_wrong_with_tls_is_told_before_a_port_is_bound() {
 }
 
 #[tokio::test]
-async fn plain_text_beyond_loopback_must_be_asked_for_by_name() {
+async fn plaintext_beyond_loopback_needs_plaintext_on() {
     let database = Database::sqlite();
     let server = Server::start(
         &database.url(),

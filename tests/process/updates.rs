@@ -1,4 +1,4 @@
-//! Many callers, no fault: every answer is kept, nothing is lost.
+//! Many callers and no fault: every acknowledged update is in the history.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use super::history::History;
 use super::load::{Callers, Mix, schedules};
 use super::server::Server;
 
-/// How long the callers go on.
+/// How long the callers work.
 const LOAD: Duration = Duration::from_secs(10);
 const CALLERS: usize = 64;
 const CONNECTIONS: usize = 8;
@@ -38,7 +38,10 @@ async fn updates(database: &Database) {
     let took = began.elapsed().as_secs_f64();
     calls.extend(callers.stop().await);
     for call in &calls {
-        assert!(call.end.is_ok(), "nothing was in the way: {call:?}");
+        assert!(
+            call.end.is_ok(),
+            "without a fault every call must succeed: {call:?}"
+        );
     }
     let tally = History::read(&mut client).await.check(&calls);
     println!(
