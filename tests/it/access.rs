@@ -361,18 +361,18 @@ const END_WAITING: &str = "SELECT count(*) FROM (SELECT pg_terminate_backend(pid
 
 async fn noted_later(database: &Database) {
     let app = TestApp::start(database).await;
-    let held = database
+    let lock = database
         .connect()
         .await
         .begin()
         .await
         .expect("a transaction");
-    held.execute_unprepared("LOCK TABLE api_key IN SHARE MODE")
+    lock.execute_unprepared("LOCK TABLE api_key IN SHARE MODE")
         .await
         .expect("the lock");
     app.list(Default::default()).await.expect("a list");
     soon(async { while database.count(END_WAITING).await == 0 {} }).await;
-    held.rollback().await.expect("the lock is given back");
+    lock.rollback().await.expect("the lock is given back");
     let noted = "SELECT count(*) FROM api_key WHERE last_used_ms IS NOT NULL";
     soon(async { while database.count(noted).await == 0 {} }).await;
 }

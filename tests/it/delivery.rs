@@ -13,7 +13,7 @@ use chrono::TimeDelta;
 use serde_json::json;
 use tonic::Code;
 
-use crate::support::dispatcher::Sending;
+use crate::support::dispatcher::DispatchingApp;
 use crate::support::sink::Reply;
 use crate::support::stores::{not_taken, unknown};
 use crate::support::*;
@@ -52,7 +52,7 @@ fn zones(dispatches: &[DispatchMessage]) -> BTreeMap<&'static str, usize> {
 }
 
 async fn a_local_time_reaches_the_zones_in_the_order_of_their_instants(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     let schedule = test
         .app
         .created(everyone(local(&format!("{DAY}T12:00:00"))))
@@ -128,7 +128,7 @@ async fn a_local_time_reaches_the_zones_in_the_order_of_their_instants(database:
 }
 
 async fn what_is_accepted_late_is_found_before_what_was_sent_last(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     for (n, minutes) in [0, 30, 59].into_iter().enumerate() {
         let late = TimeDelta::minutes(minutes);
         test.app
@@ -140,7 +140,7 @@ async fn what_is_accepted_late_is_found_before_what_was_sent_last(database: &Dat
 }
 
 async fn an_update_half_way_moves_the_open_zones_only_to_utc_and_back(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     let schedule = test
         .app
         .created(everyone(local(&format!("{DAY}T12:00:00"))))
@@ -227,7 +227,7 @@ async fn an_update_half_way_moves_the_open_zones_only_to_utc_and_back(database: 
 }
 
 async fn recipients_are_in_the_wave_of_their_zone_with_their_own_properties(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     let request = v1::CreateCanvasScheduleRequest {
         broadcast: false,
         recipients: vec![
@@ -273,7 +273,7 @@ async fn recipients_are_in_the_wave_of_their_zone_with_their_own_properties(data
 }
 
 async fn the_properties_of_the_firing_are_sent_whatever_is_updated_later(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     let with = |value: i32| Some(object(json!({ "value": value })));
     let request = v1::CreateCanvasScheduleRequest {
         trigger_properties: with(1),
@@ -309,7 +309,7 @@ async fn the_properties_of_the_firing_are_sent_whatever_is_updated_later(databas
 }
 
 async fn a_schedule_that_is_due_at_once_needs_no_poll(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     // The clock stands still, so that no poll comes: only the ring of the change itself.
     test.app.created(everyone(at(NOW))).await;
     assert_eq!(test.sink.at_least(1).await.len(), 1);
@@ -327,7 +327,7 @@ async fn a_schedule_that_is_due_at_once_needs_no_poll(database: &Database) {
 }
 
 async fn no_more_is_in_flight_than_there_are_workers(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     let workers = settings(database).dispatcher.workers.get();
     let mut schedules = vec![];
     for n in 0..workers * 3 {
@@ -366,7 +366,7 @@ async fn no_more_is_in_flight_than_there_are_workers(database: &Database) {
 }
 
 async fn a_sink_that_takes_nothing_is_probed_and_updates_reach_all(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     let mut schedules = vec![];
     for n in 0..30 {
         schedules.push(
@@ -407,7 +407,10 @@ async fn a_sink_that_takes_nothing_is_probed_and_updates_reach_all(database: &Da
 }
 
 /// An update of a schedule that is open again as soon as the answer of the last probe is written.
-async fn until_open(test: &Sending, of: &v1::CanvasSchedule) -> v1::UpdateCanvasScheduleResponse {
+async fn until_open(
+    test: &DispatchingApp,
+    of: &v1::CanvasSchedule,
+) -> v1::UpdateCanvasScheduleResponse {
     soon(async {
         loop {
             match test
@@ -467,7 +470,7 @@ async fn a_stop_finishes_what_is_in_flight(database: &Database) {
         // In memory it would be gone with the server.
         return;
     }
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     for _ in 0..10 {
         test.app.created(everyone(at("2026-03-01T12:05:00Z"))).await;
     }
@@ -486,7 +489,7 @@ async fn a_stop_finishes_what_is_in_flight(database: &Database) {
 async fn a_clock_that_steps_by_an_hour_fires_nothing_twice_or_early_and_loses_nothing(
     database: &Database,
 ) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     let mut times = vec![];
     for minute in (0..60).step_by(5) {
         let time = format!("2026-03-01T13:{minute:02}:00Z");
@@ -517,7 +520,7 @@ async fn a_clock_that_steps_by_an_hour_fires_nothing_twice_or_early_and_loses_no
 }
 
 async fn nothing_is_fired_while_nobody_can_say_how_late_it_is(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     let early = test.app.created(everyone(at("2026-03-01T12:00:10Z"))).await;
     test.clock.set_unsteady(true);
     test.move_to("2026-03-01T12:01:00Z");

@@ -5,7 +5,7 @@ use canvas_scheduler::pb::v1::{Applied, CanvasScheduleState, DispatchState};
 use canvas_scheduler::sink::DeliveryOutcome;
 use tonic::Code;
 
-use crate::support::dispatcher::Sending;
+use crate::support::dispatcher::DispatchingApp;
 use crate::support::stores::{rejected, unknown};
 use crate::support::*;
 
@@ -72,7 +72,7 @@ async fn until_in_state(
 }
 
 async fn dispatches_are_listed_page_by_page_by_schedule_and_by_state(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     let first = test
         .app
         .created(create("first", local("2026-03-02T12:00:00")))
@@ -148,7 +148,7 @@ async fn dispatches_are_listed_page_by_page_by_schedule_and_by_state(database: &
 }
 
 async fn a_dead_letter_is_tried_again_under_its_id(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     test.sink.say(rejected());
     let schedule = test.app.created(create("canvas", at(NOW))).await;
     let first = test.sink.at_least(1).await.remove(0);
@@ -179,7 +179,7 @@ async fn a_dead_letter_is_tried_again_under_its_id(database: &Database) {
 }
 
 async fn a_cancellation_lays_down_what_is_unknown(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     test.sink.say(unknown());
     let schedule = test.app.created(create("canvas", at(NOW))).await;
     test.sink.at_least(1).await;
@@ -240,7 +240,7 @@ async fn a_cancellation_lays_down_what_is_unknown(database: &Database) {
 }
 
 async fn what_does_not_exist_is_refused(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     let schedule = test.app.created(create("canvas", at(LATER))).await;
     let unknown_id = "0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11".to_owned();
     let request = v1::Dispatch {
@@ -308,7 +308,7 @@ async fn what_does_not_exist_is_refused(database: &Database) {
 }
 
 async fn a_page_of_dispatches_with_many_zones_is_cut_short(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     for _ in 0..120 {
         test.app
             .created(create("canvas", at("2026-03-01T12:00:10Z")))

@@ -388,7 +388,7 @@ async fn a_stop_lets_calls_in_flight_finish_and_ends_everything_else(database: &
     );
     // Takes what calls are counted with, which needs the lock too on SQLite.
     app.list(Default::default()).await.expect("a list");
-    let held = database.hold(&schedule.schedule_id).await;
+    let lock = database.lock(&schedule.schedule_id).await;
     let calls = in_flight(&app, &schedule).await;
 
     let stopping = tokio::spawn(app.stop());
@@ -414,7 +414,7 @@ async fn a_stop_lets_calls_in_flight_finish_and_ends_everything_else(database: &
         "{told}"
     );
     assert_eq!(get(&admin, "/livez").await.0, 200);
-    held.rollback().await.expect("the lock is given back");
+    lock.rollback().await.expect("the lock is given back");
     soon(stopping).await.expect("it stops");
     // One that came too late for the queue was refused; the others finished.
     let answers = soon(calls.join_all()).await;
@@ -437,7 +437,7 @@ async fn a_stop_ends_even_if_a_call_does_not(database: &Database) {
     let silent = TcpStream::connect(app.addr()).await.expect("a connection");
     // Takes what calls are counted with, which needs the lock too on SQLite.
     app.list(Default::default()).await.expect("a list");
-    let held = database.hold(&schedule.schedule_id).await;
+    let lock = database.lock(&schedule.schedule_id).await;
     let calls = in_flight(&app, &schedule).await;
     soon(app.stop()).await;
     let answers = soon(calls.join_all()).await;
@@ -455,5 +455,5 @@ async fn a_stop_ends_even_if_a_call_does_not(database: &Database) {
     refused(Err::<(), _>(status.clone()), Code::Unavailable, "DRAINING");
     assert!(answers.iter().all(Result::is_err), "{answers:?}");
     closed(silent).await;
-    held.rollback().await.expect("the lock is given back");
+    lock.rollback().await.expect("the lock is given back");
 }

@@ -5,7 +5,7 @@ use canvas_scheduler::domain::WorkspaceId;
 use canvas_scheduler::error::Error;
 use chrono::TimeDelta;
 
-use crate::support::dispatcher::Sending;
+use crate::support::dispatcher::DispatchingApp;
 use crate::support::stores::*;
 use crate::support::*;
 
@@ -130,7 +130,7 @@ async fn a_retry_rests_while_sending_is_paused(database: &Database) {
 }
 
 async fn a_dispatcher_goes_on_by_itself_when_sending_is_resumed(database: &Database) {
-    let test = Sending::start(database).await;
+    let test = DispatchingApp::start(database).await;
     let brake = TestStore::open(database).await;
     set(&brake, Some("default"), true).await;
     for _ in 0..20 {

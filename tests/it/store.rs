@@ -263,7 +263,7 @@ async fn a_full_queue_refuses_at_once(database: &Database) {
     let schedule = app.created(create("canvas", at(LATER))).await;
     // Takes what calls are counted with, which needs the lock too on SQLite.
     app.list(Default::default()).await.expect("a list");
-    let held = database.hold(&schedule.schedule_id).await;
+    let lock = database.lock(&schedule.schedule_id).await;
     let mut calls = JoinSet::new();
     for _ in 0..6 {
         let (mut client, request) = (app.fresh_client(), update(&schedule, at(LATER)));
@@ -284,7 +284,7 @@ async fn a_full_queue_refuses_at_once(database: &Database) {
         assert!(retry.retry_delay.is_some_and(|delay| !delay.is_zero()));
         refused(answer, Code::Unavailable, "BUSY");
     }
-    held.rollback().await.expect("the lock is given back");
+    lock.rollback().await.expect("the lock is given back");
     let rest = calls.join_all().await;
     let applied = rest.iter().filter(|answer| answer.is_ok()).count();
     assert!(applied >= 1, "what waited is applied");
@@ -349,7 +349,7 @@ async fn in_the_queue(database: &Database) {
 async fn late_in_the_queue(app: &TestApp, database: &Database) -> bool {
     let before_it = app.created(create("before it", at(LATER))).await;
     let queued = app.created(create("queued", at(LATER))).await;
-    let held = database.hold(&before_it.schedule_id).await;
+    let lock = database.lock(&before_it.schedule_id).await;
     let (mut client, request) = (app.fresh_client(), update(&before_it, at(LATER)));
     let begun = tokio::spawn(async move { client.update_canvas_schedule(request).await });
     let patience = Instant::now() + Duration::from_secs(2);
@@ -363,7 +363,7 @@ async fn late_in_the_queue(app: &TestApp, database: &Database) -> bool {
         .update_canvas_schedule(request)
         .await;
     let waited = database.count(LOCK_WAITS).await > 0;
-    held.rollback().await.expect("the lock is given back");
+    lock.rollback().await.expect("the lock is given back");
     begun
         .await
         .expect("no panic")

@@ -1,4 +1,4 @@
-//! `TestApp`: a server on a free port over the test's own database, with a clock that the test moves.
+//! `TestApp`: a server on a free port, with the test's database and a clock that the test moves.
 
 #[path = "../support/bearer.rs"]
 mod bearer;
@@ -40,17 +40,17 @@ pub(crate) use calls::*;
 pub(crate) use database::{Database, Kind};
 pub(crate) use sink::RecordingSink;
 
-/// What every clock shows at first.
+/// The initial time of every clock.
 pub(crate) const NOW: &str = "2026-03-01T12:00:00Z";
 
-/// A time that is well ahead of [`NOW`].
+/// A time well after [`NOW`].
 pub(crate) const LATER: &str = "2026-03-20T08:00:00Z";
 
-/// How long anything may take before it counts as hanging. Far beyond what anything takes: no test fails on time alone.
-const HANGS: Duration = Duration::from_secs(120);
+/// The bound after which a test counts as hanging. Far longer than anything takes: no test fails for being slow.
+const HANG_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Runs each test on both databases, as `NAME::sqlite` and `NAME::postgres`. With `file:` SQLite keeps a file, for tests that
-/// look at the database from outside or open it twice.
+/// access the database from outside or open it twice.
 macro_rules! on_both {
     (file: $($test:ident),+ $(,)?) => { $crate::support::on_both!(@ File $($test)+); };
     ($($test:ident),+ $(,)?) => { $crate::support::on_both!(@ Memory $($test)+); };
@@ -72,7 +72,7 @@ macro_rules! on_both {
 }
 pub(crate) use on_both;
 
-/// Runs one test on a migrated database of its own; no thread of a server may have panicked by then.
+/// Runs a test on its own migrated database, and asserts that no thread of a server has panicked.
 pub(crate) async fn run(kind: Kind, name: &str, test: impl AsyncFnOnce(&Database)) {
     count_panics();
     let Some(database) = Database::new(kind, name) else {
@@ -83,23 +83,25 @@ pub(crate) async fn run(kind: Kind, name: &str, test: impl AsyncFnOnce(&Database
     let panics = PANICS.lock().expect("no panic while counting");
     assert!(
         panics.is_empty(),
-        "the server panicked, in this test or one beside it: {panics:?}"
+        "a server panicked, in this or a concurrent test: {panics:?}"
     );
 }
 
-/// What `future` comes to; a test that hangs ends here.
+/// Awaits `future`, and fails a test that hangs.
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(HANGS, future).await.expect("it hangs")
+    tokio::time::timeout(HANG_TIMEOUT, future)
+        .await
+        .expect("it hangs")
 }
 
-/// Has the server read the keys; each attempt is bounded by 3 s.
+/// Makes the server reload its keys. Each attempt takes at most 3 s.
 async fn read_keys(server: &Server) {
     soon(async { while server.read_keys().await.is_err() {} }).await;
 }
 
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Notes every panic on a server's own threads, also one that the stack turns into an answer.
+/// Records every panic on a thread of a server, also one that a layer turns into an answer.
 fn count_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -119,7 +121,7 @@ fn count_panics() {
     });
 }
 
-/// Small bounds, a free port.
+/// Settings with small bounds and free ports.
 pub(crate) fn settings(database: &Database) -> Serve {
     let free_port = ([127, 0, 0, 1], 0).into();
     Serve {
@@ -132,7 +134,7 @@ pub(crate) fn settings(database: &Database) -> Serve {
             workers: number(16),
         },
         delivery: DeliveryPolicy {
-            // The clock of a test moves by days while a delivery is under way.
+            // A test moves its clock by days during a delivery.
             lease: TimeDelta::days(300),
             ..DeliveryPolicy::default()
         },
@@ -166,31 +168,31 @@ pub(crate) fn number<T: FromStr>(number: u32) -> T {
     number.to_string().parse().ok().expect("it fits")
 }
 
-/// An instant as a test writes it.
+/// Parses an instant.
 pub(crate) fn instant(text: &str) -> DateTime<Utc> {
     DateTime::parse_from_rfc3339(text).expect(text).to_utc()
 }
 
-/// The generated client over HTTP/2.
+/// The generated client.
 pub(crate) type Client = CanvasScheduleServiceClient<InterceptedService<Channel, Bearer>>;
 
 /// A running server and a client of it.
 pub(crate) struct TestApp {
     pub clock: Arc<ManualClock>,
     pub channel: Channel,
-    /// A key of the workspace `default` that may do everything.
+    /// A key of the workspace `default` with every permission.
     pub key: String,
     addr: SocketAddr,
     server: Server,
 }
 
 impl TestApp {
-    /// A server over a migrated database.
+    /// Starts a server over a migrated database.
     pub(crate) async fn start(database: &Database) -> Self {
         Self::start_with(database, |_| {}).await
     }
 
-    /// The same, with settings that differ.
+    /// The same with changed settings.
     pub(crate) async fn start_with(database: &Database, change: impl FnOnce(&mut Serve)) -> Self {
         let mut settings = settings(database);
         change(&mut settings);
@@ -200,13 +202,13 @@ impl TestApp {
             .expect("the server starts");
         server
             .admin()
-            .set_workspace("default", &endless())
+            .set_workspace("default", &unreachable_quotas())
             .await
             .expect("set");
-        Self::of_keyed(server, clock).await
+        Self::with_key(server, clock).await
     }
 
-    /// The same with a dispatcher that sends to `sink`, and the time that `clock` shows.
+    /// The same with a dispatcher that sends to `sink`, and with the time of `clock`.
     pub(crate) async fn start_sending(
         database: &Database,
         sink: &Arc<RecordingSink>,
@@ -224,7 +226,7 @@ impl TestApp {
         .await
     }
 
-    /// The same in some of the roles.
+    /// The same with some of the roles.
     pub(crate) async fn start_in_roles(
         database: &Database,
         sink: &Arc<RecordingSink>,
@@ -243,28 +245,28 @@ impl TestApp {
             .expect("the server starts");
         server
             .admin()
-            .set_workspace("default", &endless())
+            .set_workspace("default", &unreachable_quotas())
             .await
             .expect("set");
-        Self::of_keyed(server, clock.clone()).await
+        Self::with_key(server, clock.clone()).await
     }
 
-    /// A second server over a database whose limits stay as they are.
-    pub(crate) async fn start_as_it_is(database: &Database) -> Self {
+    /// Starts a second server over a database, whose quotas stay unchanged.
+    pub(crate) async fn start_unchanged(database: &Database) -> Self {
         let clock = Arc::new(ManualClock::at(instant(NOW)));
         let server = Server::start_migrated(&settings(database), clock.clone(), None)
             .await
             .expect("the server starts");
-        Self::of_keyed(server, clock).await
+        Self::with_key(server, clock).await
     }
 
-    async fn of_keyed(server: Server, clock: Arc<ManualClock>) -> Self {
+    async fn with_key(server: Server, clock: Arc<ManualClock>) -> Self {
         let key = key(&server, "default", |_| {}).await;
         read_keys(&server).await;
         Self::of(server, clock, key)
     }
 
-    /// A server over a database as it is; its callers have a key that is none.
+    /// Starts a server over a database that may lack a schema. Its callers have an invalid key.
     pub(crate) async fn start_unmigrated(database: &Database) -> Self {
         let clock = Arc::new(ManualClock::at(instant(NOW)));
         let server = Server::start(&settings(database), clock.clone(), None)
@@ -278,7 +280,7 @@ impl TestApp {
     }
 
     fn of(server: Server, clock: Arc<ManualClock>, key: String) -> Self {
-        log_everything_if_wanted();
+        trace_if_wanted();
         let addr = server.grpc_addr();
         Self {
             clock,
@@ -289,7 +291,7 @@ impl TestApp {
         }
     }
 
-    /// A key of a workspace, which may do everything but for what `change` makes of it.
+    /// Creates a key of a workspace, with every permission unless `change` changes it.
     pub(crate) async fn key_of(
         &self,
         workspace: &str,
@@ -298,47 +300,47 @@ impl TestApp {
         key(&self.server, workspace, change).await
     }
 
-    /// What operators do.
+    /// The operations of the command line.
     pub(crate) fn admin(&self) -> &Admin {
         self.server.admin()
     }
 
-    /// The app's one connection with its key, for calls without the client.
+    /// The app's connection with its key, for calls without the client.
     pub(crate) fn keyed(&self) -> InterceptedService<Channel, Bearer> {
         InterceptedService::new(self.channel.clone(), Bearer::new(&self.key))
     }
 
-    /// Has the server read the keys now.
+    /// Makes the server reload its keys.
     pub(crate) async fn read_keys(&self) {
         read_keys(&self.server).await;
     }
 
-    /// A client on the app's one connection with another key.
+    /// A client with another key on the app's connection.
     pub(crate) fn client_with(&self, key: &str) -> Client {
         client_on(self.channel.clone(), key)
     }
 
-    /// Where metrics and readiness are asked for.
+    /// The address of the admin port.
     pub(crate) fn admin_addr(&self) -> String {
         self.server.admin_addr().to_string()
     }
 
-    /// Where it listens.
+    /// The address for gRPC.
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// A client on the app's one connection.
+    /// A client on the app's connection.
     pub(crate) fn client(&self) -> Client {
         client_on(self.channel.clone(), &self.key)
     }
 
-    /// A client on a connection of its own.
+    /// A client on a new connection.
     pub(crate) fn fresh_client(&self) -> Client {
         client_on(channel_to(self.addr), &self.key)
     }
 
-    /// Where the gateway listens.
+    /// The address of the gateway.
     pub(crate) fn gateway(&self) -> SocketAddr {
         self.server.gateway_addr().expect("it has a gateway")
     }
@@ -358,7 +360,7 @@ impl TestApp {
             .map(tonic::Response::into_inner)
     }
 
-    /// A schedule that was created.
+    /// Creates a schedule and returns it.
     pub(crate) async fn created(
         &self,
         request: v1::CreateCanvasScheduleRequest,
@@ -416,9 +418,11 @@ impl TestApp {
             .map(tonic::Response::into_inner)
     }
 
-    /// All that the service tells of a schedule.
+    /// Reads a schedule.
     pub(crate) async fn get(&self, of: &v1::CanvasSchedule) -> v1::GetCanvasScheduleResponse {
-        self.try_get(&of.schedule_id).await.expect("it is there")
+        self.try_get(&of.schedule_id)
+            .await
+            .expect("the schedule exists")
     }
 
     pub(crate) async fn list(
@@ -457,7 +461,7 @@ impl TestApp {
             .map(tonic::Response::into_inner)
     }
 
-    /// The kept revisions of a schedule, at most 1,000, the newest first.
+    /// The revisions of a schedule, at most 1,000, newest first.
     pub(crate) async fn revisions(
         &self,
         of: &v1::CanvasSchedule,
@@ -497,7 +501,7 @@ impl TestApp {
             .expect("a dispatch"))
     }
 
-    /// What the service tells of a schedule and its history: to show that nothing changed.
+    /// Reads a schedule and its revisions, to show that nothing changed.
     pub(crate) async fn seen(
         &self,
         of: &v1::CanvasSchedule,
@@ -509,8 +513,8 @@ impl TestApp {
     }
 }
 
-/// What this process logs is searched for keys.
-fn log_everything_if_wanted() {
+/// With `TRACED_INTO`, logs at trace level and searches the log for keys.
+fn trace_if_wanted() {
     static STARTED: Once = Once::new();
     if trace_search::is_wanted() {
         let log = tracing_subscriber::fmt()
@@ -527,8 +531,8 @@ pub(crate) fn channel_to(addr: SocketAddr) -> Channel {
         .connect_lazy()
 }
 
-/// Limits that no test reaches by chance.
-fn endless() -> WorkspaceChange {
+/// Quotas that no test reaches by accident.
+fn unreachable_quotas() -> WorkspaceChange {
     let quota = Quota {
         limit: 1_000_000_000,
         window: QuotaWindow::Minute,
@@ -539,7 +543,7 @@ fn endless() -> WorkspaceChange {
     }
 }
 
-/// A key that nobody else has the name of.
+/// Creates a key with a unique name.
 async fn key(server: &Server, workspace: &str, change: impl FnOnce(&mut KeyOrder)) -> String {
     static MADE: AtomicU32 = AtomicU32::new(0);
     let name = format!(
@@ -563,7 +567,7 @@ async fn key(server: &Server, workspace: &str, change: impl FnOnce(&mut KeyOrder
         .to_owned()
 }
 
-/// A client on `channel` with a key.
+/// A client with a key on `channel`.
 pub(crate) fn client_on(channel: Channel, key: &str) -> Client {
     CanvasScheduleServiceClient::with_interceptor(channel, Bearer::new(key))
         .max_decoding_message_size(64 * 1024 * 1024)

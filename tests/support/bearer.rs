@@ -1,4 +1,4 @@
-//! Calls that carry a key.
+//! Calls with a key.
 
 use tonic::metadata::AsciiMetadataValue;
 use tonic::service::Interceptor;

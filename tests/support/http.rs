@@ -1,16 +1,16 @@
-//! One plain HTTP request at a time.
+//! A minimal HTTP client.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// The status and the body that `GET path` answers.
+/// Sends `GET path` and returns the status and the body.
 pub(crate) async fn get(addr: &str, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(addr).await.expect("it listens");
+    let mut stream = TcpStream::connect(addr).await.expect("the server listens");
     let request = format!("GET {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\r\n");
     stream
         .write_all(request.as_bytes())
         .await
-        .expect("it reads");
+        .expect("the server reads");
     let mut answer = String::new();
     stream
         .read_to_string(&mut answer)

@@ -1,19 +1,16 @@
-//! Ports for servers that come back to theirs.
+//! Ports for servers that restart on the same port.
 
-use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, TcpListener};
+use std::ops::Range;
 
-/// Ports from here on, below those that Linux gives to outgoing connections (32768 and up): one of these would hold a port, for a
-/// moment or for long, while its server is away.
-const FIRST: u64 = 20_000;
-const COUNT: u64 = 12_000;
-/// So many taken ones in a row are no chance.
-const TRIES: usize = 100;
+/// Below the ports that Linux gives to outgoing connections (32768 and up), one of which could take the port of a stopped server.
+const PORTS: Range<u16> = 20_000..32_000;
+/// Attempts before the search gives up.
+const MAX_ATTEMPTS: usize = 100;
 
-/// A free one on loopback; none when so many that were tried are taken.
+/// A free port on loopback, or `None` if every attempt found a port in use.
 pub(crate) fn lasting() -> Option<u16> {
-    let random = |_| u16::try_from(FIRST + RandomState::new().hash_one(()) % COUNT).ok();
-    (0..TRIES)
-        .filter_map(random)
+    (0..MAX_ATTEMPTS)
+        .map(|_| fastrand::u16(PORTS))
         .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
 }

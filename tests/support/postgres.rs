@@ -1,12 +1,9 @@
-//! A PostgreSQL server of one's own: made in a temporary folder from the binaries on this machine, gone when dropped.
+//! A PostgreSQL server in a temporary folder, run by the binaries on this machine, and removed on drop.
 //!
-//! Include it with `#[path = ".../support/postgres.rs"] mod postgres;`. It listens on 127.0.0.1 only, and trusts whoever
-//! comes from there: it holds nothing but the caller's own test data.
+//! Include it with `#[path = ".../support/postgres.rs"] mod postgres;`. It listens on 127.0.0.1 only and trusts every
+//! connection: it contains only test data.
 
-#![allow(
-    dead_code,
-    reason = "shared: not every one of its users needs all of it"
-)]
+#![allow(dead_code, reason = "shared: each test binary uses a part of it")]
 
 #[path = "ports.rs"]
 pub(crate) mod ports;
@@ -27,21 +24,21 @@ use process::{Running, run, send};
 
 /// The superuser of the server.
 const SUPERUSER: &str = "postgres";
-/// Where distributions keep the server's binaries, one folder for each version.
+/// Where distributions install the server, below a folder for each version.
 const VERSIONED: [&str; 2] = ["/usr/lib/postgresql", "/usr/pgsql"];
-/// How long a start may take; after a kill it includes the recovery.
-const START_MOST: Duration = Duration::from_secs(120);
-/// How long a fast stop may take; it ends with a checkpoint.
-const STOP_MOST: Duration = Duration::from_secs(60);
-/// How long one command of ours may take; loading ten million rows is one.
-const COMMAND_MOST: Duration = Duration::from_secs(1800);
+/// The bound of a start, which includes recovery after a kill.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+/// The bound of a fast stop, which includes a checkpoint.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// The bound of one command, such as loading ten million rows.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// Why there is no server.
+/// Why a server did not start.
 #[derive(Debug)]
 pub(crate) enum Problem {
-    /// This machine has no PostgreSQL server binaries: a test may skip, by name.
+    /// PostgreSQL is not installed; a test may report itself as skipped.
     NotInstalled,
-    /// Something went wrong.
+    /// Another error.
     Failed(String),
 }
 
@@ -51,7 +48,7 @@ impl fmt::Display for Problem {
             Self::NotInstalled => {
                 write!(
                     f,
-                    "no PostgreSQL server on this machine: neither PATH nor {}/*/bin has initdb and postgres",
+                    "PostgreSQL is not installed: neither PATH nor {}/*/bin contains initdb and postgres",
                     VERSIONED[0]
                 )
             }
@@ -81,7 +78,7 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
-    /// Makes a server with these settings, each like `fsync=on`, and waits until it answers.
+    /// Starts a server with these settings, each like `fsync=on`, and waits until it accepts connections.
     ///
     /// # Errors
     /// [`Problem::NotInstalled`] where there are no binaries, else what went wrong.
@@ -89,10 +86,7 @@ impl Postgres {
         Self::start_in(vec![], settings)
     }
 
-    /// The same with these variables in the server's environment.
-    ///
-    /// # Errors
-    /// As above.
+    /// The same with these environment variables.
     pub(crate) fn start_in(
         environment: Vec<(&'static str, String)>,
         settings: &[&str],
@@ -126,12 +120,12 @@ impl Postgres {
                 "-D",
             ])
             .arg(data);
-        run(&mut initdb, START_MOST)?;
+        run(&mut initdb, START_TIMEOUT)?;
         postgres.launch()?;
         Ok(postgres)
     }
 
-    /// Where a client finds this database.
+    /// The URL of a database.
     pub(crate) fn url(&self, database: &str) -> String {
         format!(
             "postgres://{SUPERUSER}@{}:{}/{database}",
@@ -140,26 +134,20 @@ impl Postgres {
         )
     }
 
-    /// Makes an empty database.
-    ///
-    /// # Errors
-    /// What the server says.
+    /// Creates an empty database.
     pub(crate) fn createdb(&self, database: &str) -> Result<(), Problem> {
         self.psql("postgres", &format!("CREATE DATABASE \"{database}\""))
             .map(drop)
     }
 
-    /// Runs SQL, each statement on its own, and answers the rows: a line each, columns parted by `|`.
-    ///
-    /// # Errors
-    /// What the server says; at the first fault the rest is not run.
+    /// Runs SQL, each statement in a transaction of its own, and returns the rows: one a line, with `|` between columns.
     pub(crate) fn psql(&self, database: &str, sql: &str) -> Result<String, Problem> {
         let mut psql = self.client("psql", database);
         psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]);
-        Ok(run(&mut psql, COMMAND_MOST)?.trim_end().to_owned())
+        Ok(run(&mut psql, COMMAND_TIMEOUT)?.trim_end().to_owned())
     }
 
-    /// One of PostgreSQL's client programs, set to talk to this database.
+    /// A client program of PostgreSQL that connects to this database.
     pub(crate) fn client(&self, program: &str, database: &str) -> Command {
         let mut command = Command::new(self.bin(program));
         command
@@ -172,32 +160,32 @@ impl Postgres {
         command
     }
 
-    /// The path of one of PostgreSQL's programs.
+    /// The path of a program of PostgreSQL.
     pub(crate) fn bin(&self, program: &str) -> PathBuf {
-        let beside = self.binaries.join(program);
-        if beside.exists() {
-            beside
+        let installed = self.binaries.join(program);
+        if installed.exists() {
+            installed
         } else {
             PathBuf::from(program)
         }
     }
 
-    /// The folder of the server, for files that are to go with it; the data lies in `data` below it.
+    /// The folder of the server, removed with it. The data is in `data` below it.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder.0
     }
 
-    /// The process id of the postmaster; none while the server is down.
+    /// The process id of the postmaster, or `None` while the server is down.
     pub(crate) fn pid(&self) -> Option<u32> {
         self.server.as_ref().map(Running::pid)
     }
 
-    /// The port, the same over restarts.
+    /// The port, which restarts keep.
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
-    /// Stops the server at once and without mercy, as a power cut would: postmaster and backends get SIGKILL.
+    /// Kills postmaster and backends with SIGKILL, as a power failure would.
     pub(crate) fn kill9(&mut self) {
         if let Some(mut server) = self.server.take() {
             let mut pids = vec![server.pid()];
@@ -208,23 +196,17 @@ impl Postgres {
     }
 
     /// Stops the server fast, with a checkpoint.
-    ///
-    /// # Errors
-    /// That it did not end.
     pub(crate) fn stop(&mut self) -> Result<(), Problem> {
         let Some(mut server) = self.server.take() else {
             return Ok(());
         };
         server
-            .stop("INT", STOP_MOST)
+            .stop("INT", STOP_TIMEOUT)
             .map(drop)
             .map_err(Problem::Failed)
     }
 
-    /// Starts the server again on the same data and port; one that still runs is stopped first.
-    ///
-    /// # Errors
-    /// What went wrong.
+    /// Restarts the server with the same data and port.
     pub(crate) fn restart(&mut self) -> Result<(), Problem> {
         self.stop()?;
         self.launch()
@@ -234,7 +216,7 @@ impl Postgres {
         self.folder.0.join("data")
     }
 
-    /// One of the server's own programs, as the account that may run it.
+    /// A server program, run by an account that may run it.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.bin(program));
         command.current_dir(&self.folder.0).env_remove("PGDATA");
@@ -244,12 +226,12 @@ impl Postgres {
         command
     }
 
-    /// Tries until the server answers: a free port may be taken by somebody else meanwhile, and the backends of a killed
-    /// server need a moment to go.
+    /// Tries until the server answers: another process may take the port meanwhile, and the backends of a killed
+    /// server take a moment to end.
     fn launch(&mut self) -> Result<(), Problem> {
-        let until = Instant::now() + START_MOST;
+        let until = Instant::now() + START_TIMEOUT;
         loop {
-            // Written once it has its port.
+            // The server writes the file once it has its port.
             let has_run = self.data().join("postmaster.opts").exists();
             if !has_run {
                 self.port = ports::lasting().ok_or_else(|| "no free port".to_owned())?;
@@ -299,7 +281,7 @@ impl Postgres {
         Ok(Running::start(&mut postgres)?)
     }
 
-    /// Whether it accepts connections before it ends and before `until`.
+    /// Waits until it accepts connections. Returns false if it ends first, or at `until`.
     fn answers(&self, server: &mut Running, until: Instant) -> bool {
         while server.ended().is_none() && Instant::now() < until {
             let mut ready = self.client("pg_isready", "postgres");
@@ -320,12 +302,12 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // One that does not stop is killed; then its folder goes.
+        // Kills a server that does not stop.
         let _stopped = self.stop();
     }
 }
 
-/// The processes that this one started and that still run.
+/// The running child processes of a process.
 pub(crate) fn children_of(pid: u32) -> Vec<u32> {
     let Ok(processes) = fs::read_dir("/proc") else {
         return vec![];
@@ -346,14 +328,14 @@ fn parent_of(pid: u32) -> Option<u32> {
         .ok()
 }
 
-/// The folder of the server's binaries: from the PATH, else of the newest version that is installed.
+/// The folder of the server's binaries: from PATH, else of the newest installed version.
 fn binaries() -> Option<PathBuf> {
     let usable = |folder: &PathBuf| {
         ["initdb", "postgres"]
             .iter()
             .all(|program| folder.join(program).exists())
     };
-    // A link on the PATH leads to the folder that has the client programs of the same version too.
+    // A link in PATH leads to the folder that also has the client programs of its version.
     let behind_link = |folder: PathBuf| {
         Some(
             fs::canonicalize(folder.join("postgres"))
@@ -369,14 +351,17 @@ fn binaries() -> Option<PathBuf> {
     on_path.flatten().chain(versioned()).find(usable)
 }
 
-#[allow(clippy::disallowed_methods, reason = "PATH is no setting of ours")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "PATH is not a setting of the service"
+)]
 fn path_folders() -> Vec<PathBuf> {
     std::env::var_os("PATH")
         .map(|path| std::env::split_paths(&path).collect())
         .unwrap_or_default()
 }
 
-/// The binaries' folders of every version, the newest first.
+/// The folders of binaries of every version, newest first.
 fn versioned() -> Vec<PathBuf> {
     let entries = VERSIONED
         .iter()
@@ -399,7 +384,7 @@ fn versioned() -> Vec<PathBuf> {
     found.into_iter().map(|(_, folder)| folder).collect()
 }
 
-/// Whom the server runs as: it refuses to run as root.
+/// The account that runs the server, which refuses to run as root.
 #[derive(Debug, Clone, Copy)]
 struct Account {
     uid: u32,
@@ -407,7 +392,7 @@ struct Account {
 }
 
 impl Account {
-    /// None when we are not root; else the account `postgres`, or `nobody` where there is none.
+    /// `None` unless this process runs as root; else the account `postgres`, or `nobody` if there is none.
     fn needed() -> Result<Option<Self>, Problem> {
         if id(&["-u"]) != Some(0) {
             return Ok(None);
@@ -435,7 +420,7 @@ fn id(args: &[&str]) -> Option<u32> {
         .ok()
 }
 
-/// A temporary folder that goes with this value.
+/// A temporary folder, removed on drop.
 #[derive(Debug)]
 struct Folder(PathBuf);
 
@@ -449,7 +434,7 @@ impl Folder {
         );
         let folder = Self(std::env::temp_dir().join(name));
         let failed =
-            |fault| Problem::Failed(format!("{} cannot be made: {fault}", folder.0.display()));
+            |fault| Problem::Failed(format!("{} cannot be created: {fault}", folder.0.display()));
         fs::DirBuilder::new()
             .mode(0o700)
             .create(&folder.0)
@@ -465,7 +450,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // What cannot be removed is left to whoever empties the temporary folder.
+        // A folder that cannot be removed is left to the system's cleaner.
         let _removed = fs::remove_dir_all(&self.0);
     }
 }

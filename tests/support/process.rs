@@ -1,14 +1,14 @@
-//! Child processes that always end: every wait is bounded, and what still runs is killed by its own id.
+//! Child processes that always end: every wait is bounded, and drop kills a process that still runs.
 
 use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How often a process is looked at while its end is waited for.
-const LOOK: Duration = Duration::from_millis(5);
+/// The interval of checks while waiting for the end of a process.
+const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// A child process that does not outlive this value.
+/// A child process, killed on drop.
 #[derive(Debug)]
 pub(crate) struct Running {
     name: String,
@@ -17,9 +17,6 @@ pub(crate) struct Running {
 
 impl Running {
     /// Starts `command`.
-    ///
-    /// # Errors
-    /// Why it cannot be started.
     pub(crate) fn start(command: &mut Command) -> Result<Self, String> {
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command
@@ -43,50 +40,47 @@ impl Running {
         self.child.try_wait().ok().flatten()
     }
 
-    /// Waits for its end, at most for `most`.
-    pub(crate) fn wait(&mut self, most: Duration) -> Option<ExitStatus> {
-        let until = Instant::now() + most;
+    /// Waits for its end for at most `timeout`.
+    pub(crate) fn wait(&mut self, timeout: Duration) -> Option<ExitStatus> {
+        let until = Instant::now() + timeout;
         loop {
             let status = self.ended();
             if status.is_some() || Instant::now() >= until {
                 return status;
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(CHECK_INTERVAL);
         }
     }
 
-    /// Sends it a signal, such as `TERM`; nothing happens when it has ended. After `STOP` each of its threads stands still.
+    /// Sends a signal such as `TERM`, unless it has ended. After `STOP`, waits until each of its threads has stopped.
     pub(crate) fn signal(&mut self, signal: &str) {
         if self.ended().is_none() {
             send(signal, &[self.pid()]);
-            // The signal is sent when `kill` returns; a thread that runs on another core goes on for a moment.
-            while signal == "STOP" && self.ended().is_none() && !stands_still(self.pid()) {
+            // A thread on another core may run for a moment after `kill` returns.
+            while signal == "STOP" && self.ended().is_none() && !is_stopped(self.pid()) {
                 std::thread::yield_now();
             }
         }
     }
 
-    /// Asks it to end by `signal` and waits; one that takes longer than `most` is killed, which is an error.
-    ///
-    /// # Errors
-    /// That it had to be killed.
-    pub(crate) fn stop(&mut self, signal: &str, most: Duration) -> Result<ExitStatus, String> {
+    /// Sends `signal` and waits for its end. Kills it after `timeout`, which is an error.
+    pub(crate) fn stop(&mut self, signal: &str, timeout: Duration) -> Result<ExitStatus, String> {
         self.signal(signal);
-        match self.wait(most) {
+        match self.wait(timeout) {
             Some(status) => Ok(status),
             None => {
                 self.kill();
                 Err(format!(
-                    "{} did not end within {most:?} of SIG{signal}",
+                    "{} did not end within {timeout:?} of SIG{signal}",
                     self.name
                 ))
             }
         }
     }
 
-    /// Kills it (SIGKILL) and waits until it is gone.
+    /// Kills it with SIGKILL and waits for its end.
     pub(crate) fn kill(&mut self) {
-        // Fails only when it has ended already.
+        // Fails only if it has already ended.
         let _ended = self.child.kill();
         let _status = self.child.wait();
     }
@@ -100,7 +94,7 @@ impl Drop for Running {
     }
 }
 
-/// Sends a signal to processes by their ids. One that is gone already is no fault.
+/// Sends a signal to processes, some of which may have ended.
 pub(crate) fn send(signal: &str, pids: &[u32]) {
     if pids.is_empty() {
         return;
@@ -113,11 +107,11 @@ pub(crate) fn send(signal: &str, pids: &[u32]) {
         .status();
 }
 
-/// Runs `command` to its end and answers what it wrote to its standard output.
+/// Runs `command` to its end and returns its standard output.
 ///
 /// # Errors
-/// It cannot be started, takes longer than `most` (then it is killed), or fails: with what it wrote to its standard error.
-pub(crate) fn run(command: &mut Command, most: Duration) -> Result<String, String> {
+/// It cannot be started, takes longer than `timeout` (and is killed), or fails, with its standard error.
+pub(crate) fn run(command: &mut Command, timeout: Duration) -> Result<String, String> {
     let mut running = Running::start(
         command
             .stdin(Stdio::null())
@@ -126,9 +120,9 @@ pub(crate) fn run(command: &mut Command, most: Duration) -> Result<String, Strin
     )?;
     let output = collect(running.child.stdout.take());
     let complaints = collect(running.child.stderr.take());
-    let Some(status) = running.wait(most) else {
+    let Some(status) = running.wait(timeout) else {
         running.kill();
-        return Err(format!("{} did not end within {most:?}", running.name));
+        return Err(format!("{} did not end within {timeout:?}", running.name));
     };
     let complaints = text(complaints);
     if status.success() {
@@ -144,12 +138,12 @@ pub(crate) fn run(command: &mut Command, most: Duration) -> Result<String, Strin
 
 type Collector = Option<JoinHandle<String>>;
 
-/// Reads a pipe in a thread, so that the process at its other end never waits for us.
+/// Reads a pipe in a thread, so that the process never blocks on it.
 fn collect(pipe: Option<impl Read + Send + 'static>) -> Collector {
     let mut pipe = pipe?;
     Some(std::thread::spawn(move || {
         let mut bytes = Vec::new();
-        // What came before a fault is what there is.
+        // After an error, the output so far is the output.
         let _read = pipe.read_to_end(&mut bytes);
         String::from_utf8_lossy(&bytes).into_owned()
     }))
@@ -161,17 +155,17 @@ fn text(collector: Collector) -> String {
         .unwrap_or_default()
 }
 
-/// Whether each thread of a process is stopped.
-fn stands_still(pid: u32) -> bool {
+/// Whether every thread of a process is stopped.
+fn is_stopped(pid: u32) -> bool {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
         return false;
     };
     // The state follows the name, which is in parentheses.
-    let stopped = |stat: String| {
+    let thread_is_stopped = |stat: String| {
         stat.rsplit_once(") ")
             .is_some_and(|(_, rest)| rest.starts_with('T'))
     };
-    threads
-        .flatten()
-        .all(|thread| std::fs::read_to_string(thread.path().join("stat")).is_ok_and(stopped))
+    threads.flatten().all(|thread| {
+        std::fs::read_to_string(thread.path().join("stat")).is_ok_and(thread_is_stopped)
+    })
 }

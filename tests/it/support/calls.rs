@@ -1,4 +1,4 @@
-//! Requests as tests write them, and refusals as tests look at them.
+//! Short forms for requests, and errors as tests compare them.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -46,7 +46,7 @@ pub(crate) fn optimal(time: &str) -> Option<v1::Schedule> {
     })
 }
 
-/// A schedule for everyone.
+/// A request to create a broadcast.
 pub(crate) fn create(
     canvas_id: &str,
     schedule: Option<v1::Schedule>,
@@ -59,7 +59,7 @@ pub(crate) fn create(
     }
 }
 
-/// An update of that schedule.
+/// A request to update a schedule.
 pub(crate) fn update(
     of: &v1::CanvasSchedule,
     schedule: Option<v1::Schedule>,
@@ -70,7 +70,7 @@ pub(crate) fn update(
     }
 }
 
-/// An update that leaves the schedule's id out.
+/// A request to update the open schedule of a Canvas, without an id.
 pub(crate) fn update_of_canvas(
     canvas_id: &str,
     schedule: Option<v1::Schedule>,
@@ -82,7 +82,7 @@ pub(crate) fn update_of_canvas(
     }
 }
 
-/// A cancellation of that schedule.
+/// A request to cancel a schedule.
 pub(crate) fn cancel(of: &v1::CanvasSchedule) -> v1::CancelCanvasScheduleRequest {
     v1::CancelCanvasScheduleRequest {
         canvas_id: of.canvas_id.clone(),
@@ -91,7 +91,7 @@ pub(crate) fn cancel(of: &v1::CanvasSchedule) -> v1::CancelCanvasScheduleRequest
     }
 }
 
-/// A user by the caller's own id.
+/// A recipient with an external user id.
 pub(crate) fn user(id: &str) -> v1::Recipient {
     v1::Recipient {
         identifier: Some(v1::recipient::Identifier::ExternalUserId(id.to_owned())),
@@ -99,7 +99,7 @@ pub(crate) fn user(id: &str) -> v1::Recipient {
     }
 }
 
-/// A user who states a zone.
+/// The same with a time zone.
 pub(crate) fn user_in(id: &str, zone: &str) -> v1::Recipient {
     v1::Recipient {
         attributes: Some(object(serde_json::json!({ "time_zone": zone }))),
@@ -107,10 +107,10 @@ pub(crate) fn user_in(id: &str, zone: &str) -> v1::Recipient {
     }
 }
 
-/// A JSON object as protobuf has it.
+/// A JSON object as a protobuf `Struct`.
 pub(crate) fn object(json: Value) -> Struct {
     let Value::Object(fields) = json else {
-        panic!("{json} is no object")
+        panic!("{json} is not an object")
     };
     Struct {
         fields: fields
@@ -134,17 +134,17 @@ fn proto(json: Value) -> ProtoValue {
     ProtoValue { kind: Some(kind) }
 }
 
-/// The schedule of an answer.
+/// The schedule in an answer.
 pub(crate) fn schedule_of(answer: &v1::UpdateCanvasScheduleResponse) -> &v1::CanvasSchedule {
     answer.canvas_schedule.as_ref().expect("a schedule")
 }
 
-/// The time that a schedule shows.
+/// The time of a schedule.
 pub(crate) fn time_of(schedule: &v1::CanvasSchedule) -> &str {
     &schedule.schedule.as_ref().expect("a schedule").time
 }
 
-/// A refusal, by what callers decide on.
+/// The parts of an error that callers act on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub code: Code,
@@ -155,9 +155,9 @@ pub(crate) struct Refusal {
     pub message: String,
 }
 
-/// The refusal that `answer` is.
+/// The error of a refused call.
 pub(crate) fn refusal<T: Debug>(answer: Result<T, Status>) -> Refusal {
-    let status = answer.expect_err("it must be refused");
+    let status = answer.expect_err("the call must be refused");
     let details = status.get_error_details();
     let info = details
         .error_info()
@@ -182,7 +182,7 @@ pub(crate) fn refusal<T: Debug>(answer: Result<T, Status>) -> Refusal {
     }
 }
 
-/// The refusal that `answer` is, held to its code and reason.
+/// The error of a refused call, which must have this code and reason.
 pub(crate) fn refused<T: Debug>(answer: Result<T, Status>, code: Code, reason: &str) -> Refusal {
     let refusal = refusal(answer);
     assert_eq!(
@@ -193,10 +193,10 @@ pub(crate) fn refused<T: Debug>(answer: Result<T, Status>, code: Code, reason: &
     refusal
 }
 
-/// One answer of a batch, an error as the status that the update would have got on its own.
+/// One answer of a batch. An error has the status that the update would have on its own.
 pub(crate) type Entry = Result<v1::UpdateCanvasScheduleResponse, Status>;
 
-/// The answer in one result of a batch.
+/// Converts a result of a batch.
 pub(crate) fn entry(result: v1::BatchUpdateCanvasSchedulesResult) -> Entry {
     match result.result.expect("a result") {
         v1::batch_update_canvas_schedules_result::Result::Response(response) => Ok(response),
@@ -216,7 +216,7 @@ pub(crate) fn entry(result: v1::BatchUpdateCanvasSchedulesResult) -> Entry {
     }
 }
 
-/// A client that leaves deadlines to the server; tonic's channel also ends calls by itself, with a code of its own.
+/// A client that leaves deadlines to the server. tonic's channel enforces them itself, with a different code.
 pub(crate) async fn bare_client(
     addr: SocketAddr,
     key: &str,
@@ -239,7 +239,7 @@ pub(crate) async fn bare_client(
     )
 }
 
-/// Calls a method with bytes as they are, for what no generated client would send.
+/// Calls a method with raw bytes that no generated client would send.
 pub(crate) async fn raw<C>(channel: C, method: &str, message: Vec<u8>) -> Result<Bytes, Status>
 where
     C: GrpcService<Body>,
@@ -257,7 +257,7 @@ where
         .map(tonic::Response::into_inner)
 }
 
-/// Neither encodes nor decodes.
+/// A codec that passes bytes through.
 #[derive(Clone, Copy)]
 struct BytesCodec;
 

@@ -1,4 +1,4 @@
-//! A database for each test, gone after it. All of PostgreSQL's live on one server, which ends with this process.
+//! A database for each test, removed after it. Those of PostgreSQL share one server, which ends with this process.
 
 #[path = "../../support/postgres.rs"]
 pub(crate) mod postgres;
@@ -16,10 +16,10 @@ use sea_orm::{
     Statement, TransactionOptions, TransactionTrait,
 };
 
-/// Which database.
+/// The kind of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// SQLite in memory; only the server that opens it sees it.
+    /// SQLite in memory, visible only to the server that opens it.
     Memory,
     /// SQLite in a file.
     File,
@@ -27,32 +27,32 @@ pub(crate) enum Kind {
     Postgres,
 }
 
-/// A database of one test.
+/// The database of a test.
 pub(crate) struct Database {
     url: String,
-    place: Place,
+    storage: Storage,
 }
 
-enum Place {
+enum Storage {
     Memory,
     Folder(PathBuf),
     Server(&'static Server, String),
 }
 
 impl Database {
-    /// A database for the test `name`; one of PostgreSQL is migrated. None where PostgreSQL is missing and need not be there.
+    /// Creates a database for the test `name`; one of PostgreSQL is migrated. Returns `None` if PostgreSQL is needed and not installed.
     pub(crate) fn new(kind: Kind, name: &str) -> Option<Self> {
         match kind {
             Kind::Memory => Some(Self {
                 url: "sqlite::memory:".to_owned(),
-                place: Place::Memory,
+                storage: Storage::Memory,
             }),
             Kind::File => {
                 let folder = std::env::temp_dir().join(format!("canvas-scheduler-it-{}", unique()));
                 std::fs::create_dir(&folder).expect("a folder");
                 Some(Self {
                     url: format!("sqlite://{}?mode=rwc", folder.join("test.db").display()),
-                    place: Place::Folder(folder),
+                    storage: Storage::Folder(folder),
                 })
             }
             Kind::Postgres => server(name).map(|server| {
@@ -61,7 +61,7 @@ impl Database {
         }
     }
 
-    /// The same without any table.
+    /// The same without a schema.
     pub(crate) fn empty(kind: Kind, name: &str) -> Option<Self> {
         if kind == Kind::Postgres {
             server(name).map(|server| server.database("CREATE DATABASE {}"))
@@ -70,21 +70,21 @@ impl Database {
         }
     }
 
-    /// Where it is.
+    /// Its URL.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// Whether it is PostgreSQL's.
+    /// Whether it is a PostgreSQL database.
     pub(crate) fn is_postgres(&self) -> bool {
-        matches!(self.place, Place::Server(..))
+        matches!(self.storage, Storage::Server(..))
     }
 
-    /// A connection past the service. Not for SQLite in memory.
+    /// Connects to it directly. Not for SQLite in memory.
     pub(crate) async fn connect(&self) -> DatabaseConnection {
         assert!(
-            !matches!(self.place, Place::Memory),
-            "nobody else sees a database in memory"
+            !matches!(self.storage, Storage::Memory),
+            "a database in memory allows no second connection"
         );
         let mut options = sea_orm::ConnectOptions::new(self.url.clone());
         options.max_connections(1).sqlx_logging(false);
@@ -93,7 +93,7 @@ impl Database {
             .expect("a connection")
     }
 
-    /// Runs SQL past the service: what it says on PostgreSQL and on SQLite.
+    /// Runs one SQL text on PostgreSQL, the other on SQLite.
     pub(crate) async fn sql(&self, postgres: &str, sqlite: &str) {
         let sql = if self.is_postgres() { postgres } else { sqlite };
         self.connect()
@@ -103,7 +103,7 @@ impl Database {
             .expect(sql);
     }
 
-    /// A number from the database.
+    /// Runs a query that returns one number.
     pub(crate) async fn count(&self, sql: &str) -> i64 {
         let db = self.connect().await;
         let row = db
@@ -114,7 +114,7 @@ impl Database {
         row.try_get_by_index(0).expect("a number")
     }
 
-    /// The first column, as text, of every row.
+    /// Runs a query, and returns the first column of every row as text.
     pub(crate) async fn rows(&self, sql: &str) -> Vec<String> {
         let db = self.connect().await;
         let rows = db
@@ -126,46 +126,46 @@ impl Database {
             .collect()
     }
 
-    /// Takes the lock that a writer needs to change this schedule, until it is given back by a rollback. SQLite has one lock
-    /// for all.
-    pub(crate) async fn hold(&self, schedule_id: &str) -> DatabaseTransaction {
+    /// Takes the lock that a writer needs to change this schedule, until a rollback. SQLite has one lock
+    /// for the whole database.
+    pub(crate) async fn lock(&self, schedule_id: &str) -> DatabaseTransaction {
         let db = self.connect().await;
         let options = TransactionOptions {
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..Default::default()
         };
-        let held = db.begin_with_options(options).await.expect("a transaction");
-        if held.get_database_backend() == DbBackend::Postgres {
+        let locked = db.begin_with_options(options).await.expect("a transaction");
+        if locked.get_database_backend() == DbBackend::Postgres {
             let lock =
                 format!("SELECT 1 FROM canvas_schedule WHERE id = '{schedule_id}' FOR UPDATE");
-            held.execute_unprepared(&lock).await.expect("the lock");
+            locked.execute_unprepared(&lock).await.expect("the lock");
         }
-        held
+        locked
     }
 }
 
 impl Drop for Database {
     fn drop(&mut self) {
-        match &self.place {
-            Place::Memory => {}
-            Place::Folder(folder) => {
-                // What cannot be removed is left to whoever empties the temporary folder.
+        match &self.storage {
+            Storage::Memory => {}
+            Storage::Folder(folder) => {
+                // A folder that cannot be removed is left to the system's cleaner.
                 let _removed = std::fs::remove_dir_all(folder);
             }
-            Place::Server(server, name) => {
-                // FORCE: the server under test may still be closing its connections.
+            Storage::Server(server, name) => {
+                // FORCE, since the server under test may still hold connections.
                 let dropped = server
                     .postgres
                     .psql("postgres", &format!("DROP DATABASE {name} WITH (FORCE)"));
                 if !std::thread::panicking() {
-                    dropped.expect("the database is dropped");
+                    dropped.expect("the database must be dropped");
                 }
             }
         }
     }
 }
 
-/// A number that no other part of this machine has at the moment.
+/// A name that is unique among running processes.
 fn unique() -> String {
     static MADE: AtomicU32 = AtomicU32::new(0);
     format!(
@@ -175,16 +175,16 @@ fn unique() -> String {
     )
 }
 
-/// The shared server; stopped, and its folder removed, by a process that sees ours end however it ends.
+/// The shared server. A watcher process stops it and removes its folder, however this process ends.
 struct Server {
     postgres: Postgres,
     _watcher: Child,
 }
 
-/// A migrated database that is only copied.
+/// The migrated database that tests copy.
 const TEMPLATE: &str = "migrated";
 
-/// Durable enough to be accepted, and no slower than that.
+/// As durable as the service demands, and otherwise fast.
 const SETTINGS: [&str; 7] = [
     "synchronous_commit=off",
     "wal_level=minimal",
@@ -195,7 +195,7 @@ const SETTINGS: [&str; 7] = [
     "checkpoint_timeout=1h",
 ];
 
-/// The shared server, started by whoever asks first. None where PostgreSQL is not installed: then the test is skipped, by name.
+/// The shared server, started on first use. Returns `None`, and reports the test as skipped, where PostgreSQL is not installed.
 fn server(test: &str) -> Option<&'static Server> {
     static SERVER: OnceLock<Option<Server>> = OnceLock::new();
     let server = SERVER.get_or_init(|| match Postgres::start(&SETTINGS) {
@@ -208,8 +208,8 @@ fn server(test: &str) -> Option<&'static Server> {
             !postgres_is_required(),
             "{test} needs PostgreSQL, which is not installed, and REQUIRE_POSTGRES=1 is set"
         );
-        // Past the capture of a passing test's output.
-        let _told = writeln!(std::io::stderr(), "skipped: {test} needs PostgreSQL");
+        // Written to stderr directly, since the test harness captures the output of passing tests.
+        let _written = writeln!(std::io::stderr(), "skipped: {test} needs PostgreSQL");
     }
     server.as_ref()
 }
@@ -224,9 +224,9 @@ fn postgres_is_required() -> bool {
 
 impl Server {
     fn prepare(postgres: Postgres) -> Self {
-        let watcher = end_with_us(&postgres);
+        let watcher = stop_with_this_process(&postgres);
         postgres.createdb(TEMPLATE).expect("the template");
-        // By another process, so that nobody is connected to the template when it is copied.
+        // In another process, since a template with connections cannot be copied.
         let mut migrate = Command::new(env!("CARGO_BIN_EXE_canvas-scheduler"));
         let migrated = migrate
             .args(["migrate", "--database-url", &postgres.url(TEMPLATE)])
@@ -250,13 +250,13 @@ impl Server {
             .expect("a database");
         Database {
             url: self.postgres.url(&name),
-            place: Place::Server(self, name),
+            storage: Storage::Server(self, name),
         }
     }
 }
 
-/// Statics are never dropped. So a shell reads a pipe that only we hold the other end of; when it ends, we have ended.
-fn end_with_us(postgres: &Postgres) -> Child {
+/// Starts the watcher, since statics are never dropped: a shell that reads a pipe from this process, which closes when the process ends.
+fn stop_with_this_process(postgres: &Postgres) -> Child {
     const SCRIPT: &str = r#"
         cat > /dev/null
         kill -QUIT "$1"
@@ -269,7 +269,7 @@ fn end_with_us(postgres: &Postgres) -> Child {
     shell
         .args(["-c", SCRIPT, "sh", &pid])
         .arg(postgres.folder());
-    // Its own group, so that Ctrl-C leaves it to its work.
+    // In a process group of its own, so that Ctrl-C does not stop it.
     shell
         .process_group(0)
         .stdin(Stdio::piped())

@@ -1,4 +1,4 @@
-//! A server that sends.
+//! A server with a dispatcher.
 
 use std::sync::Arc;
 
@@ -7,14 +7,14 @@ use canvas_scheduler::clock::{Clock, ManualClock};
 use super::{Database, NOW, RecordingSink, TestApp, instant};
 
 /// A server with a dispatcher, a sink that records, and a clock that the test moves.
-pub(crate) struct Sending {
+pub(crate) struct DispatchingApp {
     pub app: TestApp,
     pub sink: Arc<RecordingSink>,
     pub clock: Arc<ManualClock>,
 }
 
-impl Sending {
-    /// A server over a migrated database.
+impl DispatchingApp {
+    /// Starts one over a migrated database.
     pub(crate) async fn start(database: &Database) -> Self {
         let (sink, clock) = (
             RecordingSink::new(),

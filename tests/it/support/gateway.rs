@@ -1,4 +1,4 @@
-//! Requests to the gateway, a connection each.
+//! Requests to the gateway, each on a new connection.
 
 use bytes::Bytes;
 use http::response::Parts;
@@ -20,13 +20,13 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// Its body, which is JSON and says so.
+    /// Its body, which must be JSON by its content type.
     pub(crate) fn json(&self) -> Value {
         assert_eq!(self.headers["content-type"], "application/json", "{self:?}");
         serde_json::from_str(&self.text).unwrap_or_else(|why| panic!("{why}: {self:?}"))
     }
 
-    /// Its body, held to its status.
+    /// Its body, after a check of its status.
     pub(crate) fn with(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{self:?}");
         self.json()
@@ -43,7 +43,7 @@ impl Answer {
 }
 
 impl TestApp {
-    /// The status of what may not be text.
+    /// The status of a response that may not be text.
     pub(crate) async fn status_of(&self, path: &str) -> u16 {
         self.raw_http(Method::GET, path, &[], Vec::new())
             .await
@@ -52,7 +52,7 @@ impl TestApp {
             .as_u16()
     }
 
-    /// Sends a request with these headers as it is.
+    /// Sends a request with exactly these headers.
     pub(crate) async fn http(
         &self,
         method: Method,
@@ -87,7 +87,7 @@ impl TestApp {
             .expect("a request");
         let stream = TcpStream::connect(self.gateway())
             .await
-            .expect("it listens");
+            .expect("the gateway listens");
         let (mut send, connection) = handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
         tokio::spawn(connection);
         let (head, body) = soon(send.send_request(request))
@@ -102,7 +102,7 @@ impl TestApp {
         self.post_text(path, &body.to_string()).await
     }
 
-    /// The same of any text.
+    /// The same for any text.
     pub(crate) async fn post_text(&self, path: &str, body: &str) -> Answer {
         self.http(
             Method::POST,
@@ -122,7 +122,7 @@ impl TestApp {
             .await
     }
 
-    /// The app's key as a header states it.
+    /// The app's key as the value of an `authorization` header.
     pub(crate) fn bearer(&self) -> String {
         format!("Bearer {}", self.key)
     }

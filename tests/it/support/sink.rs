@@ -1,4 +1,4 @@
-//! A sink that keeps what it gets and answers as the test says.
+//! A sink that records dispatches and answers as the test tells it to.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,25 +10,25 @@ use tokio::sync::watch;
 
 use super::soon;
 
-/// What becomes of a dispatch that reaches the sink.
+/// How the sink replies to a dispatch.
 #[derive(Debug, Clone)]
 pub(crate) enum Reply {
-    /// It is answered.
+    /// With this answer.
     Say(DeliveryOutcome),
-    /// It is never answered.
+    /// Never.
     Hang,
 }
 
 type Script = Box<dyn Fn(&DispatchMessage) -> Reply + Send>;
 
-/// Every dispatch with what became of it, in the order in which they came.
+/// Records every dispatch with its reply, in order.
 pub(crate) struct RecordingSink {
     seen: watch::Sender<Vec<(DispatchMessage, Reply)>>,
     script: Mutex<Script>,
 }
 
 impl RecordingSink {
-    /// A sink that takes everything.
+    /// A sink that accepts everything.
     pub(crate) fn new() -> Arc<Self> {
         let script: Script = Box::new(|_| Reply::Say(DeliveryOutcome::Delivered));
         Arc::new(Self {
@@ -37,17 +37,17 @@ impl RecordingSink {
         })
     }
 
-    /// From now on it answers so.
+    /// Sets how it replies from now on.
     pub(crate) fn reply(&self, script: impl Fn(&DispatchMessage) -> Reply + Send + 'static) {
         *self.script.lock().expect("no panic while answering") = Box::new(script);
     }
 
-    /// From now on it answers always the same.
+    /// Sets the answer to every dispatch from now on.
     pub(crate) fn say(&self, answer: DeliveryOutcome) {
         self.reply(move |_| Reply::Say(answer.clone()));
     }
 
-    /// What has come until now.
+    /// The dispatches so far.
     pub(crate) fn seen(&self) -> Vec<DispatchMessage> {
         self.seen
             .borrow()
@@ -56,7 +56,7 @@ impl RecordingSink {
             .collect()
     }
 
-    /// What was taken until now.
+    /// The accepted dispatches so far.
     pub(crate) fn taken(&self) -> Vec<DispatchMessage> {
         let taken = |(dispatch, reply): &(DispatchMessage, Reply)| {
             matches!(reply, Reply::Say(DeliveryOutcome::Delivered)).then(|| dispatch.clone())
@@ -64,21 +64,21 @@ impl RecordingSink {
         self.seen.borrow().iter().filter_map(taken).collect()
     }
 
-    /// How much has come until now.
+    /// The number of dispatches so far.
     pub(crate) fn count(&self) -> usize {
         self.seen.borrow().len()
     }
 
-    /// Waits until `n` dispatches have come in all, and answers them.
+    /// Waits until `n` dispatches have arrived in all, and returns them.
     pub(crate) async fn at_least(&self, n: usize) -> Vec<DispatchMessage> {
         let mut seen = self.seen.subscribe();
         soon(seen.wait_for(|seen| seen.len() >= n))
             .await
-            .expect("the sink is there");
+            .expect("the sink exists");
         self.seen()
     }
 
-    /// Moves the clock on step by step until `enough`: for what comes after pauses that begin when an answer is written.
+    /// Moves the clock step by step until `enough`, for dispatches after a pause that begins when an answer is written.
     pub(crate) async fn in_time(
         &self,
         clock: &ManualClock,
@@ -89,8 +89,8 @@ impl RecordingSink {
         let moving = async {
             while !enough(self) {
                 clock.advance(step);
-                // Whoever waits for the clock gets a turn.
-                let _come =
+                // Lets tasks that wait for the clock run.
+                let _changed =
                     tokio::time::timeout(std::time::Duration::from_millis(5), seen.changed()).await;
             }
         };

@@ -1,4 +1,4 @@
-//! The store without a server, for what no caller can bring about.
+//! A store without a server, for states that no caller can cause.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 use super::database::Database;
 use super::{NOW, instant};
 
-/// A store whose writers run beside the test.
+/// A store whose writers run concurrently with the test.
 pub(crate) struct TestStore {
     pub store: Store,
     pub clock: Arc<ManualClock>,
@@ -33,7 +33,7 @@ impl TestStore {
         let options = Options::new(database.url());
         let (store, writers) = Store::open(&options, clock.clone(), policy)
             .await
-            .expect("it opens");
+            .expect("the store opens");
         for writer in writers {
             tokio::spawn(writer.run());
         }
@@ -41,7 +41,7 @@ impl TestStore {
         Self { store, clock }
     }
 
-    /// A schedule for everyone.
+    /// Creates a broadcast.
     pub(crate) async fn create(&self, time: &str, in_local_time: bool) -> ScheduleId {
         let create = Create {
             canvas_id: canvas(),
@@ -59,7 +59,7 @@ impl TestStore {
             .id
     }
 
-    /// An update of it.
+    /// Updates it.
     pub(crate) async fn update(
         &self,
         id: ScheduleId,
@@ -84,7 +84,7 @@ impl TestStore {
             .await
     }
 
-    /// A cancellation of it.
+    /// Cancels it.
     pub(crate) async fn cancel(&self, id: ScheduleId) -> Result<Outcome, Error> {
         let cancel = Cancel {
             canvas_id: canvas(),
@@ -101,7 +101,7 @@ impl TestStore {
             .await
     }
 
-    /// What is due, at most `limit`.
+    /// Claims at most `limit` due waves.
     pub(crate) async fn claim(&self, limit: usize) -> Vec<Leased> {
         self.store
             .dispatch
@@ -112,11 +112,11 @@ impl TestStore {
                 zone::data_number(),
             )
             .await
-            .expect("fired")
+            .expect("claimed")
             .leased
     }
 
-    /// What is due again, at most `limit`.
+    /// Claims at most `limit` due retries.
     pub(crate) async fn retry(&self, limit: usize) -> Vec<Leased> {
         self.store
             .dispatch
@@ -126,7 +126,7 @@ impl TestStore {
             .leased
     }
 
-    /// Tells what became of dispatches.
+    /// Settles dispatches with an answer.
     pub(crate) async fn settle(&self, leased: &[Leased], answer: &DeliveryOutcome) {
         let finished: Vec<AttemptResult> = leased
             .iter()
@@ -136,7 +136,7 @@ impl TestStore {
             .dispatch
             .settle(&finished, self.clock.now(), &DeliveryPolicy::default())
             .await
-            .expect("finished");
+            .expect("settled");
     }
 
     /// Moves the clock to an instant.
@@ -144,7 +144,7 @@ impl TestStore {
         self.clock.advance(at - self.clock.now());
     }
 
-    /// Moves the clock to an instant as a test writes it.
+    /// Moves the clock to an instant, given as text.
     pub(crate) fn at(&self, time: &str) {
         self.move_to(instant(time));
     }
@@ -174,7 +174,7 @@ fn caller() -> Caller {
     }
 }
 
-/// Not taken, as a consumer says that is full.
+/// The answer of a consumer that is overloaded.
 pub(crate) fn not_taken() -> DeliveryOutcome {
     DeliveryOutcome::NotTaken {
         why: "503".to_owned(),
@@ -182,14 +182,14 @@ pub(crate) fn not_taken() -> DeliveryOutcome {
     }
 }
 
-/// Perhaps taken.
+/// The answer of a consumer that may have accepted the dispatch.
 pub(crate) fn unknown() -> DeliveryOutcome {
     DeliveryOutcome::Unknown {
         why: "timeout".to_owned(),
     }
 }
 
-/// Refused for good.
+/// The answer of a consumer that rejects the dispatch.
 pub(crate) fn rejected() -> DeliveryOutcome {
     DeliveryOutcome::Rejected {
         why: "400".to_owned(),
