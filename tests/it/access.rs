@@ -1,4 +1,4 @@
-//! Who may call: every method with every kind of key.
+//! Authentication and permissions: every method with every kind of key.
 
 use canvas_scheduler::domain::{KeyId, Permissions};
 use canvas_scheduler::pb::v1;
@@ -12,16 +12,16 @@ use tonic_types::StatusExt;
 
 use crate::support::*;
 
-on_both![file: every_method_with_every_kind_of_key, a_foreign_schedule_is_an_unknown_one];
+on_both![file: every_method_with_every_kind_of_key, a_schedule_of_another_workspace_is_unknown];
 on_both![
-    a_key_works_at_once_until_it_is_revoked,
-    the_use_of_a_key_is_noted,
+    a_key_works_immediately_until_it_is_revoked,
+    the_last_use_of_a_key_is_recorded,
     the_history_names_the_key,
     reflection_can_be_switched_off
 ];
-on_both![an_allowlist_heeds_what_a_trusted_proxy_says];
+on_both![an_allowlist_applies_to_the_address_that_a_trusted_proxy_forwards];
 
-/// Every method, and the permission that it needs.
+/// Every method and its permission.
 const METHODS: [(&str, &str); 9] = [
     ("CreateCanvasSchedule", "create"),
     ("UpdateCanvasSchedule", "update"),
@@ -35,7 +35,7 @@ const METHODS: [(&str, &str); 9] = [
 ];
 
 #[test]
-fn the_table_has_every_method() {
+fn the_table_contains_every_method() {
     let files = FileDescriptorSet::decode(canvas_scheduler::pb::FILE_DESCRIPTOR_SET)
         .expect("descriptors")
         .file;
@@ -52,21 +52,25 @@ fn the_table_has_every_method() {
     }
 }
 
-/// Calls a method about a schedule.
-async fn call(client: &mut Client, method: &str, about: &v1::CanvasSchedule) -> Result<(), Status> {
-    let schedule_id = about.schedule_id.clone();
+/// Calls a method on a schedule.
+async fn call(
+    client: &mut Client,
+    method: &str,
+    schedule: &v1::CanvasSchedule,
+) -> Result<(), Status> {
+    let schedule_id = schedule.schedule_id.clone();
     match method {
         "CreateCanvasSchedule" => client
-            .create_canvas_schedule(create(&about.canvas_id, at(LATER)))
+            .create_canvas_schedule(create(&schedule.canvas_id, at(LATER)))
             .await
             .map(drop),
         "UpdateCanvasSchedule" => client
-            .update_canvas_schedule(update(about, at(LATER)))
+            .update_canvas_schedule(update(schedule, at(LATER)))
             .await
             .map(drop),
         "BatchUpdateCanvasSchedules" => {
             let request = v1::BatchUpdateCanvasSchedulesRequest {
-                requests: vec![update(about, at(LATER))],
+                requests: vec![update(schedule, at(LATER))],
             };
             let mut results = client
                 .batch_update_canvas_schedules(request)
@@ -75,7 +79,10 @@ async fn call(client: &mut Client, method: &str, about: &v1::CanvasSchedule) -> 
                 .results;
             entry(results.remove(0)).map(drop)
         }
-        "CancelCanvasSchedule" => client.cancel_canvas_schedule(cancel(about)).await.map(drop),
+        "CancelCanvasSchedule" => client
+            .cancel_canvas_schedule(cancel(schedule))
+            .await
+            .map(drop),
         "GetCanvasSchedule" => client
             .get_canvas_schedule(v1::GetCanvasScheduleRequest { schedule_id })
             .await
@@ -107,7 +114,7 @@ async fn call(client: &mut Client, method: &str, about: &v1::CanvasSchedule) -> 
                 dispatch_id: "0".repeat(32),
             };
             match client.retry_dispatch(request).await {
-                // It was let in, and told that there is no such dispatch.
+                // The call was authorized; the dispatch does not exist.
                 Err(status) if status.code() == Code::NotFound => Ok(()),
                 answer => answer.map(drop),
             }
@@ -116,7 +123,7 @@ async fn call(client: &mut Client, method: &str, about: &v1::CanvasSchedule) -> 
     }
 }
 
-/// All that a call could change.
+/// Every row that a call could change.
 async fn rows(database: &Database) -> Vec<String> {
     let mut rows = Vec::new();
     for (table, columns) in [
@@ -193,7 +200,7 @@ async fn every_method_with_every_kind_of_key(database: &Database) {
             let refusal = refused(answer, code, reason);
             assert!(
                 key.len() < 68 || !format!("{refusal:?}").contains(&key[20..]),
-                "{method}: the secret is not told"
+                "{method}: the message contains the secret"
             );
             if reason == "PERMISSION_MISSING" {
                 assert_eq!(
@@ -214,9 +221,9 @@ async fn every_method_with_every_kind_of_key(database: &Database) {
     assert_eq!(
         rows(database).await,
         before,
-        "no row was changed by a refused call"
+        "refused calls must change no row"
     );
-    // Cancelling comes last, so that there is something to change before.
+    // Cancels last, since a cancelled schedule accepts no change.
     let (last, others): (Vec<_>, Vec<_>) = METHODS
         .iter()
         .partition(|(method, _)| method.starts_with("Cancel"));
@@ -233,7 +240,7 @@ async fn every_method_with_every_kind_of_key(database: &Database) {
     }
 }
 
-async fn a_foreign_schedule_is_an_unknown_one(database: &Database) {
+async fn a_schedule_of_another_workspace_is_unknown(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     app.admin()
@@ -285,7 +292,7 @@ async fn a_foreign_schedule_is_an_unknown_one(database: &Database) {
     assert!(list.canvas_schedules.is_empty(), "{list:?}");
 }
 
-async fn a_key_works_at_once_until_it_is_revoked(database: &Database) {
+async fn a_key_works_immediately_until_it_is_revoked(database: &Database) {
     let app = TestApp::start(database).await;
     let key = app.key_of("default", |_| {}).await;
     let mut client = app.client_with(&key);
@@ -294,7 +301,7 @@ async fn a_key_works_at_once_until_it_is_revoked(database: &Database) {
             .list_canvas_schedules(v1::ListCanvasSchedulesRequest::default())
             .await
     };
-    list().await.expect("a new key works at once");
+    list().await.expect("a new key works immediately");
     app.admin()
         .revoke_key(KeyId::parse(&key[..19]).expect("an id"))
         .await
@@ -302,7 +309,7 @@ async fn a_key_works_at_once_until_it_is_revoked(database: &Database) {
     let why = soon(async {
         loop {
             match list().await {
-                // After 10 s in which the keys could not be read nobody is let in.
+                // Calls are refused once the last successful key reload is older than 10 s.
                 Err(status) if status.code() != Code::Unavailable => break status,
                 _ => {}
             }
@@ -316,9 +323,9 @@ async fn a_key_works_at_once_until_it_is_revoked(database: &Database) {
     );
 }
 
-async fn the_use_of_a_key_is_noted(database: &Database) {
+async fn the_last_use_of_a_key_is_recorded(database: &Database) {
     let app = TestApp::start(database).await;
-    let noted = async || {
+    let recorded = async || {
         let keys = app.admin().keys().await.expect("keys");
         keys.into_iter()
             .find(|key| app.key.starts_with(&key.id.to_string()))
@@ -332,7 +339,7 @@ async fn the_use_of_a_key_is_noted(database: &Database) {
     };
     app.list(Default::default()).await.expect("a list");
     soon(until(instant(NOW))).await;
-    // Within the minute it is not written again; after it, with the later instant.
+    // A use within the same minute is not written again; a later one is.
     app.clock.advance(TimeDelta::seconds(61));
     app.list(Default::default()).await.expect("a list");
     soon(until(instant(NOW) + TimeDelta::seconds(61))).await;
@@ -342,24 +349,24 @@ mod on_postgres {
     use super::*;
 
     #[tokio::test]
-    async fn a_use_that_could_not_be_noted_is_noted_later() {
+    async fn a_use_that_could_not_be_recorded_is_recorded_later() {
         run(
             Kind::Postgres,
             concat!(
                 module_path!(),
-                "::a_use_that_could_not_be_noted_is_noted_later"
+                "::a_use_that_could_not_be_recorded_is_recorded_later"
             ),
-            noted_later,
+            recorded_later,
         )
         .await;
     }
 }
 
-/// Ends what waits to write to the keys; how many did.
+/// Terminates the sessions that wait to write to the keys, and counts them.
 const END_WAITING: &str = "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_locks \
      WHERE relation = 'api_key'::regclass AND NOT granted) AS ended";
 
-async fn noted_later(database: &Database) {
+async fn recorded_later(database: &Database) {
     let app = TestApp::start(database).await;
     let lock = database
         .connect()
@@ -372,9 +379,9 @@ async fn noted_later(database: &Database) {
         .expect("the lock");
     app.list(Default::default()).await.expect("a list");
     soon(async { while database.count(END_WAITING).await == 0 {} }).await;
-    lock.rollback().await.expect("the lock is given back");
-    let noted = "SELECT count(*) FROM api_key WHERE last_used_ms IS NOT NULL";
-    soon(async { while database.count(noted).await == 0 {} }).await;
+    lock.rollback().await.expect("the lock is released");
+    let recorded = "SELECT count(*) FROM api_key WHERE last_used_ms IS NOT NULL";
+    soon(async { while database.count(recorded).await == 0 {} }).await;
 }
 
 async fn the_history_names_the_key(database: &Database) {
@@ -415,7 +422,7 @@ async fn reflection_can_be_switched_off(database: &Database) {
     );
 }
 
-async fn an_allowlist_heeds_what_a_trusted_proxy_says(database: &Database) {
+async fn an_allowlist_applies_to_the_address_that_a_trusted_proxy_forwards(database: &Database) {
     for (trusted, said, admitted) in [
         ("127.0.0.0/8", "192.0.2.9", true),
         ("127.0.0.0/8", "192.0.2.9, 203.0.113.1", false),

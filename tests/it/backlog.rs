@@ -1,4 +1,4 @@
-//! What operators see of sending: what is due, and how dispatches stand.
+//! Backlog metrics: due waves, and unfinished dispatches.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use crate::support::stores::*;
 use crate::support::*;
 
 on_both![
-    what_is_due_is_counted_until_it_is_fired,
-    dispatches_that_are_not_as_they_should_be_are_counted,
-    lag_begins_when_a_wave_is_due
+    due_waves_are_counted_until_they_are_claimed,
+    unfinished_dispatches_are_counted,
+    lag_starts_when_a_wave_is_due
 ];
 
 const DUE: &str = "2026-03-20T08:00:00Z";
@@ -27,7 +27,7 @@ async fn backlog(test: &TestStore) -> (i64, u64) {
     (due, oldest.as_secs())
 }
 
-async fn what_is_due_is_counted_until_it_is_fired(database: &Database) {
+async fn due_waves_are_counted_until_they_are_claimed(database: &Database) {
     let test = TestStore::open(database).await;
     for minute in 0..5 {
         test.create(&format!("2026-03-20T08:{minute:02}:00Z"), false)
@@ -44,7 +44,7 @@ async fn what_is_due_is_counted_until_it_is_fired(database: &Database) {
     assert_eq!(backlog(&test).await, (0, 0));
 }
 
-async fn dispatches_that_are_not_as_they_should_be_are_counted(database: &Database) {
+async fn unfinished_dispatches_are_counted(database: &Database) {
     let test = TestStore::open(database).await;
     let dispatch_totals = async || test.store.admin.dispatch_totals().await.expect("counted");
     assert_eq!(dispatch_totals().await, DispatchTotals::default());
@@ -91,7 +91,7 @@ async fn dispatches_that_are_not_as_they_should_be_are_counted(database: &Databa
     );
 }
 
-async fn lag_begins_when_a_wave_is_due(database: &Database) {
+async fn lag_starts_when_a_wave_is_due(database: &Database) {
     let test = TestStore::open(database).await;
     test.create(DUE, false).await;
     test.at("2026-03-20T08:00:02Z");
@@ -102,7 +102,7 @@ async fn lag_begins_when_a_wave_is_due(database: &Database) {
             .expect("no negative lag")
     };
     assert_eq!(lag().await, Duration::from_secs(2));
-    // What a caller asks for too late is due at once.
+    // A time in the past is due immediately.
     test.at("2026-03-20T08:30:00Z");
     test.create(DUE, false).await;
     test.at("2026-03-20T08:30:01Z");

@@ -1,4 +1,4 @@
-//! What callers get wrong: the exact code, reason and fields, nothing changed by it, and nothing in the server falls over.
+//! Invalid input: the exact code, reason and fields of the error, no change, and a server that goes on.
 
 use canvas_scheduler::pb::v1;
 use prost::Message;
@@ -14,12 +14,12 @@ on_both![
     malformed_updates,
     malformed_creations,
     malformed_reads_and_cancellations,
-    more_faults_than_an_answer_can_name,
+    more_violations_than_an_error_can_carry,
     properties_up_to_the_bounds_pass,
     messages_that_cannot_be_decoded,
     messages_that_are_too_large,
     unknown_methods,
-    a_good_call_after_every_bad_one,
+    a_valid_call_succeeds_after_every_invalid_one,
 ];
 
 const MALFORMED: [&str; 44] = include!("../data/malformed_times.in");
@@ -30,7 +30,7 @@ const CREATE: &str = "/canvas.schedule.v1.CanvasScheduleService/CreateCanvasSche
 type Update = v1::UpdateCanvasScheduleRequest;
 type Create = v1::CreateCanvasScheduleRequest;
 
-/// The refusal of fields, and of exactly these.
+/// Asserts that a refusal names exactly these fields.
 fn assert_fields(refusal: &Refusal, fields: &[&str], case: &str) {
     assert_eq!(
         (refusal.code, refusal.reason.as_str()),
@@ -57,11 +57,11 @@ async fn malformed_times(database: &Database) {
                 assert_fields(&refusal, &["schedule.time"], time);
                 assert!(
                     refusal.message.contains(&format!("{time:?}")),
-                    "it names the value: {refusal:?}"
+                    "the message must contain the value: {refusal:?}"
                 );
                 assert!(
                     refusal.message.contains("2026-03-01T09:30:00Z"),
-                    "it names an accepted form: {refusal:?}"
+                    "the message must contain an accepted form: {refusal:?}"
                 );
             }
         }
@@ -70,11 +70,11 @@ async fn malformed_times(database: &Database) {
     assert_eq!(
         app.list_ids(Default::default()).await.len(),
         1,
-        "nothing was made"
+        "nothing may be created"
     );
 }
 
-/// An object that is `depth` levels deep.
+/// An object with `depth` levels.
 fn nested(depth: usize) -> Struct {
     object((1..depth).fold(json!({}), |inner, _| json!({ "a": inner })))
 }
@@ -92,7 +92,7 @@ fn number(number: f64) -> Struct {
     }
 }
 
-/// `{"k":"x…"}` of so many bytes as compact JSON.
+/// `{"k":"x…"}`, with this number of bytes as compact JSON.
 fn of_bytes(bytes: usize) -> Struct {
     object(json!({ "k": "x".repeat(bytes - r#"{"k":""}"#.len()) }))
 }
@@ -205,7 +205,7 @@ fn bad_updates(good: &Update) -> Vec<(&'static str, Update, Vec<&'static str>)> 
             own.clone(),
         ),
         (
-            "a value of no kind",
+            "a value without a kind",
             properties(Struct {
                 fields: [("n".to_owned(), ProtoValue { kind: None })]
                     .into_iter()
@@ -222,7 +222,7 @@ fn bad_updates(good: &Update) -> Vec<(&'static str, Update, Vec<&'static str>)> 
             vec!["context"],
         ),
         (
-            "two names at once",
+            "two names together",
             Update {
                 trigger_properties: some(),
                 canvas_entry_properties: some(),
@@ -231,7 +231,7 @@ fn bad_updates(good: &Update) -> Vec<(&'static str, Update, Vec<&'static str>)> 
             vec!["canvas_entry_properties"],
         ),
         (
-            "the two others at once",
+            "the two others together",
             Update {
                 canvas_entry_properties: some(),
                 context: some(),
@@ -240,7 +240,7 @@ fn bad_updates(good: &Update) -> Vec<(&'static str, Update, Vec<&'static str>)> 
             vec!["context"],
         ),
         (
-            "all faults are named at once",
+            "every violation together",
             Update {
                 canvas_id: "\0".to_owned(),
                 schedule_id: "x".to_owned(),
@@ -276,7 +276,7 @@ async fn malformed_updates(database: &Database) {
         );
     }
     assert_eq!(app.seen(&schedule).await, before, "nothing changed");
-    app.update(good).await.expect("the same without a fault");
+    app.update(good).await.expect("the valid request");
 }
 
 fn to(recipients: Vec<v1::Recipient>) -> Create {
@@ -294,7 +294,7 @@ fn with(properties: Struct) -> v1::Recipient {
     }
 }
 
-/// Recipients, each with what is wrong below it.
+/// Invalid recipients, each with the path of its violation.
 fn bad_recipients() -> Vec<(&'static str, v1::Recipient, &'static str)> {
     let email = |address: &str| v1::Recipient {
         identifier: Some(v1::recipient::Identifier::Email(address.to_owned())),
@@ -341,7 +341,7 @@ fn bad_recipients() -> Vec<(&'static str, v1::Recipient, &'static str)> {
             ".attributes.time_zone",
         ),
         (
-            "a zone that is no text",
+            "a zone that is not text",
             attributes(json!({ "time_zone": 1 })),
             ".attributes.time_zone",
         ),
@@ -426,7 +426,7 @@ fn bad_creations(good: &Create) -> Vec<(&'static str, Create, Vec<&'static str>)
             },
             vec!["request_id"],
         ),
-        ("nobody to send to", to(vec![]), vec!["recipients"]),
+        ("no recipients", to(vec![]), vec!["recipients"]),
         (
             "broadcast and recipients",
             Create {
@@ -470,7 +470,7 @@ fn bad_creations(good: &Create) -> Vec<(&'static str, Create, Vec<&'static str>)
             vec!["trigger_properties"],
         ),
         (
-            "all faults are named at once",
+            "every violation together",
             Create {
                 canvas_id: String::new(),
                 schedule: at("now"),
@@ -505,13 +505,13 @@ async fn malformed_creations(database: &Database) {
     assert_eq!(
         app.list_ids(Default::default()).await,
         Vec::<String>::new(),
-        "nothing was made"
+        "nothing may be created"
     );
-    app.create(good).await.expect("the same without a fault");
+    app.create(good).await.expect("the valid request");
 }
 
-/// Details travel in headers, of which clients take 16 KB: an answer that does not fit would reach nobody.
-async fn more_faults_than_an_answer_can_name(database: &Database) {
+/// Details travel in headers, of which clients accept 16 KB: a larger error would not arrive.
+async fn more_violations_than_an_error_can_carry(database: &Database) {
     let app = TestApp::start(database).await;
     let wrong = |n: usize| v1::Recipient {
         prioritization: vec!["\0".repeat(300); 20],
@@ -555,7 +555,7 @@ async fn more_faults_than_an_answer_can_name(database: &Database) {
         })
         .await,
     );
-    assert_fields(&told, &["trigger_properties"], "4000 numbers that are none");
+    assert_fields(&told, &["trigger_properties"], "4000 invalid numbers");
 }
 
 async fn malformed_reads_and_cancellations(database: &Database) {
@@ -594,7 +594,7 @@ async fn malformed_reads_and_cancellations(database: &Database) {
     assert_fields(
         &refusal(app.cancel(all).await),
         &["canvas_id", "request_id", "schedule_id"],
-        "all at once",
+        "every violation together",
     );
 
     let schedules = |page_size, page_token: &str| v1::ListCanvasSchedulesRequest {
@@ -652,7 +652,7 @@ async fn malformed_reads_and_cancellations(database: &Database) {
         assert_fields(
             &refusal(app.list(filtered).await),
             &["page_token"],
-            "of a list with other filters",
+            "from a list with other filters",
         );
     }
     for token in [of_list.as_str(), of_one.as_str(), "x"] {
@@ -670,7 +670,7 @@ async fn malformed_reads_and_cancellations(database: &Database) {
     assert_fields(
         &refusal(app.list(wrong).await),
         &["canvas_id", "page_size", "page_token", "state"],
-        "all at once",
+        "every violation together",
     );
     assert_eq!(app.seen(&one).await, before, "nothing changed");
 }
@@ -740,7 +740,7 @@ async fn messages_that_cannot_be_decoded(database: &Database) {
     assert_eq!(app.seen(&schedule).await, before, "nothing changed");
     let answer = raw(app.keyed(), UPDATE, whole)
         .await
-        .expect("the same by hand and whole");
+        .expect("the same message, complete");
     assert_eq!(
         schedule_of(&v1::UpdateCanvasScheduleResponse::decode(answer).expect("an answer")).revision,
         2
@@ -769,7 +769,7 @@ async fn messages_that_are_too_large(database: &Database) {
         Code::ResourceExhausted,
         "MESSAGE_TOO_LARGE",
     );
-    // Within the bound of a message, it is the bound of properties that it breaks.
+    // A message below its own bound may still exceed the bound of properties.
     assert_fields(
         &refusal(app.update(of(1024 * 1024 - 200)).await),
         &["trigger_properties"],
@@ -780,7 +780,7 @@ async fn messages_that_are_too_large(database: &Database) {
         Code::ResourceExhausted,
         "MESSAGE_TOO_LARGE",
     );
-    // Two bytes each, and some hundred in memory.
+    // Two bytes each on the wire, some hundred in memory.
     let empty = |field: u8, bytes: usize| [field, 0].repeat(bytes / 2 - 100);
     refused(
         raw(app.keyed(), BATCH, empty(0x0a, 4 * 1024 * 1024)).await,
@@ -829,11 +829,11 @@ async fn unknown_methods(database: &Database) {
     }
 }
 
-async fn a_good_call_after_every_bad_one(database: &Database) {
+async fn a_valid_call_succeeds_after_every_invalid_one(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let good = update(&schedule, at(LATER));
-    // On one connection: what one call gets wrong is nothing to the next.
+    // On one connection, which an invalid call must not affect.
     for (n, (case, request, _)) in bad_updates(&good).into_iter().enumerate() {
         app.update(request).await.expect_err(case);
         let answer = app.update(good.clone()).await.expect(case);

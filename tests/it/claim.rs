@@ -1,4 +1,4 @@
-//! Firing at the store: who gets what, and what races it.
+//! Claims in the store: what a claim returns, and what runs concurrently with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,21 +16,21 @@ use crate::support::stores::*;
 use crate::support::*;
 
 on_both![
-    no_more_is_fired_than_is_asked_for,
-    a_wave_is_fired_once_with_what_it_carries,
-    what_was_not_taken_is_open_again_and_fired_anew,
-    an_unknown_outcome_is_tried_again_under_its_id,
-    a_lease_that_ran_out_is_taken_by_another_and_a_late_answer_counts_once,
-    a_change_decided_beside_a_firing_covers_what_is_left,
-    a_cancellation_ends_further_attempts_at_once,
-    a_postponed_schedule_leaves_no_early_wave_and_no_late_one,
+    no_more_is_claimed_than_requested,
+    a_wave_is_claimed_once_with_its_payload,
+    a_wave_that_was_not_taken_is_reopened_and_claimed_again,
+    a_dispatch_with_an_unknown_outcome_is_retried_under_its_id,
+    an_expired_lease_is_taken_over_and_a_late_answer_counts_once,
+    a_change_concurrent_with_a_claim_covers_the_open_zones,
+    a_cancellation_ends_further_attempts,
+    a_postponed_schedule_is_neither_early_nor_late,
 ];
 
-on_both![file: takers_at_once_share_what_is_due, changes_and_firings_at_once_hand_no_zone_over_twice];
+on_both![file: concurrent_claims_share_what_is_due, concurrent_changes_and_claims_claim_no_zone_twice];
 
 const DUE: &str = "2026-03-20T08:00:00Z";
 
-async fn no_more_is_fired_than_is_asked_for(database: &Database) {
+async fn no_more_is_claimed_than_requested(database: &Database) {
     let test = TestStore::open(database).await;
     for n in 0..40 {
         test.create(&format!("2026-03-20T07:00:{n:02}Z"), false)
@@ -47,7 +47,7 @@ async fn no_more_is_fired_than_is_asked_for(database: &Database) {
     assert_eq!(fired, [1, 7, 32, 0, 0]);
 }
 
-async fn a_wave_is_fired_once_with_what_it_carries(database: &Database) {
+async fn a_wave_is_claimed_once_with_its_payload(database: &Database) {
     let test = TestStore::open(database).await;
     let id = test.create(DUE, false).await;
     test.at("2026-03-20T08:00:02Z");
@@ -88,18 +88,18 @@ async fn a_wave_is_fired_once_with_what_it_carries(database: &Database) {
             schedule_id: id.to_string(),
             since
         }),
-        "taken is taken"
+        "claimed zones are not open"
     );
     test.settle(&[leased], &DeliveryOutcome::Delivered).await;
     assert_eq!(states(&test, id).await, [(1, 1, DispatchState::Delivered)]);
     test.at("2026-03-21T08:00:00Z");
     assert!(
         test.claim(5).await.is_empty() && test.retry(5).await.is_empty(),
-        "nothing is left to do"
+        "nothing may be due"
     );
 }
 
-/// Number, attempt and state of every dispatch of a schedule.
+/// The number, attempt and state of every dispatch of a schedule.
 async fn states(
     test: &TestStore,
     id: canvas_scheduler::domain::ScheduleId,
@@ -116,7 +116,7 @@ async fn states(
         .collect()
 }
 
-async fn what_was_not_taken_is_open_again_and_fired_anew(database: &Database) {
+async fn a_wave_that_was_not_taken_is_reopened_and_claimed_again(database: &Database) {
     let test = TestStore::open(database).await;
     let id = test.create(DUE, false).await;
     test.at(DUE);
@@ -133,7 +133,7 @@ async fn what_was_not_taken_is_open_again_and_fired_anew(database: &Database) {
         (schedule.state(), schedule.last_number, schedule.next_wave),
         (ScheduleState::Pending, 1, Some(instant(DUE)))
     );
-    assert!(test.claim(5).await.is_empty(), "not at once");
+    assert!(test.claim(5).await.is_empty(), "only after a pause");
     let moved = test
         .update(id, "2026-03-20T09:00:00Z", false)
         .await
@@ -142,16 +142,16 @@ async fn what_was_not_taken_is_open_again_and_fired_anew(database: &Database) {
     test.at("2026-03-20T08:59:59Z");
     assert!(
         test.claim(5).await.is_empty(),
-        "the update decides when it goes"
+        "the update decides when it is due"
     );
     test.at("2026-03-20T09:00:00Z");
     let [second] = test.claim(5).await.try_into().expect("one dispatch");
     assert_eq!((second.dispatch.number, second.dispatch.revision), (2, 2));
     assert_ne!(
         second.dispatch.id, leased[0].dispatch.id,
-        "no two firings share an id"
+        "no two dispatches may share an id"
     );
-    // Without an update it goes by itself after a pause.
+    // Without an update it is due after a pause.
     test.settle(&[second], &not_taken()).await;
     test.at("2026-03-20T09:00:01Z");
     let [third] = test.claim(5).await.try_into().expect("one dispatch");
@@ -161,7 +161,7 @@ async fn what_was_not_taken_is_open_again_and_fired_anew(database: &Database) {
     );
 }
 
-async fn an_unknown_outcome_is_tried_again_under_its_id(database: &Database) {
+async fn a_dispatch_with_an_unknown_outcome_is_retried_under_its_id(database: &Database) {
     let test = TestStore::open(database).await;
     let id = test.create(DUE, false).await;
     test.at(DUE);
@@ -184,19 +184,20 @@ async fn an_unknown_outcome_is_tried_again_under_its_id(database: &Database) {
     assert_eq!(
         states(&test, id).await,
         [(1, 2, DispatchState::Unknown)],
-        "the first may have arrived, so its zones stay taken"
+        "the first attempt may have arrived, so its zones must stay claimed"
     );
     test.at("2026-03-20T08:00:09Z");
     let third = test.retry(5).await;
     test.settle(&third, &rejected()).await;
     assert_eq!(states(&test, id).await, [(1, 3, DispatchState::Dead)]);
     test.at("2026-03-22T08:00:09Z");
-    assert!(test.retry(5).await.is_empty(), "a dead letter rests");
+    assert!(
+        test.retry(5).await.is_empty(),
+        "a dead letter is not retried"
+    );
 }
 
-async fn a_lease_that_ran_out_is_taken_by_another_and_a_late_answer_counts_once(
-    database: &Database,
-) {
+async fn an_expired_lease_is_taken_over_and_a_late_answer_counts_once(database: &Database) {
     let test = TestStore::open(database).await;
     let id = test.create(DUE, false).await;
     test.at(DUE);
@@ -213,20 +214,20 @@ async fn a_lease_that_ran_out_is_taken_by_another_and_a_late_answer_counts_once(
     assert_eq!(
         states(&test, id).await,
         [(1, 2, DispatchState::InFlight)],
-        "a late answer of the first changes nothing"
+        "a late failure of the first worker must change nothing"
     );
     test.settle(&first, &DeliveryOutcome::Delivered).await;
     assert_eq!(
         states(&test, id).await,
         [(1, 2, DispatchState::Delivered)],
-        "but that it was delivered is true"
+        "a late delivery must count"
     );
     test.settle(&second, &not_taken()).await;
     test.settle(&second, &unknown()).await;
     assert_eq!(states(&test, id).await, [(1, 2, DispatchState::Delivered)]);
 }
 
-async fn a_change_decided_beside_a_firing_covers_what_is_left(database: &Database) {
+async fn a_change_concurrent_with_a_claim_covers_the_open_zones(database: &Database) {
     let test = TestStore::open(database).await;
     let id = test.create("2026-03-02T12:00:00", true).await;
     let mut handed_over = ZoneSet::empty();
@@ -240,7 +241,7 @@ async fn a_change_decided_beside_a_firing_covers_what_is_left(database: &Databas
                     handed_over
                         .iter()
                         .all(|zone| !one.dispatch.wave.zones.contains(zone)),
-                    "no zone twice"
+                    "no zone may be claimed twice"
                 );
                 assert!(ids.insert(one.dispatch.id.to_string()));
                 handed_over = handed_over.union(&one.dispatch.wave.zones);
@@ -262,7 +263,7 @@ async fn a_change_decided_beside_a_firing_covers_what_is_left(database: &Databas
         (Applied::Some, ZoneSet::all().len() - half)
     );
     let nothing = fire("2026-03-03T09:59:59Z").await;
-    assert_eq!(nothing, half, "the open zones wait for their new time");
+    assert_eq!(nothing, half, "the open zones must wait for their new time");
     let back = test
         .update(id, "2026-03-04T12:00:00", true)
         .await
@@ -289,7 +290,7 @@ async fn a_change_decided_beside_a_firing_covers_what_is_left(database: &Databas
     );
 }
 
-async fn a_cancellation_ends_further_attempts_at_once(database: &Database) {
+async fn a_cancellation_ends_further_attempts(database: &Database) {
     let test = TestStore::open(database).await;
     let (waiting, in_hand, not_sent) = (
         test.create(DUE, false).await,
@@ -323,9 +324,9 @@ async fn a_cancellation_ends_further_attempts_at_once(database: &Database) {
     let refused = test.cancel(in_hand).await;
     assert!(
         matches!(refused, Err(Error::NothingLeft { .. })),
-        "what is in hand is gone: {refused:?}"
+        "a dispatch in hand cannot be cancelled: {refused:?}"
     );
-    // One that was not taken is open, and cancelled for all; one whose lease runs out after that is tried no more.
+    // One that was not taken is open, and cancelled for all zones; one whose lease expires later is not retried.
     test.settle(&[leased[&not_sent].clone()], &not_taken())
         .await;
     assert_eq!(
@@ -344,7 +345,7 @@ async fn a_cancellation_ends_further_attempts_at_once(database: &Database) {
     assert!(test.claim(5).await.is_empty());
 }
 
-async fn a_postponed_schedule_leaves_no_early_wave_and_no_late_one(database: &Database) {
+async fn a_postponed_schedule_is_neither_early_nor_late(database: &Database) {
     let test = TestStore::open(database).await;
     let id = test.create(DUE, false).await;
     test.update(id, "2026-03-22T08:00:00Z", false)
@@ -353,7 +354,7 @@ async fn a_postponed_schedule_leaves_no_early_wave_and_no_late_one(database: &Da
     test.at(DUE);
     assert!(
         test.claim(5).await.is_empty(),
-        "the old entry only moves on"
+        "the old entry of the due queue must not claim"
     );
     test.update(id, "2026-03-21T08:00:00Z", false)
         .await
@@ -366,7 +367,7 @@ async fn a_postponed_schedule_leaves_no_early_wave_and_no_late_one(database: &Da
     assert!(test.claim(5).await.is_empty());
 }
 
-async fn takers_at_once_share_what_is_due(database: &Database) {
+async fn concurrent_claims_share_what_is_due(database: &Database) {
     let tests = [
         TestStore::open(database).await,
         TestStore::open(database).await,
@@ -387,7 +388,7 @@ async fn takers_at_once_share_what_is_due(database: &Database) {
                     .dispatch
                     .claim(5, now, &DeliveryPolicy::default(), zone::data_number())
                     .await
-                    .expect("fired");
+                    .expect("claimed");
                 assert!(fired.leased.len() <= 5);
                 let done = fired.leased.is_empty();
                 taken.extend(
@@ -403,22 +404,22 @@ async fn takers_at_once_share_what_is_due(database: &Database) {
         });
     }
     let mut all = takers.join_all().await.concat();
-    // One that found everything held by the others may have left early: what is left is fired now.
+    // A claim that found every row locked may have ended early; claim the rest now.
     let left = tests[0]
         .store
         .dispatch
         .claim(100, now, &DeliveryPolicy::default(), zone::data_number())
         .await
-        .expect("fired")
+        .expect("claimed")
         .leased;
     all.extend(left.into_iter().map(|one| one.dispatch.id.to_string()));
     let unique: BTreeSet<_> = all.iter().collect();
     assert_eq!((all.len(), unique.len()), (60, 60), "each once");
 }
 
-/// Two replicas fire and two change the same few local schedules, all at once; every zone is handed over exactly once.
-async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database) {
-    // However far past, a zone is not missed: only being handed over takes it out of an update's reach.
+/// Two replicas claim and two update the same few local schedules concurrently; every zone is claimed exactly once.
+async fn concurrent_changes_and_claims_claim_no_zone_twice(database: &Database) {
+    // No zone is ever missed here, so that only a claim removes it from the reach of an update.
     let policy = SchedulePolicy {
         lateness: TimeDelta::days(3),
         ..SchedulePolicy::default()
@@ -440,7 +441,7 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
         tasks.spawn(async move {
             let mut zones = Vec::new();
             for round in 0..60 {
-                // Who waits for a lock for a second is told so, and comes again, as the dispatcher does.
+                // A claim that waits for a lock for a second fails; retry it, as the dispatcher does.
                 let fired = loop {
                     match store
                         .dispatch
@@ -448,7 +449,7 @@ async fn changes_and_firings_at_once_hand_no_zone_over_twice(database: &Database
                         .await
                     {
                         Err(Error::StoreUnavailable { .. }) => {}
-                        taken => break taken.expect("fired").leased,
+                        taken => break taken.expect("claimed").leased,
                     }
                 };
                 let answer = if round % 3 == 0 {
@@ -519,12 +520,12 @@ mod on_postgres {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_due_is_found_by_indexes_and_updates_touch_none() {
+    async fn claims_use_indexes_and_updates_change_none() {
         run(
             Kind::Postgres,
             concat!(
                 module_path!(),
-                "::what_is_due_is_found_by_indexes_and_updates_touch_none"
+                "::claims_use_indexes_and_updates_change_none"
             ),
             counted,
         )
@@ -532,12 +533,12 @@ mod on_postgres {
     }
 
     #[tokio::test]
-    async fn a_row_that_was_changed_as_it_was_fired_stays_due() {
+    async fn a_row_that_changes_during_its_claim_stays_due() {
         run(
             Kind::Postgres,
             concat!(
                 module_path!(),
-                "::a_row_that_was_changed_as_it_was_fired_stays_due"
+                "::a_row_that_changes_during_its_claim_stays_due"
             ),
             changed,
         )
@@ -545,7 +546,7 @@ mod on_postgres {
     }
 }
 
-/// Keeps a row from being written, as the guard of its version does when another has changed it.
+/// Prevents a row from being written, as the guard of its version does after a concurrent change.
 const CHANGED: &str = "
     CREATE FUNCTION changed() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
     CREATE TRIGGER changed BEFORE UPDATE ON canvas_schedule FOR EACH ROW WHEN (OLD.revision = 2) EXECUTE FUNCTION changed()";
@@ -568,7 +569,7 @@ async fn changed(database: &Database) {
     assert_eq!(
         ids(&test.claim(5).await),
         [other],
-        "of a row that is not written nothing is"
+        "without the row, no dispatch may be written"
     );
     assert_eq!(database.count("SELECT count(*) FROM dispatch").await, 1);
     database
@@ -577,11 +578,11 @@ async fn changed(database: &Database) {
     assert_eq!(
         ids(&test.claim(5).await),
         [changed],
-        "it is looked at again"
+        "it must be claimed again"
     );
 }
 
-/// As many rows again of each table as a big one has, none of them due.
+/// Adds as many rows as a large table has, none of them due.
 const MANY: &str = "
     INSERT INTO canvas_schedule (workspace_id, id, revision, version, time_ms, next_wave_ms, wake_ms, missed_before_ms, created_ms,
       updated_ms, state, in_local_time, at_optimal_time, default_zone, canvas_id)
@@ -593,12 +594,12 @@ const MANY: &str = "
       includes_unlisted, why) SELECT 1, id, 1, 1, 0, 0, 0, 1, 10, 2, false, true, '' FROM canvas_schedule;
     ANALYZE";
 
-/// Rows that were read past any index, and rows that were fetched by one, of the tables that grow.
+/// Rows of the growing tables that were read without an index, and rows that were fetched by one.
 const READ: &str = "SELECT sum(seq_tup_read)::bigint FROM pg_stat_user_tables WHERE relname LIKE 'canvas_schedule%' OR relname = 'dispatch'";
 const FETCHED: &str = "SELECT sum(idx_tup_fetch)::bigint FROM pg_stat_user_tables WHERE relname LIKE 'canvas_schedule%' OR relname = 'dispatch'";
 
-/// Waits until every other session is gone: each tells its counts as it ends, which is after its client has left.
-async fn all_told(database: &Database) {
+/// Waits until every other session has ended: it reports its counts at its end, which is after its client has disconnected.
+async fn wait_for_counts(database: &Database) {
     let others = "SELECT count(*) FROM pg_stat_activity
       WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
     soon(async { while database.count(others).await > 0 {} }).await;
@@ -606,9 +607,9 @@ async fn all_told(database: &Database) {
 
 async fn counted(database: &Database) {
     database.sql(MANY, "").await;
-    all_told(database).await;
+    wait_for_counts(database).await;
     let (read, fetched) = (database.count(READ).await, database.count(FETCHED).await);
-    // So few that their versions find room on one page, whatever keeps dead ones from being pruned.
+    // Few enough that their versions fit on one page, even if dead ones are not pruned.
     let (n, updates) = (60, 10);
     {
         let test = TestStore::open(database).await;
@@ -622,7 +623,7 @@ async fn counted(database: &Database) {
                 .expect("updated");
         }
         test.at(DUE);
-        // Those that moved earlier have an entry for their old time, too.
+        // Schedules that moved to an earlier time also have an entry for their old time.
         let leased = test.claim(n + updates).await;
         assert_eq!(leased.len(), n);
         let (lost, delivered) = leased.split_at(n / 2);
@@ -636,16 +637,16 @@ async fn counted(database: &Database) {
                 .dispatch
                 .next_due(test.clock.now())
                 .await
-                .expect("a look")
+                .expect("claimed")
                 .retry,
             None
         );
     }
-    all_told(database).await;
+    wait_for_counts(database).await;
     assert_eq!(
         database.count(READ).await - read,
         0,
-        "nothing was searched for row by row"
+        "no table may be scanned sequentially"
     );
     let fetched = database.count(FETCHED).await - fetched;
     assert!(
@@ -657,6 +658,6 @@ async fn counted(database: &Database) {
     assert_eq!(
         cold,
         i64::try_from(n).expect("few"),
-        "only firing, which changes the state, touches an index"
+        "only a claim, which changes the state, may change an index"
     );
 }

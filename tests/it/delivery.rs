@@ -1,4 +1,4 @@
-//! Schedules that are sent: what reaches the sink, and what callers are told meanwhile.
+//! Delivery: what reaches the sink, and what callers read meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,20 +19,20 @@ use crate::support::stores::{not_taken, unknown};
 use crate::support::*;
 
 on_both![
-    a_local_time_reaches_the_zones_in_the_order_of_their_instants,
-    an_update_half_way_moves_the_open_zones_only_to_utc_and_back,
+    a_local_time_reaches_zones_in_the_order_of_their_instants,
+    an_update_halfway_moves_only_the_open_zones,
     recipients_are_in_the_wave_of_their_zone_with_their_own_properties,
-    the_properties_of_the_firing_are_sent_whatever_is_updated_later,
-    a_schedule_that_is_due_at_once_needs_no_poll,
-    what_is_accepted_late_is_found_before_what_was_sent_last,
+    the_properties_at_the_claim_are_sent_despite_later_updates,
+    a_schedule_that_is_due_immediately_needs_no_poll,
+    a_wave_accepted_late_is_sent_although_later_ones_were_sent,
     no_more_is_in_flight_than_there_are_workers,
-    a_sink_that_takes_nothing_is_probed_and_updates_reach_all,
-    a_stop_finishes_what_is_in_flight,
-    a_clock_that_steps_by_an_hour_fires_nothing_twice_or_early_and_loses_nothing,
-    nothing_is_fired_while_nobody_can_say_how_late_it_is,
+    a_failing_sink_is_probed_and_updates_reach_every_zone,
+    a_shutdown_finishes_dispatches_in_flight,
+    a_clock_that_jumps_by_an_hour_sends_each_wave_once_and_none_early,
+    nothing_is_sent_while_the_clock_is_not_trusted,
 ];
 
-on_both![file: the_roles_can_be_split_over_processes];
+on_both![file: the_roles_can_be_split_between_processes];
 
 /// The first day after [`NOW`].
 const DAY: &str = "2026-03-02";
@@ -41,7 +41,7 @@ fn everyone(schedule: Option<v1::Schedule>) -> v1::CreateCanvasScheduleRequest {
     create("canvas", schedule)
 }
 
-/// Each zone that was handed over, and how often.
+/// Every delivered zone, and how often it was delivered.
 fn zones(dispatches: &[DispatchMessage]) -> BTreeMap<&'static str, usize> {
     let mut counted = BTreeMap::new();
     dispatches
@@ -51,7 +51,7 @@ fn zones(dispatches: &[DispatchMessage]) -> BTreeMap<&'static str, usize> {
     counted
 }
 
-async fn a_local_time_reaches_the_zones_in_the_order_of_their_instants(database: &Database) {
+async fn a_local_time_reaches_zones_in_the_order_of_their_instants(database: &Database) {
     let test = DispatchingApp::start(database).await;
     let schedule = test
         .app
@@ -63,7 +63,7 @@ async fn a_local_time_reaches_the_zones_in_the_order_of_their_instants(database:
         let time = chrono::DateTime::from_timestamp(at.seconds, 0).expect("a time");
         test.clock
             .advance(time - test.clock.now() - TimeDelta::milliseconds(1));
-        assert_eq!(test.sink.count(), n, "nothing before its time");
+        assert_eq!(test.sink.count(), n, "nothing may arrive before its time");
         test.clock.advance(TimeDelta::milliseconds(1));
         let seen = test.sink.at_least(n + 1).await;
         let dispatch = &seen[n];
@@ -113,7 +113,7 @@ async fn a_local_time_reaches_the_zones_in_the_order_of_their_instants(database:
     assert_eq!(
         (&after.etag, after.revision, after.update_time),
         (&schedule.etag, 1, schedule.update_time),
-        "firing is no change"
+        "a claim must not change the revision"
     );
     let refused = refused(
         test.app.update(update(&schedule, at(LATER))).await,
@@ -127,7 +127,7 @@ async fn a_local_time_reaches_the_zones_in_the_order_of_their_instants(database:
     test.app.stop().await;
 }
 
-async fn what_is_accepted_late_is_found_before_what_was_sent_last(database: &Database) {
+async fn a_wave_accepted_late_is_sent_although_later_ones_were_sent(database: &Database) {
     let test = DispatchingApp::start(database).await;
     for (n, minutes) in [0, 30, 59].into_iter().enumerate() {
         let late = TimeDelta::minutes(minutes);
@@ -139,7 +139,7 @@ async fn what_is_accepted_late_is_found_before_what_was_sent_last(database: &Dat
     test.app.stop().await;
 }
 
-async fn an_update_half_way_moves_the_open_zones_only_to_utc_and_back(database: &Database) {
+async fn an_update_halfway_moves_only_the_open_zones(database: &Database) {
     let test = DispatchingApp::start(database).await;
     let schedule = test
         .app
@@ -174,7 +174,7 @@ async fn an_update_half_way_moves_the_open_zones_only_to_utc_and_back(database: 
         .app
         .update(stale)
         .await
-        .expect("the etag stands for the revision, which no firing moves");
+        .expect("the etag belongs to the revision, which claims do not change");
     assert_eq!(
         (to_utc.applied(), to_utc.applied_zones),
         (Applied::Some, open)
@@ -187,7 +187,7 @@ async fn an_update_half_way_moves_the_open_zones_only_to_utc_and_back(database: 
     assert_eq!(
         test.sink.count(),
         half,
-        "the open zones wait for their new time"
+        "the open zones must wait for their new time"
     );
 
     let back = test
@@ -206,7 +206,7 @@ async fn an_update_half_way_moves_the_open_zones_only_to_utc_and_back(database: 
     let seen = test.sink.at_least(half + rest.len()).await;
     assert!(
         seen[half..].is_sorted_by_key(|one| one.wave.time),
-        "the earliest first"
+        "the earliest must come first"
     );
     let counted = zones(&seen);
     assert_eq!(
@@ -272,7 +272,7 @@ async fn recipients_are_in_the_wave_of_their_zone_with_their_own_properties(data
     test.app.stop().await;
 }
 
-async fn the_properties_of_the_firing_are_sent_whatever_is_updated_later(database: &Database) {
+async fn the_properties_at_the_claim_are_sent_despite_later_updates(database: &Database) {
     let test = DispatchingApp::start(database).await;
     let with = |value: i32| Some(object(json!({ "value": value })));
     let request = v1::CreateCanvasScheduleRequest {
@@ -298,26 +298,26 @@ async fn the_properties_of_the_firing_are_sent_whatever_is_updated_later(databas
         .taken()
         .into_iter()
         .find(|one| one.id == first.id)
-        .expect("tried again");
+        .expect("retried");
     assert_eq!(
         (json!(again.properties), again.revision),
         (json!({ "value": 1 }), 1),
-        "as it was when it was fired"
+        "the payload must be that of the claim"
     );
     assert!(again.attempt >= 2 && again.wave == first.wave);
     test.app.stop().await;
 }
 
-async fn a_schedule_that_is_due_at_once_needs_no_poll(database: &Database) {
+async fn a_schedule_that_is_due_immediately_needs_no_poll(database: &Database) {
     let test = DispatchingApp::start(database).await;
-    // The clock stands still, so that no poll comes: only the ring of the change itself.
+    // The clock stands still, so that only the change itself can wake the dispatcher.
     test.app.created(everyone(at(NOW))).await;
     assert_eq!(test.sink.at_least(1).await.len(), 1);
     let later = test.app.created(everyone(at(LATER))).await;
     test.app
         .update(update(&later, at("2026-03-01T11:30:00Z")))
         .await
-        .expect("half an hour late goes at once");
+        .expect("half an hour late is due immediately");
     let seen = test.sink.at_least(2).await;
     assert_eq!(
         (seen[1].lateness, seen[1].revision),
@@ -356,16 +356,16 @@ async fn no_more_is_in_flight_than_there_are_workers(database: &Database) {
     assert_eq!(
         (test.sink.count(), open),
         (workers, workers * 2),
-        "what no worker is free for stays open to a change"
+        "a schedule without a free worker must stay open to changes"
     );
     test.app
         .update(update(schedules.last().expect("some"), at(LATER)))
         .await
         .expect("open");
-    // The deliveries hang for ever, so their stop is not awaited: the runtime goes with the test.
+    // The deliveries never end, so do not wait for a stop: the runtime ends with the test.
 }
 
-async fn a_sink_that_takes_nothing_is_probed_and_updates_reach_all(database: &Database) {
+async fn a_failing_sink_is_probed_and_updates_reach_every_zone(database: &Database) {
     let test = DispatchingApp::start(database).await;
     let mut schedules = vec![];
     for n in 0..30 {
@@ -379,7 +379,7 @@ async fn a_sink_that_takes_nothing_is_probed_and_updates_reach_all(database: &Da
     test.move_to("2026-03-01T12:02:00Z");
     let workers = settings(database).dispatcher.workers.get();
     test.sink.at_least(workers).await;
-    // A minute of it: what was under way at first, and then one probe after the other.
+    // For a minute: the dispatches in flight, then one probe after the other.
     let (before, until) = (test.sink.count(), instant("2026-03-01T12:03:00Z"));
     test.sink
         .in_time(&test.clock, TimeDelta::seconds(1), |_| {
@@ -387,9 +387,9 @@ async fn a_sink_that_takes_nothing_is_probed_and_updates_reach_all(database: &Da
         })
         .await;
     let probes = test.sink.count() - before;
-    assert!(probes <= 40, "{probes} in a minute");
+    assert!(probes <= 40, "{probes} probes in a minute");
     let moved = until_open(&test, &schedules[0]).await;
-    assert_eq!(moved.applied(), Applied::All, "nothing was taken");
+    assert_eq!(moved.applied(), Applied::All, "every zone must be open");
     test.sink.say(DeliveryOutcome::Delivered);
     test.sink
         .in_time(&test.clock, TimeDelta::seconds(1), |sink| {
@@ -402,11 +402,11 @@ async fn a_sink_that_takes_nothing_is_probed_and_updates_reach_all(database: &Da
         .iter()
         .map(|one| one.schedule_id.to_string())
         .collect();
-    assert_eq!(delivered.len(), 30, "everything arrives after, once");
+    assert_eq!(delivered.len(), 30, "everything must arrive once");
     test.app.stop().await;
 }
 
-/// An update of a schedule that is open again as soon as the answer of the last probe is written.
+/// Updates a schedule, once the store has settled the last probe and reopened it.
 async fn until_open(
     test: &DispatchingApp,
     of: &v1::CanvasSchedule,
@@ -429,7 +429,7 @@ async fn until_open(
     .await
 }
 
-async fn the_roles_can_be_split_over_processes(database: &Database) {
+async fn the_roles_can_be_split_between_processes(database: &Database) {
     let clock = Arc::new(ManualClock::at(instant(NOW)));
     let sinks = [RecordingSink::new(), RecordingSink::new()];
     let api = TestApp::start_in_roles(
@@ -455,7 +455,11 @@ async fn the_roles_can_be_split_over_processes(database: &Database) {
     api.created(everyone(at("2026-03-01T12:00:10Z"))).await;
     clock.advance(TimeDelta::seconds(10));
     assert_eq!(sinks[1].at_least(1).await.len(), 1);
-    assert_eq!(sinks[0].count(), 0, "the other one does not send");
+    assert_eq!(
+        sinks[0].count(),
+        0,
+        "a server without the dispatcher role must not send"
+    );
     refused(
         dispatcher.create(everyone(at(LATER))).await,
         Code::Unimplemented,
@@ -465,9 +469,9 @@ async fn the_roles_can_be_split_over_processes(database: &Database) {
     api.stop().await;
 }
 
-async fn a_stop_finishes_what_is_in_flight(database: &Database) {
+async fn a_shutdown_finishes_dispatches_in_flight(database: &Database) {
     if !database.is_postgres() {
-        // In memory it would be gone with the server.
+        // A database in memory would end with the server.
         return;
     }
     let test = DispatchingApp::start(database).await;
@@ -486,9 +490,7 @@ async fn a_stop_finishes_what_is_in_flight(database: &Database) {
     assert_eq!(database.count("SELECT count(*) FROM dispatch").await, 10);
 }
 
-async fn a_clock_that_steps_by_an_hour_fires_nothing_twice_or_early_and_loses_nothing(
-    database: &Database,
-) {
+async fn a_clock_that_jumps_by_an_hour_sends_each_wave_once_and_none_early(database: &Database) {
     let test = DispatchingApp::start(database).await;
     let mut times = vec![];
     for minute in (0..60).step_by(5) {
@@ -496,7 +498,7 @@ async fn a_clock_that_steps_by_an_hour_fires_nothing_twice_or_early_and_loses_no
         test.app.created(everyone(at(&time))).await;
         times.push(instant(&time));
     }
-    // What the clock shows is what counts: never before it has shown the time, and once.
+    // Each wave must come once, and not before the clock has shown its time.
     let mut shown = instant(NOW);
     for to in [
         "13:20:00", "12:20:00", "13:20:00", "13:30:00", "14:30:00", "13:35:00", "12:00:00",
@@ -519,17 +521,17 @@ async fn a_clock_that_steps_by_an_hour_fires_nothing_twice_or_early_and_loses_no
     test.app.stop().await;
 }
 
-async fn nothing_is_fired_while_nobody_can_say_how_late_it_is(database: &Database) {
+async fn nothing_is_sent_while_the_clock_is_not_trusted(database: &Database) {
     let test = DispatchingApp::start(database).await;
     let early = test.app.created(everyone(at("2026-03-01T12:00:10Z"))).await;
     test.clock.set_unsteady(true);
     test.move_to("2026-03-01T12:01:00Z");
-    // An update goes on, and shows that the wave was not taken although its time has come.
+    // An update is accepted, and shows that the due wave was not claimed.
     let moved = test
         .app
         .update(update(&early, at("2026-03-01T12:00:30Z")))
         .await
-        .expect("updates go on");
+        .expect("updates must be accepted");
     assert_eq!((moved.applied(), test.sink.count()), (Applied::All, 0));
     test.clock.set_unsteady(false);
     test.clock.advance(TimeDelta::milliseconds(25));

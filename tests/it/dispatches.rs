@@ -1,4 +1,4 @@
-//! Dispatches as callers see them: lists, counts, dead letters, and what a cancellation makes of them.
+//! Dispatches in the API: lists, counts, dead letters, and cancellation.
 
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::{Applied, CanvasScheduleState, DispatchState};
@@ -11,13 +11,13 @@ use crate::support::*;
 
 on_both![
     dispatches_are_listed_page_by_page_by_schedule_and_by_state,
-    a_dead_letter_is_tried_again_under_its_id,
-    a_cancellation_lays_down_what_is_unknown,
-    what_does_not_exist_is_refused,
-    a_page_of_dispatches_with_many_zones_is_cut_short,
+    a_dead_letter_is_retried_under_its_id,
+    a_cancellation_abandons_dispatches_with_an_unknown_outcome,
+    unknown_dispatches_are_refused,
+    a_page_of_dispatches_with_many_zones_is_shortened,
 ];
 
-/// Lists to the end, a few at a time.
+/// Lists every page.
 async fn all(app: &TestApp, mut request: v1::ListDispatchesRequest) -> Vec<v1::Dispatch> {
     request.page_size = 3;
     let mut found = Vec::new();
@@ -46,7 +46,7 @@ fn in_state(state: DispatchState) -> v1::ListDispatchesRequest {
     }
 }
 
-/// Waits until so many dispatches of a schedule are in a state: the answer of the sink is written a moment after it is given.
+/// Waits until a number of a schedule's dispatches are in a state: the store settles the sink's answer a moment later.
 async fn until_in_state(
     app: &TestApp,
     schedule: &v1::CanvasSchedule,
@@ -127,7 +127,7 @@ async fn dispatches_are_listed_page_by_page_by_schedule_and_by_state(database: &
     assert_eq!(
         (everything.len(), everything.last()),
         (of_first.len() + 1, Some(&dead)),
-        "in the order of schedules and numbers"
+        "sorted by schedule and number"
     );
     for state in [
         DispatchState::InHand,
@@ -147,7 +147,7 @@ async fn dispatches_are_listed_page_by_page_by_schedule_and_by_state(database: &
     test.app.stop().await;
 }
 
-async fn a_dead_letter_is_tried_again_under_its_id(database: &Database) {
+async fn a_dead_letter_is_retried_under_its_id(database: &Database) {
     let test = DispatchingApp::start(database).await;
     test.sink.say(rejected());
     let schedule = test.app.created(create("canvas", at(NOW))).await;
@@ -160,14 +160,14 @@ async fn a_dead_letter_is_tried_again_under_its_id(database: &Database) {
     test.sink.say(DeliveryOutcome::Delivered);
     let revived = test.app.retry(&dead).await.expect("a dead letter");
     assert_eq!(
-        (revived.state(), &revived.dispatch_id),
+        (retried.state(), &retried.dispatch_id),
         (DispatchState::Unknown, &dead.dispatch_id)
     );
     let seen = test.sink.at_least(2).await;
     assert_eq!(
         (seen[1].id, seen[1].attempt),
         (first.id, 2),
-        "at once, without a poll"
+        "immediately, without a poll"
     );
     let delivered = until_in_state(&test.app, &schedule, DispatchState::Delivered, 1).await;
     refused(
@@ -178,7 +178,7 @@ async fn a_dead_letter_is_tried_again_under_its_id(database: &Database) {
     test.app.stop().await;
 }
 
-async fn a_cancellation_lays_down_what_is_unknown(database: &Database) {
+async fn a_cancellation_abandons_dispatches_with_an_unknown_outcome(database: &Database) {
     let test = DispatchingApp::start(database).await;
     test.sink.say(unknown());
     let schedule = test.app.created(create("canvas", at(NOW))).await;
@@ -197,7 +197,7 @@ async fn a_cancellation_lays_down_what_is_unknown(database: &Database) {
         .app
         .cancel(cancel(&schedule))
         .await
-        .expect("there is something to stop");
+        .expect("there are attempts to stop");
     assert_eq!(
         (
             answer.applied(),
@@ -218,7 +218,7 @@ async fn a_cancellation_lays_down_what_is_unknown(database: &Database) {
             ..Default::default()
         })
     );
-    // Another one that is due long after the next attempt would have been shows that the time has come and gone.
+    // Another schedule, due long after the next attempt would have been, shows that its time has passed.
     let other = test
         .app
         .created(create("other", at("2026-03-01T13:00:00Z")))
@@ -228,7 +228,7 @@ async fn a_cancellation_lays_down_what_is_unknown(database: &Database) {
     assert_eq!(
         (seen.len(), seen[1].schedule_id.to_string()),
         (2, other.schedule_id),
-        "no further attempt"
+        "no further attempt may come"
     );
     let abandoned = all(&test.app, in_state(DispatchState::Abandoned)).await;
     refused(
@@ -239,7 +239,7 @@ async fn a_cancellation_lays_down_what_is_unknown(database: &Database) {
     test.app.stop().await;
 }
 
-async fn what_does_not_exist_is_refused(database: &Database) {
+async fn unknown_dispatches_are_refused(database: &Database) {
     let test = DispatchingApp::start(database).await;
     let schedule = test.app.created(create("canvas", at(LATER))).await;
     let unknown_id = "0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11".to_owned();
@@ -287,7 +287,7 @@ async fn what_does_not_exist_is_refused(database: &Database) {
     assert_eq!(
         listed.expect("a page").dispatches,
         [],
-        "a list of nothing is empty"
+        "the list must be empty"
     );
     let bad = v1::ListDispatchesRequest {
         schedule_id: "x".to_owned(),
@@ -307,7 +307,7 @@ async fn what_does_not_exist_is_refused(database: &Database) {
     test.app.stop().await;
 }
 
-async fn a_page_of_dispatches_with_many_zones_is_cut_short(database: &Database) {
+async fn a_page_of_dispatches_with_many_zones_is_shortened(database: &Database) {
     let test = DispatchingApp::start(database).await;
     for _ in 0..120 {
         test.app
@@ -338,7 +338,7 @@ async fn a_page_of_dispatches_with_many_zones_is_cut_short(database: &Database) 
             rest.next_page_token.as_str()
         ),
         (120, ""),
-        "none is left out"
+        "no dispatch may be missing"
     );
     test.app.stop().await;
 }

@@ -1,4 +1,4 @@
-//! `request_id`: a replay within 24 hours gets the first answer and changes nothing.
+//! `request_id`: a replay within 24 hours returns the first answer and changes nothing.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -14,15 +14,15 @@ use tonic::Code;
 use crate::support::*;
 
 on_both![
-    a_replay_gets_the_first_answer_and_makes_nothing,
-    a_replay_of_an_update_without_an_id_stands_whatever_came_since,
+    a_replay_returns_the_first_answer_and_changes_nothing,
+    a_replay_of_an_update_without_an_id_ignores_later_changes,
     entries_of_a_batch_replay_as_updates_do,
-    an_entry_that_was_refused_leaves_its_id_and_its_twins_place,
+    a_refused_entry_does_not_use_up_its_id,
     an_id_with_another_payload_is_refused,
     an_id_is_free_again_after_a_day,
-    many_callers_at_once_make_one_revision,
-    many_callers_at_once_make_one_schedule,
-    an_answer_that_was_cut_off_is_had_by_repeating,
+    concurrent_callers_create_one_revision,
+    concurrent_callers_create_one_schedule,
+    a_lost_answer_is_received_by_repeating,
 ];
 
 const DAY: TimeDelta = TimeDelta::hours(24);
@@ -58,9 +58,9 @@ fn cancelled_as(
     }
 }
 
-async fn a_replay_gets_the_first_answer_and_makes_nothing(database: &Database) {
+async fn a_replay_returns_the_first_answer_and_changes_nothing(database: &Database) {
     let app = TestApp::start(database).await;
-    // Half an hour ahead in UTC, and some zones are missed: the replay tells the same ones.
+    // Half an hour ahead in UTC, so that some zones are missed: the replay must report the same ones.
     let create = created_as("create", "canvas", local("2026-03-01T12:30:00"));
     let made = app.create(create.clone()).await.expect("created");
     assert!(!made.missed_zones.is_empty() && !made.dispatch_id.is_empty());
@@ -80,9 +80,9 @@ async fn a_replay_gets_the_first_answer_and_makes_nothing(database: &Database) {
         );
     };
     replay_both().await;
-    assert_eq!(app.seen(&schedule).await, before, "nothing was made");
+    assert_eq!(app.seen(&schedule).await, before, "nothing may be created");
 
-    // What was asked for is long past by now: a first call would be refused.
+    // The requested time has passed: a first call would be refused.
     app.clock.advance(TimeDelta::hours(20));
     let late = app
         .update(v1::UpdateCanvasScheduleRequest {
@@ -101,16 +101,16 @@ async fn a_replay_gets_the_first_answer_and_makes_nothing(database: &Database) {
         app.cancel(cancel.clone()).await.expect("the first answer"),
         cancelled
     );
-    // The schedule has changed since; a first call would be refused.
+    // The schedule has changed since: a first call would be refused.
     replay_both().await;
-    assert_eq!(app.seen(&schedule).await, before, "nothing was made");
+    assert_eq!(app.seen(&schedule).await, before, "nothing may be created");
     assert_eq!(
         app.list_ids(Default::default()).await,
         [schedule.schedule_id.as_str()]
     );
 }
 
-async fn a_replay_of_an_update_without_an_id_stands_whatever_came_since(database: &Database) {
+async fn a_replay_of_an_update_without_an_id_ignores_later_changes(database: &Database) {
     let app = TestApp::start(database).await;
     let first = app.created(create("canvas", at(LATER))).await;
     let asked = updated_as(
@@ -142,7 +142,7 @@ async fn entries_of_a_batch_replay_as_updates_do(database: &Database) {
     let entries = vec![
         updated_as("a", update(&one, at("2026-03-21T01:00:00Z"))),
         updated_as("b", update(&two, at("2026-03-21T02:00:00Z"))),
-        // Its twin stands in the same batch.
+        // Its replay is in the same batch.
         updated_as("a", update(&one, at("2026-03-21T01:00:00Z"))),
         updated_as("b", update(&two, at("2026-03-21T03:00:00Z"))),
         updated_as("c", update_of_canvas("one", at("2026-03-21T04:00:00Z"))),
@@ -153,7 +153,7 @@ async fn entries_of_a_batch_replay_as_updates_do(database: &Database) {
         [0, 1, 2, 4].map(|n| schedule_of(&ok(n)).revision),
         [2, 2, 2, 3]
     );
-    assert_eq!(ok(0), ok(2), "one revision, one answer");
+    assert_eq!(ok(0), ok(2), "a replay must return the same answer");
     refused(first[3].clone(), Code::AlreadyExists, "REQUEST_ID_REUSED");
     let before = (app.seen(&one).await, app.seen(&two).await);
 
@@ -165,18 +165,18 @@ async fn entries_of_a_batch_replay_as_updates_do(database: &Database) {
                 .await
                 .expect("the first answer"),
             ok(n),
-            "alone it is the same request"
+            "on its own it is the same request"
         );
     }
     refused(again[3].clone(), Code::AlreadyExists, "REQUEST_ID_REUSED");
     assert_eq!(
         (app.seen(&one).await, app.seen(&two).await),
         before,
-        "nothing was made"
+        "nothing may be created"
     );
 }
 
-async fn an_entry_that_was_refused_leaves_its_id_and_its_twins_place(database: &Database) {
+async fn a_refused_entry_does_not_use_up_its_id(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let stale = v1::UpdateCanvasScheduleRequest {
@@ -191,7 +191,7 @@ async fn an_entry_that_was_refused_leaves_its_id_and_its_twins_place(database: &
     let answers = app.batch(entries).await.expect("answers");
     refused(answers[0].clone(), Code::Aborted, "ETAG_STALE");
     let revisions = [1, 2].map(|n| schedule_of(answers[n].as_ref().expect("updated")).revision);
-    assert_eq!(revisions, [2, 3], "in their order");
+    assert_eq!(revisions, [2, 3], "in order");
     assert_eq!(
         time_of(
             &app.get(&schedule)
@@ -262,7 +262,7 @@ async fn an_id_with_another_payload_is_refused(database: &Database) {
         );
         assert!(refusal.message.contains("update"), "{refusal:?}");
     }
-    // An id is one for all methods of a workspace.
+    // An id is unique in a workspace, across methods.
     refused(
         app.update(update_of("create", base)).await,
         Code::AlreadyExists,
@@ -286,7 +286,7 @@ async fn an_id_with_another_payload_is_refused(database: &Database) {
     assert_eq!(
         app.list_ids(Default::default()).await.len(),
         2,
-        "nothing was made"
+        "nothing may be created"
     );
 }
 
@@ -347,10 +347,10 @@ async fn an_id_is_free_again_after_a_day(database: &Database) {
     assert_ne!(second.expect("a schedule").schedule_id, made.schedule_id);
 }
 
-/// How many call at once.
+/// The number of concurrent callers.
 const CALLERS: usize = 32;
 
-async fn many_callers_at_once_make_one_revision(database: &Database) {
+async fn concurrent_callers_create_one_revision(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     for (n, request) in [
@@ -380,7 +380,11 @@ async fn many_callers_at_once_make_one_revision(database: &Database) {
             .iter()
             .map(Message::encode_to_vec)
             .collect();
-        assert_eq!(answers.len(), 1, "all get the same answer");
+        assert_eq!(
+            answers.len(),
+            1,
+            "every caller must receive the same answer"
+        );
         let revision = i64::try_from(n + 2).expect("a revision");
         assert_eq!(
             app.get(&schedule)
@@ -395,7 +399,7 @@ async fn many_callers_at_once_make_one_revision(database: &Database) {
     }
 }
 
-async fn many_callers_at_once_make_one_schedule(database: &Database) {
+async fn concurrent_callers_create_one_schedule(database: &Database) {
     let app = TestApp::start(database).await;
     let mut calls = JoinSet::new();
     for _ in 0..CALLERS {
@@ -415,7 +419,11 @@ async fn many_callers_at_once_make_one_schedule(database: &Database) {
         .iter()
         .map(Message::encode_to_vec)
         .collect();
-    assert_eq!(answers.len(), 1, "all get the same answer");
+    assert_eq!(
+        answers.len(),
+        1,
+        "every caller must receive the same answer"
+    );
     let answer =
         v1::CreateCanvasScheduleResponse::decode(answers.iter().next().expect("one").as_slice())
             .expect("an answer");
@@ -425,24 +433,27 @@ async fn many_callers_at_once_make_one_schedule(database: &Database) {
     );
 }
 
-async fn an_answer_that_was_cut_off_is_had_by_repeating(database: &Database) {
+async fn a_lost_answer_is_received_by_repeating(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let request = updated_as("r", update(&schedule, at("2026-03-21T09:00:00Z")));
-    let lost = through_a_cut(app.addr(), &app.key, async |mut client| {
+    let lost = through_a_proxy_that_cuts(app.addr(), &app.key, async |mut client| {
         client
             .update_canvas_schedule(request.clone())
             .await
             .map(drop)
     })
     .await;
-    assert!(lost.is_err(), "no byte of the answer came");
+    assert!(lost.is_err(), "the answer must be lost");
     let after = app
         .get(&schedule)
         .await
         .canvas_schedule
         .expect("a schedule");
-    assert_eq!(after.revision, 2, "it was answered, so it is there");
+    assert_eq!(
+        after.revision, 2,
+        "the server answered, so the change must be there"
+    );
     app.clock.advance(TimeDelta::minutes(1));
     let replayed = app
         .fresh_client()
@@ -458,14 +469,14 @@ async fn an_answer_that_was_cut_off_is_had_by_repeating(database: &Database) {
     );
 
     let request = created_as("c", "made", at(LATER));
-    let lost = through_a_cut(app.addr(), &app.key, async |mut client| {
+    let lost = through_a_proxy_that_cuts(app.addr(), &app.key, async |mut client| {
         client
             .create_canvas_schedule(request.clone())
             .await
             .map(drop)
     })
     .await;
-    assert!(lost.is_err(), "no byte of the answer came");
+    assert!(lost.is_err(), "the answer must be lost");
     let replayed = app
         .fresh_client()
         .create_canvas_schedule(request)
@@ -482,8 +493,8 @@ async fn an_answer_that_was_cut_off_is_had_by_repeating(database: &Database) {
     );
 }
 
-/// Makes a call through a proxy that passes the request on and cuts the connection when the server begins to answer it.
-async fn through_a_cut(
+/// Makes a call through a proxy that forwards the request and cuts the connection when the server starts to answer.
+async fn through_a_proxy_that_cuts(
     server: SocketAddr,
     key: &str,
     call: impl AsyncFnOnce(Client) -> Result<(), tonic::Status>,
@@ -492,7 +503,7 @@ async fn through_a_cut(
     let addr = listener.local_addr().expect("an address");
     let proxy = tokio::spawn(async move {
         let (caller, _) = listener.accept().await.expect("a caller");
-        // Before the cut, so that the caller cannot come again.
+        // Close the port before the cut, so that the caller cannot reconnect.
         drop(listener);
         cut_at_the_answer(
             caller,
@@ -505,7 +516,7 @@ async fn through_a_cut(
     answer
 }
 
-/// Passes on all bytes of the caller, and of the server every HTTP/2 frame before its first HEADERS.
+/// Forwards every byte of the caller, and every HTTP/2 frame of the server before its first HEADERS.
 async fn cut_at_the_answer(caller: TcpStream, server: TcpStream) {
     const HEADERS: u8 = 1;
     let (mut from_caller, mut to_caller) = caller.into_split();
@@ -524,11 +535,11 @@ async fn cut_at_the_answer(caller: TcpStream, server: TcpStream) {
         to_caller
             .write_all(&head)
             .await
-            .expect("the caller is there");
+            .expect("the caller is connected");
         to_caller
             .write_all(&payload)
             .await
-            .expect("the caller is there");
+            .expect("the caller is connected");
     }
     asking.abort();
 }

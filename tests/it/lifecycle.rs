@@ -1,4 +1,4 @@
-//! From creation to cancellation, and batches of updates.
+//! Schedules from creation to cancellation, and batches of updates.
 
 use canvas_scheduler::domain::{DispatchId, ScheduleId};
 use canvas_scheduler::pb::v1;
@@ -10,14 +10,14 @@ use tonic_types::StatusExt;
 use crate::support::*;
 
 on_both![
-    a_schedule_for_recipients_keeps_what_they_carry,
+    a_schedule_keeps_its_recipients_with_their_properties,
     a_schedule_for_an_audience_and_one_for_everyone,
-    a_dispatch_id_is_that_of_the_first_firing,
-    recipients_that_all_state_a_zone_get_waves_in_those_only,
-    an_optimal_day_is_handed_over_at_each_midnight,
-    a_cancelled_schedule_is_read_and_listed_as_such,
+    the_dispatch_id_of_a_creation_is_that_of_its_first_dispatch,
+    recipients_with_zones_have_waves_in_those_zones_only,
+    an_optimal_day_has_a_wave_at_the_midnight_of_each_zone,
+    a_cancelled_schedule_is_read_and_listed_as_cancelled,
     a_batch_applies_its_updates_in_their_order,
-    a_bad_entry_of_a_batch_answers_as_alone_and_fails_no_neighbour,
+    an_invalid_entry_of_a_batch_fails_as_on_its_own_and_affects_no_other,
     a_batch_has_one_to_a_thousand_entries,
 ];
 
@@ -29,7 +29,7 @@ fn to(recipients: Vec<v1::Recipient>) -> v1::CreateCanvasScheduleRequest {
     }
 }
 
-async fn a_schedule_for_recipients_keeps_what_they_carry(database: &Database) {
+async fn a_schedule_keeps_its_recipients_with_their_properties(database: &Database) {
     let app = TestApp::start(database).await;
     let alias = v1::UserAlias {
         alias_name: "name".to_owned(),
@@ -54,7 +54,7 @@ async fn a_schedule_for_recipients_keeps_what_they_carry(database: &Database) {
         trigger_properties: with(value).context,
         ..user("a")
     };
-    // The same text as another kind of identifier is somebody else.
+    // The same text as another kind of identifier is another recipient.
     let request = v1::CreateCanvasScheduleRequest {
         canvas_entry_properties: Some(object(json!({ "own": [1, { "x": null }] }))),
         audience: Some(object(json!({ "AND": [{ "custom_attribute": "tier" }] }))),
@@ -80,7 +80,7 @@ async fn a_schedule_for_recipients_keeps_what_they_carry(database: &Database) {
     ];
     assert_eq!(
         got.recipients, expected,
-        "of duplicates the last wins, in its first place"
+        "the last of several duplicates must win, at the position of the first"
     );
     assert_eq!(
         (got.trigger_properties, got.audience, got.broadcast),
@@ -89,7 +89,7 @@ async fn a_schedule_for_recipients_keeps_what_they_carry(database: &Database) {
     assert_eq!(
         got.canvas_schedule,
         Some(schedule.clone()),
-        "what Create answered is what Get reads"
+        "Get must return what Create answered"
     );
     let at_now = Some(prost_types::Timestamp {
         seconds: instant(NOW).timestamp(),
@@ -147,7 +147,7 @@ async fn a_schedule_for_an_audience_and_one_for_everyone(database: &Database) {
     assert!(wave.includes_unlisted_zones && wave.mode() == WaveMode::AtTime);
 }
 
-async fn a_dispatch_id_is_that_of_the_first_firing(database: &Database) {
+async fn the_dispatch_id_of_a_creation_is_that_of_its_first_dispatch(database: &Database) {
     let app = TestApp::start(database).await;
     let made = app
         .create(create("canvas", at(LATER)))
@@ -170,7 +170,7 @@ async fn a_dispatch_id_is_that_of_the_first_firing(database: &Database) {
     );
 }
 
-async fn recipients_that_all_state_a_zone_get_waves_in_those_only(database: &Database) {
+async fn recipients_with_zones_have_waves_in_those_zones_only(database: &Database) {
     let app = TestApp::start(database).await;
     let in_zones = to(vec![
         user_in("a", "europe/berlin"),
@@ -209,7 +209,7 @@ async fn recipients_that_all_state_a_zone_get_waves_in_those_only(database: &Dat
             .map(|wave| wave.zones.len())
             .collect::<Vec<_>>(),
         [3],
-        "an update keeps whom it is for"
+        "an update must keep the recipients"
     );
 
     let one_without = app
@@ -217,11 +217,11 @@ async fn recipients_that_all_state_a_zone_get_waves_in_those_only(database: &Dat
         .await;
     assert!(
         one_without.total_zones > 500,
-        "the zone of the other is the consumer's to know"
+        "the consumer knows the zone of the other recipient"
     );
 }
 
-async fn an_optimal_day_is_handed_over_at_each_midnight(database: &Database) {
+async fn an_optimal_day_has_a_wave_at_the_midnight_of_each_zone(database: &Database) {
     let app = TestApp::start(database).await;
     let request = v1::CreateCanvasScheduleRequest {
         schedule: optimal("2026-03-20T23:59:59Z"),
@@ -238,7 +238,7 @@ async fn an_optimal_day_is_handed_over_at_each_midnight(database: &Database) {
     );
 }
 
-async fn a_cancelled_schedule_is_read_and_listed_as_such(database: &Database) {
+async fn a_cancelled_schedule_is_read_and_listed_as_cancelled(database: &Database) {
     let app = TestApp::start(database).await;
     let kept = app.created(create("canvas", at(LATER))).await;
     let gone = app
@@ -296,7 +296,7 @@ async fn a_cancelled_schedule_is_read_and_listed_as_such(database: &Database) {
 }
 
 async fn a_batch_applies_its_updates_in_their_order(database: &Database) {
-    // Smaller commits than the batch, so that it is carried by several.
+    // Commits smaller than the batch, so that it needs several.
     let app = TestApp::start_with(database, |settings| settings.store.commit_max = number(7)).await;
     let mut schedules = Vec::new();
     for n in 0..3 {
@@ -340,7 +340,7 @@ async fn a_batch_applies_its_updates_in_their_order(database: &Database) {
     }
 }
 
-async fn a_bad_entry_of_a_batch_answers_as_alone_and_fails_no_neighbour(database: &Database) {
+async fn an_invalid_entry_of_a_batch_fails_as_on_its_own_and_affects_no_other(database: &Database) {
     let app = TestApp::start(database).await;
     let good = app.created(create("good", at(LATER))).await;
     let gone = app.created(create("gone", at(LATER))).await;
@@ -384,8 +384,8 @@ async fn a_bad_entry_of_a_batch_answers_as_alone_and_fails_no_neighbour(database
     let answers = app.batch(requests).await.expect("answers");
     assert_eq!(answers.len(), 2 * bad.len());
     for (n, (pair, alone)) in answers.chunks(2).zip(&alone).enumerate() {
-        let beside = pair[0].as_ref().expect_err("it is as bad in a batch");
-        // The revision that a stale etag is told has moved on by the good neighbours.
+        let in_batch = pair[0].as_ref().expect_err("it must fail in a batch too");
+        // The valid entries have changed the revision that the error of a stale etag contains.
         let told = |status: &tonic::Status| {
             let text = format!("{} {:?}", status.message(), status.get_error_details());
             if alone.code() == Code::Aborted {
@@ -395,18 +395,18 @@ async fn a_bad_entry_of_a_batch_answers_as_alone_and_fails_no_neighbour(database
             }
         };
         assert_eq!(
-            (beside.code(), told(beside)),
+            (in_batch.code(), told(in_batch)),
             (alone.code(), told(alone)),
             "entry {n}"
         );
         assert_eq!(
-            refusal(Err::<(), _>(beside.clone())).reason,
+            refusal(Err::<(), _>(in_batch.clone())).reason,
             refusal(Err::<(), _>(alone.clone())).reason,
             "entry {n}"
         );
-        let neighbour = pair[1].as_ref().expect("a neighbour is applied");
+        let valid = pair[1].as_ref().expect("a valid entry must be applied");
         assert_eq!(
-            schedule_of(neighbour).revision,
+            schedule_of(valid).revision,
             i64::try_from(n + 2).expect("a revision")
         );
     }

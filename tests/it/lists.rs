@@ -1,4 +1,4 @@
-//! Lists: pages that hold together while the world moves on, and the revisions that are kept.
+//! Lists: pages that stay consistent under concurrent changes, and the retention of revisions.
 
 use std::collections::HashSet;
 
@@ -11,11 +11,11 @@ use crate::support::*;
 on_both![
     pages_are_stable_under_concurrent_writes,
     filters_hold_from_page_to_page,
-    revisions_come_in_pages_the_newest_first,
-    a_page_of_revisions_is_cut_short_where_it_would_be_too_large,
+    revisions_are_listed_in_pages_newest_first,
+    a_page_of_revisions_is_shortened_to_its_maximum_size,
     only_the_newest_revisions_are_shown,
 ];
-on_both![file: revisions_that_are_not_kept_are_removed];
+on_both![file: expired_revisions_are_removed];
 
 async fn pages_are_stable_under_concurrent_writes(database: &Database) {
     let app = TestApp::start(database).await;
@@ -27,10 +27,7 @@ async fn pages_are_stable_under_concurrent_writes(database: &Database) {
         );
     }
     let ids: Vec<String> = made.iter().map(|one| one.schedule_id.clone()).collect();
-    assert!(
-        ids.is_sorted(),
-        "the order of their ids is that of their creation"
-    );
+    assert!(ids.is_sorted(), "ids must be in the order of creation");
     assert_eq!(app.list_ids(Default::default()).await, ids);
 
     let (mut seen, mut request) = (
@@ -41,7 +38,7 @@ async fn pages_are_stable_under_concurrent_writes(database: &Database) {
         },
     );
     for n in 0.. {
-        // While the page is read one is made, one updated and one that is already on a page, or will be, cancelled.
+        // While the page is read, concurrently create one, update one, and cancel one of an earlier or later page.
         let (page, fresh, updated, cancelled) = tokio::join!(
             app.list(request.clone()),
             app.create(create("canvas 0", at(LATER))),
@@ -64,11 +61,7 @@ async fn pages_are_stable_under_concurrent_writes(database: &Database) {
         seen.is_sorted() && seen.iter().collect::<HashSet<_>>().len() == seen.len(),
         "none twice"
     );
-    assert_eq!(
-        seen[..25],
-        ids,
-        "none left out; those made meanwhile come after"
-    );
+    assert_eq!(seen[..25], ids, "none may be missing; new ones come last");
 }
 
 async fn filters_hold_from_page_to_page(database: &Database) {
@@ -114,7 +107,7 @@ async fn filters_hold_from_page_to_page(database: &Database) {
         app.list_ids(canvas("canvas", CanvasScheduleState::Unspecified))
             .await,
         Vec::<String>::new(),
-        "no part of a name"
+        "a part of a name must not match"
     );
     let exact = v1::ListCanvasSchedulesRequest {
         page_size: 12,
@@ -123,11 +116,11 @@ async fn filters_hold_from_page_to_page(database: &Database) {
     assert_eq!(
         app.list(exact).await.expect("a page").next_page_token,
         "",
-        "no empty page after the last"
+        "the last page must not announce an empty one"
     );
 }
 
-/// The numbers of the revisions of every page, `page_size` at a time.
+/// The revision numbers on every page of `page_size`.
 async fn pages(app: &TestApp, of: &v1::CanvasSchedule, page_size: i32) -> Vec<Vec<i64>> {
     let mut request = v1::ListCanvasScheduleRevisionsRequest {
         schedule_id: of.schedule_id.clone(),
@@ -143,13 +136,13 @@ async fn pages(app: &TestApp, of: &v1::CanvasSchedule, page_size: i32) -> Vec<Ve
         }
         request.page_token = page.next_page_token;
         if pages.len() == 1 {
-            // A change between two pages pushes nothing onto the next one.
+            // A change between two pages must not move a revision to the next page.
             app.update(update(of, at(LATER))).await.expect("updated");
         }
     }
 }
 
-async fn revisions_come_in_pages_the_newest_first(database: &Database) {
+async fn revisions_are_listed_in_pages_newest_first(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     app.batch(vec![update(&schedule, at(LATER)); 6])
@@ -165,7 +158,7 @@ async fn revisions_come_in_pages_the_newest_first(database: &Database) {
     );
 }
 
-async fn a_page_of_revisions_is_cut_short_where_it_would_be_too_large(database: &Database) {
+async fn a_page_of_revisions_is_shortened_to_its_maximum_size(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     for n in 0..40 {
@@ -182,7 +175,7 @@ async fn a_page_of_revisions_is_cut_short_where_it_would_be_too_large(database: 
     assert_eq!(
         pages.concat(),
         (1..=41).rev().collect::<Vec<i64>>(),
-        "none is left out"
+        "no revision may be missing"
     );
 }
 
@@ -210,11 +203,11 @@ async fn only_the_newest_revisions_are_shown(database: &Database) {
     assert_eq!(
         pages(&app, &schedule, 2).await,
         [vec![9, 8], vec![7, 6]],
-        "9 and 8 were told, then 10 came and 5 went"
+        "9 and 8 were listed, then 10 was created and 5 expired"
     );
 }
 
-async fn revisions_that_are_not_kept_are_removed(database: &Database) {
+async fn expired_revisions_are_removed(database: &Database) {
     let app = TestApp::start_with(database, |settings| {
         settings.store.revisions_kept = number(5)
     })
@@ -231,14 +224,14 @@ async fn revisions_that_are_not_kept_are_removed(database: &Database) {
             .await
             .expect("updated");
     }
-    // The writer removes after it has answered, and before it takes the next change.
+    // The writer removes them after it has answered, and before it takes the next change.
     app.update(update(&schedule, at(LATER)))
         .await
         .expect("updated");
     assert_eq!(
         rows().await,
         5 + 22 + 1,
-        "removed at 50 and at 100; 22 came since; 1 is the other's"
+        "removed at 50 and at 100; 22 are newer, and 1 belongs to the other schedule"
     );
     let shown: Vec<i64> = app
         .revisions(&schedule)

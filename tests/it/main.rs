@@ -1,5 +1,5 @@
-//! The service as its callers meet it: a server in this process, its own database, a clock that stands still until a test moves
-//! it. What depends on the store runs on SQLite and on PostgreSQL, as two tests of one name.
+//! The service as its callers use it: a server in this process with its own database and a clock that stands still until a test
+//! moves it. Tests that depend on the store run on SQLite and on PostgreSQL, as two tests with one name.
 
 #![allow(clippy::expect_used, reason = "a test says what it expected")]
 

@@ -1,4 +1,4 @@
-//! What operators and tools see: health, reflection, readiness, deadlines, and a stop that always ends.
+//! Health, reflection, readiness, deadlines, and a shutdown that always ends.
 
 use std::time::Duration;
 
@@ -22,9 +22,9 @@ use crate::support::*;
 
 on_both![
     health_answers_by_service,
-    a_call_with_no_time_left_is_not_begun
+    a_call_without_time_left_is_not_started
 ];
-on_both![file: a_stop_lets_calls_in_flight_finish_and_ends_everything_else, a_stop_ends_even_if_a_call_does_not];
+on_both![file: a_shutdown_finishes_calls_in_flight_and_ends_everything_else, a_shutdown_ends_even_if_a_call_does_not];
 
 const OURS: [&str; 2] = ["", SERVICE_NAME];
 
@@ -69,7 +69,7 @@ async fn health_answers_by_service(database: &Database) {
     );
 }
 
-/// Both versions of reflection have the same messages under two names.
+/// Tests one of the two versions of reflection, whose messages are the same under two names.
 macro_rules! reflection {
     ($version:ident) => {
         mod $version {
@@ -106,7 +106,7 @@ macro_rules! reflection {
             async fn files(app: &TestApp, asked: MessageRequest) -> Vec<FileDescriptorProto> {
                 let MessageResponse::FileDescriptorResponse(files) = ask(app, asked.clone()).await
                 else {
-                    panic!("no file: {asked:?}")
+                    panic!("{asked:?} must return files")
                 };
                 files
                     .file_descriptor_proto
@@ -132,7 +132,7 @@ macro_rules! reflection {
                 }
                 assert!(
                     !names.iter().any(|one| one.contains("CanvasTriggerService")),
-                    "only what is served: {names:?}"
+                    "only services of this server: {names:?}"
                 );
                 let ours = files(
                     &app,
@@ -153,7 +153,7 @@ macro_rules! reflection {
                     methods.contains(&"UpdateCanvasSchedule") && methods.len() == 9,
                     "{methods:?}"
                 );
-                // With these a client shows the details of an error as text.
+                // With these a client can show the details of an error.
                 let mut named: Vec<String> = ours
                     .iter()
                     .flat_map(|file| file.dependency.clone())
@@ -192,7 +192,7 @@ mod reflection {
     reflection!(v1alpha);
 }
 
-mod it_is_not_ready_until_the_schema_is_there {
+mod it_is_not_ready_until_the_schema_exists {
     use super::*;
 
     #[tokio::test]
@@ -227,7 +227,7 @@ mod it_is_not_ready_until_the_schema_is_there {
                 .expect_err("refused")
                 .get_details_retry_info()
                 .is_some(),
-            "it says when to try again"
+            "it must contain a retry delay"
         );
         refused(answer, Code::Unavailable, "STORE_UNAVAILABLE");
         refused(
@@ -264,7 +264,7 @@ mod it_is_not_ready_until_the_schema_is_there {
         assert_eq!(
             store.migrate().await.expect("nothing to do"),
             Vec::<String>::new(),
-            "a second time changes nothing"
+            "a second migration must change nothing"
         );
         assert_eq!(next().await, ServingStatus::Serving, "without a restart");
         let mut client = app.client_with(&app.key_of("default", |_| {}).await);
@@ -276,7 +276,7 @@ mod it_is_not_ready_until_the_schema_is_there {
     }
 }
 
-/// The request with a deadline, in the words of `grpc-timeout`.
+/// Adds a deadline to a request, in the format of `grpc-timeout`.
 fn within<T>(message: T, timeout: &'static str) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert(
@@ -286,7 +286,7 @@ fn within<T>(message: T, timeout: &'static str) -> Request<T> {
     request
 }
 
-async fn a_call_with_no_time_left_is_not_begun(database: &Database) {
+async fn a_call_without_time_left_is_not_started(database: &Database) {
     let app = TestApp::start(database).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let before = app.seen(&schedule).await;
@@ -316,7 +316,7 @@ async fn a_call_with_no_time_left_is_not_begun(database: &Database) {
     assert_eq!(
         app.list_ids(Default::default()).await.len(),
         1,
-        "nothing was made"
+        "nothing may be created"
     );
     client
         .update_canvas_schedule(within(update(&schedule, at(LATER)), "1H"))
@@ -324,17 +324,17 @@ async fn a_call_with_no_time_left_is_not_begun(database: &Database) {
         .expect("time enough");
 }
 
-/// Returns once the server has closed a connection on which nothing was said.
-async fn closed(mut silent: TcpStream) {
+/// Waits until the server closes a silent connection.
+async fn wait_until_closed(mut silent: TcpStream) {
     let mut rest = Vec::new();
-    // A reset is an end too.
+    // A reset closes it too.
     let _end = soon(silent.read_to_end(&mut rest)).await;
 }
 
 type Calls = JoinSet<Result<Response<v1::UpdateCanvasScheduleResponse>, Status>>;
 
-/// An app that takes two changes at a time, one in the writer's hands and one that waits.
-async fn narrow(database: &Database, drain: Duration) -> TestApp {
+/// An app that accepts two changes at a time: the writer has one, and one waits.
+async fn with_short_queue(database: &Database, drain: Duration) -> TestApp {
     TestApp::start_with(database, |settings| {
         settings.store = one_at_a_time();
         settings.drain = drain;
@@ -342,8 +342,8 @@ async fn narrow(database: &Database, drain: Duration) -> TestApp {
     .await
 }
 
-/// Calls that change a schedule whose lock is held, at least one of them in flight: as soon as one is told that the queue is
-/// full, another one is in it.
+/// Starts calls that change a locked schedule, of which at least one is in flight: once a call is refused since the queue is
+/// full, another call is in the queue.
 async fn in_flight(app: &TestApp, schedule: &v1::CanvasSchedule) -> Calls {
     let mut calls = Calls::new();
     for _ in 0..4 {
@@ -361,8 +361,8 @@ async fn in_flight(app: &TestApp, schedule: &v1::CanvasSchedule) -> Calls {
     calls
 }
 
-async fn a_stop_lets_calls_in_flight_finish_and_ends_everything_else(database: &Database) {
-    let app = narrow(database, Duration::from_secs(60)).await;
+async fn a_shutdown_finishes_calls_in_flight_and_ends_everything_else(database: &Database) {
+    let app = with_short_queue(database, Duration::from_secs(60)).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let (silent, addr) = (
         TcpStream::connect(app.addr()).await.expect("a connection"),
@@ -386,7 +386,7 @@ async fn a_stop_lets_calls_in_flight_finish_and_ends_everything_else(database: &
             .status(),
         ServingStatus::Serving
     );
-    // Takes what calls are counted with, which needs the lock too on SQLite.
+    // Reserves quota for the calls below, which on SQLite needs the same lock.
     app.list(Default::default()).await.expect("a list");
     let lock = database.lock(&schedule.schedule_id).await;
     let calls = in_flight(&app, &schedule).await;
@@ -406,36 +406,39 @@ async fn a_stop_lets_calls_in_flight_finish_and_ends_everything_else(database: &
         ),
         (Code::Unavailable, "DRAINING".to_owned())
     );
-    closed(silent).await;
-    assert!(!stopping.is_finished(), "it waits for the calls in flight");
+    wait_until_closed(silent).await;
+    assert!(
+        !stopping.is_finished(),
+        "it must wait for the calls in flight"
+    );
     let (status, told) = get(&admin, "/readyz").await;
     assert!(
         status == 503 && told.contains(r#""reason":"draining""#),
         "{told}"
     );
     assert_eq!(get(&admin, "/livez").await.0, 200);
-    lock.rollback().await.expect("the lock is given back");
+    lock.rollback().await.expect("the lock is released");
     soon(stopping).await.expect("it stops");
-    // One that came too late for the queue was refused; the others finished.
+    // A call that did not fit in the queue was refused; the others finished.
     let answers = soon(calls.join_all()).await;
     let finished = answers.iter().filter(|answer| answer.is_ok()).count();
     assert!((1..=2).contains(&finished), "{answers:?}");
     TcpStream::connect(addr)
         .await
-        .expect_err("the port is closed");
+        .expect_err("the port must be closed");
     let revision = database.count("SELECT revision FROM canvas_schedule").await;
     assert_eq!(
         revision,
         i64::try_from(finished + 1).expect("a revision"),
-        "what was answered is there, and nothing else"
+        "exactly the acknowledged changes must be there"
     );
 }
 
-async fn a_stop_ends_even_if_a_call_does_not(database: &Database) {
-    let app = narrow(database, Duration::from_millis(100)).await;
+async fn a_shutdown_ends_even_if_a_call_does_not(database: &Database) {
+    let app = with_short_queue(database, Duration::from_millis(100)).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
     let silent = TcpStream::connect(app.addr()).await.expect("a connection");
-    // Takes what calls are counted with, which needs the lock too on SQLite.
+    // Reserves quota for the calls below, which on SQLite needs the same lock.
     app.list(Default::default()).await.expect("a list");
     let lock = database.lock(&schedule.schedule_id).await;
     let calls = in_flight(&app, &schedule).await;
@@ -454,6 +457,6 @@ async fn a_stop_ends_even_if_a_call_does_not(database: &Database) {
         .expect_err("cut off");
     refused(Err::<(), _>(status.clone()), Code::Unavailable, "DRAINING");
     assert!(answers.iter().all(Result::is_err), "{answers:?}");
-    closed(silent).await;
-    lock.rollback().await.expect("the lock is given back");
+    wait_until_closed(silent).await;
+    lock.rollback().await.expect("the lock is released");
 }

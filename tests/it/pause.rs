@@ -1,4 +1,4 @@
-//! The brake, and what is removed when it has been finished for long enough.
+//! Pausing of workspaces, and the retention of finished schedules.
 
 use canvas_scheduler::domain::DeliveryOutcome;
 use canvas_scheduler::domain::WorkspaceId;
@@ -10,12 +10,12 @@ use crate::support::stores::*;
 use crate::support::*;
 
 on_both![
-    a_paused_workspace_sends_nothing_and_then_everything_with_its_lateness,
-    sending_is_paused_for_all,
-    a_retry_rests_while_sending_is_paused,
-    finished_schedules_are_removed_after_their_time_and_others_are_not,
+    a_paused_workspace_sends_everything_with_its_lateness_when_resumed,
+    sending_is_paused_for_every_workspace,
+    a_retry_waits_while_sending_is_paused,
+    finished_schedules_are_removed_after_their_retention_and_others_are_not,
 ];
-on_both![file: a_dispatcher_goes_on_by_itself_when_sending_is_resumed, what_is_removed_leaves_nothing_behind];
+on_both![file: a_dispatcher_continues_when_sending_is_resumed, a_removed_schedule_leaves_no_rows];
 
 const DUE: &str = "2026-03-20T08:00:00Z";
 
@@ -29,9 +29,7 @@ async fn set(test: &TestStore, workspace: Option<&str>, paused: bool) {
     );
 }
 
-async fn a_paused_workspace_sends_nothing_and_then_everything_with_its_lateness(
-    database: &Database,
-) {
+async fn a_paused_workspace_sends_everything_with_its_lateness_when_resumed(database: &Database) {
     let test = TestStore::open(database).await;
     assert!(
         !test
@@ -51,7 +49,7 @@ async fn a_paused_workspace_sends_nothing_and_then_everything_with_its_lateness(
     for _ in 0..3 {
         assert!(test.claim(5).await.is_empty());
     }
-    // Updates go on, earlier and later, and a cancellation.
+    // Updates to earlier and later times are accepted, and a cancellation.
     test.update(ids[0], "2026-03-20T07:30:00Z", false)
         .await
         .expect("updated");
@@ -64,7 +62,7 @@ async fn a_paused_workspace_sends_nothing_and_then_everything_with_its_lateness(
     assert_eq!(
         test.store.dispatch.unpark(100).await.expect("nothing"),
         0,
-        "not while it is paused"
+        "not while the workspace is paused"
     );
     set(&test, Some("default"), false).await;
     while test.store.dispatch.unpark(2).await.expect("unparked") > 0 {}
@@ -94,7 +92,7 @@ async fn a_paused_workspace_sends_nothing_and_then_everything_with_its_lateness(
     assert_eq!(test.claim(50).await.len(), 1);
 }
 
-async fn sending_is_paused_for_all(database: &Database) {
+async fn sending_is_paused_for_every_workspace(database: &Database) {
     let test = TestStore::open(database).await;
     test.create(DUE, false).await;
     set(&test, None, true).await;
@@ -104,7 +102,7 @@ async fn sending_is_paused_for_all(database: &Database) {
     assert_eq!(test.claim(5).await.len(), 1);
 }
 
-async fn a_retry_rests_while_sending_is_paused(database: &Database) {
+async fn a_retry_waits_while_sending_is_paused(database: &Database) {
     let test = TestStore::open(database).await;
     test.create(DUE, false).await;
     test.at(DUE);
@@ -118,18 +116,18 @@ async fn a_retry_rests_while_sending_is_paused(database: &Database) {
     }
     assert!(
         test.retry(5).await.is_empty(),
-        "looked at again within seconds"
+        "checked again within seconds"
     );
     test.clock.advance(TimeDelta::seconds(10));
     let again = test.retry(5).await;
     assert_eq!(
         (again.len(), again[0].dispatch.attempt),
         (1, 2),
-        "the pause was no attempt"
+        "the pause must not count as an attempt"
     );
 }
 
-async fn a_dispatcher_goes_on_by_itself_when_sending_is_resumed(database: &Database) {
+async fn a_dispatcher_continues_when_sending_is_resumed(database: &Database) {
     let test = DispatchingApp::start(database).await;
     let brake = TestStore::open(database).await;
     set(&brake, Some("default"), true).await;
@@ -138,7 +136,7 @@ async fn a_dispatcher_goes_on_by_itself_when_sending_is_resumed(database: &Datab
             .created(create("canvas", at("2026-03-01T12:00:30Z")))
             .await;
     }
-    // A schedule of another workspace shows that the time has come; one tenant's brake does not hold up another.
+    // A schedule of another workspace, which the pause must not affect, shows that the time has come.
     let other = test
         .app
         .created(create("other", at("2026-03-01T12:00:40Z")))
@@ -167,7 +165,9 @@ async fn a_dispatcher_goes_on_by_itself_when_sending_is_resumed(database: &Datab
     test.app.stop().await;
 }
 
-async fn finished_schedules_are_removed_after_their_time_and_others_are_not(database: &Database) {
+async fn finished_schedules_are_removed_after_their_retention_and_others_are_not(
+    database: &Database,
+) {
     let test = TestStore::open(database).await;
     let (sent, cancelled, waiting, unknown_outcome) = (
         test.create(DUE, false).await,
@@ -216,7 +216,7 @@ async fn finished_schedules_are_removed_after_their_time_and_others_are_not(data
         ],
         [false, true, true]
     );
-    // It is finished when its last attempt is.
+    // A schedule is finished when its last attempt is.
     test.at("2026-03-21T08:00:00Z");
     let again = test.retry(5).await;
     test.settle(&again, &DeliveryOutcome::Delivered).await;
@@ -237,7 +237,7 @@ async fn finished_schedules_are_removed_after_their_time_and_others_are_not(data
     );
 }
 
-async fn what_is_removed_leaves_nothing_behind(database: &Database) {
+async fn a_removed_schedule_leaves_no_rows(database: &Database) {
     let test = TestStore::open(database).await;
     let id = test.create("2026-03-02T12:00:00", true).await;
     test.update(id, "2026-03-02T13:00:00", true)

@@ -1,4 +1,4 @@
-//! How much a workspace may ask: quotas in windows of the clock, counted for all replicas.
+//! Quotas of workspaces, in windows of the clock, counted across replicas.
 
 use std::time::Duration;
 
@@ -16,16 +16,16 @@ use tonic_types::StatusExt;
 use crate::support::*;
 
 on_both![
-    a_call_over_the_quota_is_refused_until_the_window_turns,
+    a_call_over_the_quota_is_refused_until_the_next_window,
     an_entry_of_a_batch_counts_as_one,
-    a_creation_counts_by_whom_it_is_for,
-    a_quota_is_of_one_workspace_and_of_the_whole_of_it,
-    a_quota_that_is_set_anew_holds_from_then_on,
-    what_cannot_be_read_counts_too,
+    a_creation_counts_by_its_target,
+    a_quota_applies_to_all_keys_of_one_workspace,
+    a_changed_quota_applies_immediately,
+    undecodable_requests_count_too,
 ];
-on_both![file: two_replicas_share_a_quota, a_batch_that_is_refused_takes_nothing_from_other_replicas];
+on_both![file: two_replicas_share_a_quota, a_refused_batch_uses_no_quota_of_other_replicas];
 
-/// An app whose workspace `default` has these quotas.
+/// Starts an app whose workspace `default` has these quotas.
 async fn limited(database: &Database, quotas: &[(QuotaKind, &str)]) -> TestApp {
     let app = TestApp::start(database).await;
     set(&app, "default", quotas).await;
@@ -50,8 +50,8 @@ async fn set(app: &TestApp, workspace: &str, quotas: &[(QuotaKind, &str)]) {
     app.read_keys().await;
 }
 
-/// Limit, remaining and reset.
-fn told(metadata: &MetadataMap) -> [i64; 3] {
+/// The headers limit, remaining and reset.
+fn quota_headers(metadata: &MetadataMap) -> [i64; 3] {
     [
         "x-ratelimit-limit",
         "x-ratelimit-remaining",
@@ -69,10 +69,10 @@ async fn list(client: &mut Client) -> Result<[i64; 3], Status> {
     client
         .list_canvas_schedules(v1::ListCanvasSchedulesRequest::default())
         .await
-        .map(|answer| told(answer.metadata()))
+        .map(|answer| quota_headers(answer.metadata()))
 }
 
-/// A refusal for the quota, which begins anew in `wait` seconds.
+/// Asserts a refusal for a quota whose next window starts in `wait` seconds.
 fn over(refusal: Result<impl std::fmt::Debug, Status>, counted: QuotaKind, limit: i64, wait: u64) {
     let status = refusal.as_ref().expect_err("over the quota").clone();
     let refused = refused(refusal, Code::ResourceExhausted, "RATE_LIMITED");
@@ -93,7 +93,7 @@ fn over(refusal: Result<impl std::fmt::Debug, Status>, counted: QuotaKind, limit
         counted.name()
     );
     let reset = instant(NOW).timestamp() + 60;
-    assert_eq!(told(status.metadata()), [limit, 0, reset]);
+    assert_eq!(quota_headers(status.metadata()), [limit, 0, reset]);
     assert_eq!(
         status
             .metadata()
@@ -105,7 +105,7 @@ fn over(refusal: Result<impl std::fmt::Debug, Status>, counted: QuotaKind, limit
     );
 }
 
-async fn a_call_over_the_quota_is_refused_until_the_window_turns(database: &Database) {
+async fn a_call_over_the_quota_is_refused_until_the_next_window(database: &Database) {
     let app = limited(database, &[(QuotaKind::Requests, "5/minute")]).await;
     let (mut client, reset) = (app.client(), instant(NOW).timestamp() + 60);
     for remaining in [4, 3, 2, 1, 0] {
@@ -117,11 +117,11 @@ async fn a_call_over_the_quota_is_refused_until_the_window_turns(database: &Data
     over(list(&mut client).await, QuotaKind::Requests, 5, 60);
     app.clock.advance(TimeDelta::seconds(50));
     over(list(&mut client).await, QuotaKind::Requests, 5, 10);
-    // Health is no request of a workspace.
+    // Health checks do not count against a workspace.
     HealthClient::new(app.channel.clone())
         .check(HealthCheckRequest::default())
         .await
-        .expect("health is never refused");
+        .expect("health checks are never refused");
     app.clock.advance(TimeDelta::seconds(10));
     assert_eq!(
         list(&mut client).await.expect("a new window"),
@@ -138,7 +138,7 @@ async fn an_entry_of_a_batch_counts_as_one(database: &Database) {
     assert_eq!(
         app.batch(batch(5))
             .await
-            .expect("a refused batch has counted nothing")
+            .expect("a refused batch must not count")
             .len(),
         5
     );
@@ -151,18 +151,18 @@ async fn an_entry_of_a_batch_counts_as_one(database: &Database) {
             .expect("a schedule")
             .revision,
         21,
-        "and has done nothing"
+        "a refused batch must change nothing"
     );
 }
 
-/// A refusal that tells how many remain.
+/// Asserts a refusal that reports how many requests remain.
 fn over_with(refusal: Result<impl std::fmt::Debug, Status>, remaining: i64) {
     let status = refusal.as_ref().expect_err("over the quota").clone();
     refused(refusal, Code::ResourceExhausted, "RATE_LIMITED");
-    assert_eq!(told(status.metadata())[1], remaining);
+    assert_eq!(quota_headers(status.metadata())[1], remaining);
 }
 
-async fn a_creation_counts_by_whom_it_is_for(database: &Database) {
+async fn a_creation_counts_by_its_target(database: &Database) {
     let quotas = [
         (QuotaKind::Requests, "3/minute"),
         (QuotaKind::Broadcasts, "5/minute"),
@@ -196,7 +196,7 @@ async fn a_creation_counts_by_whom_it_is_for(database: &Database) {
     app.create(to_audience("b"))
         .await
         .expect("another audience");
-    // An audience beside recipients is one; the refused creation has counted nothing.
+    // An audience with recipients counts as an audience; the refused creation did not count.
     app.create(v1::CreateCanvasScheduleRequest {
         recipients: vec![user("u")],
         ..to_audience("b")
@@ -205,7 +205,7 @@ async fn a_creation_counts_by_whom_it_is_for(database: &Database) {
     .expect("within all quotas");
     app.create(create("canvas", at(LATER)))
         .await
-        .expect("the fifth for many");
+        .expect("the fifth");
     over(
         app.create(create("canvas", at(LATER))).await,
         QuotaKind::Broadcasts,
@@ -221,12 +221,12 @@ async fn a_creation_counts_by_whom_it_is_for(database: &Database) {
     for _ in 0..3 {
         app.create(to_users.clone())
             .await
-            .expect("those for users are requests");
+            .expect("creations for users count as requests");
     }
     over(app.create(to_users).await, QuotaKind::Requests, 3, 60);
 }
 
-async fn a_quota_is_of_one_workspace_and_of_the_whole_of_it(database: &Database) {
+async fn a_quota_applies_to_all_keys_of_one_workspace(database: &Database) {
     let app = limited(database, &[(QuotaKind::Requests, "2/minute")]).await;
     app.admin()
         .create_workspace("other", &WorkspaceChange::default())
@@ -250,7 +250,7 @@ async fn a_quota_is_of_one_workspace_and_of_the_whole_of_it(database: &Database)
     );
 }
 
-async fn a_quota_that_is_set_anew_holds_from_then_on(database: &Database) {
+async fn a_changed_quota_applies_immediately(database: &Database) {
     let app = limited(database, &[(QuotaKind::Requests, "2/minute")]).await;
     let mut client = app.client();
     list(&mut client).await.expect("the first");
@@ -262,7 +262,7 @@ async fn a_quota_that_is_set_anew_holds_from_then_on(database: &Database) {
     over(list(&mut client).await, QuotaKind::Requests, 1, 60);
 }
 
-async fn what_cannot_be_read_counts_too(database: &Database) {
+async fn undecodable_requests_count_too(database: &Database) {
     let app = limited(database, &[(QuotaKind::Requests, "4/minute")]).await;
     let call = async |method: &str| {
         raw(
@@ -293,7 +293,7 @@ async fn two_replicas_share_a_quota(database: &Database) {
         TestApp::start_as_it_is(database).await,
     ];
     let mut accepted = 0;
-    // Nine of ten calls reach the first.
+    // Nine of ten calls go to the first replica.
     for n in 0..1200 {
         if list(&mut apps[usize::from(n % 10 == 9)].client())
             .await
@@ -305,7 +305,7 @@ async fn two_replicas_share_a_quota(database: &Database) {
     assert!((990..=1000).contains(&accepted), "{accepted} of 1,000");
 }
 
-async fn a_batch_that_is_refused_takes_nothing_from_other_replicas(database: &Database) {
+async fn a_refused_batch_uses_no_quota_of_other_replicas(database: &Database) {
     let apps = [
         limited(database, &[(QuotaKind::Requests, "100/minute")]).await,
         TestApp::start_as_it_is(database).await,

@@ -1,4 +1,4 @@
-//! The documented JSON: exact bodies and codes, and what clients of it do.
+//! The documented JSON API: exact bodies and codes, and the behavior of its clients.
 
 use ::http::{Method, Request};
 use bytes::Bytes;
@@ -15,14 +15,14 @@ use crate::support::*;
 on_both![
     a_schedule_lives_through_the_documented_calls,
     the_examples_of_the_document_work,
-    the_document_overwrites,
-    every_path_and_slash_that_clients_use_is_one_route,
-    every_violation_is_told_at_once,
-    a_change_that_reaches_nobody_is_a_conflict,
-    an_empty_id_is_an_absent_one,
-    what_is_listed_comes_page_by_page,
-    the_description_and_its_page_need_no_key_and_nothing_from_elsewhere,
-    http_2_is_spoken_too_with_many_calls_on_a_connection,
+    an_update_overwrites_the_whole_schedule,
+    every_form_of_a_path_is_one_route,
+    every_violation_is_reported_at_once,
+    a_change_that_reaches_no_zone_is_a_conflict,
+    an_empty_id_is_treated_as_absent,
+    lists_are_returned_in_pages,
+    the_openapi_document_and_its_page_need_no_key_and_no_other_host,
+    http_2_serves_many_calls_on_a_connection,
 ];
 
 const CREATE: &str = "/canvas/trigger/schedule/create";
@@ -30,7 +30,7 @@ const UPDATE: &str = "/canvas/trigger/schedule/update";
 const DELETE: &str = "/canvas/trigger/schedule/delete";
 const CAMPAIGN: &str = "/campaigns/trigger/schedule/update";
 
-/// A creation that says nothing out of the way.
+/// An ordinary creation.
 fn creation(canvas_id: &str) -> Value {
     json!({ "canvas_id": canvas_id, "schedule": { "time": LATER }, "recipients": [{ "external_user_id": "user-1" }] })
 }
@@ -40,7 +40,7 @@ async fn created(app: &TestApp, canvas_id: &str) -> String {
     answer["schedule_id"].as_str().expect("an id").to_owned()
 }
 
-/// A change of the schedule `id` of `canvas`.
+/// An update of the schedule `id` of `canvas`.
 fn change(id: &str, time: &str) -> Value {
     json!({ "canvas_id": "canvas", "schedule_id": id, "schedule": { "time": time } })
 }
@@ -123,7 +123,7 @@ async fn a_schedule_lives_through_the_documented_calls(database: &Database) {
     );
 }
 
-/// The curl example of the document, its host, key, ids and `date` changed.
+/// The curl example of the document with another host, key, ids and `date`.
 async fn the_examples_of_the_document_work(database: &Database) {
     let app = TestApp::start(database).await;
     let id = created(&app, "campaign_identifier").await;
@@ -163,16 +163,16 @@ async fn the_examples_of_the_document_work(database: &Database) {
     assert_eq!(
         told.as_object().expect("an object").len(),
         1,
-        "one thing is wrong: {told}"
+        "only one violation: {told}"
     );
-    // Its body block, with a schedule; and without the `schedule_id` that its table calls optional.
+    // Its body with a schedule, and without the `schedule_id` that its table calls optional.
     let body = json!({ "canvas_id": "campaign_identifier", "schedule_id": id, "schedule": { "time": LATER } });
     app.post("/fr/canvas/trigger/schedule/update", &body)
         .await
         .with(201);
     let body = json!({ "canvas_id": "campaign_identifier", "schedule": { "time": LATER } });
     assert_eq!(app.post(UPDATE, &body).await.with(201)["schedule_id"], *id);
-    // Each name on its path alone.
+    // Each path accepts only its own name.
     for (path, name, other) in [
         (UPDATE, "campaign_id", "canvas_id"),
         (CAMPAIGN, "canvas_id", "campaign_id"),
@@ -205,7 +205,7 @@ async fn the_examples_of_the_document_work(database: &Database) {
     );
 }
 
-async fn the_document_overwrites(database: &Database) {
+async fn an_update_overwrites_the_whole_schedule(database: &Database) {
     let app = TestApp::start(database).await;
     let mut body = creation("canvas");
     body["schedule"] = json!({ "time": "2026-03-20T13:14:47", "in_local_time": true });
@@ -232,7 +232,7 @@ async fn the_document_overwrites(database: &Database) {
     );
 }
 
-async fn every_path_and_slash_that_clients_use_is_one_route(database: &Database) {
+async fn every_form_of_a_path_is_one_route(database: &Database) {
     let app = TestApp::start(database).await;
     let id = created(&app, "canvas").await;
     for (n, path) in [
@@ -312,7 +312,7 @@ async fn every_path_and_slash_that_clients_use_is_one_route(database: &Database)
     assert_eq!((head.status, head.text.as_str()), (200, ""));
 }
 
-async fn every_violation_is_told_at_once(database: &Database) {
+async fn every_violation_is_reported_at_once(database: &Database) {
     let app = TestApp::start(database).await;
     let body = r#"{
         "canvas_id": 5, "scheduel": 1, "request_id": "", "validate_only": "yes", "request_id": "x",
@@ -345,7 +345,7 @@ async fn every_violation_is_told_at_once(database: &Database) {
         errors
             .iter()
             .any(|error| error.starts_with("schedule.time: \"soon\"")),
-        "what the call finds too: {errors:#?}"
+        "violations that the call itself finds: {errors:#?}"
     );
     assert!(
         !errors
@@ -358,11 +358,11 @@ async fn every_violation_is_told_at_once(database: &Database) {
         app.list_ids(v1::ListCanvasSchedulesRequest::default())
             .await
             .is_empty(),
-        "nothing was made"
+        "nothing may be created"
     );
 }
 
-async fn a_change_that_reaches_nobody_is_a_conflict(database: &Database) {
+async fn a_change_that_reaches_no_zone_is_a_conflict(database: &Database) {
     let app = TestApp::start(database).await;
     let id = created(&app, "canvas").await;
     let with = |more: &str, value: &str| {
@@ -424,7 +424,7 @@ async fn a_change_that_reaches_nobody_is_a_conflict(database: &Database) {
     assert_eq!(told["applied"], "none", "{told}");
 }
 
-async fn an_empty_id_is_an_absent_one(database: &Database) {
+async fn an_empty_id_is_treated_as_absent(database: &Database) {
     let app = TestApp::start(database).await;
     let id = created(&app, "canvas").await;
     for revision in [2, 3] {
@@ -443,7 +443,7 @@ async fn an_empty_id_is_an_absent_one(database: &Database) {
     assert_eq!(listed["schedules"][0]["schedule_id"], id, "{listed}");
 }
 
-async fn what_is_listed_comes_page_by_page(database: &Database) {
+async fn lists_are_returned_in_pages(database: &Database) {
     let app = TestApp::start(database).await;
     let mut ids = Vec::new();
     for _ in 0..3 {
@@ -498,13 +498,13 @@ async fn what_is_listed_comes_page_by_page(database: &Database) {
     );
 }
 
-async fn the_description_and_its_page_need_no_key_and_nothing_from_elsewhere(database: &Database) {
+async fn the_openapi_document_and_its_page_need_no_key_and_no_other_host(database: &Database) {
     let app = TestApp::start(database).await;
     let get = async |path: &str| app.http(Method::GET, path, &[], "").await;
     let described = get("/openapi.json").await;
     assert!(
         described.headers.get("x-ratelimit-limit").is_none(),
-        "it counts for nothing"
+        "it must not count against a quota"
     );
     let described = described.with(200);
     assert_eq!(described["openapi"], "3.1.0");
@@ -523,7 +523,7 @@ async fn the_description_and_its_page_need_no_key_and_nothing_from_elsewhere(dat
         .collect();
     assert_eq!(named.len(), 4, "{named:?}");
     for path in named {
-        assert!(path.starts_with("/docs/"), "{path} is of this host");
+        assert!(path.starts_with("/docs/"), "{path} must be on this host");
         assert_eq!(app.status_of(path).await, 200, "{path}");
     }
     assert!(
@@ -538,10 +538,12 @@ async fn the_description_and_its_page_need_no_key_and_nothing_from_elsewhere(dat
     );
 }
 
-async fn http_2_is_spoken_too_with_many_calls_on_a_connection(database: &Database) {
+async fn http_2_serves_many_calls_on_a_connection(database: &Database) {
     let app = TestApp::start(database).await;
     let id = created(&app, "canvas").await;
-    let stream = TcpStream::connect(app.gateway()).await.expect("it listens");
+    let stream = TcpStream::connect(app.gateway())
+        .await
+        .expect("the gateway listens");
     let (send, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
         .await
         .expect("HTTP/2");

@@ -1,5 +1,5 @@
-//! The examples of docs/api.md, run by curl as they stand there but for host, key and ids, each held to the answer that is
-//! documented below it.
+//! Runs the curl examples of docs/api.md with another host, key and ids, and compares each response with the
+//! documented one.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -8,12 +8,12 @@ use serde_json::Value;
 
 use crate::support::*;
 
-on_both![the_documented_examples_answer_what_is_documented];
+on_both![documented_examples_return_documented_responses];
 
-/// What the ids of the document stand for.
+/// The ids of this run, by the ids in the document.
 type Ids = BTreeMap<String, String>;
 
-/// A command and the answer below it.
+/// A command and its documented response.
 struct Example {
     command: String,
     status: u16,
@@ -24,7 +24,7 @@ fn examples(document: &str) -> Vec<Example> {
     let (_, section) = document
         .split_once("\n## JSON over HTTP\n")
         .expect("the section");
-    // What stands between fences: text before, block, text between, block and so on.
+    // Text and fenced blocks alternate.
     let blocks: Vec<&str> = section.split("```").skip(1).step_by(2).collect();
     let pairs = blocks.chunks(2).map(|pair| {
         let command = pair[0].strip_prefix("sh\n").expect("a command").to_owned();
@@ -41,9 +41,9 @@ fn examples(document: &str) -> Vec<Example> {
     pairs.collect()
 }
 
-/// Runs a command, whose answer is followed by its status.
+/// Runs a command, and returns the status and the JSON of the response.
 async fn run(command: String) -> (u16, Value) {
-    // The server accepts on the runtime of the test, which must not be held up.
+    // Runs on another thread, since the server accepts connections on the test's runtime.
     let shell = move || {
         Command::new("sh")
             .args([
@@ -59,20 +59,20 @@ async fn run(command: String) -> (u16, Value) {
         .await
         .expect("no panic")
         .expect("sh");
-    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    let output_text = String::from_utf8(output.stdout).expect("UTF-8");
     assert!(
         output.status.success(),
         "curl is needed: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let (answer, status) = said.rsplit_once('\n').expect("a status");
+    let (answer, status) = output_text.rsplit_once('\n').expect("a status");
     (
         status.parse().expect("a number"),
         serde_json::from_str(answer).unwrap_or_else(|why| panic!("{why}: {answer}")),
     )
 }
 
-/// The documented value with the ids of this run, of which new ones are learnt from what was answered.
+/// Replaces the ids in the documented value by those of this run, and records new ones from the response.
 fn with_ids(documented: &Value, answered: &Value, ids: &mut Ids) -> Value {
     if let (Value::Object(fields), Value::Object(others)) = (documented, answered) {
         for name in ["schedule_id", "dispatch_id", "etag"] {
@@ -104,7 +104,7 @@ fn replaced(text: &str, ids: &Ids) -> String {
     })
 }
 
-async fn the_documented_examples_answer_what_is_documented(database: &Database) {
+async fn documented_examples_return_documented_responses(database: &Database) {
     let app = TestApp::start(database).await;
     let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/api.md"))
         .expect("the document");

@@ -1,4 +1,4 @@
-//! Every route with every kind of key: exact status, body and headers.
+//! Authentication of the JSON API: every route with every kind of key, with exact status, body and headers.
 
 use ::http::Method;
 use canvas_scheduler::domain::{KeyId, Permissions, Quota, QuotaKind};
@@ -10,14 +10,14 @@ use crate::support::*;
 
 on_both![every_route_with_every_kind_of_key];
 
-/// A route as a caller asks it.
+/// A request to a route.
 struct Route {
     method: Method,
     path: String,
     body: Value,
     permission: &'static str,
     success: u16,
-    /// Whether it is about one schedule, which another workspace does not have.
+    /// Whether it names a schedule, which another workspace does not have.
     about_one: bool,
 }
 
@@ -79,7 +79,7 @@ async fn ask(app: &TestApp, route: &Route, authorization: Option<&str>) -> Answe
         .await
 }
 
-/// The headers of limits, or none of them.
+/// The quota headers, or none of them.
 fn limits(answer: &Answer) -> Option<[i64; 3]> {
     let number = |name| {
         answer
@@ -143,7 +143,7 @@ async fn every_route_with_every_kind_of_key(database: &Database) {
     app.client_with(&busy)
         .list_canvas_schedules(canvas_scheduler::pb::v1::ListCanvasSchedulesRequest::default())
         .await
-        .expect("its one");
+        .expect("its only request");
     let reset = instant(NOW).timestamp() + 60;
     for route in routes(&schedule.schedule_id) {
         let others: Vec<&str> = ["create", "update", "delete", "read"]

@@ -1,4 +1,4 @@
-//! The sinks, each against a consumer on loopback that does what the test tells it to.
+//! Each sink against a consumer on loopback that the test controls.
 
 mod grpc;
 mod log;
@@ -22,15 +22,15 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::support::{instant, soon};
 
-/// The bound of one delivery where the test is about reaching it.
+/// The timeout of a delivery in tests that reach it.
 const SHORT: Duration = Duration::from_millis(300);
-/// The bound of one delivery where the test is not about it.
+/// The timeout of a delivery in other tests.
 const LONG: Duration = Duration::from_secs(60);
 
-/// The trace that a dispatch is part of.
+/// The trace of the dispatch.
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// How to endpoint `url` within `timeout`.
+/// Settings to reach `url` within `timeout`.
 fn endpoint(url: &str, timeout: Duration) -> SinkEndpoint {
     SinkEndpoint {
         url: Secret(url.parse().expect(url)),
@@ -46,12 +46,12 @@ async fn open(settings: SinkSettings) -> SharedSink {
         .expect("good settings")
 }
 
-/// What the sink says of `dispatch`.
+/// Delivers `dispatch` and returns the sink's answer.
 async fn deliver(sink: &SharedSink, dispatch: &DispatchMessage) -> DeliveryOutcome {
     soon(sink.deliver(dispatch)).await
 }
 
-/// Delivers until the answer is the one that is waited for: a bound of [`SHORT`] may be too short for a busy machine.
+/// Delivers until the answer is as expected: a timeout of [`SHORT`] may be too short on a busy machine.
 async fn until(
     sink: &SharedSink,
     dispatch: &DispatchMessage,
@@ -64,7 +64,7 @@ fn object(value: Value) -> Map<String, Value> {
     value.as_object().expect("an object").clone()
 }
 
-/// A dispatch with something in every field.
+/// A dispatch with a value in every field.
 fn dispatch() -> DispatchMessage {
     let recipient = |identifier| Recipient {
         identifier,
@@ -120,7 +120,7 @@ fn dispatch() -> DispatchMessage {
     }
 }
 
-/// The same for everyone, by optimal time.
+/// The same as a broadcast, by optimal time.
 fn broadcast() -> DispatchMessage {
     let mut dispatch = dispatch();
     dispatch.wave.mode = WaveMode::OptimalTime;
@@ -131,7 +131,7 @@ fn broadcast() -> DispatchMessage {
     dispatch
 }
 
-/// A port that nothing listens on: it was free, and is kept from others by a socket that is bound but does not listen.
+/// A port that refuses connections: a socket occupies it but does not listen.
 fn refusing() -> (tokio::net::TcpSocket, String) {
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
     socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
@@ -146,7 +146,7 @@ async fn listener() -> (TcpListener, String) {
     (listener, addr)
 }
 
-/// Takes connections and holds them without a word, until the test ends.
+/// Accepts connections and stays silent until the test ends.
 async fn silent(listener: TcpListener) {
     let mut held: Vec<TcpStream> = Vec::new();
     while let Ok((stream, _)) = listener.accept().await {
@@ -154,7 +154,7 @@ async fn silent(listener: TcpListener) {
     }
 }
 
-/// Nothing was taken, and nobody says when to try again.
+/// Asserts that the dispatch was not taken, without a retry delay.
 fn assert_not_taken(answer: &DeliveryOutcome) {
     assert!(
         matches!(answer, DeliveryOutcome::NotTaken { retry_after: None, why } if !why.is_empty()),
@@ -162,7 +162,7 @@ fn assert_not_taken(answer: &DeliveryOutcome) {
     );
 }
 
-/// It may have been taken.
+/// Asserts that the outcome is unknown.
 fn assert_unknown(answer: &DeliveryOutcome) {
     assert!(is_unknown(answer), "{answer:?}");
 }

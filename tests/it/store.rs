@@ -1,4 +1,4 @@
-//! What two replicas over one database, a statement that fails, and a full queue come to.
+//! Two replicas over one database, failing statements, and a full queue.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,13 +12,13 @@ use crate::support::*;
 
 on_both![file:
     two_replicas_lose_no_update,
-    two_replicas_make_one_revision_of_one_request_id,
-    a_change_that_the_database_refuses_fails_no_neighbour,
-    a_creation_that_the_database_refuses_fails_no_neighbour,
-    a_full_queue_refuses_at_once,
+    two_replicas_create_one_revision_for_one_request_id,
+    a_change_that_the_database_refuses_fails_no_other,
+    a_creation_that_the_database_refuses_fails_no_other,
+    a_full_queue_refuses_immediately,
 ];
 
-/// Callers of each replica, and updates of each caller.
+/// The callers of each replica, and the updates of each caller.
 const CALLERS: usize = 4;
 const EACH: usize = 10;
 
@@ -32,7 +32,7 @@ async fn two_replicas_lose_no_update(database: &Database) {
             calls.spawn(async move {
                 let mut answers = Vec::new();
                 for n in 0..EACH {
-                    // A time of its own for each update, to know it again in the history.
+                    // A unique time for each update, to find it in the history.
                     let time = format!("2026-03-21T{r:02}:{caller:02}:{n:02}Z");
                     let answer = client
                         .update_canvas_schedule(update(&schedule, at(&time)))
@@ -44,7 +44,7 @@ async fn two_replicas_lose_no_update(database: &Database) {
                 }
                 assert!(
                     answers.is_sorted(),
-                    "one caller's updates come one after the other"
+                    "the updates of a caller must be in order"
                 );
                 answers
             });
@@ -56,7 +56,7 @@ async fn two_replicas_lose_no_update(database: &Database) {
     assert_eq!(
         told.keys().copied().collect::<Vec<_>>(),
         (2..=last).collect::<Vec<_>>(),
-        "no gap, and none twice"
+        "revisions must have no gap and no duplicate"
     );
     for replica in &replicas {
         let (got, history) = replica.seen(&contended).await;
@@ -65,7 +65,7 @@ async fn two_replicas_lose_no_update(database: &Database) {
             .map(|one| (one.revision, one.schedule.expect("a schedule").time))
             .filter(|(n, _)| *n > 1)
             .collect();
-        assert_eq!(kept, told, "every answer is in the history as it was told");
+        assert_eq!(kept, told, "every answer must be in the history");
         let now = got.canvas_schedule.expect("a schedule");
         assert_eq!((now.revision, time_of(&now)), (last, told[&last].as_str()));
     }
@@ -78,7 +78,7 @@ async fn kept_all(database: &Database) -> TestApp {
     .await
 }
 
-async fn two_replicas_make_one_revision_of_one_request_id(database: &Database) {
+async fn two_replicas_create_one_revision_for_one_request_id(database: &Database) {
     let replicas = [kept_all(database).await, kept_all(database).await];
     let schedule = replicas[0].created(create("canvas", at(LATER))).await;
     for round in 0..5 {
@@ -101,23 +101,23 @@ async fn two_replicas_make_one_revision_of_one_request_id(database: &Database) {
         let answers = calls.join_all().await;
         assert!(
             answers.iter().all(|answer| *answer == answers[0]),
-            "all get the same answer"
+            "every caller must receive the same answer"
         );
         assert_eq!(schedule_of(&answers[0]).revision, round + 2, "one revision");
     }
     assert_eq!(replicas[1].revisions(&schedule).await.len(), 6);
 }
 
-/// A time that the database is made to refuse, by a fault that only an operator may read of.
-const CURSED: &str = "2026-03-21T06:06:06Z";
+/// A time that the test's database refuses, with an error that callers must not see.
+const REFUSED_TIME: &str = "2026-03-21T06:06:06Z";
 
-async fn curse(database: &Database, table: &str) {
-    let millis = instant(CURSED).timestamp_millis();
+async fn refuse_in(database: &Database, table: &str) {
+    let millis = instant(REFUSED_TIME).timestamp_millis();
     let postgres = format!(
-        "ALTER TABLE {table} ADD CONSTRAINT secret_curse CHECK (time_ms <> {millis}) NOT VALID"
+        "ALTER TABLE {table} ADD CONSTRAINT secret_constraint CHECK (time_ms <> {millis}) NOT VALID"
     );
     let refuse =
-        format!("WHEN NEW.time_ms = {millis} BEGIN SELECT RAISE(ABORT, 'secret_curse'); END");
+        format!("WHEN NEW.time_ms = {millis} BEGIN SELECT RAISE(ABORT, 'secret_constraint'); END");
     let sqlite = format!(
         "CREATE TRIGGER a BEFORE INSERT ON {table} {refuse}; CREATE TRIGGER b BEFORE UPDATE ON {table} {refuse};"
     );
@@ -128,7 +128,7 @@ fn assert_internal(entry: &Entry, case: &str) {
     let status = entry.as_ref().expect_err("the database refuses it").clone();
     assert!(
         !format!("{status:?}").contains("curse"),
-        "no cause for a caller: {status:?}"
+        "callers must not see the cause: {status:?}"
     );
     assert!(
         !status
@@ -145,7 +145,7 @@ fn assert_internal(entry: &Entry, case: &str) {
     );
 }
 
-async fn a_change_that_the_database_refuses_fails_no_neighbour(database: &Database) {
+async fn a_change_that_the_database_refuses_fails_no_other(database: &Database) {
     for table in ["canvas_schedule", "canvas_schedule_revision"] {
         let app = TestApp::start(database).await;
         let mut schedules = Vec::new();
@@ -155,11 +155,11 @@ async fn a_change_that_the_database_refuses_fails_no_neighbour(database: &Databa
                     .await,
             );
         }
-        curse(database, table).await;
+        refuse_in(database, table).await;
         let bad = [0, 7, 8, 19];
         let time = |n: usize| {
             if bad.contains(&n) {
-                CURSED.to_owned()
+                REFUSED_TIME.to_owned()
             } else {
                 format!("2026-03-21T07:00:{n:02}Z")
             }
@@ -183,11 +183,11 @@ async fn a_change_that_the_database_refuses_fails_no_neighbour(database: &Databa
                 assert_eq!(
                     (now.revision, time_of(&now)),
                     (1, LATER),
-                    "{table} {n}: nothing changed"
+                    "{table} {n}: nothing may change"
                 );
                 assert_eq!(app.revisions(&schedules[n]).await.len(), 1);
             } else {
-                let after = schedule_of(answer.as_ref().expect("a neighbour is applied"));
+                let after = schedule_of(answer.as_ref().expect("the other change must be applied"));
                 assert_eq!(
                     (after, now.revision, time_of(&now)),
                     (&now, 2, time(n).as_str()),
@@ -195,14 +195,19 @@ async fn a_change_that_the_database_refuses_fails_no_neighbour(database: &Databa
                 );
             }
         }
-        // Between two good changes of the same schedule, the bad one alone is refused.
-        let mixed =
-            [time(1), CURSED.to_owned(), time(2)].map(|time| update(&schedules[0], at(&time)));
+        // Between two valid changes of the same schedule, only the refused one fails.
+        let mixed = [time(1), REFUSED_TIME.to_owned(), time(2)]
+            .map(|time| update(&schedules[0], at(&time)));
         let answers = app.batch(mixed.to_vec()).await.expect("answers");
         if table == "canvas_schedule_revision" {
             assert_internal(&answers[1], table);
             let revisions = [0, 2].map(|n| {
-                schedule_of(answers[n].as_ref().expect("a neighbour is applied")).revision
+                schedule_of(
+                    answers[n]
+                        .as_ref()
+                        .expect("the other change must be applied"),
+                )
+                .revision
             });
             assert_eq!(revisions, [2, 3]);
         }
@@ -218,20 +223,20 @@ async fn a_change_that_the_database_refuses_fails_no_neighbour(database: &Databa
         app.stop().await;
         database
             .sql(
-                &format!("ALTER TABLE {table} DROP CONSTRAINT secret_curse"),
+                &format!("ALTER TABLE {table} DROP CONSTRAINT secret_constraint"),
                 "DROP TRIGGER a; DROP TRIGGER b;",
             )
             .await;
     }
 }
 
-async fn a_creation_that_the_database_refuses_fails_no_neighbour(database: &Database) {
+async fn a_creation_that_the_database_refuses_fails_no_other(database: &Database) {
     let app = TestApp::start(database).await;
-    curse(database, "canvas_schedule").await;
+    refuse_in(database, "canvas_schedule").await;
     let mut calls = JoinSet::new();
     for n in 0..20 {
         let mut client = app.fresh_client();
-        let time = if n % 5 == 0 { CURSED } else { LATER };
+        let time = if n % 5 == 0 { REFUSED_TIME } else { LATER };
         let request_id = if n % 2 == 0 {
             format!("r{n}")
         } else {
@@ -244,11 +249,11 @@ async fn a_creation_that_the_database_refuses_fails_no_neighbour(database: &Data
         calls.spawn(async move { (time, client.create_canvas_schedule(request).await) });
     }
     for (time, answer) in calls.join_all().await {
-        if time == CURSED {
+        if time == REFUSED_TIME {
             refused(answer, Code::Internal, "INTERNAL");
         } else {
             let made = answer
-                .expect("a neighbour is made")
+                .expect("the other creation must succeed")
                 .into_inner()
                 .canvas_schedule
                 .expect("a schedule");
@@ -258,10 +263,10 @@ async fn a_creation_that_the_database_refuses_fails_no_neighbour(database: &Data
     assert_eq!(app.list_ids(Default::default()).await.len(), 16);
 }
 
-async fn a_full_queue_refuses_at_once(database: &Database) {
+async fn a_full_queue_refuses_immediately(database: &Database) {
     let app = TestApp::start_with(database, |settings| settings.store = one_at_a_time()).await;
     let schedule = app.created(create("canvas", at(LATER))).await;
-    // Takes what calls are counted with, which needs the lock too on SQLite.
+    // Reserves quota for the calls below, which on SQLite needs the same lock.
     app.list(Default::default()).await.expect("a list");
     let lock = database.lock(&schedule.schedule_id).await;
     let mut calls = JoinSet::new();
@@ -269,7 +274,7 @@ async fn a_full_queue_refuses_at_once(database: &Database) {
         let (mut client, request) = (app.fresh_client(), update(&schedule, at(LATER)));
         calls.spawn(async move { client.update_canvas_schedule(request).await });
     }
-    // One is in the writer's hands at most, one waits at most: at least four are refused while the lock is held.
+    // The writer has at most one, and at most one waits: at least four are refused while the row is locked.
     for _ in 0..4 {
         let answer = calls
             .join_next()
@@ -280,14 +285,14 @@ async fn a_full_queue_refuses_at_once(database: &Database) {
             .as_ref()
             .expect_err("refused")
             .get_details_retry_info()
-            .expect("when to try again");
+            .expect("a retry delay");
         assert!(retry.retry_delay.is_some_and(|delay| !delay.is_zero()));
         refused(answer, Code::Unavailable, "BUSY");
     }
-    lock.rollback().await.expect("the lock is given back");
+    lock.rollback().await.expect("the lock is released");
     let rest = calls.join_all().await;
     let applied = rest.iter().filter(|answer| answer.is_ok()).count();
-    assert!(applied >= 1, "what waited is applied");
+    assert!(applied >= 1, "the waiting change must be applied");
     let now = app
         .get(&schedule)
         .await
@@ -296,23 +301,23 @@ async fn a_full_queue_refuses_at_once(database: &Database) {
     assert_eq!(
         now.revision,
         i64::try_from(applied + 1).expect("a revision"),
-        "what was refused is not"
+        "refused changes must not be applied"
     );
     app.update(update(&schedule, at(LATER)))
         .await
-        .expect("there is room again");
+        .expect("the queue accepts changes again");
 }
 
 mod on_postgres {
     use super::*;
 
     #[tokio::test]
-    async fn a_call_whose_deadline_passes_in_the_queue_is_not_begun() {
+    async fn a_call_whose_deadline_passes_in_the_queue_is_not_started() {
         run(
             Kind::Postgres,
             concat!(
                 module_path!(),
-                "::a_call_whose_deadline_passes_in_the_queue_is_not_begun"
+                "::a_call_whose_deadline_passes_in_the_queue_is_not_started"
             ),
             in_the_queue,
         )
@@ -336,7 +341,7 @@ const LOCK_WAITS: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = 
 
 async fn in_the_queue(database: &Database) {
     let app = TestApp::start_with(database, |settings| settings.store.writers = number(1)).await;
-    // The writer waits for a lock for a second at most: a late call counts if it was made and answered in the meantime.
+    // The writer waits at most a second for a lock: the late call counts if it was made and answered meanwhile.
     for _ in 0..20 {
         if late_in_the_queue(&app, database).await {
             return;
@@ -345,7 +350,7 @@ async fn in_the_queue(database: &Database) {
     panic!("no call was made while the writer waited for a lock");
 }
 
-/// Makes a call with a short deadline while the writer waits for a lock; whether it waited all the time.
+/// Makes a call with a short deadline while the writer waits for a lock. Returns whether the writer waited all the time.
 async fn late_in_the_queue(app: &TestApp, database: &Database) -> bool {
     let before_it = app.created(create("before it", at(LATER))).await;
     let queued = app.created(create("queued", at(LATER))).await;
@@ -354,7 +359,7 @@ async fn late_in_the_queue(app: &TestApp, database: &Database) -> bool {
     let begun = tokio::spawn(async move { client.update_canvas_schedule(request).await });
     let patience = Instant::now() + Duration::from_secs(2);
     while database.count(LOCK_WAITS).await == 0 && Instant::now() < patience {
-        assert!(!begun.is_finished(), "it waits for the lock");
+        assert!(!begun.is_finished(), "it must wait for the lock");
     }
     let mut request = Request::new(update(&queued, at("2026-03-21T09:00:00Z")));
     request.set_timeout(Duration::from_millis(50));
@@ -363,14 +368,14 @@ async fn late_in_the_queue(app: &TestApp, database: &Database) -> bool {
         .update_canvas_schedule(request)
         .await;
     let waited = database.count(LOCK_WAITS).await > 0;
-    lock.rollback().await.expect("the lock is given back");
+    lock.rollback().await.expect("the lock is released");
     begun
         .await
         .expect("no panic")
-        .expect("what had begun is applied");
+        .expect("the started change must be applied");
     if waited {
         refused(late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
-        // It stands behind whatever was queued before it.
+        // It is behind everything that was queued before it.
         let after = app
             .update(update(&queued, at(LATER)))
             .await
@@ -378,7 +383,7 @@ async fn late_in_the_queue(app: &TestApp, database: &Database) -> bool {
         assert_eq!(
             schedule_of(&after).revision,
             2,
-            "the late one was not begun"
+            "the late call must not start"
         );
     }
     waited

@@ -1,4 +1,4 @@
-//! Traces as a collector gets them: one update from its caller through the commit, and one dispatch from its firing to its consumer.
+//! Traces in a collector: an update from its caller to its commit, and a dispatch from its claim to its consumer.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,7 +31,7 @@ on_both![one_update_and_one_dispatch_are_each_one_trace];
 const CALLER: (&str, &str) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
 const NOT_SAMPLED: (&str, &str) = ("1bf7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
 
-/// Keeps every span that it gets.
+/// A collector that keeps every span.
 #[derive(Clone, Default)]
 struct Collector(Arc<Mutex<Vec<Span>>>);
 
@@ -51,7 +51,7 @@ impl TraceService for Collector {
 }
 
 impl Collector {
-    /// The one span of a trace with this name.
+    /// The only span of a trace with this name.
     fn span(&self, trace: &str, name: &str) -> Span {
         let spans = self.0.lock().expect("no panic");
         let mut found = spans
@@ -66,7 +66,7 @@ impl Collector {
     }
 }
 
-/// A consumer that takes everything, and tells the trace in which it came.
+/// A consumer that accepts everything, and reports the trace of each call.
 struct Engine(mpsc::UnboundedSender<String>);
 
 #[tonic::async_trait]
@@ -108,7 +108,7 @@ fn attribute(span: &Span, name: &str) -> String {
     }
 }
 
-/// The message as the caller of a trace sends it.
+/// A request within a trace.
 fn within<T>(message: T, (trace, span): (&str, &str), sampled: bool) -> Request<T> {
     let mut request = Request::new(message);
     let traceparent = format!("00-{trace}-{span}-0{}", u8::from(sampled));
@@ -177,7 +177,7 @@ async fn one_update_and_one_dispatch_are_each_one_trace(database: &Database) {
     assert_eq!(
         (hex(&call.parent_span_id), call.kind()),
         (CALLER.1.to_owned(), SpanKind::Server),
-        "it goes on from its caller"
+        "it must continue the caller's trace"
     );
     assert_eq!(
         (
@@ -223,7 +223,7 @@ async fn one_update_and_one_dispatch_are_each_one_trace(database: &Database) {
             hex(&deliver.span_id).as_str()
         ),
         (0, parent),
-        "the consumer goes on from the delivery"
+        "the consumer must continue the delivery's trace"
     );
     assert_eq!(
         (&fire.parent_span_id, &deliver.parent_span_id),
@@ -243,6 +243,6 @@ async fn one_update_and_one_dispatch_are_each_one_trace(database: &Database) {
         spans
             .iter()
             .all(|span| hex(&span.trace_id) != NOT_SAMPLED.0),
-        "who samples not is not sampled"
+        "an unsampled call must not be sampled"
     );
 }

@@ -1,4 +1,4 @@
-//! `UpdateCanvasSchedule`: any schedule replaces the earlier one completely.
+//! `UpdateCanvasSchedule`: a schedule replaces the previous one completely.
 
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::{Applied, RevisionKind};
@@ -8,27 +8,27 @@ use tonic::Code;
 use crate::support::*;
 
 on_both![
-    the_source_documents_overwrite_example,
-    without_an_id_the_one_open_schedule_is_meant,
+    an_update_overwrites_every_flag,
+    without_an_id_the_only_open_schedule_is_updated,
     without_an_id_none_or_several_are_refused_and_nothing_changes,
-    properties_are_kept_when_absent_and_replaced_whole_when_present,
+    absent_properties_are_kept_and_present_ones_replaced,
     an_unchanged_update_is_still_a_revision,
     validate_only_writes_nothing_and_answers_the_waves,
-    missed_zones_are_told_and_require_all_refuses_them,
+    missed_zones_are_reported_and_require_all_refuses_them,
     an_etag_holds_until_the_next_change,
     a_cancelled_schedule_is_not_changed,
-    the_schedule_of_another_canvas_answers_as_an_unknown_one,
-    a_time_past_or_beyond_the_horizon_is_refused,
+    a_schedule_of_another_canvas_is_answered_as_unknown,
+    a_time_in_the_past_or_beyond_the_horizon_is_refused,
 ];
 
-async fn the_source_documents_overwrite_example(database: &Database) {
+async fn an_update_overwrites_every_flag(database: &Database) {
     let app = TestApp::start(database).await;
     let first = app
         .created(create("canvas", local("2026-03-20T13:14:47")))
         .await;
     assert!(
         app.get(&first).await.waves.len() > 20,
-        "a local time reaches the zones one after the other"
+        "a local time must reach the zones one after the other"
     );
 
     let answer = app
@@ -44,7 +44,7 @@ async fn the_source_documents_overwrite_example(database: &Database) {
     assert_eq!(
         (after.schedule.as_ref(), after.revision),
         (Some(&expected), 2),
-        "a flag left out means false, never keep"
+        "an absent flag must mean false"
     );
     assert_eq!(
         (answer.applied(), answer.applied_zones),
@@ -89,12 +89,12 @@ async fn the_source_documents_overwrite_example(database: &Database) {
             (2, RevisionKind::Update, expected),
             (1, RevisionKind::Create, earlier)
         ],
-        "the newest first"
+        "newest first"
     );
     app.stop().await;
 }
 
-async fn without_an_id_the_one_open_schedule_is_meant(database: &Database) {
+async fn without_an_id_the_only_open_schedule_is_updated(database: &Database) {
     let app = TestApp::start(database).await;
     let gone = app
         .created(create("canvas", at("2026-03-20T08:00:00Z")))
@@ -137,7 +137,7 @@ async fn without_an_id_none_or_several_are_refused_and_nothing_changes(database:
     assert_eq!(
         open(refused(ask().await, Code::NotFound, "NO_OPEN_SCHEDULE")),
         "0",
-        "a Canvas that was never heard of"
+        "an unknown Canvas"
     );
 
     let one = app
@@ -162,7 +162,7 @@ async fn without_an_id_none_or_several_are_refused_and_nothing_changes(database:
     assert_eq!(
         open(refused(ask().await, Code::NotFound, "NO_OPEN_SCHEDULE")),
         "0",
-        "cancelled ones do not count"
+        "cancelled schedules must not count"
     );
     assert_eq!(
         (app.seen(&one).await, app.seen(&two).await),
@@ -171,7 +171,7 @@ async fn without_an_id_none_or_several_are_refused_and_nothing_changes(database:
     );
 }
 
-async fn properties_are_kept_when_absent_and_replaced_whole_when_present(database: &Database) {
+async fn absent_properties_are_kept_and_present_ones_replaced(database: &Database) {
     let app = TestApp::start(database).await;
     let first = json!({ "greeting": "hello", "n": 1.5, "deep": { "list": [1, null, true, "x"] } });
     let with = v1::CreateCanvasScheduleRequest {
@@ -207,7 +207,7 @@ async fn properties_are_kept_when_absent_and_replaced_whole_when_present(databas
         assert_eq!(
             stored().await,
             Some(object(json!({ "only": n }))),
-            "{name}: present replaces whole"
+            "{name}: present properties must replace all of the old ones"
         );
         expected.push(Some(object(json!({ "only": n }))));
     }
@@ -217,7 +217,7 @@ async fn properties_are_kept_when_absent_and_replaced_whole_when_present(databas
     assert_eq!(
         stored().await,
         Some(object(json!({}))),
-        "an empty object is present"
+        "an empty object counts as present"
     );
     expected.push(Some(object(json!({}))));
     let history: Vec<_> = app
@@ -229,7 +229,7 @@ async fn properties_are_kept_when_absent_and_replaced_whole_when_present(databas
         .collect();
     assert_eq!(
         history, expected,
-        "each revision names the properties it goes with"
+        "each revision must have its own properties"
     );
 }
 
@@ -274,7 +274,7 @@ async fn validate_only_writes_nothing_and_answers_the_waves(database: &Database)
         .update(only(update(&first, local("2026-03-22T10:00:00"))))
         .await
         .expect("valid");
-    assert_eq!(app.seen(&first).await, before, "nothing is written");
+    assert_eq!(app.seen(&first).await, before, "nothing may be written");
     assert_eq!(
         app.update(only(update_of_canvas(
             "canvas",
@@ -290,7 +290,7 @@ async fn validate_only_writes_nothing_and_answers_the_waves(database: &Database)
         Code::InvalidArgument,
         "SCHEDULE_TIME_PAST",
     );
-    assert_eq!(app.seen(&first).await, before, "nothing is written");
+    assert_eq!(app.seen(&first).await, before, "nothing may be written");
 
     let create_only = v1::CreateCanvasScheduleRequest {
         validate_only: true,
@@ -313,10 +313,10 @@ async fn validate_only_writes_nothing_and_answers_the_waves(database: &Database)
     assert_eq!(
         app.list_ids(of_canvas).await,
         Vec::<String>::new(),
-        "nothing is written"
+        "nothing may be written"
     );
 
-    // The id was not used up, and what was foretold comes true.
+    // The id was not used up, and the change is as announced.
     let real = v1::UpdateCanvasScheduleRequest {
         request_id: "r".to_owned(),
         ..update(&first, local("2026-03-22T10:00:00"))
@@ -336,13 +336,13 @@ async fn validate_only_writes_nothing_and_answers_the_waves(database: &Database)
     );
 }
 
-async fn missed_zones_are_told_and_require_all_refuses_them(database: &Database) {
+async fn missed_zones_are_reported_and_require_all_refuses_them(database: &Database) {
     let app = TestApp::start(database).await;
     let first = app
         .created(create("canvas", local("2026-03-20T13:14:47")))
         .await;
     let before = app.seen(&first).await;
-    // It is noon in UTC: there 11:30 is half an hour past and goes at once; in Tokyo it is half past nine in the evening.
+    // It is noon in UTC, where 11:30 is half an hour past and due immediately; in Tokyo it is half past nine in the evening.
     let all = v1::UpdateCanvasScheduleRequest {
         require_all: true,
         ..update(&first, local("2026-03-01T11:30:00"))
@@ -372,7 +372,7 @@ async fn missed_zones_are_told_and_require_all_refuses_them(database: &Database)
     assert_eq!(
         (answer.applied(), answer.applied_zones),
         (Applied::All, first.total_zones),
-        "missed zones stay open"
+        "missed zones must stay open"
     );
     let got = app.get(&first).await;
     assert_eq!(got.missed_zones, answer.missed_zones);
@@ -380,12 +380,12 @@ async fn missed_zones_are_told_and_require_all_refuses_them(database: &Database)
     assert_eq!(
         served + got.missed_zones.len(),
         usize::try_from(first.total_zones).expect("a count"),
-        "each zone is in one place"
+        "every zone must be in one set"
     );
     let seconds = |wave: &v1::Wave| wave.time.expect("a time").seconds;
     assert!(
         seconds(&got.waves[0]) >= instant("2026-03-01T11:00:00Z").timestamp(),
-        "no wave is more than an hour past"
+        "no wave may be more than an hour past"
     );
     let utc = got
         .waves
@@ -397,7 +397,7 @@ async fn missed_zones_are_told_and_require_all_refuses_them(database: &Database)
     let again = app
         .update(update(&first, at(LATER)))
         .await
-        .expect("they are open to the next update");
+        .expect("the next update must reach them");
     assert!(again.missed_zones.is_empty());
     assert_eq!(
         app.get(&first).await.waves[0].zones.len(),
@@ -414,7 +414,7 @@ async fn an_etag_holds_until_the_next_change(database: &Database) {
     };
     let answer = app.update(with(&first.etag)).await.expect("a fresh etag");
     let before = app.seen(&first).await;
-    for stale in [first.etag.as_str(), "never given out", "0"] {
+    for stale in [first.etag.as_str(), "never issued", "0"] {
         let refusal = refused(app.update(with(stale)).await, Code::Aborted, "ETAG_STALE");
         assert_eq!(refusal.metadata["revision"], "2", "{stale}");
     }
@@ -460,7 +460,7 @@ async fn a_cancelled_schedule_is_not_changed(database: &Database) {
     assert_eq!(app.seen(&first).await, before, "nothing changed");
 }
 
-async fn the_schedule_of_another_canvas_answers_as_an_unknown_one(database: &Database) {
+async fn a_schedule_of_another_canvas_is_answered_as_unknown(database: &Database) {
     let app = TestApp::start(database).await;
     let mine = app.created(create("canvas", at(LATER))).await;
     let before = app.seen(&mine).await;
@@ -468,7 +468,7 @@ async fn the_schedule_of_another_canvas_answers_as_an_unknown_one(database: &Dat
         schedule_id: "0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11".to_owned(),
         ..mine.clone()
     };
-    // Every byte of the answer, but for the id that was asked for.
+    // The whole error, except for the requested id.
     let answer = |asked: &v1::CanvasSchedule, status: tonic::Status| {
         let details = tonic_types::StatusExt::get_error_details(&status);
         format!("{:?} {} {details:?}", status.code(), status.message())
@@ -508,7 +508,7 @@ async fn the_schedule_of_another_canvas_answers_as_an_unknown_one(database: &Dat
     assert_eq!(app.seen(&mine).await, before, "nothing changed");
 }
 
-async fn a_time_past_or_beyond_the_horizon_is_refused(database: &Database) {
+async fn a_time_in_the_past_or_beyond_the_horizon_is_refused(database: &Database) {
     let app = TestApp::start(database).await;
     let first = app.created(create("canvas", at(LATER))).await;
     let before = app.seen(&first).await;
@@ -538,12 +538,12 @@ async fn a_time_past_or_beyond_the_horizon_is_refused(database: &Database) {
     assert_eq!(
         app.list_ids(Default::default()).await.len(),
         1,
-        "nothing was made"
+        "nothing may be created"
     );
     let answer = app
         .update(update(&first, at("2026-03-01T11:00:00Z")))
         .await
-        .expect("an hour past goes at once");
+        .expect("an hour past is due immediately");
     assert_eq!(
         schedule_of(&answer).next_wave_time.expect("a time").seconds,
         instant("2026-03-01T11:00:00Z").timestamp()

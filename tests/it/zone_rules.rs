@@ -1,4 +1,4 @@
-//! Waiting schedules when zone data changes between two releases that run side by side.
+//! Pending schedules when two releases with different zone data run side by side.
 
 use canvas_scheduler::clock::Clock;
 use canvas_scheduler::domain::{DeliveryPolicy, ScheduleId, WorkspaceId, ZoneSet, zone};
@@ -8,14 +8,14 @@ use crate::support::stores::*;
 use crate::support::*;
 
 on_both![file:
-    what_older_rules_computed_is_computed_anew_in_small_batches,
-    older_rules_leave_alone_what_newer_ones_computed_until_those_are_gone,
+    waves_of_older_rules_are_recomputed_in_small_batches,
+    older_rules_leave_newer_waves_unchanged_until_newer_releases_are_gone,
     an_update_by_other_rules_is_marked_with_them,
 ];
 
 const LOCAL: &str = "2026-03-02T12:00:00";
 
-/// As a release with this zone data would have left the schedule: its first wave an hour later than ours.
+/// Puts a schedule into the state of a release with this zone data: its first wave is an hour later than ours.
 async fn computed_by(database: &Database, id: ScheduleId, number: i32) {
     let late = format!(
         "zone_rules = {number}, next_wave_ms = next_wave_ms + 3600000, wake_ms = wake_ms + 3600000"
@@ -49,7 +49,7 @@ async fn marks(database: &Database) -> i64 {
         .await
 }
 
-async fn what_older_rules_computed_is_computed_anew_in_small_batches(database: &Database) {
+async fn waves_of_older_rules_are_recomputed_in_small_batches(database: &Database) {
     let test = TestStore::open(database).await;
     let mut ids = vec![];
     for _ in 0..5 {
@@ -85,8 +85,8 @@ async fn what_older_rules_computed_is_computed_anew_in_small_batches(database: &
     assert_eq!(batches, [2, 2, 1, 0]);
     assert_eq!(marks(database).await, i64::from(zone::data_number()));
     test.move_to(wave);
-    let fired = test.claim(10).await;
-    assert_eq!(fired.len(), 5, "at the time that our rules say");
+    let claimed = test.claim(10).await;
+    assert_eq!(claimed.len(), 5, "at the time by our rules");
     assert!(
         fired
             .iter()
@@ -94,7 +94,7 @@ async fn what_older_rules_computed_is_computed_anew_in_small_batches(database: &
     );
 }
 
-async fn older_rules_leave_alone_what_newer_ones_computed_until_those_are_gone(
+async fn older_rules_leave_newer_waves_unchanged_until_newer_releases_are_gone(
     database: &Database,
 ) {
     let test = TestStore::open(database).await;
@@ -116,22 +116,22 @@ async fn older_rules_leave_alone_what_newer_ones_computed_until_those_are_gone(
         .expect("answered");
     assert_eq!(in_force, newer);
     test.move_to(wave + TimeDelta::hours(2));
-    let fired = test
+    let claimed = test
         .store
         .dispatch
         .claim(10, test.clock.now(), &DeliveryPolicy::default(), in_force)
         .await
-        .expect("looked");
+        .expect("recomputed");
     assert!(
-        fired.leased.is_empty() && !fired.more,
-        "it is left to who has the newer rules"
+        claimed.leased.is_empty() && !claimed.more,
+        "it must be left to the newer release"
     );
     assert_eq!(
         first_wave(&test, id).await,
         wave + TimeDelta::hours(1),
         "and untouched"
     );
-    // The newer release was rolled back: a minute after its last word ours are in force again.
+    // The newer release was rolled back: a minute after its last heartbeat our rules apply again.
     let in_force = test
         .store
         .dispatch
@@ -150,8 +150,8 @@ async fn older_rules_leave_alone_what_newer_ones_computed_until_those_are_gone(
     let mut zones = 0;
     test.move_to(wave + TimeDelta::days(3));
     loop {
-        let fired = test.claim(10).await;
-        if fired.is_empty() {
+        let claimed = test.claim(10).await;
+        if claimed.is_empty() {
             break;
         }
         zones += fired
@@ -159,7 +159,7 @@ async fn older_rules_leave_alone_what_newer_ones_computed_until_those_are_gone(
             .map(|one| one.dispatch.wave.zones.len())
             .sum::<usize>();
     }
-    assert_eq!(zones, ZoneSet::all().len(), "nobody is stuck");
+    assert_eq!(zones, ZoneSet::all().len(), "no zone may be stuck");
 }
 
 async fn an_update_by_other_rules_is_marked_with_them(database: &Database) {
@@ -173,7 +173,7 @@ async fn an_update_by_other_rules_is_marked_with_them(database: &Database) {
         assert_eq!(
             marks(database).await,
             i64::from(zone::data_number()),
-            "whose rules its next wave is by now"
+            "it must be marked with the rules of its next wave"
         );
     }
 }

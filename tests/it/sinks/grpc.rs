@@ -22,14 +22,14 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::*;
 
-/// What an engine does with one call.
+/// How an engine handles one call.
 enum Act {
     Take,
     Refuse(Status),
     Hang,
 }
 
-/// An engine that acts as it is told, call after call, and keeps what it gets.
+/// An engine that handles each call as the test tells it to, and records it.
 #[derive(Clone, Default)]
 struct Engine {
     acts: Arc<Mutex<VecDeque<Act>>>,
@@ -89,7 +89,7 @@ async fn grpc(url: &str, timeout: Duration) -> SharedSink {
 }
 
 #[tokio::test]
-async fn a_dispatch_is_called_whole_with_the_token() {
+async fn a_dispatch_is_sent_with_every_field_and_the_token() {
     let (engine, url) = Engine::start(vec![Act::Take]).await;
     assert_eq!(
         deliver(&grpc(&url, LONG).await, &dispatch()).await,
@@ -103,7 +103,7 @@ async fn a_dispatch_is_called_whole_with_the_token() {
     assert_eq!(metadata.get("traceparent").expect("a trace"), TRACEPARENT);
     assert!(
         metadata.contains_key("grpc-timeout"),
-        "the engine is told how long we wait"
+        "the call must carry a deadline"
     );
     let wave = v1::Wave {
         time: Some(prost_types::Timestamp {
@@ -178,7 +178,7 @@ async fn a_dispatch_is_called_whole_with_the_token() {
 }
 
 #[tokio::test]
-async fn a_broadcast_by_optimal_time_says_so_and_names_nobody() {
+async fn a_broadcast_by_optimal_time_has_its_mode_and_no_recipients() {
     let (engine, url) = Engine::start(vec![Act::Take]).await;
     assert_eq!(
         deliver(&grpc(&url, LONG).await, &broadcast()).await,
@@ -193,7 +193,7 @@ async fn a_broadcast_by_optimal_time_says_so_and_names_nobody() {
 }
 
 #[tokio::test]
-async fn the_status_decides() {
+async fn the_status_determines_the_answer() {
     let wait = ErrorDetails::with_retry_info(Some(Duration::from_secs(7)));
     let busy = Status::with_error_details(tonic::Code::Unavailable, "busy", wait);
     let full = Status::resource_exhausted("full");
@@ -231,10 +231,10 @@ async fn the_status_decides() {
 }
 
 #[tokio::test]
-async fn a_refused_connection_is_not_taken_and_made_anew_once_the_engine_is_there() {
+async fn a_refused_connection_is_not_taken_and_is_retried() {
     let (held, addr) = refusing();
     let sink = grpc(&format!("http://{addr}"), LONG).await;
-    // More than there are connections: each of them is refused more than once.
+    // More deliveries than connections, so that each connection is refused more than once.
     for _ in 0..5 {
         assert_not_taken(&deliver(&sink, &dispatch()).await);
     }
@@ -249,14 +249,14 @@ async fn a_refused_connection_is_not_taken_and_made_anew_once_the_engine_is_ther
 }
 
 #[tokio::test]
-async fn an_engine_that_hangs_is_unknown_within_the_bound() {
+async fn an_engine_that_hangs_is_unknown_within_the_timeout() {
     let (engine, url) = Engine::start((0..1000).map(|_| Act::Hang).collect()).await;
     until(&grpc(&url, SHORT).await, &dispatch(), is_unknown).await;
     assert!(
         !engine.got.lock().expect("no panic").is_empty(),
-        "it may have it, since it has"
+        "the engine must have received it"
     );
-    // Where nobody speaks HTTP/2, the request has left all the same.
+    // A peer that does not speak HTTP/2 may have received the request too.
     let (listener, addr) = listener().await;
     tokio::spawn(silent(listener));
     until(
@@ -268,7 +268,7 @@ async fn an_engine_that_hangs_is_unknown_within_the_bound() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_hangs_is_not_taken_within_the_bound() {
+async fn a_handshake_that_hangs_is_not_taken_within_the_timeout() {
     let (listener, addr) = listener().await;
     tokio::spawn(silent(listener));
     assert_not_taken(
@@ -300,7 +300,7 @@ async fn a_connection_lost_after_sending_is_unknown() {
                     .take()
                     .expect("one request")
                     .send(())
-                    .expect("somebody waits");
+                    .expect("a receiver");
                 std::future::pending::<Result<http::Response<Full<Bytes>>, Infallible>>().await
             }
         });
@@ -313,7 +313,7 @@ async fn a_connection_lost_after_sending_is_unknown() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_no_grpc_counts_by_its_http_status() {
+async fn a_response_that_is_not_grpc_counts_by_its_http_status() {
     for (status, expected) in [(502, "Unknown"), (503, "NotTaken"), (404, "Rejected")] {
         let (listener, addr) = listener().await;
         tokio::spawn(async move {

@@ -5,7 +5,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
 
-/// What was logged.
+/// A writer that keeps the log.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -32,7 +32,7 @@ impl MakeWriter<'_> for Lines {
 }
 
 #[tokio::test]
-async fn a_dispatch_is_one_line_with_neither_recipients_nor_properties() {
+async fn a_dispatch_is_one_line_without_recipients_and_properties() {
     let lines = Lines::default();
     let log = tracing_subscriber::fmt()
         .json()

@@ -10,10 +10,10 @@ use super::*;
 use crate::support::database::postgres::ports;
 use crate::support::database::postgres::process::Running;
 
-/// Where Debian keeps the server; elsewhere the PATH has it.
+/// Debian's path of the server, and its name in PATH elsewhere.
 const SERVERS: [&str; 2] = ["/usr/sbin/nats-server", "nats-server"];
 
-/// A NATS server of one's own, with JetStream in a temporary folder. Gone when dropped.
+/// A NATS server with JetStream in a temporary folder, removed on drop.
 struct Server {
     program: &'static str,
     running: Running,
@@ -22,7 +22,7 @@ struct Server {
 }
 
 impl Server {
-    /// None where there is none on this machine: then `test` is skipped, by name, or fails with `REQUIRE_NATS=1`.
+    /// Returns `None`, and reports `test` as skipped, where NATS is not installed; with `REQUIRE_NATS=1` the test fails.
     async fn start(test: &str, flags: &[&str]) -> Option<Self> {
         let Some(program) = SERVERS
             .into_iter()
@@ -32,8 +32,8 @@ impl Server {
                 !nats_is_required(),
                 "{test} needs nats-server, which is not installed, and REQUIRE_NATS=1 is set"
             );
-            // Past the capture of a passing test's output.
-            let _told = writeln!(std::io::stderr(), "skipped: {test} needs nats-server");
+            // Written to stderr directly, since the test harness captures the output of passing tests.
+            let _written = writeln!(std::io::stderr(), "skipped: {test} needs nats-server");
             return None;
         };
         static MADE: AtomicU32 = AtomicU32::new(0);
@@ -59,12 +59,12 @@ impl Server {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// Starts it anew at the same port.
+    /// Restarts it on the same port.
     fn restart(&mut self) {
         self.running = run(self.program, &self.folder, self.port, &[]);
     }
 
-    /// A stream for all dispatches.
+    /// Creates a stream for all dispatches.
     async fn stream(&self, config: Config) -> jetstream::stream::Stream {
         let client = async_nats::connect(self.url()).await.expect("it runs");
         let config = Config {
@@ -82,7 +82,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.running.kill();
-        // What cannot be removed is left to whoever empties the temporary folder.
+        // A folder that cannot be removed is left to the system's cleaner.
         let _removed = std::fs::remove_dir_all(&self.folder);
     }
 }
@@ -114,7 +114,7 @@ fn run(program: &str, folder: &Path, port: u16, flags: &[&str]) -> Running {
     Running::start(command.stdout(Stdio::null()).stderr(Stdio::null())).expect("it starts")
 }
 
-/// Waits for the file in which the server says where it listens.
+/// Waits for the file in which the server writes its port.
 async fn listens(folder: &Path) {
     let mut look = tokio::time::interval(Duration::from_millis(5));
     let told = || {
@@ -144,9 +144,9 @@ async fn nats(url: &str, timeout: Duration, connect_timeout: Duration) -> Shared
 }
 
 #[tokio::test]
-async fn a_dispatch_is_kept_once_under_its_id() {
+async fn a_dispatch_is_stored_once_under_its_id() {
     let Some(server) =
-        Server::start("sinks::nats::a_dispatch_is_kept_once_under_its_id", &[]).await
+        Server::start("sinks::nats::a_dispatch_is_stored_once_under_its_id", &[]).await
     else {
         return;
     };
@@ -159,11 +159,11 @@ async fn a_dispatch_is_kept_once_under_its_id() {
         );
     }
     assert_eq!(
-        stream.info().await.expect("it is there").state.messages,
+        stream.info().await.expect("it exists").state.messages,
         1,
-        "the second is known by its id"
+        "the server must recognize the repeated id"
     );
-    let message = stream.get_raw_message(1).await.expect("it is there");
+    let message = stream.get_raw_message(1).await.expect("it exists");
     assert_eq!(message.subject.as_str(), "canvas.trigger.default");
     assert_eq!(
         message.headers.get("Nats-Msg-Id").expect("an id").as_str(),
@@ -182,9 +182,9 @@ async fn a_dispatch_is_kept_once_under_its_id() {
 }
 
 #[tokio::test]
-async fn what_jetstream_cannot_keep_is_not_taken_or_rejected() {
+async fn a_dispatch_that_jetstream_cannot_store_is_not_taken_or_rejected() {
     let Some(server) = Server::start(
-        "sinks::nats::what_jetstream_cannot_keep_is_not_taken_or_rejected",
+        "sinks::nats::a_dispatch_that_jetstream_cannot_store_is_not_taken_or_rejected",
         &[],
     )
     .await
@@ -192,7 +192,7 @@ async fn what_jetstream_cannot_keep_is_not_taken_or_rejected() {
         return;
     };
     let sink = nats(&server.url(), LONG, LONG).await;
-    // Nobody listens to the subject.
+    // No stream has the subject.
     assert_not_taken(&deliver(&sink, &dispatch()).await);
     let bounds = Config {
         max_messages: 1,
@@ -207,7 +207,7 @@ async fn what_jetstream_cannot_keep_is_not_taken_or_rejected() {
         dispatch.id = DispatchId::of(dispatch.schedule_id, u32::try_from(bytes).expect("it fits"));
         dispatch
     };
-    // Beyond what the server takes at all, and beyond what the stream does.
+    // Larger than the server accepts, and larger than the stream does.
     for bytes in [2_000_000, 20_000] {
         let answer = deliver(&sink, &of_size(bytes)).await;
         assert!(
@@ -223,9 +223,9 @@ async fn what_jetstream_cannot_keep_is_not_taken_or_rejected() {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_is_unknown_within_the_bound() {
+async fn a_server_that_hangs_is_unknown_within_the_timeout() {
     let Some(mut server) = Server::start(
-        "sinks::nats::a_server_that_hangs_is_unknown_within_the_bound",
+        "sinks::nats::a_server_that_hangs_is_unknown_within_the_timeout",
         &[],
     )
     .await
@@ -248,16 +248,16 @@ async fn a_server_that_hangs_is_unknown_within_the_bound() {
     })
     .await;
     assert_eq!(
-        stream.info().await.expect("it is there").state.messages,
+        stream.info().await.expect("it exists").state.messages,
         2,
-        "the attempt that seemed lost is not kept twice"
+        "the attempt that seemed lost must not be stored twice"
     );
 }
 
 #[tokio::test]
-async fn a_server_that_is_gone_takes_nothing_and_is_found_again() {
+async fn a_stopped_server_takes_nothing_and_is_used_again_after_a_restart() {
     let Some(mut server) = Server::start(
-        "sinks::nats::a_server_that_is_gone_takes_nothing_and_is_found_again",
+        "sinks::nats::a_stopped_server_takes_nothing_and_is_used_again_after_a_restart",
         &[],
     )
     .await
@@ -275,7 +275,7 @@ async fn a_server_that_is_gone_takes_nothing_and_is_found_again() {
         matches!(answer, DeliveryOutcome::NotTaken { .. })
     })
     .await;
-    // Once it is known, it stays so.
+    // Once the loss is noticed, the answer stays the same.
     assert_not_taken(&deliver(&sink, &dispatch()).await);
     server.restart();
     until(&sink, &dispatch(), |answer| {
@@ -297,13 +297,13 @@ async fn a_refused_connection_is_not_taken() {
 }
 
 #[tokio::test]
-async fn only_the_right_token_is_let_in() {
-    let name = "sinks::nats::only_the_right_token_is_let_in";
+async fn only_the_right_token_is_accepted() {
+    let name = "sinks::nats::only_the_right_token_is_accepted";
     let Some(right) = Server::start(name, &["--auth", "t0ken"]).await else {
         return;
     };
     let sink = nats(&right.url(), LONG, LONG).await;
-    // It is let in, and finds no stream.
+    // The token is accepted; there is no stream.
     assert!(
         matches!(deliver(&sink, &dispatch()).await, DeliveryOutcome::NotTaken { why, .. } if why.contains("stream"))
     );

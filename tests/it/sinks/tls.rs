@@ -8,7 +8,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
-/// A certificate of 127.0.0.1 that is its own authority: PEM, and what a server of these protocols needs.
+/// Creates a self-signed certificate for 127.0.0.1. Returns it as PEM, and an acceptor for these protocols.
 pub(super) fn certificate(protocols: &[&str]) -> (Vec<u8>, TlsAcceptor) {
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::default();
@@ -45,7 +45,7 @@ async fn trusting(url: &str, timeout: Duration, ca: Vec<u8>) -> SharedSink {
     .await
 }
 
-/// A webhook that trusts nobody whom it will meet.
+/// A webhook sink that trusts none of the tests' certificates.
 pub(super) async fn webhook(url: &str, timeout: Duration) -> SharedSink {
     trusting(url, timeout, certificate(&[]).0).await
 }
@@ -64,7 +64,7 @@ pub(super) async fn grpc(url: &str, timeout: Duration, ca: Vec<u8>) -> SharedSin
     .await
 }
 
-/// Answers 200 on every connection whose handshake comes about; tells how many did.
+/// Answers 200 on every connection whose handshake succeeds, and reports each.
 async fn serve(
     listener: TcpListener,
     acceptor: TlsAcceptor,
@@ -80,7 +80,7 @@ async fn serve(
             stream
                 .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
                 .await
-                .expect("it reads");
+                .expect("the client reads");
         }
     }
 }
@@ -118,7 +118,7 @@ async fn a_file_without_certificates_is_refused() {
     )
     .await;
     let Err(refused) = opened else {
-        panic!("it is refused")
+        panic!("the file must be refused")
     };
     assert!(
         refused.to_string().starts_with("sink-ca-file: "),

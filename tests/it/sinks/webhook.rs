@@ -29,14 +29,14 @@ async fn webhook(url: &str, timeout: Duration) -> SharedSink {
     .await
 }
 
-/// One request as it came.
+/// A received request.
 struct Got {
     path: String,
     headers: HeaderMap,
     body: Bytes,
 }
 
-/// A consumer that gives these answers, one after another, and keeps what it gets.
+/// A consumer that sends these responses one after another, and records requests.
 #[derive(Clone, Default)]
 struct Consumer {
     answers: Arc<Mutex<VecDeque<Response<Full<Bytes>>>>>,
@@ -163,7 +163,7 @@ pub(super) fn expected_body() -> Value {
 }
 
 #[tokio::test]
-async fn a_broadcast_by_optimal_time_says_so_and_names_nobody() {
+async fn a_broadcast_by_optimal_time_has_its_mode_and_no_recipients() {
     let (consumer, url) = Consumer::start(vec![status(200)]).await;
     assert_eq!(
         deliver(&webhook(&url, LONG).await, &broadcast()).await,
@@ -184,7 +184,7 @@ async fn a_broadcast_by_optimal_time_says_so_and_names_nobody() {
 }
 
 #[tokio::test]
-async fn the_status_decides_and_a_redirect_is_not_followed() {
+async fn the_status_determines_the_answer_and_redirects_are_not_followed() {
     let moved = Response::builder()
         .status(307)
         .header("location", "/elsewhere")
@@ -195,7 +195,7 @@ async fn the_status_decides_and_a_redirect_is_not_followed() {
         .header("retry-after", "7")
         .body(Full::default())
         .expect("a response");
-    // The reason repeats nothing of the body, which may name a user.
+    // The reason must not repeat the body, which may name a user.
     let refused = Response::builder()
         .status(422)
         .body(Full::from("user-1 is unknown"))
@@ -241,7 +241,7 @@ async fn the_status_decides_and_a_redirect_is_not_followed() {
 }
 
 #[tokio::test]
-async fn an_endless_answer_costs_its_connection_and_nothing_else() {
+async fn an_endless_response_costs_only_its_connection() {
     let endless = Response::builder()
         .status(StatusCode::OK)
         .body(Full::from(vec![b'x'; 10 * 1024 * 1024]))
@@ -271,7 +271,7 @@ async fn a_refused_connection_is_not_taken() {
 }
 
 #[tokio::test]
-async fn a_consumer_that_hangs_is_unknown_within_the_bound() {
+async fn a_consumer_that_hangs_is_unknown_within_the_timeout() {
     let (listener, addr) = listener().await;
     tokio::spawn(silent(listener));
     until(
@@ -283,7 +283,7 @@ async fn a_consumer_that_hangs_is_unknown_within_the_bound() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_hangs_is_not_taken_within_the_bound() {
+async fn a_handshake_that_hangs_is_not_taken_within_the_timeout() {
     let (listener, addr) = listener().await;
     tokio::spawn(silent(listener));
     assert_not_taken(
@@ -295,7 +295,7 @@ async fn a_handshake_that_hangs_is_not_taken_within_the_bound() {
     );
 }
 
-/// Reads a request's head and first bytes, says `then`, and closes: the whole connection, or its own half of it.
+/// Reads the start of a request, writes `then`, and closes the connection, or only its own half.
 async fn cut_off(listener: TcpListener, then: &'static str, half: bool) {
     let (mut stream, _) = listener.accept().await.expect("a connection");
     let mut seen = [0; 1024];
@@ -303,10 +303,10 @@ async fn cut_off(listener: TcpListener, then: &'static str, half: bool) {
     stream
         .write_all(then.as_bytes())
         .await
-        .expect("it still reads");
+        .expect("the client reads");
     if half {
         stream.shutdown().await.expect("it is open");
-        // The other half stays open until the client gives up.
+        // The other half stays open until the client closes it.
         while stream.read(&mut seen).await.is_ok_and(|bytes| bytes > 0) {}
     }
 }
@@ -336,7 +336,7 @@ async fn a_connection_lost_after_sending_is_unknown() {
             "{then:?} {half}: {answer:?}"
         );
     }
-    // A whole head is an answer, whatever becomes of the body.
+    // A complete head is a response, even if the body is lost.
     let (listener, addr) = listener().await;
     tokio::spawn(cut_off(listener, status, true));
     assert_eq!(
