@@ -333,7 +333,7 @@ async fn the_last_use_of_a_key_is_recorded(database: &Database) {
             .last_used_at
     };
     let until = async |expected| {
-        while noted().await != Some(expected) {
+        while recorded().await != Some(expected) {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };

@@ -1,6 +1,6 @@
-//! The rules of a schedule once more, as a small pure model `(state, event) -> (state, answer, effects)`, written from the
-//! specification and calling nothing of the service: explored breadth-first over all short sequences of events for what must
-//! always hold ([`explore`]), and the service held to it over random ones, answer by answer and state by state ([`conformance`]).
+//! A reference model of a schedule: a small pure function `(state, event) -> (state, answer, effects)`, written from the
+//! specification without calls of the service. [`explore`] checks its invariants after all short sequences of events, breadth-first;
+//! [`conformance`] compares the service with it over random sequences, answer by answer and state by state.
 
 mod conformance;
 mod driver;

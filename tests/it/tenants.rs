@@ -1,8 +1,8 @@
-//! Two workspaces over one database: whatever the one does, the other sees what it would see if it were alone.
+//! Two workspaces over one database: neither sees anything of the other.
 //!
-//! A random history of two tenants is played twice: once as it is, once with the calls of the second tenant alone, on a database
-//! of its own. They name the same Canvases and the same request ids, and the second tries every id, etag and page token that the
-//! first was told. Its answers must be the same both times, but for the ids that it was given itself.
+//! Each random history of two tenants is played twice: once in full, and once with only the calls of the second tenant, on a
+//! separate database. Both use the same Canvases and request ids, and the second tries ids, etags and page tokens that the
+//! first received. Its answers must be the same both times, except for its own ids.
 
 use std::collections::HashMap;
 
@@ -16,13 +16,13 @@ use tonic_types::StatusExt;
 
 use crate::support::*;
 
-on_both![nothing_of_one_is_visible_to_the_other];
+on_both![no_workspace_sees_another];
 
-/// Histories, and calls in each.
+/// The number of histories, and of calls in each.
 const HISTORIES: usize = 8;
 const CALLS: usize = 60;
 
-/// Whose schedule a call names, by number: one of the caller's own, one of the other tenant's, or none that exists.
+/// The schedule that a call names: one of the caller's, one of the other tenant's, or one that does not exist.
 #[derive(Debug, Clone, Copy)]
 enum Named {
     Own(usize),
@@ -89,9 +89,9 @@ fn calls() -> impl Strategy<Value = Vec<(bool, Call)>> {
     prop::collection::vec((any::<bool>(), call), CALLS)
 }
 
-/// What a tenant was told and may tell again.
+/// The ids, etags and tokens that a tenant received.
 #[derive(Debug, Default, Clone)]
-struct Told {
+struct Received {
     ids: Vec<String>,
     etags: Vec<String>,
     tokens: Vec<String>,
@@ -105,8 +105,8 @@ fn nth<'a>(told: &'a [String], n: usize, none: &'a str) -> &'a str {
     }
 }
 
-impl Told {
-    /// Notes what an answer tells.
+impl Received {
+    /// Records the values in an answer.
     fn note(&mut self, schedule: Option<&v1::CanvasSchedule>) {
         let Some(schedule) = schedule else { return };
         if !self.ids.contains(&schedule.schedule_id) {
@@ -117,7 +117,7 @@ impl Told {
         }
     }
 
-    /// The text without what differs from run to run by chance: what the tenant itself was given, by number.
+    /// The text with the tenant's own random values replaced by their numbers.
     fn normal(&self, text: String) -> String {
         let mut text = text;
         for (kind, given) in [
@@ -133,24 +133,24 @@ impl Told {
     }
 }
 
-/// A tenant at work.
+/// A tenant that makes calls.
 struct Tenant {
     client: Client,
-    told: Told,
+    told: Received,
 }
 
 const NOBODYS: &str = "0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11";
 
 impl Tenant {
-    fn id(&self, foreign: &Told, named: Named) -> String {
+    fn id(&self, foreign: &Received, named: Named) -> String {
         self.pick(foreign, named, |told| &told.ids, NOBODYS)
     }
 
     fn pick(
         &self,
-        foreign: &Told,
+        foreign: &Received,
         named: Named,
-        of: impl Fn(&Told) -> &Vec<String>,
+        of: impl Fn(&Received) -> &Vec<String>,
         none: &str,
     ) -> String {
         match named {
@@ -161,20 +161,20 @@ impl Tenant {
         .to_owned()
     }
 
-    fn etag(&self, foreign: &Told, named: Option<Named>) -> String {
+    fn etag(&self, foreign: &Received, named: Option<Named>) -> String {
         named
             .map(|named| self.pick(foreign, named, |told| &told.etags, "0123456789abcdef"))
             .unwrap_or_default()
     }
 
-    fn token(&self, foreign: &Told, named: Option<Named>) -> String {
+    fn token(&self, foreign: &Received, named: Option<Named>) -> String {
         named
             .map(|named| self.pick(foreign, named, |told| &told.tokens, ""))
             .unwrap_or_default()
     }
 
-    /// Makes a call and answers what it is told, in its normal form.
-    async fn call(&mut self, call: &Call, n: usize, foreign: &Told) -> String {
+    /// Makes a call, and returns its answer in normal form.
+    async fn call(&mut self, call: &Call, n: usize, foreign: &Received) -> String {
         let schedule = || at(&format!("2026-03-2{}T08:00:00Z", n % 10));
         let canvas_id = |canvas: &u8| format!("canvas {canvas}");
         let request_id = |request: &Option<u8>| {
@@ -184,7 +184,7 @@ impl Tenant {
         };
         let told = match call {
             Call::Create { canvas, request } => {
-                // The same request under the same id, so that it would be replayed and not only refused.
+                // The same request under the same id: if ids were shared, it would be replayed.
                 let asked = v1::CreateCanvasScheduleRequest {
                     request_id: request_id(request),
                     ..create(&canvas_id(canvas), at(LATER))
@@ -200,7 +200,7 @@ impl Tenant {
                         .ok()
                         .and_then(|answer| answer.canvas_schedule.as_ref()),
                 );
-                // Its dispatch id is derived from the schedule's id.
+                // The dispatch id derives from the schedule's id.
                 text_of(answer.map(|answer| v1::CreateCanvasScheduleResponse {
                     dispatch_id: String::new(),
                     ..answer
@@ -382,31 +382,31 @@ fn text_of<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
     }
 }
 
-/// An app, and a tenant in a workspace of this name.
+/// Creates a tenant in a workspace with this name.
 async fn tenant(app: &TestApp, name: &str) -> Tenant {
     app.admin()
         .create_workspace(name, &WorkspaceChange::default())
         .await
         .expect("made");
-    // The history names the key, in both runs by the same name.
+    // The history contains the name of the key, which must be the same in both runs.
     let key = app
         .key_of(name, |order| order.name = "key".to_owned())
         .await;
     app.read_keys().await;
     Tenant {
         client: app.client_with(&key),
-        told: Told::default(),
+        told: Received::default(),
     }
 }
 
-async fn nothing_of_one_is_visible_to_the_other(database: &Database) {
+async fn no_workspace_sees_another(database: &Database) {
     let kind = if database.is_postgres() {
         Kind::Postgres
     } else {
         Kind::Memory
     };
     let alone = Database::new(kind, "the same history without the other tenant")
-        .expect("as there is the first");
+        .expect("a second database");
     let (app, app_alone) = (TestApp::start(database).await, TestApp::start(&alone).await);
     let mut runner = TestRunner::deterministic();
     let mut kinds = HashMap::<&str, usize>::new();
@@ -436,12 +436,12 @@ async fn nothing_of_one_is_visible_to_the_other(database: &Database) {
         }
         assert!(
             first.told.ids.len() > 1 && second.told.ids.len() > 1,
-            "both have something to see"
+            "both tenants must have schedules"
         );
     }
     assert!(
         kinds.values().all(|count| *count > 20),
-        "the histories say something: {kinds:?}"
+        "the histories must contain calls of every kind: {kinds:?}"
     );
     app.stop().await;
     app_alone.stop().await;

@@ -88,7 +88,7 @@ async fn waves_of_older_rules_are_recomputed_in_small_batches(database: &Databas
     let claimed = test.claim(10).await;
     assert_eq!(claimed.len(), 5, "at the time by our rules");
     assert!(
-        fired
+        claimed
             .iter()
             .all(|one| one.dispatch.lateness.is_zero() && one.dispatch.schedule_id != utc)
     );
@@ -154,7 +154,7 @@ async fn older_rules_leave_newer_waves_unchanged_until_newer_releases_are_gone(
         if claimed.is_empty() {
             break;
         }
-        zones += fired
+        zones += claimed
             .iter()
             .map(|one| one.dispatch.wave.zones.len())
             .sum::<usize>();

@@ -1,4 +1,4 @@
-//! The service held to the model over random sequences of events, each played to its end: until nothing is left to send.
+//! Compares the service with the model over random sequences of events, each continued until nothing is left to send.
 
 use std::fmt::{Debug, Write};
 use std::sync::LazyLock;
@@ -15,34 +15,34 @@ use super::zones::Time;
 use crate::support::{Database, instant, on_both};
 
 on_both![file:
-    local_times_do_as_the_model_does,
-    instants_do_as_the_model_does,
-    optimal_times_do_as_the_model_does,
-    what_random_sequences_seldom_meet_is_as_in_the_model,
+    local_times_conform_to_the_model,
+    instants_conform_to_the_model,
+    optimal_times_conform_to_the_model,
+    rare_sequences_conform_to_the_model,
 ];
 
-/// So many sequences of each kind on each database, unless `MODEL_SEQUENCES` says otherwise.
+/// The number of sequences of each kind on each database; `MODEL_SEQUENCES` overrides it.
 const SEQUENCES: u64 = 350;
-/// The seed of the first, unless `MODEL_SEED` does; each further one has the next.
+/// The seed of the first sequence; `MODEL_SEED` overrides it. Each further sequence has the next seed.
 const SEED: u64 = 1;
-/// More than any sequence takes to its end.
-const STEPS_MOST: usize = 200;
-/// So often a sequence that fails is made shorter.
-const SHRINKS_MOST: usize = 400;
+/// The bound of steps until a sequence ends.
+const MAX_STEPS: usize = 200;
+/// The bound of attempts to shorten a failing sequence.
+const MAX_SHRINKS: usize = 400;
 
-async fn local_times_do_as_the_model_does(database: &Database) {
-    hold(database, Kind::Local).await;
+async fn local_times_conform_to_the_model(database: &Database) {
+    check_conformance(database, Kind::Local).await;
 }
 
-async fn instants_do_as_the_model_does(database: &Database) {
-    hold(database, Kind::Utc).await;
+async fn instants_conform_to_the_model(database: &Database) {
+    check_conformance(database, Kind::Utc).await;
 }
 
-async fn optimal_times_do_as_the_model_does(database: &Database) {
-    hold(database, Kind::Optimal).await;
+async fn optimal_times_conform_to_the_model(database: &Database) {
+    check_conformance(database, Kind::Optimal).await;
 }
 
-async fn what_random_sequences_seldom_meet_is_as_in_the_model(database: &Database) {
+async fn rare_sequences_conform_to_the_model(database: &Database) {
     use Event::{Clock, Create, DeliveryOutcome, Fire, Retry};
     let start = instant(STARTS[0]).timestamp();
     let local = Create(Wish {
@@ -53,11 +53,11 @@ async fn what_random_sequences_seldom_meet_is_as_in_the_model(database: &Databas
         kind: Kind::Utc,
         hours: 0,
     });
-    let (pause, not_taken) = (Clock(Move::Pause), Says::NotTaken);
+    let (pause, not_taken) = (Clock(Move::Pause), SinkAnswer::NotTaken);
     let mut replica = Replica::open(database).await;
     for (case, events) in [
         (
-            "a wave that was not taken rests, however many are due",
+            "a wave that was not taken waits, however many are due",
             vec![
                 local,
                 Clock(Move::Day),
@@ -67,7 +67,7 @@ async fn what_random_sequences_seldom_meet_is_as_in_the_model(database: &Databas
             ],
         ),
         (
-            "that an attempt was not taken says nothing of the next one, told twice or not",
+            "a repeated answer to an attempt does not affect the next attempt",
             vec![
                 utc,
                 Fire,
@@ -88,17 +88,15 @@ async fn what_random_sequences_seldom_meet_is_as_in_the_model(database: &Databas
     }
 }
 
-/// Plays sequences that begin with a schedule of this kind.
-async fn hold(database: &Database, kind: Kind) {
+/// Plays sequences that start with a schedule of this kind.
+async fn check_conformance(database: &Database, kind: Kind) {
     let mut replica = Replica::open(database).await;
     let first = setting("MODEL_SEED").unwrap_or(SEED);
     for seed in first..first + setting("MODEL_SEQUENCES").unwrap_or(SEQUENCES) {
         let mut tree = tree(seed, kind);
         if let Err(why) = play(&mut replica, &tree.current()).await {
             let why = shortest(&mut replica, &mut tree, why).await;
-            panic!(
-                "{why}\nMODEL_SEED={seed} begins with the sequence of which this is the shortest that fails"
-            );
+            panic!("{why}\nThe sequence of MODEL_SEED={seed}, shortened while it fails");
         }
     }
 }
@@ -124,14 +122,14 @@ fn tree(seed: u64, kind: Kind) -> impl ValueTree<Value = Sequence> {
     sequences(kind).new_tree(&mut runner).expect("a sequence")
 }
 
-/// Why the shortest fails that still does.
+/// Shortens a failing sequence, and returns the failure of the shortest.
 async fn shortest(
     replica: &mut Replica<'_>,
     tree: &mut impl ValueTree<Value = Sequence>,
     mut why: String,
 ) -> String {
     let mut shorter = tree.simplify();
-    for _ in 0..SHRINKS_MOST {
+    for _ in 0..MAX_SHRINKS {
         if !shorter {
             break;
         }
@@ -146,7 +144,7 @@ async fn shortest(
     why
 }
 
-/// A sequence of events, in part known only when it is played.
+/// A sequence of events, some of which are chosen while it is played.
 #[derive(Debug, Clone)]
 struct Sequence {
     start: Time,
@@ -155,9 +153,9 @@ struct Sequence {
 
 #[derive(Debug, Clone)]
 enum Pick {
-    /// This one, whatever comes of it.
+    /// This event.
     This(Event),
-    /// One that changes something as things are.
+    /// An event that changes the current state.
     Telling(Index),
 }
 
@@ -177,7 +175,7 @@ impl Pick {
     }
 }
 
-/// Those among which a telling one is looked for; what moves a schedule on comes more than once, to be picked more often.
+/// The candidates for an event that changes the state. Those that advance a schedule are repeated, to be chosen more often.
 static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
     let mut events = vec![
         Event::Fire,
@@ -190,10 +188,10 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
     ];
     events.extend([Move::Next, Move::Next, Move::Pause, Move::Lease, Move::Day].map(Event::Clock));
     for says in [
-        Says::NotTaken,
-        Says::Unknown,
-        Says::Rejected,
-        Says::Delivered,
+        SinkAnswer::NotTaken,
+        SinkAnswer::Unknown,
+        SinkAnswer::Rejected,
+        SinkAnswer::Delivered,
     ] {
         events.extend([0, 1].map(|back| Event::DeliveryOutcome(back, says)));
     }
@@ -207,7 +205,7 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
         ));
     }
     events.extend((1..4).map(Event::RetryDispatch));
-    events.extend([true, false].map(|on| Event::Brake { all: false, on }));
+    events.extend([true, false].map(|on| Event::Pause { all: false, on }));
     events.extend([
         Event::Restart,
         Event::Cancel(Terms {
@@ -218,7 +216,7 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
     events
 });
 
-/// The days before New York puts its clock forward, and back: in eight hours its clock shows no time, or one of two.
+/// The days before daylight saving time starts and ends in New York: eight hours later a wall-clock time is skipped, or happens twice.
 const STARTS: [&str; 2] = ["2026-03-07T18:30:00Z", "2026-10-31T17:30:00Z"];
 
 fn sequences(kind: Kind) -> impl Strategy<Value = Sequence> {
@@ -237,7 +235,7 @@ fn sequences(kind: Kind) -> impl Strategy<Value = Sequence> {
     )
 }
 
-/// Due, missed, just not missed, within the day, in the gap or the overlap, tomorrow, at the horizon and beyond.
+/// Hours from now: due, missed, barely not missed, within the day, in the gap or the overlap, tomorrow, at and beyond the horizon.
 fn hours() -> impl Strategy<Value = i64> {
     prop::sample::select(&[0, 1, -1, 2, 8, 13, 14, 30, -2, -20, 366 * 24, 366 * 24 + 1][..])
 }
@@ -258,10 +256,10 @@ fn terms() -> impl Strategy<Value = Terms> {
 fn event() -> impl Strategy<Value = Event> {
     let says = prop::sample::select(
         &[
-            Says::Delivered,
-            Says::NotTaken,
-            Says::Rejected,
-            Says::Unknown,
+            SinkAnswer::Delivered,
+            SinkAnswer::NotTaken,
+            SinkAnswer::Rejected,
+            SinkAnswer::Unknown,
         ][..],
     );
     prop_oneof![
@@ -272,16 +270,16 @@ fn event() -> impl Strategy<Value = Event> {
         2 => terms().prop_map(Event::Cancel),
         2 => Just(Event::Again),
         1 => (1..5_u32).prop_map(Event::RetryDispatch),
-        1 => (any::<bool>(), any::<bool>()).prop_map(|(all, on)| Event::Brake { all, on }),
+        1 => (any::<bool>(), any::<bool>()).prop_map(|(all, on)| Event::Pause { all, on }),
         1 => any::<bool>().prop_map(|later| Event::OtherRelease { later }),
     ]
 }
 
-/// Plays a sequence and then what is left to do, and holds every step to the model.
+/// Plays a sequence and then what is left to do, and compares every step with the model.
 async fn play(replica: &mut Replica<'_>, sequence: &Sequence) -> Result<(), String> {
     replica.begin(sequence.start).await;
     let (mut world, mut played) = (World::at(sequence.start), vec![]);
-    for n in 0..STEPS_MOST {
+    for n in 0..MAX_STEPS {
         let Some(event) = sequence
             .picks
             .get(n)
@@ -295,15 +293,15 @@ async fn play(replica: &mut Replica<'_>, sequence: &Sequence) -> Result<(), Stri
             .await
             .map_err(|why| format!("{why}\nafter {played:?}"))?;
     }
-    Err(format!("it does not end: {played:?}"))
+    Err(format!("the sequence does not end: {played:?}"))
 }
 
 async fn step(replica: &mut Replica<'_>, world: &World, event: Event) -> Result<World, String> {
-    let (next, told, handed) = world.step(event);
-    let (really_told, really_handed) = replica.step(event, &next).await;
-    differs("answer", &told, &really_told)?;
-    differs("dispatches at the sink", &handed, &really_handed)?;
-    // Time alone changes nothing that is kept.
+    let (next, reply, deliveries) = world.step(event);
+    let (actual_answer, actual_deliveries) = replica.step(event, &next).await;
+    differs("answer", &reply, &actual_answer)?;
+    differs("dispatches at the sink", &deliveries, &actual_deliveries)?;
+    // Time alone changes no stored state.
     if !matches!(event, Event::Clock(_)) {
         differs("state", &view(&next), &replica.view().await)?;
     }
@@ -317,7 +315,7 @@ fn view(world: &World) -> Option<View> {
         .map(|schedule| schedule.view(world.rules))
 }
 
-/// Holds what the lists tell at the end to the model.
+/// Compares the lists with the model.
 async fn lists(replica: &Replica<'_>, world: &World) -> Result<(), String> {
     let Some(view) = view(world) else {
         return Ok(());

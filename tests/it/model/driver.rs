@@ -1,4 +1,4 @@
-//! The service as the events of the model drive it.
+//! Drives the service by the events of the model.
 
 use canvas_scheduler::clock::Clock;
 use canvas_scheduler::domain::{
@@ -17,28 +17,28 @@ use sea_orm::{ConnectionTrait, DatabaseConnection};
 use serde_json::json;
 
 use super::events::*;
-use super::rules::{Dispatch, Stage, Stands, View, World};
+use super::rules::{Dispatch, Stage, Status, View, World};
 use super::zones::{HOUR, NAMES, Time, Zones};
 use crate::support::database::Database;
 use crate::support::instant;
 use crate::support::stores::{TestStore, not_taken, rejected, unknown};
 
-/// More than there ever is.
+/// More than a sequence ever has.
 const ALL: usize = 256;
 
-/// A process over a database, what its workers carry, and what its caller asked for.
+/// A service over a database, the dispatches of its workers, and the last request of its caller.
 pub(super) struct Replica<'a> {
     database: &'a Database,
-    /// Past the service.
+    /// A direct connection to the database.
     db: DatabaseConnection,
     test: TestStore,
     service: Service,
     schedule: Option<ScheduleId>,
-    hands: Vec<(Leased, Option<Says>)>,
+    workers: Vec<(Leased, Option<SinkAnswer>)>,
     last: Option<Request>,
 }
 
-/// What may arrive twice.
+/// A request that may arrive twice.
 #[derive(Clone)]
 enum Request {
     Create(Create, RequestId),
@@ -56,15 +56,15 @@ impl<'a> Replica<'a> {
             test,
             service,
             schedule: None,
-            hands: vec![],
+            workers: vec![],
             last: None,
         }
     }
 
-    /// Begins anew at this time, with no schedule. What was left by another sequence is not looked at.
+    /// Starts a sequence at this time, without a schedule. Ignores the rows of other sequences.
     pub(super) async fn begin(&mut self, now: Time) {
         self.move_to(now);
-        (self.schedule, self.hands, self.last) = (None, vec![], None);
+        (self.schedule, self.workers, self.last) = (None, vec![], None);
         for workspace in [None, Some("default")] {
             self.test
                 .store
@@ -75,31 +75,31 @@ impl<'a> Replica<'a> {
         }
     }
 
-    /// Brings the event about that leads to `next`: what is told, and what is handed over.
-    pub(super) async fn step(&mut self, event: Event, next: &World) -> (Told, Vec<HandedOver>) {
+    /// Performs the event that leads to `next`. Returns the answer, and the deliveries.
+    pub(super) async fn step(&mut self, event: Event, next: &World) -> (Reply, Vec<Delivery>) {
         self.move_to(next.now);
-        let (mut told, mut handed) = (Told::Nothing, vec![]);
+        let (mut reply, mut deliveries) = (Reply::Nothing, vec![]);
         match event {
             Event::Create(wish) => {
-                told = self
+                reply = self
                     .ask(Request::Create(create(wish.at(next.now)), request_id()))
                     .await
             }
             Event::Update(wish, terms) => {
                 if let Some(id) = self.schedule {
-                    told = self
+                    reply = self
                         .ask(update(id, wish.at(next.now), terms, self.revision().await))
                         .await;
                 }
             }
             Event::Cancel(terms) => {
                 if let Some(id) = self.schedule {
-                    told = self.ask(cancel(id, terms, self.revision().await)).await;
+                    reply = self.ask(cancel(id, terms, self.revision().await)).await;
                 }
             }
             Event::Again => {
                 if let Some(last) = self.last.clone().filter(|_| next.knows_last()) {
-                    told = self.ask(last).await;
+                    reply = self.ask(last).await;
                 }
             }
             Event::RetryDispatch(n) => told = self.retry_dispatch(n).await,
@@ -109,10 +109,10 @@ impl<'a> Replica<'a> {
             Event::Brake { all, on } => self.brake(all, on).await,
             Event::OtherRelease { later } => self.other_release(later).await,
             Event::Restart => self.restart().await,
-            // The rules of this build do not change while it runs.
+            // The rules of a build do not change while it runs.
             Event::Clock(_) | Event::Rules => {}
         }
-        (told, handed)
+        (reply, deliveries)
     }
 
     fn move_to(&self, now: Time) {
@@ -135,8 +135,8 @@ impl<'a> Replica<'a> {
         )
     }
 
-    /// Whatever is asked for may be asked for again once it was accepted.
-    async fn ask(&mut self, request: Request) -> Told {
+    /// Makes a request, and keeps an accepted one for a replay.
+    async fn ask(&mut self, request: Request) -> Reply {
         let answer = match request.clone() {
             Request::Create(create, id) => self
                 .service
@@ -157,29 +157,29 @@ impl<'a> Replica<'a> {
         answer.as_ref().map_or_else(refused, accepted)
     }
 
-    async fn retry_dispatch(&self, n: u32) -> Told {
+    async fn retry_dispatch(&self, n: u32) -> Reply {
         let Some(schedule) = self.schedule else {
-            return Told::Nothing;
+            return Reply::Nothing;
         };
         let revived = self
             .service
             .retry_dispatch(&caller(), schedule, DispatchId::of(schedule, n))
             .await;
-        revived.as_ref().map_or_else(refused, |_| Told::Revived)
+        revived.as_ref().map_or_else(refused, |_| Reply::Retried)
     }
 
-    async fn claim(&mut self) -> Vec<HandedOver> {
-        let taken = self.service.claim(ALL).await.expect("fired");
+    async fn claim(&mut self) -> Vec<Delivery> {
+        let taken = self.service.claim(ALL).await.expect("claimed");
         self.take(taken.leased)
     }
 
-    async fn retry(&mut self) -> Vec<HandedOver> {
+    async fn retry(&mut self) -> Vec<Delivery> {
         let taken = self.service.retry(ALL).await.expect("leased");
         self.take(taken.leased)
     }
 
-    /// Takes up what is of this sequence.
-    fn take(&mut self, mut leased: Vec<Leased>) -> Vec<HandedOver> {
+    /// Keeps the dispatches of this sequence.
+    fn take(&mut self, mut leased: Vec<Leased>) -> Vec<Delivery> {
         leased.retain(|one| Some(one.dispatch.schedule_id) == self.schedule);
         leased.sort_by_key(|one| one.dispatch.number);
         let handed = leased.iter().map(handed_over).collect();
@@ -187,8 +187,8 @@ impl<'a> Replica<'a> {
         handed
     }
 
-    async fn answer(&mut self, back: usize, says: Says) {
-        let Some((leased, said)) = self.hands.iter_mut().rev().nth(back) else {
+    async fn answer(&mut self, back: usize, says: SinkAnswer) {
+        let Some((leased, answer)) = self.workers.iter_mut().rev().nth(back) else {
             return;
         };
         let answer = match *said.get_or_insert(says) {
@@ -203,7 +203,7 @@ impl<'a> Replica<'a> {
             .expect("written");
     }
 
-    async fn brake(&self, all: bool, on: bool) {
+    async fn pause(&self, all: bool, on: bool) {
         let workspace = (!all).then_some("default");
         assert!(
             self.test
@@ -214,13 +214,13 @@ impl<'a> Replica<'a> {
                 .expect("set")
         );
         if !on {
-            // The upkeep of a dispatcher, which comes every second.
+            // A dispatcher does this every second.
             self.service.release_parked().await.expect("released");
         }
     }
 
-    /// Leaves the schedule as a release with older zone data would that has its next wave at another time; then ours looks after
-    /// it, as it does when it starts.
+    /// Puts the schedule into the state of a release with older zone data, whose next wave has another time. Then recomputes it, as
+    /// a release does when it starts.
     async fn other_release(&self, later: bool) {
         let Some(id) = self.schedule else { return };
         let id = if self.database.is_postgres() {
@@ -252,10 +252,10 @@ impl<'a> Replica<'a> {
         let now = self.test.clock.now();
         (self.test, self.service) = start(self.database).await;
         self.test.move_to(now);
-        self.hands.clear();
+        self.workers.clear();
     }
 
-    /// What the service tells of the schedule.
+    /// The schedule as the service returns it.
     pub(super) async fn view(&self) -> Option<View> {
         let details = self.details().await?;
         let (schedule, plan) = (&details.schedule, details.schedule.plan());
@@ -278,7 +278,7 @@ impl<'a> Replica<'a> {
         })
     }
 
-    /// What the list of dispatches tells, which is what the schedule itself tells of them.
+    /// The list of dispatches.
     pub(super) async fn dispatches(&self) -> Vec<Dispatch> {
         let filter = DispatchFilter {
             schedule_id: self.schedule,
@@ -292,7 +292,7 @@ impl<'a> Replica<'a> {
         listed.iter().map(|(_, stored)| dispatch(stored)).collect()
     }
 
-    /// The numbers of the revisions that are kept, the newest first.
+    /// The numbers of the kept revisions, newest first.
     pub(super) async fn revisions(&self) -> Vec<i64> {
         let Some(schedule) = self.schedule else {
             return vec![];
@@ -357,7 +357,7 @@ fn value(ask: Ask) -> Schedule {
     .expect("a schedule")
 }
 
-/// For one recipient in each zone.
+/// A creation with one recipient in each zone.
 fn create(ask: Ask) -> Create {
     let recipients = NAMES.map(|zone| Recipient {
         identifier: Identifier::ExternalUserId(zone.to_owned()),
@@ -413,13 +413,13 @@ fn etag(id: ScheduleId, terms: Terms, revision: i64) -> Option<RealEtag> {
     }
 }
 
-fn accepted(outcome: &Outcome) -> Told {
+fn accepted(outcome: &Outcome) -> Reply {
     let applied = if outcome.applied == Reached::All {
         Applied::All
     } else {
         Applied::Some
     };
-    Told::Accepted {
+    Reply::Accepted {
         revision: outcome.after.revision,
         applied,
         zones: outcome.applied_zones,
@@ -427,27 +427,27 @@ fn accepted(outcome: &Outcome) -> Told {
     }
 }
 
-fn refused(error: &Error) -> Told {
+fn refused(error: &Error) -> Reply {
     let since = |since: &str| time(instant(since));
     match error {
-        Error::TimePast(_) => Told::TimePast,
-        Error::BeyondHorizon(_) => Told::BeyondHorizon,
-        Error::Cancelled { since: at, .. } => Told::Cancelled { since: since(at) },
-        Error::NothingLeft { since: at, .. } => Told::NothingLeft { since: since(at) },
-        Error::NotAll { taken, missed, .. } => Told::NotAll {
+        Error::TimePast(_) => Reply::TimePast,
+        Error::BeyondHorizon(_) => Reply::BeyondHorizon,
+        Error::Cancelled { since: at, .. } => Reply::Cancelled { since: since(at) },
+        Error::NothingLeft { since: at, .. } => Reply::NothingLeft { since: since(at) },
+        Error::NotAll { taken, missed, .. } => Reply::NotAll {
             taken: *taken,
             missed: *missed,
         },
-        Error::StaleEtag { revision, .. } => Told::Stale {
+        Error::StaleEtag { revision, .. } => Reply::Stale {
             revision: *revision,
         },
-        Error::DispatchNotFound { .. } => Told::NoSuchDispatch,
-        Error::NotDead { .. } => Told::NotDead,
+        Error::DispatchNotFound { .. } => Reply::NoSuchDispatch,
+        Error::NotDead { .. } => Reply::NotDead,
         other => panic!("{other:?}"),
     }
 }
 
-/// To the second, upwards: of a pause, which is less than its bound, that bound.
+/// Rounds up to seconds, since a pause has jitter and is shorter than its bound.
 fn time(at: DateTime<Utc>) -> Time {
     (at.timestamp_millis() + 999).div_euclid(1000)
 }
@@ -499,7 +499,7 @@ fn dispatch(dispatch: &Stored) -> Dispatch {
     }
 }
 
-fn handed_over(leased: &Leased) -> HandedOver {
+fn delivery(leased: &Leased) -> Delivery {
     let dispatch = &leased.dispatch;
     assert_eq!(
         dispatch.id,

@@ -1,8 +1,8 @@
-//! What may happen, and what is answered.
+//! The events of the model, and their answers.
 
 use super::zones::{DAY, HOUR, Time, Zones};
 
-/// What the flags of a schedule make of its time.
+/// The meaning of a schedule's time, by its flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     Utc,
@@ -17,7 +17,7 @@ pub(super) struct Ask {
     pub time: Time,
 }
 
-/// A schedule for so many hours from now, as a caller wishes it.
+/// A schedule at a number of hours from now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Wish {
     pub kind: Kind,
@@ -33,7 +33,7 @@ impl Wish {
     }
 }
 
-/// Which etag a change carries.
+/// The etag of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Etag {
     None,
@@ -41,16 +41,16 @@ pub(super) enum Etag {
     Stale,
 }
 
-/// What a change asks for beside itself.
+/// The conditions of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Terms {
     pub etag: Etag,
     pub require_all: bool,
 }
 
-/// What a sink says.
+/// The answer of a sink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Says {
+pub(super) enum SinkAnswer {
     Delivered,
     NotTaken,
     Rejected,
@@ -62,9 +62,9 @@ pub(super) enum Says {
 pub(super) enum Move {
     /// Past every pause between two attempts, within a lease.
     Pause,
-    /// To the end of a lease that begins now.
+    /// To the end of a lease that starts now.
     Lease,
-    /// To whatever is due next.
+    /// To the next due instant.
     Next,
     Day,
 }
@@ -74,25 +74,25 @@ pub(super) enum Event {
     Create(Wish),
     Update(Wish, Terms),
     Cancel(Terms),
-    /// The request that was accepted last arrives once more, under its `request_id`.
+    /// The last accepted request arrives again, under its `request_id`.
     Again,
     Clock(Move),
-    /// Workers are free for what is due for the first time.
+    /// Workers claim due waves.
     Fire,
-    /// Workers are free for what is due once more.
+    /// Workers claim due retries.
     Retry,
-    /// The sink answers what was handed over last, or so many before; or its first answer to that arrives once more.
+    /// The sink answers the last delivery, or one before it, by number; or its first answer arrives again.
     DeliveryOutcome(usize, Says),
-    /// An operator has the dispatch of this number tried again.
+    /// An operator retries the dispatch with this number.
     RetryDispatch(u32),
-    Brake {
-        /// For all workspaces, else for the schedule's.
+    Pause {
+        /// For every workspace, else for the schedule's.
         all: bool,
         on: bool,
     },
-    /// The zone rules of the other release come into force.
+    /// The zone rules of the other release take effect.
     Rules,
-    /// A release whose rules have the next wave an hour later, or earlier, has left the schedule to this one.
+    /// A release whose rules put the next wave an hour later, or earlier, has stopped.
     OtherRelease {
         later: bool,
     },
@@ -100,17 +100,17 @@ pub(super) enum Event {
     Restart,
 }
 
-/// How far an accepted change reached.
+/// The zones that an accepted change reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Applied {
     All,
     Some,
 }
 
-/// What whoever brought the event about is told.
+/// The answer to the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Told {
-    /// Nobody asked.
+pub(super) enum Reply {
+    /// The event has no caller.
     Nothing,
     Accepted {
         revision: i64,
@@ -135,18 +135,18 @@ pub(super) enum Told {
     },
     NoSuchDispatch,
     NotDead,
-    Revived,
+    Retried,
 }
 
 /// A wave that reaches the consumer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct HandedOver {
+pub(super) struct Delivery {
     pub n: u32,
     pub attempt: u32,
     pub revision: i64,
     pub wave: Wave,
     pub lateness: Time,
-    /// The zones of the recipients that are in it; each zone has one.
+    /// The zones of its recipients; each zone has one recipient.
     pub recipients: Zones,
 }
 
@@ -158,14 +158,14 @@ pub(super) struct Wave {
     pub optimal: bool,
 }
 
-/// The settings that the rules depend on.
+/// The settings that the rules depend on, in seconds.
 pub(super) const LATENESS: Time = HOUR;
 pub(super) const HORIZON: Time = 366 * DAY;
 pub(super) const LEASE: Time = 600;
 pub(super) const ATTEMPTS: u32 = 2;
-/// Between two attempts, and after a wave that was not taken.
+/// The pause between two attempts, and after a wave that was not taken.
 pub(super) const PAUSE: Time = 1;
-/// Before a paused dispatch is looked at again.
-pub(super) const PAUSED_REST: Time = 5;
-/// How long a `request_id` stands for its first answer.
-pub(super) const REMEMBERED: Time = DAY;
+/// The time until a paused dispatch is checked again.
+pub(super) const PAUSED_INTERVAL: Time = 5;
+/// How long a `request_id` returns its first answer.
+pub(super) const REPLAY_WINDOW: Time = DAY;

@@ -1,19 +1,19 @@
-//! Every short sequence of events, breadth-first, for what must hold after each.
+//! Checks invariants after every short sequence of events, breadth-first.
 
 use std::collections::{BTreeMap, HashSet};
 
 use super::events::*;
-use super::rules::{Stands, World};
+use super::rules::{Status, World};
 use super::zones::Zones;
 use crate::support::instant;
 
-/// So many events after the creation.
+/// The number of events after the creation.
 const DEPTH: usize = 6;
 
-/// The day before New York puts its clock forward.
+/// The day before daylight saving time starts in New York.
 const NOW: &str = "2026-03-07T18:30:00Z";
 
-/// Local: one zone missed, one due at once, two to come. UTC: due at once. Optimal: days that have begun and one that has not.
+/// Local: one zone missed, one due, two pending. UTC: due. Optimal: days that have started and one that has not.
 const CREATIONS: [Wish; 3] = [
     Wish {
         kind: Kind::Local,
@@ -29,13 +29,13 @@ const CREATIONS: [Wish; 3] = [
     },
 ];
 
-/// Terms that ask for nothing.
+/// No conditions.
 const PLAIN: Terms = Terms {
     etag: Etag::None,
     require_all: false,
 };
 
-/// What may happen after the creation.
+/// The events that may follow the creation.
 fn events() -> Vec<Event> {
     let updates = [
         (Kind::Local, 1),
@@ -68,15 +68,15 @@ fn events() -> Vec<Event> {
         ]);
     }
     for says in [
-        Says::Delivered,
-        Says::NotTaken,
-        Says::Rejected,
-        Says::Unknown,
+        SinkAnswer::Delivered,
+        SinkAnswer::NotTaken,
+        SinkAnswer::Rejected,
+        SinkAnswer::Unknown,
     ] {
         events.extend([0, 1].map(|back| Event::DeliveryOutcome(back, says)));
     }
     events.extend([Move::Pause, Move::Lease, Move::Next].map(Event::Clock));
-    events.extend([true, false].map(|on| Event::Brake { all: true, on }));
+    events.extend([true, false].map(|on| Event::Pause { all: true, on }));
     events.extend([
         Event::Cancel(PLAIN),
         Event::Again,
@@ -89,16 +89,16 @@ fn events() -> Vec<Event> {
     events
 }
 
-/// What the invariants remember of the way to a state.
+/// The history that the invariants need.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 struct Ledger {
-    /// What was handed over by number, less what came back not taken from its first attempt.
+    /// The deliveries by number, without those whose first attempt was not taken.
     out: BTreeMap<u32, Zones>,
     highest: u32,
 }
 
 #[test]
-fn what_must_always_hold_does_after_every_short_sequence_of_events() {
+fn invariants_hold_after_every_short_sequence_of_events() {
     let events = events();
     let mut known = HashSet::new();
     let mut level: Vec<(World, Ledger, Vec<Event>)> = vec![];
@@ -112,10 +112,10 @@ fn what_must_always_hold_does_after_every_short_sequence_of_events() {
         for (world, ledger, path) in level {
             for event in &events {
                 steps += 1;
-                let (next, told, handed) = world.step(*event);
+                let (next, reply, deliveries) = world.step(*event);
                 let mut ledger = ledger.clone();
-                let held = check(&world, *event, &next, told)
-                    .and_then(|()| ledger.note(&world, *event, &next, &handed));
+                let held = check(&world, *event, &next, reply)
+                    .and_then(|()| ledger.note(&world, *event, &next, &deliveries));
                 let path = || path.iter().chain([event]).copied().collect::<Vec<_>>();
                 held.unwrap_or_else(|broken| panic!("{broken}\nafter {:#?}\n{next:#?}", path()));
                 if known.insert((next.clone(), ledger.clone())) {
@@ -127,29 +127,29 @@ fn what_must_always_hold_does_after_every_short_sequence_of_events() {
     }
     assert!(
         known.len() > 50_000,
-        "{steps} steps led to no more than {} states",
+        "{steps} steps reached only {} states",
         known.len()
     );
 }
 
-/// What must hold of one step, whatever came before it.
-fn check(before: &World, event: Event, after: &World, told: Told) -> Result<(), String> {
+/// Checks the invariants of one step.
+fn check(before: &World, event: Event, after: &World, reply: Reply) -> Result<(), String> {
     let (Some(old), Some(new)) = (&before.schedule, &after.schedule) else {
         return Ok(());
     };
-    let accepted = matches!(told, Told::Accepted { .. }) && event != Event::Again;
+    let accepted = matches!(reply, Reply::Accepted { .. }) && event != Event::Again;
     ensure(
         new.revision == old.revision + i64::from(accepted),
-        "the revision counts the accepted changes",
+        "the revision counts accepted changes",
     )?;
     ensure(
-        told == Told::Nothing || accepted || told == Told::Revived || before == after,
-        "what is refused or repeated changes nothing",
+        reply == Reply::Nothing || accepted || reply == Reply::Retried || before == after,
+        "refused and repeated requests change nothing",
     )?;
-    if let (Told::Accepted { applied, zones, .. }, true) = (told, accepted) {
+    if let (Reply::Accepted { applied, zones, .. }, true) = (reply, accepted) {
         ensure(
             (applied == Applied::All) == old.dispatches.is_empty() && zones == old.open().len(),
-            "applied says the truth",
+            "`applied` is right",
         )?;
     }
     let in_a_wave = new
@@ -163,7 +163,7 @@ fn check(before: &World, event: Event, after: &World, told: Told) -> Result<(), 
     };
     ensure(
         in_a_wave.and(missed).and(new.taken()) == Zones::all(),
-        "no zone is forgotten",
+        "no zone is lost",
     )?;
     let of_each = in_a_wave.len()
         + missed.len()
@@ -174,55 +174,55 @@ fn check(before: &World, event: Event, after: &World, told: Told) -> Result<(), 
             .sum::<usize>();
     ensure(
         of_each == Zones::all().len(),
-        "a zone is to come, missed, or in one dispatch",
+        "a zone is pending, missed, or in one dispatch",
     )?;
     for dispatch in &new.dispatches {
         let was = old
             .dispatches
             .iter()
             .find(|old| old.n == dispatch.n)
-            .map(|old| (old.stands, old.attempt, old.last_attempt));
+            .map(|old| (old.status, old.attempt, old.last_attempt));
         let exhausted =
-            was.is_some_and(|(stands, attempt, last)| stands == Stands::InHand && attempt >= last);
-        let rejected = said(event, after) == Some(Says::Rejected);
+            was.is_some_and(|(status, attempt, last)| status == Status::InHand && attempt >= last);
+        let rejected = answer(event, after) == Some(SinkAnswer::Rejected);
         let died =
-            dispatch.stands == Stands::Dead && was.map(|(stands, ..)| stands) != Some(Stands::Dead);
+            dispatch.status == Status::Dead && was.map(|(status, ..)| status) != Some(Status::Dead);
         ensure(
             !died || rejected || exhausted,
-            "a dead letter was refused or tried too often",
+            "a dead letter was rejected or has used up its attempts",
         )?;
-        let waits = matches!(dispatch.stands, Stands::InHand | Stands::Unknown);
+        let waits = matches!(dispatch.status, Status::InHand | Status::Unknown);
         ensure(
             waits == dispatch.retry_at.is_some() && waits == dispatch.finished_at.is_none(),
-            "what is not finished is looked at again",
+            "an unfinished schedule has a next due instant",
         )?;
         ensure(
-            new.cancelled_at.is_none() || dispatch.stands != Stands::Unknown,
-            "a cancelled schedule has nothing that is tried again",
+            new.cancelled_at.is_none() || dispatch.status != Status::Unknown,
+            "a cancelled schedule has no retries",
         )?;
     }
     Ok(())
 }
 
-/// What the sink said in this event, which may be what it said before.
+/// The sink's answer in this event, which may be a repeated one.
 fn said(event: Event, after: &World) -> Option<Says> {
     let Event::DeliveryOutcome(back, _) = event else {
         return None;
     };
-    after.hands[after.hand(back)?].said
+    after.workers[after.worker(back)?].answer
 }
 
 impl Ledger {
-    /// What must hold of all that was handed over.
+    /// Checks the invariants of deliveries.
     fn note(
         &mut self,
         before: &World,
         event: Event,
         after: &World,
-        handed: &[HandedOver],
+        deliveries: &[Delivery],
     ) -> Result<(), String> {
-        if let (Some(Says::NotTaken), Some(new)) = (said(event, after), &after.schedule) {
-            // Nothing but this makes what was handed over as if it had never been fired.
+        if let (Some(SinkAnswer::NotTaken), Some(new)) = (answer(event, after), &after.schedule) {
+            // Only this answer undoes a claim.
             self.out
                 .retain(|n, _| new.dispatches.iter().any(|dispatch| dispatch.n == *n));
         }
@@ -232,10 +232,10 @@ impl Ledger {
                 .as_ref()
                 .is_some_and(|schedule| schedule.cancelled_at.is_some());
         ensure(
-            handed.is_empty() || !stopped,
-            "nothing is handed over while paused, or once cancelled",
+            deliveries.is_empty() || !stopped,
+            "nothing is delivered during a pause or after a cancellation",
         )?;
-        for one in handed {
+        for one in deliveries {
             ensure(one.wave.time <= before.now, "nothing is early")?;
             if one.attempt == 1 {
                 ensure(one.n > self.highest, "a number is never used again")?;
@@ -245,14 +245,14 @@ impl Ledger {
                     .fold(Zones::NONE, |sum, zones| sum.and(*zones));
                 ensure(
                     one.wave.zones.without(out) == one.wave.zones,
-                    "no zone is handed over twice",
+                    "no zone is delivered twice",
                 )?;
                 self.out.insert(one.n, one.wave.zones);
                 self.highest = one.n;
             } else {
                 ensure(
                     self.out.get(&one.n) == Some(&one.wave.zones),
-                    "a further attempt is of the same dispatch",
+                    "a retry is of the same dispatch",
                 )?;
             }
         }
@@ -262,10 +262,7 @@ impl Ledger {
             .flat_map(|new| &new.dispatches)
             .map(|dispatch| (dispatch.n, dispatch.wave.zones))
             .collect();
-        ensure(
-            out == self.out,
-            "what was handed over and did not come back is kept",
-        )
+        ensure(out == self.out, "deliveries that may have arrived are kept")
     }
 }
 

@@ -1,13 +1,13 @@
-//! The model: one schedule, whoever carries its dispatches, and the time.
+//! The model: one schedule, the workers with its dispatches, and the time.
 
 use std::collections::BTreeMap;
 
 use super::events::*;
 use super::zones::{DAY, Rules, Time, UTC, Zones, instant};
 
-/// Where a dispatch stands.
+/// The state of a dispatch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Stands {
+pub(super) enum Status {
     InHand,
     Unknown,
     Delivered,
@@ -20,19 +20,19 @@ pub(super) struct Dispatch {
     pub n: u32,
     pub revision: i64,
     pub wave: Wave,
-    pub stands: Stands,
+    pub status: Status,
     pub attempt: u32,
-    /// The attempt after which it is a dead letter.
+    /// The attempt after which it becomes a dead letter.
     pub last_attempt: u32,
-    /// When its lease ends or it is tried again.
+    /// When its lease expires or it is retried.
     pub retry_at: Option<Time>,
     pub fired_at: Time,
     pub finished_at: Option<Time>,
-    /// Who carries its latest attempt; none once that process is gone.
-    pub hand: Option<usize>,
+    /// The worker of the latest attempt, or `None` once its process has ended.
+    pub worker: Option<usize>,
 }
 
-/// How far the sending has come.
+/// The state of a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     Pending,
@@ -41,7 +41,7 @@ pub(super) enum Stage {
     Cancelled,
 }
 
-/// What the service tells of a schedule.
+/// A schedule as the service returns it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct View {
     pub ask: Ask,
@@ -60,51 +60,51 @@ pub(super) struct View {
 pub(super) struct Schedule {
     pub ask: Ask,
     pub revision: i64,
-    /// Zones, taken ones among them, whose time was too long past when the schedule was accepted.
+    /// Zones, claimed ones included, whose time was too far in the past when the schedule was accepted.
     pub missed: Zones,
     pub updated_at: Time,
     pub cancelled_at: Option<Time>,
     pub fired: u32,
-    /// Until then nothing fires, since a wave was not taken.
+    /// No claim before this instant, since a wave was not taken.
     rests_until: Time,
     pub dispatches: Vec<Dispatch>,
 }
 
-/// Whoever carries one attempt.
+/// A worker with one attempt at a dispatch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Hand {
+pub(super) struct Worker {
     n: u32,
     first_attempt: bool,
-    /// What the sink has said, once it has.
-    pub said: Option<Says>,
+    /// The sink's answer, once there is one.
+    pub answer: Option<SinkAnswer>,
 }
 
-/// All there is.
+/// The state of the model.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct World {
     pub now: Time,
     pub rules: Rules,
-    /// The brake of all workspaces, and of the schedule's own.
+    /// The pauses of every workspace, and of the schedule's.
     pub brakes: [bool; 2],
     pub schedule: Option<Schedule>,
-    /// Everyone that anything was handed to since the process began.
-    pub hands: Vec<Hand>,
-    /// What the last accepted request was told, and when.
-    remembered: Option<(Told, Time)>,
+    /// Every worker that has had an attempt since the process started.
+    pub workers: Vec<Worker>,
+    /// The answer to the last accepted request, and its time.
+    remembered: Option<(Reply, Time)>,
 }
 
-/// What an event comes to.
-pub(super) type Step = (World, Told, Vec<HandedOver>);
+/// The next state, the answer, and the deliveries.
+pub(super) type Step = (World, Reply, Vec<Delivery>);
 
 impl World {
-    /// Nothing but the time.
+    /// The state without a schedule.
     pub(super) fn at(now: Time) -> Self {
         Self {
             now,
             rules: Rules::Real,
             brakes: [false; 2],
             schedule: None,
-            hands: vec![],
+            workers: vec![],
             remembered: None,
         }
     }
@@ -112,26 +112,26 @@ impl World {
     /// `(state, event) -> (state, answer, effects)`.
     pub(super) fn step(&self, event: Event) -> Step {
         let mut next = self.clone();
-        let (mut told, mut handed) = (Told::Nothing, vec![]);
+        let (mut reply, mut deliveries) = (Reply::Nothing, vec![]);
         match event {
-            Event::Create(wish) => told = next.create(wish),
+            Event::Create(wish) => reply = next.create(wish),
             Event::Update(wish, terms) => {
-                told = next
+                reply = next
                     .change(|schedule, now, rules| schedule.update(wish.at(now), terms, now, rules))
             }
             Event::Cancel(terms) => {
-                told = next.change(|schedule, now, _| schedule.cancel(terms, now))
+                reply = next.change(|schedule, now, _| schedule.cancel(terms, now))
             }
-            Event::Again => told = next.again(),
-            Event::RetryDispatch(n) => told = next.retry_dispatch(n),
-            Event::Fire => handed = next.claim(),
-            Event::Retry => handed = next.retry(),
+            Event::Again => reply = next.replay(),
+            Event::RetryDispatch(n) => reply = next.retry_dispatch(n),
+            Event::Fire => deliveries = next.claim(),
+            Event::Retry => deliveries = next.retry(),
             other => next.happen(other),
         }
-        (next, told, handed)
+        (next, reply, deliveries)
     }
 
-    /// What nobody is told of.
+    /// An event without an answer.
     fn happen(&mut self, event: Event) {
         match event {
             Event::Clock(by) => self.now = self.moved(by),
@@ -151,21 +151,21 @@ impl World {
                 .iter_mut()
                 .for_each(|schedule| schedule.rests_until = self.now),
             Event::Restart => {
-                self.hands.clear();
+                self.workers.clear();
                 let dispatches = self
                     .schedule
                     .iter_mut()
                     .flat_map(|schedule| &mut schedule.dispatches);
-                dispatches.for_each(|dispatch| dispatch.hand = None);
+                dispatches.for_each(|dispatch| dispatch.worker = None);
             }
             _ => {}
         }
     }
 
-    /// What is left to do to the end, with a sink that takes everything.
+    /// The next event until nothing is left to send, with a sink that accepts everything.
     pub(super) fn to_do(&self) -> Option<Event> {
         if let Some(all) = self.brakes.iter().position(|on| *on) {
-            return Some(Event::Brake {
+            return Some(Event::Pause {
                 all: all == 1,
                 on: false,
             });
@@ -179,9 +179,9 @@ impl World {
             .find(does)
     }
 
-    /// Who was handed something last, or so many before.
-    pub(super) fn hand(&self, back: usize) -> Option<usize> {
-        self.hands.len().checked_sub(1 + back)
+    /// The worker of the last attempt, or of one before it.
+    pub(super) fn worker(&self, back: usize) -> Option<usize> {
+        self.workers.len().checked_sub(1 + back)
     }
 
     pub(super) fn is_paused(&self) -> bool {
@@ -202,7 +202,7 @@ impl World {
         }
     }
 
-    fn create(&mut self, wish: Wish) -> Told {
+    fn create(&mut self, wish: Wish) -> Reply {
         let (ask, now) = (wish.at(self.now), self.now);
         let missed = match ask.accepted(Zones::all(), now, self.rules) {
             Ok(missed) => missed,
@@ -219,7 +219,7 @@ impl World {
             rests_until,
             dispatches,
         });
-        self.remember(Told::Accepted {
+        self.remember(Reply::Accepted {
             revision: 1,
             applied: Applied::All,
             zones: Zones::all().len(),
@@ -230,10 +230,10 @@ impl World {
     /// A change that is refused changes nothing.
     fn change(
         &mut self,
-        change: impl FnOnce(&mut Schedule, Time, Rules) -> Result<Zones, Told>,
-    ) -> Told {
+        change: impl FnOnce(&mut Schedule, Time, Rules) -> Result<Zones, Reply>,
+    ) -> Reply {
         let Some(before) = &self.schedule else {
-            return Told::Nothing;
+            return Reply::Nothing;
         };
         let mut after = before.clone();
         let missed = match change(&mut after, self.now, self.rules) {
@@ -247,37 +247,38 @@ impl World {
         } else {
             Applied::Some
         };
-        let told = Told::Accepted {
+        let reply = Reply::Accepted {
             revision: after.revision,
             applied,
             zones: before.open().len(),
             missed,
         };
         self.schedule = Some(after);
-        self.remember(told)
+        self.remember(reply)
     }
 
-    fn remember(&mut self, told: Told) -> Told {
-        self.remembered = Some((told, self.now));
-        told
+    fn remember(&mut self, reply: Reply) -> Reply {
+        self.remembered = Some((reply, self.now));
+        reply
     }
 
-    /// Whether the last accepted request is still known by its id.
+    /// Whether the id of the last accepted request is still known.
     pub(super) fn knows_last(&self) -> bool {
         self.remembered
-            .is_some_and(|(_, at)| self.now < at + REMEMBERED)
+            .is_some_and(|(_, at)| self.now < at + REPLAY_WINDOW)
     }
 
-    /// It gets its first answer, whatever has happened since.
-    fn again(&self) -> Told {
+    /// A replay gets the first answer, whatever has happened since.
+    fn replay(&self) -> Reply {
         self.remembered
             .filter(|_| self.knows_last())
-            .map_or(Told::Nothing, |(told, _)| told)
+            .map_or(Reply::Nothing, |(reply, _)| reply)
     }
 
-    /// Firing is taking: the earliest wave leaves the open zones, into somebody's hand.
-    fn claim(&mut self) -> Vec<HandedOver> {
-        let (paused, now, rules, hand) = (self.is_paused(), self.now, self.rules, self.hands.len());
+    /// A claim removes the earliest wave from the open zones.
+    fn claim(&mut self) -> Vec<Delivery> {
+        let (paused, now, rules, worker) =
+            (self.is_paused(), self.now, self.rules, self.workers.len());
         let Some(schedule) = self
             .schedule
             .as_mut()
@@ -298,29 +299,29 @@ impl World {
             n: schedule.fired,
             revision: schedule.revision,
             wave,
-            stands: Stands::InHand,
+            status: Status::InHand,
             attempt: 0,
             last_attempt: ATTEMPTS,
             retry_at: None,
             fired_at: now,
             finished_at: None,
-            hand: None,
+            worker: None,
         };
-        let handed = dispatch.hand_over(now, hand);
+        let deliveries = dispatch.start_attempt(now, worker);
         schedule.dispatches.push(dispatch);
-        self.hands.push(Hand {
-            n: handed.n,
+        self.workers.push(Worker {
+            n: deliveries.n,
             first_attempt: true,
-            said: None,
+            answer: None,
         });
-        vec![handed]
+        vec![deliveries]
     }
 
-    /// What is due once more: its lease has run out, which tells as little as no answer, or its pause has ended.
-    fn retry(&mut self) -> Vec<HandedOver> {
-        let (paused, now, mut handed) = (self.is_paused(), self.now, vec![]);
+    /// Claims due retries: of dispatches whose lease has expired, which is as uncertain as no answer, or whose pause has ended.
+    fn retry(&mut self) -> Vec<Delivery> {
+        let (paused, now, mut deliveries) = (self.is_paused(), self.now, vec![]);
         let Some(schedule) = &mut self.schedule else {
-            return handed;
+            return deliveries;
         };
         let cancelled = schedule.cancelled_at.is_some();
         for dispatch in schedule
@@ -328,7 +329,7 @@ impl World {
             .iter_mut()
             .filter(|dispatch| dispatch.retry_at.is_some_and(|at| at <= now))
         {
-            if dispatch.stands == Stands::InHand {
+            if dispatch.status == Status::InHand {
                 dispatch.unknown(now, cancelled, 0);
             }
             if dispatch.stands == Stands::Unknown && paused {
@@ -338,20 +339,20 @@ impl World {
                 self.hands.push(Hand {
                     n: dispatch.n,
                     first_attempt: false,
-                    said: None,
+                    answer: None,
                 });
             }
         }
-        handed
+        deliveries
     }
 
-    /// An answer counts once, and only from who carries the latest attempt; but whoever has delivered has delivered.
-    fn answer(&mut self, hand: usize, says: Says) {
+    /// An answer counts once, and only for the latest attempt; but a delivery always counts.
+    fn answer(&mut self, worker: usize, says: SinkAnswer) {
         let (now, Some(schedule)) = (self.now, &mut self.schedule) else {
             return;
         };
-        let carrier = &mut self.hands[hand];
-        let says = *carrier.said.get_or_insert(says);
+        let carrier = &mut self.workers[worker];
+        let says = *carrier.answer.get_or_insert(says);
         let Some(at) = schedule
             .dispatches
             .iter()
@@ -361,19 +362,19 @@ impl World {
         };
         let cancelled = schedule.cancelled_at.is_some();
         let dispatch = &mut schedule.dispatches[at];
-        let counts = dispatch.stands == Stands::InHand && dispatch.hand == Some(hand);
+        let counts = dispatch.status == Status::InHand && dispatch.worker == Some(worker);
         match says {
-            Says::Delivered if dispatch.stands != Stands::Delivered => {
-                dispatch.finish(Stands::Delivered, now)
+            SinkAnswer::Delivered if dispatch.status != Status::Delivered => {
+                dispatch.settle(Status::Delivered, now)
             }
-            Says::Rejected if counts => dispatch.finish(Stands::Dead, now),
-            Says::Unknown if counts => dispatch.unknown(now, cancelled, PAUSE),
+            SinkAnswer::Rejected if counts => dispatch.settle(Status::Dead, now),
+            SinkAnswer::Unknown if counts => dispatch.unknown(now, cancelled, PAUSE),
             // An earlier attempt may have arrived; this one does not count.
-            Says::NotTaken if counts && !carrier.first_attempt => {
+            SinkAnswer::NotTaken if counts && !carrier.first_attempt => {
                 dispatch.last_attempt += 1;
                 dispatch.unknown(now, cancelled, PAUSE);
             }
-            Says::NotTaken if counts => {
+            SinkAnswer::NotTaken if counts => {
                 schedule.dispatches.remove(at);
                 schedule.rests_until = now + PAUSE;
             }
@@ -381,9 +382,9 @@ impl World {
         }
     }
 
-    fn retry_dispatch(&mut self, n: u32) -> Told {
+    fn retry_dispatch(&mut self, n: u32) -> Reply {
         let Some(schedule) = &mut self.schedule else {
-            return Told::Nothing;
+            return Reply::Nothing;
         };
         let cancelled_at = schedule.cancelled_at;
         let Some(dispatch) = schedule
@@ -391,15 +392,15 @@ impl World {
             .iter_mut()
             .find(|dispatch| dispatch.n == n)
         else {
-            return Told::NoSuchDispatch;
+            return Reply::NoSuchDispatch;
         };
         if let Some(since) = cancelled_at {
-            return Told::Cancelled { since };
+            return Reply::Cancelled { since };
         }
-        if dispatch.stands != Stands::Dead {
-            return Told::NotDead;
+        if dispatch.status != Status::Dead {
+            return Reply::NotDead;
         }
-        dispatch.stands = Stands::Unknown;
+        dispatch.status = Status::Unknown;
         dispatch.last_attempt = dispatch.attempt + ATTEMPTS;
         (dispatch.retry_at, dispatch.finished_at) = (Some(self.now), None);
         Told::Revived
@@ -407,14 +408,14 @@ impl World {
 }
 
 impl Dispatch {
-    /// Into this hand for another attempt.
-    fn hand_over(&mut self, now: Time, hand: usize) -> HandedOver {
-        self.stands = Stands::InHand;
+    /// Starts another attempt.
+    fn start_attempt(&mut self, now: Time, worker: usize) -> Delivery {
+        self.status = Status::InHand;
         self.attempt += 1;
         self.retry_at = Some(now + LEASE);
         self.hand = Some(hand);
         let (n, attempt, revision, wave) = (self.n, self.attempt, self.revision, self.wave);
-        HandedOver {
+        Delivery {
             n,
             attempt,
             revision,
@@ -426,9 +427,9 @@ impl Dispatch {
 
     fn unknown(&mut self, now: Time, cancelled: bool, pause: Time) {
         if cancelled {
-            self.finish(Stands::Abandoned, now);
+            self.settle(Status::Abandoned, now);
         } else if self.attempt >= self.last_attempt {
-            self.finish(Stands::Dead, now);
+            self.settle(Status::Dead, now);
         } else {
             self.stands = Stands::Unknown;
             self.retry_at = Some(now + pause);
@@ -453,7 +454,7 @@ impl Schedule {
         Zones::all().without(self.taken())
     }
 
-    /// The waves to come, the earliest first: of the open zones less those missed.
+    /// The pending waves, earliest first: of the open zones that are not missed.
     pub(super) fn waves(&self, rules: Rules) -> Vec<Wave> {
         if self.cancelled_at.is_some() {
             return vec![];
@@ -504,14 +505,14 @@ impl Schedule {
                 .dispatches
                 .iter()
                 .map(|dispatch| Dispatch {
-                    hand: None,
+                    worker: None,
                     ..dispatch.clone()
                 })
                 .collect(),
         }
     }
 
-    /// When there is something to do after `now`.
+    /// The next instant after `now` at which something is due.
     fn next_after(&self, now: Time, rules: Rules) -> Option<Time> {
         let wave = self
             .waves(rules)
@@ -524,20 +525,20 @@ impl Schedule {
         again.chain(wave).filter(|at| *at > now).min()
     }
 
-    /// Replaces the schedule for every open zone, and answers those that no wave will serve.
-    fn update(&mut self, ask: Ask, terms: Terms, now: Time, rules: Rules) -> Result<Zones, Told> {
+    /// Replaces the schedule for every open zone, and returns the missed zones.
+    fn update(&mut self, ask: Ask, terms: Terms, now: Time, rules: Rules) -> Result<Zones, Reply> {
         self.check(self.open() != Zones::NONE, terms)?;
         let missed = ask.accepted(self.open(), now, rules)?;
         self.check_all(missed, terms)?;
-        // Of what comes back not taken, too, as if it had never been fired.
+        // Also those of waves that are reopened later.
         (self.ask, self.missed, self.rests_until) =
             (ask, ask.missed(Zones::all(), now, rules), now);
         Ok(missed)
     }
 
-    /// Ends it for every open zone, and every further attempt.
-    fn cancel(&mut self, terms: Terms, now: Time) -> Result<Zones, Told> {
-        let tried_again = |dispatch: &Dispatch| dispatch.stands == Stands::Unknown;
+    /// Cancels every open zone, and every further attempt.
+    fn cancel(&mut self, terms: Terms, now: Time) -> Result<Zones, Reply> {
+        let tried_again = |dispatch: &Dispatch| dispatch.status == Status::Unknown;
         self.check(
             self.open() != Zones::NONE || self.dispatches.iter().any(tried_again),
             terms,
@@ -547,14 +548,14 @@ impl Schedule {
         self.dispatches
             .iter_mut()
             .filter(|dispatch| tried_again(dispatch))
-            .for_each(|dispatch| dispatch.finish(Stands::Abandoned, now));
+            .for_each(|dispatch| dispatch.settle(Status::Abandoned, now));
         Ok(Zones::NONE)
     }
 
-    /// Of several reasons to refuse a change, the one that is told is the one that the caller can do least about.
-    fn check(&self, reaches: bool, terms: Terms) -> Result<(), Told> {
+    /// Of several reasons to refuse a change, returns the one that the caller can do least about.
+    fn check(&self, reaches: bool, terms: Terms) -> Result<(), Reply> {
         if let Some(since) = self.cancelled_at {
-            return Err(Told::Cancelled { since });
+            return Err(Reply::Cancelled { since });
         }
         if !reaches {
             let since = self
@@ -563,10 +564,10 @@ impl Schedule {
                 .map(|dispatch| dispatch.fired_at)
                 .max()
                 .unwrap_or(self.updated_at);
-            return Err(Told::NothingLeft { since });
+            return Err(Reply::NothingLeft { since });
         }
         if terms.etag == Etag::Stale {
-            Err(Told::Stale {
+            Err(Reply::Stale {
                 revision: self.revision,
             })
         } else {
@@ -574,13 +575,13 @@ impl Schedule {
         }
     }
 
-    fn check_all(&self, missed: Zones, terms: Terms) -> Result<(), Told> {
+    fn check_all(&self, missed: Zones, terms: Terms) -> Result<(), Reply> {
         let taken = self.taken();
         let all = taken == Zones::NONE && missed == Zones::NONE;
         if all || !terms.require_all {
             Ok(())
         } else {
-            Err(Told::NotAll {
+            Err(Reply::NotAll {
                 taken: taken.len(),
                 missed: missed.len(),
             })
@@ -589,7 +590,7 @@ impl Schedule {
 }
 
 impl Ask {
-    /// When the clock of `zone` reaches it; of an optimal time, when the day begins there.
+    /// When the clock of `zone` reaches the time; for an optimal time, when the day starts there.
     fn reaches(self, zone: usize, rules: Rules) -> Time {
         match self.kind {
             Kind::Utc => self.time,
@@ -602,7 +603,7 @@ impl Ask {
         self.time - self.time.rem_euclid(DAY)
     }
 
-    /// Whether that is too long past: an optimal day until it has ended, all else for an hour.
+    /// Whether the time is too far in the past: an optimal day after its end, everything else after an hour.
     fn is_missed(self, zone: usize, now: Time, rules: Rules) -> bool {
         match self.kind {
             Kind::Optimal => instant(self.day() + DAY, zone, rules) <= now,
@@ -617,17 +618,17 @@ impl Ask {
     }
 
     /// The zones missed, if it is accepted for these.
-    fn accepted(self, open: Zones, now: Time, rules: Rules) -> Result<Zones, Told> {
+    fn accepted(self, open: Zones, now: Time, rules: Rules) -> Result<Zones, Reply> {
         let missed = self.missed(open, now, rules);
         let served = open.without(missed);
         if served == Zones::NONE {
-            return Err(Told::TimePast);
+            return Err(Reply::TimePast);
         }
         let beyond = served
             .iter()
             .any(|zone| self.reaches(zone, rules) > now + HORIZON);
         if beyond {
-            Err(Told::BeyondHorizon)
+            Err(Reply::BeyondHorizon)
         } else {
             Ok(missed)
         }

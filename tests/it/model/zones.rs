@@ -1,21 +1,21 @@
-//! A few zones by hand: one far east, one at UTC, and two on one clock until one of them saves daylight.
+//! A few zones, written by worker: one far east, UTC, and two that differ only by daylight saving time.
 
 use std::fmt;
 use std::ops::Range;
 
-/// An instant, or a wall clock's reading, in seconds since 1970.
+/// An instant or a wall-clock time, in seconds since 1970.
 pub(super) type Time = i64;
 
 pub(super) const HOUR: Time = 3600;
 pub(super) const DAY: Time = 24 * HOUR;
 
 const KIRITIMATI: usize = 0;
-/// The zone of users with none of their own.
+/// The zone of users without a zone.
 pub(super) const UTC: usize = 1;
 const PANAMA: usize = 2;
 const NEW_YORK: usize = 3;
 
-/// Their names, by which the service knows them.
+/// Their IANA names.
 pub(super) const NAMES: [&str; 4] = [
     "Pacific/Kiritimati",
     "UTC",
@@ -23,15 +23,15 @@ pub(super) const NAMES: [&str; 4] = [
     "America/New_York",
 ];
 
-/// From when New York puts its clock forward until it puts it back: in 2026 and 2027.
+/// Daylight saving time in New York in 2026 and 2027.
 const SUMMERS: [Range<Time>; 2] = [1_772_953_200..1_793_512_800, 1_805_007_600..1_825_567_200];
 
-/// By whose zone rules.
+/// The version of the zone rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Rules {
-    /// The real ones.
+    /// The real rules.
     Real,
-    /// Those of a release in which Panama is still an hour further west.
+    /// The rules of a release in which Panama is an hour further west.
     Other,
 }
 
@@ -47,8 +47,8 @@ fn offset(zone: usize, instant: Time, rules: Rules) -> Time {
     }
 }
 
-/// The instant at which the clock of `zone` shows `wall`: the first one where it does so twice; where it never does, that by the
-/// offset from before the gap.
+/// The instant at which the clock of `zone` shows `wall`: the first one in an overlap; in a gap, the instant by the
+/// offset before it.
 pub(super) fn instant(wall: Time, zone: usize, rules: Rules) -> Time {
     let before = offset(zone, wall - DAY, rules);
     let after = offset(zone, wall + DAY, rules);
@@ -115,7 +115,7 @@ impl fmt::Debug for Zones {
 }
 
 #[test]
-fn wall_clocks_show_a_time_once_never_or_twice() {
+fn wall_clock_times_exist_once_never_or_twice() {
     let new_york = |wall| crate::support::instant(wall).timestamp();
     for (wall, shown) in [
         ("2026-03-08T01:59:59Z", "2026-03-08T06:59:59Z"),
