@@ -158,7 +158,7 @@ async fn a_dead_letter_is_retried_under_its_id(database: &Database) {
         .expect("one");
     assert_eq!(dead.dispatch_id, first.id.to_string());
     test.sink.say(DeliveryOutcome::Delivered);
-    let revived = test.app.retry(&dead).await.expect("a dead letter");
+    let retried = test.app.retry(&dead).await.expect("a dead letter");
     assert_eq!(
         (retried.state(), &retried.dispatch_id),
         (DispatchState::Unknown, &dead.dispatch_id)

@@ -290,7 +290,7 @@ async fn undecodable_requests_count_too(database: &Database) {
 async fn two_replicas_share_a_quota(database: &Database) {
     let apps = [
         limited(database, &[(QuotaKind::Requests, "1000/minute")]).await,
-        TestApp::start_as_it_is(database).await,
+        TestApp::start_unchanged(database).await,
     ];
     let mut accepted = 0;
     // Nine of ten calls go to the first replica.
@@ -308,7 +308,7 @@ async fn two_replicas_share_a_quota(database: &Database) {
 async fn a_refused_batch_uses_no_quota_of_other_replicas(database: &Database) {
     let apps = [
         limited(database, &[(QuotaKind::Requests, "100/minute")]).await,
-        TestApp::start_as_it_is(database).await,
+        TestApp::start_unchanged(database).await,
     ];
     let schedule = apps[0].created(create("canvas", at(LATER))).await;
     let batch = |entries| vec![update(&schedule, at(LATER)); entries];

@@ -43,7 +43,7 @@ async fn optimal_times_conform_to_the_model(database: &Database) {
 }
 
 async fn rare_sequences_conform_to_the_model(database: &Database) {
-    use Event::{Clock, Create, DeliveryOutcome, Fire, Retry};
+    use Event::{Answer, Claim, Clock, Create, Retry};
     let start = instant(STARTS[0]).timestamp();
     let local = Create(Wish {
         kind: Kind::Local,
@@ -58,26 +58,20 @@ async fn rare_sequences_conform_to_the_model(database: &Database) {
     for (case, events) in [
         (
             "a wave that was not taken waits, however many are due",
-            vec![
-                local,
-                Clock(Move::Day),
-                Fire,
-                DeliveryOutcome(0, not_taken),
-                Fire,
-            ],
+            vec![local, Clock(Move::Day), Claim, Answer(0, not_taken), Claim],
         ),
         (
             "a repeated answer to an attempt does not affect the next attempt",
             vec![
                 utc,
-                Fire,
-                DeliveryOutcome(0, Says::Unknown),
+                Claim,
+                Answer(0, SinkAnswer::Unknown),
                 pause,
                 Retry,
-                DeliveryOutcome(0, not_taken),
+                Answer(0, not_taken),
                 pause,
                 Retry,
-                DeliveryOutcome(1, not_taken),
+                Answer(1, not_taken),
             ],
         ),
     ] {
@@ -178,10 +172,10 @@ impl Pick {
 /// The candidates for an event that changes the state. Those that advance a schedule are repeated, to be chosen more often.
 static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
     let mut events = vec![
-        Event::Fire,
-        Event::Fire,
-        Event::Fire,
-        Event::Fire,
+        Event::Claim,
+        Event::Claim,
+        Event::Claim,
+        Event::Claim,
         Event::Retry,
         Event::Retry,
         Event::Retry,
@@ -193,7 +187,7 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
         SinkAnswer::Rejected,
         SinkAnswer::Delivered,
     ] {
-        events.extend([0, 1].map(|back| Event::DeliveryOutcome(back, says)));
+        events.extend([0, 1].map(|back| Event::Answer(back, says)));
     }
     for (kind, hours) in [(Kind::Local, 1), (Kind::Utc, 0), (Kind::Optimal, 6)] {
         events.push(Event::Update(
@@ -263,9 +257,9 @@ fn event() -> impl Strategy<Value = Event> {
         ][..],
     );
     prop_oneof![
-        3 => Just(Event::Fire),
+        3 => Just(Event::Claim),
         3 => Just(Event::Retry),
-        3 => (0..4_usize, says).prop_map(|(back, says)| Event::DeliveryOutcome(back, says)),
+        3 => (0..4_usize, says).prop_map(|(back, says)| Event::Answer(back, says)),
         4 => (wish(), terms()).prop_map(|(wish, terms)| Event::Update(wish, terms)),
         2 => terms().prop_map(Event::Cancel),
         2 => Just(Event::Again),

@@ -102,11 +102,11 @@ impl<'a> Replica<'a> {
                     reply = self.ask(last).await;
                 }
             }
-            Event::RetryDispatch(n) => told = self.retry_dispatch(n).await,
-            Event::Fire => handed = self.claim().await,
-            Event::Retry => handed = self.retry().await,
-            Event::DeliveryOutcome(back, says) => self.answer(back, says).await,
-            Event::Brake { all, on } => self.brake(all, on).await,
+            Event::RetryDispatch(n) => reply = self.retry_dispatch(n).await,
+            Event::Claim => deliveries = self.claim().await,
+            Event::Retry => deliveries = self.retry().await,
+            Event::Answer(back, says) => self.answer(back, says).await,
+            Event::Pause { all, on } => self.pause(all, on).await,
             Event::OtherRelease { later } => self.other_release(later).await,
             Event::Restart => self.restart().await,
             // The rules of a build do not change while it runs.
@@ -182,20 +182,21 @@ impl<'a> Replica<'a> {
     fn take(&mut self, mut leased: Vec<Leased>) -> Vec<Delivery> {
         leased.retain(|one| Some(one.dispatch.schedule_id) == self.schedule);
         leased.sort_by_key(|one| one.dispatch.number);
-        let handed = leased.iter().map(handed_over).collect();
-        self.hands.extend(leased.into_iter().map(|one| (one, None)));
-        handed
+        let deliveries = leased.iter().map(delivery).collect();
+        self.workers
+            .extend(leased.into_iter().map(|one| (one, None)));
+        deliveries
     }
 
     async fn answer(&mut self, back: usize, says: SinkAnswer) {
         let Some((leased, answer)) = self.workers.iter_mut().rev().nth(back) else {
             return;
         };
-        let answer = match *said.get_or_insert(says) {
-            Says::Delivered => DeliveryOutcome::Delivered,
-            Says::NotTaken => not_taken(),
-            Says::Rejected => rejected(),
-            Says::Unknown => unknown(),
+        let answer = match *answer.get_or_insert(says) {
+            SinkAnswer::Delivered => DeliveryOutcome::Delivered,
+            SinkAnswer::NotTaken => not_taken(),
+            SinkAnswer::Rejected => rejected(),
+            SinkAnswer::Unknown => unknown(),
         };
         self.service
             .settle(&[AttemptResult::of(leased, answer.clone())])
@@ -483,19 +484,19 @@ fn dispatch(dispatch: &Stored) -> Dispatch {
         n: dispatch.number,
         revision: dispatch.revision,
         wave: wave(&dispatch.wave),
-        stands: match dispatch.state {
-            DispatchState::InFlight => Stands::InHand,
-            DispatchState::Unknown => Stands::Unknown,
-            DispatchState::Delivered => Stands::Delivered,
-            DispatchState::Dead => Stands::Dead,
-            DispatchState::Abandoned => Stands::Abandoned,
+        status: match dispatch.state {
+            DispatchState::InFlight => Status::InHand,
+            DispatchState::Unknown => Status::Unknown,
+            DispatchState::Delivered => Status::Delivered,
+            DispatchState::Dead => Status::Dead,
+            DispatchState::Abandoned => Status::Abandoned,
         },
         attempt: dispatch.attempt,
         last_attempt: dispatch.last_attempt,
         retry_at: dispatch.retry_at.map(time),
         fired_at: time(dispatch.claimed_at),
         finished_at: dispatch.finished_at.map(time),
-        hand: None,
+        worker: None,
     }
 }
 
@@ -513,7 +514,7 @@ fn delivery(leased: &Leased) -> Delivery {
             Identifier::ExternalUserId(zone) => zone.as_str(),
             other => panic!("{other:?}"),
         });
-    HandedOver {
+    Delivery {
         n: dispatch.number,
         attempt: dispatch.attempt,
         revision: dispatch.revision,

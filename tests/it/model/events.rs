@@ -78,11 +78,11 @@ pub(super) enum Event {
     Again,
     Clock(Move),
     /// Workers claim due waves.
-    Fire,
+    Claim,
     /// Workers claim due retries.
     Retry,
     /// The sink answers the last delivery, or one before it, by number; or its first answer arrives again.
-    DeliveryOutcome(usize, Says),
+    Answer(usize, SinkAnswer),
     /// An operator retries the dispatch with this number.
     RetryDispatch(u32),
     Pause {

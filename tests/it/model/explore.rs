@@ -73,14 +73,14 @@ fn events() -> Vec<Event> {
         SinkAnswer::Rejected,
         SinkAnswer::Unknown,
     ] {
-        events.extend([0, 1].map(|back| Event::DeliveryOutcome(back, says)));
+        events.extend([0, 1].map(|back| Event::Answer(back, says)));
     }
     events.extend([Move::Pause, Move::Lease, Move::Next].map(Event::Clock));
     events.extend([true, false].map(|on| Event::Pause { all: true, on }));
     events.extend([
         Event::Cancel(PLAIN),
         Event::Again,
-        Event::Fire,
+        Event::Claim,
         Event::Retry,
         Event::RetryDispatch(1),
         Event::Rules,
@@ -205,8 +205,8 @@ fn check(before: &World, event: Event, after: &World, reply: Reply) -> Result<()
 }
 
 /// The sink's answer in this event, which may be a repeated one.
-fn said(event: Event, after: &World) -> Option<Says> {
-    let Event::DeliveryOutcome(back, _) = event else {
+fn answer(event: Event, after: &World) -> Option<SinkAnswer> {
+    let Event::Answer(back, _) = event else {
         return None;
     };
     after.workers[after.worker(back)?].answer

@@ -124,7 +124,7 @@ impl World {
             }
             Event::Again => reply = next.replay(),
             Event::RetryDispatch(n) => reply = next.retry_dispatch(n),
-            Event::Fire => deliveries = next.claim(),
+            Event::Claim => deliveries = next.claim(),
             Event::Retry => deliveries = next.retry(),
             other => next.happen(other),
         }
@@ -135,10 +135,10 @@ impl World {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Clock(by) => self.now = self.moved(by),
-            Event::DeliveryOutcome(back, says) => {
-                self.hand(back).map_or((), |hand| self.answer(hand, says))
-            }
-            Event::Brake { all, on } => self.brakes[usize::from(all)] = on,
+            Event::Answer(back, says) => self
+                .worker(back)
+                .map_or((), |worker| self.answer(worker, says)),
+            Event::Pause { all, on } => self.brakes[usize::from(all)] = on,
             Event::Rules => {
                 self.rules = if self.rules == Rules::Real {
                     Rules::Other
@@ -170,11 +170,16 @@ impl World {
                 on: false,
             });
         }
-        if let Some(back) = self.hands.iter().rev().position(|hand| hand.said.is_none()) {
-            return Some(Event::DeliveryOutcome(back, Says::Delivered));
+        if let Some(back) = self
+            .workers
+            .iter()
+            .rev()
+            .position(|worker| worker.answer.is_none())
+        {
+            return Some(Event::Answer(back, SinkAnswer::Delivered));
         }
         let does = |event: &Event| self.step(*event).0 != *self;
-        [Event::Retry, Event::Fire, Event::Clock(Move::Next)]
+        [Event::Retry, Event::Claim, Event::Clock(Move::Next)]
             .into_iter()
             .find(does)
     }
@@ -332,11 +337,11 @@ impl World {
             if dispatch.status == Status::InHand {
                 dispatch.unknown(now, cancelled, 0);
             }
-            if dispatch.stands == Stands::Unknown && paused {
-                dispatch.retry_at = Some(now + PAUSED_REST);
-            } else if dispatch.stands == Stands::Unknown {
-                handed.push(dispatch.hand_over(now, self.hands.len()));
-                self.hands.push(Hand {
+            if dispatch.status == Status::Unknown && paused {
+                dispatch.retry_at = Some(now + PAUSED_INTERVAL);
+            } else if dispatch.status == Status::Unknown {
+                deliveries.push(dispatch.start_attempt(now, self.workers.len()));
+                self.workers.push(Worker {
                     n: dispatch.n,
                     first_attempt: false,
                     answer: None,
@@ -403,7 +408,7 @@ impl World {
         dispatch.status = Status::Unknown;
         dispatch.last_attempt = dispatch.attempt + ATTEMPTS;
         (dispatch.retry_at, dispatch.finished_at) = (Some(self.now), None);
-        Told::Revived
+        Reply::Retried
     }
 }
 
@@ -413,7 +418,7 @@ impl Dispatch {
         self.status = Status::InHand;
         self.attempt += 1;
         self.retry_at = Some(now + LEASE);
-        self.hand = Some(hand);
+        self.worker = Some(worker);
         let (n, attempt, revision, wave) = (self.n, self.attempt, self.revision, self.wave);
         Delivery {
             n,
@@ -431,13 +436,13 @@ impl Dispatch {
         } else if self.attempt >= self.last_attempt {
             self.settle(Status::Dead, now);
         } else {
-            self.stands = Stands::Unknown;
+            self.status = Status::Unknown;
             self.retry_at = Some(now + pause);
         }
     }
 
-    fn finish(&mut self, stands: Stands, now: Time) {
-        self.stands = stands;
+    fn settle(&mut self, status: Status, now: Time) {
+        self.status = status;
         (self.retry_at, self.finished_at) = (None, Some(now));
     }
 }
