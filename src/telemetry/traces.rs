@@ -31,9 +31,9 @@ struct Exporter {
 pub struct SpanStart(Option<SystemTime>);
 
 impl Traces {
-    /// Exports to a collector such as `http://127.0.0.1:4317`, on the current runtime. The collector
-    /// may start later. Sampling, batch sizes and further attributes come from the environment
-    /// variables that OpenTelemetry defines.
+    /// Exports to a collector such as `http://127.0.0.1:4317`, on the current runtime. The
+    /// collector may start later. Sampling, batch sizes and further attributes come from the
+    /// environment variables that OpenTelemetry defines.
     ///
     /// # Errors
     /// The endpoint is not a valid URL.
@@ -62,7 +62,7 @@ impl Traces {
 
     /// Starts the span of a call. It continues the trace of the caller if the headers name one.
     pub fn call_span(&self, method: &'static str, headers: &HeaderMap) -> Span {
-        let Some(on) = &self.0 else {
+        let Some(exporter) = &self.0 else {
             return Span::default();
         };
         let parent = TraceContextPropagator::new()
@@ -71,24 +71,24 @@ impl Traces {
             KeyValue::new("rpc.system.name", "grpc"),
             KeyValue::new("rpc.method", method),
         ];
-        let builder = on
+        let builder = exporter
             .tracer
             .span_builder(method)
             .with_kind(SpanKind::Server)
             .with_attributes(attributes);
-        Span::start(&on.tracer, &parent, builder)
+        Span::start(&exporter.tracer, &parent, builder)
     }
 
     /// Starts the root span of a new trace.
     pub fn root_span(&self, name: &'static str, began: SpanStart) -> Span {
-        let Some(on) = &self.0 else {
+        let Some(exporter) = &self.0 else {
             return Span::default();
         };
-        let builder = on
+        let builder = exporter
             .tracer
             .span_builder(name)
             .with_start_time(began.0.unwrap_or_else(SystemTime::now));
-        Span::start(&on.tracer, &Context::new(), builder)
+        Span::start(&exporter.tracer, &Context::new(), builder)
     }
 
     /// The current time as the start of a span.
@@ -98,21 +98,28 @@ impl Traces {
 
     /// Exports the remaining spans, for at most 2 seconds.
     pub async fn flush(self) {
-        let Some(on) = self.0 else { return };
+        let Some(exporter) = self.0 else { return };
         // The shutdown blocks until this runtime has sent the spans.
-        let flushed =
-            tokio::task::spawn_blocking(move || on.provider.shutdown_with_timeout(FLUSH_TIMEOUT))
-                .await;
+        let flushed = tokio::task::spawn_blocking(move || {
+            exporter.provider.shutdown_with_timeout(FLUSH_TIMEOUT)
+        })
+        .await;
         if let Ok(Err(error)) = flushed {
             tracing::warn!(%error, "failed to export the last spans");
         }
     }
 }
 
-/// A span in progress, or empty. It ends by [`Span::end`] or when its last clone is dropped. Cheap to
-/// clone.
+/// A span in progress, or empty. It ends by [`Span::end`] or when its last clone is dropped. Cheap
+/// to clone.
 #[derive(Clone, Default)]
-pub struct Span(Option<Arc<(SdkTracer, Context)>>);
+pub struct Span(Option<Arc<ActiveSpan>>);
+
+struct ActiveSpan {
+    tracer: SdkTracer,
+    /// Contains the span.
+    context: Context,
+}
 
 impl Span {
     fn start(
@@ -121,7 +128,10 @@ impl Span {
         builder: opentelemetry::trace::SpanBuilder,
     ) -> Self {
         let context = parent.with_span(tracer.build_with_context(builder, parent));
-        Self(Some(Arc::new((tracer.clone(), context))))
+        Self(Some(Arc::new(ActiveSpan {
+            tracer: tracer.clone(),
+            context,
+        })))
     }
 
     /// Starts a child span.
@@ -142,41 +152,44 @@ impl Span {
     }
 
     fn child_from(&self, name: &'static str, kind: SpanKind, began: SpanStart) -> Self {
-        let Some(on) = &self.0 else {
+        let Some(active) = &self.0 else {
             return Self::default();
         };
-        let (tracer, context) = &**on;
-        let builder = tracer
+        let builder = active
+            .tracer
             .span_builder(name)
             .with_kind(kind)
             .with_start_time(began.0.unwrap_or_else(SystemTime::now));
-        Self::start(tracer, context, builder)
+        Self::start(&active.tracer, &active.context, builder)
     }
 
     /// Sets an attribute. `value` is called only if the span is not empty.
     pub fn set<V: Into<Value>>(&self, name: &'static str, value: impl FnOnce() -> V) {
-        if let Some(on) = &self.0 {
-            on.1.span().set_attribute(KeyValue::new(name, value()));
+        if let Some(active) = &self.0 {
+            active
+                .context
+                .span()
+                .set_attribute(KeyValue::new(name, value()));
         }
     }
 
     /// Marks the span as failed.
-    pub fn fail(&self, why: &'static str) {
-        if let Some(on) = &self.0 {
-            on.1.span().set_status(Status::error(why));
+    pub fn fail(&self, reason: &'static str) {
+        if let Some(active) = &self.0 {
+            active.context.span().set_status(Status::error(reason));
         }
     }
 
     /// Ends the span.
     pub fn end(&self) {
-        if let Some(on) = &self.0 {
-            on.1.span().end();
+        if let Some(active) = &self.0 {
+            active.context.span().end();
         }
     }
 
     /// The header `traceparent` of W3C Trace Context, by which other services continue the trace.
     pub fn traceparent(&self) -> Option<String> {
-        let context = self.0.as_ref()?.1.span().span_context().clone();
+        let context = self.0.as_ref()?.context.span().span_context().clone();
         let (trace, span, flags) = (
             context.trace_id(),
             context.span_id(),
@@ -225,9 +238,9 @@ mod tests {
 
     #[test]
     fn an_invalid_endpoint_is_an_error() {
-        let Err(why) = Traces::export_to("not a url") else {
+        let Err(error) = Traces::export_to("not a url") else {
             panic!("accepted")
         };
-        assert!(why.contains("not a url"), "{why}");
+        assert!(error.contains("not a url"), "{error}");
     }
 }

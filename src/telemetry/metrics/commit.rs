@@ -82,9 +82,9 @@ impl CommitMetrics {
     }
 
     /// Counts a failed round.
-    pub fn count_failure(&self, why: CommitFailure) {
+    pub fn count_failure(&self, failure: CommitFailure) {
         if let Some(handles) = &self.0 {
-            handles.failures.count(match why {
+            handles.failures.count(match failure {
                 CommitFailure::Away => "away",
                 CommitFailure::Fault => "fault",
                 CommitFailure::Timeout => "timeout",
