@@ -63,8 +63,8 @@ pub(super) enum CallError {
     Request(RequestError, MetadataMap),
 }
 
-/// Calls `method` with the message that `message` reads from the request with this `head`.
-/// `violations` are those found while reading.
+/// Calls `method` with the message that `message` reads from the request with this `head`. Reading
+/// adds to `violations`.
 pub(super) async fn call<S, M, A>(
     service: S,
     method: &'static str,

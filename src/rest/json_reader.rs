@@ -1,5 +1,5 @@
-//! Reads protobuf messages from JSON and reports every invalid field at once, by path. An unknown
-//! field is reported with the known name that it most resembles. The RPC validates the values.
+//! Reads protobuf messages from JSON and reports every invalid field by its path. An unknown field
+//! is reported with the known name that is most similar. The RPC validates the values.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -74,11 +74,11 @@ pub(super) struct MessageType {
     /// Its name in the protos.
     pub(super) name: &'static str,
     /// Its fields, in the order in which they are read.
-    pub(super) fields: fn(CanvasIdName) -> Fields,
+    pub(super) fields: fn(CanvasIdName) -> KnownFields,
 }
 
-/// The JSON names of fields, with what they accept.
-pub(super) type Fields = Vec<(&'static str, fn() -> JsonType)>;
+/// The JSON names of the fields of a message, with the values that they accept.
+pub(super) type KnownFields = Vec<(&'static str, fn() -> JsonType)>;
 
 impl MessageType {
     pub(super) fn of<T: FromJsonObject>() -> Self {
@@ -205,7 +205,8 @@ impl JsonReader {
         let kind = match value {
             JsonValue::Array(_) | JsonValue::Object(_) if deeper > MAX_DEPTH => {
                 let message = format!(
-                    "is nested over {MAX_DEPTH} deep; at most {MAX_PROPERTIES_DEPTH} levels are allowed"
+                    "is nested over {MAX_DEPTH} deep; \
+                     at most {MAX_PROPERTIES_DEPTH} levels are allowed"
                 );
                 self.violate(path, message);
                 Kind::NullValue(0)
@@ -237,7 +238,7 @@ impl JsonReader {
 }
 
 /// The fields of a message.
-fn fields<T: FromJsonObject>(canvas_id: CanvasIdName) -> Fields {
+fn fields<T: FromJsonObject>(canvas_id: CanvasIdName) -> KnownFields {
     let mut object = ObjectReader {
         prefix: String::new(),
         entries: Vec::new(),
@@ -254,7 +255,7 @@ pub(super) struct ObjectReader<'r, 'j> {
     /// The entries that have not been read yet.
     entries: Vec<(Cow<'j, str>, JsonValue<'j>)>,
     /// The fields that have been read.
-    known: Fields,
+    known: KnownFields,
     reader: &'r mut JsonReader,
 }
 
@@ -308,7 +309,7 @@ impl<'j> ObjectReader<'_, 'j> {
     }
 }
 
-/// The known name that most resembles `key`.
+/// The known name that is most similar to `key`.
 fn most_similar<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
     if key.len() > MAX_KEY_BYTES {
         return None;

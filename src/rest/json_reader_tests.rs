@@ -6,15 +6,15 @@ use crate::pb::{v1, values};
 
 /// The properties that are read from this JSON value, and their violations.
 fn properties(text: &str) -> (Value, Vec<Violation>) {
-    let (found, body) = (
+    let (collected, body) = (
         TransportViolations::default(),
         format!(r#"{{"trigger_properties": {{"k": {text}}}}}"#),
     );
     let read: v1::UpdateCanvasScheduleRequest =
-        message(body.as_bytes(), CanvasIdName::CanvasId, &found).expect("an object");
+        message(body.as_bytes(), CanvasIdName::CanvasId, &collected).expect("an object");
     (
         values::json(read.trigger_properties.expect("properties"))["k"].clone(),
-        found.violations().to_vec(),
+        collected.violations().to_vec(),
     )
 }
 
@@ -80,11 +80,11 @@ fn nesting_is_bounded_and_the_rpc_enforces_the_limit() {
         violations.len() == 1 && violations[0].message.contains("at most 30 levels"),
         "{violations:?}"
     );
-    let found = TransportViolations::default();
+    let collected = TransportViolations::default();
     let rejected = message::<v1::CancelCanvasScheduleRequest>(
         nested(100_000).as_bytes(),
         CanvasIdName::CanvasId,
-        &found,
+        &collected,
     );
     assert!(
         rejected
@@ -143,11 +143,15 @@ fn an_unknown_field_is_reported_with_the_most_similar_name() {
             "the known fields are canvas_id, schedule_id, etag, request_id, require_all",
         ),
     ] {
-        let found = TransportViolations::default();
+        let collected = TransportViolations::default();
         let body = json!({ key: 1 }).to_string();
-        message::<v1::CancelCanvasScheduleRequest>(body.as_bytes(), CanvasIdName::CanvasId, &found)
-            .expect("an object");
-        let violations = found.violations();
+        message::<v1::CancelCanvasScheduleRequest>(
+            body.as_bytes(),
+            CanvasIdName::CanvasId,
+            &collected,
+        )
+        .expect("an object");
+        let violations = collected.violations();
         assert!(
             violations.len() == 1
                 && violations[0].field == key
@@ -166,8 +170,8 @@ fn the_number_of_violations_is_bounded() {
             .collect::<Vec<_>>()
             .join(",")
     );
-    let found = TransportViolations::default();
-    message::<v1::CancelCanvasScheduleRequest>(body.as_bytes(), CanvasIdName::CanvasId, &found)
+    let collected = TransportViolations::default();
+    message::<v1::CancelCanvasScheduleRequest>(body.as_bytes(), CanvasIdName::CanvasId, &collected)
         .expect("an object");
-    assert_eq!(found.violations().len(), MAX_VIOLATIONS);
+    assert_eq!(collected.violations().len(), MAX_VIOLATIONS);
 }

@@ -128,10 +128,10 @@ where
     let headers_checked = request_body::check_headers(&head.headers);
     // The buffered bytes count against the limit until the call ends.
     let (body, _bytes) = body_limit::limit_body(Body::new(body), &backend.limit);
-    let found = violations.clone();
+    let collected = violations.clone();
     let message = async move {
         headers_checked?;
-        json_reader::message::<M>(&request_body::read(body).await?, canvas_id, &found)
+        json_reader::message::<M>(&request_body::read(body).await?, canvas_id, &collected)
     };
     let result = call::call(backend.rpc, method, &head, violations.clone(), message).await;
     respond::<A>(result, StatusCode::CREATED, canvas_id, &violations)

@@ -8,13 +8,13 @@ use tower::service_fn;
 
 use super::*;
 
-/// The response to a `GET` when the RPC responds with `answer`.
-async fn answered(
-    answer: impl Fn() -> http::Response<Body> + Clone + Send + Sync + 'static,
+/// The response to a `GET` when the RPC responds with `rpc_response`.
+async fn response_to_get(
+    rpc_response: impl Fn() -> http::Response<Body> + Clone + Send + Sync + 'static,
 ) -> (u16, http::HeaderMap, Value) {
     let server = service_fn(move |_| {
-        let answer = answer();
-        async { Ok(answer) }
+        let response = rpc_response();
+        async { Ok(response) }
     });
     let mut rest = Rest::new(server, ConcurrencyLimit::new(1, 1));
     let request = http::Request::get("/canvas/trigger/schedule")
@@ -34,12 +34,12 @@ async fn answered(
 fn refused(code: Code, reason: &str, details: impl FnOnce(&mut ErrorDetails)) -> Status {
     let mut all = ErrorDetails::with_error_info(reason, "canvas-scheduler", []);
     details(&mut all);
-    Status::with_error_details(code, "why", all)
+    Status::with_error_details(code, "the reason", all)
 }
 
 #[tokio::test]
 async fn a_panic_is_an_internal_error_without_its_text() {
-    let (status, _, body) = answered(|| panic!("secret")).await;
+    let (status, _, body) = response_to_get(|| panic!("secret")).await;
     assert_eq!(
         (status, body),
         (500, json!({ "message": "internal error" }))
@@ -60,8 +60,8 @@ async fn a_503_has_a_retry_after_header() {
                 details.set_retry_info(Some(std::time::Duration::from_millis(millis)));
             }
         });
-        let (status, headers, body) = answered(move || status.clone().into_http()).await;
-        assert_eq!((status, body), (503, json!({ "message": "why" })));
+        let (status, headers, body) = response_to_get(move || status.clone().into_http()).await;
+        assert_eq!((status, body), (503, json!({ "message": "the reason" })));
         assert_eq!(headers["retry-after"], seconds, "{retry_ms:?}");
     }
 }
@@ -73,48 +73,49 @@ async fn an_error_maps_by_code_and_reason() {
             Code::DeadlineExceeded,
             "DEADLINE_EXCEEDED",
             504,
-            json!({ "message": "why" }),
+            json!({ "message": "the reason" }),
         ),
         (
             Code::ResourceExhausted,
             "RATE_LIMITED",
             429,
-            json!({ "message": "why" }),
+            json!({ "message": "the reason" }),
         ),
         (
             Code::ResourceExhausted,
             "MESSAGE_TOO_LARGE",
             413,
-            json!({ "message": "why" }),
+            json!({ "message": "the reason" }),
         ),
         (
             Code::Unknown,
             "OUTCOME_UNKNOWN",
             500,
-            json!({ "message": "why" }),
+            json!({ "message": "the reason" }),
         ),
         (
             Code::FailedPrecondition,
             "SCHEDULE_ID_NEEDED",
             409,
-            json!({ "message": "why" }),
+            json!({ "message": "the reason" }),
         ),
         (
             Code::FailedPrecondition,
             "SCHEDULE_CANCELLED",
             409,
-            json!({ "message": "why", "applied": "none" }),
+            json!({ "message": "the reason", "applied": "none" }),
         ),
         (
             Code::FailedPrecondition,
             "NOTHING_LEFT_TO_CHANGE",
             409,
-            json!({ "message": "why", "applied": "none" }),
+            json!({ "message": "the reason", "applied": "none" }),
         ),
     ] {
         let refusal = refused(code, reason, |_| {});
-        let (told, headers, said) = answered(move || refusal.clone().into_http()).await;
-        assert_eq!((told, said), (status, body), "{reason}");
+        let (actual_status, headers, actual_body) =
+            response_to_get(move || refusal.clone().into_http()).await;
+        assert_eq!((actual_status, actual_body), (status, body), "{reason}");
         assert!(
             !headers.contains_key("www-authenticate") && !headers.contains_key("grpc-status"),
             "{headers:?}"
@@ -134,7 +135,7 @@ async fn dropped_violations_are_counted() {
             .add_bad_request_violation("a", "is wrong")
             .add_bad_request_violation("b", "is too");
     });
-    let (status, _, body) = answered(move || refusal.clone().into_http()).await;
+    let (status, _, body) = response_to_get(move || refusal.clone().into_http()).await;
     let message = "a: is wrong; b: is too; and 3 more";
     assert_eq!(
         (status, body),
