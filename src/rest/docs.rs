@@ -1,5 +1,5 @@
 //! The page that renders the OpenAPI description: Swagger UI, embedded in the binary. Its content
-//! security policy forbids to load anything from elsewhere.
+//! security policy forbids loading anything from elsewhere.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -30,12 +30,18 @@ const PAGE: &str = r#"<!doctype html>
 </html>
 "#;
 
-const START: &str = r##"SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null });
+const START: &str = r##"SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  validatorUrl: null,
+});
 "##;
 
 /// Swagger UI sets inline styles and draws icons from `data:` URLs.
 const CONTENT_POLICY: HeaderValue = HeaderValue::from_static(
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; \
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
+     img-src 'self' data:; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 
@@ -50,7 +56,7 @@ pub(super) async fn start_script() -> Response {
 
 pub(super) fn swagger_ui_file(name: &str) -> Response {
     match utoipa_swagger_ui::serve(name, Arc::new(Config::from("/openapi.json"))) {
-        Ok(Some(found)) => file(found.bytes, &found.content_type),
+        Ok(Some(asset)) => file(asset.bytes, &asset.content_type),
         Ok(None) => responses::json(StatusCode::NOT_FOUND, &ErrorBody::new("file not found")),
         Err(error) => {
             tracing::error!(%error, name, "failed to read a file of Swagger UI");

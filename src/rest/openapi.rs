@@ -38,8 +38,9 @@ fn document() -> Value {
         "info": {
             "title": "canvas-scheduler",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Schedules of API-triggered Canvases, as JSON over HTTP. Each operation calls an RPC of the gRPC service \
-                `canvas.schedule.v1.CanvasScheduleService`. Trailing and doubled slashes in a path are ignored.",
+            "description": "Schedules of API-triggered Canvases, as JSON over HTTP. Each operation \
+                calls an RPC of the gRPC service `canvas.schedule.v1.CanvasScheduleService`. \
+                Trailing and doubled slashes in a path are ignored.",
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
         },
         "servers": [{ "url": "/" }],
@@ -47,7 +48,13 @@ fn document() -> Value {
         "paths": paths,
         "components": {
             "schemas": schemas.finish(),
-            "securitySchemes": { "key": { "type": "http", "scheme": "bearer", "description": "A key as `api-key create` prints it." } },
+            "securitySchemes": {
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A key as `api-key create` prints it.",
+                },
+            },
             "headers": limit_headers(),
         },
     })
@@ -155,7 +162,8 @@ const GET_ERRORS: [(u16, &str); 8] = [
     ),
     (
         503,
-        "The service is overloaded or stopping, or its database is unavailable; nothing was begun unless the message says otherwise",
+        "The service is overloaded or stopping, or its database is unavailable; \
+         nothing was begun unless the message says otherwise",
     ),
     (504, "The deadline passed; the change may have been made"),
 ];
@@ -167,7 +175,8 @@ const POST_ERRORS: [(u16, &str); 11] = [
     GET_ERRORS[3],
     (
         409,
-        "The etag is stale, nothing is left to change, or the request id was used for another request",
+        "The etag is stale, nothing is left to change, \
+         or the request id was used for another request",
     ),
     (413, "The body is larger than 1 MB"),
     (415, "The `Content-Type` of the body is not JSON"),
@@ -184,7 +193,13 @@ fn operation(
     error: &Value,
     errors: &ErrorResponses,
 ) -> Value {
-    let with = |text: &str, schema: &Value, headers: Value| json!({ "description": text, "headers": headers, "content": { "application/json": { "schema": schema } } });
+    let response_with = |text: &str, schema: &Value, headers: Value| {
+        json!({
+            "description": text,
+            "headers": headers,
+            "content": { "application/json": { "schema": schema } },
+        })
+    };
     let limits: Map<String, Value> = limit_headers()
         .keys()
         .map(|name| {
@@ -196,17 +211,23 @@ fn operation(
         .collect();
     let mut responses = Map::from_iter([(
         success.as_str().to_owned(),
-        with("Success", response, json!(limits)),
+        response_with("Success", response, json!(limits)),
     )]);
     for (status, text) in errors {
         let headers = match status {
             401 => json!({ "WWW-Authenticate": { "schema": { "type": "string" } } }),
             429 | 503 => {
-                json!({ "Retry-After": { "description": "Seconds", "required": true, "schema": { "type": "integer" } } })
+                json!({
+                    "Retry-After": {
+                        "description": "Seconds",
+                        "required": true,
+                        "schema": { "type": "integer" },
+                    },
+                })
             }
             _ => json!({}),
         };
-        responses.insert(status.to_string(), with(text, error, headers));
+        responses.insert(status.to_string(), response_with(text, error, headers));
     }
     json!({ "operationId": id, "summary": summary, "responses": responses })
 }
@@ -255,15 +276,15 @@ mod tests {
                 .into_iter()
                 .flatten()
                 .chain([schema]);
-            for (field, of) in parts
+            for (field, described) in parts
                 .filter_map(|part| part["properties"].as_object())
                 .flatten()
             {
                 assert!(
-                    of.to_string().contains(r#""description":"#),
-                    "{name}.{field}: {of}"
+                    described.to_string().contains(r#""description":"#),
+                    "{name}.{field}: {described}"
                 );
-                assert_ne!(of["description"], "", "{name}.{field}");
+                assert_ne!(described["description"], "", "{name}.{field}");
             }
         }
         assert_eq!(

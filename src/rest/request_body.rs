@@ -86,7 +86,8 @@ fn is_json(content_type: &str) -> bool {
 /// Reads the whole body.
 ///
 /// # Errors
-/// The body is too large, the limit on buffered bytes is reached, or the connection ended before the body did.
+/// The body is too large, the limit on buffered bytes is reached, or the connection ended before
+/// the body did.
 pub(super) async fn read(body: Body) -> Result<Bytes, RequestError> {
     let collected = Limited::new(body, MAX_BODY_BYTES).collect().await;
     collected

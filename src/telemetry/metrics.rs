@@ -1,6 +1,6 @@
-//! Metrics in the Prometheus text format, listed in docs/metrics.md. Every metric is resolved before
-//! it is used, so that an update costs a few atomic additions (docs/adr/0008). The default of each
-//! handle records nothing.
+//! Metrics in the Prometheus text format, listed in docs/metrics.md. Every metric is resolved
+//! before it is used, so that an update costs a few atomic additions (docs/adr/0008). The default
+//! of each handle records nothing.
 
 mod calls;
 mod commit;

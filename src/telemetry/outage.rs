@@ -1,4 +1,5 @@
-//! One log line when an outage begins and one when it ends, however often the work is retried in between.
+//! One log line when an outage begins and one when it ends, however often the work is retried in
+//! between.
 
 use std::fmt::Display;
 
@@ -30,7 +31,8 @@ impl OutageLog {
         }
     }
 
-    /// Records a failed attempt: an internal fault at error level with its cause, any other error at warn level.
+    /// Records a failed attempt: an internal fault at error level with its cause, any other error
+    /// at warn level.
     pub fn failed(&mut self, error: &Error) {
         match error {
             Error::Internal(cause) if !self.failing => {

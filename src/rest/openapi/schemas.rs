@@ -39,7 +39,11 @@ impl Schemas {
                 required.extend(comment.required.then_some(field));
                 properties.insert(field.to_owned(), self.field(field, &json_type(), comment));
             }
-            let mut schema = json!({ "type": "object", "properties": properties, "additionalProperties": false });
+            let mut schema = json!({
+                "type": "object",
+                "properties": properties,
+                "additionalProperties": false,
+            });
             if !required.is_empty() {
                 schema["required"] = json!(required);
             }

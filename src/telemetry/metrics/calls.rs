@@ -54,7 +54,8 @@ impl CallMetrics {
             refusals: registry.counters(
                 Opts::new(
                     "canvas_scheduler_auth_refusals_total",
-                    "Calls rejected by authentication or authorization, by the reason in the response.",
+                    "Calls rejected by authentication or authorization, \
+                     by the reason in the response.",
                 ),
                 "reason",
                 AUTH_REASONS,
@@ -70,8 +71,8 @@ impl CallMetrics {
         }))))
     }
 
-    /// The durations of calls of a method that end with a code. Keep the histogram: the lookup takes a
-    /// lock.
+    /// The durations of calls of a method that end with a code. Keep the histogram: the lookup
+    /// takes a lock.
     pub fn duration_histogram(&self, method: &str, code: &str) -> Option<Histogram> {
         self.0
             .as_ref()
@@ -117,7 +118,8 @@ impl ConnectionMetrics {
         )?))))
     }
 
-    /// Counts a connection that was closed because there were too many, in total or from one address.
+    /// Counts a connection that was closed because there were too many, in total or from one
+    /// address.
     pub fn count_refused(&self, from_one_address: bool) {
         if let Some(refused) = &self.0 {
             refused.count(if from_one_address { "address" } else { "all" });
