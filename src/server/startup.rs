@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::readiness::{Readiness, Schema};
 use crate::service::access::Access;
 use crate::store::Store;
+use crate::telemetry::outage::OutageLog;
 
 /// Between checks of the schema while migrations are pending.
 const SCHEMA_INTERVAL: Duration = Duration::from_secs(1);
@@ -58,14 +59,17 @@ impl Startup {
     /// Opens once no migration is pending, and keeps the keys fresh from then on.
     pub(super) async fn open_once_migrated(self, store: Store) {
         tracing::warn!("not ready: migrations are pending; run `canvas-scheduler migrate`");
+        let mut outages = OutageLog::new(
+            "not ready: the schema cannot be checked; retrying",
+            "the schema can be checked again",
+        );
         loop {
-            let schema = match store.pending_migrations().await {
+            let pending = store.pending_migrations().await;
+            outages.record(&pending);
+            let schema = match pending {
                 Ok(pending) if pending.is_empty() => break,
                 Ok(pending) => Schema::Pending(pending.len()),
-                Err(error) => {
-                    tracing::warn!(%error, "not ready: the schema cannot be checked");
-                    Schema::Unknown
-                }
+                Err(_) => Schema::Unknown,
             };
             self.readiness.schema(schema).await;
             tokio::time::sleep(SCHEMA_INTERVAL).await;
