@@ -1,4 +1,4 @@
-//! A Canvas engine at its smallest: takes dispatches over gRPC, prints each once, and knows those that it took before.
+//! A minimal Canvas engine: takes dispatches over gRPC, prints each once, and recognizes duplicates.
 //!
 //! `cargo run --example canvas_engine -- 127.0.0.1:50061`, then `canvas-scheduler serve --sink grpc --sink-url http://127.0.0.1:50061`.
 
@@ -7,33 +7,34 @@
 use std::collections::{HashSet, VecDeque};
 use std::error::Error;
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
 
 use canvas_scheduler::pb::v1::canvas_trigger_service_server::{
     CanvasTriggerService, CanvasTriggerServiceServer,
 };
 use canvas_scheduler::pb::v1::{TriggerCanvasRequest, TriggerCanvasResponse};
+use parking_lot::Mutex;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-/// How many dispatches are remembered. A real engine keeps them in its database, with what it is about to send, in one transaction.
-const REMEMBERED: usize = 100_000;
+/// The most dispatches that are remembered. A real engine stores their ids in its database, in the transaction that stores what it
+/// sends.
+const MAX_REMEMBERED: usize = 100_000;
 
-/// What was taken: the ids, and the order in which they came.
+/// The dispatches that were taken: their ids, and the order of arrival.
 #[derive(Default)]
-struct Taken {
+struct SeenDispatches {
     ids: HashSet<String>,
     order: VecDeque<String>,
 }
 
-impl Taken {
-    /// Whether this one is new.
-    fn take(&mut self, id: &str) -> bool {
+impl SeenDispatches {
+    /// Remembers a dispatch. Returns whether it is new.
+    fn insert(&mut self, id: &str) -> bool {
         if !self.ids.insert(id.to_owned()) {
             return false;
         }
         self.order.push_back(id.to_owned());
-        if self.order.len() > REMEMBERED
+        if self.order.len() > MAX_REMEMBERED
             && let Some(oldest) = self.order.pop_front()
         {
             self.ids.remove(&oldest);
@@ -43,7 +44,7 @@ impl Taken {
 }
 
 #[derive(Default)]
-struct Engine(Mutex<Taken>);
+struct Engine(Mutex<SeenDispatches>);
 
 #[tonic::async_trait]
 impl CanvasTriggerService for Engine {
@@ -55,18 +56,13 @@ impl CanvasTriggerService for Engine {
         let Some(wave) = &dispatch.wave else {
             return Err(Status::invalid_argument("wave: is missing"));
         };
-        // A panic under the lock leaves nothing half done.
-        let new = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take(&dispatch.dispatch_id);
+        let new = self.0.lock().insert(&dispatch.dispatch_id);
         let whom = match (dispatch.broadcast, &dispatch.audience) {
             (true, _) => "everyone".to_owned(),
             (false, Some(_)) => format!("an audience and {} recipients", dispatch.recipients.len()),
             (false, None) => format!("{} recipients", dispatch.recipients.len()),
         };
-        let (id, canvas, n, attempt) = (
+        let (id, canvas, number, attempt) = (
             &dispatch.dispatch_id,
             &dispatch.canvas_id,
             dispatch.n,
@@ -75,10 +71,10 @@ impl CanvasTriggerService for Engine {
         let what = if new {
             "send"
         } else {
-            "seen before, nothing to do:"
+            "already seen, not sent again:"
         };
         println!(
-            "{what} {canvas} to {whom} in {} zones (dispatch {id}, firing {n}, attempt {attempt})",
+            "{what} {canvas} to {whom} in {} zones (dispatch {id}, number {number}, attempt {attempt})",
             wave.zones.len()
         );
         Ok(Response::new(TriggerCanvasResponse {}))

@@ -1,6 +1,6 @@
-//! Prints the description of the gateway: `cargo run --example openapi > docs/openapi.json`.
+//! Prints the OpenAPI description of the REST gateway: `cargo run --example openapi > docs/openapi.json`.
 
-#![allow(clippy::print_stdout, reason = "that is what it is for")]
+#![allow(clippy::print_stdout, reason = "the output is its purpose")]
 
 fn main() {
     print!("{}", canvas_scheduler::rest::openapi::text());

@@ -1,11 +1,11 @@
-//! Prints, for every zone that the service knows, the offset from UTC at each hour of the 366 days from a given hour on,
-//! as `NAME hour:offset hour:offset …` with an entry wherever it changes. `.ci/zones.py` holds it against PyPI's tzdata.
+//! Prints the offset from UTC of every zone at each hour of 366 days, as `NAME hour:offset hour:offset …` with an entry for each
+//! change. `.ci/zones.py` compares it with PyPI's tzdata.
 //!
 //! Usage: `zone_offsets HOURS_SINCE_1970`
 
 use canvas_scheduler::domain::{Zone, zone};
 
-/// The horizon.
+/// The hours of 366 days, the default horizon.
 const HOURS: i64 = 366 * 24;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

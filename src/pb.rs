@@ -1,4 +1,4 @@
-//! What the protos under `proto/` compile to, the codec that carries it, and the domain's values in that form.
+//! The types generated from `proto/`, their codec, and conversions of domain values.
 
 pub mod codec;
 mod messages;

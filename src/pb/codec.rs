@@ -1,6 +1,5 @@
-//! prost's codec with two differences: a message that cannot be decoded is the caller's fault (INVALID_ARGUMENT with details),
-//! where tonic's own answers a bare INTERNAL before any handler sees it; and one that would take far more memory than its bytes is
-//! not decoded.
+//! prost's codec with two differences. A message that cannot be decoded is an error of the caller (INVALID_ARGUMENT with
+//! details), where tonic's codec returns INTERNAL. And a message that would need far more memory than its bytes is not decoded.
 
 use std::marker::PhantomData;
 
@@ -12,8 +11,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::messages::{self, TooMany};
 
-/// A message of up to so many bytes is small whatever it holds.
-const SMALL: usize = 16 * 1024;
+/// A message of up to this many bytes needs little memory, whatever it contains.
+const MAX_UNCHECKED_BYTES: usize = 16 * 1024;
 
 /// Encodes `T`, decodes `U`.
 pub struct Codec<T, U>(PhantomData<(T, U)>);
@@ -49,11 +48,11 @@ impl<U: Message + Name + Default> TonicDecoder for Decoder<U> {
     type Error = Status;
 
     fn decode(&mut self, source: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // It lies in memory in one piece.
-        if source.remaining() > SMALL
-            && let Err(TooMany(most)) = messages::check(source.chunk(), &U::full_name())
+        // The buffer is one contiguous chunk.
+        if source.remaining() > MAX_UNCHECKED_BYTES
+            && let Err(TooMany(max)) = messages::check(source.chunk(), &U::full_name())
         {
-            let message = format!("the message holds too many messages: more than {most}");
+            let message = format!("the message contains more than {max} messages");
             return Err(refusal(
                 Code::ResourceExhausted,
                 "MESSAGE_TOO_LARGE",

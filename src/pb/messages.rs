@@ -1,5 +1,4 @@
-//! How many messages a message holds, counted before it is decoded: one takes as few as two bytes there, and up to some hundred
-//! in memory.
+//! Counts the messages within a message before it is decoded: each takes as few as two bytes on the wire, and hundreds in memory.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -10,29 +9,29 @@ use prost_types::{DescriptorProto, FileDescriptorSet};
 
 use super::FILE_DESCRIPTOR_SET;
 
-/// The most messages that are fields of the message itself: twice the entries of the largest batch, so that whoever sends somewhat
-/// too many is told how many are allowed.
+/// The most messages that are fields of the message itself: twice the entries of the largest batch, so that a batch somewhat too
+/// large gets the error that names its limit.
 const MAX_DIRECT_MESSAGES: usize = 2_000;
-/// The most messages at any depth.
+/// The most messages at all depths.
 const MAX_MESSAGES: usize = 250_000;
-/// What nests deeper is refused when it is decoded.
+/// Deeper messages are not counted: the decoder rejects them.
 const MAX_DEPTH: usize = 100;
 
-/// There are more messages in it than may be.
+/// The message contains more messages than this maximum.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TooMany(pub usize);
 
-/// Of a type of message, the fields that are messages, each with its type.
+/// The fields of a message type that are messages: field number to type.
 type Fields = HashMap<u32, usize>;
 
-/// Every type of message in the protos.
+/// Every message type in the protos.
 struct Types {
     by_name: HashMap<String, usize>,
     fields: Vec<Fields>,
 }
 
 static TYPES: LazyLock<Types> = LazyLock::new(|| {
-    // They are compiled in; without them nothing is known to be a message, and so nothing counted.
+    // The descriptors are compiled in; without them nothing would be counted.
     let files = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap_or_default();
     let mut all = Vec::new();
     for file in &files.file {
@@ -72,10 +71,7 @@ fn collect<'a>(
     all.push((name, one));
 }
 
-/// Whether a message of this type holds no more than may be. What cannot be read is left to the decoder.
-///
-/// # Errors
-/// How many may be.
+/// Checks that a message of this type does not contain too many messages. Malformed input is left to the decoder.
 pub(super) fn check(message: &[u8], full_name: &str) -> Result<(), TooMany> {
     let Some(&of) = TYPES.by_name.get(&format!(".{full_name}")) else {
         return Ok(());
@@ -170,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_counted_by_themselves() {
+    fn direct_entries_have_a_limit_of_their_own() {
         let batch = |entries| {
             Batch {
                 requests: vec![Update::default(); entries],
@@ -185,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_left_to_the_decoder() {
+    fn malformed_input_is_left_to_the_decoder() {
         for message in [
             &b"\x0a\x7f"[..],
             b"\xff\xff\xff\xff\xff",

@@ -1,4 +1,4 @@
-//! Domain values in their protobuf form, for every face and sink that speaks it.
+//! Conversions of domain values to protobuf, for the API and the gRPC sink.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use prost_types::value::Kind;
@@ -8,8 +8,8 @@ use serde_json::{Map, Number, Value};
 use super::v1;
 use crate::domain::{Identifier, Properties, Recipient, Wave, WaveMode, ZoneSet};
 
-/// The whole numbers up to this are the same in a double and in JSON text.
-const EXACT: f64 = 9_007_199_254_740_992.0;
+/// Integers below this are exact in a double.
+const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_992.0;
 
 /// An instant.
 pub fn timestamp(instant: DateTime<Utc>) -> Timestamp {
@@ -99,17 +99,17 @@ fn value(value: &Value) -> ProtoValue {
     ProtoValue { kind: Some(kind) }
 }
 
-/// The number in its usual form: a whole one without a fraction. None when JSON cannot hold it.
+/// The number as JSON, without a fraction if it is an integer; none if JSON has no such number.
 pub fn number(number: f64) -> Option<Value> {
-    if number.fract() == 0.0 && number.abs() < EXACT {
-        // Exact by the test above; JSON has no negative zero worth keeping.
+    if number.fract() == 0.0 && number.abs() < MAX_EXACT_INTEGER {
+        // Exact by the test above. Negative zero becomes zero.
         #[allow(clippy::cast_possible_truncation, reason = "whole and within 2^53")]
         return Some(Value::Number((number as i64).into()));
     }
     Number::from_f64(number).map(Value::Number)
 }
 
-/// A JSON object of ours, as JSON again.
+/// A protobuf object as JSON.
 pub fn json(object: Struct) -> Value {
     Value::Object(
         object
