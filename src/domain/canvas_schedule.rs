@@ -1,4 +1,4 @@
-//! The aggregate: one pending send of one Canvas, and what may become of it.
+//! The aggregate: one scheduled send of one Canvas, and its state (docs/api.md).
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use clap::Args;
@@ -49,7 +49,7 @@ impl Default for SchedulePolicy {
     }
 }
 
-/// How far the sending has come; computed, never set.
+/// The progress of sending; computed from the zones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ScheduleState {
     /// Every zone is open.
@@ -73,16 +73,16 @@ pub enum RevisionKind {
     Cancel,
 }
 
-/// How far a change reached.
+/// Which zones a change reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Applied {
     /// Every zone was open.
     All,
-    /// Some zones had been handed over before.
+    /// Some zones had been claimed before.
     Some,
 }
 
-/// One pending send of one Canvas.
+/// One scheduled send of one Canvas.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CanvasSchedule {
     /// Its id.
@@ -91,20 +91,20 @@ pub struct CanvasSchedule {
     pub canvas_id: CanvasId,
     /// When it is sent.
     pub schedule: Schedule,
-    /// The zone of users with none of their own; copied from the workspace at creation.
+    /// The zone of users without one; copied from the workspace at creation.
     pub default_zone: Zone,
-    /// The zones that it is about, when not all: those that its recipients state.
+    /// The zones that its recipients state, if every recipient states one; otherwise it has all zones.
     pub stated_zones: Option<ZoneSet>,
-    /// The zones that were handed over: those of its firings.
+    /// The zones of its dispatches.
     #[serde(rename = "taken")]
     pub claimed: ZoneSet,
-    /// When the latest of them was handed over.
+    /// When the latest of them was claimed.
     #[serde(default, rename = "last_taken")]
     pub last_claimed_at: Option<DateTime<Utc>>,
-    /// How often it was fired: the highest number that a dispatch of it has had, for none is used again.
+    /// The highest number of a dispatch so far; numbers are never used twice.
     #[serde(default, rename = "fired")]
     pub last_number: u32,
-    /// How many of its dispatches the consumer may or may not have, and are tried again.
+    /// The number of its dispatches with an unknown outcome.
     #[serde(default)]
     pub unknown: usize,
     /// 1 at creation, +1 for each accepted change.
@@ -117,22 +117,22 @@ pub struct CanvasSchedule {
     pub cancelled_at: Option<DateTime<Utc>>,
     /// The properties that it carries.
     pub properties: Option<PropertiesId>,
-    /// A zone whose last good moment is before this was missed when the schedule was accepted.
+    /// Zones whose last instant is before this were missed when the schedule was accepted.
     pub missed_before: DateTime<Utc>,
     /// When the next wave is due; none when nothing is left to send.
     pub next_wave: Option<DateTime<Utc>>,
 }
 
-/// One accepted change, as the history keeps it.
+/// One accepted change in the history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revision {
     /// 1 at creation, +1 for each accepted change.
     pub number: i64,
     /// What kind of change it was.
     pub kind: RevisionKind,
-    /// When it was made.
+    /// When it was accepted.
     pub created_at: DateTime<Utc>,
-    /// Who made it.
+    /// The key or command that made it.
     pub actor: String,
     /// The schedule after it.
     pub schedule: Schedule,
@@ -140,36 +140,36 @@ pub struct Revision {
     pub properties: Option<PropertiesId>,
 }
 
-/// What an accepted change came to.
+/// The outcome of an accepted change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The schedule after the change.
     pub after: CanvasSchedule,
     /// What kind of change it was.
     pub kind: RevisionKind,
-    /// How far it reached.
+    /// Which zones it reached.
     pub applied: Applied,
-    /// The number of zones that it covers.
+    /// The number of zones that it applies to.
     pub applied_zones: usize,
     /// Open zones that no wave will serve.
     pub missed: ZoneSet,
-    /// Properties that this change brought, to be stored under their id: canonical JSON.
+    /// New properties to store: their id and canonical JSON.
     #[serde(skip)]
     pub new_properties: Option<(PropertiesId, String)>,
 }
 
 impl CanvasSchedule {
-    /// Every zone that it is about.
+    /// All zones of the schedule.
     pub fn zones(&self) -> ZoneSet {
         self.stated_zones.unwrap_or_else(ZoneSet::all)
     }
 
-    /// The zones that were not handed over.
+    /// The zones that are not claimed.
     pub fn open_zones(&self) -> ZoneSet {
         self.zones().without(&self.claimed)
     }
 
-    /// How far the sending has come.
+    /// The progress of sending.
     pub fn state(&self) -> ScheduleState {
         if self.cancelled_at.is_some() {
             ScheduleState::Cancelled
@@ -182,12 +182,12 @@ impl CanvasSchedule {
         }
     }
 
-    /// Stands for the revision.
+    /// The etag of the current revision.
     pub fn etag(&self) -> Etag {
         Etag::of(self.id, self.revision)
     }
 
-    /// The waves to come and the zones missed; empty once cancelled.
+    /// The pending waves and the missed zones; empty once cancelled.
     pub fn plan(&self) -> Plan {
         match self.cancelled_at {
             Some(_) => Plan::default(),
@@ -200,7 +200,7 @@ impl CanvasSchedule {
         }
     }
 
-    /// Whether the next change reaches everyone.
+    /// Which zones the next change reaches.
     pub(super) fn applied(&self) -> Applied {
         if self.claimed.is_empty() {
             Applied::All
@@ -209,8 +209,7 @@ impl CanvasSchedule {
         }
     }
 
-    /// Refuses a change that the state does not allow, or that was decided on an older revision. `reaches` says whether there
-    /// is anything left that the change would reach.
+    /// Rejects a change that the state does not allow, or a stale etag. `reaches` is whether the change would have any effect.
     pub(super) fn check_changeable(&self, reaches: bool, etag: Option<&Etag>) -> Result<(), Error> {
         let schedule_id = self.id.to_string();
         if let Some(since) = self.cancelled_at {

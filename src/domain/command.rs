@@ -1,4 +1,5 @@
-//! What a caller may ask of a schedule, and how the rules answer.
+//! The commands of callers: create, overwrite and cancel a schedule (docs/api.md). Each decides on the current schedule and
+//! returns an [`Outcome`].
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
@@ -13,42 +14,42 @@ use super::wave::{Plan, plan};
 use super::zone::{Zone, ZoneSet};
 use crate::error::{Error, Violation};
 
-/// Asks for a new schedule.
+/// Creates a schedule.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Create {
     /// The Canvas.
     pub canvas_id: CanvasId,
     /// When it is sent.
     pub schedule: Schedule,
-    /// Values for the message.
+    /// Values for the message's templates.
     pub properties: Option<Properties>,
-    /// Whom it is for, duplicates removed.
+    /// The target, without duplicates.
     pub target: Target,
 }
 
-/// Asks to replace the schedule, completely, for every open zone.
+/// Replaces the schedule completely, for every open zone.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Overwrite {
-    /// The Canvas; a schedule of another one is not found.
+    /// The Canvas; a schedule of another Canvas is not found.
     pub canvas_id: CanvasId,
-    /// The new schedule; nothing of the old one is kept.
+    /// The new schedule; it replaces the old one as a whole.
     pub schedule: Schedule,
-    /// None keeps the stored properties, some replace them whole.
+    /// The new properties, which replace the stored ones as a whole; none keeps those.
     pub properties: Option<Properties>,
-    /// The etag that the caller decided on.
+    /// The etag of the revision that the caller read; a stale one is rejected.
     pub etag: Option<Etag>,
-    /// Refuse a change that would not reach every zone.
+    /// Rejects a change that would not reach every zone.
     pub require_all: bool,
 }
 
-/// Asks to cancel for every open zone.
+/// Cancels every open zone.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Cancel {
-    /// The Canvas; a schedule of another one is not found.
+    /// The Canvas; a schedule of another Canvas is not found.
     pub canvas_id: CanvasId,
-    /// The etag that the caller decided on.
+    /// The etag of the revision that the caller read; a stale one is rejected.
     pub etag: Option<Etag>,
-    /// Refuse a cancellation that would not reach every zone.
+    /// Rejects a cancellation that would not reach every zone.
     pub require_all: bool,
 }
 
@@ -62,10 +63,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Decides the change of `current` at `now`.
-    ///
-    /// # Errors
-    /// Why it is refused; then nothing is to be written.
+    /// Decides the change of `current` at `now`. After an error nothing is written.
     pub fn decide(
         &self,
         current: &CanvasSchedule,
@@ -173,7 +171,7 @@ impl Overwrite {
 impl Cancel {
     fn decide(&self, current: &CanvasSchedule, now: DateTime<Utc>) -> Result<Outcome, Error> {
         check_canvas(current, &self.canvas_id)?;
-        // With no zone open it still stops the attempts at what the consumer may or may not have.
+        // Without an open zone a cancellation still stops the retries of unknown dispatches.
         let applied_zones = current.open_zones().len();
         current.check_changeable(applied_zones > 0 || current.unknown > 0, self.etag.as_ref())?;
         if self.require_all {
@@ -200,7 +198,7 @@ impl Cancel {
     }
 }
 
-/// A schedule of another Canvas answers as one that does not exist.
+/// A schedule of another Canvas is not found, so that a caller learns nothing about it.
 fn check_canvas(current: &CanvasSchedule, canvas_id: &CanvasId) -> Result<(), Error> {
     if current.canvas_id == *canvas_id {
         Ok(())
@@ -224,35 +222,35 @@ fn check_all(current: &CanvasSchedule, missed: usize) -> Result<(), Error> {
     }
 }
 
-/// What the times of an accepted schedule come to.
-struct Accepted {
+/// The times of an accepted schedule.
+struct AcceptedTimes {
     missed_before: DateTime<Utc>,
     next_wave: Option<DateTime<Utc>>,
     missed: ZoneSet,
 }
 
-/// No zone is further from UTC than this, so a wall clock outside `now` by more needs no zone rules to be refused.
-const FURTHEST_ZONE: TimeDelta = TimeDelta::hours(48);
+/// More than the offset of any zone from UTC: a wall-clock time further away from `now` is rejected without zone rules.
+const MAX_ZONE_OFFSET: TimeDelta = TimeDelta::hours(48);
 
-/// Holds `schedule` to what may be late and how far ahead it may be. It sees nothing of an earlier schedule.
+/// Checks `schedule` against the lateness and the horizon. It does not depend on an earlier schedule.
 fn accept(
     schedule: &Schedule,
     open: &ZoneSet,
     default_zone: Zone,
     now: DateTime<Utc>,
     policy: &SchedulePolicy,
-) -> Result<Accepted, Error> {
+) -> Result<AcceptedTimes, Error> {
     let wall = schedule.time().and_utc();
-    // An optimal-time wave is on time until its local day ends, any other until the lateness is over.
+    // An optimal-time wave is on time until its local day ends, any other wave until the lateness is over.
     let missed_before = if schedule.at_optimal_time {
         now
     } else {
         now - policy.lateness
     };
-    if wall > now + policy.horizon + FURTHEST_ZONE {
+    if wall > now + policy.horizon + MAX_ZONE_OFFSET {
         return Err(beyond(schedule, now, policy));
     }
-    if wall < missed_before - FURTHEST_ZONE {
+    if wall < missed_before - MAX_ZONE_OFFSET {
         return Err(past(schedule, now, policy));
     }
     let Plan { waves, missed } = plan(schedule, open, default_zone, missed_before);
@@ -260,7 +258,7 @@ fn accept(
     match waves.last() {
         None => Err(past(schedule, now, policy)),
         Some(last) if last.time > now + policy.horizon => Err(beyond(schedule, now, policy)),
-        Some(_) => Ok(Accepted {
+        Some(_) => Ok(AcceptedTimes {
             missed_before,
             next_wave,
             missed,
@@ -278,7 +276,7 @@ fn past(schedule: &Schedule, now: DateTime<Utc>, policy: &SchedulePolicy) -> Err
         )
     };
     let message = format!(
-        "\"{schedule}\" is past in every zone that is left (it is now {}); {bound} is needed",
+        "\"{schedule}\" is past in every open zone (it is now {}); {bound} is needed",
         rfc3339(now)
     );
     Error::TimePast(Violation::new("schedule.time", message))
@@ -288,7 +286,7 @@ fn beyond(schedule: &Schedule, now: DateTime<Utc>, policy: &SchedulePolicy) -> E
     let latest = rfc3339(now + policy.horizon);
     let days = policy.horizon.num_days();
     let message = format!(
-        "\"{schedule}\" is more than {days} days ahead; a time of which no wave is after {latest} is needed"
+        "\"{schedule}\" is more than {days} days ahead; every wave must be at or before {latest}"
     );
     Error::BeyondHorizon(Violation::new("schedule.time", message))
 }

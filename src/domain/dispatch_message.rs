@@ -1,4 +1,4 @@
-//! What is handed to the consumer: one wave of one schedule, whole; and what the consumer says of it.
+//! What a sink delivers to the consumer, and the outcome (docs/sinks.md).
 
 use std::time::Duration;
 
@@ -8,57 +8,57 @@ use super::id::{CanvasId, DispatchId, ScheduleId};
 use super::payload::{Properties, Target};
 use super::wave::Wave;
 
-/// One wave of a schedule as a sink hands it over. Every retry of it carries the same [`DispatchId`], by which the consumer
-/// tells that it has seen it before.
+/// One wave of a schedule as a sink delivers it. Every attempt carries the same [`DispatchId`], by which the consumer detects
+/// duplicates.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DispatchMessage {
-    /// The consumer's key to de-duplicate by.
+    /// The consumer's key for deduplication.
     pub id: DispatchId,
-    /// The name of the tenant.
+    /// The name of the workspace.
     pub workspace: String,
     /// The Canvas.
     pub canvas_id: CanvasId,
     /// The schedule.
     pub schedule_id: ScheduleId,
-    /// The revision that was in force when the wave was fired.
+    /// The schedule's revision when the wave was claimed.
     pub revision: i64,
-    /// The number of the firing, counted from 1; never used again for this schedule.
+    /// The number of the dispatch, counted from 1 within the schedule; never used twice.
     pub number: u32,
-    /// When, and for which zones.
+    /// Its instant and zones.
     pub wave: Wave,
-    /// Whom it is for: of recipients only those whom this wave serves, each with the properties of the schedule merged into
-    /// its own, which win key by key.
+    /// The recipients in this wave's zones, the audience or the broadcast. The schedule's properties are merged into those of
+    /// each recipient, which take precedence key by key.
     pub target: Target,
     /// The properties of the schedule, for an audience or a broadcast.
     pub properties: Properties,
-    /// How long after the wave's time this attempt begins.
+    /// The time from the wave's instant to the start of this attempt.
     pub lateness: TimeDelta,
     /// The number of this attempt, counted from 1.
     pub attempt: u32,
-    /// The header `traceparent` under which it is handed over, where it is traced.
+    /// The `traceparent` header of this attempt, if it is traced.
     pub traceparent: Option<String>,
 }
 
-/// What a sink says of one dispatch.
+/// The outcome of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeliveryOutcome {
     /// The consumer has it.
     Delivered,
-    /// The consumer certainly has not taken it: as if it had never been fired.
+    /// The consumer certainly does not have it, and may take it later.
     NotTaken {
-        /// For the log and for people; never a secret, never a recipient.
+        /// The reason, for logs and the API; without secrets and recipients.
         why: String,
-        /// When the consumer asks to be tried again, where it says.
+        /// The wait that the consumer requests, if any.
         retry_after: Option<Duration>,
     },
-    /// The consumer has refused it for good.
+    /// The consumer will never take it.
     Rejected {
-        /// As above.
+        /// The reason.
         why: String,
     },
     /// The consumer may or may not have it.
     Unknown {
-        /// As above.
+        /// The reason.
         why: String,
     },
 }

@@ -1,4 +1,4 @@
-//! Identities: each a type of its own, so that none can stand where another is meant.
+//! Ids, each with its own type, so that one cannot be used as another.
 
 use std::fmt;
 
@@ -13,19 +13,16 @@ pub const MAX_ID_CHARS: usize = 255;
 /// The most characters of a request id.
 pub const MAX_REQUEST_ID_CHARS: usize = 128;
 
-/// Checks that an opaque text has 1 to `most` characters and no control character (a NUL cannot be stored by PostgreSQL, the
-/// others hide in logs).
-///
-/// # Errors
-/// What is wrong and what would be right, without the field's name.
-pub fn opaque(value: &str, most: usize) -> Result<(), String> {
+/// Checks that an opaque text has 1 to `max` characters and no control character: PostgreSQL cannot store a NUL, and logs hide
+/// the others. An error names the value and what is expected, but not the field.
+pub fn opaque(value: &str, max: usize) -> Result<(), String> {
     let length = value.chars().count();
     if length == 0 {
-        return Err(format!("is empty; 1 to {most} characters are needed"));
+        return Err(format!("is empty; 1 to {max} characters are needed"));
     }
-    if length > most {
+    if length > max {
         return Err(format!(
-            "{} has {length} characters; at most {most} are allowed",
+            "{} has {length} characters; at most {max} are allowed",
             quote(value)
         ));
     }
@@ -43,41 +40,39 @@ pub fn opaque(value: &str, most: usize) -> Result<(), String> {
 pub struct WorkspaceId(pub i32);
 
 impl WorkspaceId {
-    /// The workspace `default`, which the first migration makes.
+    /// The workspace `default`, which the first migration creates.
     pub const DEFAULT: Self = Self(1);
 }
 
-/// A Canvas, known only by this opaque text of 1 to 255 characters.
+/// The id of a Canvas: an opaque text of 1 to 255 characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CanvasId(String);
 
 impl CanvasId {
-    /// # Errors
-    /// What is wrong and what would be right, without the field's name.
+    /// Parses a value from a caller. An error names the value and what is expected, but not the field.
     pub fn parse(value: &str) -> Result<Self, String> {
         opaque(value, MAX_ID_CHARS).map(|()| Self(value.to_owned()))
     }
 
-    /// The text as it was given.
+    /// The text as the caller sent it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// A canvas schedule: a UUID version 7, so that ids sort by creation.
+/// The id of a canvas schedule: a UUID version 7, so that ids sort by creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ScheduleId(pub Uuid);
 
 impl ScheduleId {
-    /// A new id, later than all that this process made before.
+    /// A new id, which sorts after all earlier ones of this process.
     pub fn new() -> Self {
         Self(Uuid::now_v7())
     }
 
-    /// # Errors
-    /// What is wrong and what would be right, without the field's name.
+    /// Parses a value from a caller. An error names the value and what is expected, but not the field.
     pub fn parse(value: &str) -> Result<Self, String> {
-        // The length keeps out the other spellings that the parser knows: braced, URN, without hyphens.
+        // The parser also accepts braced, URN and unhyphenated forms; the length excludes them.
         let parsed = if value.len() == 36 {
             Uuid::try_parse(value).ok()
         } else {
@@ -85,7 +80,7 @@ impl ScheduleId {
         };
         parsed.map(Self).ok_or_else(|| {
             format!(
-                "{} is not a schedule id; a UUID as Create answered it is needed, like 0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11",
+                "{} is not a schedule id; a UUID as Create returns it is needed, like 0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11",
                 quote(value)
             )
         })
@@ -104,25 +99,23 @@ impl fmt::Display for ScheduleId {
     }
 }
 
-/// What a caller chose to name one request by: 1 to 128 characters.
+/// The caller's name for one request: 1 to 128 characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RequestId(String);
 
 impl RequestId {
-    /// # Errors
-    /// What is wrong and what would be right, without the field's name.
+    /// Parses a value from a caller. An error names the value and what is expected, but not the field.
     pub fn parse(value: &str) -> Result<Self, String> {
         opaque(value, MAX_REQUEST_ID_CHARS).map(|()| Self(value.to_owned()))
     }
 
-    /// The text as it was given.
+    /// The text as the caller sent it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Names an immutable set of properties of one schedule by its content: the same content has the same id, so it is written
-/// only when it changes.
+/// The id of properties of one schedule. It depends on their content alone, so properties are written only when they change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PropertiesId(pub Uuid);
 
@@ -136,20 +129,17 @@ impl PropertiesId {
     }
 }
 
-/// Names the n-th firing of a schedule: 128 bits of SHA-256 over (schedule_id, n), shown as 32 lower-case hex digits.
+/// The id of a dispatch: 128 bits of SHA-256 over the schedule's id and the dispatch's number, as 32 lower-case hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DispatchId([u8; 16]);
 
 impl DispatchId {
-    /// The id of firing `n`, counted from 1.
-    pub fn of(schedule: ScheduleId, n: u32) -> Self {
-        Self(digest_128(&[schedule.0.as_bytes(), &n.to_be_bytes()]))
+    /// The id of dispatch `number`, counted from 1.
+    pub fn of(schedule: ScheduleId, number: u32) -> Self {
+        Self(digest_128(&[schedule.0.as_bytes(), &number.to_be_bytes()]))
     }
-}
 
-impl DispatchId {
-    /// # Errors
-    /// What is wrong and what would be right, without the field's name.
+    /// Parses a value from a caller. An error names the value and what is expected, but not the field.
     pub fn parse(value: &str) -> Result<Self, String> {
         let digits = value.len() == 32
             && value
@@ -161,7 +151,7 @@ impl DispatchId {
             None
         };
         number.map(|number| Self(number.to_be_bytes())).ok_or_else(|| {
-            format!("{} is not a dispatch id; 32 lower-case hex digits are needed, as ListDispatches answers them", quote(value))
+            format!("{} is not a dispatch id; 32 lower-case hex digits are needed, as ListDispatches returns them", quote(value))
         })
     }
 }
@@ -172,7 +162,7 @@ impl fmt::Display for DispatchId {
     }
 }
 
-/// Stands for one revision of one schedule. Opaque to callers; never the same for two schedules.
+/// The etag of one revision of one schedule. Opaque to callers; different for every schedule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Etag(String);
 
@@ -185,12 +175,12 @@ impl Etag {
         Self(format!("{:016x}", u64::from_be_bytes(first)))
     }
 
-    /// An etag as a caller sent it. Any text is one; what this service never gave out is stale.
+    /// An etag as a caller sent it. Any text is valid; one that this service never returned is stale.
     pub fn from_caller(value: &str) -> Self {
         Self(value.to_owned())
     }
 
-    /// The text.
+    /// The text of the etag.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -211,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dispatch_id_is_128_bits_of_sha_256_over_schedule_and_n() {
+    fn a_dispatch_id_is_128_bits_of_sha_256_over_schedule_and_number() {
         let id = ScheduleId::parse("0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11").expect("a valid id");
         let mut bytes = id.0.as_bytes().to_vec();
         bytes.extend([0, 0, 0, 1]);
@@ -234,14 +224,14 @@ mod tests {
     }
 
     #[test]
-    fn ids_say_what_is_wrong() {
-        for (value, said) in [
+    fn errors_of_ids_name_the_fault() {
+        for (value, expected) in [
             ("", "is empty"),
             ("a\0b", "control character"),
             (&"x".repeat(256), "has 256 characters"),
         ] {
             let error = CanvasId::parse(value).expect_err(value);
-            assert!(error.contains(said), "{value:?}: {error}");
+            assert!(error.contains(expected), "{value:?}: {error}");
         }
         assert!(
             CanvasId::parse(&"ü".repeat(255)).is_ok(),
@@ -258,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_etag_is_of_one_schedule_and_one_revision() {
+    fn an_etag_belongs_to_one_revision_of_one_schedule() {
         let (a, b) = (ScheduleId::new(), ScheduleId::new());
         assert_eq!(Etag::of(a, 1), Etag::from_caller(Etag::of(a, 1).as_str()));
         assert_ne!(Etag::of(a, 1), Etag::of(a, 2));

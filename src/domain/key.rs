@@ -1,6 +1,6 @@
-//! API keys: what one looks like, what it may do, and whether a call is let in.
+//! API keys: their format, their permissions, and which calls they admit (docs/api.md, SECURITY.md).
 
-// `core::net` is addresses as values; nothing here talks to a network.
+// `core::net` has addresses as values; nothing here uses a network.
 use core::net::IpAddr;
 use std::fmt;
 
@@ -12,9 +12,9 @@ use subtle::ConstantTimeEq;
 use super::id::{WorkspaceId, opaque};
 use crate::error::quote;
 
-/// Random bytes that make a key: 8 of its id, 24 of its secret.
+/// The random bytes of a key: 8 for its id, 24 for its secret.
 pub const RANDOM_BYTES: usize = 32;
-/// What every key begins with, so that people and scanners know one.
+/// The prefix of every key, by which people and secret scanners recognize one.
 const PREFIX: &str = "cs_";
 const ID_DIGITS: usize = 16;
 const SECRET_DIGITS: usize = 48;
@@ -23,19 +23,18 @@ const MAX_NAME_CHARS: usize = 100;
 /// The most networks of one allowlist.
 const MAX_ALLOWLIST_NETWORKS: usize = 50;
 
-/// Names a key; no secret. Shown as `cs_` and 16 hex digits, which is how the key begins.
+/// The id of a key; not secret. Shown as `cs_` and 16 hex digits, the beginning of the key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyId(u64);
 
 impl KeyId {
-    /// # Errors
-    /// What would be right. The value is not repeated: it may be a whole key.
+    /// Parses an id. An error does not repeat the value, which may be a whole key.
     pub fn parse(value: &str) -> Result<Self, String> {
         let id = value
             .strip_prefix(PREFIX)
             .and_then(|digits| number(digits.as_bytes()))
             .map(Self);
-        id.ok_or_else(|| format!("is not the id of a key; `api-key list` shows them: {PREFIX} and {ID_DIGITS} lower-case hex digits"))
+        id.ok_or_else(|| format!("is not a valid key id; `api-key list` shows them: {PREFIX} and {ID_DIGITS} lower-case hex digits"))
     }
 }
 
@@ -68,8 +67,8 @@ fn hex_digit(digit: u8) -> Option<u8> {
     }
 }
 
-/// SHA-256 of a key's secret. A fast hash is enough: the secret is 192 random bits, so that nobody finds it by trying, however
-/// fast the hash; a slow one protects secrets that people choose, and would cost each call its time.
+/// SHA-256 of a key's secret. A fast hash is enough: 192 random bits cannot be guessed. A slow hash protects secrets that people
+/// choose, and would slow down every call.
 #[derive(Clone, Copy)]
 pub struct SecretHash([u8; 32]);
 
@@ -78,12 +77,12 @@ impl SecretHash {
         Self(Sha256::digest(secret).into())
     }
 
-    /// As it is stored: 64 hex digits.
+    /// The stored form: 64 hex digits.
     pub fn to_hex(self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// As it was stored.
+    /// The hash of this stored form.
     pub fn from_hex(hex: &str) -> Option<Self> {
         let mut bytes = [0; 32];
         if hex.len() != 2 * bytes.len() {
@@ -95,23 +94,23 @@ impl SecretHash {
         Some(Self(bytes))
     }
 
-    /// Takes as long whatever differs.
-    fn is(&self, other: &Self) -> bool {
+    /// Compares in constant time.
+    fn matches(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
 }
 
-/// A key that was just made: the only moment at which its text is there.
+/// A new key, the only value that holds its text.
 pub struct NewKey {
     /// Its id.
     pub id: KeyId,
-    /// What is stored of its secret.
+    /// The hash of its secret, which is stored.
     pub hash: SecretHash,
     text: String,
 }
 
 impl NewKey {
-    /// The key that these random bytes make.
+    /// The key with these random bytes.
     pub fn from_random(random: &[u8; RANDOM_BYTES]) -> Self {
         let mut id = [0; 8];
         id.copy_from_slice(&random[..8]);
@@ -127,22 +126,22 @@ impl NewKey {
         }
     }
 
-    /// The whole key, to be shown once.
+    /// The text of the key, to show once.
     pub fn reveal(&self) -> &str {
         &self.text
     }
 }
 
-/// A key as a caller presents it; of its secret only the hash.
+/// A key that a caller presents, with the hash of its secret.
 #[derive(Clone, Copy)]
 pub struct PresentedKey {
-    /// The key that it claims to be.
+    /// The id that it states.
     pub id: KeyId,
     hash: SecretHash,
 }
 
 impl PresentedKey {
-    /// None when the text is no key at all.
+    /// Parses a key; none if the text does not have the format of one.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let rest = text.strip_prefix(PREFIX.as_bytes())?;
         let (id, secret) = (rest.get(..ID_DIGITS)?, rest.get(ID_DIGITS + 1..)?);
@@ -156,24 +155,24 @@ impl PresentedKey {
     }
 }
 
-/// What a key may be allowed.
+/// A permission of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Permission {
-    /// To schedule.
+    /// Create schedules.
     Create,
-    /// To replace schedules and retry their dispatches.
+    /// Replace schedules and retry their dead letters.
     Update,
-    /// To cancel.
+    /// Cancel schedules.
     Delete,
-    /// To read and list.
+    /// Read and list schedules and dispatches.
     Read,
 }
 
 impl Permission {
-    /// Every one.
+    /// All permissions.
     pub const ALL: [Self; 4] = [Self::Create, Self::Update, Self::Delete, Self::Read];
 
-    /// The name, as callers and operators know it.
+    /// The name that callers and operators use.
     pub fn name(self) -> &'static str {
         match self {
             Self::Create => "canvas.trigger.schedule.create",
@@ -200,7 +199,7 @@ impl Permissions {
         Self(self.0 | 1 << one as u8)
     }
 
-    /// Reads what [`fmt::Display`] wrote. What a newer release allows besides is not allowed here.
+    /// Parses what [`fmt::Display`] wrote. Permissions of a newer release are ignored.
     pub fn from_stored(list: &str) -> Self {
         let known = list
             .split(',')
@@ -208,15 +207,12 @@ impl Permissions {
         known.fold(Self::default(), Self::with)
     }
 
-    /// Whether `one` is among them.
-    pub fn include(self, one: Permission) -> bool {
+    /// Whether the set contains `one`.
+    pub fn contains(self, one: Permission) -> bool {
         self.0 & 1 << one as u8 != 0
     }
 
-    /// Reads names separated by commas, whole or their last word, or `all`.
-    ///
-    /// # Errors
-    /// Every name that is none, and those that are, without the field's name.
+    /// Parses names separated by commas, in full or only their last part, or `all`. An error lists every invalid name.
     pub fn parse(list: &str) -> Result<Self, String> {
         if list.trim() == "all" {
             return Ok(Self::all());
@@ -238,28 +234,26 @@ impl Permissions {
             return Ok(set);
         }
         Err(format!(
-            "{} is no permission; some of create, update, delete, read are needed, separated by commas, or all",
+            "{} is not a valid permission; some of create, update, delete, read are needed, separated by commas, or all",
             wrong.join(" and ")
         ))
     }
 }
 
 impl fmt::Display for Permissions {
-    /// Whole names separated by commas, as they are stored.
+    /// Full names separated by commas, the stored form.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = Permission::ALL
             .into_iter()
-            .filter(|one| self.include(*one))
+            .filter(|one| self.contains(*one))
             .map(Permission::name)
             .collect();
         f.write_str(&names.join(","))
     }
 }
 
-/// Networks separated by commas, such as `10.0.0.0/8,2001:db8::/32`; an address alone is a network of one.
-///
-/// # Errors
-/// Every entry that is none, without the field's name.
+/// Parses networks separated by commas, such as `10.0.0.0/8,2001:db8::/32`; a single address is a network of one. An error lists
+/// every invalid entry.
 pub fn networks(list: &str) -> Result<Vec<IpNet>, String> {
     let entries: Vec<&str> = list
         .split(',')
@@ -290,70 +284,64 @@ pub fn networks(list: &str) -> Result<Vec<IpNet>, String> {
     }
     let wrong: Vec<_> = wrong.into_iter().map(|(entry, _)| quote(entry)).collect();
     Err(format!(
-        "{} is no network; addresses such as 192.0.2.7 or 10.0.0.0/8 are needed, separated by commas",
+        "{} is not a valid network; addresses such as 192.0.2.7 or 10.0.0.0/8 are needed, separated by commas",
         wrong.join(" and ")
     ))
 }
 
-/// Whether `address` lies in one of `networks`. One of IPv4 that came over IPv6 counts as what it is.
+/// Whether one of `networks` contains `address`. An IPv4 address mapped to IPv6 counts as IPv4.
 pub fn lies_in(networks: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
     networks.iter().any(|network| network.contains(&address))
 }
 
-/// Checks what a key is called.
-///
-/// # Errors
-/// What is wrong and what would be right, without the field's name.
+/// Checks the name of a key.
 pub fn check_name(name: &str) -> Result<(), String> {
     opaque(name, MAX_NAME_CHARS)
 }
 
-/// A key as the service knows it.
+/// A key as it is stored.
 #[derive(Clone)]
 pub struct ApiKey {
     /// Its id.
     pub id: KeyId,
-    /// Where it may act.
+    /// The workspace whose schedules it may use.
     pub workspace: WorkspaceId,
-    /// Unique within the workspace; the history names it.
+    /// Unique within the workspace; the actor in the history.
     pub name: String,
-    /// Of its secret.
+    /// The hash of its secret.
     pub hash: SecretHash,
-    /// What it may do.
+    /// What it permits.
     pub permissions: Permissions,
-    /// When it stops working by itself.
+    /// When it expires, if it does.
     pub expires_at: Option<DateTime<Utc>>,
-    /// Where it may be used from; empty means anywhere.
+    /// The networks that it may be used from; empty means anywhere.
     pub allowlist: Vec<IpNet>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: DateTime<Utc>,
-    /// When it was made to stop.
+    /// When it was revoked.
     pub revoked_at: Option<DateTime<Utc>>,
     /// When it was last used, to about a minute.
     pub last_used_at: Option<DateTime<Utc>>,
 }
 
-/// Why a key does not let a call in.
+/// Why a key does not admit a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyRefusal {
-    /// There is no such key, or its secret is another one: these are not told apart.
+    /// The id is unknown or the secret is wrong; callers cannot tell which.
     Unknown,
     /// It was revoked.
     Revoked,
     /// It has expired.
     Expired,
-    /// The caller's address is not in its allowlist, or not known.
+    /// The caller's address is not in the allowlist, or is unknown.
     Address,
-    /// It has not this permission.
+    /// It lacks this permission.
     Permission(Permission),
 }
 
 impl ApiKey {
-    /// Whether a call with this key may go on. Only who knows the secret learns more than [`KeyRefusal::Unknown`].
-    ///
-    /// # Errors
-    /// The first reason why not.
+    /// Admits or refuses a call with this key. Only a caller with the secret gets a reason other than [`KeyRefusal::Unknown`].
     pub fn admit(
         &self,
         presented: &PresentedKey,
@@ -361,7 +349,7 @@ impl ApiKey {
         needs: Permission,
         now: DateTime<Utc>,
     ) -> Result<(), KeyRefusal> {
-        if presented.id != self.id || !self.hash.is(&presented.hash) {
+        if presented.id != self.id || !self.hash.matches(&presented.hash) {
             return Err(KeyRefusal::Unknown);
         }
         if self.revoked_at.is_some() {
@@ -375,7 +363,7 @@ impl ApiKey {
         {
             return Err(KeyRefusal::Address);
         }
-        if !self.permissions.include(needs) {
+        if !self.permissions.contains(needs) {
             return Err(KeyRefusal::Permission(needs));
         }
         Ok(())
@@ -384,7 +372,7 @@ impl ApiKey {
 
 #[cfg(test)]
 impl ApiKey {
-    /// The key `test` of the workspace `default`, which may do everything from anywhere.
+    /// The key `test` of the workspace `default`, with all permissions and no allowlist.
     pub fn of_tests(new: &NewKey, created_at: DateTime<Utc>) -> Self {
         let (id, hash, permissions) = (new.id, new.hash, Permissions::all());
         let (expires_at, revoked_at, last_used_at) = (None, None, None);

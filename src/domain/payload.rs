@@ -1,4 +1,4 @@
-//! What a schedule carries to the consumer: properties, and whom it is for.
+//! The payload of a schedule: properties and target (docs/api.md).
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -18,7 +18,7 @@ pub const MAX_IDENTIFIER_CHARS: usize = 255;
 /// The most entries of `prioritization`.
 pub const MAX_PRIORITIZATION_ENTRIES: usize = 10;
 
-/// A JSON object for templates. Its keys are in order, so equal properties have equal text.
+/// A JSON object for templates. Its keys are sorted, so equal properties have equal text.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Properties(pub Map<String, Value>);
 
@@ -28,18 +28,18 @@ impl Properties {
         Value::Object(self.0.clone()).to_string()
     }
 
-    /// Names this content within `schedule`.
+    /// The id of these properties within `schedule`.
     pub fn id(&self, schedule: ScheduleId) -> PropertiesId {
         PropertiesId::of(schedule, &self.canonical())
     }
 
-    /// Adds what is wrong with these properties, sent as `field`.
+    /// Adds the violations of these properties, sent as `field`.
     pub fn check(&self, field: &str, violations: &mut Violations) {
         check_object(&self.0, field, violations);
     }
 }
 
-/// Who one recipient is.
+/// The identifier of a recipient.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Identifier {
@@ -61,28 +61,28 @@ pub enum Identifier {
 pub struct Recipient {
     /// Who it is.
     pub identifier: Identifier,
-    /// Which of several users with that address is meant.
+    /// Which of several users with the same address to prefer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prioritization: Vec<String>,
     /// Values for this user's message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trigger_properties: Option<Properties>,
-    /// Carried as it is.
+    /// Passed on unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub send_to_existing_only: Option<bool>,
-    /// Carried as it is; only `time_zone` is read.
+    /// Passed on unchanged; only `time_zone` is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attributes: Option<Map<String, Value>>,
 }
 
 impl Recipient {
-    /// The zone that the caller stated, if any. Only meaningful once [`Target::check`] found nothing.
+    /// The zone that the caller stated, if any. Valid only after [`Target::check`] found no violation.
     fn zone(&self) -> Option<Zone> {
         let stated = self.attributes.as_ref()?.get("time_zone")?;
         stated.as_str().and_then(|name| Zone::parse(name).ok())
     }
 
-    /// Its properties are checked by [`Properties::check`], under the name that they were sent by.
+    /// Adds the violations, except those of the properties, which [`Properties::check`] finds.
     fn check(&self, field: &str, violations: &mut Violations) {
         let mut check = |name: &str, value: &str| {
             if let Err(why) = opaque(value, MAX_IDENTIFIER_CHARS) {
@@ -115,7 +115,7 @@ impl Recipient {
         if !self.prioritization.is_empty() && !matches!(self.identifier, Identifier::Email(_)) {
             violations.add(
                 &field,
-                "is only allowed beside email; leave it out or state an email",
+                "is only allowed with email; remove it or use an email",
             );
         }
         if self.prioritization.len() > MAX_PRIORITIZATION_ENTRIES {
@@ -128,7 +128,7 @@ impl Recipient {
     }
 }
 
-/// A zone that is stated must be one that we know: to serve it at another zone's time would be silently wrong.
+/// Rejects a stated zone that is unknown. To replace it by another zone would send at the wrong time, without an error.
 fn check_zone(attributes: &Map<String, Value>, field: &str, violations: &mut Violations) {
     let wrong = match attributes.get("time_zone") {
         None | Some(Value::Null) => None,
@@ -143,19 +143,19 @@ fn check_zone(attributes: &Map<String, Value>, field: &str, violations: &mut Vio
     }
 }
 
-/// Whom a schedule is for. Never changes after creation.
+/// The users that a schedule sends to. Never changes after creation.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Target {
-    /// Users one by one.
+    /// Individual users.
     pub recipients: Vec<Recipient>,
-    /// A filter that the Canvas engine understands.
+    /// A filter for the Canvas engine.
     pub audience: Option<Map<String, Value>>,
-    /// Everyone whom the Canvas targets.
+    /// Every user that the Canvas targets.
     pub broadcast: bool,
 }
 
 impl Target {
-    /// Adds everything that is wrong.
+    /// Adds all violations.
     pub fn check(&self, violations: &mut Violations) {
         let some = !self.recipients.is_empty() || self.audience.is_some();
         if !some && !self.broadcast {
@@ -167,7 +167,7 @@ impl Target {
         if some && self.broadcast {
             violations.add(
                 "broadcast",
-                "is true beside recipients or an audience; state one or the other",
+                "is true together with recipients or an audience; use one or the other",
             );
         }
         for (n, recipient) in self.recipients.iter().enumerate() {
@@ -178,7 +178,7 @@ impl Target {
         }
     }
 
-    /// The same with duplicates removed: of the same kind and value of identifier the last wins, in its first place.
+    /// The target without duplicates. Of recipients with equal identifiers the last one wins, at the position of the first.
     #[must_use]
     pub fn collapsed(self) -> Self {
         let mut kept: Vec<Recipient> = Vec::with_capacity(self.recipients.len());
@@ -197,8 +197,8 @@ impl Target {
         }
     }
 
-    /// Whom a wave of these zones is for, each with `shared` merged into its own properties, which win key by key. Who states a
-    /// zone is in that zone's wave only; the consumer knows the zone of everyone else.
+    /// The target of a wave of these zones. A recipient with a stated zone is in the wave of that zone only; the consumer knows the
+    /// zones of the others. `shared` is merged into the properties of each recipient, which take precedence key by key.
     #[must_use]
     pub fn within(mut self, zones: &ZoneSet, shared: &Properties) -> Self {
         self.recipients
@@ -213,7 +213,7 @@ impl Target {
         self
     }
 
-    /// The zones that get waves, when they are not simply all: every recipient states one, and nobody else is meant.
+    /// The zones that get waves, if not all: every recipient states one, and there is no audience or broadcast.
     pub fn stated_zones(&self) -> Option<ZoneSet> {
         if self.broadcast || self.audience.is_some() || self.recipients.is_empty() {
             return None;
@@ -222,7 +222,7 @@ impl Target {
     }
 }
 
-/// The bytes of all properties of a create together, as compact JSON.
+/// The total bytes of the properties of a creation, as compact JSON.
 pub fn properties_bytes(own: Option<&Properties>, target: &Target) -> usize {
     let of_recipients = target
         .recipients
@@ -234,7 +234,7 @@ pub fn properties_bytes(own: Option<&Properties>, target: &Target) -> usize {
         .sum()
 }
 
-/// Adds a violation when a request has too many recipients; then the rest of them need not be looked at.
+/// Adds a violation when a request has too many recipients.
 pub fn check_count(recipients: usize, violations: &mut Violations) {
     if recipients > MAX_RECIPIENTS {
         let message = format!("has {recipients} recipients; at most {MAX_RECIPIENTS} are allowed");
@@ -242,7 +242,7 @@ pub fn check_count(recipients: usize, violations: &mut Violations) {
     }
 }
 
-/// Adds a violation when the properties of a request are too large together.
+/// Adds a violation when the properties of a request exceed the maximum in total.
 pub fn check_bytes(bytes: usize, violations: &mut Violations) {
     if bytes > MAX_PROPERTIES_BYTES {
         let message = format!(
@@ -253,18 +253,18 @@ pub fn check_bytes(bytes: usize, violations: &mut Violations) {
 }
 
 fn check_object(object: &Map<String, Value>, field: &str, violations: &mut Violations) {
-    let mut faults = ObjectScan::default();
+    let mut scan = ObjectScan::default();
     object
         .iter()
-        .for_each(|(key, value)| faults.visit(key, value, 1));
-    if faults.deepest > MAX_PROPERTIES_DEPTH {
+        .for_each(|(key, value)| scan.visit(key, value, 1));
+    if scan.deepest > MAX_PROPERTIES_DEPTH {
         let message = format!(
             "is nested {} deep; at most {MAX_PROPERTIES_DEPTH} levels are allowed",
-            faults.deepest
+            scan.deepest
         );
         violations.add(field, message);
     }
-    if let Some(key) = faults.nul_under {
+    if let Some(key) = scan.nul_under {
         violations.add(
             field,
             format!("has a NUL character at {}; none is allowed", quote(&key)),
@@ -272,7 +272,7 @@ fn check_object(object: &Map<String, Value>, field: &str, violations: &mut Viola
     }
 }
 
-/// What a walk over a JSON object finds.
+/// A scan of a JSON object.
 #[derive(Default)]
 struct ObjectScan {
     deepest: usize,
@@ -280,7 +280,7 @@ struct ObjectScan {
 }
 
 impl ObjectScan {
-    /// Visits a value at `depth` levels; its depth is bounded by the decoder that made it.
+    /// Visits a value at this depth. The decoder limits the recursion.
     fn visit(&mut self, key: &str, value: &Value, depth: usize) {
         self.deepest = self.deepest.max(depth);
         let nul = key.contains('\0') || value.as_str().is_some_and(|text| text.contains('\0'));
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_of_a_target_is_named_at_once() {
+    fn a_target_reports_all_violations_together() {
         let mut wrong = user("", Some("Europe/Berln"));
         wrong.prioritization = vec!["most_recently_updated".to_owned()];
         let target = Target {
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_properties_have_one_id_whatever_the_order_of_their_keys() {
+    fn equal_properties_have_one_id_in_any_order_of_keys() {
         let schedule = ScheduleId::new();
         let a = Properties(object(
             serde_json::from_str(r#"{"x":1,"y":{"b":2,"a":3}}"#).expect("JSON"),

@@ -7,26 +7,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::quote;
 
-/// A form that every refusal names.
+/// The accepted forms, which every error names.
 const ACCEPTED: &str = "an ISO 8601 date and time is needed, like 2026-03-01T09:30:00Z, 2026-03-01T09:30:00+02:00 or 2026-03-01T09:30:00";
 
-/// When a Canvas is sent. A whole value: one replaces another, nothing is merged.
+/// When a Canvas is sent. An update replaces it as a whole (docs/api.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Schedule {
     /// To the millisecond: UTC when the schedule is an instant, else the wall-clock time in each zone.
     time: NaiveDateTime,
     /// The wall-clock time in each zone.
     pub in_local_time: bool,
-    /// Only the date counts: each zone's local midnight, for the consumer to choose a moment within that day.
+    /// Only the date counts: the wave is at local midnight in each zone, and the consumer chooses the time within the day.
     pub at_optimal_time: bool,
 }
 
 impl Schedule {
-    /// Reads `time` as a caller wrote it. A designator is applied when the schedule is an instant and ignored when it is
-    /// local or optimal.
-    ///
-    /// # Errors
-    /// The value and an accepted form, without the field's name.
+    /// Parses `time` as a caller wrote it. A zone designator is applied if the schedule is an instant, and ignored if it is local or
+    /// optimal. An error names the value and the accepted forms, but not the field.
     pub fn parse(time: &str, in_local_time: bool, at_optimal_time: bool) -> Result<Self, String> {
         let (digits, offset) =
             parse_iso(time).map_err(|why| format!("{} {why}; {ACCEPTED}", quote(time)))?;
@@ -36,7 +33,7 @@ impl Schedule {
         } else {
             digits.checked_sub_signed(offset.unwrap_or_default())
         };
-        // The offset may lead out of the years that the form can print.
+        // The offset may move the time out of the years that the form can print.
         kept.filter(|kept| (1..=9999).contains(&kept.year()))
             .map(|time| Self {
                 time,
@@ -46,7 +43,7 @@ impl Schedule {
             .ok_or_else(|| format!("{} is out of range; {ACCEPTED}", quote(time)))
     }
 
-    /// A schedule from its stored parts: milliseconds since 1970 of UTC or of the wall clock, as [`Self::millis`] gave.
+    /// A schedule from its stored parts, with the milliseconds of [`Self::millis`].
     pub fn from_parts(millis: i64, in_local_time: bool, at_optimal_time: bool) -> Option<Self> {
         let time = chrono::DateTime::from_timestamp_millis(millis)?.naive_utc();
         Some(Self {
@@ -61,7 +58,7 @@ impl Schedule {
         self.time.and_utc().timestamp_millis()
     }
 
-    /// The digits: UTC when the schedule is an instant, else the wall-clock time.
+    /// The time: UTC if the schedule is an instant, else the wall-clock time.
     pub fn time(&self) -> NaiveDateTime {
         self.time
     }
@@ -72,8 +69,8 @@ impl Schedule {
     }
 }
 
-/// The normal form of the time: `Z` when it is an instant, no designator when it is a wall-clock time, a fraction of three
-/// digits only when there is one.
+/// The normal form of the time: `Z` if it is an instant, no designator if it is a wall-clock time, and three digits of
+/// milliseconds unless they are zero.
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = self.time;
@@ -108,7 +105,7 @@ fn parse_iso(text: &str) -> Result<Parsed, &'static str> {
     let (hour, minute) = parse_hour_minute(&mut rest)?;
     let (second, nanos) = parse_second(&mut rest)?;
     let offset = parse_designator(rest)?;
-    // Kept to the millisecond: what is finer is cut off.
+    // Truncated to the millisecond.
     let time = date.and_hms_milli_opt(hour, minute, second, nanos / 1_000_000);
     Ok((time.ok_or("is not a time of day")?, offset))
 }
@@ -185,7 +182,7 @@ fn parse_designator(mut rest: Digits<'_>) -> Result<Option<TimeDelta>, &'static 
     )))
 }
 
-/// What is left to read.
+/// The rest of the text.
 struct Digits<'a>(&'a [u8]);
 
 impl Digits<'_> {
@@ -217,7 +214,7 @@ impl Digits<'_> {
         found
     }
 
-    /// One to 30 digits after the decimal sign, as nanoseconds; what is finer is cut off.
+    /// One to 30 digits after the decimal sign, as nanoseconds; truncated.
     fn fraction(&mut self) -> Result<u32, &'static str> {
         let count = self
             .0

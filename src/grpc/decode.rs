@@ -34,7 +34,7 @@ impl<'t> RequestReader<'t> {
         if sent.is_empty() {
             self.violations.add(
                 "schedule_id",
-                "is missing; a UUID as Create answered it is needed",
+                "is missing; a UUID as Create returns it is needed",
             );
             return None;
         }

@@ -221,7 +221,7 @@ impl Budget {
             open.as_ref()
                 .map_or(0, |window| window.left.load(Ordering::Relaxed)),
         );
-        let began_ms = quota.window.begin(now_ms);
+        let began_ms = quota.window.start(now_ms);
         let replicas = self.counter.replicas.load(Ordering::Relaxed);
         let ask = QuotaRequest { needed, wanted };
         let taken = store
@@ -253,7 +253,7 @@ impl Budget {
             return Ok(());
         };
         let quota = self.quota(QuotaKind::SameAudience);
-        let began_ms = quota.window.begin(self.counter.now_ms());
+        let began_ms = quota.window.start(self.counter.now_ms());
         let ask = QuotaRequest {
             needed: 1,
             wanted: 1,
@@ -447,7 +447,7 @@ impl Budget {
     pub fn endless(workspace: WorkspaceId, clock: SharedClock) -> Arc<Self> {
         let budget = Self::new(workspace, Limits::default(), SharedQuota::new(None, clock));
         let quota = budget.quota(QuotaKind::Requests);
-        let window = BudgetWindow::new(quota, quota.window.begin(budget.counter.now_ms()));
+        let window = BudgetWindow::new(quota, quota.window.start(budget.counter.now_ms()));
         window.add(u64::MAX / 2, 0);
         budget.requests.window.store(Some(Arc::new(window)));
         budget

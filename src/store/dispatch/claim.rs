@@ -198,7 +198,7 @@ impl<'a> ClaimPass<'a> {
     /// Lets the domain decide a schedule: claims its earliest wave, or only moves it to its next one.
     fn decide(&mut self, loaded: Loaded, due: DueSchedule) {
         let (row, schedule) = (&loaded.row, &loaded.schedule);
-        if schedule.schedule.is_local() && !zone::may_fire(row.zone_rules, self.in_force) {
+        if schedule.schedule.is_local() && !zone::may_claim(row.zone_rules, self.in_force) {
             // Its entries stay where they are, for a replica that has the newer data.
             return;
         }
