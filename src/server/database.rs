@@ -18,7 +18,7 @@ impl OpenDatabase {
         let metrics = Metrics::new().map_err(Error::internal)?;
         let options = Options {
             settings: settings.store,
-            writes: metrics.commit.clone(),
+            metrics: metrics.commit.clone(),
             ..Options::new(&settings.database_url.0)
         };
         let (store, writers) = Store::open(&options, clock, settings.policy).await?;

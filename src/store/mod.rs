@@ -26,8 +26,9 @@ pub use gauges::{Fill, Levels};
 pub use read::{Details, DispatchFilter, Filter, Reads};
 pub use schema::answered::{Answered, REQUEST_KEPT, RequestKey};
 pub use schema::tenant::Key;
-pub use session::connect::{Durability, Options};
+pub use session::durability::Durability;
 pub use session::error::RETRY_AFTER;
+pub use session::options::Options;
 pub use settings::StoreSettings;
 
 use crate::clock::SharedClock;
@@ -35,7 +36,7 @@ use crate::domain::SchedulePolicy;
 use crate::error::Error;
 use schema::migration;
 use session::pool::Pool;
-use session::{connect, error};
+use session::{connect, durability, error};
 
 /// The database, in four parts by who asks.
 #[derive(Clone)]
@@ -64,36 +65,15 @@ impl Store {
         policy: SchedulePolicy,
     ) -> Result<(Self, Vec<Writer>), Error> {
         let reads = connect::reads(options).await?;
-        let mut senders = Vec::new();
-        let mut writers = Vec::new();
-        for _ in 0..connect::writer_count(options) {
+        let pools = connect::writers(options, &reads).await?;
+        let pool = connect::dispatcher(options, pools.first()).await?;
+        let (mut senders, mut writers) = (Vec::new(), Vec::new());
+        for pool in pools {
             let (sender, queue) = mpsc::channel(options.settings.queue_max.get());
-            let connect = connect::writer(options);
-            let db = connect::writer_connection(options, &connect, &reads).await?;
-            let (clock, batch_max, revisions_kept) = (
-                clock.clone(),
-                options.settings.commit_max.get(),
-                i64::from(options.settings.revisions_kept.get()),
-            );
-            let writes = options.writes.clone();
-            writers.push(Writer {
-                queue,
-                connect,
-                db,
-                clock,
-                policy,
-                batch_max,
-                revisions_kept,
-                writes,
-                held: None,
-                away: false,
-            });
+            writers.push(Writer::new(queue, pool, options, clock.clone(), policy));
             senders.push(sender);
         }
-        let pool =
-            connect::dispatching(options, writers.first().map_or(&reads, |writer| &writer.db))
-                .await?;
-        let metrics = options.writes.clone();
+        let metrics = options.metrics.clone();
         let store = Self {
             read: Reads {
                 db: reads.clone(),
@@ -138,7 +118,7 @@ impl Store {
     /// # Errors
     /// What the database says, for the log.
     pub async fn durability(&self) -> Result<Durability, Error> {
-        connect::durability(&self.reads)
+        durability::durability(&self.reads)
             .await
             .map_err(|fault| error::public(&fault))
     }

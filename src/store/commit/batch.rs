@@ -1,39 +1,23 @@
-//! A batch in memory: what was read, what the domain decides of it, what is to be written, and who gets which answer.
+//! Decides a batch in memory: from what was read and what callers ask to what is written and who gets which answer.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use sea_orm::DbErr;
 use uuid::Uuid;
 
-use crate::domain::{CanvasSchedule, Outcome, RequestId, SchedulePolicy, WorkspaceId, Zone, zone};
+use crate::domain::{CanvasSchedule, Outcome, SchedulePolicy, WorkspaceId, zone};
 use crate::error::Error;
-use crate::store::commit::insert::NewRows;
 use crate::store::commit::job::{Job, Unsettled, Work};
+use crate::store::commit::snapshot::Snapshot;
 use crate::store::commit::statements::{RequestWrite, Writes};
-use crate::store::schema::answered::Answered;
 use crate::store::schema::codec;
 use crate::store::schema::history::RowKey;
-use crate::store::schema::load::{Loaded, ScheduleKey, Unreadable};
+use crate::store::schema::load::{Loaded, ScheduleKey};
 use crate::store::schema::tables::{canvas_schedule, properties, request, revision, target, wake};
 
-/// Old revisions are removed once for so many new ones.
-const TRIM_EVERY: i64 = 50;
-
-/// What the database holds about the jobs of a batch.
-#[derive(Default)]
-pub(crate) struct Read {
-    /// The rows that exist.
-    pub rows: HashMap<(WorkspaceId, Uuid), Result<Loaded, Unreadable>>,
-    /// Rows that another session holds.
-    pub held: HashSet<(WorkspaceId, Uuid)>,
-    /// First answers to their request ids.
-    pub answered: HashMap<(WorkspaceId, RequestId), Answered>,
-    /// Commits that are there after all.
-    pub settled: HashSet<(Uuid, i64)>,
-    /// Default zones, for new schedules.
-    pub default_zones: HashMap<WorkspaceId, Zone>,
-}
+/// Old revisions of a schedule are removed once for every so many new ones.
+const TRIM_INTERVAL: i64 = 50;
 
 /// The moment, the rules and the commit that a batch is decided with.
 pub(crate) struct Context<'a> {
@@ -43,87 +27,127 @@ pub(crate) struct Context<'a> {
     pub policy: &'a SchedulePolicy,
     /// Marks the revisions.
     pub commit_id: i64,
+    /// How many of its newest revisions a schedule keeps.
+    pub revisions_kept: i64,
+}
+
+/// A batch of jobs that the domain decides, in order.
+pub(crate) struct Batch<'a> {
+    snapshot: Snapshot,
+    context: &'a Context<'a>,
+    entries: BTreeMap<Uuid, Entry>,
+    decision: Decision,
+}
+
+/// What a batch comes to: what is written, and the answers that its callers get once that is committed.
+pub(crate) struct Decision {
+    /// Everything that is written.
+    pub writes: Writes,
+    /// Revisions to be removed after the commit: those of a schedule up to this number.
+    trims: Vec<(RowKey, i64)>,
+    answers: Vec<(Job, Result<Outcome, Error>)>,
+    /// Jobs that wait for the next round.
+    postponed: Vec<Job>,
+    commit_id: i64,
 }
 
 /// One row and all the jobs of the batch that are about it, in their order.
 struct Entry {
     before: canvas_schedule::Model,
     after: CanvasSchedule,
+    /// One for each accepted job.
+    revisions: Vec<revision::Model>,
     jobs: Vec<(Job, Result<Outcome, Error>)>,
 }
 
-/// A decided batch.
-pub(crate) struct Batch {
-    entries: BTreeMap<Uuid, Entry>,
-    created: Vec<(Job, Outcome)>,
-    /// The instant of every change in it.
-    pub now: DateTime<Utc>,
-    /// Jobs that must wait for the next round.
-    pub again: Vec<Job>,
-    commit_id: i64,
-}
-
-impl Batch {
-    /// Lets the domain decide each job, in order, on what the jobs before it left. Answers at once what needs no write.
-    pub(crate) fn decide(jobs: Vec<Job>, mut read: Read, context: &Context<'_>) -> Self {
+impl<'a> Batch<'a> {
+    /// Lets the domain decide each job on what the jobs before it left. Jobs that need no write are answered here: those whose
+    /// answer is known, and those of rows all of whose changes are refused.
+    pub(crate) fn decide(jobs: Vec<Job>, snapshot: Snapshot, context: &'a Context<'a>) -> Decision {
         let mut batch = Self {
+            snapshot,
+            context,
             entries: BTreeMap::new(),
-            created: vec![],
-            now: context.now,
-            again: vec![],
-            commit_id: context.commit_id,
+            decision: Decision {
+                writes: Writes::new(context.now),
+                trims: vec![],
+                answers: vec![],
+                postponed: vec![],
+                commit_id: context.commit_id,
+            },
         };
-        let (mut seen, mut held) = (HashSet::new(), std::mem::take(&mut read.held));
+        let (mut seen, mut waiting) = (HashSet::new(), std::mem::take(&mut batch.snapshot.locked));
         for job in jobs {
-            let Some(job) = answer_what_is_known(job, &read) else {
+            let Some(job) = batch.unless_known(job) else {
                 continue;
             };
             let request = job
                 .request
                 .as_ref()
                 .map(|request| (job.caller.workspace, request.id.clone()));
-            // Its twin is in this batch: the next round finds the twin's answer.
-            let is_twin = request
+            // A second job with the same request id waits for the next round, which finds the first one's answer.
+            let is_repeated = request
                 .as_ref()
                 .is_some_and(|request| seen.contains(request));
-            if is_twin || held.contains(&job.key()) {
-                // What follows on its schedule follows it there too.
-                held.insert(job.key());
-                batch.again.push(job);
+            if is_repeated || waiting.contains(&job.key()) {
+                // The jobs that follow on its schedule wait too, so that they keep their order.
+                waiting.insert(job.key());
+                batch.decision.postponed.push(job);
                 continue;
             }
-            if batch.decide_one(job, &mut read, context) {
-                // One that was refused has no answer to find; its twin keeps its place in the order.
+            if batch.decide_one(job) {
+                // A refused job leaves no answer to find; the next one with its request id keeps its place in the order.
                 seen.extend(request);
             }
         }
-        batch
+        // In the order of the rows, so that batches of several replicas never wait for each other in a ring.
+        let writes = &mut batch.decision.writes;
+        writes.properties.sort_by_key(|row| row.schedule_id);
+        writes.requests.sort_by_key(|write| write.schedule_id);
+        let entries = std::mem::take(&mut batch.entries);
+        for entry in entries.into_values() {
+            batch.decision.finish(entry, context.revisions_kept);
+        }
+        batch.decision
+    }
+
+    /// Answers a job whose commit turned out to be there, or whose request was answered before.
+    fn unless_known(&self, mut job: Job) -> Option<Job> {
+        let id = job.work.schedule_id().0;
+        let settled = |cut: &Unsettled| self.snapshot.settled.contains(&(id, cut.commit_id));
+        if let Some(at) = job.unsettled.iter().position(settled) {
+            let outcome = job.unsettled.swap_remove(at).outcome;
+            job.answer(Ok(outcome));
+            return None;
+        }
+        let Some(request) = &job.request else {
+            return Some(job);
+        };
+        let key = (job.caller.workspace, request.id.clone());
+        let Some(answered) = self.snapshot.answered.get(&key) else {
+            return Some(job);
+        };
+        let replayed = answered.replay(request);
+        job.answer(replayed);
+        None
     }
 
     /// Whether the job was accepted.
-    fn decide_one(&mut self, job: Job, read: &mut Read, context: &Context<'_>) -> bool {
+    fn decide_one(&mut self, job: Job) -> bool {
         match &job.work {
-            Work::Create(id, create) => {
-                let decided = match read.default_zones.get(&job.caller.workspace) {
-                    Some(zone) => create.decide(*id, *zone, context.now, context.policy),
-                    None => Err(Error::internal("the workspace does not exist")),
-                };
-                match decided {
-                    Ok(outcome) => {
-                        self.created.push((job, outcome));
-                        return true;
-                    }
-                    Err(error) => job.answer(Err(error)),
+            Work::Create(..) => match self.create(&job) {
+                Ok(outcome) => {
+                    self.decision.answers.push((job, Ok(outcome)));
+                    return true;
                 }
-            }
-            Work::Change(id, command) => match self.entry(&job, read) {
-                Ok(Some(entry)) => {
-                    let decided = command.decide(&entry.after, context.now, context.policy);
-                    if let Ok(outcome) = &decided {
-                        entry.after = outcome.after.clone();
-                    }
+                Err(error) => job.answer(Err(error)),
+            },
+            Work::Change(id, _) => match self.change(&job) {
+                Ok(Some(decided)) => {
                     let accepted = decided.is_ok();
-                    entry.jobs.push((job, decided));
+                    if let Some(entry) = self.entries.get_mut(&id.0) {
+                        entry.jobs.push((job, decided));
+                    }
                     return accepted;
                 }
                 Ok(None) => {
@@ -136,236 +160,169 @@ impl Batch {
         false
     }
 
-    /// The row that a job is about, with what the jobs before it made of it; none when its workspace has no such row.
-    fn entry(&mut self, job: &Job, read: &mut Read) -> Result<Option<&mut Entry>, DbErr> {
-        let key = job.key();
-        if let Some(loaded) = read.rows.remove(&key) {
-            let Loaded { row, schedule, .. } = loaded?;
-            let entry = Entry {
-                before: row,
-                after: schedule,
-                jobs: vec![],
-            };
-            self.entries.insert(key.1, entry);
-        }
-        Ok(self
-            .entries
-            .get_mut(&key.1)
-            .filter(|entry| entry.before.workspace_id == key.0.0))
-    }
-
-    /// Answers the jobs of rows that need no write: all of their changes were refused on what is stored.
-    pub(crate) fn answer_refused(&mut self) {
-        let refused = |entry: &Entry| entry.jobs.iter().all(|(_, decided)| decided.is_err());
-        let ids: Vec<Uuid> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| refused(entry))
-            .map(|(id, _)| *id)
-            .collect();
-        for entry in ids
-            .iter()
-            .filter_map(|id| self.entries.remove(id))
-            .collect::<Vec<_>>()
-        {
-            entry
-                .jobs
-                .into_iter()
-                .for_each(|(job, decided)| job.answer(decided));
-        }
-    }
-
-    /// What the changes write.
-    ///
-    /// # Errors
-    /// Never in practice: outcomes always make JSON.
-    pub(crate) fn writes(&self) -> Result<Writes, DbErr> {
-        let mut writes = Writes::default();
-        for (id, entry) in &self.entries {
-            writes.rows.push(entry.row()?);
-            let mut previous_ms = entry.before.updated_ms;
-            for (job, outcome) in entry
-                .jobs
-                .iter()
-                .filter_map(|(job, decided)| decided.as_ref().ok().map(|outcome| (job, outcome)))
-            {
-                let revision = revision_row(job, outcome, previous_ms, self.commit_id);
-                previous_ms = revision.created_ms;
-                writes.revisions.push(revision);
-                writes.properties.extend(properties_row(job, outcome));
-                if let Some(row) = request_row(job, outcome)? {
-                    writes.requests.push(RequestWrite {
-                        schedule_id: *id,
-                        row,
-                    });
-                }
-            }
-        }
-        Ok(writes)
-    }
-
-    /// What the creations write.
-    ///
-    /// # Errors
-    /// Never in practice: what callers send always makes JSON.
-    pub(crate) fn new_rows(&self) -> Result<NewRows, DbErr> {
-        let mut new = NewRows::default();
-        for (job, outcome) in &self.created {
-            let Work::Create(id, create) = &job.work else {
-                continue;
-            };
-            let workspace_id = job.caller.workspace.0;
-            let body = serde_json::to_string(&create.target).map_err(codec::broken)?;
-            new.schedules.push(codec::schedule_row(
-                job.caller.workspace,
-                &outcome.after,
-                None,
-            )?);
-            new.wakes
-                .extend(outcome.after.next_wave.map(|at| wake::Model {
-                    wake_ms: at.timestamp_millis(),
-                    workspace_id,
-                    id: id.0,
-                }));
-            new.revisions
-                .push(revision_row(job, outcome, 0, self.commit_id));
-            new.targets.push(target::Model {
-                schedule_id: id.0,
-                workspace_id,
-                body,
-            });
-            new.properties.extend(properties_row(job, outcome));
-            new.requests.extend(request_row(job, outcome)?);
-        }
-        Ok(new)
-    }
-
-    /// Of these rows, those that are cancelled now and have been fired: their unknown dispatches are tried no more.
-    pub(crate) fn abandoned(&self, moved: impl Fn(&Uuid) -> bool) -> Vec<ScheduleKey> {
-        let cancelled =
-            |entry: &Entry| entry.after.cancelled_at.is_some() && entry.before.fired > 0;
-        let written = self
-            .entries
-            .iter()
-            .filter(|(id, entry)| moved(id) && cancelled(entry));
-        written
-            .map(|(_, entry)| ScheduleKey::of(&entry.before))
-            .collect()
-    }
-
-    /// Of these rows, those whose next wave is by other zone data than they are marked with: a release with other data is about.
-    pub(crate) fn restamped(&self, moved: impl Fn(&Uuid) -> bool) -> Vec<ScheduleKey> {
-        let other = |entry: &Entry| {
-            entry.after.schedule.is_local() && entry.before.zone_rules != zone::data_number()
+    /// Decides a creation, and adds its rows.
+    fn create(&mut self, job: &Job) -> Result<Outcome, Error> {
+        let Work::Create(id, create) = &job.work else {
+            return Err(Error::internal("a change is not a creation"));
         };
-        let written = self
-            .entries
-            .iter()
-            .filter(|(id, entry)| moved(id) && other(entry));
-        written
-            .map(|(_, entry)| ScheduleKey::of(&entry.before))
-            .collect()
-    }
-
-    /// Whether all that it writes is one statement.
-    pub(crate) fn is_one_statement(&self) -> bool {
-        self.created.is_empty()
-            && self.abandoned(|_| true).is_empty()
-            && self.restamped(|_| true).is_empty()
-    }
-
-    /// Written schedules that have passed another [`TRIM_EVERY`] revisions, with the newest one that is not kept any more.
-    pub(crate) fn trims(&self, moved: &HashSet<Uuid>, kept: i64) -> Vec<(RowKey, i64)> {
-        let written = self.entries.iter().filter(|(id, _)| moved.contains(id));
-        let revised = written.map(|(id, entry)| {
-            (
-                (entry.before.workspace_id, *id),
-                entry.before.revision,
-                entry.after.revision,
-            )
+        let (workspace, context) = (job.caller.workspace, self.context);
+        let zone = self.snapshot.default_zones.get(&workspace);
+        let zone = zone.ok_or_else(|| Error::internal("the workspace does not exist"))?;
+        let outcome = create.decide(*id, *zone, context.now, context.policy)?;
+        let body = serde_json::to_string(&create.target).map_err(Error::internal)?;
+        let schedule =
+            codec::schedule_row(workspace, &outcome.after, None).map_err(Error::internal)?;
+        let request = request_row(job, &outcome)?;
+        let created = &mut self.decision.writes.created;
+        created.schedules.push(schedule);
+        created
+            .wakes
+            .extend(outcome.after.next_wave.map(|at| wake::Model {
+                wake_ms: at.timestamp_millis(),
+                workspace_id: workspace.0,
+                id: id.0,
+            }));
+        created
+            .revisions
+            .push(revision_row(job, &outcome, 0, context.commit_id));
+        created.targets.push(target::Model {
+            schedule_id: id.0,
+            workspace_id: workspace.0,
+            body,
         });
-        let due = revised.filter(|(_, before, after)| {
-            before / TRIM_EVERY != after / TRIM_EVERY && *after > kept
-        });
-        due.map(|(key, _, after)| (key, after - kept)).collect()
+        created.properties.extend(properties_row(job, &outcome));
+        created.requests.extend(request);
+        Ok(outcome)
     }
 
-    /// Answers every job whose row was written, after its commit; the others go round again.
-    pub(crate) fn answer(self, moved: &HashSet<Uuid>) -> Vec<Job> {
-        let mut again = Vec::new();
-        for (job, outcome) in self.created {
-            job.answer(Ok(outcome));
+    /// Decides a change on what the jobs before it made of its row, and adds what it writes. None when the job's workspace has no
+    /// such row.
+    fn change(&mut self, job: &Job) -> Result<Option<Result<Outcome, Error>>, DbErr> {
+        let Work::Change(_, command) = &job.work else {
+            return Ok(None);
+        };
+        let (key, context) = (job.key(), self.context);
+        if let Some(loaded) = self.snapshot.rows.remove(&key) {
+            self.entries.insert(key.1, Entry::new(loaded?));
         }
-        for (id, entry) in self.entries {
-            for (mut job, decided) in entry.jobs {
-                if moved.contains(&id) {
-                    job.answer(decided);
-                } else {
-                    job.rounds_lost = job.rounds_lost.saturating_add(1);
-                    again.push(job);
+        let entry = self.entries.get_mut(&key.1);
+        let Some(entry) = entry.filter(|entry| entry.before.workspace_id == key.0.0) else {
+            return Ok(None);
+        };
+        let decided = command
+            .decide(&entry.after, context.now, context.policy)
+            .and_then(|outcome| Ok((request_row(job, &outcome)?, outcome)));
+        let (request, outcome) = match decided {
+            Ok(accepted) => accepted,
+            Err(error) => return Ok(Some(Err(error))),
+        };
+        let last = entry.revisions.last();
+        let previous_ms = last.map_or(entry.before.updated_ms, |last| last.created_ms);
+        entry
+            .revisions
+            .push(revision_row(job, &outcome, previous_ms, context.commit_id));
+        entry.after = outcome.after.clone();
+        let writes = &mut self.decision.writes;
+        writes.properties.extend(properties_row(job, &outcome));
+        writes.requests.extend(request.map(|row| RequestWrite {
+            schedule_id: key.1,
+            row,
+        }));
+        Ok(Some(Ok(outcome)))
+    }
+}
+
+impl Decision {
+    /// Adds what is written of a row, or answers its jobs when all of them were refused on what is stored.
+    fn finish(&mut self, entry: Entry, revisions_kept: i64) {
+        if entry.revisions.is_empty() {
+            for (job, decided) in entry.jobs {
+                job.answer(decided);
+            }
+            return;
+        }
+        let row = match entry.row() {
+            Ok(row) => row,
+            Err(fault) => {
+                for (job, _) in entry.jobs {
+                    job.answer(Err(Error::internal(&fault)));
                 }
+                return;
+            }
+        };
+        let (before, after) = (&entry.before, &entry.after);
+        let key = ScheduleKey::of(before);
+        if after.cancelled_at.is_some() && before.fired > 0 {
+            self.writes.abandoned.push(key);
+        }
+        // A release with other zone data is running as well.
+        if after.schedule.is_local() && before.zone_rules != zone::data_number() {
+            self.writes.restamped.push(key);
+        }
+        let due_for_trim = before.revision / TRIM_INTERVAL != after.revision / TRIM_INTERVAL;
+        if due_for_trim && after.revision > revisions_kept {
+            self.trims
+                .push((key.pair(), after.revision - revisions_kept));
+        }
+        self.writes.rows.push(row);
+        self.writes.revisions.extend(entry.revisions);
+        self.answers.extend(entry.jobs);
+    }
+
+    /// Revisions to be removed of the schedules that were written: those up to this number.
+    pub(crate) fn trims_of(&self, written: &HashSet<Uuid>) -> Vec<(RowKey, i64)> {
+        let of_written = self
+            .trims
+            .iter()
+            .filter(|(key, _)| written.contains(&key.1));
+        of_written.copied().collect()
+    }
+
+    /// Answers every job whose row was written, after its commit. Returns the others, which are tried again, in their order.
+    pub(crate) fn reply(self, written: &HashSet<Uuid>) -> Vec<Job> {
+        let mut retried = Vec::new();
+        for (mut job, decided) in self.answers {
+            if written.contains(&job.key().1) {
+                job.answer(decided);
+            } else {
+                job.rounds_lost = job.rounds_lost.saturating_add(1);
+                retried.push(job);
             }
         }
-        // They waited for changes before them.
-        again.extend(self.again);
-        again
+        // They waited for jobs before them.
+        retried.extend(self.postponed);
+        retried
     }
 
-    /// The jobs of a batch that failed; `cut_off` when its commit may have been carried out all the same.
+    /// The jobs of a batch that failed. With `cut_off` its commit may have been carried out all the same.
     pub(crate) fn into_jobs(self, cut_off: bool) -> Vec<Job> {
-        let created = self
-            .created
-            .into_iter()
-            .map(|(job, outcome)| (job, Ok(outcome)));
-        let changed = self.entries.into_values().flat_map(|entry| entry.jobs);
+        let commit_id = self.commit_id;
         let unsettle = |(mut job, decided): (Job, Result<Outcome, Error>)| {
             if let (true, Ok(outcome)) = (cut_off, decided) {
-                job.unsettled.push(Unsettled {
-                    commit_id: self.commit_id,
-                    outcome,
-                });
+                job.unsettled.push(Unsettled { commit_id, outcome });
             }
             job
         };
-        let mut jobs: Vec<Job> = created.chain(changed).map(unsettle).collect();
-        jobs.extend(self.again);
+        let mut jobs: Vec<Job> = self.answers.into_iter().map(unsettle).collect();
+        jobs.extend(self.postponed);
         jobs
     }
 }
 
 impl Entry {
+    fn new(loaded: Loaded) -> Self {
+        Self {
+            before: loaded.row,
+            after: loaded.schedule,
+            revisions: vec![],
+            jobs: vec![],
+        }
+    }
+
     /// The row as it is to be, with the version that was read.
     fn row(&self) -> Result<canvas_schedule::Model, DbErr> {
         let workspace = WorkspaceId(self.before.workspace_id);
         codec::schedule_row(workspace, &self.after, Some(&self.before))
-    }
-}
-
-/// Answers a job whose commit turned out to be there, or whose request was answered before.
-fn answer_what_is_known(mut job: Job, read: &Read) -> Option<Job> {
-    let id = job.work.schedule_id().0;
-    if let Some(at) = job
-        .unsettled
-        .iter()
-        .position(|cut| read.settled.contains(&(id, cut.commit_id)))
-    {
-        let outcome = job.unsettled.swap_remove(at).outcome;
-        job.answer(Ok(outcome));
-        return None;
-    }
-    let Some(request) = &job.request else {
-        return Some(job);
-    };
-    match read
-        .answered
-        .get(&(job.caller.workspace, request.id.clone()))
-    {
-        Some(answered) => {
-            let replayed = answered.replay(request);
-            job.answer(replayed);
-            None
-        }
-        None => Some(job),
     }
 }
 
@@ -397,7 +354,7 @@ fn properties_row(job: &Job, outcome: &Outcome) -> Option<properties::Model> {
     })
 }
 
-fn request_row(job: &Job, outcome: &Outcome) -> Result<Option<request::Model>, DbErr> {
+fn request_row(job: &Job, outcome: &Outcome) -> Result<Option<request::Model>, Error> {
     let Some(request) = &job.request else {
         return Ok(None);
     };
@@ -405,7 +362,7 @@ fn request_row(job: &Job, outcome: &Outcome) -> Result<Option<request::Model>, D
         workspace_id: job.caller.workspace.0,
         request_id: request.id.as_str().to_owned(),
         digest: request.digest.clone(),
-        outcome: serde_json::to_string(outcome).map_err(codec::broken)?,
+        outcome: serde_json::to_string(outcome).map_err(Error::internal)?,
         created_ms: outcome.after.updated_at.timestamp_millis(),
     }))
 }

@@ -26,24 +26,24 @@ pub(crate) struct NewRows {
 ///
 /// # Errors
 /// What the database says; a request id that was answered meanwhile is a unique violation.
-pub(crate) async fn schedules<C: ConnectionTrait>(db: &C, new: NewRows) -> Result<(), DbErr> {
+pub(crate) async fn schedules<C: ConnectionTrait>(db: &C, new: &NewRows) -> Result<(), DbErr> {
     if new.schedules.is_empty() {
         return Ok(());
     }
-    tables::canvas_schedule::Entity::insert_many(active(new.schedules))
+    tables::canvas_schedule::Entity::insert_many(active(&new.schedules))
         .exec_without_returning(db)
         .await?;
-    tables::wake::Entity::insert_many(active(new.wakes))
+    tables::wake::Entity::insert_many(active(&new.wakes))
         .exec_without_returning(db)
         .await?;
-    tables::revision::Entity::insert_many(active(new.revisions))
+    tables::revision::Entity::insert_many(active(&new.revisions))
         .exec_without_returning(db)
         .await?;
-    tables::target::Entity::insert_many(active(new.targets))
+    tables::target::Entity::insert_many(active(&new.targets))
         .exec_without_returning(db)
         .await?;
-    properties(db, new.properties).await?;
-    requests(db, new.requests).await
+    properties(db, &new.properties).await?;
+    requests(db, &new.requests).await
 }
 
 /// Inserts property sets; one that is there already is the same one.
@@ -52,7 +52,7 @@ pub(crate) async fn schedules<C: ConnectionTrait>(db: &C, new: NewRows) -> Resul
 /// What the database says.
 pub(crate) async fn properties<C: ConnectionTrait>(
     db: &C,
-    rows: Vec<tables::properties::Model>,
+    rows: &[tables::properties::Model],
 ) -> Result<(), DbErr> {
     if rows.is_empty() {
         return Ok(());
@@ -73,7 +73,7 @@ pub(crate) async fn properties<C: ConnectionTrait>(
 /// What the database says; a request id that was answered meanwhile is a unique violation.
 pub(crate) async fn requests<C: ConnectionTrait>(
     db: &C,
-    rows: Vec<tables::request::Model>,
+    rows: &[tables::request::Model],
 ) -> Result<(), DbErr> {
     if rows.is_empty() {
         return Ok(());
@@ -84,8 +84,10 @@ pub(crate) async fn requests<C: ConnectionTrait>(
     Ok(())
 }
 
-fn active<M: IntoActiveModel<A>, A: sea_orm::ActiveModelTrait>(
-    rows: Vec<M>,
-) -> impl Iterator<Item = A> {
-    rows.into_iter().map(IntoActiveModel::into_active_model)
+fn active<'a, M, A>(rows: &'a [M]) -> impl Iterator<Item = A> + use<'a, M, A>
+where
+    M: IntoActiveModel<A> + Clone,
+    A: sea_orm::ActiveModelTrait,
+{
+    rows.iter().cloned().map(IntoActiveModel::into_active_model)
 }

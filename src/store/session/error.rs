@@ -64,7 +64,7 @@ pub(crate) fn deadlock(fault: &DbErr) -> bool {
 }
 
 /// Whether another session held a lock for longer than a writer waits.
-pub(crate) fn lock_not_had(fault: &DbErr) -> bool {
+pub(crate) fn lock_timed_out(fault: &DbErr) -> bool {
     matches!(driver_error(fault), Some(SqlxError::Database(said)) if said.code().is_some_and(|code| code == "55P03"))
 }
 

@@ -1,7 +1,8 @@
-//! Connections to the database: how they are made, kept, given transactions, and what their errors mean.
+//! Sessions with the database: connecting, kept connections, transactions, and what the database's errors mean.
 
 pub(super) mod connect;
-pub(super) mod connection;
+pub(super) mod durability;
 pub(super) mod error;
+pub(super) mod options;
 pub(super) mod pool;
 pub(super) mod sessions;

@@ -1,29 +1,30 @@
-//! The connections of what fires and finishes. Whoever tries again many times a second must not wait for a server that is gone.
+//! Connection pools that are replaced when the database is lost.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use sea_orm::{
-    ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, DbErr,
+    ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
     SqliteTransactionMode, TransactionOptions, TransactionTrait,
 };
 
 use crate::error::Error;
 use crate::store::session::error::{RETRY_AFTER, away, background};
 
-/// How long a piece of work may take: longer than PostgreSQL lets a statement run. Then its connection is taken for lost.
-const MOST: Duration = Duration::from_secs(12);
+/// How long a piece of work may take: longer than PostgreSQL's `statement_timeout`. After that its connection counts as lost.
+const WORK_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// Connections that are left for new ones when the database is away. Cheap to clone.
+/// A connection pool with its replacement. Cheap to clone; all clones use the same pool.
 #[derive(Clone)]
 pub(crate) struct Pool {
     db: Arc<Mutex<DatabaseConnection>>,
-    /// How new ones are made; none where there is no other server.
+    /// How to connect the replacement; `None` for SQLite, which has no other server.
     connect: Option<ConnectOptions>,
 }
 
 impl Pool {
-    /// These connections, and how to make new ones.
+    /// This pool, and how to connect its replacement.
     pub(crate) fn new(db: DatabaseConnection, connect: Option<ConnectOptions>) -> Self {
         Self {
             db: Arc::new(Mutex::new(db)),
@@ -31,41 +32,40 @@ impl Pool {
         }
     }
 
-    /// The connections as they are now.
+    /// The pool in use.
     pub(crate) fn db(&self) -> DatabaseConnection {
-        self.db
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.db.lock().clone()
     }
 
-    /// Begins a transaction that writes, on any of the connections.
+    /// Whether this is PostgreSQL.
+    pub(crate) fn is_postgres(&self) -> bool {
+        self.db.lock().get_database_backend() == DbBackend::Postgres
+    }
+
+    /// Begins a transaction that writes, on any connection of the pool.
     pub(crate) async fn begin(&self) -> Result<DatabaseTransaction, DbErr> {
         begin(&self.db()).await
     }
 
-    /// Does a piece of work, which is given up when it takes too long.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
+    /// Runs a piece of work within [`WORK_TIMEOUT`]. The pool is replaced when the work takes longer or the database is away.
     pub(crate) async fn run<T>(
         &self,
         work: impl Future<Output = Result<T, DbErr>>,
     ) -> Result<T, Error> {
-        match tokio::time::timeout(MOST, work).await {
+        match tokio::time::timeout(WORK_TIMEOUT, work).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(fault)) => {
                 if away(&fault) {
-                    self.leave().await;
+                    self.replace().await;
                 }
                 Err(background(&fault))
             }
             Err(_) => {
                 tracing::error!(
-                    seconds = MOST.as_secs(),
-                    "the database has not answered; its connections are left for new ones"
+                    seconds = WORK_TIMEOUT.as_secs(),
+                    "the database did not answer in time; its connections are replaced"
                 );
-                self.leave().await;
+                self.replace().await;
                 Err(Error::StoreUnavailable {
                     retry_after: RETRY_AFTER,
                 })
@@ -73,19 +73,20 @@ impl Pool {
         }
     }
 
-    /// New connections, made when they are needed: the old ones may be to a server that is gone or only reads now.
-    async fn leave(&self) {
+    /// Replaces the pool: its connections may lead to a server that is gone or that is read-only now. The new ones are made
+    /// when they are needed.
+    pub(crate) async fn replace(&self) {
         let Some(connect) = &self.connect else { return };
         match Database::connect(connect.clone()).await {
-            Ok(fresh) => *self.db.lock().unwrap_or_else(PoisonError::into_inner) = fresh,
-            Err(fault) => tracing::error!(%fault, "no new connections for the dispatcher"),
+            Ok(fresh) => *self.db.lock() = fresh,
+            Err(fault) => tracing::error!(%fault, "the connection pool cannot be replaced"),
         }
     }
 }
 
 /// Begins a transaction that writes.
 pub(crate) async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
-    // On SQLite the write lock is taken at once: one that reads first and writes later may find it taken.
+    // On SQLite the write lock is taken first: a transaction that reads before it writes may find it taken by then.
     let options = TransactionOptions {
         sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         ..Default::default()

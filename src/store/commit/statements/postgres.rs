@@ -102,7 +102,7 @@ static WRITE_ALL: LazyLock<String> = LazyLock::new(|| write_with(WRITE_EXTRAS));
 
 pub(crate) async fn write<C: ConnectionTrait>(
     db: &C,
-    writes: Writes,
+    writes: &Writes,
 ) -> Result<HashSet<Uuid>, DbErr> {
     let plain = writes.properties.is_empty() && writes.requests.is_empty();
     let mut values = row_values(&writes.rows);

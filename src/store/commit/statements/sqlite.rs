@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::Writes;
 use crate::store::commit::insert;
-use crate::store::schema::tables::{canvas_schedule, revision};
+use crate::store::schema::tables::{canvas_schedule, request, revision};
 use crate::store::schema::values::ValuesStatement;
 
 static UPDATE: LazyLock<ValuesStatement> = LazyLock::new(|| {
@@ -43,7 +43,7 @@ static REVISIONS: LazyLock<ValuesStatement> = LazyLock::new(|| {
 /// Within a transaction that has the one write lock, so that every row still has the version that was read.
 pub(crate) async fn write<C: ConnectionTrait>(
     db: &C,
-    writes: Writes,
+    writes: &Writes,
 ) -> Result<HashSet<Uuid>, DbErr> {
     let mut updated = 0;
     for statement in UPDATE.of(writes.rows.iter().map(row_values)) {
@@ -68,12 +68,13 @@ pub(crate) async fn write<C: ConnectionTrait>(
     for statement in REVISIONS.of(writes.revisions.iter().map(revision_values)) {
         db.execute_raw(statement).await?;
     }
-    insert::properties(db, writes.properties).await?;
-    insert::requests(
-        db,
-        writes.requests.into_iter().map(|write| write.row).collect(),
-    )
-    .await?;
+    insert::properties(db, &writes.properties).await?;
+    let requests: Vec<request::Model> = writes
+        .requests
+        .iter()
+        .map(|write| write.row.clone())
+        .collect();
+    insert::requests(db, &requests).await?;
     Ok(writes.rows.iter().map(|row| row.id).collect())
 }
 
