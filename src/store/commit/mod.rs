@@ -1,4 +1,49 @@
-//! The group commit: many changes of callers in one transaction.
+//! The group commit: many callers' changes in one transaction. The database's limit is per transaction, not per row
+//! (docs/adr/0002), so a writer commits together what arrives together.
+//!
+//! # What is authoritative
+//!
+//! The hot row (`canvas_schedule`) decides. Its `version` moves with every write, whoever writes: a round writes a row only if
+//! the row still has the version that the round has read. Within a process a schedule has one writer, chosen by a hash of its id,
+//! so its changes keep their order and the process never conflicts with itself; another replica may be quicker. A change is
+//! acknowledged only after the commit that carries it.
+//!
+//! # A round
+//!
+//! ```text
+//! caller ── enqueue ──> queue of the writer (bounded; full: Busy)
+//!                            │ takes what waits, never waits for more
+//!                            v
+//!              ┌────────── read ──────────┐  the rows of the batch, in one statement
+//!              │            │             │
+//!              │            v             │  the domain decides each change on what the changes before it left
+//!              │         decide ──────────┼──> answered: refusals, repeated requests, cut-off commits that landed
+//!              │            │             │
+//!              │            v             │  rows, revisions and answers, guarded by the versions
+//!              │          write           │
+//!              │            │ commit      │
+//!              │            v             │
+//!              │          reply ──────────┼──> answered: every change whose row was written
+//!              └────────────┼─────────────┘
+//!                           v
+//!            changes whose row had moved: first in the next round
+//! ```
+//!
+//! On PostgreSQL a round that only changes rows is two statements without `BEGIN` and `COMMIT`. New schedules, cancellations of
+//! schedules with dispatches, rows that lost two rounds, and everything on SQLite take a transaction.
+//!
+//! # Failures
+//!
+//! | failure | what happens |
+//! |---|---|
+//! | a row's version has moved | its changes are decided again in the next round; after two lost rounds under a row lock |
+//! | another session holds a row's lock for a second | the next round skips the row, so that the changes of other rows go on |
+//! | deadlock or serialization failure | the round is repeated, ten times at most |
+//! | a statement fails for another reason | the batch is halved until the faulty change stands alone; only its caller sees the error |
+//! | a request id was answered meanwhile | the next round finds that answer and replays it |
+//! | the database is away, full or read-only | the pool is replaced, and changes are retried for five seconds; then StoreUnavailable |
+//! | the connection was lost at the commit | the next round looks for the revision that carries the `commit_id`; only if there is none is the change decided again |
+//! | no answer within ten seconds | the session is closed, and its callers get OutcomeUnknown |
 
 pub(super) mod batch;
 pub(super) mod insert;
