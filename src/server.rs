@@ -135,17 +135,17 @@ impl Server {
         })
     }
 
-    /// Where gRPC callers connect.
+    /// The address of the gRPC port.
     pub fn grpc_addr(&self) -> SocketAddr {
         self.grpc_addr
     }
 
-    /// Where metrics and readiness are asked for.
+    /// The address of the admin port.
     pub fn admin_addr(&self) -> SocketAddr {
         self.admin_addr
     }
 
-    /// Where callers of the documented JSON connect; none when there is no gateway.
+    /// The address of the REST gateway, if it is on.
     pub fn gateway_addr(&self) -> Option<SocketAddr> {
         self.gateway_addr
     }
@@ -155,12 +155,12 @@ impl Server {
         &self.service
     }
 
-    /// What operators do, for the key of `dev`.
+    /// The use cases of operators, for the key of `dev`.
     pub fn admin(&self) -> &Admin {
         &self.admin
     }
 
-    /// Reads the keys now rather than within seconds, once one was made.
+    /// Reloads the keys immediately, so that a new one works.
     ///
     /// # Errors
     /// The store's.
@@ -168,34 +168,44 @@ impl Server {
         self.access.read().await
     }
 
-    /// Stops: health says NOT_SERVING, the port closes, streams end, calls in flight finish within the drain bound, what still
-    /// runs then is answered UNAVAILABLE, and the writers commit what they hold. Always returns.
+    /// Stops: health reports NOT_SERVING, the ports close, streams end, calls in flight may finish within the drain timeout,
+    /// then the rest are answered with UNAVAILABLE, and the writers commit what they took. Always returns.
     pub async fn stop(self) {
         self.readiness.drain().await;
         self.phase.send_replace(Phase::Draining);
         for task in &self.tasks {
-            // The accept loop ends by the phase; the others hold the store, which must go for the writers to end.
+            // The accept loops end with the phase. The other tasks hold the store, which must be dropped for the writers to end.
             task.abort();
         }
         drop((self.service, self.admin, self.access));
-        let ended = async {
-            for thread in self.threads {
-                // One that panicked has ended too.
-                let _ended = thread.await;
-            }
-        };
-        tokio::pin!(ended);
-        if tokio::time::timeout(self.drain, &mut ended).await.is_err() {
-            tracing::warn!(
-                drain_ms = self.drain.as_millis(),
-                "calls or deliveries were still in flight at the end of the drain; callers are told UNAVAILABLE"
-            );
-            self.phase.send_replace(Phase::Ending);
-            if tokio::time::timeout(END_TIMEOUT, ended).await.is_err() {
-                tracing::error!("a thread did not end in time; what it held is given up");
-            }
-        }
+        drain(self.threads, &self.phase, self.drain).await;
         self.traces.flush().await;
+    }
+}
+
+/// Waits for the threads to end; at the timeout it cuts off what they still do.
+async fn drain(
+    threads: Vec<oneshot::Receiver<()>>,
+    phase: &watch::Sender<Phase>,
+    timeout: Duration,
+) {
+    let ended = async {
+        for thread in threads {
+            // An error means that the thread panicked, so it has ended too.
+            let _ended = thread.await;
+        }
+    };
+    tokio::pin!(ended);
+    if tokio::time::timeout(timeout, &mut ended).await.is_ok() {
+        return;
+    }
+    tracing::warn!(
+        drain_ms = timeout.as_millis(),
+        "the drain timed out with calls or deliveries in flight; callers get UNAVAILABLE"
+    );
+    phase.send_replace(Phase::Ending);
+    if tokio::time::timeout(END_TIMEOUT, ended).await.is_err() {
+        tracing::error!("a thread did not end in time; its work is abandoned");
     }
 }
 

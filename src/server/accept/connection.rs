@@ -29,21 +29,21 @@ use crate::layers::concurrency_limit::HealthChecks;
 use crate::layers::drain::Phase;
 use crate::layers::unsent::UnsentResponses;
 
-/// The bytes that every client of HTTP/2 begins with.
-const PREFACE: usize = 24;
+/// The length of the preface that every HTTP/2 client sends first.
+const PREFACE_BYTES: usize = 24;
 
 /// What is protocol on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HttpVersions {
-    /// HTTP/2 alone.
+    /// HTTP/2 only.
     Http2,
-    /// HTTP/1.1, or HTTP/2 when a client begins with that.
+    /// HTTP/1.1, or HTTP/2 if the client sends its preface.
     Http1AndHttp2,
 }
 
 impl HttpVersions {
-    /// Their names within TLS, by preference.
-    fn protocols(self) -> &'static [&'static [u8]] {
+    /// Their names in ALPN, in order of preference.
+    fn alpn(self) -> &'static [&'static [u8]] {
         match self {
             Self::Http2 => &[b"h2"],
             Self::Http1AndHttp2 => &[b"h2", b"http/1.1"],
@@ -54,20 +54,20 @@ impl HttpVersions {
 /// How a port is protocol to.
 #[derive(Clone)]
 pub struct Protocol {
-    /// In which protocol.
+    /// The HTTP versions.
     pub versions: HttpVersions,
-    /// Within TLS, or in plain text.
+    /// None means plain text.
     pub tls: Option<Tls>,
 }
 
-/// The most bytes of the head of a request.
-const HEAD_MOST: u32 = 16 * 1024;
+/// The largest head of a request.
+const MAX_HEAD_BYTES: u32 = 16 * 1024;
 
-/// How long connections have to send what was answered when [`Phase::Ending`] cut calls off.
-const FLUSH: Duration = Duration::from_secs(1);
+/// After [`Phase::Ending`] has cut off the calls: how long connections may take to send the responses.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Serves the connections of one worker, on the runtime that this is called on. Returns when `phase` has left
-/// [`Phase::Serving`] and every connection has ended, which is at most 1 s after [`Phase::Ending`].
+/// Serves the connections of one worker, on the current runtime. Returns when `phase` has left [`Phase::Serving`] and every
+/// connection has ended, at most 1 s after [`Phase::Ending`].
 pub async fn serve<S>(
     mut incoming: mpsc::Receiver<Connection>,
     service: S,
@@ -83,18 +83,18 @@ pub async fn serve<S>(
 {
     let mut connections = JoinSet::new();
     let mut draining = phase.clone();
-    let mut leaving = pin!(Phase::Draining.reached(&mut draining));
+    let mut left = pin!(Phase::Draining.reached(&mut draining));
     loop {
         tokio::select! {
             biased;
-            () = &mut leaving => break,
+            () = &mut left => break,
             Some(ended) = connections.join_next() => log_panic(ended),
             Some(connection) = incoming.recv() => {
-                connections.spawn(live(connection, service.clone(), protocol.clone(), settings, phase.clone()));
+                connections.spawn(serve_connection(connection, service.clone(), protocol.clone(), settings, phase.clone()));
             }
         }
     }
-    // What still waits here has not been served a byte.
+    // Closes connections that were not served yet.
     drop(incoming);
     while let Some(ended) = connections.join_next().await {
         log_panic(ended);
@@ -103,11 +103,11 @@ pub async fn serve<S>(
 
 fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(why) = ended {
-        tracing::error!(%why, "a connection's task failed");
+        tracing::error!(%why, "the task of a connection failed");
     }
 }
 
-async fn live<S>(
+async fn serve_connection<S>(
     connection: Connection,
     service: S,
     protocol: Protocol,
@@ -123,51 +123,51 @@ async fn live<S>(
     let Connection {
         stream,
         peer,
-        permits: _until_the_end,
+        permits: _permits,
     } = connection;
     let stream = match TcpStream::from_std(stream) {
         Ok(stream) => stream,
-        Err(why) => return tracing::warn!(%peer, %why, "a connection cannot be served"),
+        Err(why) => return tracing::warn!(%peer, %why, "cannot serve a connection"),
     };
-    let known = ConnectionState {
+    let state = ConnectionState {
         info: stream.connect_info(),
         unsent: Arc::default(),
         checks: HealthChecks::default(),
-        asked: Arc::default(),
+        has_request: Arc::default(),
     };
-    let service = with_known(service, known.clone());
-    let talk = Conversation {
+    let service = with_state(service, state.clone());
+    let conversation = Conversation {
         peer,
         versions: protocol.versions,
-        known,
+        state,
         settings,
     };
     let Some(tls) = protocol.tls else {
-        return talk.over(stream, service, phase).await;
+        return conversation.run(stream, service, phase).await;
     };
-    let shaken = tokio::select! {
-        shaken = tokio::time::timeout(settings.first_byte_timeout, tls.acceptor(protocol.versions.protocols()).accept(stream)) => shaken,
+    let handshake = tokio::select! {
+        handshake = tokio::time::timeout(settings.first_byte_timeout, tls.acceptor(protocol.versions.alpn()).accept(stream)) => handshake,
         () = Phase::Draining.reached(&mut phase) => return,
     };
-    match shaken {
-        // Boxed, so that a connection without TLS does not carry it about.
-        Ok(Ok(stream)) => Box::pin(talk.over(stream, service, phase)).await,
+    match handshake {
+        // Boxed, so that connections without TLS do not need its memory.
+        Ok(Ok(stream)) => Box::pin(conversation.run(stream, service, phase)).await,
         Ok(Err(why)) => tracing::debug!(%peer, %why, "a TLS handshake failed"),
-        Err(_elapsed) => tracing::debug!(%peer, "a TLS handshake took too long"),
+        Err(_elapsed) => tracing::debug!(%peer, "a TLS handshake timed out"),
     }
 }
 
-/// A connection that is about to be talked on.
+/// An open connection, after its handshake.
 struct Conversation {
     peer: SocketAddr,
     versions: HttpVersions,
-    known: ConnectionState,
+    state: ConnectionState,
     settings: ConnectionSettings,
 }
 
 impl Conversation {
-    /// Talks until the peer or a bound ends it.
-    async fn over<I, S>(self, stream: I, service: S, mut phase: watch::Receiver<Phase>)
+    /// Serves the connection until the peer or a limit ends it.
+    async fn run<I, S>(self, stream: I, service: S, mut phase: watch::Receiver<Phase>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
@@ -179,30 +179,30 @@ impl Conversation {
         let Self {
             peer,
             versions,
-            known,
+            state,
             settings,
         } = self;
         let traffic = Arc::new(Traffic::default());
-        let io = TokioIo::new(Counting {
+        let io = TokioIo::new(CountingStream {
             stream,
             traffic: traffic.clone(),
         });
         let silent = || match versions {
-            HttpVersions::Http2 => traffic.received.load(Ordering::Relaxed) < PREFACE,
-            // Until its first request is there whole it may still be half a preface.
-            HttpVersions::Http1AndHttp2 => !known.asked.load(Ordering::Relaxed),
+            HttpVersions::Http2 => traffic.received.load(Ordering::Relaxed) < PREFACE_BYTES,
+            // Before the first complete request it may still be half a preface.
+            HttpVersions::Http1AndHttp2 => !state.has_request.load(Ordering::Relaxed),
         };
-        let mut not_taken = pin!(not_taken(&traffic, &known.unsent, settings.unsent_timeout));
+        let mut not_taken = pin!(not_taken(&traffic, &state.unsent, settings.unsent_timeout));
         let builder = builder(versions, settings.next_head_timeout);
         let mut conn = pin!(builder.serve_connection(io, TowerToHyperService::new(service)));
 
         let grace = tokio::select! {
-            // What has come is read, and what is answered sent, before a bound that has passed meanwhile counts.
+            // Serve what has arrived before a limit closes the connection.
             biased;
             ended = conn.as_mut() => return log_end(peer, ended),
             () = Phase::Draining.reached(&mut phase) => None,
-            () = still_silent_after(settings.first_byte_timeout, silent) => return tracing::debug!(%peer, "a silent connection is closed"),
-            () = not_taken.as_mut() => return tracing::debug!(%peer, "a connection that takes no answers is closed"),
+            () = still_silent_after(settings.first_byte_timeout, silent) => return tracing::debug!(%peer, "closed a silent connection"),
+            () = not_taken.as_mut() => return tracing::debug!(%peer, "closed a connection that takes no responses"),
             () = sleep(settings.random_age()) => Some(settings.age_grace),
         };
         if silent() {
@@ -212,9 +212,9 @@ impl Conversation {
         tokio::select! {
             biased;
             ended = conn.as_mut() => log_end(peer, ended),
-            () = not_taken => tracing::debug!(%peer, "a connection that takes no answers is closed"),
-            () = ended_and_flushed(&mut phase) => tracing::debug!(%peer, "a connection did not end by itself"),
-            () = passed(grace) => tracing::debug!(%peer, "a connection past its age did not end by itself"),
+            () = not_taken => tracing::debug!(%peer, "closed a connection that takes no responses"),
+            () = ended_and_flushed(&mut phase) => tracing::debug!(%peer, "closed a connection at the end of the drain"),
+            () = passed(grace) => tracing::debug!(%peer, "closed a connection that was too old"),
         }
     }
 }
@@ -224,21 +224,21 @@ fn builder(versions: HttpVersions, next_head: Duration) -> Builder<TokioExecutor
     builder
         .http1()
         .timer(TokioTimer::new())
-        // Also how long a connection may be idle between two requests.
+        // Also bounds how long a connection is idle between two requests.
         .header_read_timeout(next_head)
-        .max_buf_size(HEAD_MOST as usize);
+        .max_buf_size(MAX_HEAD_BYTES as usize);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(1024)
-        .max_header_list_size(HEAD_MOST)
+        .max_header_list_size(MAX_HEAD_BYTES)
         .initial_stream_window_size(1024 * 1024)
         .initial_connection_window_size(4 * 1024 * 1024)
         .max_send_buf_size(64 * 1024)
-        // Calls that are begun and given up at once: so many that were not yet looked at, and then the connection ends.
+        // Streams that the peer resets before they are accepted; one more ends the connection.
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(1024)
-        // A peer that is gone without a word is noticed after 80 s.
+        // Detects a peer that is gone without closing, after 80 s.
         .keep_alive_interval(Duration::from_secs(60))
         .keep_alive_timeout(Duration::from_secs(20));
     match versions {
@@ -247,20 +247,20 @@ fn builder(versions: HttpVersions, next_head: Duration) -> Builder<TokioExecutor
     }
 }
 
-/// What is known of a connection: its peer, what it has not sent, its health checks, and whether it was ever asked anything.
+/// The state of a connection: its peer, its unsent responses, its health checks, and whether a request has arrived.
 #[derive(Clone)]
 struct ConnectionState {
     info: TcpConnectInfo,
     unsent: Arc<UnsentResponses>,
     checks: HealthChecks,
-    asked: Arc<AtomicBool>,
+    has_request: Arc<AtomicBool>,
 }
 
-/// `service` with what the layers know of the connection in each request; the peer's address is where
-/// [`tonic::Request::remote_addr`] finds it.
-fn with_known<S>(
+/// `service`, with the state of the connection in the extensions of each request, where the layers and
+/// [`tonic::Request::remote_addr`] find it.
+fn with_state<S>(
     service: S,
-    known: ConnectionState,
+    state: ConnectionState,
 ) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future = S::Future>
 + Clone
 + Send
@@ -272,29 +272,29 @@ where
         + 'static,
 {
     service.map_request(move |mut request: Request<Incoming>| {
-        known.asked.store(true, Ordering::Relaxed);
-        request.extensions_mut().insert(known.checks.clone());
-        request.extensions_mut().insert(known.info.clone());
-        request.extensions_mut().insert(known.unsent.clone());
+        state.has_request.store(true, Ordering::Relaxed);
+        request.extensions_mut().insert(state.checks.clone());
+        request.extensions_mut().insert(state.info.clone());
+        request.extensions_mut().insert(state.unsent.clone());
         request.map(Body::new)
     })
 }
 
-/// Returns after `bound` if the peer is `silent` then, else never.
-async fn still_silent_after(bound: Duration, silent: impl Fn() -> bool) {
-    sleep(bound).await;
+/// Returns after `timeout` if the peer is `silent` then, else never.
+async fn still_silent_after(timeout: Duration, silent: impl Fn() -> bool) {
+    sleep(timeout).await;
     if !silent() {
         std::future::pending().await
     }
 }
 
-/// Returns once the peer has left an answer, or bytes, untaken for longer than `bound`; for a small part of it while the process
-/// holds many answers.
-async fn not_taken(traffic: &Traffic, unsent: &UnsentResponses, bound: Duration) {
+/// Returns once the peer has taken no response, or no bytes, for longer than `timeout`; after a small part of it while the
+/// process holds many responses.
+async fn not_taken(traffic: &Traffic, unsent: &UnsentResponses, timeout: Duration) {
     const PARTS: u32 = 30;
     let mut sent_before = None;
     for part in 1_u32.. {
-        sleep(bound / PARTS).await;
+        sleep(timeout / PARTS).await;
         if part % PARTS != 0 && !UnsentResponses::many() {
             continue;
         }
@@ -311,7 +311,7 @@ async fn not_taken(traffic: &Traffic, unsent: &UnsentResponses, bound: Duration)
 
 async fn ended_and_flushed(phase: &mut watch::Receiver<Phase>) {
     Phase::Ending.reached(phase).await;
-    sleep(FLUSH).await;
+    sleep(FLUSH_TIMEOUT).await;
 }
 
 async fn passed(grace: Option<Duration>) {
@@ -328,13 +328,13 @@ fn log_end(peer: SocketAddr, ended: Result<(), Box<dyn std::error::Error + Send 
     }
 }
 
-/// What went over a connection.
+/// The bytes of a connection.
 #[derive(Debug, Default)]
 struct Traffic {
-    /// In bytes, so that a peer that sends half a preface counts as silent.
+    /// Bytes, so that a peer that sends half a preface counts as silent.
     received: AtomicUsize,
     sent: AtomicUsize,
-    /// Whether bytes wait until the peer takes earlier ones.
+    /// Whether bytes wait for the peer to take earlier ones.
     stuck: AtomicBool,
 }
 
@@ -348,13 +348,13 @@ impl Traffic {
     }
 }
 
-/// A stream that counts.
-struct Counting<I> {
+/// A stream that counts its bytes.
+struct CountingStream<I> {
     stream: I,
     traffic: Arc<Traffic>,
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Counting<I> {
+impl<I: AsyncRead + Unpin> AsyncRead for CountingStream<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -369,7 +369,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Counting<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Counting<I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for CountingStream<I> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
