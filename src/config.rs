@@ -4,7 +4,7 @@
 //! flag, the variable, the default, the bounds and the help text. [`crate::server::Serve`] flattens those structs into the settings
 //! of a server, and [`crate::cli::CommandLine`] puts the subcommands on top. This module lies below all of them and imports only
 //! [`crate::error`]: it has the parsers of values, the database URL that every subcommand takes, and [`parse()`], which reports every
-//! violation at once. To add a setting, add a field to the struct of the module that uses it, and use it there.
+//! violation together. To add a setting, add a field to the struct of the module that uses it, and use it there.
 
 mod database;
 mod parse;

@@ -343,7 +343,7 @@ impl<'a> Parts<'a> {
             .await
     }
 
-    /// Starts the tasks that run beside the threads: clock synchronization, retention, and readiness.
+    /// Starts the tasks of the main thread: clock synchronization, retention, and readiness.
     async fn start_tasks(&self) -> Result<Vec<JoinHandle<()>>, Error> {
         let (store, clock) = (self.store.clone(), self.clock.clone());
         let clock_sync = clock_sync::run(store.clone(), clock.clone(), self.readiness.clone());

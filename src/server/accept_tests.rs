@@ -113,7 +113,7 @@ async fn start(settings: ConnectionSettings) -> AcceptServer {
     }
 }
 
-/// A connection of a client, whose task ends when it is told to go and has no calls.
+/// A connection of a client, whose task ends after GOAWAY when it has no calls.
 struct Client(SendRequest<Body>, JoinHandle<hyper::Result<()>>);
 
 impl Client {
@@ -150,7 +150,7 @@ fn draining() -> (Code, String) {
 }
 
 /// A connection that says no more than `words`; known to be served, since the server has protocol.
-async fn mute(server: &AcceptServer, words: &[u8]) -> TcpStream {
+async fn silent_after(server: &AcceptServer, words: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(server.addr).await.expect("a connection");
     stream.write_all(words).await.expect("sent");
     soon(stream.read_u8()).await.expect("the server's settings");
@@ -163,7 +163,7 @@ async fn closed(mut stream: TcpStream) {
 }
 
 #[tokio::test]
-async fn a_silent_connection_is_closed_and_one_that_spoke_is_not() {
+async fn only_a_silent_connection_is_closed() {
     let server = start(ConnectionSettings {
         first_byte_timeout: Duration::from_millis(200),
         ..ConnectionSettings::default()
@@ -172,8 +172,8 @@ async fn a_silent_connection_is_closed_and_one_that_spoke_is_not() {
     let client = Client::to(&server).await;
     assert_eq!(verdict(&client.call(QUICK).await), OK);
     let (silent, halting) = (
-        mute(&server, b"").await,
-        mute(&server, b"PRI * HTTP/2").await,
+        silent_after(&server, b"").await,
+        silent_after(&server, b"PRI * HTTP/2").await,
     );
     closed(silent).await;
     closed(halting).await;
@@ -183,13 +183,13 @@ async fn a_silent_connection_is_closed_and_one_that_spoke_is_not() {
 #[tokio::test]
 async fn what_is_not_http2_is_closed() {
     let server = start(ConnectionSettings::default()).await;
-    closed(mute(&server, b"GET / HTTP/1.1\r\nHost: somewhere\r\n\r\n").await).await;
+    closed(silent_after(&server, b"GET / HTTP/1.1\r\nHost: somewhere\r\n\r\n").await).await;
 }
 
 #[tokio::test]
-async fn draining_ends_what_would_not_and_lets_calls_finish() {
+async fn draining_closes_idle_connections_and_lets_calls_finish() {
     let mut server = start(ConnectionSettings::default()).await;
-    let silent = mute(&server, b"").await;
+    let silent = silent_after(&server, b"").await;
     let (first, second) = (Client::to(&server).await, Client::to(&server).await);
     let stream = first.call(STREAM).await;
     let slow = second.begin(SLOW);
@@ -203,7 +203,7 @@ async fn draining_ends_what_would_not_and_lets_calls_finish() {
     );
     closed(silent).await;
     assert_eq!(soon(verdict_of_stream(stream)).await, draining());
-    soon(first.1).await.expect("no panic").expect("told to go");
+    soon(first.1).await.expect("no panic").expect("GOAWAY");
     assert!(!server.served.is_finished());
 
     server.release.notify_one();
@@ -213,13 +213,13 @@ async fn draining_ends_what_would_not_and_lets_calls_finish() {
 }
 
 #[tokio::test]
-async fn ending_answers_calls_that_hang_and_leaves_peers_that_do_not_go() {
+async fn ending_answers_hanging_calls_and_closes_stubborn_peers() {
     let mut server = start(ConnectionSettings::default()).await;
     let client = Client::to(&server).await;
     let hangs = client.begin(HANG);
     soon(server.begun.recv()).await.expect("begun");
     // It speaks once and keeps the connection open, without a call and without an answer to a ping.
-    let stubborn = mute(
+    let stubborn = silent_after(
         &server,
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
     )
@@ -238,7 +238,7 @@ async fn ending_answers_calls_that_hang_and_leaves_peers_that_do_not_go() {
 }
 
 #[tokio::test]
-async fn an_old_connection_is_told_to_go_and_a_new_one_serves() {
+async fn an_old_connection_gets_goaway_and_a_new_one_serves() {
     let server = start(ConnectionSettings {
         max_connection_age: Duration::from_millis(300),
         ..ConnectionSettings::default()
@@ -248,13 +248,13 @@ async fn an_old_connection_is_told_to_go_and_a_new_one_serves() {
     soon(client.1)
         .await
         .expect("no panic")
-        .expect("told to go, no error");
+        .expect("GOAWAY, not an error");
     let next = Client::to(&server).await;
     assert_eq!(verdict(&next.call(QUICK).await), OK);
 }
 
 #[tokio::test]
-async fn an_old_connection_is_closed_when_its_grace_is_over() {
+async fn an_old_connection_is_closed_after_its_grace() {
     let settings = ConnectionSettings {
         max_connection_age: Duration::from_millis(300),
         age_grace: Duration::from_millis(100),
@@ -268,7 +268,7 @@ async fn an_old_connection_is_closed_when_its_grace_is_over() {
 }
 
 #[tokio::test]
-async fn a_connection_too_many_is_closed_until_another_ends() {
+async fn one_connection_too_many_is_closed_until_another_ends() {
     let server = start(ConnectionSettings {
         max_connections: 1,
         ..ConnectionSettings::default()
@@ -297,7 +297,7 @@ async fn a_connection_too_many_is_closed_until_another_ends() {
 }
 
 #[tokio::test]
-async fn the_core_with_the_fewest_connections_gets_the_next() {
+async fn the_worker_with_the_fewest_connections_gets_the_next() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = listener.local_addr().expect("an address");
     let (phase, phases) = watch::channel(Phase::Serving);
@@ -353,9 +353,9 @@ fn ages_differ_by_a_tenth_and_pauses_double() {
     assert_eq!(pauses, [10, 20, 40, 640, 1000, 1000, 1000]);
 }
 
-/// Whoever has room for one byte of an answer and then for no more is not held on to, and holds up nobody.
+/// The peer takes one byte of a response and no more. It is dropped and delays no other.
 #[tokio::test]
-async fn a_connection_that_does_not_take_its_answers_is_closed() {
+async fn a_connection_that_takes_no_responses_is_closed() {
     let server = start(ConnectionSettings {
         unsent_timeout: Duration::from_millis(100),
         ..ConnectionSettings::default()
@@ -370,7 +370,7 @@ async fn a_connection_that_does_not_take_its_answers_is_closed() {
         .expect("HTTP/2");
     let slow = Client(slow.0, tokio::spawn(slow.1));
     let client = Client::to(&server).await;
-    // Its head came; nobody reads its body.
+    // The head arrives; its body is never read.
     let _untaken = slow.call(LARGE).await;
     assert!(
         soon(slow.1).await.expect("no panic").is_err(),
@@ -388,7 +388,7 @@ async fn a_connection_that_does_not_take_its_answers_is_closed() {
 }
 
 #[test]
-fn an_address_has_so_many_connections_and_a_proxy_as_many_as_there_are() {
+fn connections_are_limited_by_address_but_not_for_trusted_proxies() {
     let limits = two_of_each_address("10.0.0.0/8");
     let enter = |address: &str| limits.admit(address.parse().expect("an address"));
     let permits = [
@@ -404,13 +404,13 @@ fn an_address_has_so_many_connections_and_a_proxy_as_many_as_there_are() {
     assert_eq!(
         limits.by_address.lock().len(),
         1,
-        "who has none takes no room"
+        "addresses without connections are forgotten"
     );
-    enter("192.0.2.1").expect("there is room again");
+    enter("192.0.2.1").expect("the permits were returned");
 }
 
 #[test]
-fn the_addresses_that_one_caller_has_of_ipv6_count_as_one() {
+fn a_64_of_ipv6_counts_as_one_address() {
     let limits = two_of_each_address("2001:db8:1::/48");
     let enter = |address: &str| limits.admit(address.parse().expect("an address"));
     let permits = [enter("2001:db8::1"), enter("2001:db8::ffff:0:0:1")];

@@ -32,7 +32,7 @@ use crate::layers::unsent::UnsentResponses;
 /// The length of the preface that every HTTP/2 client sends first.
 const PREFACE_BYTES: usize = 24;
 
-/// What is protocol on a port.
+/// The HTTP versions of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HttpVersions {
     /// HTTP/2 only.
@@ -51,7 +51,7 @@ impl HttpVersions {
     }
 }
 
-/// How a port is protocol to.
+/// The protocol of a port.
 #[derive(Clone)]
 pub struct Protocol {
     /// The HTTP versions.
