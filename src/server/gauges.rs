@@ -18,7 +18,7 @@ pub(super) fn of_store(metrics: &Metrics, store: &Store) -> Result<()> {
     let (queues, most) = (store.levels(), store.levels());
     metrics.gauges(
         "canvas_scheduler_commit_queue_depth",
-        "Changes that wait for a writer.",
+        "Changes that wait for their writer.",
         &["writer"],
         move |gauges| {
             each_writer(gauges, &queues.queues(), |queue| queue.used);
@@ -26,7 +26,7 @@ pub(super) fn of_store(metrics: &Metrics, store: &Store) -> Result<()> {
     )?;
     metrics.gauges(
         "canvas_scheduler_commit_queue_max",
-        "Changes that may wait for a writer.",
+        "Maximum number of changes that wait for their writer.",
         &["writer"],
         move |gauges| {
             each_writer(gauges, &most.queues(), |queue| queue.most);
@@ -47,7 +47,7 @@ pub(super) fn of_store(metrics: &Metrics, store: &Store) -> Result<()> {
     )?;
     metrics.gauges(
         "canvas_scheduler_database_connections_max",
-        "Database connections that there may be.",
+        "Maximum number of database connections in the pool.",
         &["pool"],
         move |gauges| {
             for (pool, fill) in most.pools() {
@@ -73,7 +73,7 @@ pub(super) fn of_calls(
     let (now, most) = (in_flight.clone(), in_flight.clone());
     metrics.gauges(
         "canvas_scheduler_calls_in_flight",
-        "Calls under way.",
+        "Calls in flight.",
         &["kind"],
         move |gauges| {
             set(gauges, &["unary"], now.under_way(false).0);
@@ -82,7 +82,7 @@ pub(super) fn of_calls(
     )?;
     metrics.gauges(
         "canvas_scheduler_calls_in_flight_max",
-        "Calls that may be under way.",
+        "Maximum number of calls in flight.",
         &["kind"],
         move |gauges| {
             set(gauges, &["unary"], most.under_way(false).1);
@@ -99,12 +99,12 @@ pub(super) fn of_calls(
     };
     metrics.gauge(
         "canvas_scheduler_connections",
-        "Connections open on the ports for callers.",
+        "Open connections of callers.",
         live,
     )?;
     metrics.gauge(
         "canvas_scheduler_connections_max",
-        "Connections that may be open.",
+        "Maximum number of open connections of callers.",
         move || number(max_connections),
     )
 }
@@ -124,38 +124,38 @@ pub(super) fn of_process(
     )?;
     metrics.gauge(
         "canvas_scheduler_database_up",
-        "Whether the database has answered last.",
+        "Whether the database answered the last check.",
         move || flag(up.database_up()),
     )?;
     let pending = move || number(pending.migrations_pending());
     metrics.gauge(
         "canvas_scheduler_migrations_pending",
-        "Migrations to be applied before the process is ready.",
+        "Migrations to apply before the process is ready.",
         pending,
     )?;
     let (steady, enabled) = (clock.clone(), clock.clone());
     metrics.gauge(
         "canvas_scheduler_clock_trusted",
-        "Whether the database's clock is known.",
+        "Whether the clock is synchronized with the database.",
         move || flag(steady.unsteady().is_none()),
     )?;
     let offset = move || whole((enabled.now() - SystemClock.now()).num_milliseconds()) / 1e3;
     metrics.gauge(
         "canvas_scheduler_clock_offset_seconds",
-        "The clock that is gone by, less the machine's.",
+        "The clock in use minus the clock of the machine.",
         offset,
     )?;
     if let Some(tls) = tls.cloned() {
         let name = "canvas_scheduler_certificate_expiry_timestamp_seconds";
         metrics.gauge(
             name,
-            "When the certificate in use expires, in unix seconds.",
+            "When the certificate in use expires, in Unix seconds.",
             move || whole(tls.expires_at()),
         )?;
     }
     metrics.gauges(
         "canvas_scheduler_build_info",
-        "What this is.",
+        "The release and the version of its time zone data.",
         &["version", "time_zone_data"],
         |gauges| {
             set(

@@ -46,7 +46,7 @@ impl CallMetrics {
             shed: registry.counters(
                 Opts::new(
                     "canvas_scheduler_calls_shed_total",
-                    "Calls rejected because the maximum number of calls was in flight.",
+                    "Calls refused because the maximum number of calls was in flight.",
                 ),
                 "kind",
                 ["unary", "stream"],
@@ -54,7 +54,7 @@ impl CallMetrics {
             refusals: registry.counters(
                 Opts::new(
                     "canvas_scheduler_auth_refusals_total",
-                    "Calls rejected by authentication or authorization, \
+                    "Calls refused by authentication or authorization, \
                      by the reason in the response.",
                 ),
                 "reason",
@@ -63,7 +63,7 @@ impl CallMetrics {
             over_quota: registry.counters(
                 Opts::new(
                     "canvas_scheduler_rate_limit_refusals_total",
-                    "Calls rejected because a quota of the workspace was used up.",
+                    "Calls refused because a quota of the workspace was used up.",
                 ),
                 "quota",
                 QUOTAS,
@@ -79,7 +79,7 @@ impl CallMetrics {
             .map(|handles| handles.durations.with_label_values(&[method, code]))
     }
 
-    /// Counts a call that was rejected because too many were in flight.
+    /// Counts a call that was refused because too many were in flight.
     pub fn count_shed(&self, stream: bool) {
         if let Some(handles) = &self.0 {
             handles.shed.count(if stream { "stream" } else { "unary" });
@@ -93,7 +93,7 @@ impl CallMetrics {
         }
     }
 
-    /// Counts a call that was rejected because a quota is used up.
+    /// Counts a call that was refused because a quota is used up.
     pub fn count_over_quota(&self, quota: &str) {
         if let Some(handles) = &self.0 {
             handles.over_quota.count(quota);

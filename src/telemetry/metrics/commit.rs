@@ -57,7 +57,7 @@ impl CommitMetrics {
             )?,
             queue_full: registry.counter(
                 "canvas_scheduler_commit_queue_full_total",
-                "Changes rejected because the queue of their writer was full.",
+                "Changes refused because the queue of their writer was full.",
             )?,
             dead_letters: registry.counter(
                 "canvas_scheduler_dead_letters_total",
@@ -92,7 +92,7 @@ impl CommitMetrics {
         }
     }
 
-    /// Counts a change that was rejected because the queue of its writer was full.
+    /// Counts a change that was refused because the queue of its writer was full.
     pub fn count_queue_full(&self) {
         if let Some(handles) = &self.0 {
             handles.queue_full.inc();
