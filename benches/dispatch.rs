@@ -1,4 +1,4 @@
-//! How fast what is due reaches the consumer, and how late: all at once and steadily, with and without updates beside it.
+//! How fast due waves reach the consumer, and how late: all together and steadily, with and without concurrent updates.
 //! `docs/performance.md` says how to run it and how to read it.
 
 #![allow(
@@ -49,14 +49,14 @@ use std::process::ExitCode;
 use plan::Plan;
 use report::Verdict;
 
-/// The sink's connections come from the same allocator as the service's.
+/// The consumer uses the same allocator as the service.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What keeps the run from being made.
+/// A result whose error ends the run.
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// The argument that makes this program the load generator; its order follows.
+/// The argument that starts this program as the load generator; its order follows.
 const LOAD: &str = "--load";
 
 fn main() -> ExitCode {
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures what is wanted; whether everything that was checked held.
+/// Measures what the settings select. Returns whether every check passed.
 fn measure() -> Fallible<bool> {
     let plan = Plan::read()?;
     let mut verdict = Verdict::default();

@@ -1,4 +1,4 @@
-//! How many updates a second the service makes durable, beside what the database does by itself in the same minutes.
+//! How many updates a second the service makes durable, compared with the database alone in the same minutes.
 //! `docs/performance.md` says how to run it and how to read it.
 
 #![allow(

@@ -1,4 +1,4 @@
-//! The consumer: takes every dispatch, notes when it came, and counts those that come twice, early or unasked.
+//! The consumer: accepts every dispatch, records when it arrived, and counts duplicate, early and unexpected ones.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -20,22 +20,22 @@ use super::{Fallible, rows};
 
 /// An answer's message: a `TriggerCanvasResponse`, which has no field.
 const NOTHING: [u8; PREFIX] = [0; PREFIX];
-/// In bytes, of a stream and of a connection: what comes is never held up.
+/// The flow-control window of a stream and of a connection, in bytes: large enough never to block.
 const WINDOW: u32 = 1 << 20;
 
-/// So much earlier than its time a wave may come: instants are kept to the millisecond, and one clock is measured by another.
-const EARLY_MOST_US: i64 = 5_000;
+/// The microseconds by which a wave may seem early: instants have milliseconds, and one clock is measured by another.
+const MAX_EARLY_US: i64 = 5_000;
 
-/// A `CanvasTriggerService` on a thread of its own, with no more work for a call than it takes: it runs on the same processors as
-/// what is measured. Cheap to clone.
+/// A `CanvasTriggerService` on its own thread, with as little work for a call as possible: it runs on the same processors as
+/// the service. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct CountingSink {
     address: String,
     shared: Arc<(Mutex<Tally>, Condvar)>,
 }
 
-/// What is read of a `TriggerCanvasRequest`. The rest, hundreds of zone names above all, is passed over: what the consumer costs is
-/// part of every figure, since it runs on the same processors.
+/// The fields that are read of a `TriggerCanvasRequest`. The rest, mostly hundreds of zone names, is skipped: the consumer's cost is
+/// part of every figure.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Arrival {
     #[prost(string, tag = "1")]
@@ -46,27 +46,27 @@ struct Arrival {
     wave: Option<WaveTime>,
 }
 
-/// What is read of its `Wave`.
+/// The fields that are read of its `Wave`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct WaveTime {
     #[prost(message, optional, tag = "1")]
     time: Option<Timestamp>,
 }
 
-/// What came of the schedules that are expected, each of which has one wave.
+/// The arrivals of the expected schedules, each of which has one wave.
 pub(crate) struct Tally {
     expected: Range<u64>,
     came: Vec<bool>,
     ids: HashSet<String>,
     /// How late each was, in microseconds.
     pub lags: Histogram<u64>,
-    /// When the last one came, in microseconds since 1970.
+    /// When the last one arrived, in microseconds since 1970.
     pub last_us: i64,
-    /// Those that came again.
+    /// Duplicates.
     pub twice: u64,
-    /// Those that came before their time.
+    /// Those that arrived before their time.
     pub early: u64,
-    /// Those that nobody expected.
+    /// Unexpected ones.
     pub unasked: u64,
 }
 
@@ -88,7 +88,7 @@ impl Tally {
         }
     }
 
-    /// How many never came.
+    /// The number that did not arrive.
     pub(crate) fn missing(&self) -> usize {
         self.came.len() - self.ids.len()
     }
@@ -109,7 +109,7 @@ impl Tally {
         }
         *came = true;
         let late_us = now_us - (time.seconds * 1_000_000 + i64::from(time.nanos) / 1000);
-        self.early += u64::from(late_us < -EARLY_MOST_US);
+        self.early += u64::from(late_us < -MAX_EARLY_US);
         self.lags
             .saturating_record(u64::try_from(late_us).unwrap_or(0).max(1));
         self.last_us = now_us;
@@ -147,17 +147,17 @@ impl CountingSink {
         Ok(sink)
     }
 
-    /// Where it is.
+    /// Its URL.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// From now on these schedules are expected.
+    /// Starts a tally of these schedules.
     pub(crate) fn expect(&self, schedules: Range<u64>) {
         *self.shared.0.lock().expect("no panic") = Tally::of(schedules);
     }
 
-    /// What came, once all did or `until` has passed.
+    /// The tally, once all have arrived or at `until`.
     pub(crate) fn tally(&self, until: Instant) -> Tally {
         let (tally, changed) = &*self.shared;
         let left = until.saturating_duration_since(Instant::now());
@@ -175,7 +175,7 @@ impl CountingSink {
             stream.set_nodelay(true)?;
             let sink = self.clone();
             tokio::spawn(async move {
-                // A connection that fails is its caller's to make anew; what did not come is missing in the tally.
+                // The caller replaces a failed connection; the tally shows missing dispatches.
                 let _ended = sink.talk(stream).await;
             });
         }
@@ -192,14 +192,14 @@ impl CountingSink {
             let (request, answer) = call?;
             let sink = self.clone();
             tokio::spawn(async move {
-                // The caller sees it as an unknown outcome, and tries again.
+                // The caller treats it as an unknown outcome and retries.
                 let _failed = sink.take(request.into_body(), answer).await;
             });
         }
         Ok(())
     }
 
-    /// Takes one dispatch. It has one method, so whatever is called is that.
+    /// Accepts a dispatch. The service has only this method.
     async fn take(self, mut body: RecvStream, mut answer: SendResponse<Bytes>) -> Fallible<()> {
         let mut received = BytesMut::new();
         while let Some(piece) = body.data().await {

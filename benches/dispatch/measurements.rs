@@ -1,4 +1,4 @@
-//! The measurements: schedules are made due by SQL, and the consumer says when they came.
+//! The measurements: SQL makes schedules due, and the consumer records when they arrive.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Fallible;
 use super::consumer::{CountingSink, Tally, now_us};
 use super::database::{self, DATABASE};
-use super::load::{self, Face, Order};
+use super::load::{self, Order, Transport};
 use super::machine::Cpu;
 use super::open_loop::{Kept, Offer, Offered};
 use super::plan::{Plan, Setup};
@@ -16,18 +16,18 @@ use super::server::Server;
 use super::settings::Workload;
 use super::support::Postgres;
 
-/// From when schedules are inserted to when the first is due.
+/// The time from the insertion of schedules until the first is due.
 const LEAD: Duration = Duration::from_secs(10);
-/// So long before that updates begin to be offered.
+/// How long before that instant updates start.
 const OFFERED_BEFORE: Duration = Duration::from_secs(1);
-/// How long after the last is due dispatches may still come.
-const LATE_MOST: Duration = Duration::from_secs(90);
-/// After the last one came: how long until the database says so.
-const WRITTEN_MOST: Duration = Duration::from_secs(30);
-/// How long it is measured what updates reach alone.
+/// How long after the last due instant dispatches may arrive.
+const MAX_LATENESS: Duration = Duration::from_secs(90);
+/// How long after the last arrival the database must show it.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The seconds for which updates alone are measured.
 const ALONE_SECONDS: u64 = 5;
 
-/// Measures on PostgreSQL, or says that there is none.
+/// Measures on PostgreSQL, or prints that it is not installed.
 ///
 /// # Errors
 /// What keeps it from being measured.
@@ -107,11 +107,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// How many updates a second are acknowledged while nothing is due.
+    /// The acknowledged updates a second while nothing is due.
     fn alone(&self, verdict: &mut Verdict) -> Fallible<f64> {
         let title = format!("dispatch {} updates alone", self.setup.title);
         let order = Order {
-            face: Face::Grpc,
+            transport: Transport::Grpc,
             address: self.servers[0].address().to_owned(),
             key: self.servers[0].key().to_owned(),
             callers: self.plan.callers,
@@ -169,7 +169,7 @@ impl Run<'_> {
             } else {
                 Duration::from_secs(self.plan.seconds)
             };
-        let tally = self.sink.tally(last_due + LATE_MOST);
+        let tally = self.sink.tally(last_due + MAX_LATENESS);
         let cpu = self.cpu().since(before);
         let kept = offered.map(Offered::end).transpose()?;
         println!("{title} {}", line(&tally, begin_us));
@@ -235,7 +235,7 @@ impl Run<'_> {
             rows::id(schedules.end - 1)
         );
         let (until, expected) = (
-            Instant::now() + WRITTEN_MOST,
+            Instant::now() + SETTLE_TIMEOUT,
             schedules.end - schedules.start,
         );
         let mut written: u64 = self.postgres.psql(DATABASE, &sql)?.parse()?;

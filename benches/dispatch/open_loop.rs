@@ -1,4 +1,4 @@
-//! Updates that are offered at a rate, whatever becomes of those before them.
+//! Updates at a fixed rate, independent of the answers to earlier ones.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

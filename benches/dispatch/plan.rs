@@ -1,4 +1,4 @@
-//! What the run is set to, from `BENCH_*` variables, and the processes that it measures.
+//! The settings of a run, from `BENCH_*` variables, and the processes that it measures.
 
 use super::Fallible;
 use super::settings::{number, text};

@@ -24,9 +24,9 @@ const ANSWER_MOST: Duration = Duration::from_secs(20);
 /// A caller that failed so often stops.
 const FAILURES_MOST: u64 = 20;
 
-/// By which face the callers come.
+/// By which transport the callers come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Face {
+pub(crate) enum Transport {
     /// gRPC, many callers to a connection.
     Grpc,
     /// The documented JSON over HTTP/1.1, a connection for each caller.
@@ -36,8 +36,8 @@ pub(crate) enum Face {
 /// What a load generator is asked to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Order {
-    /// By which face.
-    pub face: Face,
+    /// By which transport.
+    pub transport: Transport,
     /// The server's port for it, as address and port.
     pub address: String,
     /// The key of every caller.
@@ -177,15 +177,15 @@ fn serve_callers(
     runtime.block_on(async {
         let connections = (CONNECTIONS_MOST / threads).min(callers.end - callers.start);
         let mut clients = Vec::new();
-        for _ in (0..connections).filter(|_| order.face == Face::Grpc) {
+        for _ in (0..connections).filter(|_| order.transport == Transport::Grpc) {
             clients.push(Method::connect(&order.address, UPDATE, &order.key).await?);
         }
         let measured = begin + WARM_UP..begin + WARM_UP + Duration::from_secs(order.seconds);
         let mut running = tokio::task::JoinSet::new();
         for (n, at) in callers.zip(0..) {
-            let way = match order.face {
-                Face::Grpc => Way::Grpc(clients[at % clients.len()].clone()),
-                Face::Rest => Way::Rest(Connection::to(&order.address, &order.key).await?),
+            let way = match order.transport {
+                Transport::Grpc => Way::Grpc(clients[at % clients.len()].clone()),
+                Transport::Rest => Way::Rest(Connection::to(&order.address, &order.key).await?),
             };
             running.spawn(Caller::new(order, n, way, measured.clone()).run(begin));
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::Fallible;
 use super::admission;
 use super::database::{self, DATABASE};
-use super::load::{self, Face, Order, Report};
+use super::load::{self, Order, Report, Transport};
 use super::machine::Cpu;
 use super::pgbench::{self, CLIENTS, Length, Yardstick};
 use super::report::{self, Verdict, callers, grouped};
@@ -16,7 +16,7 @@ use super::server::Server;
 use super::settings::{Settings, WARM_UP};
 use super::support::Postgres;
 
-/// So many callers compare what the faces cost.
+/// So many callers compare what the transports cost.
 const FACES_CALLERS: u64 = 64;
 /// The longest that backends keep their counters to themselves.
 const STATISTICS_MOST: Duration = Duration::from_secs(20);
@@ -92,7 +92,7 @@ impl<'a> Run<'a> {
             self.checkpoint_and_restart()?;
             let server = Server::start(&self.postgres.url(DATABASE), &[])?;
             let title = format!("postgres cold {}", callers(count));
-            let (report, _) = self.service(&title, &server, (Face::Grpc, count), verdict)?;
+            let (report, _) = self.service(&title, &server, (Transport::Grpc, count), verdict)?;
             report::throughput(&title, &report, cold.per_second);
             server.stop()?;
         }
@@ -135,7 +135,7 @@ impl<'a> Run<'a> {
                 _ => self.yardstick("postgres", clients, length, verdict)?,
             };
             let title = format!("postgres {}", callers(count));
-            let (report, _) = self.service(&title, &server, (Face::Grpc, count), verdict)?;
+            let (report, _) = self.service(&title, &server, (Transport::Grpc, count), verdict)?;
             let after = self.yardstick("postgres", clients, length, verdict)?;
             report::throughput(
                 &title,
@@ -148,17 +148,23 @@ impl<'a> Run<'a> {
             }
             last = Some((clients, after));
         }
-        self.faces(&server, verdict)?;
+        self.transports(&server, verdict)?;
         server.stop()
     }
 
-    /// What an update costs the service by each face, in turn so that the noise of the machine hits both.
-    fn faces(&mut self, server: &Server, verdict: &mut Verdict) -> Fallible<()> {
-        let faces = [Face::Grpc, Face::Rest, Face::Grpc, Face::Rest];
+    /// What an update costs the service by each transport, in turn so that the noise of the machine hits both.
+    fn transports(&mut self, server: &Server, verdict: &mut Verdict) -> Fallible<()> {
+        let transports = [
+            Transport::Grpc,
+            Transport::Rest,
+            Transport::Grpc,
+            Transport::Rest,
+        ];
         let mut costs = Vec::new();
-        for face in faces {
-            let title = format!("postgres {} by {face:?}", callers(FACES_CALLERS));
-            let (report, cost) = self.service(&title, server, (face, FACES_CALLERS), verdict)?;
+        for transport in transports {
+            let title = format!("postgres {} by {transport:?}", callers(FACES_CALLERS));
+            let (report, cost) =
+                self.service(&title, server, (transport, FACES_CALLERS), verdict)?;
             println!(
                 "{title}: {}/s, {cost:.1} us of the service's processor for an update",
                 grouped(report.per_second)
@@ -216,13 +222,13 @@ impl<'a> Run<'a> {
         &mut self,
         title: &str,
         server: &Server,
-        by: (Face, u64),
+        by: (Transport, u64),
         verdict: &mut Verdict,
     ) -> Fallible<(Report, f64)> {
-        let (face, count) = by;
+        let (transport, count) = by;
         let order = Order {
-            face,
-            address: if face == Face::Rest {
+            transport,
+            address: if transport == Transport::Rest {
                 server.gateway()
             } else {
                 server.address()
@@ -242,7 +248,7 @@ impl<'a> Run<'a> {
         let report = load::in_own_process(&order)?;
         self.revisions += report.acknowledged;
         let cost = self.print_costs(title, &before, Some(server), report.acknowledged)?;
-        if face == Face::Grpc {
+        if transport == Transport::Grpc {
             admission::print_ratio(
                 title,
                 self.door,

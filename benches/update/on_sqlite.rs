@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 use super::Fallible;
-use super::load::{self, Face, Order};
+use super::load::{self, Order, Transport};
 use super::machine::Cpu;
 use super::report::{self, Verdict, callers, grouped};
 use super::rows::{self, Dialect, Random, Times};
@@ -37,7 +37,7 @@ pub(crate) fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()
         let title = format!("sqlite {}", callers(count));
         let own = Cpu::now(Some(server.pid()), None);
         let order = Order {
-            face: Face::Grpc,
+            transport: Transport::Grpc,
             address: server.address().to_owned(),
             key: server.key().to_owned(),
             callers: count,

@@ -1,9 +1,6 @@
 //! The lines that the run prints: one for each result, to be found by grep.
 
-#![allow(
-    dead_code,
-    reason = "shared: not every one of its users needs all of it"
-)]
+#![allow(dead_code, reason = "shared: each bench uses a part of it")]
 
 use super::load::Report;
 

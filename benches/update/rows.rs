@@ -1,10 +1,7 @@
 //! The schedules that are loaded: every value a function of their number, which the databases, pgbench and the load generator
 //! all compute alike.
 
-#![allow(
-    dead_code,
-    reason = "shared: not every one of its users needs all of it"
-)]
+#![allow(dead_code, reason = "shared: each bench uses a part of it")]
 
 use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};

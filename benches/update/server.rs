@@ -1,9 +1,6 @@
-//! The service under test, as a child process that is set to nothing but documented flags.
+//! The service under test, as a child process with documented flags only.
 
-#![allow(
-    dead_code,
-    reason = "shared: not every one of its users needs all of it"
-)]
+#![allow(dead_code, reason = "shared: each bench uses a part of it")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
@@ -20,12 +17,12 @@ use super::Fallible;
 use super::support::process::{Running, run};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_canvas-scheduler");
-/// How long a command that ends by itself may take.
-const COMMAND_MOST: Duration = Duration::from_secs(60);
-/// How long it may take until it serves.
-const START_MOST: Duration = Duration::from_secs(30);
-/// How long it may take to drain.
-const STOP_MOST: Duration = Duration::from_secs(40);
+/// The bound of a command.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+/// The bound of a start until it serves.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// The bound of a drain.
+const STOP_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// The service, serving.
 pub(crate) struct Server {
@@ -36,7 +33,7 @@ pub(crate) struct Server {
     log: Receiver<String>,
 }
 
-/// The command without what the caller's environment would set it to.
+/// The command without settings from the environment.
 fn command() -> Command {
     let mut command = Command::new(BINARY);
     for (name, _) in std::env::vars_os()
@@ -47,19 +44,19 @@ fn command() -> Command {
     command
 }
 
-/// Makes the schema.
+/// Creates the schema.
 ///
 /// # Errors
 /// What the command says.
 pub(crate) fn migrate(url: &str) -> Fallible<()> {
     run(
         command().args(["migrate", "--database-url", url]),
-        COMMAND_MOST,
+        COMMAND_TIMEOUT,
     )?;
     Ok(())
 }
 
-/// A key for updates, in a workspace whose limit is counted but never reached.
+/// Creates a key for updates, in a workspace whose quota is counted but never reached.
 fn key(url: &str) -> Fallible<String> {
     static MADE: AtomicU32 = AtomicU32::new(0);
     let name = format!("bench {}", MADE.fetch_add(1, Ordering::Relaxed));
@@ -73,7 +70,7 @@ fn key(url: &str) -> Fallible<String> {
             "--database-url",
             url,
         ]),
-        COMMAND_MOST,
+        COMMAND_TIMEOUT,
     )?;
     let create = [
         "api-key",
@@ -85,11 +82,13 @@ fn key(url: &str) -> Fallible<String> {
         "--database-url",
         url,
     ];
-    Ok(run(command().args(create), COMMAND_MOST)?.trim().to_owned())
+    Ok(run(command().args(create), COMMAND_TIMEOUT)?
+        .trim()
+        .to_owned())
 }
 
 impl Server {
-    /// Starts it on a free port, with `more` flags, and waits until it serves.
+    /// Starts the service on free ports, with `more` flags, and waits until it serves.
     ///
     /// # Errors
     /// It ends, or does not serve in time.
@@ -135,12 +134,12 @@ impl Server {
         Ok(server)
     }
 
-    /// The address and port of its gateway; empty where it has none.
+    /// The address of its gateway; empty if it has none.
     pub(crate) fn gateway(&self) -> &str {
         &self.gateway
     }
 
-    /// Its address and port for gRPC.
+    /// Its address for gRPC.
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
@@ -155,7 +154,7 @@ impl Server {
         self.process.pid()
     }
 
-    /// What it warned of since the last time.
+    /// The warnings since the last call.
     pub(crate) fn complaints(&self) -> Vec<String> {
         let complains = |line: &String| {
             ["\"WARN\"", "\"ERROR\"", "panicked"]
@@ -165,12 +164,12 @@ impl Server {
         self.log.try_iter().filter(complains).collect()
     }
 
-    /// Asks it to end, as Kubernetes does.
+    /// Stops it by SIGTERM, as Kubernetes does.
     ///
     /// # Errors
     /// It does not end in time, or not with 0.
     pub(crate) fn stop(mut self) -> Fallible<()> {
-        let status = self.process.stop("TERM", STOP_MOST)?;
+        let status = self.process.stop("TERM", STOP_TIMEOUT)?;
         if status.success() {
             Ok(())
         } else {
@@ -179,7 +178,7 @@ impl Server {
     }
 
     fn wait_until_serving(&self) -> Fallible<()> {
-        let until = Instant::now() + START_MOST;
+        let until = Instant::now() + START_TIMEOUT;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -208,7 +207,7 @@ async fn serving(address: &str) -> Fallible<bool> {
     Ok(answer.into_inner().status() == ServingStatus::Serving)
 }
 
-/// Reads the log to its end, so that the service never waits for us.
+/// Reads the log in a thread, so that the service never blocks on it.
 fn forward(output: impl Read + Send + 'static, lines: Sender<String>) {
     std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
@@ -219,14 +218,14 @@ fn forward(output: impl Read + Send + 'static, lines: Sender<String>) {
     });
 }
 
-/// The addresses for gRPC and of the gateway, which a mere dispatcher has not, in the line that the service logs once it listens.
+/// The addresses for gRPC and of the gateway, which a pure dispatcher lacks, from the line that the service logs once it listens.
 fn bound_addresses(log: &Receiver<String>) -> Fallible<[String; 2]> {
-    let until = Instant::now() + START_MOST;
+    let until = Instant::now() + START_TIMEOUT;
     let mut lines = Vec::new();
     loop {
         let Ok(line) = log.recv_timeout(until.saturating_duration_since(Instant::now())) else {
             return Err(format!(
-                "the service does not say where it listens: {}",
+                "the service did not log its addresses: {}",
                 lines.join(" / ")
             )
             .into());

@@ -1,9 +1,6 @@
-//! What the run is set to, from `BENCH_*` variables.
+//! The settings of a run, from `BENCH_*` variables.
 
-#![allow(
-    dead_code,
-    reason = "shared: not every one of its users needs all of it"
-)]
+#![allow(dead_code, reason = "shared: each bench uses a part of it")]
 
 use std::env;
 use std::str::FromStr;

@@ -524,22 +524,22 @@ async fn more_violations_than_an_error_can_carry(database: &Database) {
         request_id: "\0".to_owned(),
         ..create(&"\0".repeat(999), at("now"))
     };
-    let told = refusal(app.create(all).await);
+    let reply = refusal(app.create(all).await);
     assert_eq!(
-        (told.code, told.reason.as_str()),
+        (reply.code, reply.reason.as_str()),
         (Code::InvalidArgument, "INVALID_FIELDS")
     );
     assert!(
-        told.fields.iter().any(|field| field == "canvas_id") && told.fields.len() > 3,
-        "{told:?}"
+        reply.fields.iter().any(|field| field == "canvas_id") && reply.fields.len() > 3,
+        "{reply:?}"
     );
     assert!(
-        told.metadata["violations"]
+        reply.metadata["violations"]
             .parse::<usize>()
             .expect("a number")
-            > told.fields.len()
-            && told.message.contains(" more"),
-        "{told:?}"
+            > reply.fields.len()
+            && reply.message.contains(" more"),
+        "{reply:?}"
     );
 
     let nan = || ProtoValue {
@@ -548,14 +548,14 @@ async fn more_violations_than_an_error_can_carry(database: &Database) {
     let many = Struct {
         fields: (0..4000).map(|n| (n.to_string(), nan())).collect(),
     };
-    let told = refusal(
+    let reply = refusal(
         app.create(Create {
             trigger_properties: Some(many),
             ..create("canvas", at(LATER))
         })
         .await,
     );
-    assert_fields(&told, &["trigger_properties"], "4000 invalid numbers");
+    assert_fields(&reply, &["trigger_properties"], "4000 invalid numbers");
 }
 
 async fn malformed_reads_and_cancellations(database: &Database) {

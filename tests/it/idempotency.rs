@@ -320,24 +320,27 @@ async fn an_id_is_free_again_after_a_day(database: &Database) {
 
     app.clock.advance(TimeDelta::milliseconds(1));
     let other = "2026-03-22T10:00:00Z";
-    let anew = app
+    let renewed = app
         .update(updated_as("u", update(&made, at(other))))
         .await
         .expect("the id is free");
     assert_eq!(
-        (schedule_of(&anew).revision, time_of(schedule_of(&anew))),
+        (
+            schedule_of(&renewed).revision,
+            time_of(schedule_of(&renewed))
+        ),
         (4, other)
     );
-    let anew = app
+    let renewed = app
         .update(updated_as("n", update_of_canvas("canvas", at(other))))
         .await
         .expect("the id is free");
-    assert_eq!(schedule_of(&anew).revision, 5);
+    assert_eq!(schedule_of(&renewed).revision, 5);
     assert_eq!(
         app.update(updated_as("n", update_of_canvas("canvas", at(other))))
             .await
             .expect("the new first answer"),
-        anew
+        renewed
     );
     let second = app
         .create(created_as("c", "canvas", at(LATER)))

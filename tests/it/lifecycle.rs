@@ -179,7 +179,7 @@ async fn recipients_with_zones_have_waves_in_those_zones_only(database: &Databas
     ]);
     let schedule = app.created(in_zones).await;
     assert_eq!((schedule.total_zones, schedule.open_zones), (3, 3));
-    let told: Vec<_> = app
+    let reply: Vec<_> = app
         .get(&schedule)
         .await
         .waves
@@ -193,7 +193,7 @@ async fn recipients_with_zones_have_waves_in_those_zones_only(database: &Databas
             .collect::<Vec<_>>()
     };
     assert_eq!(
-        told,
+        reply,
         [
             (zones(&["Asia/Tokyo"]), false),
             (zones(&["Europe/Berlin", "Europe/Paris"]), false)
@@ -386,7 +386,7 @@ async fn an_invalid_entry_of_a_batch_fails_as_on_its_own_and_affects_no_other(da
     for (n, (pair, alone)) in answers.chunks(2).zip(&alone).enumerate() {
         let in_batch = pair[0].as_ref().expect_err("it must fail in a batch too");
         // The valid entries have changed the revision that the error of a stale etag contains.
-        let told = |status: &tonic::Status| {
+        let reply = |status: &tonic::Status| {
             let text = format!("{} {:?}", status.message(), status.get_error_details());
             if alone.code() == Code::Aborted {
                 String::new()
@@ -395,8 +395,8 @@ async fn an_invalid_entry_of_a_batch_fails_as_on_its_own_and_affects_no_other(da
             }
         };
         assert_eq!(
-            (in_batch.code(), told(in_batch)),
-            (alone.code(), told(alone)),
+            (in_batch.code(), reply(in_batch)),
+            (alone.code(), reply(alone)),
             "entry {n}"
         );
         assert_eq!(

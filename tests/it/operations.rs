@@ -411,10 +411,10 @@ async fn a_shutdown_finishes_calls_in_flight_and_ends_everything_else(database: 
         !stopping.is_finished(),
         "it must wait for the calls in flight"
     );
-    let (status, told) = get(&admin, "/readyz").await;
+    let (status, reply) = get(&admin, "/readyz").await;
     assert!(
-        status == 503 && told.contains(r#""reason":"draining""#),
-        "{told}"
+        status == 503 && reply.contains(r#""reason":"draining""#),
+        "{reply}"
     );
     assert_eq!(get(&admin, "/livez").await.0, 200);
     lock.rollback().await.expect("the lock is released");

@@ -129,8 +129,8 @@ async fn a_retry_waits_while_sending_is_paused(database: &Database) {
 
 async fn a_dispatcher_continues_when_sending_is_resumed(database: &Database) {
     let test = DispatchingApp::start(database).await;
-    let brake = TestStore::open(database).await;
-    set(&brake, Some("default"), true).await;
+    let controller = TestStore::open(database).await;
+    set(&controller, Some("default"), true).await;
     for _ in 0..20 {
         test.app
             .created(create("canvas", at("2026-03-01T12:00:30Z")))
@@ -156,7 +156,7 @@ async fn a_dispatcher_continues_when_sending_is_resumed(database: &Database) {
     database.sql(workspace, workspace).await;
     test.move_to("2026-03-01T12:00:40Z");
     assert_eq!(test.sink.at_least(1).await[0].workspace, "other");
-    set(&brake, Some("default"), false).await;
+    set(&controller, Some("default"), false).await;
     test.sink
         .in_time(&test.clock, TimeDelta::milliseconds(100), |sink| {
             sink.count() == 21

@@ -57,23 +57,23 @@ async fn a_schedule_lives_through_the_documented_calls(database: &Database) {
         "schedule": { "time": "2026-03-20T08:00:00", "in_local_time": false, "at_optimal_time": null },
     });
     let answer = app.post(CREATE, &body).await;
-    let told = answer.with(201);
-    let id = told["schedule_id"].as_str().expect("an id").to_owned();
-    let dispatch_id = told["dispatch_id"].as_str().expect("an id");
+    let reply = answer.with(201);
+    let id = reply["schedule_id"].as_str().expect("an id").to_owned();
+    let dispatch_id = reply["dispatch_id"].as_str().expect("an id");
     assert!(dispatch_id.len() == 32 && answer.header("x-request-id").len() == 16);
     assert_eq!(
-        told,
+        reply,
         json!({ "dispatch_id": dispatch_id, "schedule_id": id, "message": "success" })
     );
 
-    let told = app
+    let reply = app
         .post(UPDATE, &change(&id, "2026-03-21 09:30+02"))
         .await
         .with(201);
     let schedule =
         json!({ "time": "2026-03-21T07:30:00Z", "in_local_time": false, "at_optimal_time": false });
     assert_eq!(
-        told,
+        reply,
         json!({ "message": "success", "schedule_id": id, "revision": 2, "applied": "all", "schedule": schedule })
     );
 
@@ -108,9 +108,9 @@ async fn a_schedule_lives_through_the_documented_calls(database: &Database) {
     let body =
         json!({ "canvas_id": "canvas", "schedule_id": id, "etag": etag, "request_id": "once" });
     for time in ["first", "again"] {
-        let told = app.post(DELETE, &body).await.with(201);
+        let reply = app.post(DELETE, &body).await.with(201);
         assert_eq!(
-            told,
+            reply,
             json!({ "message": "success", "applied": "all" }),
             "{time}"
         );
@@ -139,21 +139,21 @@ async fn the_examples_of_the_document_work(database: &Database) {
         body.replace("schedule_identifier", &id)
             .replace("2017-05-24", date)
     };
-    let told = app
+    let reply = app
         .post_text(CAMPAIGN, &example("2026-03-24"))
         .await
         .with(201);
     let schedule =
         json!({ "time": "2026-03-24T21:30:00", "in_local_time": true, "at_optimal_time": false });
     assert_eq!(
-        told,
+        reply,
         json!({ "message": "success", "schedule_id": id, "revision": 2, "applied": "all", "schedule": schedule })
     );
-    let told = app
+    let reply = app
         .post_text(CAMPAIGN, &example("2017-05-24"))
         .await
         .with(400);
-    let why = told["message"].as_str().expect("a message");
+    let why = reply["message"].as_str().expect("a message");
     assert!(
         why.starts_with("schedule.time: ")
             && why.contains("2017-05-24T21:30:00")
@@ -161,9 +161,9 @@ async fn the_examples_of_the_document_work(database: &Database) {
         "{why}"
     );
     assert_eq!(
-        told.as_object().expect("an object").len(),
+        reply.as_object().expect("an object").len(),
         1,
-        "only one violation: {told}"
+        "only one violation: {reply}"
     );
     // Its body with a schedule, and without the `schedule_id` that its table calls optional.
     let body = json!({ "canvas_id": "campaign_identifier", "schedule_id": id, "schedule": { "time": LATER } });
@@ -177,14 +177,14 @@ async fn the_examples_of_the_document_work(database: &Database) {
         (UPDATE, "campaign_id", "canvas_id"),
         (CAMPAIGN, "canvas_id", "campaign_id"),
     ] {
-        let told = app
+        let reply = app
             .post(
                 path,
                 &json!({ name: "campaign_identifier", "schedule": { "time": LATER } }),
             )
             .await
             .with(400);
-        let why = told["message"].as_str().expect("a message");
+        let why = reply["message"].as_str().expect("a message");
         assert!(
             why.starts_with(&format!(
                 "{name}: is not a known field; did you mean {other}?"
@@ -192,16 +192,16 @@ async fn the_examples_of_the_document_work(database: &Database) {
             "{path}: {why}"
         );
     }
-    let told = app
+    let reply = app
         .post(CAMPAIGN, &json!({ "schedule": { "time": LATER } }))
         .await
         .with(400);
     assert!(
-        told["message"]
+        reply["message"]
             .as_str()
             .expect("a message")
             .starts_with("campaign_id: "),
-        "{told}"
+        "{reply}"
     );
 }
 
@@ -213,12 +213,12 @@ async fn an_update_overwrites_the_whole_schedule(database: &Database) {
         .as_str()
         .expect("an id")
         .to_owned();
-    let told = app
+    let reply = app
         .post(UPDATE, &change(&id, "2026-03-20T14:14:47"))
         .await
         .with(201);
     assert_eq!(
-        told["schedule"],
+        reply["schedule"],
         json!({ "time": "2026-03-20T14:14:47Z", "in_local_time": false, "at_optimal_time": false })
     );
     let waves = app
@@ -270,9 +270,9 @@ async fn every_form_of_a_path_is_one_route(database: &Database) {
         "/canvas/trigger/schedule/a/b",
         "/%ff",
     ] {
-        let told = app.post(path, &json!({})).await.with(404);
+        let reply = app.post(path, &json!({})).await.with(404);
         assert_eq!(
-            told,
+            reply,
             json!({ "message": "path not found; /openapi.json lists all paths" }),
             "{path}"
         );
@@ -320,8 +320,8 @@ async fn every_violation_is_reported_at_once(database: &Database) {
         "trigger_properties": { "big": 9007199254740993, "fine": 9007199254740992, "a": { "b": [18446744073709551617, 1e300] } },
         "schedule": { "time": "soon", "in_local_time": 1 }
     }"#;
-    let told = app.post_text(CREATE, body).await.with(400);
-    let errors: Vec<&str> = told["errors"]
+    let reply = app.post_text(CREATE, body).await.with(400);
+    let errors: Vec<&str> = reply["errors"]
         .as_array()
         .expect("errors")
         .iter()
@@ -353,7 +353,7 @@ async fn every_violation_is_reported_at_once(database: &Database) {
             .any(|error| error.contains("fine") || error.starts_with("canvas_id: is")),
         "{errors:#?}"
     );
-    assert_eq!(told["message"], errors.join("; "));
+    assert_eq!(reply["message"], errors.join("; "));
     assert!(
         app.list_ids(v1::ListCanvasSchedulesRequest::default())
             .await
@@ -420,8 +420,8 @@ async fn a_change_that_reaches_no_zone_is_a_conflict(database: &Database) {
     );
     let require_all = json!({ "canvas_id": "canvas", "schedule_id": second, "require_all": true,
         "schedule": { "time": "2026-03-01T11:30:00", "in_local_time": true } });
-    let told = app.post(UPDATE, &require_all).await.with(409);
-    assert_eq!(told["applied"], "none", "{told}");
+    let reply = app.post(UPDATE, &require_all).await.with(409);
+    assert_eq!(reply["applied"], "none", "{reply}");
 }
 
 async fn an_empty_id_is_treated_as_absent(database: &Database) {
@@ -429,11 +429,11 @@ async fn an_empty_id_is_treated_as_absent(database: &Database) {
     let id = created(&app, "canvas").await;
     for revision in [2, 3] {
         let body = json!({ "canvas_id": "canvas", "schedule_id": "", "request_id": "", "schedule": { "time": LATER } });
-        let told = app.post(UPDATE, &body).await.with(201);
+        let reply = app.post(UPDATE, &body).await.with(201);
         assert_eq!(
-            (&told["schedule_id"], &told["revision"]),
+            (&reply["schedule_id"], &reply["revision"]),
             (&json!(id), &json!(revision)),
-            "{told}"
+            "{reply}"
         );
     }
     let listed = app
@@ -474,7 +474,7 @@ async fn lists_are_returned_in_pages(database: &Database) {
         ),
         (1, None)
     );
-    let told = app
+    let reply = app
         .fetch("/canvas/trigger/schedule?page_sise=2&state=open&page_size=x&page_size=3")
         .await
         .with(400);
@@ -484,17 +484,17 @@ async fn lists_are_returned_in_pages(database: &Database) {
         "page_size: \"x\" is not an integer",
         "page_sise: is not a known field; did you mean page_size?",
     ];
-    assert_eq!(told["errors"], json!(errors));
-    let told = app
+    assert_eq!(reply["errors"], json!(errors));
+    let reply = app
         .fetch("/canvas/trigger/schedule?page_size=5000")
         .await
         .with(400);
     assert!(
-        told["message"]
+        reply["message"]
             .as_str()
             .expect("a message")
             .starts_with("page_size: "),
-        "{told}"
+        "{reply}"
     );
 }
 

@@ -51,10 +51,10 @@ async fn two_replicas_lose_no_update(database: &Database) {
         }
     }
     let answers: Vec<(i64, String)> = calls.join_all().await.concat();
-    let told: BTreeMap<i64, String> = answers.iter().cloned().collect();
+    let reply: BTreeMap<i64, String> = answers.iter().cloned().collect();
     let last = i64::try_from(2 * CALLERS * EACH + 1).expect("a revision");
     assert_eq!(
-        told.keys().copied().collect::<Vec<_>>(),
+        reply.keys().copied().collect::<Vec<_>>(),
         (2..=last).collect::<Vec<_>>(),
         "revisions must have no gap and no duplicate"
     );
@@ -65,9 +65,9 @@ async fn two_replicas_lose_no_update(database: &Database) {
             .map(|one| (one.revision, one.schedule.expect("a schedule").time))
             .filter(|(n, _)| *n > 1)
             .collect();
-        assert_eq!(kept, told, "every answer must be in the history");
+        assert_eq!(kept, reply, "every answer must be in the history");
         let now = got.canvas_schedule.expect("a schedule");
-        assert_eq!((now.revision, time_of(&now)), (last, told[&last].as_str()));
+        assert_eq!((now.revision, time_of(&now)), (last, reply[&last].as_str()));
     }
 }
 

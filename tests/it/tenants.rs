@@ -97,11 +97,11 @@ struct Received {
     tokens: Vec<String>,
 }
 
-fn nth<'a>(told: &'a [String], n: usize, none: &'a str) -> &'a str {
-    if told.is_empty() {
+fn nth<'a>(received: &'a [String], n: usize, none: &'a str) -> &'a str {
+    if received.is_empty() {
         none
     } else {
-        &told[n % told.len()]
+        &received[n % received.len()]
     }
 }
 
@@ -136,14 +136,14 @@ impl Received {
 /// A tenant that makes calls.
 struct Tenant {
     client: Client,
-    told: Received,
+    received: Received,
 }
 
 const NOBODYS: &str = "0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11";
 
 impl Tenant {
     fn id(&self, foreign: &Received, named: Named) -> String {
-        self.pick(foreign, named, |told| &told.ids, NOBODYS)
+        self.pick(foreign, named, |received| &received.ids, NOBODYS)
     }
 
     fn pick(
@@ -154,7 +154,7 @@ impl Tenant {
         none: &str,
     ) -> String {
         match named {
-            Named::Own(n) => nth(of(&self.told), n, none),
+            Named::Own(n) => nth(of(&self.received), n, none),
             Named::Foreign(n) => nth(of(foreign), n, none),
             Named::Nobodys => none,
         }
@@ -163,13 +163,20 @@ impl Tenant {
 
     fn etag(&self, foreign: &Received, named: Option<Named>) -> String {
         named
-            .map(|named| self.pick(foreign, named, |told| &told.etags, "0123456789abcdef"))
+            .map(|named| {
+                self.pick(
+                    foreign,
+                    named,
+                    |received| &received.etags,
+                    "0123456789abcdef",
+                )
+            })
             .unwrap_or_default()
     }
 
     fn token(&self, foreign: &Received, named: Option<Named>) -> String {
         named
-            .map(|named| self.pick(foreign, named, |told| &told.tokens, ""))
+            .map(|named| self.pick(foreign, named, |received| &received.tokens, ""))
             .unwrap_or_default()
     }
 
@@ -182,7 +189,7 @@ impl Tenant {
                 .map(|request| format!("request {request}"))
                 .unwrap_or_default()
         };
-        let told = match call {
+        let received = match call {
             Call::Create { canvas, request } => {
                 // The same request under the same id: if ids were shared, it would be replayed.
                 let asked = v1::CreateCanvasScheduleRequest {
@@ -194,7 +201,7 @@ impl Tenant {
                     .create_canvas_schedule(asked)
                     .await
                     .map(Response::into_inner);
-                self.told.note(
+                self.received.note(
                     answer
                         .as_ref()
                         .ok()
@@ -251,7 +258,7 @@ impl Tenant {
                     .cancel_canvas_schedule(asked)
                     .await
                     .map(Response::into_inner);
-                self.told.note(
+                self.received.note(
                     answer
                         .as_ref()
                         .ok()
@@ -294,7 +301,7 @@ impl Tenant {
                 text_of(answer)
             }
         };
-        self.told.normal(told)
+        self.received.normal(received)
     }
 
     async fn batch(
@@ -319,7 +326,7 @@ impl Tenant {
         let mut text = String::new();
         for result in answer.results {
             let answer = entry(result);
-            self.told.note(
+            self.received.note(
                 answer
                     .as_ref()
                     .ok()
@@ -352,7 +359,7 @@ impl Tenant {
             .update_canvas_schedule(asked)
             .await
             .map(Response::into_inner);
-        self.told.note(
+        self.received.note(
             answer
                 .as_ref()
                 .ok()
@@ -362,9 +369,9 @@ impl Tenant {
     }
 
     fn note_token(&mut self, token: Option<&String>) {
-        self.told.tokens.extend(
+        self.received.tokens.extend(
             token
-                .filter(|token| !token.is_empty() && !self.told.tokens.contains(token))
+                .filter(|token| !token.is_empty() && !self.received.tokens.contains(token))
                 .cloned(),
         );
     }
@@ -395,7 +402,7 @@ async fn tenant(app: &TestApp, name: &str) -> Tenant {
     app.read_keys().await;
     Tenant {
         client: app.client_with(&key),
-        told: Received::default(),
+        received: Received::default(),
     }
 }
 
@@ -417,17 +424,17 @@ async fn no_workspace_sees_another(database: &Database) {
         let mut twin = tenant(&app_alone, &format!("second-{history}")).await;
         for (n, (is_first, call)) in calls.iter().enumerate() {
             if *is_first {
-                first.call(call, n, &second.told).await;
+                first.call(call, n, &second.received).await;
                 continue;
             }
-            let beside = second.call(call, n, &first.told).await;
-            let alone = twin.call(call, n, &first.told).await;
+            let together = second.call(call, n, &first.received).await;
+            let alone = twin.call(call, n, &first.received).await;
             assert_eq!(
-                beside, alone,
+                together, alone,
                 "history {history}, call {n}: {call:?} in {calls:#?}"
             );
             *kinds
-                .entry(if beside.contains("NotFound") {
+                .entry(if together.contains("NotFound") {
                     "not found"
                 } else {
                     "other"
@@ -435,7 +442,7 @@ async fn no_workspace_sees_another(database: &Database) {
                 .or_default() += 1;
         }
         assert!(
-            first.told.ids.len() > 1 && second.told.ids.len() > 1,
+            first.received.ids.len() > 1 && second.received.ids.len() > 1,
             "both tenants must have schedules"
         );
     }

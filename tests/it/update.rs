@@ -68,7 +68,7 @@ async fn an_update_overwrites_every_flag(database: &Database) {
     assert_eq!(after.next_wave_time, wave.time);
 
     let history = app.revisions(&first).await;
-    let told: Vec<_> = history
+    let reply: Vec<_> = history
         .iter()
         .map(|one| {
             (
@@ -84,7 +84,7 @@ async fn an_update_overwrites_every_flag(database: &Database) {
         at_optimal_time: false,
     };
     assert_eq!(
-        told,
+        reply,
         [
             (2, RevisionKind::Update, expected),
             (1, RevisionKind::Create, earlier)
@@ -270,7 +270,7 @@ async fn validate_only_writes_nothing_and_answers_the_waves(database: &Database)
         request_id: "r".to_owned(),
         ..request
     };
-    let told = app
+    let reply = app
         .update(only(update(&first, local("2026-03-22T10:00:00"))))
         .await
         .expect("valid");
@@ -282,7 +282,7 @@ async fn validate_only_writes_nothing_and_answers_the_waves(database: &Database)
         )))
         .await
         .expect("valid"),
-        told
+        reply
     );
     refused(
         app.update(only(update(&first, at("2026-03-01T10:00:00Z"))))
@@ -323,11 +323,11 @@ async fn validate_only_writes_nothing_and_answers_the_waves(database: &Database)
     };
     let answer = app.update(real).await.expect("updated");
     assert_eq!((schedule_of(&answer).revision, answer.waves.len()), (2, 0));
-    assert_eq!(app.get(&first).await.waves, told.waves);
-    assert_eq!(made.waves, told.waves);
+    assert_eq!(app.get(&first).await.waves, reply.waves);
+    assert_eq!(made.waves, reply.waves);
     assert!(
-        told.waves.len() > 20
-            && told
+        reply.waves.len() > 20
+            && reply
                 .waves
                 .iter()
                 .filter(|wave| wave.includes_unlisted_zones)

@@ -22,7 +22,7 @@ const MAX_MEMORY: u64 = 300 * 1024;
 const CONNECTION_WAIT: Duration = Duration::from_secs(3);
 /// The interval of log lines while the server refuses calls.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
-/// How long an abuse without an end of its own lasts.
+/// How long an open-ended abuse lasts.
 const ABUSE_DURATION: Duration = Duration::from_secs(5);
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -79,7 +79,7 @@ async fn http2_connection(server: &Server, settings: &[u8]) -> TcpStream {
     stream
 }
 
-/// A well-behaved caller, whose every call must be answered. It retries as it is told to.
+/// A well-behaved caller, whose every call must be answered. It retries after the delay of a refusal.
 pub(crate) struct Bystander {
     stop: watch::Sender<bool>,
     calls: JoinHandle<Served>,

@@ -1,4 +1,4 @@
-//! A webhook consumer that records what it receives and fails as the test tells it to.
+//! A webhook consumer that records what it receives and fails as the test sets.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

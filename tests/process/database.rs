@@ -10,7 +10,7 @@ use super::server;
 
 /// A migrated, empty database.
 pub(crate) enum Database {
-    /// A file in a folder of its own.
+    /// A file in a temporary folder.
     Sqlite(Folder),
     /// A database of the shared server.
     Postgres {

@@ -1,4 +1,4 @@
-//! docs/metrics.md is the list of metrics: a server under load shows each of them, as it stands there, and no other.
+//! docs/metrics.md lists the metrics: a server under load exports exactly these, as documented.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

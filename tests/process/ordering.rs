@@ -1,4 +1,4 @@
-//! Changes of one schedule keep their order whatever befalls the first of them, and a fault of one is its own.
+//! Changes of one schedule keep their order even if the first fails, and a failing change affects no other.
 
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::batch_update_canvas_schedules_result::Result as Entry;
@@ -134,7 +134,7 @@ async fn request_ids(database: &Database) {
         ..entry(&ids[0], unique_time())
     };
     let after = entry(&ids[0], unique_time());
-    // The first is refused and leaves no answer, so that the second is one of its own; the third comes after it.
+    // The first is refused and stores no answer, so that the second is a new request; the third follows it.
     let answers = batch(&mut client, vec![refused, again, after]).await;
     assert!(answers[0].is_err(), "{answers:?}");
     assert_eq!(answers[1..], [Ok(2), Ok(3)]);

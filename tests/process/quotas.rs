@@ -1,4 +1,4 @@
-//! A quota over two replicas.
+//! A quota shared by two replicas.
 
 use std::time::{Duration, SystemTime};
 
@@ -30,7 +30,7 @@ const MARGIN: Duration = Duration::from_secs(2);
 struct Tally {
     accepted: usize,
     refused: usize,
-    /// When the window ends, as it was told.
+    /// When the window ends, by the header.
     resets: Vec<u64>,
 }
 

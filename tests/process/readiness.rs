@@ -1,4 +1,4 @@
-//! The admin port: why a process is not ready, and that it lives all the same.
+//! The admin port: why a process is not ready, while it is live.
 
 use std::time::{Duration, Instant};
 

@@ -311,18 +311,20 @@ async fn the_gateway_uses_the_same_certificate() {
         (&[b"http/1.1"], b"http/1.1"),
         (&[], b""),
     ] {
-        let (negotiated, said) = described(&server, known(), protocols)
+        let (negotiated, errors) = described(&server, known(), protocols)
             .await
             .expect("the handshake succeeds");
         assert_eq!(negotiated, spoken);
         assert!(
-            spoken == b"h2" || said.starts_with("HTTP/1.1 200 OK"),
-            "{said}"
+            spoken == b"h2" || errors.starts_with("HTTP/1.1 200 OK"),
+            "{errors}"
         );
     }
     let refused = described(&server, authority.trusted(), &[b"http/1.1"]).await;
     assert!(
-        refused.as_ref().map_or(true, |(_, said)| said.is_empty()),
+        refused
+            .as_ref()
+            .map_or(true, |(_, errors)| errors.is_empty()),
         "without a client certificate: {refused:?}"
     );
     files.replace(&new);
@@ -363,7 +365,7 @@ fn every_tls_violation_is_reported_before_a_port_is_bound() {
         ("junk", &"junk".to_owned()),
     ]
     .map(|(name, text)| file(name, text));
-    for (flags, told) in [
+    for (flags, expected) in [
         (vec!["--tls-cert", &certificate], "needs --tls-key"),
         (
             vec!["--tls-client-ca", &certificate],
@@ -412,10 +414,10 @@ fn every_tls_violation_is_reported_before_a_port_is_bound() {
             ]
             .concat(),
         );
-        let said = String::from_utf8(output.stderr).unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
         assert!(
-            !output.status.success() && said.contains(told) && !said.contains("listening"),
-            "{flags:?}: {said}"
+            !output.status.success() && errors.contains(expected) && !errors.contains("listening"),
+            "{flags:?}: {errors}"
         );
     }
 }

@@ -140,7 +140,7 @@ impl Postgres {
             .map(drop)
     }
 
-    /// Runs SQL, each statement in a transaction of its own, and returns the rows: one a line, with `|` between columns.
+    /// Runs SQL, each statement in its own transaction, and returns the rows: one a line, with `|` between columns.
     pub(crate) fn psql(&self, database: &str, sql: &str) -> Result<String, Problem> {
         let mut psql = self.client("psql", database);
         psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]);
@@ -406,7 +406,8 @@ impl Account {
         let found = of("postgres").or_else(|| of("nobody"));
         found.map(Some).ok_or_else(|| {
             Problem::Failed(
-                "PostgreSQL refuses to run as root, and there is no other account".to_owned(),
+                "PostgreSQL refuses to run as root, and neither postgres nor nobody exists"
+                    .to_owned(),
             )
         })
     }

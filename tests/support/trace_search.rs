@@ -1,5 +1,5 @@
 //! With `TRACED_INTO=FOLDER` servers in the test's process log at trace level, and each line is searched for keys and dropped.
-//! With `TRACED_PROCESSES=1` as well, servers in processes of their own do so too, which makes them several times slower.
+//! With `TRACED_PROCESSES=1` as well, child processes do so too, which makes them several times slower.
 //! Lines with a key go to `FOLDER/found`; every 1,000 searched lines add a line to `FOLDER/searched`. `.ci/secrets` evaluates both.
 
 #![allow(dead_code, reason = "shared: each test binary uses a part of it")]
@@ -21,7 +21,7 @@ pub(super) fn is_wanted() -> bool {
     FOLDER.is_some()
 }
 
-/// Whether servers in processes of their own log at trace level too.
+/// Whether servers in child processes log at trace level too.
 #[allow(clippy::disallowed_methods, reason = "not a setting of the service")]
 pub(super) fn is_wanted_of_processes() -> bool {
     is_wanted() && std::env::var("TRACED_PROCESSES").is_ok_and(|value| value == "1")

@@ -150,20 +150,20 @@ enum Pick {
     /// This event.
     This(Event),
     /// An event that changes the current state.
-    Telling(Index),
+    Effective(Index),
 }
 
 impl Pick {
     fn event(&self, world: &World) -> Event {
         match self {
             Self::This(event) => *event,
-            Self::Telling(index) => {
-                let telling: Vec<Event> = EVENTS
+            Self::Effective(index) => {
+                let effective: Vec<Event> = EVENTS
                     .iter()
                     .copied()
                     .filter(|event| world.step(*event).0 != *world)
                     .collect();
-                *index.get(&telling)
+                *index.get(&effective)
             }
         }
     }
@@ -215,7 +215,7 @@ const STARTS: [&str; 2] = ["2026-03-07T18:30:00Z", "2026-10-31T17:30:00Z"];
 
 fn sequences(kind: Kind) -> impl Strategy<Value = Sequence> {
     let picks = prop::collection::vec(
-        prop_oneof![2 => any::<Index>().prop_map(Pick::Telling), 1 => event().prop_map(Pick::This)],
+        prop_oneof![2 => any::<Index>().prop_map(Pick::Effective), 1 => event().prop_map(Pick::This)],
         0..18,
     );
     (prop::sample::select(&STARTS[..]), hours(), picks).prop_map(

@@ -85,7 +85,7 @@ pub(super) struct World {
     pub now: Time,
     pub rules: Rules,
     /// The pauses of every workspace, and of the schedule's.
-    pub brakes: [bool; 2],
+    pub pauses: [bool; 2],
     pub schedule: Option<Schedule>,
     /// Every worker that has had an attempt since the process started.
     pub workers: Vec<Worker>,
@@ -102,7 +102,7 @@ impl World {
         Self {
             now,
             rules: Rules::Real,
-            brakes: [false; 2],
+            pauses: [false; 2],
             schedule: None,
             workers: vec![],
             remembered: None,
@@ -138,7 +138,7 @@ impl World {
             Event::Answer(back, says) => self
                 .worker(back)
                 .map_or((), |worker| self.answer(worker, says)),
-            Event::Pause { all, on } => self.brakes[usize::from(all)] = on,
+            Event::Pause { all, on } => self.pauses[usize::from(all)] = on,
             Event::Rules => {
                 self.rules = if self.rules == Rules::Real {
                     Rules::Other
@@ -164,7 +164,7 @@ impl World {
 
     /// The next event until nothing is left to send, with a sink that accepts everything.
     pub(super) fn to_do(&self) -> Option<Event> {
-        if let Some(all) = self.brakes.iter().position(|on| *on) {
+        if let Some(all) = self.pauses.iter().position(|on| *on) {
             return Some(Event::Pause {
                 all: all == 1,
                 on: false,
@@ -190,7 +190,7 @@ impl World {
     }
 
     pub(super) fn is_paused(&self) -> bool {
-        self.brakes != [false; 2]
+        self.pauses != [false; 2]
     }
 
     fn moved(&self, by: Move) -> Time {

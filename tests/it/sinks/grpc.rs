@@ -29,7 +29,7 @@ enum Act {
     Hang,
 }
 
-/// An engine that handles each call as the test tells it to, and records it.
+/// An engine that handles each call as the test sets, and records it.
 #[derive(Clone, Default)]
 struct Engine {
     acts: Arc<Mutex<VecDeque<Act>>>,
@@ -114,7 +114,7 @@ async fn a_dispatch_is_sent_with_every_field_and_the_token() {
         includes_unlisted_zones: true,
         mode: v1::WaveMode::AtTime.into(),
     };
-    let told = (
+    let reply = (
         got.dispatch_id,
         got.workspace,
         got.canvas_id,
@@ -127,7 +127,7 @@ async fn a_dispatch_is_sent_with_every_field_and_the_token() {
     let id = dispatch().id.to_string();
     let schedule_id = "0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11".to_owned();
     assert_eq!(
-        told,
+        reply,
         (
             id,
             "default".to_owned(),

@@ -117,7 +117,7 @@ fn run(program: &str, folder: &Path, port: u16, flags: &[&str]) -> Running {
 /// Waits for the file in which the server writes its port.
 async fn listens(folder: &Path) {
     let mut look = tokio::time::interval(Duration::from_millis(5));
-    let told = || {
+    let is_listening = || {
         std::fs::read_dir(folder).expect("a folder").any(|file| {
             file.expect("a file")
                 .path()
@@ -125,7 +125,7 @@ async fn listens(folder: &Path) {
                 .is_some_and(|extension| extension == "ports")
         })
     };
-    while !told() {
+    while !is_listening() {
         look.tick().await;
     }
 }

@@ -269,7 +269,7 @@ fn stop_with_this_process(postgres: &Postgres) -> Child {
     shell
         .args(["-c", SCRIPT, "sh", &pid])
         .arg(postgres.folder());
-    // In a process group of its own, so that Ctrl-C does not stop it.
+    // In its own process group, so that Ctrl-C does not stop it.
     shell
         .process_group(0)
         .stdin(Stdio::piped())

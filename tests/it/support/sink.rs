@@ -1,4 +1,4 @@
-//! A sink that records dispatches and answers as the test tells it to.
+//! A sink that records dispatches and answers as the test sets.
 
 use std::sync::{Arc, Mutex};
 
