@@ -1,17 +1,17 @@
-//! The one error of the house: no transport, no ORM. What a caller may read is in the fields; a cause that only an operator
-//! may read is in [`Error::Internal`] alone.
+//! The error of every use case, independent of transport and database. Callers may read every field except the cause in
+//! [`Error::Internal`], which is for operators.
 
 pub mod panic;
 
 use std::fmt;
 use std::time::Duration;
 
-/// One thing wrong with one field of a request.
+/// A violation of one field of a request or of one setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     /// The path of the field in the request, as in `schedule.time` or `recipients[3].email`.
     pub field: String,
-    /// The value that was sent (shortened) and what would be right.
+    /// What is wrong, with the value (shortened), and what is right.
     pub message: String,
 }
 
@@ -126,142 +126,175 @@ fn overlap(one: &str, other: &str) -> bool {
     within(one, other) || within(other, one)
 }
 
-/// Why a call was refused. Every variant leaves everything as it was, except [`Error::OutcomeUnknown`].
+/// Why a call failed. Nothing has changed, except perhaps after [`Error::OutcomeUnknown`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
-    /// Fields that are wrong whatever the state of the service; all of them.
+    /// Every field that is invalid, whatever the state of the service.
     Invalid(Vec<Violation>),
-    /// Every zone's time is further past than what still goes at once.
+    /// The time of every zone is too far in the past.
     TimePast(Violation),
-    /// The time is further ahead than the horizon.
+    /// The time is beyond the horizon.
     BeyondHorizon(Violation),
     /// No such schedule in this workspace.
     NotFound {
-        /// The id that was asked for.
+        /// The requested id.
         schedule_id: String,
     },
     /// An update without `schedule_id`, and the Canvas has no schedule that can still change.
     NoOpenSchedule {
-        /// The Canvas that was asked for.
+        /// The requested Canvas.
         canvas_id: String,
     },
     /// An update without `schedule_id`, and the Canvas has more than one schedule that can still change.
     ScheduleIdNeeded {
-        /// The Canvas that was asked for.
+        /// The requested Canvas.
         canvas_id: String,
-        /// How many schedules it could have meant.
+        /// The number of those schedules.
         open: u64,
     },
-    /// The etag stands for an older revision.
+    /// The etag belongs to an older revision.
     StaleEtag {
         /// The schedule.
         schedule_id: String,
-        /// The revision that it has now.
+        /// Its current revision.
         revision: i64,
     },
     /// The schedule was cancelled.
     Cancelled {
         /// The schedule.
         schedule_id: String,
-        /// Since when, RFC 3339.
+        /// Since when, in RFC 3339.
         since: String,
     },
-    /// No zone is open any more.
+    /// No zone is open.
     NothingLeft {
         /// The schedule.
         schedule_id: String,
-        /// Since when, RFC 3339.
+        /// Since when, in RFC 3339.
         since: String,
     },
     /// No such dispatch of this schedule.
     DispatchNotFound {
-        /// The id that was asked for.
+        /// The requested id.
         dispatch_id: String,
     },
-    /// Only a dead letter can be tried again by hand.
+    /// Only a dead letter can be retried by a caller.
     NotDead {
         /// The dispatch.
         dispatch_id: String,
     },
-    /// `require_all` was asked for and the change would not have reached every zone.
+    /// The request has `require_all`, and the change would not reach every zone.
     NotAll {
         /// The schedule.
         schedule_id: String,
-        /// Zones handed over before.
+        /// The number of zones already handed over.
         taken: usize,
-        /// Zones whose new time is too long past.
+        /// The number of zones whose new time is too far in the past.
         missed: usize,
     },
-    /// The request id was used within 24 hours for another request.
+    /// The request id was used for a different request within the last 24 hours.
     RequestIdReused {
         /// The id.
         request_id: String,
     },
-    /// A bound is reached; nothing was begun.
+    /// A queue is full; nothing was begun.
     Busy {
-        /// When to try again.
+        /// When to retry.
         retry_after: Duration,
     },
     /// The process is stopping; nothing was begun.
     Draining,
     /// The database cannot be reached or its schema is not ready; nothing was written.
     StoreUnavailable {
-        /// When to try again.
+        /// When to retry.
         retry_after: Duration,
     },
-    /// The connection was lost at commit and could not be settled in time: the change may have been made.
+    /// The connection was lost during commit, and the outcome could not be determined in time: the change may have been made.
     OutcomeUnknown,
-    /// The caller's time ran out before the work began.
+    /// The deadline passed before the work began.
     DeadlineExceeded,
-    /// A fault of the service. The text is for the log only.
+    /// An internal error. The cause is for the log only.
     Internal(String),
 }
 
 impl Error {
-    /// A fault of the service with its cause, for the log.
+    /// One invalid field.
+    pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid(vec![Violation::new(field, message)])
+    }
+
+    /// An internal error with its cause, for the log.
     pub fn internal(cause: impl fmt::Display) -> Self {
         Self::Internal(cause.to_string())
     }
 }
 
 impl fmt::Display for Error {
-    /// The public text. Says nothing of an internal cause.
+    /// The text for callers, without the cause of an internal error.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Invalid(all) => write_violations(f, all),
             Self::TimePast(one) | Self::BeyondHorizon(one) => write!(f, "{one}"),
-            Self::NotFound { schedule_id } => write!(f, "canvas schedule {} does not exist", quote(schedule_id)),
-            Self::NoOpenSchedule { canvas_id } => {
-                write!(f, "Canvas {} has 0 schedules that can still change; state a schedule_id to learn what became of one", quote(canvas_id))
+            Self::NotFound { schedule_id } => {
+                write!(f, "canvas schedule {} does not exist", quote(schedule_id))
             }
-            Self::ScheduleIdNeeded { canvas_id, open } => {
-                write!(f, "Canvas {} has {open} schedules that can still change; state the schedule_id of the one that is meant", quote(canvas_id))
-            }
-            Self::StaleEtag { schedule_id, revision } => {
-                write!(f, "the etag is stale: canvas schedule {schedule_id} is at revision {revision}; read it again and decide anew")
-            }
-            Self::Cancelled { schedule_id, since } => write!(f, "canvas schedule {schedule_id} was cancelled at {since}"),
-            Self::NothingLeft { schedule_id, since } => {
-                write!(f, "nothing is left to change: every zone of canvas schedule {schedule_id} was handed over by {since}")
-            }
-            Self::DispatchNotFound { dispatch_id } => write!(f, "dispatch {} does not exist", quote(dispatch_id)),
-            Self::NotDead { dispatch_id } => {
-                write!(f, "dispatch {dispatch_id} is not a dead letter; only those can be tried again by hand")
-            }
-            Self::NotAll { schedule_id, taken, missed } => write!(
+            Self::NoOpenSchedule { canvas_id } => write!(
                 f,
-                "require_all: the change of canvas schedule {schedule_id} would not reach {taken} zones that were handed over and {missed} zones whose new time is too long past; nothing was changed"
+                "Canvas {} has no schedule that can still be changed; set schedule_id to see the state of one",
+                quote(canvas_id)
             ),
-            Self::RequestIdReused { request_id } => {
-                write!(f, "request_id {} was used for another request within the last 24 hours; choose a new one", quote(request_id))
+            Self::ScheduleIdNeeded { canvas_id, open } => write!(
+                f,
+                "Canvas {} has {open} schedules that can still be changed; set schedule_id to choose one",
+                quote(canvas_id)
+            ),
+            Self::StaleEtag {
+                schedule_id,
+                revision,
+            } => write!(
+                f,
+                "the etag is stale: canvas schedule {schedule_id} is at revision {revision}; read it again before you change it"
+            ),
+            Self::Cancelled { schedule_id, since } => {
+                write!(f, "canvas schedule {schedule_id} was cancelled at {since}")
             }
-            Self::Busy { .. } => f.write_str("too much is waiting; try again later"),
-            Self::Draining => f.write_str("the service is stopping; try again on another connection"),
-            Self::StoreUnavailable { .. } => f.write_str("the database is not available; try again later"),
-            Self::OutcomeUnknown => f.write_str(
-                "the connection to the database was lost while committing: the change may or may not have been made; read the schedule, or repeat the call with its request_id",
+            Self::NothingLeft { schedule_id, since } => write!(
+                f,
+                "canvas schedule {schedule_id} can no longer be changed: every zone was handed over by {since}"
             ),
-            Self::DeadlineExceeded => f.write_str("the deadline passed before the work began; nothing was changed"),
+            Self::DispatchNotFound { dispatch_id } => {
+                write!(f, "dispatch {} does not exist", quote(dispatch_id))
+            }
+            Self::NotDead { dispatch_id } => write!(
+                f,
+                "dispatch {dispatch_id} is not a dead letter; only dead letters can be retried"
+            ),
+            Self::NotAll {
+                schedule_id,
+                taken,
+                missed,
+            } => write!(
+                f,
+                "require_all: the change of canvas schedule {schedule_id} would not reach {taken} zones that were already handed over and {missed} zones whose new time is too far in the past; nothing was changed"
+            ),
+            Self::RequestIdReused { request_id } => write!(
+                f,
+                "request_id {} was used for a different request within the last 24 hours; choose a new one",
+                quote(request_id)
+            ),
+            Self::Busy { .. } => f.write_str("too many requests are queued; retry later"),
+            Self::Draining => {
+                f.write_str("the service is shutting down; retry on another connection")
+            }
+            Self::StoreUnavailable { .. } => {
+                f.write_str("the database is unavailable; retry later")
+            }
+            Self::OutcomeUnknown => f.write_str(
+                "the connection to the database was lost during commit: the change may or may not have been made; read the schedule, or repeat the call with its request_id",
+            ),
+            Self::DeadlineExceeded => {
+                f.write_str("the deadline passed before the work began; nothing was changed")
+            }
             Self::Internal(_) => f.write_str("internal error"),
         }
     }
@@ -269,32 +302,32 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The violations of one refusal that fit its text and its details, which travel in headers: many clients take 8 KB of those,
-/// and one that gets more gives up the connection with all its calls. At least one.
-pub fn told(all: &[Violation]) -> &[Violation] {
-    const MOST_BYTES: usize = 1024;
+/// The first violations, as many as the text and the details of an error report, at least one. Both travel in headers, of which
+/// many clients accept 8 KB; a client that gets more closes the connection with all its calls.
+pub fn reported(all: &[Violation]) -> &[Violation] {
+    const MAX_BYTES: usize = 1024;
     let mut bytes = 0;
     let fits = all.iter().take_while(|one| {
         bytes += one.field.len() + one.message.len();
-        bytes <= MOST_BYTES
+        bytes <= MAX_BYTES
     });
     &all[..fits.count().max(1).min(all.len())]
 }
 
 fn write_violations(f: &mut fmt::Formatter<'_>, all: &[Violation]) -> fmt::Result {
-    let told = told(all);
-    for (n, one) in told.iter().enumerate() {
+    let reported = reported(all);
+    for (n, one) in reported.iter().enumerate() {
         let separator = if n == 0 { "" } else { "; " };
         write!(f, "{separator}{one}")?;
     }
-    if told.len() < all.len() {
-        write!(f, "; and {} more", all.len() - told.len())
+    if reported.len() < all.len() {
+        write!(f, "; and {} more", all.len() - reported.len())
     } else {
         Ok(())
     }
 }
 
-/// The value in quotes for an error text: control characters escaped, cut after 64 characters.
+/// The value in quotes for an error text, with control characters escaped, shortened to 64 characters.
 pub fn quote(value: &str) -> String {
     let mut short: String = value.chars().take(64).collect();
     if short.len() < value.len() {

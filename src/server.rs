@@ -25,9 +25,11 @@ use crate::clock::{SharedClock, sleep_until};
 use crate::error::{Error, Violation};
 use crate::layers::Stack;
 use crate::layers::auth::Authenticator;
+use crate::layers::body_limit::BodyLimit;
 use crate::layers::concurrency_limit::ConcurrencyLimit;
 use crate::layers::drain::Phase;
 use crate::layers::measure::CallDurations;
+use crate::layers::unsent::ProcessUnsent;
 use crate::service::Service;
 use crate::service::access::Access;
 use crate::service::admin::Admin;
@@ -165,7 +167,7 @@ impl Server {
     /// # Errors
     /// The store's.
     pub async fn read_keys(&self) -> Result<(), Error> {
-        self.access.read().await
+        self.access.reload().await
     }
 
     /// Stops: health reports NOT_SERVING, the ports close, streams end, calls in flight may finish within the drain timeout,
@@ -256,10 +258,9 @@ impl<'a> Parts<'a> {
         let stack = Stack {
             phase: phases.clone(),
             max_call: settings.calls.max_call_time,
-            in_flight: ConcurrencyLimit::new(
-                settings.calls.max_in_flight,
-                settings.calls.max_in_flight_bytes,
-            ),
+            concurrency: ConcurrencyLimit::new(settings.calls.max_in_flight),
+            bodies: BodyLimit::new(settings.calls.max_in_flight_bytes),
+            unsent: ProcessUnsent::default(),
             authenticator,
             durations: CallDurations::new(metrics.calls.clone()),
             traces: traces.clone(),
@@ -306,7 +307,7 @@ impl<'a> Parts<'a> {
                 writers.pop().into_iter().collect()
             };
             let service = self.stack.clone().wrap(routes.clone());
-            let connections = listeners.add_worker(service, &self.stack.in_flight);
+            let connections = listeners.add_worker(service);
             threads::start(
                 format!("worker-{n}"),
                 threads::serve_worker(connections, own),
@@ -320,7 +321,7 @@ impl<'a> Parts<'a> {
         let max_connections = self.settings.connections.max_connections;
         gauges::of_calls(
             metrics,
-            &self.stack.in_flight,
+            &self.stack.concurrency,
             listeners.counters(),
             max_connections,
         )

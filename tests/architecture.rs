@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The layer of each top module.
-const LAYERS: [(&str, u8); 17] = [
+const LAYERS: [(&str, u8); 19] = [
     ("main", 7),
     ("lib", 7),
     ("cli", 6),
@@ -17,10 +17,12 @@ const LAYERS: [(&str, u8); 17] = [
     ("rest", 4),
     ("dispatcher", 4),
     ("service", 3),
+    ("methods", 3),
     ("store", 2),
     ("sink", 2),
     ("pb", 2),
     ("telemetry", 1),
+    ("status", 1),
     ("domain", 1),
     ("config", 0),
     ("error", 0),
@@ -28,19 +30,25 @@ const LAYERS: [(&str, u8); 17] = [
 ];
 /// Imports within one layer: grpc and rest use what layers attach to a call, a sink speaks protobuf, a parser of a value reports
 /// violations.
-const SIDEWAYS: [(&str, &str); 4] = [
+const SIDEWAYS: [(&str, &str); 5] = [
     ("grpc", "layers"),
     ("rest", "layers"),
     ("sink", "pb"),
+    ("status", "domain"),
     ("config", "error"),
 ];
 /// Names that only some modules may use.
 const RESERVED: [(&str, &[&str]); 3] = [
-    ("crate::pb", &["pb", "grpc", "rest", "sink", "server"]),
+    (
+        "crate::pb",
+        &["pb", "grpc", "rest", "sink", "server", "methods"],
+    ),
     ("sea_orm", &["store"]),
     (
         "tonic",
-        &["pb", "grpc", "rest", "sink", "layers", "server", "cli"],
+        &[
+            "pb", "grpc", "rest", "sink", "layers", "status", "server", "cli",
+        ],
     ),
 ];
 /// Names that the domain, being pure, never uses.

@@ -67,7 +67,7 @@ async fn measure() -> Fallible<Duration> {
     };
     let key = admin.create_key("default", order).await?;
     let access = Access::new(store, clock);
-    access.read().await?;
+    access.reload().await?;
     let mut took = Duration::ZERO;
     for _ in 0..2 {
         let begin = Instant::now();
@@ -86,7 +86,7 @@ async fn admit(access: &Access, key: &[u8]) -> Fallible<()> {
         .admit(&presented, None, Permission::Update)
         .await
         .map_err(|why| format!("{why:?}"))?;
-    let told = match held.budget().charge_at_once(1) {
+    let told = match held.budget().charge_without_wait(1) {
         Some(told) => told,
         None => {
             held.budget()

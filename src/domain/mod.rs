@@ -25,5 +25,7 @@ pub use key::{ApiKey, KeyId, KeyRefusal, NewKey, Permission, Permissions, Presen
 pub use payload::{Identifier, Properties, Recipient, Target};
 pub use schedule::Schedule;
 pub use wave::{Plan, Wave, WaveMode};
-pub use workspace::{Charge, Limits, Quota, QuotaKind, QuotaRequest, QuotaWindow, Workspace};
+pub use workspace::{
+    Charge, Limits, Quota, QuotaKind, QuotaRequest, QuotaStatus, QuotaWindow, Workspace,
+};
 pub use zone::{Zone, ZoneSet};

@@ -166,6 +166,17 @@ impl QuotaKind {
     }
 }
 
+/// The status of a quota after a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuotaStatus {
+    /// The number that the window allows.
+    pub limit: u64,
+    /// The number that is left over all replicas, as far as this one knows.
+    pub remaining: u64,
+    /// When the next window begins, in milliseconds since 1970.
+    pub resets_ms: i64,
+}
+
 /// What a call costs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Charge {

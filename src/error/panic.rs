@@ -1,4 +1,4 @@
-//! A panic as an outcome.
+//! Panics as values.
 
 use std::any::Any;
 use std::future::poll_fn;
@@ -6,12 +6,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::Poll;
 
-/// What `inner` comes to.
+/// The output of `inner`.
 ///
 /// # Errors
-/// The text of its panic, which is for the log.
+/// The text of its panic, for the log.
 pub async fn caught<F: Future>(mut inner: Pin<&mut F>) -> Result<F::Output, String> {
-    // What it leaves half done is its own; it is never polled again.
+    // A future that panicked is never polled again, so its broken state is never used.
     let outcome = poll_fn(
         |cx| match catch_unwind(AssertUnwindSafe(|| inner.as_mut().poll(cx))) {
             Ok(poll) => poll.map(Ok),

@@ -1,67 +1,63 @@
-//! The tonic face: decode, call, encode.
+//! The gRPC service: each handler decodes the request, calls the service and encodes the response.
 
 mod decode;
 mod encode;
 mod json;
 mod page;
-pub mod status;
 
 use prost::Message;
 use tonic::{Request, Response, Status};
 
 use crate::domain::{Charge, Dispatch, ScheduleId};
-use crate::error::{Error, Violation};
+use crate::error::Error;
 use crate::layers::rate_limit::Meter;
 use crate::layers::violations::TransportViolations;
 use crate::pb::v1;
 use crate::pb::v1::canvas_schedule_service_server::CanvasScheduleService;
 use crate::service::{Caller, MAX_BATCH, Service};
+use crate::status::status;
 
-/// A page of revisions or dispatches is cut short where it would pass this many bytes.
-const PAGE_BYTES: usize = 1024 * 1024;
+/// The bytes of a page of revisions or dispatches; a page that would exceed them is shorter than asked for.
+const MAX_PAGE_BYTES: usize = 1024 * 1024;
 
-/// The service as gRPC callers see it.
+/// The service as gRPC clients see it.
 #[derive(Clone)]
 pub struct GrpcApi {
     service: Service,
 }
 
 impl GrpcApi {
-    /// The face of `service`.
+    /// The gRPC service over `service`.
     pub fn new(service: Service) -> Self {
         Self { service }
     }
 }
 
-/// Who calls, as the stack has found out. Without the stack nobody does.
+/// The caller, from the authentication layer.
 fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     request
         .extensions()
         .get::<Caller>()
         .cloned()
-        .ok_or_else(|| refuse(Error::internal("a call came past the stack")))
+        .ok_or_else(|| Error::internal("a call did not pass the layers").into())
 }
 
-/// What counts a call whose message says what it counts as.
+/// The meter of a call whose message says what it counts as, from the rate limit layer.
 fn meter<T>(request: &Request<T>) -> Result<Meter, Status> {
     request
         .extensions()
         .get::<Meter>()
         .cloned()
-        .ok_or_else(|| refuse(Error::internal("a call came past the stack")))
+        .ok_or_else(|| Error::internal("a call did not pass the layers").into())
 }
 
-/// What a face in front has found wrong with a request.
-fn found<T>(request: &Request<T>) -> TransportViolations {
+/// The violations that the transport found.
+fn transport<T>(request: &Request<T>) -> TransportViolations {
     request
         .extensions()
         .get::<TransportViolations>()
         .cloned()
         .unwrap_or_default()
-}
-
-fn refuse(error: Error) -> Status {
-    status::status(&error)
 }
 
 #[tonic::async_trait]
@@ -72,16 +68,11 @@ impl CanvasScheduleService for GrpcApi {
     ) -> Result<Response<v1::CreateCanvasScheduleResponse>, Status> {
         let caller = caller(&request)?;
         let meter = meter(&request)?;
-        let found = found(&request);
-        let (create, mode) =
-            decode::create(request.into_inner(), found.violations()).map_err(refuse)?;
+        let transport = transport(&request);
+        let (create, mode) = decode::create(request.into_inner(), transport.violations())?;
         Box::pin(meter.count(&Charge::of_creation(&create.target))).await?;
         let validate_only = mode.validate_only;
-        let created = self
-            .service
-            .create(caller, create, mode)
-            .await
-            .map_err(refuse)?;
+        let created = self.service.create(caller, create, mode).await?;
         Ok(Response::new(encode::created(&created, validate_only)))
     }
 
@@ -90,10 +81,10 @@ impl CanvasScheduleService for GrpcApi {
         request: Request<v1::UpdateCanvasScheduleRequest>,
     ) -> Result<Response<v1::UpdateCanvasScheduleResponse>, Status> {
         let caller = caller(&request)?;
-        let found = found(&request);
-        let update = decode::update(request.into_inner(), found.violations()).map_err(refuse)?;
+        let transport = transport(&request);
+        let update = decode::update(request.into_inner(), transport.violations())?;
         let validate_only = update.mode.validate_only;
-        let outcome = self.service.update(caller, update).await.map_err(refuse)?;
+        let outcome = self.service.update(caller, update).await?;
         Ok(Response::new(encode::updated(&outcome, validate_only)))
     }
 
@@ -106,9 +97,7 @@ impl CanvasScheduleService for GrpcApi {
         let sent = request.into_inner().requests;
         if sent.is_empty() || sent.len() > MAX_BATCH {
             let message = format!("has {} entries; 1 to {MAX_BATCH} are allowed", sent.len());
-            return Err(refuse(Error::Invalid(vec![Violation::new(
-                "requests", message,
-            )])));
+            return Err(Error::invalid("requests", message).into());
         }
         let (entries, validate_only) = (
             sent.len() as u64,
@@ -116,7 +105,7 @@ impl CanvasScheduleService for GrpcApi {
                 .map(|update| update.validate_only)
                 .collect::<Vec<_>>(),
         );
-        // Before the count, which may wait: what is wrong takes no memory then.
+        // Before the count, which may wait: invalid entries take no memory meanwhile.
         let updates = sent
             .into_iter()
             .map(|update| decode::update(update, &[]))
@@ -139,12 +128,8 @@ impl CanvasScheduleService for GrpcApi {
     ) -> Result<Response<v1::CancelCanvasScheduleResponse>, Status> {
         let caller = caller(&request)?;
         let (id, cancel, request_id) =
-            decode::cancel(request.get_ref(), found(&request).violations()).map_err(refuse)?;
-        let outcome = self
-            .service
-            .cancel(caller, id, cancel, request_id)
-            .await
-            .map_err(refuse)?;
+            decode::cancel(request.get_ref(), transport(&request).violations())?;
+        let outcome = self.service.cancel(caller, id, cancel, request_id).await?;
         Ok(Response::new(encode::cancelled(&outcome)))
     }
 
@@ -152,12 +137,8 @@ impl CanvasScheduleService for GrpcApi {
         &self,
         request: Request<v1::GetCanvasScheduleRequest>,
     ) -> Result<Response<v1::GetCanvasScheduleResponse>, Status> {
-        let id = decode::get(request.get_ref()).map_err(refuse)?;
-        let details = self
-            .service
-            .get(&caller(&request)?, id)
-            .await
-            .map_err(refuse)?;
+        let id = decode::get(request.get_ref())?;
+        let details = self.service.get(&caller(&request)?, id).await?;
         Ok(Response::new(encode::details(&details)))
     }
 
@@ -167,14 +148,12 @@ impl CanvasScheduleService for GrpcApi {
     ) -> Result<Response<v1::ListCanvasSchedulesResponse>, Status> {
         let sent = request.get_ref();
         let caller = caller(&request)?;
-        let page =
-            decode::list(sent, caller.workspace, found(&request).violations()).map_err(refuse)?;
-        // One more than the page tells whether there is a next one.
+        let page = decode::list(sent, caller.workspace, transport(&request).violations())?;
+        // One more than the page holds shows whether there is a next page.
         let mut found = self
             .service
             .list(&caller, &page.filter, page.after, page.size + 1)
-            .await
-            .map_err(refuse)?;
+            .await?;
         let more = u64::try_from(found.len()).is_ok_and(|found| found > page.size);
         if more {
             found.pop();
@@ -198,7 +177,7 @@ impl CanvasScheduleService for GrpcApi {
         request: Request<v1::ListCanvasScheduleRevisionsRequest>,
     ) -> Result<Response<v1::ListCanvasScheduleRevisionsResponse>, Status> {
         let sent = request.get_ref();
-        let asked = decode::revisions(sent).map_err(refuse)?;
+        let asked = decode::revisions(sent)?;
         let found = self
             .service
             .revisions(
@@ -208,11 +187,11 @@ impl CanvasScheduleService for GrpcApi {
                 asked.size + 1,
             )
             .await;
-        let (found, carried) = found.map_err(refuse)?;
+        let (found, carried) = found?;
         let encoded = found
             .iter()
             .map(|value| encode::revision(value, value.properties.and_then(|id| carried.get(&id))));
-        let revisions = what_fits(encoded, asked.size);
+        let revisions = page_of(encoded, asked.size);
         let last = revisions
             .last()
             .filter(|_| revisions.len() < found.len())
@@ -231,7 +210,7 @@ impl CanvasScheduleService for GrpcApi {
         request: Request<v1::ListDispatchesRequest>,
     ) -> Result<Response<v1::ListDispatchesResponse>, Status> {
         let sent = request.get_ref();
-        let asked = decode::dispatches(sent).map_err(refuse)?;
+        let asked = decode::dispatches(sent)?;
         let found = self
             .service
             .dispatches(
@@ -240,9 +219,8 @@ impl CanvasScheduleService for GrpcApi {
                 asked.after,
                 asked.size + 1,
             )
-            .await
-            .map_err(refuse)?;
-        let dispatches = what_fits(
+            .await?;
+        let dispatches = page_of(
             found
                 .iter()
                 .map(|(schedule, dispatch)| encode::dispatch(*schedule, dispatch)),
@@ -267,24 +245,23 @@ impl CanvasScheduleService for GrpcApi {
         &self,
         request: Request<v1::RetryDispatchRequest>,
     ) -> Result<Response<v1::RetryDispatchResponse>, Status> {
-        let (schedule, dispatch) = decode::retry(request.get_ref()).map_err(refuse)?;
+        let (schedule, dispatch) = decode::retry(request.get_ref())?;
         let revived = self
             .service
             .retry_dispatch(&caller(&request)?, schedule, dispatch)
-            .await
-            .map_err(refuse)?;
+            .await?;
         Ok(Response::new(v1::RetryDispatchResponse {
             dispatch: Some(encode::dispatch(schedule, &revived)),
         }))
     }
 }
 
-/// The first `size` of what there is, or as many as fit a page; at least one.
-fn what_fits<T: Message>(all: impl Iterator<Item = T>, size: u64) -> Vec<T> {
+/// The first `size` entries, or as many as fit a page; at least one.
+fn page_of<T: Message>(all: impl Iterator<Item = T>, size: u64) -> Vec<T> {
     let (mut fitting, mut bytes) = (Vec::new(), 0);
     for one in all.take(usize::try_from(size).unwrap_or(usize::MAX)) {
         bytes += one.encoded_len();
-        if bytes > PAGE_BYTES && !fitting.is_empty() {
+        if bytes > MAX_PAGE_BYTES && !fitting.is_empty() {
             break;
         }
         fitting.push(one);
@@ -292,7 +269,7 @@ fn what_fits<T: Message>(all: impl Iterator<Item = T>, size: u64) -> Vec<T> {
     fitting
 }
 
-/// The answer to one entry of a batch: the same code, message and details as the update would have got on its own.
+/// The result of one entry of a batch, with the code, message and details of a single update.
 fn result(
     answer: &Result<crate::domain::Outcome, Error>,
     validate_only: bool,
@@ -302,10 +279,10 @@ fn result(
         Ok(outcome) => Entry::Response(encode::updated(outcome, validate_only)),
         Err(error) => {
             if let Error::Internal(cause) = error {
-                // The call itself ends well, so its own log line does not tell.
+                // The call itself succeeds, so its log line does not show the cause.
                 tracing::error!(cause, "an entry of a batch failed");
             }
-            Entry::Error(entry_error(&status::status(error)))
+            Entry::Error(entry_error(&status(error)))
         }
     };
     v1::BatchUpdateCanvasSchedulesResult {
@@ -314,7 +291,7 @@ fn result(
 }
 
 fn entry_error(status: &Status) -> v1::BatchUpdateCanvasSchedulesError {
-    // The status carries an encoded google.rpc.Status whose details these are; we wrote it ourselves a moment ago.
+    // The details of a status are an encoded google.rpc.Status.
     let details = tonic_types::pb::Status::decode(status.details())
         .map(|status| status.details)
         .unwrap_or_default();

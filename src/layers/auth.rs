@@ -1,5 +1,4 @@
-//! Who calls. Every method needs a key and one permission, except health and reflection; a method that stands in no table here
-//! is not called at all.
+//! Authenticates callers. Every method needs a key with one permission, except health and reflection; an unknown method is refused.
 
 use std::sync::Arc;
 
@@ -7,167 +6,87 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request};
 use ipnet::IpNet;
 use tonic::body::Body;
-use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
 
 use super::deadline::Deadline;
-use super::{Call, DOMAIN, address, error_details, refusal, unavailable};
+use super::{Call, address};
 use crate::clock::SharedClock;
-use crate::domain::{KeyRefusal, Permission, PresentedKey};
-use crate::error::Error;
+use crate::domain::PresentedKey;
 use crate::service::Caller;
-use crate::service::access::{Access, AuthenticatedKey, Denied};
-use crate::store::RETRY_AFTER;
+use crate::service::access::{Access, AuthenticatedKey, Denied, store_unavailable};
+use crate::status::Refusal;
 use crate::telemetry::metrics::CallMetrics;
 
-/// What is asked of every call.
+/// What authenticating and counting a call needs.
 #[derive(Clone)]
 pub struct Authenticator {
-    /// Knows the keys.
+    /// The API keys.
     pub access: Access,
-    /// Whose word on the caller's address is taken.
+    /// The proxies whose `x-forwarded-for` is trusted.
     pub trusted_proxies: Arc<[IpNet]>,
-    /// Tells when a quota begins anew.
+    /// The clock of quota windows.
     pub clock: SharedClock,
-    /// Where it is told who was refused.
+    /// Metrics of refused calls.
     pub calls: CallMetrics,
 }
 
-/// What a method asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Door {
-    /// No key.
-    Open,
-    /// A key with this permission.
-    Needs(Permission),
-    /// There is no such method.
-    Nowhere,
-}
-
-fn door(path: &str) -> Door {
-    if path.starts_with("/grpc.health.v1.Health/") || path.starts_with("/grpc.reflection.") {
-        return Door::Open;
-    }
-    let Some(method) = path.strip_prefix("/canvas.schedule.v1.CanvasScheduleService/") else {
-        return Door::Nowhere;
-    };
-    match method {
-        "CreateCanvasSchedule" => Door::Needs(Permission::Create),
-        "UpdateCanvasSchedule" | "BatchUpdateCanvasSchedules" | "RetryDispatch" => {
-            Door::Needs(Permission::Update)
-        }
-        "CancelCanvasSchedule" => Door::Needs(Permission::Delete),
-        "GetCanvasSchedule"
-        | "ListCanvasSchedules"
-        | "ListCanvasScheduleRevisions"
-        | "ListDispatches" => Door::Needs(Permission::Read),
-        _ => Door::Nowhere,
-    }
-}
-
-/// Lets the call in, with its [`Caller`] in the extensions and its key gone from the headers, or says why not. Answers the key,
-/// if the method needs one.
-pub(super) async fn admit(
+/// The key of the caller, if the method needs one. Puts the [`Caller`] into the request's extensions and removes the key from its
+/// headers.
+pub(super) async fn authenticate(
     request: &mut Request<Body>,
     call: &Call,
     authenticator: &Authenticator,
-) -> Result<Option<Arc<AuthenticatedKey>>, Status> {
-    let needs = match door(call.uri.path()) {
-        Door::Open => return Ok(None),
-        Door::Needs(permission) => permission,
-        Door::Nowhere => return Err(error_details::method_unknown(call.uri.path())),
+) -> Result<Option<Arc<AuthenticatedKey>>, Refusal> {
+    let Some(method) = call.method else {
+        return Err(Refusal::MethodUnknown(call.uri.path().to_owned()));
     };
-    let count = |(reason, status): Refused| {
-        authenticator.calls.count_refused(reason);
-        status
+    let Some(permission) = method.permission else {
+        return Ok(None);
+    };
+    let count = |refusal: Refusal| {
+        authenticator.calls.count_refused(refusal.reason());
+        refusal
     };
     let presented = presented(request.headers()).map_err(count)?;
     let from = address::of_caller(call.peer, request.headers(), &authenticator.trusted_proxies);
-    let held = authenticator
+    let key = authenticator
         .access
-        .admit(&presented, from, needs)
+        .admit(&presented, from, permission)
         .await
-        .map_err(|why| count(denied(why)))?;
+        .map_err(|denied| count(denied.into()))?;
     request.headers_mut().remove(AUTHORIZATION);
     let deadline = request
         .extensions()
         .get::<Deadline>()
         .map(|deadline| deadline.0);
     request.extensions_mut().insert(Caller {
-        workspace: held.workspace(),
-        actor: held.actor(),
+        workspace: key.workspace(),
+        actor: key.actor(),
         deadline,
         span: call.span.clone(),
     });
-    Ok(Some(held))
+    Ok(Some(key))
 }
 
-/// A refusal and its reason, by which it is counted.
-type Refused = (&'static str, Status);
-
-fn refused(code: Code, reason: &'static str, message: impl Into<String>) -> Refused {
-    (reason, refusal(code, reason, message))
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::KeyRefused(barred) => Self::Key(barred),
+            Denied::Unavailable => Self::Error(store_unavailable()),
+        }
+    }
 }
 
-/// The one key in `authorization: Bearer KEY`.
-fn presented(headers: &HeaderMap) -> Result<PresentedKey, Refused> {
-    let mut stated = headers.get_all(AUTHORIZATION).iter();
-    let Some(value) = stated.next() else {
-        let message = "a key is needed: send `authorization: Bearer KEY`";
-        return Err(refused(Code::Unauthenticated, "KEY_MISSING", message));
-    };
+/// The single key in `authorization: Bearer KEY`.
+fn presented(headers: &HeaderMap) -> Result<PresentedKey, Refusal> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let value = values.next().ok_or(Refusal::KeyMissing)?;
     let key = value
         .as_bytes()
         .split_at_checked(7)
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
-    let presented = key.and_then(|(_, key)| PresentedKey::parse(key.trim_ascii()));
-    presented
-        .filter(|_| stated.next().is_none())
-        .ok_or_else(|| {
-            // The value is not repeated: it may be a key with a slip in it.
-            let message =
-                "`authorization` is not `Bearer KEY` with one key as `api-key create` printed it";
-            refused(Code::Unauthenticated, "KEY_MALFORMED", message)
-        })
-}
-
-fn denied(why: Denied) -> Refused {
-    let barred = match why {
-        Denied::KeyRefused(barred) => barred,
-        Denied::Unavailable => {
-            return (
-                "STORE_UNAVAILABLE",
-                unavailable(&Error::StoreUnavailable {
-                    retry_after: RETRY_AFTER,
-                }),
-            );
-        }
-    };
-    match barred {
-        KeyRefusal::Unknown => {
-            refused(Code::Unauthenticated, "KEY_UNKNOWN", "there is no such key")
-        }
-        KeyRefusal::Revoked => refused(Code::Unauthenticated, "KEY_REVOKED", "the key was revoked"),
-        KeyRefusal::Expired => refused(Code::Unauthenticated, "KEY_EXPIRED", "the key has expired"),
-        KeyRefusal::Address => refused(
-            Code::PermissionDenied,
-            "ADDRESS_NOT_ALLOWED",
-            "the key may not be used from the address that the call comes from",
-        ),
-        KeyRefusal::Permission(needed) => {
-            let reason = "PERMISSION_MISSING";
-            let info = ErrorDetails::with_error_info(
-                reason,
-                DOMAIN,
-                [("permission".into(), needed.name().into())],
-            );
-            let message = format!("the key has not the permission {}", needed.name());
-            (
-                reason,
-                Status::with_error_details(Code::PermissionDenied, message, info),
-            )
-        }
-    }
+    key.and_then(|(_, key)| PresentedKey::parse(key.trim_ascii()))
+        .filter(|_| values.next().is_none())
+        .ok_or(Refusal::KeyMalformed)
 }
 
 #[cfg(test)]

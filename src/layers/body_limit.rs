@@ -1,5 +1,5 @@
-//! How many bytes of requests the process may hold. A request counts from the moment it comes in until its call has ended, since
-//! what is made of it takes as long to go.
+//! The bytes of requests that the process may hold. A request counts from its arrival until its call has ended, since what is made
+//! of it lives as long.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,50 +12,73 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::concurrency_limit::{ConcurrencyLimit, Overloaded};
-use super::{Call, Kind};
+use super::Call;
+use super::overload::{OverloadLog, Overloaded};
+use crate::methods::MethodKind;
 
-/// Of each request so many bytes are not counted, so that usual ones go on while large ones are refused; how many they are is
-/// bounded by the number of calls.
-const FREE: usize = 4 * 1024;
+/// The bytes of each request that are not counted, so that small requests go on while large ones are refused; the number of
+/// calls bounds their sum.
+const FREE_BYTES: usize = 4 * 1024;
 
-/// What the requests under way weigh, over all connections and cores.
+/// Counts the bytes of the requests in flight, over all connections and worker threads. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct BodyBudget(Arc<BodyBudgetState>);
+pub struct BodyLimit(Arc<BodyLimitState>);
 
-struct BodyBudgetState {
-    held: AtomicUsize,
-    most: usize,
+struct BodyLimitState {
+    bytes: AtomicUsize,
+    max_bytes: usize,
+    log: OverloadLog,
 }
 
-impl BodyBudget {
-    /// At most so many bytes.
-    pub(super) fn new(most: usize) -> Self {
-        Self(Arc::new(BodyBudgetState {
-            held: AtomicUsize::new(0),
-            most,
+impl BodyLimit {
+    /// A limit of `max_bytes`.
+    pub fn new(max_bytes: usize) -> Self {
+        Self(Arc::new(BodyLimitState {
+            bytes: AtomicUsize::new(0),
+            max_bytes,
+            log: OverloadLog::new(),
         }))
+    }
+
+    /// `inner` with its bytes counted as they arrive, until the [`RequestBytes`] are dropped. Reading it fails with OVERLOADED
+    /// when the limit is exceeded.
+    pub fn count(&self, inner: Body) -> (Body, Arc<RequestBytes>) {
+        let bytes = Arc::new(RequestBytes::new(self));
+        let body = Body::new(CountedBody {
+            inner,
+            bytes: bytes.clone(),
+        });
+        (body, bytes)
     }
 }
 
-/// What one request weighs, until it is dropped.
+/// The counted bytes of one request, given back when dropped.
 pub struct RequestBytes {
-    scale: BodyBudget,
+    limit: BodyLimit,
     received: AtomicUsize,
     counted: AtomicUsize,
     refused: AtomicBool,
 }
 
 impl RequestBytes {
+    fn new(limit: &BodyLimit) -> Self {
+        Self {
+            limit: limit.clone(),
+            received: AtomicUsize::new(0),
+            counted: AtomicUsize::new(0),
+            refused: AtomicBool::new(false),
+        }
+    }
+
     fn add(&self, bytes: usize) -> Result<(), Overloaded> {
         let received = self.received.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let more = received.saturating_sub(FREE).min(bytes);
+        let more = received.saturating_sub(FREE_BYTES).min(bytes);
         if more == 0 {
             return Ok(());
         }
-        let scale = &self.scale.0;
-        if scale.held.fetch_add(more, Ordering::Relaxed) + more > scale.most {
-            scale.held.fetch_sub(more, Ordering::Relaxed);
+        let limit = &self.limit.0;
+        if limit.bytes.fetch_add(more, Ordering::Relaxed) + more > limit.max_bytes {
+            limit.bytes.fetch_sub(more, Ordering::Relaxed);
             self.refused.store(true, Ordering::Relaxed);
             return Err(Overloaded);
         }
@@ -66,62 +89,47 @@ impl RequestBytes {
 
 impl Drop for RequestBytes {
     fn drop(&mut self) {
-        self.scale
-            .0
-            .held
-            .fetch_sub(self.counted.load(Ordering::Relaxed), Ordering::Relaxed);
+        let counted = self.counted.load(Ordering::Relaxed);
+        self.limit.0.bytes.fetch_sub(counted, Ordering::Relaxed);
     }
 }
 
-/// Has the body of the request weighed as it comes in. What is answered is to be kept until the call has ended.
-pub(super) fn count_body(
+/// Counts the body of a unary request as it arrives. Keep the result until the call has ended.
+pub(super) fn count_request(
     request: &mut Request<Body>,
     call: &Call,
-    in_flight: &ConcurrencyLimit,
+    limit: &BodyLimit,
 ) -> Option<Arc<RequestBytes>> {
-    // What needs no key takes messages of 4 KB.
-    if call.kind != Kind::Unary || request.body().is_end_stream() {
+    // The messages of methods without a key are at most 4 KB long.
+    if call.kind() != MethodKind::Unary || request.body().is_end_stream() {
         return None;
     }
-    let inner = std::mem::take(request.body_mut());
-    let (body, weight) = limit_body(inner, in_flight);
+    let (body, bytes) = limit.count(std::mem::take(request.body_mut()));
     *request.body_mut() = body;
-    Some(weight)
+    Some(bytes)
 }
 
-/// `inner`, weighed as it comes in; it counts until what is answered beside it is dropped. Fails as OVERLOADED where it is too much.
-pub fn limit_body(inner: Body, in_flight: &ConcurrencyLimit) -> (Body, Arc<RequestBytes>) {
-    let (received, counted, refused) = Default::default();
-    let weight = Arc::new(RequestBytes {
-        scale: in_flight.weights().clone(),
-        received,
-        counted,
-        refused,
-    });
-    (
-        Body::new(CountedBody {
-            inner,
-            weight: weight.clone(),
-        }),
-        weight,
-    )
-}
-
-/// Marks the answer to a request that was too much, as one that found no place.
+/// Marks the response to a request that exceeded the limit.
 pub(super) fn mark_overloaded(
     response: &mut Response<Body>,
-    weight: Option<Arc<RequestBytes>>,
-    in_flight: &ConcurrencyLimit,
+    bytes: Option<Arc<RequestBytes>>,
+    limit: &BodyLimit,
 ) {
-    if weight.is_some_and(|weight| weight.refused.load(Ordering::Relaxed)) {
+    if bytes.is_some_and(|bytes| bytes.refused.load(Ordering::Relaxed)) {
         response.extensions_mut().insert(Overloaded);
-        in_flight.tell(Kind::Unary);
+        if limit.0.log.is_due() {
+            let max_bytes = limit.0.max_bytes;
+            tracing::warn!(
+                max_bytes,
+                "the requests in flight hold too many bytes; refusing more"
+            );
+        }
     }
 }
 
 struct CountedBody {
     inner: Body,
-    weight: Arc<RequestBytes>,
+    bytes: Arc<RequestBytes>,
 }
 
 impl HttpBody for CountedBody {
@@ -137,9 +145,9 @@ impl HttpBody for CountedBody {
             .as_ref()
             .and_then(|frame| frame.as_ref().ok()?.data_ref())
             .map_or(0, Bytes::len);
-        match self.weight.add(bytes) {
+        match self.bytes.add(bytes) {
             Ok(()) => Poll::Ready(frame),
-            Err(shed) => Poll::Ready(Some(Err(shed.status()))),
+            Err(overloaded) => Poll::Ready(Some(Err(overloaded.status()))),
         }
     }
 
@@ -156,34 +164,26 @@ impl HttpBody for CountedBody {
 mod tests {
     use super::*;
 
-    fn weight(scale: &BodyBudget) -> RequestBytes {
-        let (received, counted, refused) = Default::default();
-        RequestBytes {
-            scale: scale.clone(),
-            received,
-            counted,
-            refused,
-        }
-    }
-
     #[test]
     fn large_requests_are_refused_together_and_small_ones_never() {
-        let scale = BodyBudget::new(10_000);
-        let (one, other) = (weight(&scale), weight(&scale));
-        assert!(one.add(FREE).is_ok() && one.add(6_000).is_ok() && other.add(FREE + 4_000).is_ok());
+        let limit = BodyLimit::new(10_000);
+        let request = || RequestBytes::new(&limit);
+        let (one, other) = (request(), request());
+        assert!(one.add(FREE_BYTES).is_ok() && one.add(6_000).is_ok());
+        assert!(other.add(FREE_BYTES + 4_000).is_ok());
         assert!(
-            other.add(1).is_err() && weight(&scale).add(FREE + 1).is_err(),
-            "10,000 bytes are held"
+            other.add(1).is_err() && request().add(FREE_BYTES + 1).is_err(),
+            "10,000 bytes are counted"
         );
-        assert!((0..100).all(|_| weight(&scale).add(FREE).is_ok()));
+        assert!((0..100).all(|_| request().add(FREE_BYTES).is_ok()));
         drop(one);
         assert_eq!(
-            scale.0.held.load(Ordering::Relaxed),
+            limit.0.bytes.load(Ordering::Relaxed),
             4_000,
-            "what was refused was not counted"
+            "refused bytes are not counted"
         );
-        assert!(weight(&scale).add(FREE + 6_000).is_ok());
+        assert!(request().add(FREE_BYTES + 6_000).is_ok());
         drop(other);
-        assert_eq!(scale.0.held.load(Ordering::Relaxed), 0);
+        assert_eq!(limit.0.bytes.load(Ordering::Relaxed), 0);
     }
 }

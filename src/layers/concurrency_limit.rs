@@ -1,50 +1,35 @@
-//! How many calls may be under way in the whole process. One more is refused before anything is done for it.
+//! The number of calls in flight in the whole process. A call beyond the maximum is refused before any work is done for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use http::Response;
-use tokio::time::Instant;
-use tonic::body::Body;
-use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
-
-use super::body_limit::BodyBudget;
-use super::{Call, DOMAIN, Kind};
+use super::Call;
+use super::overload::{OverloadLog, Overloaded};
+use crate::methods::MethodKind;
 
 /// Open streams: health watchers and reflection, which need no key.
 const MAX_STREAMS: usize = 1_000;
-/// Health checks of one connection. They need no key and are never refused for what others do, so each connection has its own
-/// bound, and with it all of them.
+/// Health checks of one connection. They need no key, and the load of other calls never causes them to be refused, so each
+/// connection has a maximum, and with the number of connections all of them have one.
 const MAX_HEALTH_CHECKS: usize = 4;
-/// When to try again: what is under way takes milliseconds.
-const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// Between two lines in the log while calls are refused.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The calls under way, of all connections and cores, and what their requests weigh. Cheap to clone.
+/// Counts the calls in flight, over all connections and worker threads. Cheap to clone.
 #[derive(Clone)]
 pub struct ConcurrencyLimit(Arc<ConcurrencyState>);
 
 struct ConcurrencyState {
-    calls: Count,
-    streams: Count,
+    calls: Arc<AtomicUsize>,
+    streams: Arc<AtomicUsize>,
     max_calls: usize,
-    weights: BodyBudget,
-    began: Instant,
-    /// Milliseconds since then until which nothing more is logged.
-    quiet_until: AtomicI64,
+    log: OverloadLog,
 }
 
-type Count = Arc<AtomicUsize>;
-
-/// The health checks under way on one connection. In the extensions of each request that comes over a network.
+/// The health checks in flight on one connection. In the extensions of each request that comes over a network.
 #[derive(Debug, Clone, Default)]
-pub struct HealthChecks(Count);
+pub struct HealthChecks(Arc<AtomicUsize>);
 
-/// A place among those under way, free again when dropped.
-pub struct CallPermit(Count);
+/// Permission for one call in flight, given back when dropped.
+pub(super) struct CallPermit(Arc<AtomicUsize>);
 
 impl Drop for CallPermit {
     fn drop(&mut self) {
@@ -52,104 +37,57 @@ impl Drop for CallPermit {
     }
 }
 
-/// A call that found no place. Left in the extensions of its answer, so that [`super::trace`] does not warn of each: there may
-/// be very many.
-#[derive(Debug, Clone, Copy)]
-pub struct Overloaded;
-
 impl ConcurrencyLimit {
-    /// At most so many calls, and so many bytes of requests.
-    pub fn new(max_calls: usize, max_bytes: usize) -> Self {
-        let (calls, streams, quiet_until) = Default::default();
-        let weights = BodyBudget::new(max_bytes);
+    /// A limit of `max_calls` unary calls.
+    pub fn new(max_calls: usize) -> Self {
         Self(Arc::new(ConcurrencyState {
-            calls,
-            streams,
+            calls: Arc::default(),
+            streams: Arc::default(),
             max_calls,
-            weights,
-            began: Instant::now(),
-            quiet_until,
+            log: OverloadLog::new(),
         }))
     }
 
-    /// How many calls, or streams, are under way, and may be.
-    pub fn under_way(&self, stream: bool) -> (usize, usize) {
-        let (count, most) = if stream {
+    /// The number of unary calls, or of streams, in flight, and its maximum.
+    pub fn in_flight(&self, stream: bool) -> (usize, usize) {
+        let (count, max) = if stream {
             (&self.0.streams, MAX_STREAMS)
         } else {
             (&self.0.calls, self.0.max_calls)
         };
-        (count.load(Ordering::Relaxed), most)
+        (count.load(Ordering::Relaxed), max)
     }
 
-    /// A place for the call; none is needed by a health check within the process.
+    /// A permit for the call; a health check within the process needs none.
     pub(super) fn enter(&self, call: &Call) -> Result<Option<CallPermit>, Overloaded> {
-        let (count, most) = match (call.kind, &call.checks) {
-            (Kind::Unary, _) => (&self.0.calls, self.0.max_calls),
-            (Kind::Stream, _) => (&self.0.streams, MAX_STREAMS),
-            (Kind::Health, Some(checks)) => (&checks.0, MAX_HEALTH_CHECKS),
-            (Kind::Health, None) => return Ok(None),
+        let (count, max) = match (call.kind(), &call.checks) {
+            (MethodKind::Unary, _) => (&self.0.calls, self.0.max_calls),
+            (MethodKind::Stream, _) => (&self.0.streams, MAX_STREAMS),
+            (MethodKind::Health, Some(checks)) => (&checks.0, MAX_HEALTH_CHECKS),
+            (MethodKind::Health, None) => return Ok(None),
         };
-        // Dropped again at once when it is one too many.
-        let place = CallPermit(count.clone());
-        if count.fetch_add(1, Ordering::Relaxed) < most {
-            return Ok(Some(place));
+        let permit = CallPermit(count.clone());
+        if count.fetch_add(1, Ordering::Relaxed) < max {
+            return Ok(Some(permit));
         }
-        drop(place);
-        self.tell(call.kind);
+        drop(permit);
+        if self.0.log.is_due() {
+            let kind = call.kind();
+            tracing::warn!(?kind, max, "too many calls are in flight; refusing more");
+        }
         Err(Overloaded)
-    }
-
-    /// What the requests under way weigh.
-    pub(super) fn weights(&self) -> &BodyBudget {
-        &self.0.weights
-    }
-
-    /// Logs that calls are refused, not for each of them.
-    pub(super) fn tell(&self, kind: Kind) {
-        let now = i64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(i64::MAX);
-        let until = self.0.quiet_until.load(Ordering::Relaxed);
-        let next = now + i64::try_from(LOG_INTERVAL.as_millis()).unwrap_or_default();
-        if now >= until
-            && self
-                .0
-                .quiet_until
-                .compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
-        {
-            tracing::warn!(
-                ?kind,
-                "too many calls are under way, or too large ones; more are refused"
-            );
-        }
-    }
-}
-
-impl Overloaded {
-    /// What its caller is told.
-    pub(super) fn status(self) -> Status {
-        let mut details = ErrorDetails::with_error_info("OVERLOADED", DOMAIN, []);
-        details.set_retry_info(Some(RETRY_AFTER));
-        Status::with_error_details(
-            Code::Unavailable,
-            "too many calls are under way; try again later",
-            details,
-        )
-    }
-
-    /// The same as an answer.
-    pub(super) fn refusal(self) -> Response<Body> {
-        let mut refusal = self.status().into_http();
-        refusal.extensions_mut().insert(self);
-        refusal
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::Response;
     use tokio::sync::watch;
+    use tonic::{Code, Status};
+    use tonic_types::StatusExt;
 
     use super::*;
+    use crate::layers::overload::RETRY_AFTER;
     use crate::layers::support::{CHECK, STREAM, TestServer, UNARY, done, endless, verdict};
     use crate::layers::{Phase, Stack};
 
@@ -161,7 +99,7 @@ mod tests {
     async fn one_call_too_many_is_refused_until_another_ends_and_health_never_is() {
         let (_phase, phase) = watch::channel(Phase::Serving);
         let mut server = TestServer::of(Stack {
-            in_flight: ConcurrencyLimit::new(2, usize::MAX),
+            concurrency: ConcurrencyLimit::new(2),
             ..Stack::new(phase)
         });
         let (release, released) = tokio::sync::oneshot::channel::<()>();

@@ -1,38 +1,36 @@
-//! The time that a call may take: what the caller states in `grpc-timeout`, and for unary calls our own bound too.
+//! The time that a call may take: the caller's `grpc-timeout`, and the maximum of the process for unary calls.
 
 use std::pin::Pin;
 use std::time::Duration;
 
 use http::{HeaderMap, Request, Response};
 use tokio::time::{Instant, sleep_until};
+use tonic::Status;
 use tonic::body::Body;
-use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
 
-use super::{Call, DOMAIN, body, refusal};
-use crate::error::quote;
+use super::{Call, body};
+use crate::status::{Refusal, TIMEOUT_HEADER};
 
-const HEADER: &str = "grpc-timeout";
-
-/// When the call is given up; in the extensions of the request, for handlers to pass on.
+/// When the call ends at the latest; in the extensions of the request, for its handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadline(pub Instant);
 
-/// How long a call may take, by whose word.
+/// The time limit of a call.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bound {
+pub(super) struct TimeLimit {
     after: Duration,
-    /// None when it is too far away for an instant.
+    /// Absent when it is too far away for an instant.
     at: Option<Instant>,
-    stated: bool,
+    /// Whether the caller set it.
+    set_by_caller: bool,
 }
 
-/// The bound of `call`, left in the request for its handler too. None for a stream whose caller states none.
+/// The time limit of `call`, put into the request for its handler too. Absent for a stream whose caller sets none.
 pub(super) fn read(
     request: &mut Request<Body>,
     call: &Call,
     max_call: Duration,
-) -> Result<Option<Bound>, Status> {
+) -> Result<Option<TimeLimit>, Refusal> {
     let stated = timeout(request.headers())?;
     let after = match stated {
         Some(stated) if call.streams() => stated,
@@ -44,69 +42,66 @@ pub(super) fn read(
     if let Some(at) = at {
         request.extensions_mut().insert(Deadline(at));
     }
-    Ok(Some(Bound {
+    Ok(Some(TimeLimit {
         after,
         at,
-        stated: stated == Some(after),
+        set_by_caller: stated == Some(after),
     }))
 }
 
-/// The answer of `inner`, or DEADLINE_EXCEEDED when the bound passes first. The body of a stream is bounded too.
+/// The response of `inner`, or DEADLINE_EXCEEDED when the time limit passes first. It holds for the body of a stream too.
 pub(super) async fn enforce<F>(
     inner: Pin<&mut F>,
-    bound: Result<Option<Bound>, Status>,
+    limit: Result<Option<TimeLimit>, Refusal>,
     call: &Call,
 ) -> Response<Body>
 where
     F: Future<Output = Response<Body>>,
 {
-    let bound = match bound {
-        Ok(Some(bound)) if bound.after.is_zero() => return exceeded(bound).into_http(),
-        Ok(Some(bound)) => bound,
+    let limit = match limit {
+        Ok(Some(limit)) if limit.after.is_zero() => return exceeded(limit).into_http(),
+        Ok(Some(limit)) => limit,
         Ok(None) => return inner.await,
-        Err(malformed) => return malformed.into_http(),
+        Err(malformed) => return Status::from(malformed).into_http(),
     };
-    let Some(at) = bound.at else {
+    let Some(at) = limit.at else {
         return inner.await;
     };
     let response = tokio::select! {
-        // The call first: one that need not wait costs no timer.
+        // The call first: a call that does not wait costs no timer.
         biased;
         response = inner => response,
-        () = sleep_until(at) => return exceeded(bound).into_http(),
+        () = sleep_until(at) => return exceeded(limit).into_http(),
     };
     if !call.streams() || http_body::Body::is_end_stream(response.body()) {
         return response;
     }
     body::end_when(response, async move {
         sleep_until(at).await;
-        exceeded(bound)
+        exceeded(limit)
     })
 }
 
-fn exceeded(bound: Bound) -> Status {
-    let after = bound.after;
-    let whose = if bound.stated {
-        "which grpc-timeout allows"
-    } else {
-        "the longest that a call may take"
-    };
-    refusal(
-        Code::DeadlineExceeded,
-        "DEADLINE_EXCEEDED",
-        format!(
-            "the call was not finished within {after:?}, {whose}; what it asked for may or may not have been done"
-        ),
-    )
+fn exceeded(limit: TimeLimit) -> Status {
+    let TimeLimit {
+        after,
+        set_by_caller,
+        ..
+    } = limit;
+    Refusal::DeadlineExceeded {
+        after,
+        set_by_caller,
+    }
+    .into()
 }
 
-fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
-    let Some(value) = headers.get(HEADER) else {
+fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
+    let Some(value) = headers.get(TIMEOUT_HEADER) else {
         return Ok(None);
     };
-    parse(value.as_bytes())
-        .map(Some)
-        .ok_or_else(|| malformed(&String::from_utf8_lossy(value.as_bytes())))
+    parse(value.as_bytes()).map(Some).ok_or_else(|| {
+        Refusal::TimeoutMalformed(String::from_utf8_lossy(value.as_bytes()).into_owned())
+    })
 }
 
 /// One to eight digits and a unit.
@@ -127,17 +122,6 @@ fn parse(value: &[u8]) -> Option<Duration> {
         b'n' => Some(Duration::from_nanos(n)),
         _ => None,
     }
-}
-
-fn malformed(value: &str) -> Status {
-    let wrong = format!(
-        "{} is no timeout; it must be one to eight digits and a unit (H hours, M minutes, S seconds, m milliseconds, u microseconds, n nanoseconds), as in 500m",
-        quote(value)
-    );
-    let message = format!("{HEADER}: {wrong}");
-    let mut details = ErrorDetails::with_error_info("TIMEOUT_MALFORMED", DOMAIN, []);
-    details.add_bad_request_violation(HEADER, wrong);
-    Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
 #[cfg(test)]

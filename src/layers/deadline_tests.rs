@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tonic::Code;
 use tonic_types::StatusExt;
 
 use super::*;
@@ -42,7 +43,7 @@ fn timed(path: &str, timeout: &str) -> Request<Body> {
     let mut request = request(path);
     request
         .headers_mut()
-        .insert(HEADER, timeout.parse().expect("a header"));
+        .insert(TIMEOUT_HEADER, timeout.parse().expect("a header"));
     request
 }
 
@@ -60,7 +61,7 @@ async fn a_malformed_timeout_is_refused_with_the_right_form() {
         (Code::InvalidArgument, "TIMEOUT_MALFORMED".into())
     );
     let status = Status::from_header_map(response.headers()).expect("a status");
-    for part in ["grpc-timeout", "\"1s\"", "as in 500m"] {
+    for part in ["grpc-timeout", "\"1s\"", "for example 500m"] {
         assert!(status.message().contains(part), "{}", status.message());
     }
     assert_eq!(

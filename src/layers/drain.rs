@@ -1,38 +1,37 @@
-//! How the process stops: streams end when draining begins, calls that still run when it ends.
+//! How the process stops: streams end when draining begins, unary calls that still run when draining ends.
 
 use std::pin::Pin;
-use std::time::Duration;
 
 use http::Response;
 use tokio::sync::watch;
+use tonic::Status;
 use tonic::body::Body;
-use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
 
-use super::{Call, DOMAIN, Kind, body, refusal};
+use super::{Call, body};
 use crate::error::Error;
+use crate::methods::MethodKind;
+use crate::status::Refusal;
 
-/// Where the process stands; it only ever goes on to a later one.
+/// The phase of the process; it never goes back to an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// Everything is taken.
+    /// Everything is accepted.
     Serving,
-    /// No new connection, no stream; unary calls go on.
+    /// New connections and streams are refused; unary calls run on.
     Draining,
-    /// Nothing goes on any more.
+    /// Every call ends.
     Ending,
 }
 
 impl Phase {
-    /// Returns once `phase` is at this one or a later. Whoever held the sender and dropped it is gone, and the process with
-    /// it: that counts as reached.
+    /// Waits until `phase` is this one or a later one. A dropped sender counts as that: the process is gone with it.
     pub async fn reached(self, phase: &mut watch::Receiver<Phase>) {
         drop(phase.wait_for(|now| *now >= self).await);
     }
 }
 
-/// The answer of `inner`, unless the process stops first: UNAVAILABLE, reason `DRAINING`.
-pub(super) async fn heed<F>(
+/// The response of `inner`, or UNAVAILABLE with reason `DRAINING` when the process stops first.
+pub(super) async fn enforce<F>(
     inner: Pin<&mut F>,
     phase: &watch::Receiver<Phase>,
     call: &Call,
@@ -40,19 +39,19 @@ pub(super) async fn heed<F>(
 where
     F: Future<Output = Response<Body>>,
 {
-    let last = match call.kind {
-        Kind::Health => return inner.await,
-        Kind::Unary => Phase::Ending,
-        Kind::Stream => Phase::Draining,
+    let last = match call.kind() {
+        MethodKind::Health => return inner.await,
+        MethodKind::Unary => Phase::Ending,
+        MethodKind::Stream => Phase::Draining,
     };
     if *phase.borrow() >= last {
-        return refused().into_http();
+        return Status::from(Error::Draining).into_http();
     }
     let response = tokio::select! {
         biased;
         response = inner => response,
         // Cloned only once the call has had to wait.
-        () = async { last.reached(&mut phase.clone()).await } => return cut_off(call).into_http(),
+        () = async { last.reached(&mut phase.clone()).await } => return ended(call).into_http(),
     };
     if !call.streams() || http_body::Body::is_end_stream(response.body()) {
         return response;
@@ -60,33 +59,26 @@ where
     let mut phase = phase.clone();
     body::end_when(response, async move {
         last.reached(&mut phase).await;
-        refused()
+        Status::from(Error::Draining)
     })
 }
 
-/// Nothing was begun, so it may be repeated at once.
-fn refused() -> Status {
-    let mut details = ErrorDetails::with_error_info("DRAINING", DOMAIN, []);
-    details.set_retry_info(Some(Duration::ZERO));
-    Status::with_error_details(Code::Unavailable, Error::Draining.to_string(), details)
-}
-
-/// What was begun is no longer waited for; no RetryInfo, since it may have been done.
-fn cut_off(call: &Call) -> Status {
+/// The status of a call that had begun. A stream can be opened again immediately; a unary call may have had its effect.
+fn ended(call: &Call) -> Status {
     if call.streams() {
-        return refused();
+        Error::Draining.into()
+    } else {
+        Refusal::Stopped.into()
     }
-    refusal(
-        Code::Unavailable,
-        "DRAINING",
-        "the service stopped before the call was answered: what it asked for may or may not have been done; read it again on another connection, or repeat the call with its request_id",
-    )
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::sync::watch;
     use tonic::Code;
+    use tonic_types::StatusExt;
 
     use super::*;
     use crate::layers::Stack;

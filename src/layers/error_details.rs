@@ -1,5 +1,5 @@
-//! Every error carries `google.rpc.ErrorInfo`. Ours do already; the bare ones are tonic's own, made before any handler sees the
-//! request, and are rebuilt here with a code that blames whom it should.
+//! Adds `google.rpc.ErrorInfo` to the errors that have none: those that tonic makes before a handler sees the request. Where tonic's
+//! code blames the server for the caller's mistake, the code changes too.
 
 use std::pin::Pin;
 
@@ -7,11 +7,11 @@ use http::{HeaderMap, Response};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use super::{Call, body, name_of, refusal};
-use crate::error::quote;
+use super::{Call, body};
+use crate::status::{Refusal, code_name};
 
-/// How the texts of tonic 0.14 begin when a request cannot be read, whatever the code: framing, compression, the message itself
-/// in tonic's own services (ours decode by `pb::codec`), and a connection or stream that breaks while the request is read.
+/// How the texts of tonic 0.14 begin when a request cannot be read: framing, compression, the message in tonic's own services
+/// (ours decode with `pb::codec`), and a connection or stream that breaks while the request is read.
 const UNREADABLE: [&str; 6] = [
     "protocol error: received message with ",
     "Error decompressing: ",
@@ -21,7 +21,7 @@ const UNREADABLE: [&str; 6] = [
     "h2 protocol error: ",
 ];
 
-/// The answer of `inner`, its error with details.
+/// The response of `inner`; an error without details gets them.
 pub(super) async fn complete<F>(inner: Pin<&mut F>, call: &Call) -> Response<Body>
 where
     F: Future<Output = Response<Body>>,
@@ -46,24 +46,21 @@ fn rebuild(headers: &mut HeaderMap, path: &str) {
         return;
     };
     let (code, reason) = judge(bare.code(), bare.message());
-    let rebuilt = if bare.message().is_empty() && reason == "METHOD_UNKNOWN" {
-        method_unknown(path)
+    let refusal = if bare.message().is_empty() && reason == "METHOD_UNKNOWN" {
+        Refusal::MethodUnknown(path.to_owned())
     } else {
-        refusal(code, reason, bare.message())
+        let message = bare.message().to_owned();
+        Refusal::Bare {
+            code,
+            reason,
+            message,
+        }
     };
-    // It fails only on a text that cannot stand in a header, and this one just did; the bare status then stands.
-    let _written = rebuilt.add_header(headers);
+    // This fails only for a text that does not fit a header, and the text came from one; the bare status then remains.
+    let _written = Status::from(refusal).add_header(headers);
 }
 
-/// There is no such method.
-pub(super) fn method_unknown(path: &str) -> Status {
-    refusal(
-        Code::Unimplemented,
-        "METHOD_UNKNOWN",
-        format!("there is no method {}", quote(path)),
-    )
-}
-
+/// The code and the reason that a bare status of tonic should have.
 fn judge(code: Code, text: &str) -> (Code, &'static str) {
     let unreadable = UNREADABLE.iter().any(|start| text.starts_with(start));
     match code {
@@ -78,7 +75,7 @@ fn judge(code: Code, text: &str) -> (Code, &'static str) {
         Code::Internal | Code::Unknown if unreadable => {
             (Code::InvalidArgument, "MESSAGE_NOT_DECODABLE")
         }
-        code => (code, name_of(code)),
+        code => (code, code_name(code)),
     }
 }
 

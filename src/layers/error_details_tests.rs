@@ -79,7 +79,10 @@ async fn a_method_or_an_encoding_that_is_unknown_is_named() {
             (Code::Unimplemented, "METHOD_UNKNOWN".into()),
             "{path}"
         );
-        assert_eq!(text_of(&response), format!("there is no method {path:?}"));
+        assert_eq!(
+            text_of(&response),
+            format!("method {path:?} does not exist")
+        );
     }
     let mut gzip = with_body(CHECK, b"\x01\0\0\0\0");
     gzip.headers_mut()
@@ -144,7 +147,12 @@ fn anything_else_keeps_its_code_and_is_named_by_it() {
 async fn details_that_are_there_stay_and_streams_get_theirs_at_the_end() {
     let (_sender, phase) = watch::channel(Phase::Serving);
     let own = pass(Stack::new(phase.clone()), request(UNARY), |_| async {
-        refusal(Code::Unimplemented, "OWN", "own").into_http()
+        Status::from(Refusal::Bare {
+            code: Code::Unimplemented,
+            reason: "OWN",
+            message: "own".to_owned(),
+        })
+        .into_http()
     })
     .await;
     assert_eq!(verdict(&own), (Code::Unimplemented, "OWN".into()));

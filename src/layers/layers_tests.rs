@@ -1,27 +1,29 @@
-use super::support::{CHECK, STREAM, UNARY};
+use tonic::Code;
+use tonic_types::StatusExt;
+
 use super::*;
 
 #[test]
-fn only_what_is_known_to_be_unary_is() {
+fn only_known_methods_are_unary() {
     for (path, kind) in [
-        (UNARY, Kind::Unary),
-        (CHECK, Kind::Health),
-        (STREAM, Kind::Stream),
+        (support::UNARY, MethodKind::Unary),
+        (support::CHECK, MethodKind::Health),
+        (support::STREAM, MethodKind::Stream),
         (
             "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-            Kind::Stream,
+            MethodKind::Stream,
         ),
         (
             "/canvas.schedule.v2.CanvasScheduleService/GetCanvasSchedule",
-            Kind::Stream,
+            MethodKind::Stream,
         ),
-        ("/", Kind::Stream),
+        ("/", MethodKind::Stream),
     ] {
-        assert_eq!(kind_of(path), kind, "{path}");
+        assert_eq!(kind_of(methods::find(path)), kind, "{path}");
     }
 }
 
-/// The path of REST: a generated client around the stack, no socket between.
+/// As REST calls: a generated client around the stack, without a socket.
 #[tokio::test]
 async fn a_generated_client_calls_through_the_stack_in_process() {
     let (_phase, phase) = watch::channel(Phase::Serving);
@@ -60,14 +62,14 @@ async fn a_generated_client_calls_through_the_stack_in_process() {
     );
 }
 
-/// The futures of the layers stand side by side, not within each other.
+/// The futures of the layers lie side by side, not inside each other.
 #[test]
 fn a_call_through_the_stack_is_small() {
     let (_phase, phase) = watch::channel(Phase::Serving);
     let mut wrapped = Stack::new(phase).wrap(tower::service_fn(|_: Request<Body>| {
         std::future::ready(Ok::<_, Infallible>(Response::new(Body::empty())))
     }));
-    let call = wrapped.call(support::request(UNARY));
+    let call = wrapped.call(support::request(support::UNARY));
     let size = size_of_val(&*call);
     assert!(size < 4096, "{size} bytes");
 }

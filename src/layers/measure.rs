@@ -6,80 +6,46 @@ use std::time::Duration;
 use prometheus::Histogram;
 use tonic::Code;
 
-use super::name_of;
+use crate::methods::{METHODS, RpcMethod};
+use crate::status::code_name;
 use crate::telemetry::metrics::CallMetrics;
 
-/// Every method that is served. What is none of them is [`OTHER`], so that strangers make no new series.
-pub const METHODS: [&str; 14] = [
-    "canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule",
-    "canvas.schedule.v1.CanvasScheduleService/CreateCanvasSchedule",
-    "canvas.schedule.v1.CanvasScheduleService/CancelCanvasSchedule",
-    "canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule",
-    "canvas.schedule.v1.CanvasScheduleService/ListCanvasSchedules",
-    "canvas.schedule.v1.CanvasScheduleService/ListCanvasScheduleRevisions",
-    "canvas.schedule.v1.CanvasScheduleService/ListDispatches",
-    "canvas.schedule.v1.CanvasScheduleService/RetryDispatch",
-    "canvas.schedule.v1.CanvasScheduleService/BatchUpdateCanvasSchedules",
-    "grpc.health.v1.Health/Check",
-    "grpc.health.v1.Health/List",
-    "grpc.health.v1.Health/Watch",
-    "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-];
-/// As OpenTelemetry's conventions call it.
+/// The name of every unknown method, by OpenTelemetry's conventions: unknown paths add no series.
 const OTHER: &str = "_OTHER";
 /// The codes of gRPC are 0 to 16.
 const CODES: usize = 17;
 
-/// Where durations go: a histogram for each method and code, made when it is first needed and found without a lock from then on.
+/// A histogram for each method and code, created when it is first needed and from then on found without a lock.
 #[derive(Clone)]
 pub struct CallDurations {
     calls: CallMetrics,
     cells: Arc<[OnceLock<Option<Histogram>>]>,
 }
 
-/// The method that a path stands for; the number after the last for one that is not served.
-fn number_of(path: &str) -> usize {
-    METHODS
-        .iter()
-        .position(|method| path.strip_prefix('/') == Some(method))
-        .unwrap_or(METHODS.len())
-}
-
-fn method_name(number: usize) -> &'static str {
-    METHODS.get(number).copied().unwrap_or(OTHER)
-}
-
-/// What the method that a path stands for is called in telemetry.
-pub(super) fn method_of(path: &str) -> &'static str {
-    method_name(number_of(path))
-}
-
 impl CallDurations {
-    /// Of these calls.
+    /// The durations of `calls`.
     pub fn new(calls: CallMetrics) -> Self {
+        let cells = (METHODS.len() + 1) * CODES;
         Self {
             calls,
-            cells: (0..=METHODS.len())
-                .flat_map(|_| (0..CODES).map(|_| OnceLock::new()))
-                .collect(),
+            cells: (0..cells).map(|_| OnceLock::new()).collect(),
         }
     }
 
-    /// A call of `path` has ended.
-    pub(super) fn ended(&self, path: &str, code: Code, took: Duration) {
-        let method = number_of(path);
-        let Some(cell) = usize::try_from(i32::from(code))
+    /// Records the end of a call; `method` is absent when no method has its path.
+    pub(super) fn record(&self, method: Option<&RpcMethod>, code: Code, duration: Duration) {
+        let row = method.and_then(|method| METHODS.iter().position(|row| row.path == method.path));
+        let row = row.unwrap_or(METHODS.len());
+        let cell = usize::try_from(i32::from(code))
             .ok()
-            .and_then(|code| self.cells.get(method * CODES + code))
-        else {
-            return;
-        };
-        if let Some(durations) = cell.get_or_init(|| {
-            self.calls
-                .duration_histogram(method_name(method), name_of(code))
-        }) {
-            durations.observe(took.as_secs_f64());
+            .and_then(|code| self.cells.get(row * CODES + code));
+        let histogram = cell.and_then(|cell| {
+            let name = method.map_or(OTHER, RpcMethod::name);
+            cell.get_or_init(|| self.calls.duration_histogram(name, code_name(code)))
+                .as_ref()
+        });
+        if let Some(histogram) = histogram {
+            histogram.observe(duration.as_secs_f64());
         }
     }
 }
@@ -92,19 +58,16 @@ mod tests {
     use crate::layers::concurrency_limit::ConcurrencyLimit;
     use crate::layers::support::{UNARY, done, pass, request, verdict};
     use crate::layers::{Phase, Stack};
+    use crate::methods;
     use crate::telemetry::metrics::Metrics;
 
     #[test]
     fn a_call_counts_for_its_method_and_code_and_a_strange_one_for_other() {
         let metrics = Metrics::new().expect("metrics");
         let durations = CallDurations::new(metrics.calls.clone());
-        durations.ended(
-            "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule",
-            Code::Ok,
-            Duration::from_millis(2),
-        );
-        durations.ended(
-            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        durations.record(Some(&methods::UPDATE), Code::Ok, Duration::from_millis(2));
+        durations.record(
+            Some(&methods::REFLECTION_V1ALPHA),
             Code::Unauthenticated,
             Duration::from_millis(2),
         );
@@ -114,7 +77,7 @@ mod tests {
             "",
             "canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule",
         ] {
-            durations.ended(path, Code::Unimplemented, Duration::ZERO);
+            durations.record(methods::find(path), Code::Unimplemented, Duration::ZERO);
         }
         let text = metrics.text().expect("a text");
         let counted = |method: &str, code: &str, count: u32| {
@@ -149,7 +112,7 @@ mod tests {
         let (_phase, phase) = watch::channel(Phase::Serving);
         let stack = |max_calls| {
             let mut stack = Stack {
-                in_flight: ConcurrencyLimit::new(max_calls, usize::MAX),
+                concurrency: ConcurrencyLimit::new(max_calls),
                 ..Stack::new(phase.clone())
             };
             stack.authenticator.calls = metrics.calls.clone();

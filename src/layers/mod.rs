@@ -1,5 +1,6 @@
-//! The stack that every call passes, from the network and in process alike. Outermost first: trace, in flight, details, panic,
-//! drain, deadline, auth, limit, weight. Each layer is a function from the future of the call within to the answer, so a call costs one allocation.
+//! The layers that every call passes, from the network and in process. From the outermost: trace, concurrency limit, error
+//! details, panic, drain, deadline, authentication, rate limit, body limit. Each layer is a function from the future of the inner
+//! call to the response, so a call costs one allocation.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -11,19 +12,20 @@ use std::time::Duration;
 use http::{Request, Response, Uri};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::server::TcpConnectInfo;
-use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
 use tower::{Service, ServiceExt};
 
 use self::auth::Authenticator;
+use self::body_limit::BodyLimit;
 use self::concurrency_limit::{ConcurrencyLimit, HealthChecks};
 use self::drain::Phase;
 use self::measure::CallDurations;
 pub use self::settings::CallSettings;
-use self::unsent::UnsentResponses;
-use crate::error::Error;
+use self::unsent::{ProcessUnsent, UnsentResponses};
+use crate::methods::{self, MethodKind, RpcMethod};
+use crate::status::Refusal;
 use crate::telemetry::traces::{Span, Traces};
 
 mod address;
@@ -33,37 +35,39 @@ pub mod body_limit;
 pub mod concurrency_limit;
 pub mod deadline;
 pub mod drain;
-pub mod error_details;
+mod error_details;
 pub mod measure;
-pub mod panic;
+mod overload;
+mod panic;
 pub mod rate_limit;
 mod settings;
-pub mod trace;
+mod trace;
 pub mod unsent;
 pub mod violations;
 
-/// The domain of every `google.rpc.ErrorInfo`.
-pub const DOMAIN: &str = "canvas-scheduler";
-
-/// What the layers need to know of the process.
+/// What the layers share. Two servers in one process have a stack each.
 #[derive(Clone)]
 pub struct Stack {
-    /// Where the process stands. Keep the sender: once it is dropped, calls that wait are ended as in [`Phase::Ending`].
+    /// The phase of the process. Keep the sender: dropping it ends the calls that wait, as [`Phase::Ending`] does.
     pub phase: watch::Receiver<Phase>,
     /// The longest that a unary call may take.
     pub max_call: Duration,
-    /// How many calls may be under way.
-    pub in_flight: ConcurrencyLimit,
-    /// Who is let in.
+    /// Limits the calls in flight.
+    pub concurrency: ConcurrencyLimit,
+    /// Limits the bytes of the requests in flight.
+    pub bodies: BodyLimit,
+    /// Counts the responses of all connections that are not sent yet.
+    pub unsent: ProcessUnsent,
+    /// Authenticates callers.
     pub authenticator: Authenticator,
-    /// Where it is told how long calls take.
+    /// Metrics of call durations.
     pub durations: CallDurations,
-    /// Where it is told which way they took.
+    /// Traces of calls.
     pub traces: Traces,
 }
 
 impl Stack {
-    /// `inner` within the layers.
+    /// Puts the layers around `inner`.
     pub fn wrap<S>(self, inner: S) -> Layered<S> {
         Layered {
             inner,
@@ -72,11 +76,18 @@ impl Stack {
     }
 }
 
-/// A service within the layers; what a server serves and what a generated client takes in place of a channel.
+/// A service inside the layers: what a server serves, and what a generated client takes instead of a channel.
 #[derive(Clone)]
 pub struct Layered<S> {
     inner: S,
     stack: Arc<Stack>,
+}
+
+impl<S> Layered<S> {
+    /// The stack around the service.
+    pub fn stack(&self) -> &Stack {
+        &self.stack
+    }
 }
 
 impl<S> Service<Request<Body>> for Layered<S>
@@ -92,106 +103,97 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // The call itself waits until the service within is ready, so that the deadline bounds that too.
+        // The call itself waits for the inner service, so that the deadline bounds that too.
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let (inner, stack) = (self.inner.clone(), self.stack.clone());
         Box::pin(async move {
-            let call = Call::of(&request, &stack.traces);
-            let place = match stack.in_flight.enter(&call) {
-                Ok(place) => place,
-                Err(shed) => {
-                    return Ok(trace::record(pin!(async { shed.refusal() }), &call, &stack).await);
+            let call = Call::new(&request, &stack.traces);
+            let permit = match stack.concurrency.enter(&call) {
+                Ok(permit) => permit,
+                Err(overloaded) => {
+                    let refused = pin!(async { overloaded.response() });
+                    return Ok(trace::record(refused, &call, &stack).await);
                 }
             };
-            let bound = deadline::read(&mut request, &call, stack.max_call);
-            // Each future is pinned once and the layers borrow it: passing them on by value would double their size each time.
+            let limit = deadline::read(&mut request, &call, stack.max_call);
+            // Each future is pinned once and borrowed by the layers: moving it would double its size at each layer.
             let mut handled = pin!(async {
-                let count = match admit(&mut request, &call, &stack.authenticator).await {
-                    Ok(count) => count,
-                    Err(refused) => return refused.into_http(),
+                let charged = match admit(&mut request, &call, &stack.authenticator).await {
+                    Ok(charged) => charged,
+                    Err(refusal) => return Status::from(refusal).into_http(),
                 };
-                let weight = body_limit::count_body(&mut request, &call, &stack.in_flight);
+                let bytes = body_limit::count_request(&mut request, &call, &stack.bodies);
                 let Ok(mut response) = inner.oneshot(request).await;
-                body_limit::mark_overloaded(&mut response, weight, &stack.in_flight);
-                rate_limit::add_headers(&mut response, &count).await;
+                body_limit::mark_overloaded(&mut response, bytes, &stack.bodies);
+                rate_limit::add_headers(&mut response, &charged).await;
                 response
             });
-            let mut bounded = pin!(deadline::enforce(handled.as_mut(), bound, &call));
-            let mut drained = pin!(drain::heed(bounded.as_mut(), &stack.phase, &call));
+            let mut limited = pin!(deadline::enforce(handled.as_mut(), limit, &call));
+            let mut drained = pin!(drain::enforce(limited.as_mut(), &stack.phase, &call));
             let mut caught = pin!(panic::catch(drained.as_mut()));
             let mut detailed = pin!(error_details::complete(caught.as_mut(), &call));
             let response = trace::record(detailed.as_mut(), &call, &stack).await;
-            // The work of a unary call is done; a stream is under way until it ends.
-            let place = place.filter(|_| call.streams());
-            Ok(unsent::track(response, place, call.unsent.as_ref()))
+            // The work of a unary call is done; a stream is in flight until it ends.
+            let permit = permit.filter(|_| call.streams());
+            Ok(unsent::track(response, permit, call.unsent.as_ref()))
         })
     }
 }
 
-/// Whether the call may be made: by whom, and how often.
+/// Authenticates the caller and counts the call against the quota of its workspace.
 async fn admit(
     request: &mut Request<Body>,
     call: &Call,
     authenticator: &Authenticator,
-) -> Result<rate_limit::Charged, Status> {
-    let held = auth::admit(request, call, authenticator).await?;
-    rate_limit::charge(request, call, held, authenticator).await
+) -> Result<rate_limit::Charged, Refusal> {
+    let key = auth::authenticate(request, call, authenticator).await?;
+    rate_limit::charge(request, call, key, authenticator).await
 }
 
-/// What kind of call a path stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// One request, one answer.
-    Unary,
-    /// The answer goes on: `Health/Watch`, reflection, and whatever is not known to be unary.
-    Stream,
-    /// A unary health call, which is never refused for what others do.
-    Health,
-}
-
-/// What the layers know of a call.
+/// A call as the layers see it.
 #[derive(Debug, Clone)]
 struct Call {
     uri: Uri,
-    kind: Kind,
+    /// Absent when no method has the path.
+    method: Option<&'static RpcMethod>,
     began: Instant,
     peer: Option<SocketAddr>,
-    /// Where an answer counts until it is sent; none of a stream, which may take its time.
+    /// Counts the response until it is sent; absent for a stream, which may take its time.
     unsent: Option<Arc<UnsentResponses>>,
-    /// Among which a health check counts.
+    /// The health checks of the connection; absent unless this is one.
     checks: Option<HealthChecks>,
-    /// Of its trace; of a stream, or of a health check, there is none.
+    /// The span of the trace; empty for a stream and for a health check.
     span: Span,
 }
 
 impl Call {
-    fn of(request: &Request<Body>, traces: &Traces) -> Self {
-        let peer = request
-            .extensions()
+    fn new(request: &Request<Body>, traces: &Traces) -> Self {
+        let extensions = request.extensions();
+        let peer = extensions
             .get::<TcpConnectInfo>()
             .and_then(TcpConnectInfo::remote_addr);
-        let kind = kind_of(request.uri().path());
-        let unsent = request
-            .extensions()
+        let method = methods::find(request.uri().path());
+        let kind = kind_of(method);
+        let unsent = extensions
             .get::<Arc<UnsentResponses>>()
-            .filter(|_| kind != Kind::Stream)
+            .filter(|_| kind != MethodKind::Stream)
             .cloned();
-        let checks = request
-            .extensions()
+        let checks = extensions
             .get::<HealthChecks>()
-            .filter(|_| kind == Kind::Health)
+            .filter(|_| kind == MethodKind::Health)
             .cloned();
-        let span = if kind == Kind::Unary {
-            traces.call_span(measure::method_of(request.uri().path()), request.headers())
-        } else {
-            Span::default()
+        let span = match method {
+            Some(method) if kind == MethodKind::Unary => {
+                traces.call_span(method.name(), request.headers())
+            }
+            _ => Span::default(),
         };
         Self {
             uri: request.uri().clone(),
-            kind,
+            method,
             began: Instant::now(),
             peer,
             unsent,
@@ -200,68 +202,18 @@ impl Call {
         }
     }
 
+    fn kind(&self) -> MethodKind {
+        kind_of(self.method)
+    }
+
     fn streams(&self) -> bool {
-        self.kind == Kind::Stream
+        self.kind() == MethodKind::Stream
     }
 }
 
-fn kind_of(path: &str) -> Kind {
-    if path.starts_with("/canvas.schedule.v1.") {
-        Kind::Unary
-    } else if path.starts_with("/grpc.health.v1.Health/") && !path.ends_with("/Watch") {
-        Kind::Health
-    } else {
-        Kind::Stream
-    }
-}
-
-/// A status with its `ErrorInfo`.
-fn refusal(code: Code, reason: &str, message: impl Into<String>) -> Status {
-    Status::with_error_details(
-        code,
-        message,
-        ErrorDetails::with_error_info(reason, DOMAIN, []),
-    )
-}
-
-/// A refusal of a call that nothing was begun of, as the handlers would have it.
-fn unavailable(error: &Error) -> Status {
-    let (Error::Busy { retry_after } | Error::StoreUnavailable { retry_after }) = error else {
-        // Nothing else comes up before a handler, but for a fault of ours; its cause is for the log.
-        tracing::error!(?error, "a call could not be admitted");
-        return refusal(Code::Internal, "INTERNAL", "internal error");
-    };
-    let reason = if matches!(error, Error::Busy { .. }) {
-        "BUSY"
-    } else {
-        "STORE_UNAVAILABLE"
-    };
-    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, []);
-    details.set_retry_info(Some(*retry_after));
-    Status::with_error_details(Code::Unavailable, error.to_string(), details)
-}
-
-/// The name of a code as the gRPC documents write it.
-fn name_of(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
+/// The kind of a method; an unknown one has the limits of a stream until it is refused.
+fn kind_of(method: Option<&RpcMethod>) -> MethodKind {
+    method.map_or(MethodKind::Stream, |method| method.kind)
 }
 
 #[cfg(test)]

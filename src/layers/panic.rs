@@ -1,44 +1,30 @@
-//! A handler that panics fails its own call, and nobody else's. The caller learns the request id, the log the text.
+//! A handler that panics fails only its own call. The caller gets the request id, the log the text of the panic.
 
 use std::pin::Pin;
-use std::sync::Arc;
 
 use http::Response;
+use tonic::Status;
 use tonic::body::Body;
-use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
 
-use super::{DOMAIN, trace};
+use crate::error::Error;
 use crate::error::panic::caught;
 
-/// The answer of `inner`, or INTERNAL when it panics. The text of the panic is the source of the status, which
-/// [`trace`] logs with the call and which never leaves the process.
+/// The response of `inner`, or INTERNAL when it panics.
 pub(super) async fn catch<F>(inner: Pin<&mut F>) -> Response<Body>
 where
     F: Future<Output = Response<Body>>,
 {
-    caught(inner)
-        .await
-        .unwrap_or_else(|text| panicked(text).into_http())
-}
-
-/// Why a call failed, for the log.
-#[derive(Debug, thiserror::Error)]
-#[error("the handler panicked: {0}")]
-struct Panicked(String);
-
-fn panicked(text: String) -> Status {
-    let id = trace::current_request_id().unwrap_or_default();
-    let message = format!("internal error; request id {id}");
-    let mut details = ErrorDetails::with_error_info("INTERNAL", DOMAIN, []);
-    details.set_request_info(id, "");
-    let mut status = Status::with_error_details(Code::Internal, message, details);
-    status.set_source(Arc::new(Panicked(text)));
-    status
+    caught(inner).await.unwrap_or_else(|text| {
+        let error = Error::internal(format_args!("the handler panicked: {text}"));
+        Status::from(error).into_http()
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+    use tonic_types::StatusExt;
+
     use super::*;
     use crate::layers::support::{TestServer, UNARY, done, verdict};
 

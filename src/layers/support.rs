@@ -1,12 +1,13 @@
 //! A stack around handlers that the tests write in place.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::body::Body;
@@ -15,13 +16,16 @@ use tonic_types::StatusExt;
 use tower::{ServiceExt, service_fn};
 
 use super::auth::Authenticator;
+use super::body_limit::BodyLimit;
 use super::concurrency_limit::{ConcurrencyLimit, HealthChecks};
 use super::measure::CallDurations;
-use super::{DOMAIN, Phase, Stack};
+use super::unsent::ProcessUnsent;
+use super::{Phase, Stack};
 use crate::clock::{Clock, SystemClock};
 use crate::domain::key::RANDOM_BYTES;
 use crate::domain::{ApiKey, NewKey};
 use crate::service::access::Access;
+use crate::status::DOMAIN;
 use crate::telemetry::metrics::CallMetrics;
 use crate::telemetry::traces::Traces;
 
@@ -109,7 +113,9 @@ impl Stack {
         Self {
             phase,
             max_call: Duration::from_secs(60),
-            in_flight: ConcurrencyLimit::new(1_000, usize::MAX),
+            concurrency: ConcurrencyLimit::new(1_000),
+            bodies: BodyLimit::new(usize::MAX),
+            unsent: ProcessUnsent::default(),
             authenticator: Authenticator {
                 access,
                 trusted_proxies: [].into(),
@@ -134,11 +140,7 @@ where
 {
     let handler = Arc::new(Mutex::new(Some(handler)));
     let service = service_fn(move |request| {
-        let handler = handler
-            .lock()
-            .expect("no panic under the lock")
-            .take()
-            .expect("called once");
+        let handler = handler.lock().take().expect("called once");
         let answer = handler(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });

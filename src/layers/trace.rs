@@ -1,11 +1,9 @@
-//! A request id for every call, and one line in the log and one duration in the metrics when it ends; its span ends then too.
+//! A request id for each call. When the call ends, one log line, one duration in the metrics, and the end of its span.
 
 use std::error::Error;
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Response, Uri};
@@ -13,44 +11,34 @@ use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use super::concurrency_limit::Overloaded;
-use super::{Call, Stack, body, name_of};
+use super::overload::Overloaded;
+use super::{Call, Stack, body};
+use crate::methods::RpcMethod;
+use crate::status::{code_name, with_request_id};
 use crate::telemetry::traces::Span;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Starts anywhere, so that two processes hardly ever use the same ids.
-static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(0)));
-
-tokio::task_local! {
-    static REQUEST_ID: u64;
-}
-
-/// The id of the call that this code runs for, 16 hex digits. None outside of a call, and in a task that a call has spawned.
-pub fn current_request_id() -> Option<String> {
-    REQUEST_ID.try_with(|id| format!("{id:016x}")).ok()
-}
-
-/// The answer of `inner` with its id in `x-request-id`; logged when the answer, or its body if that streams, has ended.
+/// The response of `inner` with the request id in `x-request-id`. The call is logged when the response, or its body if that
+/// streams, has ended.
 pub(super) async fn record<F>(inner: Pin<&mut F>, call: &Call, stack: &Arc<Stack>) -> Response<Body>
 where
     F: Future<Output = Response<Body>>,
 {
-    let id = NEXT.fetch_add(1, Ordering::Relaxed);
-    let (uri, streams, stack) = (call.uri.clone(), call.streams(), stack.clone());
-    let (began, peer, span) = (call.began, call.peer, call.span.clone());
-    let mut line = CallRecord {
-        uri,
-        streams,
-        began,
-        peer,
+    let id = fastrand::u64(..);
+    let mut record = CallRecord {
+        uri: call.uri.clone(),
+        method: call.method,
+        streams: call.streams(),
+        began: call.began,
+        peer: call.peer,
         id,
-        stack,
-        span,
-        shed: false,
+        stack: stack.clone(),
+        span: call.span.clone(),
+        overloaded: false,
         written: false,
     };
-    let mut response = REQUEST_ID.scope(id, inner).await;
+    let mut response = with_request_id(id, inner).await;
     if let Ok(id) = HeaderValue::try_from(format!("{id:016x}")) {
         response.headers_mut().insert(HEADER, id);
     }
@@ -59,15 +47,15 @@ where
             .extensions()
             .get::<Status>()
             .and_then(Error::source);
-        line.shed = response.extensions().get::<Overloaded>().is_some();
-        if line.shed {
-            line.stack.authenticator.calls.count_shed(line.streams);
+        record.overloaded = response.extensions().get::<Overloaded>().is_some();
+        if record.overloaded {
+            stack.authenticator.calls.count_shed(record.streams);
         }
-        line.write(code_of(response.headers()), cause);
+        record.write(code_of(response.headers()), cause);
         return response;
     }
     body::see_trailers(response, move |trailers| {
-        line.write(code_of(trailers), None)
+        record.write(code_of(trailers), None)
     })
 }
 
@@ -77,33 +65,34 @@ fn code_of(headers: &HeaderMap) -> Code {
         .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
 }
 
-/// The end of one call; written as CANCELLED when the call is dropped before it has ended.
+/// The log line and the metrics of one call. A call that is dropped before it has ended is recorded as CANCELLED.
 struct CallRecord {
     uri: Uri,
+    method: Option<&'static RpcMethod>,
     streams: bool,
     began: Instant,
     peer: Option<SocketAddr>,
     id: u64,
     stack: Arc<Stack>,
     span: Span,
-    /// Refused before anything was done; logged elsewhere, once for many.
-    shed: bool,
+    /// Refused because too much is in flight; logged by the limit, once for many.
+    overloaded: bool,
     written: bool,
 }
 
 impl CallRecord {
-    /// `cause` is what an operator may read and the caller may not: the source of the [`Status`] that a handler answered.
+    /// `cause` is the source of the [`Status`] that a handler answered, which only the log shows.
     fn write(&mut self, code: Code, cause: Option<&(dyn Error + 'static)>) {
         self.written = true;
         self.stack
             .durations
-            .ended(self.uri.path(), code, self.began.elapsed());
+            .record(self.method, code, self.began.elapsed());
         end(&self.span, code);
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
                     method = self.uri.path().trim_start_matches('/'),
-                    code = name_of(code),
+                    code = code_name(code),
                     // To the microsecond.
                     duration_ms = (self.began.elapsed().as_secs_f64() * 1e6).round() / 1e3,
                     request_id = format_args!("{:016x}", self.id),
@@ -115,8 +104,8 @@ impl CallRecord {
         }
         match code {
             Code::Internal | Code::Unknown | Code::DataLoss => line!(error),
-            // That a stream ends at its deadline or when we stop is its ordinary end.
-            Code::Unavailable | Code::DeadlineExceeded if self.streams || self.shed => line!(debug),
+            // A stream usually ends at its deadline or when the process stops.
+            Code::Unavailable | Code::DeadlineExceeded if self.streams || self.overloaded => line!(debug),
             Code::Unavailable | Code::DeadlineExceeded => line!(warn),
             Code::Ok
             | Code::Cancelled
@@ -124,7 +113,7 @@ impl CallRecord {
             | Code::NotFound
             | Code::AlreadyExists
             | Code::PermissionDenied
-            // One caller's, and perhaps very many.
+            // One caller can cause very many.
             | Code::ResourceExhausted
             | Code::FailedPrecondition
             | Code::Aborted
@@ -135,9 +124,9 @@ impl CallRecord {
     }
 }
 
-/// Ends the span of a call: as a failure where the fault is the server's, as OpenTelemetry's conventions have it.
+/// Ends the span of a call, as failed when the server is at fault, following OpenTelemetry's conventions.
 fn end(span: &Span, code: Code) {
-    span.set("rpc.response.status_code", || name_of(code));
+    span.set("rpc.response.status_code", || code_name(code));
     if matches!(
         code,
         Code::Unknown
@@ -147,7 +136,7 @@ fn end(span: &Span, code: Code) {
             | Code::Unavailable
             | Code::DataLoss
     ) {
-        span.fail(name_of(code));
+        span.fail(code_name(code));
     }
     span.end();
 }

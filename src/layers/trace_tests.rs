@@ -1,11 +1,12 @@
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
-use crate::layers::refusal;
 use crate::layers::support::{STREAM, TestServer, UNARY, done, endless};
+use crate::status::{Refusal, current_request_id};
 
 /// What was logged.
 #[derive(Clone, Default)]
@@ -13,8 +14,7 @@ struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
 impl LogBuffer {
     fn lines(&self) -> Vec<serde_json::Value> {
-        let text = String::from_utf8(self.0.lock().expect("no panic under the lock").split_off(0))
-            .expect("UTF-8");
+        let text = String::from_utf8(self.0.lock().split_off(0)).expect("UTF-8");
         text.lines()
             .map(|line| serde_json::from_str(line).expect("JSON"))
             .collect()
@@ -23,10 +23,7 @@ impl LogBuffer {
 
 impl io::Write for LogBuffer {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.0
-            .lock()
-            .expect("no panic under the lock")
-            .extend_from_slice(buffer);
+        self.0.lock().extend_from_slice(buffer);
         Ok(buffer.len())
     }
 
@@ -94,10 +91,15 @@ async fn a_call_is_logged_once_when_it_ends() {
         (Code::Unknown, "ERROR"),
         (Code::DataLoss, "ERROR"),
     ] {
-        let mut status = if code == Code::Ok {
+        let mut status: Status = if code == Code::Ok {
             Status::ok("")
         } else {
-            refusal(code, "REASON", "public")
+            Refusal::Bare {
+                code,
+                reason: "REASON",
+                message: "public".to_owned(),
+            }
+            .into()
         };
         status.set_source(Arc::new(io::Error::other("cause")));
         let response = server.call(UNARY, async { status.into_http() }).await;
@@ -105,7 +107,7 @@ async fn a_call_is_logged_once_when_it_ends() {
         assert_eq!(lines.len(), 1, "{code:?}: {lines:?}");
         let fields = &lines[0]["fields"];
         assert_eq!(lines[0]["level"], level, "{code:?}");
-        assert_eq!(fields["code"], name_of(code));
+        assert_eq!(fields["code"], code_name(code));
         assert_eq!(fields["method"], &UNARY[1..]);
         assert_eq!(fields["cause"], "cause");
         assert_eq!(

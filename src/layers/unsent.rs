@@ -1,4 +1,5 @@
-//! Answers on their way out. An answer that its caller does not take is not held for ever: the connection learns of it.
+//! Responses on their way out. A client that does not read its responses must not hold their memory for ever, so each connection
+//! counts those that are not sent yet.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,70 +14,83 @@ use tonic::body::Body;
 
 use super::concurrency_limit::CallPermit;
 
-/// HTTP/2 takes a piece whole once the caller has room for its first byte. So answers go out in pieces of this size, and no more
-/// than one of each is held where we cannot see it.
-const PIECE: usize = 16 * 1024;
+/// HTTP/2 takes a chunk whole once the client accepts its first byte. Chunks of this size bound the bytes of a response that wait
+/// inside the HTTP library, where they cannot be counted.
+const MAX_CHUNK: usize = 16 * 1024;
+/// With more unsent responses in the process, connections are checked more often.
+const MANY: usize = 500;
 
-/// The answers of one connection that are not sent yet, by whether they were begun before or after the last look. In the
-/// extensions of each request that comes over a network.
-#[derive(Debug, Default)]
+/// Counts the unsent responses of all connections of a server. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct ProcessUnsent(Arc<AtomicUsize>);
+
+impl ProcessUnsent {
+    /// The counter of a new connection.
+    pub fn connection(&self) -> Arc<UnsentResponses> {
+        Arc::new(UnsentResponses {
+            process: self.clone(),
+            checks: AtomicUsize::new(0),
+            begun: Default::default(),
+        })
+    }
+}
+
+/// The responses of one connection that are not sent yet, by whether they began before or after the last check. In the extensions
+/// of each request that comes over a network.
+#[derive(Debug)]
 pub struct UnsentResponses {
-    looks: AtomicUsize,
+    process: ProcessUnsent,
+    checks: AtomicUsize,
     begun: [AtomicUsize; 2],
 }
 
-/// Those of all connections.
-static ALL: AtomicUsize = AtomicUsize::new(0);
-/// With more, connections are looked at more often: answers that are not taken are memory that is not free.
-const MANY: usize = 500;
-
 impl UnsentResponses {
-    /// Whether the process holds many answers.
-    pub fn many() -> bool {
-        ALL.load(Ordering::Relaxed) > MANY
-    }
-
     fn begin(self: &Arc<Self>) -> UnsentResponse {
-        ALL.fetch_add(1, Ordering::Relaxed);
-        let when = self.looks.load(Ordering::Relaxed) % 2;
-        self.begun[when].fetch_add(1, Ordering::Relaxed);
+        self.process.0.fetch_add(1, Ordering::Relaxed);
+        let period = self.checks.load(Ordering::Relaxed) % 2;
+        self.begun[period].fetch_add(1, Ordering::Relaxed);
         UnsentResponse {
-            unsent: self.clone(),
-            when,
+            connection: self.clone(),
+            period,
         }
     }
 
-    /// Looks again: whether an answer that was begun before the last look is still not sent.
+    /// Whether the process has many unsent responses.
+    pub fn many_in_process(&self) -> bool {
+        self.process.0.load(Ordering::Relaxed) > MANY
+    }
+
+    /// Checks the connection: whether a response that began before the last check is still not sent.
     pub fn stalled(&self) -> bool {
-        let looks = self.looks.load(Ordering::Relaxed);
-        if self.begun[(looks + 1) % 2].load(Ordering::Relaxed) > 0 {
+        let checks = self.checks.load(Ordering::Relaxed);
+        if self.begun[(checks + 1) % 2].load(Ordering::Relaxed) > 0 {
             return true;
         }
-        self.looks.store(looks + 1, Ordering::Relaxed);
+        self.checks.store(checks + 1, Ordering::Relaxed);
         false
     }
 }
 
-/// One of them, until it is dropped.
+/// One response, counted until it is dropped.
 struct UnsentResponse {
-    unsent: Arc<UnsentResponses>,
-    when: usize,
+    connection: Arc<UnsentResponses>,
+    period: usize,
 }
 
 impl Drop for UnsentResponse {
     fn drop(&mut self) {
-        ALL.fetch_sub(1, Ordering::Relaxed);
-        self.unsent.begun[self.when].fetch_sub(1, Ordering::Relaxed);
+        self.connection.process.0.fetch_sub(1, Ordering::Relaxed);
+        self.connection.begun[self.period].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// `response` in pieces, which keeps its place if it has one, and counts as unsent, until its body is dropped.
+/// `response` in chunks. Until its body is dropped it keeps its permit and counts as unsent.
 pub(super) fn track(
     response: Response<Body>,
-    place: Option<CallPermit>,
+    permit: Option<CallPermit>,
     unsent: Option<&Arc<UnsentResponses>>,
 ) -> Response<Body> {
-    // Of an answer without a body nothing is left to send.
+    // A response without a body has nothing left to send.
     if HttpBody::is_end_stream(response.body()) {
         return response;
     }
@@ -85,12 +99,12 @@ pub(super) fn track(
         Body::new(TrackedBody {
             inner,
             rest: Bytes::new(),
-            _kept: (place, begun),
+            _until_sent: (permit, begun),
         })
     })
 }
 
-/// The answer of a face that has made it of a call's: in pieces, and unsent until its body is dropped.
+/// A response that REST has made of a call's: in chunks, and unsent until its body is dropped.
 pub fn track_response(
     response: Response<Body>,
     unsent: Option<&Arc<UnsentResponses>>,
@@ -100,9 +114,9 @@ pub fn track_response(
 
 struct TrackedBody {
     inner: Body,
-    /// Of the last piece of `inner`.
+    /// The rest of the last frame of `inner`.
     rest: Bytes,
-    _kept: (Option<CallPermit>, Option<UnsentResponse>),
+    _until_sent: (Option<CallPermit>, Option<UnsentResponse>),
 }
 
 impl HttpBody for TrackedBody {
@@ -122,8 +136,8 @@ impl HttpBody for TrackedBody {
                 end => return Poll::Ready(end),
             }
         }
-        let piece = self.rest.len().min(PIECE);
-        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
+        let size = self.rest.len().min(MAX_CHUNK);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(size)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -142,37 +156,44 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_answer_goes_out_in_pieces_and_whole() {
-        let sent: Vec<u8> = (0..PIECE * 2 + 7)
+    async fn a_response_is_sent_whole_in_chunks() {
+        let sent: Vec<u8> = (0..MAX_CHUNK * 2 + 7)
             .map(|n| u8::try_from(n % 251).expect("a byte"))
             .collect();
         let whole = Full::new(Bytes::from(sent.clone())).map_err(|never| match never {});
-        let mut body =
-            track(Response::new(Body::new(whole)), None, Some(&Arc::default())).into_body();
-        let (mut received, mut pieces) = (Vec::new(), Vec::new());
+        let mut body = track(
+            Response::new(Body::new(whole)),
+            None,
+            Some(&ProcessUnsent::default().connection()),
+        )
+        .into_body();
+        let (mut received, mut chunks) = (Vec::new(), Vec::new());
         while let Some(frame) = body.frame().await {
             let data = frame.expect("no fault").into_data().expect("data");
-            pieces.push(data.len());
+            chunks.push(data.len());
             received.extend(data);
         }
-        assert_eq!((received, pieces), (sent, vec![PIECE, PIECE, 7]));
+        assert_eq!((received, chunks), (sent, vec![MAX_CHUNK, MAX_CHUNK, 7]));
     }
 
     #[test]
-    fn what_is_not_sent_between_two_looks_shows_at_the_second() {
-        let unsent = Arc::new(UnsentResponses::default());
+    fn a_response_that_outlives_two_checks_stalls_the_connection() {
+        let process = ProcessUnsent::default();
+        let unsent = process.connection();
         let endless = || Response::new(crate::layers::support::endless());
         let quick = track(endless(), None, Some(&unsent));
-        assert!(!unsent.stalled(), "it was begun just now");
+        assert!(!unsent.stalled(), "it began after the last check");
         drop(quick);
         let slow = track(endless(), None, Some(&unsent));
         assert!(!unsent.stalled());
         let other = track(endless(), None, Some(&unsent));
-        assert!(unsent.stalled(), "it is older than the look before");
+        assert!(unsent.stalled(), "it began before the last check");
         drop(slow);
         assert!(!unsent.stalled());
-        assert!(unsent.stalled(), "and so is the other by now");
+        assert!(unsent.stalled(), "and so did the other by now");
+        assert_eq!(process.0.load(Ordering::Relaxed), 1);
         drop(other);
         assert!(!unsent.stalled());
+        assert_eq!(process.0.load(Ordering::Relaxed), 0);
     }
 }

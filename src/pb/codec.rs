@@ -5,11 +5,11 @@ use std::marker::PhantomData;
 
 use bytes::Buf;
 use prost::{Message, Name};
+use tonic::Status;
 use tonic::codec::{Codec as TonicCodec, DecodeBuf, Decoder as TonicDecoder};
-use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
 
 use super::messages::{self, TooMany};
+use crate::status::Refusal;
 
 /// A message of up to this many bytes needs little memory, whatever it contains.
 const MAX_UNCHECKED_BYTES: usize = 16 * 1024;
@@ -52,26 +52,10 @@ impl<U: Message + Name + Default> TonicDecoder for Decoder<U> {
         if source.remaining() > MAX_UNCHECKED_BYTES
             && let Err(TooMany(max)) = messages::check(source.chunk(), &U::full_name())
         {
-            let message = format!("the message contains more than {max} messages");
-            return Err(refusal(
-                Code::ResourceExhausted,
-                "MESSAGE_TOO_LARGE",
-                message,
-            ));
+            return Err(Refusal::TooManyMessages(max).into());
         }
-        U::decode(source).map(Some).map_err(|why| {
-            let message = format!(
-                "the message cannot be decoded: {why}; it must be the request of this method, strings UTF-8, nested at most 30 deep"
-            );
-            refusal(Code::InvalidArgument, "MESSAGE_NOT_DECODABLE", message)
-        })
+        U::decode(source)
+            .map(Some)
+            .map_err(|why| Refusal::Undecodable(why.to_string()).into())
     }
-}
-
-fn refusal(code: Code, reason: &str, message: String) -> Status {
-    Status::with_error_details(
-        code,
-        message,
-        ErrorDetails::with_error_info(reason, "canvas-scheduler", []),
-    )
 }

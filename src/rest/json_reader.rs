@@ -39,6 +39,15 @@ pub(super) enum CanvasIdName {
 }
 
 impl CanvasIdName {
+    /// The name that requests to a path use.
+    pub(super) fn of_path(path: &str) -> Self {
+        if path.starts_with("/campaigns/") {
+            Self::CampaignId
+        } else {
+            Self::CanvasId
+        }
+    }
+
     /// The JSON name of a top-level field.
     pub(super) fn json_name(self, field: &str) -> &str {
         if self == Self::CampaignId && field == "canvas_id" {

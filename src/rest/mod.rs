@@ -25,10 +25,10 @@ use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
 use crate::error::panic::caught;
-use crate::layers::body_limit;
-use crate::layers::concurrency_limit::ConcurrencyLimit;
+use crate::layers::body_limit::BodyLimit;
 use crate::layers::unsent::{self, UnsentResponses};
 use crate::layers::violations::TransportViolations;
+use crate::methods::{self, RpcMethod};
 use crate::pb::v1;
 use call::{CallError, InProcess};
 use json_reader::{CanvasIdName, FromJsonObject};
@@ -37,17 +37,11 @@ use responses::{
 };
 use status::{ErrorBody, error_response, with_headers};
 
-const CREATE: &str = "/canvas.schedule.v1.CanvasScheduleService/CreateCanvasSchedule";
-const UPDATE: &str = "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule";
-const CANCEL: &str = "/canvas.schedule.v1.CanvasScheduleService/CancelCanvasSchedule";
-const GET: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
-const LIST: &str = "/canvas.schedule.v1.CanvasScheduleService/ListCanvasSchedules";
-
 /// What the route handlers call.
 #[derive(Clone)]
 struct Backend<S> {
     rpc: S,
-    limit: ConcurrencyLimit,
+    bodies: BodyLimit,
 }
 
 /// The gateway. Cheap to clone.
@@ -57,33 +51,32 @@ pub struct Rest {
 }
 
 impl Rest {
-    /// Routes to `rpc`, which is inside layers that count its calls with `limit`.
-    pub fn new<S: InProcess>(rpc: S, limit: ConcurrencyLimit) -> Self {
-        let canvas_id = CanvasIdName::CanvasId;
-        let update = |canvas_id| {
-            post_route::<S, v1::UpdateCanvasScheduleRequest, UpdateResponse>(UPDATE, canvas_id)
-        };
-        let router = Router::new()
-            .route(
-                "/canvas/trigger/schedule/create",
-                post_route::<S, v1::CreateCanvasScheduleRequest, CreateResponse>(CREATE, canvas_id),
-            )
-            .route("/canvas/trigger/schedule/update", update(canvas_id))
-            .route("/fr/canvas/trigger/schedule/update", update(canvas_id))
-            .route(
-                "/campaigns/trigger/schedule/update",
-                update(CanvasIdName::CampaignId),
-            )
-            .route(
-                "/canvas/trigger/schedule/delete",
-                post_route::<S, v1::CancelCanvasScheduleRequest, DeleteResponse>(CANCEL, canvas_id),
-            )
-            .route("/canvas/trigger/schedule/{schedule_id}", get(get_one::<S>))
-            .route("/canvas/trigger/schedule", get(list::<S>))
-            .with_state(Backend { rpc, limit })
-            .merge(documentation())
-            .fallback(async || not_found())
-            .method_not_allowed_fallback(method_not_allowed);
+    /// Routes to `rpc`, which is inside layers that limit the bytes of requests with `bodies`.
+    pub fn new<S: InProcess>(rpc: S, bodies: BodyLimit) -> Self {
+        let create = post_route::<S, v1::CreateCanvasScheduleRequest, CreateResponse>;
+        let update = post_route::<S, v1::UpdateCanvasScheduleRequest, UpdateResponse>;
+        let delete = post_route::<S, v1::CancelCanvasScheduleRequest, DeleteResponse>;
+        let router = [
+            (&methods::CREATE, create(&methods::CREATE)),
+            (&methods::UPDATE, update(&methods::UPDATE)),
+            (&methods::CANCEL, delete(&methods::CANCEL)),
+            (&methods::GET, get(get_one::<S>)),
+            (&methods::LIST, get(list::<S>)),
+        ]
+        .into_iter()
+        .flat_map(|(method, handler)| {
+            method
+                .routes
+                .iter()
+                .map(move |path| (path, handler.clone()))
+        })
+        .fold(Router::new(), |router, (path, handler)| {
+            router.route(path, handler)
+        })
+        .with_state(Backend { rpc, bodies })
+        .merge(documentation())
+        .fallback(async || not_found())
+        .method_not_allowed_fallback(method_not_allowed);
         Self { router }
     }
 }
@@ -101,22 +94,21 @@ fn documentation() -> Router {
 }
 
 /// A route whose message is the body.
-fn post_route<S, M, A>(method: &'static str, canvas_id: CanvasIdName) -> MethodRouter<Backend<S>>
+fn post_route<S, M, A>(method: &'static RpcMethod) -> MethodRouter<Backend<S>>
 where
     S: InProcess,
     M: Message + FromJsonObject + 'static,
     A: ResponseBody + 'static,
 {
     post(async move |State(backend), request| {
-        call_with_body::<S, M, A>(backend, method, request, canvas_id).await
+        call_with_body::<S, M, A>(backend, method, request).await
     })
 }
 
 async fn call_with_body<S, M, A>(
     backend: Backend<S>,
-    method: &'static str,
+    method: &'static RpcMethod,
     request: Request,
-    canvas_id: CanvasIdName,
 ) -> Response
 where
     S: InProcess,
@@ -125,15 +117,16 @@ where
 {
     let violations = TransportViolations::default();
     let (head, body) = request.into_parts();
+    let canvas_id = CanvasIdName::of_path(head.uri.path());
     let headers_checked = request_body::check_headers(&head.headers);
     // The buffered bytes count against the limit until the call ends.
-    let (body, _bytes) = body_limit::limit_body(Body::new(body), &backend.limit);
+    let (body, _bytes) = backend.bodies.count(Body::new(body));
     let collected = violations.clone();
     let message = async move {
         headers_checked?;
         json_reader::message::<M>(&request_body::read(body).await?, canvas_id, &collected)
     };
-    let result = call::call(backend.rpc, method, &head, violations.clone(), message).await;
+    let result = call::call(backend.rpc, method.path, &head, violations.clone(), message).await;
     respond::<A>(result, StatusCode::CREATED, canvas_id, &violations)
 }
 
@@ -146,7 +139,14 @@ async fn get_one<S: InProcess>(State(backend): State<Backend<S>>, request: Reque
         schedule_id: schedule_id.to_owned(),
     };
     let message = async { Ok(message) };
-    let result = call::call(backend.rpc, GET, &head, violations.clone(), message).await;
+    let result = call::call(
+        backend.rpc,
+        methods::GET.path,
+        &head,
+        violations.clone(),
+        message,
+    )
+    .await;
     respond::<GetResponse>(result, StatusCode::OK, CanvasIdName::CanvasId, &violations)
 }
 
@@ -155,7 +155,14 @@ async fn list<S: InProcess>(State(backend): State<Backend<S>>, request: Request)
     let (head, _) = request.into_parts();
     let message: v1::ListCanvasSchedulesRequest = requests::from_query(&head.uri, &violations);
     let message = async { Ok(message) };
-    let result = call::call(backend.rpc, LIST, &head, violations.clone(), message).await;
+    let result = call::call(
+        backend.rpc,
+        methods::LIST.path,
+        &head,
+        violations.clone(),
+        message,
+    )
+    .await;
     respond::<ListResponse>(result, StatusCode::OK, CanvasIdName::CanvasId, &violations)
 }
 

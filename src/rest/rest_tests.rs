@@ -16,7 +16,7 @@ async fn response_to_get(
         let response = rpc_response();
         async { Ok(response) }
     });
-    let mut rest = Rest::new(server, ConcurrencyLimit::new(1, 1));
+    let mut rest = Rest::new(server, BodyLimit::new(1));
     let request = http::Request::get("/canvas/trigger/schedule")
         .body(Body::empty())
         .expect("a request");

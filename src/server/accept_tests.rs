@@ -13,6 +13,7 @@ use tower::service_fn;
 use super::*;
 use crate::layers::Stack;
 use crate::layers::support::{STREAM, done, endless, request, verdict, verdict_of_stream};
+use crate::layers::unsent::ProcessUnsent;
 
 const QUICK: &str = "/canvas.schedule.v1.CanvasScheduleService/GetCanvasSchedule";
 /// Answers with 100 KB.
@@ -100,6 +101,7 @@ async fn start(settings: ConnectionSettings) -> AcceptServer {
             tls: None,
         },
         settings,
+        ProcessUnsent::default(),
         phases,
     ));
     AcceptServer {

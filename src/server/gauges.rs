@@ -66,18 +66,18 @@ fn each_writer(gauges: &GaugeVec, queues: &[Fill], value: impl Fn(&Fill) -> usiz
 /// Calls in flight, and the connections of the worker threads.
 pub(super) fn of_calls(
     metrics: &Metrics,
-    in_flight: &ConcurrencyLimit,
+    concurrency: &ConcurrencyLimit,
     workers: Vec<Arc<AtomicUsize>>,
     max_connections: usize,
 ) -> Result<()> {
-    let (now, most) = (in_flight.clone(), in_flight.clone());
+    let (now, most) = (concurrency.clone(), concurrency.clone());
     metrics.gauges(
         "canvas_scheduler_calls_in_flight",
         "Calls in flight.",
         &["kind"],
         move |gauges| {
-            set(gauges, &["unary"], now.under_way(false).0);
-            set(gauges, &["stream"], now.under_way(true).0);
+            set(gauges, &["unary"], now.in_flight(false).0);
+            set(gauges, &["stream"], now.in_flight(true).0);
         },
     )?;
     metrics.gauges(
@@ -85,8 +85,8 @@ pub(super) fn of_calls(
         "Maximum number of calls in flight.",
         &["kind"],
         move |gauges| {
-            set(gauges, &["unary"], most.under_way(false).1);
-            set(gauges, &["stream"], most.under_way(true).1);
+            set(gauges, &["unary"], most.in_flight(false).1);
+            set(gauges, &["stream"], most.in_flight(true).1);
         },
     )?;
     let live = move || {

@@ -15,7 +15,6 @@ use super::settings::Serve;
 use super::tls::Tls;
 use crate::error::{Error, Violation};
 use crate::layers::Layered;
-use crate::layers::concurrency_limit::ConcurrencyLimit;
 use crate::layers::drain::Phase;
 use crate::rest::Rest;
 
@@ -122,7 +121,6 @@ impl Listeners {
     pub(super) fn add_worker(
         &mut self,
         service: Layered<Routes>,
-        in_flight: &ConcurrencyLimit,
     ) -> impl Future<Output = ()> + Send + use<> {
         let (worker, incoming) = Worker::new();
         let gateway = self.gateway.as_mut().map(|gateway| {
@@ -130,7 +128,7 @@ impl Listeners {
             gateway.workers.push(worker);
             (
                 incoming,
-                Rest::new(service.clone(), in_flight.clone()),
+                Rest::new(service.clone(), service.stack().bodies.clone()),
                 gateway.protocol.clone(),
             )
         });
@@ -140,16 +138,25 @@ impl Listeners {
             self.settings,
             self.phases.clone(),
         );
+        let unsent = service.stack().unsent.clone();
         async move {
-            let gateway_phases = phases.clone();
+            let (gateway_phases, gateway_unsent) = (phases.clone(), unsent.clone());
             let gateway = async {
                 if let Some((incoming, rest, protocol)) = gateway {
-                    accept::serve(incoming, rest, protocol, settings, gateway_phases).await;
+                    accept::serve(
+                        incoming,
+                        rest,
+                        protocol,
+                        settings,
+                        gateway_unsent,
+                        gateway_phases,
+                    )
+                    .await;
                 }
             };
             tokio::join!(
                 gateway,
-                accept::serve(incoming, service, protocol, settings, phases)
+                accept::serve(incoming, service, protocol, settings, unsent, phases)
             );
         }
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes as TonicRoutes;
 use tonic_health::pb::health_server::HealthServer;
@@ -18,11 +19,11 @@ use tower::Service as TowerService;
 
 use crate::error::Error;
 use crate::grpc::GrpcApi;
-use crate::grpc::status::status;
+use crate::methods;
 use crate::pb::FILE_DESCRIPTOR_SET;
 use crate::pb::v1::canvas_schedule_service_server::{CanvasScheduleServiceServer, SERVICE_NAME};
 use crate::service::Service;
-use crate::store::RETRY_AFTER;
+use crate::service::access::store_unavailable;
 
 /// The largest request.
 const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
@@ -120,20 +121,18 @@ impl TowerService<Request<Body>> for Routes {
     }
 
     fn call(&mut self, request: Request<Body>) -> RouteFuture {
-        let method = request
-            .uri()
-            .path()
+        let path = request.uri().path();
+        let batch = path == methods::BATCH_UPDATE.path;
+        let ours = path
             .strip_prefix('/')
             .and_then(|path| path.strip_prefix(SERVICE_NAME))
             .filter(|_| self.api);
-        match method {
+        match ours {
             Some(_) if !self.ready.load(Ordering::Relaxed) => {
-                let refused = status(&Error::StoreUnavailable {
-                    retry_after: RETRY_AFTER,
-                });
+                let refused = Status::from(store_unavailable());
                 Box::pin(std::future::ready(Ok(refused.into_http())))
             }
-            Some("/BatchUpdateCanvasSchedules") => TowerService::call(&mut self.batches, request),
+            Some(_) if batch => TowerService::call(&mut self.batches, request),
             Some(_) => TowerService::call(&mut self.ours, request),
             None => Box::pin(TowerService::call(&mut self.others, request)),
         }

@@ -42,8 +42,8 @@ impl Startup {
 
     /// Serves calls and dispatches waves from here on.
     pub(super) async fn open(self) {
-        match self.access.read().await {
-            Ok(()) if self.access.nobody_may_call() => {
+        match self.access.reload().await {
+            Ok(()) if self.access.has_no_key() => {
                 tracing::warn!(
                     "no API key exists yet; create one with: canvas-scheduler api-key create --name NAME --permissions all"
                 );

@@ -1,4 +1,4 @@
-//! Who may call: every key in memory, read anew every few seconds, so that a look-up costs no round trip.
+//! The API keys in memory. They are reloaded every few seconds, so that a call costs no round trip to the database.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,43 +18,52 @@ use crate::domain::{
     ApiKey, KeyId, KeyRefusal, Limits, Permission, PresentedKey, Workspace, WorkspaceId,
 };
 use crate::error::Error;
-use crate::store::Store;
+use crate::store::{RETRY_AFTER, Store};
+use crate::telemetry::outage::OutageLog;
 
-/// Between two readings, in which it is noted which keys were used.
-const READ_EVERY: Duration = Duration::from_secs(3);
-/// How long a reading may take; then it has failed.
-const READ_MOST: Duration = Duration::from_secs(3);
-/// How long each other word to the database may take: which keys were used, and that this replica lives.
-const NOTE_MOST: Duration = Duration::from_millis(1500);
-/// After a reading that failed.
-const READ_AGAIN: Duration = Duration::from_secs(1);
-/// So long after the beginning of the last reading that went well no call is let in any more: a key may have been revoked since.
-/// Longer than a reading, a pause and another reading take. Without the database no call could be served anyway.
+/// Between two reloads of the keys. Meanwhile the use of keys is recorded.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(3);
+/// The time that a reload, or a look-up of one key, may take.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(3);
+/// The time that recording the use of keys, or the heartbeat of this replica, may take.
+const RECORD_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Between a failed reload and the next one.
+const RELOAD_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Calls are refused once the last successful reload began longer ago than this, because a key may have been revoked since. It is
+/// longer than two reloads and the pause between them. Without the database no call could be served anyway.
 const STALE_AFTER: Duration = Duration::from_secs(10);
-/// How many keys that are not known may be looked up between two readings, so that a new key works at once and a flood of
-/// wrong ones costs the database nothing.
-const LOOK_UPS: u32 = 10;
-/// The use of a key is noted no more often.
-const NOTE_EVERY: TimeDelta = TimeDelta::seconds(60);
+/// The number of unknown keys that may be looked up between two reloads: a new key works immediately, and a flood of wrong keys
+/// does not burden the database.
+const MAX_LOOK_UPS: u32 = 10;
+/// Between two records of the use of one key.
+const RECORD_INTERVAL: TimeDelta = TimeDelta::seconds(60);
+/// Keys in one statement that records their use.
+const RECORD_BATCH: usize = 1_000;
 
-/// Why a call is not let in.
+/// Why a key is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
-    /// Its key does not allow it.
+    /// The key does not allow the call.
     KeyRefused(KeyRefusal),
-    /// The keys could not be read for too long.
+    /// The keys in memory are too old.
     Unavailable,
+}
+
+/// The error of calls that need the database while it is unavailable.
+pub fn store_unavailable() -> Error {
+    Error::StoreUnavailable {
+        retry_after: RETRY_AFTER,
+    }
 }
 
 /// A key in memory.
 pub struct AuthenticatedKey {
-    /// The key.
     key: ApiKey,
-    /// Its name, as the history gets it.
+    /// The name of the key, as the history shows it.
     actor: Arc<str>,
-    /// Its workspace's.
+    /// The budget of its workspace.
     budget: Arc<Budget>,
-    /// Whether it was used since its use was last noted.
+    /// Whether the key was used since its use was last recorded.
     used: Arc<AtomicBool>,
 }
 
@@ -68,84 +77,84 @@ impl AuthenticatedKey {
         })
     }
 
-    /// How much its workspace may still ask.
+    /// The budget of its workspace.
     pub fn budget(&self) -> &Arc<Budget> {
         &self.budget
     }
 
-    /// Where the call acts.
+    /// The workspace in which the call acts.
     pub fn workspace(&self) -> WorkspaceId {
         self.key.workspace
     }
 
-    /// Whom the history names.
+    /// The actor that the history names.
     pub fn actor(&self) -> Arc<str> {
         self.actor.clone()
     }
 
-    fn use_is_to_be_noted(&self, now: DateTime<Utc>) -> bool {
+    fn use_is_due(&self, now: DateTime<Utc>) -> bool {
         self.used.load(Ordering::Relaxed)
             && self
                 .key
                 .last_used_at
-                .is_none_or(|at| now - at >= NOTE_EVERY)
+                .is_none_or(|at| now - at >= RECORD_INTERVAL)
     }
 }
 
-/// What one reading brought.
+/// The result of one reload.
 #[derive(Clone)]
 struct KeySnapshot {
     keys: HashMap<KeyId, Arc<AuthenticatedKey>>,
     budgets: HashMap<WorkspaceId, Arc<Budget>>,
-    /// When the reading began.
-    read_at: Instant,
+    /// When the reload began.
+    began: Instant,
 }
 
-/// The door: who may call. Cheap to clone.
+/// The API keys. Cheap to clone.
 #[derive(Clone)]
 pub struct Access(Arc<Inner>);
 
 struct Inner {
-    /// None in tests of the layers, whose keys stay as they are.
+    /// Absent in tests of the layers, whose keys are fixed.
     store: Option<Store>,
     clock: SharedClock,
-    /// None before the first reading.
-    known: ArcSwapOption<KeySnapshot>,
+    /// Absent before the first reload.
+    snapshot: ArcSwapOption<KeySnapshot>,
     look_ups_left: AtomicU32,
     looking_up: Mutex<()>,
-    /// One reading after the other, so that none puts back what a later one has replaced.
-    reading: Mutex<()>,
+    /// One reload at a time, so that none overwrites the result of a later one.
+    reloading: Mutex<()>,
     counter: Arc<SharedQuota>,
-    /// Names this process among the replicas.
+    /// The id of this process among the replicas.
     replica: Uuid,
 }
 
 impl Access {
-    /// Lets nobody in before the first [`Self::read`].
+    /// Refuses every key before the first [`Self::reload`].
     pub fn new(store: Store, clock: SharedClock) -> Self {
         Self::of(Some(store), clock, ArcSwapOption::empty())
     }
 
-    fn of(store: Option<Store>, clock: SharedClock, known: ArcSwapOption<KeySnapshot>) -> Self {
+    fn of(store: Option<Store>, clock: SharedClock, snapshot: ArcSwapOption<KeySnapshot>) -> Self {
         let counter = SharedQuota::new(store.clone(), clock.clone());
-        let (look_ups_left, looking_up, reading) =
+        let (look_ups_left, looking_up, reloading) =
             (AtomicU32::new(0), Mutex::default(), Mutex::default());
         Self(Arc::new(Inner {
             store,
             clock,
-            known,
+            snapshot,
             look_ups_left,
             looking_up,
-            reading,
+            reloading,
             counter,
             replica: Uuid::now_v7(),
         }))
     }
 
-    /// Keys that stay as they are, with budgets that never end.
+    /// Fixed keys with unlimited budgets.
     #[cfg(test)]
     pub fn of_keys(keys: Vec<ApiKey>, clock: SharedClock) -> Self {
-        let held = |key: ApiKey| {
+        let cached = |key: ApiKey| {
             (
                 key.id,
                 AuthenticatedKey::new(
@@ -155,62 +164,63 @@ impl Access {
                 ),
             )
         };
-        let keys = keys.into_iter().map(held).collect();
-        let known = ArcSwapOption::from_pointee(KeySnapshot {
+        let keys = keys.into_iter().map(cached).collect();
+        let snapshot = ArcSwapOption::from_pointee(KeySnapshot {
             keys,
             budgets: HashMap::new(),
-            read_at: Instant::now(),
+            began: Instant::now(),
         });
-        Self::of(None, clock.clone(), known)
+        Self::of(None, clock.clone(), snapshot)
     }
 
-    /// The key that a call presents, if it lets the call in.
+    /// The key that a call presents, if it has the permission.
     ///
     /// # Errors
-    /// Why it does not.
+    /// Why the key is refused.
     pub async fn admit(
         &self,
         presented: &PresentedKey,
         from: Option<IpAddr>,
         needs: Permission,
     ) -> Result<Arc<AuthenticatedKey>, Denied> {
-        let held = match self.held(presented.id)? {
-            Some(held) => held,
-            // Boxed, so that the usual call does not carry it about.
+        let cached = match self.cached(presented.id)? {
+            Some(cached) => cached,
+            // Boxed, so that a call with a known key does not carry it.
             None => Box::pin(self.look_up(presented.id)).await?,
         };
-        held.key
+        cached
+            .key
             .admit(presented, from, needs, self.0.clock.now())
             .map_err(Denied::KeyRefused)?;
-        if !held.used.load(Ordering::Relaxed) {
-            held.used.store(true, Ordering::Relaxed);
+        if !cached.used.load(Ordering::Relaxed) {
+            cached.used.store(true, Ordering::Relaxed);
         }
-        Ok(held)
+        Ok(cached)
     }
 
-    fn held(&self, id: KeyId) -> Result<Option<Arc<AuthenticatedKey>>, Denied> {
-        let known = self.0.known.load();
-        let known = known
+    fn cached(&self, id: KeyId) -> Result<Option<Arc<AuthenticatedKey>>, Denied> {
+        let snapshot = self.0.snapshot.load();
+        let snapshot = snapshot
             .as_ref()
-            .filter(|known| known.read_at.elapsed() < STALE_AFTER)
+            .filter(|snapshot| snapshot.began.elapsed() < STALE_AFTER)
             .ok_or(Denied::Unavailable)?;
-        Ok(known.keys.get(&id).cloned())
+        Ok(snapshot.keys.get(&id).cloned())
     }
 
-    /// A key that was made since the last reading.
+    /// Looks up a key that may have been created since the last reload.
     async fn look_up(&self, id: KeyId) -> Result<Arc<AuthenticatedKey>, Denied> {
         let unknown = Denied::KeyRefused(KeyRefusal::Unknown);
         let Some(store) = &self.0.store else {
             return Err(unknown);
         };
         if self.0.look_ups_left.load(Ordering::Relaxed) == 0 {
-            // Not even a wait: there may be very many.
+            // Without waiting: there may be very many.
             return Err(unknown);
         }
-        // One at a time, so that many calls with one new key are one look-up.
+        // One at a time, so that many calls with one new key cause one look-up.
         let _turn = self.0.looking_up.lock().await;
-        if let Some(held) = self.held(id)? {
-            return Ok(held);
+        if let Some(cached) = self.cached(id)? {
+            return Ok(cached);
         }
         if self
             .0
@@ -222,61 +232,58 @@ impl Access {
         {
             return Err(unknown);
         }
-        // A fault is in the log already.
-        let key = timeout(READ_MOST, store.admin.key(id))
+        // The store has logged an error.
+        let key = timeout(RELOAD_TIMEOUT, store.admin.key(id))
             .await
             .ok()
             .and_then(Result::ok)
             .ok_or(Denied::Unavailable)?
             .ok_or(unknown)?;
         let mut found = None;
-        self.0.known.rcu(|known| {
-            known.as_deref().cloned().map(|mut known| {
-                // Limits that were set for a workspace since the last reading hold from the next one.
+        self.0.snapshot.rcu(|snapshot| {
+            snapshot.as_deref().cloned().map(|mut snapshot| {
+                // Limits changed since the last reload apply from the next one.
                 let fresh =
                     || Budget::new(key.workspace, Limits::default(), self.0.counter.clone());
-                let budget = known
+                let budget = snapshot
                     .budgets
                     .entry(key.workspace)
                     .or_insert_with(fresh)
                     .clone();
-                // What a reading has brought in the meantime stands: it may know that the key was revoked.
-                let held = known
+                // The result of a reload meanwhile is newer: it may know that the key was revoked.
+                let cached = snapshot
                     .keys
                     .entry(id)
                     .or_insert_with(|| AuthenticatedKey::new(key.clone(), budget, Arc::default()));
-                found = Some(held.clone());
-                Arc::new(known)
+                found = Some(cached.clone());
+                Arc::new(snapshot)
             })
         });
         found.ok_or(Denied::Unavailable)
     }
 
-    /// Reads every key and every workspace's limits.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn read(&self) -> Result<(), Error> {
-        timeout(READ_MOST, self.read_all())
+    /// Reloads every key and the limits of every workspace.
+    pub async fn reload(&self) -> Result<(), Error> {
+        timeout(RELOAD_TIMEOUT, self.reload_all())
             .await
             .map_err(Error::internal)?
     }
 
-    async fn read_all(&self) -> Result<(), Error> {
+    async fn reload_all(&self) -> Result<(), Error> {
         let Some(store) = &self.0.store else {
             return Ok(());
         };
-        let _turn = self.0.reading.lock().await;
-        let read_at = Instant::now();
+        let _turn = self.0.reloading.lock().await;
+        let began = Instant::now();
         let (keys, workspaces) = (
             store.admin.recognized_keys().await?,
             store.admin.workspaces().await?,
         );
-        let before = self.0.known.load_full();
+        let before = self.0.snapshot.load_full();
         let budget = |workspace: Workspace| {
             let own = before
                 .as_ref()
-                .and_then(|known| known.budgets.get(&workspace.id).cloned());
+                .and_then(|snapshot| snapshot.budgets.get(&workspace.id).cloned());
             let budget = own.unwrap_or_else(|| {
                 Budget::new(workspace.id, workspace.limits, self.0.counter.clone())
             });
@@ -284,51 +291,58 @@ impl Access {
             (workspace.id, budget)
         };
         let budgets: HashMap<_, _> = workspaces.into_iter().map(budget).collect();
-        let held = |key: ApiKey| {
+        let cached = |key: ApiKey| {
             let used = before
                 .as_ref()
-                .and_then(|known| known.keys.get(&key.id))
-                .map(|held| held.used.clone())
+                .and_then(|snapshot| snapshot.keys.get(&key.id))
+                .map(|cached| cached.used.clone())
                 .unwrap_or_default();
             let budget = budgets.get(&key.workspace)?.clone();
             Some((key.id, AuthenticatedKey::new(key, budget, used)))
         };
-        let keys = keys.into_iter().filter_map(held).collect();
-        self.0.known.store(Some(Arc::new(KeySnapshot {
+        let keys = keys.into_iter().filter_map(cached).collect();
+        self.0.snapshot.store(Some(Arc::new(KeySnapshot {
             keys,
             budgets,
-            read_at,
+            began,
         })));
-        self.0.look_ups_left.store(LOOK_UPS, Ordering::Relaxed);
+        self.0.look_ups_left.store(MAX_LOOK_UPS, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Whether the last reading found no key.
-    pub fn nobody_may_call(&self) -> bool {
+    /// Whether the last reload found no key.
+    pub fn has_no_key(&self) -> bool {
         self.0
-            .known
+            .snapshot
             .load()
             .as_ref()
-            .is_some_and(|known| known.keys.is_empty())
+            .is_some_and(|snapshot| snapshot.keys.is_empty())
     }
 
-    /// Reads the keys again and again, and notes which were used, at most once a minute for each.
+    /// Reloads the keys at intervals, and records which were used, at most once a minute for each.
     pub async fn keep_fresh(self) {
-        let (mut unread, mut unseen, mut unnoted) = (false, false, false);
+        let mut reloads = OutageLog::new(
+            "API keys cannot be reloaded; calls are refused 10 s after the last successful reload",
+            "API keys are reloaded again",
+        );
+        let mut heartbeats = OutageLog::new(
+            "the heartbeat of this replica cannot be written; the number of replicas that share quotas stays as it was",
+            "the heartbeat of this replica is written again",
+        );
+        let mut uses = OutageLog::new(
+            "the use of API keys cannot be recorded",
+            "the use of API keys is recorded again",
+        );
         loop {
-            tell_once(
-                &mut unread,
-                self.read().await,
-                "the keys cannot be read; 10 s after the last reading no call is let in",
-            );
-            let pause = sleep(if unread { READ_AGAIN } else { READ_EVERY });
-            let (seen, noted, ()) = tokio::join!(self.see_replicas(), self.note_use(), pause);
-            tell_once(
-                &mut unseen,
-                seen,
-                "which replicas live is not known; their number stays as it was",
-            );
-            tell_once(&mut unnoted, noted, "which keys were used is not noted");
+            reloads.record(&self.reload().await);
+            let pause = sleep(if reloads.is_failing() {
+                RELOAD_RETRY_INTERVAL
+            } else {
+                RELOAD_INTERVAL
+            });
+            let (seen, recorded, ()) = tokio::join!(self.see_replicas(), self.record_use(), pause);
+            heartbeats.record(&seen);
+            uses.record(&recorded);
         }
     }
 
@@ -336,62 +350,46 @@ impl Access {
         let Some(store) = &self.0.store else {
             return Ok(());
         };
-        let seen = timeout(NOTE_MOST, store.admin.see_replica(self.0.replica))
+        let seen = timeout(RECORD_TIMEOUT, store.admin.see_replica(self.0.replica))
             .await
             .map_err(Error::internal)??;
         self.0.counter.set_replicas(seen);
         Ok(())
     }
 
-    async fn note_use(&self) -> Result<(), Error> {
-        let (Some(store), Some(known)) = (&self.0.store, self.0.known.load_full()) else {
+    async fn record_use(&self) -> Result<(), Error> {
+        let (Some(store), Some(snapshot)) = (&self.0.store, self.0.snapshot.load_full()) else {
             return Ok(());
         };
         let now = self.0.clock.now();
-        let used: Vec<_> = known
+        let used: Vec<_> = snapshot
             .keys
             .values()
-            .filter(|held| held.use_is_to_be_noted(now))
+            .filter(|cached| cached.use_is_due(now))
             .collect();
-        for held in &used {
-            // Before it is written: a use in the meantime is another one.
-            held.used.store(false, Ordering::Relaxed);
+        for cached in &used {
+            // Before the write: a use meanwhile is a new one.
+            cached.used.store(false, Ordering::Relaxed);
         }
-        let ids: Vec<KeyId> = used.iter().map(|held| held.key.id).collect();
+        let ids: Vec<KeyId> = used.iter().map(|cached| cached.key.id).collect();
         let write = async {
-            for some in ids.chunks(NOTED_AT_ONCE) {
+            for some in ids.chunks(RECORD_BATCH) {
                 store.admin.note_use(some).await?;
             }
             Ok(())
         };
-        let noted = timeout(NOTE_MOST, write)
+        let recorded = timeout(RECORD_TIMEOUT, write)
             .await
             .map_err(Error::internal)
             .flatten();
-        if noted.is_err() {
-            // The next round writes it.
+        if recorded.is_err() {
+            // The next round records it.
             used.iter()
-                .for_each(|held| held.used.store(true, Ordering::Relaxed));
+                .for_each(|cached| cached.used.store(true, Ordering::Relaxed));
         }
-        noted
+        recorded
     }
 }
-
-/// Logs the first of the faults that follow each other.
-fn tell_once(failed: &mut bool, done: Result<(), Error>, what: &str) {
-    match done {
-        Ok(()) => *failed = false,
-        Err(error) if !*failed => {
-            // With the cause, which only operators may read.
-            tracing::warn!(?error, what);
-            *failed = true;
-        }
-        Err(_told_already) => {}
-    }
-}
-
-/// Keys in one statement.
-const NOTED_AT_ONCE: usize = 1_000;
 
 #[cfg(test)]
 #[path = "access_tests.rs"]

@@ -56,15 +56,15 @@ async fn nobody_is_let_in_before_the_keys_were_read() {
     let (access, admin, _store, _writers) = access().await;
     let key = key(&admin, "a").await;
     assert_eq!(admitted(&access, &key).await, Err(Denied::Unavailable));
-    access.read().await.expect("read");
+    access.reload().await.expect("read");
     assert_eq!(admitted(&access, &key).await, Ok(()));
 }
 
 #[tokio::test]
 async fn a_flood_of_unknown_keys_costs_ten_look_ups() {
     let (access, admin, _store, _writers) = access().await;
-    access.read().await.expect("read");
-    assert!(access.nobody_may_call());
+    access.reload().await.expect("read");
+    assert!(access.has_no_key());
     for n in 0..=255 {
         assert_eq!(admitted(&access, &made_up(n)).await, UNKNOWN);
     }
@@ -75,19 +75,19 @@ async fn a_flood_of_unknown_keys_costs_ten_look_ups() {
         UNKNOWN,
         "no look-up is left for it"
     );
-    access.read().await.expect("read");
+    access.reload().await.expect("read");
     assert_eq!(
         admitted(&access, &late).await,
         Ok(()),
         "the next reading has it"
     );
-    assert_eq!(access.0.look_ups_left.load(Ordering::Relaxed), LOOK_UPS);
+    assert_eq!(access.0.look_ups_left.load(Ordering::Relaxed), MAX_LOOK_UPS);
 }
 
 #[tokio::test]
 async fn many_calls_with_one_new_key_are_one_look_up() {
     let (access, admin, _store, _writers) = access().await;
-    access.read().await.expect("read");
+    access.reload().await.expect("read");
     let key = key(&admin, "new").await;
     let calls: Vec<_> = (0..50).map(|_| (access.clone(), key)).collect();
     let calls = calls
@@ -96,19 +96,25 @@ async fn many_calls_with_one_new_key_are_one_look_up() {
     for call in calls.collect::<Vec<_>>() {
         assert_eq!(call.await.expect("no panic"), Ok(()));
     }
-    assert_eq!(access.0.look_ups_left.load(Ordering::Relaxed), LOOK_UPS - 1);
+    assert_eq!(
+        access.0.look_ups_left.load(Ordering::Relaxed),
+        MAX_LOOK_UPS - 1
+    );
 }
 
 #[test]
 fn a_reading_that_is_slow_locks_nobody_out() {
-    assert!(READ_MOST + READ_EVERY + READ_MOST < STALE_AFTER && NOTE_MOST < READ_EVERY);
+    assert!(
+        RELOAD_TIMEOUT + RELOAD_INTERVAL + RELOAD_TIMEOUT < STALE_AFTER
+            && RECORD_TIMEOUT < RELOAD_INTERVAL
+    );
 }
 
 #[tokio::test]
 async fn without_the_database_the_keys_known_are_good_for_ten_seconds() {
     let (access, admin, _store, _writers) = access().await;
     let key = key(&admin, "a").await;
-    access.read().await.expect("read");
+    access.reload().await.expect("read");
     tokio::time::pause();
     tokio::time::advance(STALE_AFTER - Duration::from_secs(1)).await;
     assert_eq!(admitted(&access, &key).await, Ok(()));
@@ -143,7 +149,7 @@ async fn a_key_that_stopped_is_told_so_for_a_week() {
         allowlist: vec![],
     };
     let expires = presented(&admin.create_key("default", order).await.expect("made"));
-    access.read().await.expect("read");
+    access.reload().await.expect("read");
     assert_eq!(
         admitted(&access, &revoked).await,
         Err(Denied::KeyRefused(KeyRefusal::Revoked))
@@ -156,8 +162,8 @@ async fn a_key_that_stopped_is_told_so_for_a_week() {
         "at its instant, without a reading"
     );
     clock.advance(TimeDelta::days(7));
-    access.read().await.expect("read");
-    assert!(access.nobody_may_call());
+    access.reload().await.expect("read");
+    assert!(access.has_no_key());
     assert_eq!(
         admitted(&access, &revoked).await,
         UNKNOWN,

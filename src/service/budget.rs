@@ -1,16 +1,17 @@
 //! How much a workspace may still ask. What all replicas have taken of a window is counted in the database; a replica takes its
 //! share in chunks, ahead of need, so that a call costs no round trip. What is left of a chunk is never carried over a window.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
-use crate::domain::{Charge, Limits, Quota, QuotaKind, QuotaRequest, WorkspaceId};
+use crate::domain::{Charge, Limits, Quota, QuotaKind, QuotaRequest, QuotaStatus, WorkspaceId};
 use crate::error::Error;
 use crate::store::Store;
 
@@ -21,17 +22,6 @@ const CHUNK_LASTS: Duration = Duration::from_millis(250);
 const FIRST_PART: u64 = 2_000;
 /// How often one call may find that others have used what was taken for it.
 const TRIES: usize = 100;
-
-/// What a caller is told of its quota.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QuotaStatus {
-    /// How many the window allows.
-    pub limit: u64,
-    /// How many are left, over all replicas as far as this one knows.
-    pub remaining: u64,
-    /// When the next window begins, in milliseconds since 1970.
-    pub resets_ms: i64,
-}
 
 /// Why a call was not counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +85,7 @@ impl Budget {
 
     /// Heeds limits that were set anew.
     pub fn set_limits(&self, limits: Limits) {
-        let mut own = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = self.limits.lock();
         if *own != limits {
             *own = limits;
             // What was taken under the old ones is counted already.
@@ -105,10 +95,7 @@ impl Budget {
     }
 
     fn quota(&self, counted: QuotaKind) -> Quota {
-        self.limits
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .of(counted)
+        self.limits.lock().of(counted)
     }
 
     /// Counts a call, or says why it may not go on; then nothing was counted.
@@ -131,14 +118,14 @@ impl Budget {
     }
 
     /// As [`Self::charge`] for requests, when the answer needs no wait: the way of nearly every call.
-    pub fn charge_at_once(
+    pub fn charge_without_wait(
         self: &Arc<Self>,
         requests: u64,
     ) -> Option<Result<QuotaStatus, ChargeError>> {
-        self.take_at_once(QuotaKind::Requests, requests)
+        self.take_without_wait(QuotaKind::Requests, requests)
     }
 
-    fn take_at_once(
+    fn take_without_wait(
         self: &Arc<Self>,
         counted: QuotaKind,
         n: u64,
@@ -167,7 +154,7 @@ impl Budget {
         n: u64,
     ) -> Result<QuotaStatus, ChargeError> {
         for _ in 0..TRIES {
-            if let Some(answer) = self.take_at_once(counted, n) {
+            if let Some(answer) = self.take_without_wait(counted, n) {
                 return answer;
             }
             self.refill(counted, n).await.map_err(ChargeError::Store)?;
@@ -236,7 +223,7 @@ impl Budget {
             )
             .await?;
         // Held until the chunk is kept, so that no limit is set in between.
-        let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let limits = self.limits.lock();
         if quota == limits.of(counted) {
             let window = open.unwrap_or_else(|| Arc::new(BudgetWindow::new(quota, began_ms)));
             window.add(taken.got, taken.in_all);
@@ -401,7 +388,7 @@ impl BudgetWindow {
         reason = "an estimate"
     )]
     fn wanted(&self) -> u64 {
-        let pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let pace = self.pace.lock();
         let used = pace
             .had
             .saturating_sub(self.left.load(Ordering::Relaxed))
@@ -417,7 +404,7 @@ impl BudgetWindow {
         if got == 0 {
             return;
         }
-        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pace = self.pace.lock();
         let used = pace.had.saturating_sub(self.left.load(Ordering::Relaxed));
         *pace = Pace {
             had: pace.had + got,

@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(
             written.lines().map(str::trim).collect::<Vec<_>>(),
             [
-                "WARN the task failed; retrying error=the database is not available; try again later",
+                "WARN the task failed; retrying error=the database is unavailable; retry later",
                 "INFO the task succeeds again",
                 "ERROR the task failed; retrying cause=\"a fault\"",
             ]

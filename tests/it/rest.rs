@@ -386,7 +386,7 @@ async fn a_change_that_reaches_no_zone_is_a_conflict(database: &Database) {
         reused["message"]
             .as_str()
             .expect("a message")
-            .contains("another request"),
+            .contains("different request"),
         "{reused}"
     );
     let unknown = app

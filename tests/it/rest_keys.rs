@@ -157,17 +157,16 @@ async fn every_route_with_every_kind_of_key(database: &Database) {
             .await;
         app.read_keys().await;
         let lacks = format!(
-            "the key has not the permission canvas.trigger.schedule.{}",
+            "the key lacks permission canvas.trigger.schedule.{}",
             route.permission
         );
-        let malformed =
-            "`authorization` is not `Bearer KEY` with one key as `api-key create` printed it";
+        let malformed = "`authorization` must be `Bearer KEY` with a single key, as `api-key create` printed it";
         for (kind, authorization, status, message) in [
             (
                 "none",
                 None,
                 401,
-                "a key is needed: send `authorization: Bearer KEY`",
+                "no API key was sent; send `authorization: Bearer KEY`",
             ),
             (
                 "another scheme",
@@ -180,7 +179,7 @@ async fn every_route_with_every_kind_of_key(database: &Database) {
                 "unknown",
                 Some(format!("Bearer {unknown}")),
                 401,
-                "there is no such key",
+                "the key does not exist",
             ),
             (
                 "revoked",
@@ -242,7 +241,8 @@ async fn every_route_with_every_kind_of_key(database: &Database) {
 }
 
 fn over_the_limit(answer: &Answer, reset: i64, case: &str) {
-    let message = "the workspace has used up its quota of 1 requests; it begins anew in 61 s";
+    let message =
+        "the workspace has used up its quota of 1 requests; the next window begins in 61 s";
     assert_eq!(answer.with(429), json!({ "message": message }), "{case}");
     assert_eq!(
         (limits(answer), answer.header("retry-after")),

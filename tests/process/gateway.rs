@@ -160,7 +160,7 @@ async fn a_slow_body_ends_at_the_deadline_of_its_call() {
         let received = read_to_end_of(&mut stream).await;
         assert!(
             received.starts_with("HTTP/1.1 504")
-                && received.contains(r#"{"message":"the call was not finished within 10s"#),
+                && received.contains(r#"{"message":"the call did not finish within 10s"#),
             "{received}"
         );
     }

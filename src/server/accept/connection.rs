@@ -27,7 +27,7 @@ use super::super::tls::Tls;
 use super::{Connection, ConnectionSettings};
 use crate::layers::concurrency_limit::HealthChecks;
 use crate::layers::drain::Phase;
-use crate::layers::unsent::UnsentResponses;
+use crate::layers::unsent::{ProcessUnsent, UnsentResponses};
 
 /// The length of the preface that every HTTP/2 client sends first.
 const PREFACE_BYTES: usize = 24;
@@ -73,6 +73,7 @@ pub async fn serve<S>(
     service: S,
     protocol: Protocol,
     settings: ConnectionSettings,
+    unsent: ProcessUnsent,
     phase: watch::Receiver<Phase>,
 ) where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
@@ -90,7 +91,7 @@ pub async fn serve<S>(
             () = &mut left => break,
             Some(ended) = connections.join_next() => log_panic(ended),
             Some(connection) = incoming.recv() => {
-                connections.spawn(serve_connection(connection, service.clone(), protocol.clone(), settings, phase.clone()));
+                connections.spawn(serve_connection(connection, service.clone(), protocol.clone(), settings, unsent.connection(), phase.clone()));
             }
         }
     }
@@ -112,6 +113,7 @@ async fn serve_connection<S>(
     service: S,
     protocol: Protocol,
     settings: ConnectionSettings,
+    unsent: Arc<UnsentResponses>,
     mut phase: watch::Receiver<Phase>,
 ) where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
@@ -131,7 +133,7 @@ async fn serve_connection<S>(
     };
     let state = ConnectionState {
         info: stream.connect_info(),
-        unsent: Arc::default(),
+        unsent,
         checks: HealthChecks::default(),
         has_request: Arc::default(),
     };
@@ -295,7 +297,7 @@ async fn not_taken(traffic: &Traffic, unsent: &UnsentResponses, timeout: Duratio
     let mut sent_before = None;
     for part in 1_u32.. {
         sleep(timeout / PARTS).await;
-        if part % PARTS != 0 && !UnsentResponses::many() {
+        if part % PARTS != 0 && !unsent.many_in_process() {
             continue;
         }
         let sent = traffic
