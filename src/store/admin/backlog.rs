@@ -1,4 +1,5 @@
-//! The backlog, for operators: how much is due, and how many dispatches are in which state. The work of each query is bounded.
+//! The backlog, for operators: how much is due, and how many dispatches are in each state. The
+//! work of each query is bounded.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -12,27 +13,30 @@ use crate::store::admin::AdminStore;
 use crate::store::schema::codec;
 use crate::telemetry::metrics::{DispatchTotals, DueBacklog};
 
-/// The highest count; larger ones are reported as this.
+/// The highest count; a larger one is reported as this.
 const MAX_COUNT: i64 = 10_000;
 
-const DUE: &str = "SELECT count(*), min(wake_ms) FROM (SELECT wake_ms FROM canvas_schedule_wake WHERE wake_ms <= $1 ORDER BY wake_ms LIMIT $2) AS due";
+const DUE: &str = "SELECT count(*), min(wake_ms) FROM (SELECT wake_ms FROM canvas_schedule_wake \
+     WHERE wake_ms <= $1 ORDER BY wake_ms LIMIT $2) AS due";
 
-/// Reads the index `dispatch_odd`; SQLite uses it only where its condition is repeated.
+/// Reads the index `dispatch_odd`. SQLite uses it only for a query that repeats its condition.
 static TOTALS: LazyLock<String> = LazyLock::new(|| {
     let [unknown, dead] = [DispatchState::Unknown, DispatchState::Dead].map(|state| {
         let state = codec::dispatch_state_code(state);
         format!(
-            "(SELECT count(*) FROM (SELECT 1 FROM workspace t JOIN dispatch d ON d.workspace_id = t.id AND d.state = {state} \
+            "(SELECT count(*) FROM (SELECT 1 FROM workspace t \
+             JOIN dispatch d ON d.workspace_id = t.id AND d.state = {state} \
              AND d.state IN (1, 3, 4) LIMIT {MAX_COUNT}) AS counted)"
         )
     });
     format!(
-        "SELECT {unknown}, {dead}, (SELECT count(*) FROM workspace WHERE sending_paused), (SELECT paused FROM sending WHERE id = 1)"
+        "SELECT {unknown}, {dead}, (SELECT count(*) FROM workspace WHERE sending_paused), \
+         (SELECT paused FROM sending WHERE id = 1)"
     )
 });
 
 impl AdminStore {
-    /// What is due at `now` and was not claimed.
+    /// The waves that are due at `now` and not claimed.
     pub async fn backlog(&self, now: DateTime<Utc>) -> Result<DueBacklog, Error> {
         let read = async {
             let db = &self.pool.db();
@@ -57,7 +61,7 @@ impl AdminStore {
         self.pool.run(read).await
     }
 
-    /// How many dispatches of all workspaces are in which state, and what is paused.
+    /// The number of dispatches of all workspaces in each state, and what is paused.
     pub async fn dispatch_totals(&self) -> Result<DispatchTotals, Error> {
         let read = async {
             let db = &self.pool.db();

@@ -1,5 +1,5 @@
-//! API keys, for operators and for the process itself. The process reads them over other connections than callers read by, so
-//! that a flood of reads locks nobody out.
+//! API keys, for operators and for the process itself. The process reads keys over connections that
+//! callers do not use, so that a flood of reads does not delay authentication.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::sea_query::{Expr, ExprTrait};
@@ -16,10 +16,11 @@ use crate::store::schema::codec::{self, instant};
 use crate::store::schema::tables::api_key;
 use crate::store::session::error::{public, unique_violation};
 
-/// How many keys a process holds in memory: those that work, and those that stopped within [`STOPPED_KEY_RETENTION`]. No more
-/// can be created.
+/// Limits the keys that a process holds in memory: those in use, and those revoked or expired
+/// within [`STOPPED_KEY_RETENTION`]. No more can be created.
 const MAX_KEYS: u64 = 10_000;
-/// How long a caller learns that its key was revoked or has expired, before the key is unknown.
+/// For this long, the response to a call says that its key is revoked or expired; afterwards the
+/// key is unknown.
 const STOPPED_KEY_RETENTION: TimeDelta = TimeDelta::days(7);
 
 impl AdminStore {
@@ -36,7 +37,8 @@ impl AdminStore {
             return Err(invalid(
                 "name",
                 format!(
-                    "the limit of {MAX_KEYS} keys is reached; a revoked key counts for another week"
+                    "the limit of {MAX_KEYS} keys is reached; \
+                     a revoked or expired key counts for another week"
                 ),
             ));
         }
@@ -48,7 +50,8 @@ impl AdminStore {
             Err(fault) if unique_violation(&fault) => Err(invalid(
                 "name",
                 format!(
-                    "the workspace has a key named {:?} already; the history identifies keys by their names",
+                    "the workspace already has a key named {:?}; \
+                     the history identifies keys by their names",
                     key.name
                 ),
             )),
@@ -56,7 +59,8 @@ impl AdminStore {
         }
     }
 
-    /// Deletes the key of this name, if it exists. For keys that belong to a process; revoke others.
+    /// Deletes the key of this name, if it exists. Use this only for a key that a process created
+    /// for itself; revoke others.
     pub async fn remove_key(&self, workspace: WorkspaceId, name: &str) -> Result<(), Error> {
         let named = api_key::Entity::delete_many()
             .filter(api_key::Column::WorkspaceId.eq(workspace.0))
@@ -68,7 +72,7 @@ impl AdminStore {
             .map_err(|fault| public(&fault))
     }
 
-    /// Revokes a key. One that was revoked before keeps the time of its revocation.
+    /// Revokes a key. A key that is already revoked keeps the time of its revocation.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the key does not exist.
@@ -90,7 +94,7 @@ impl AdminStore {
         }
     }
 
-    /// Up to `limit` keys, revoked and expired ones too, by workspace and time of creation.
+    /// Up to `limit` keys, including revoked and expired ones, by workspace and time of creation.
     pub async fn all_keys(&self, limit: u64) -> Result<Vec<ApiKey>, Error> {
         let rows = api_key::Entity::find()
             .order_by_asc(api_key::Column::WorkspaceId)
@@ -98,16 +102,16 @@ impl AdminStore {
         self.keys_of(rows.limit(limit)).await
     }
 
-    /// The keys that are still recognized: those that work, and those that stopped not long ago.
+    /// The keys that the process recognizes: those in use, and those revoked or expired recently.
     pub async fn recognized_keys(&self) -> Result<Vec<ApiKey>, Error> {
-        // By id, so that every read returns the same ones if a race created too many.
+        // By id, so that every read returns the same keys if a race created too many.
         let rows = api_key::Entity::find()
             .filter(recognized(self.clock.now()))
             .order_by_asc(api_key::Column::Id);
         self.keys_of(rows.limit(MAX_KEYS)).await
     }
 
-    /// One key, if it is still recognized.
+    /// One key, if the process recognizes it.
     pub async fn key(&self, id: KeyId) -> Result<Option<ApiKey>, Error> {
         Ok(self
             .keys_of(
@@ -121,21 +125,23 @@ impl AdminStore {
         let rows = self.pool.run(rows.all(&self.pool.db())).await?;
         let readable = |row: api_key::Model| {
             let id = row.id.clone();
-            // An unreadable key locks out its own holder alone.
+            // An unreadable key locks out only its holder.
             key(row)
-                .inspect_err(|fault| tracing::error!(id, %fault, "a stored API key cannot be read and is ignored"))
+                .inspect_err(|fault| {
+                    tracing::error!(id, %fault, "failed to decode a stored API key; it is ignored");
+                })
                 .ok()
         };
         Ok(rows.into_iter().filter_map(readable).collect())
     }
 
-    /// Notes the use of these keys at the present.
+    /// Records that these keys were used now.
     pub async fn note_use(&self, ids: &[KeyId]) -> Result<(), Error> {
         let now = self.clock.now().timestamp_millis();
         let note = api_key::Entity::update_many()
             .col_expr(api_key::Column::LastUsedMs, Expr::value(now))
             .filter(api_key::Column::Id.is_in(ids.iter().map(KeyId::to_string)))
-            // A later use that another replica noted stays.
+            // Keeps a later use that another replica recorded.
             .filter(
                 Condition::any()
                     .add(api_key::Column::LastUsedMs.is_null())

@@ -1,4 +1,5 @@
-//! What operators and the process itself need: keys, workspaces, quotas, retention, backlog.
+//! Operations for operators and for the process itself: keys, workspaces, quotas, retention and the
+//! backlog.
 
 pub(super) mod backlog;
 pub(super) mod keys;
@@ -20,7 +21,7 @@ pub struct AdminStore {
     pub(super) clock: SharedClock,
 }
 
-/// Refuses the value of one field.
+/// The error for an invalid value of one field.
 fn invalid(field: &str, message: String) -> Error {
     Error::Invalid(vec![Violation::new(field, message)])
 }

@@ -1,4 +1,4 @@
-//! Quotas that all replicas share, and the replicas that share them.
+//! The quotas that all replicas share, and the replicas that are alive.
 
 use chrono::TimeDelta;
 use sea_orm::sea_query::{Expr, OnConflict};
@@ -12,12 +12,12 @@ use crate::store::schema::tables::{rate_window, replica};
 use crate::store::schema::tenant::Tenant;
 use crate::store::session::error::RETRY_AFTER;
 
-/// A replica that was not seen for this long has no share.
+/// A replica that has recorded no sign of life for this long gets no share.
 const REPLICA_TIMEOUT: TimeDelta = TimeDelta::seconds(30);
-/// How often to try to write a count that other replicas also write.
+/// Attempts to write a count that other replicas write too.
 const MAX_ROUNDS: usize = 50;
 
-/// How much of a quota was taken.
+/// The calls that were taken from a quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotaTaken {
     /// By this call.
@@ -27,8 +27,8 @@ pub struct QuotaTaken {
 }
 
 impl AdminStore {
-    /// Takes `ask`, or some of it, of a window of a quota for this process, one of `replicas`. Takes nothing when less is left
-    /// than a call needs.
+    /// Takes `ask` calls, or some of them, from the window of a quota for this process, which is
+    /// one of `replicas`. Takes nothing if less is left than one call needs.
     pub async fn take_quota(
         &self,
         workspace: WorkspaceId,
@@ -82,7 +82,8 @@ impl AdminStore {
         Ok(row.map(|row| row.taken))
     }
 
-    /// Writes the count unless another replica has written it since it was read. Returns whether it was written.
+    /// Writes the count unless another replica has written it since it was read. Returns whether
+    /// it was written.
     async fn write_count(
         &self,
         before: Option<i64>,
@@ -95,9 +96,8 @@ impl AdminStore {
                     rate_window::Column::Counted,
                     rate_window::Column::BeganMs,
                 ];
-                let there = OnConflict::columns(key).do_nothing().to_owned();
-                let insert =
-                    rate_window::Entity::insert(row.into_active_model()).on_conflict(there);
+                let keep = OnConflict::columns(key).do_nothing().to_owned();
+                let insert = rate_window::Entity::insert(row.into_active_model()).on_conflict(keep);
                 match insert.exec_without_returning(&self.pool.db()).await {
                     Err(DbErr::RecordNotInserted) => 0,
                     written => written?,
@@ -115,7 +115,7 @@ impl AdminStore {
         Ok(written == 1)
     }
 
-    /// Notes that this replica is alive, and returns how many are.
+    /// Records that this replica is alive, and returns the number of replicas that are.
     pub async fn see_replica(&self, id: Uuid) -> Result<u32, Error> {
         let now = self.clock.now();
         let see = async {
@@ -123,11 +123,11 @@ impl AdminStore {
                 id,
                 seen_ms: now.timestamp_millis(),
             };
-            let again = OnConflict::column(replica::Column::Id)
+            let update = OnConflict::column(replica::Column::Id)
                 .update_column(replica::Column::SeenMs)
                 .to_owned();
             replica::Entity::insert(row.into_active_model())
-                .on_conflict(again)
+                .on_conflict(update)
                 .exec_without_returning(&self.pool.db())
                 .await?;
             let alive = replica::Column::SeenMs.gt((now - REPLICA_TIMEOUT).timestamp_millis());
@@ -142,7 +142,7 @@ impl AdminStore {
             .map(|count| u32::try_from(count).unwrap_or(u32::MAX))
     }
 
-    /// Deletes windows that ended and replicas that were last seen more than an hour ago.
+    /// Deletes the windows that ended, and the replicas that were last seen, more than an hour ago.
     pub async fn remove_old_windows(&self) -> Result<(), Error> {
         let long_ago = (self.clock.now() - TimeDelta::hours(1)).timestamp_millis();
         let remove = async {

@@ -1,4 +1,5 @@
-//! Retention: removes schedules that have been finished for long enough, with everything that belongs to them, a few at a time.
+//! Retention: removes schedules that finished long enough ago, with everything that belongs to
+//! them, a few at a time.
 
 use std::sync::LazyLock;
 
@@ -18,15 +19,17 @@ use crate::store::schema::tables::request;
 use crate::store::schema::tenant::Tenant;
 use crate::store::session::error::public;
 
-/// Schedules whose last wave was claimed long enough ago; the domain decides each.
-const FINISHED: &str = "SELECT id, workspace_id FROM canvas_schedule WHERE finished_ms <= $1 ORDER BY finished_ms LIMIT $2";
-const CANCELLED: &str = "SELECT id, workspace_id FROM canvas_schedule WHERE cancelled_ms <= $1 ORDER BY cancelled_ms LIMIT $2";
+/// Schedules that may have finished long enough ago; the domain decides for each one.
+const FINISHED: &str = "SELECT id, workspace_id FROM canvas_schedule WHERE finished_ms <= $1 \
+     ORDER BY finished_ms LIMIT $2";
+const CANCELLED: &str = "SELECT id, workspace_id FROM canvas_schedule WHERE cancelled_ms <= $1 \
+     ORDER BY cancelled_ms LIMIT $2";
 
-/// How long a schedule that waits for the outcome of a dispatch is left alone.
+/// A schedule that still waits for the outcome of a dispatch is examined again after this.
 const OUTCOME_RETRY_INTERVAL: TimeDelta = TimeDelta::hours(1);
 
 row! {
-    /// Since when a schedule that stays is finished; NULL when it is not.
+    /// When a schedule that is not removed yet finished; NULL if it has not.
     struct RetainedSchedule {
         workspace_id: i32,
         id: Uuid,
@@ -51,7 +54,7 @@ static RETAIN: LazyLock<OverBatch<RetainedSchedule>> = LazyLock::new(|| {
     )
 });
 
-/// The rows of a schedule; its hot row last.
+/// Deletes the rows of schedules, the hot row last.
 static REMOVE: LazyLock<[OverBatch<ScheduleKey>; 4]> = LazyLock::new(|| {
     let of = |columns: &str, table: &str| {
         OverBatch::new(&format!(
@@ -67,7 +70,7 @@ static REMOVE: LazyLock<[OverBatch<ScheduleKey>; 4]> = LazyLock::new(|| {
 });
 
 impl AdminStore {
-    /// Removes up to `limit` first answers that are older than a day, and returns how many.
+    /// Removes up to `limit` stored answers that are older than a day, and returns how many.
     pub async fn remove_old_answers(&self, limit: u64) -> Result<usize, Error> {
         let oldest = self.clock.now().timestamp_millis()
             - i64::try_from(REQUEST_KEPT.as_millis()).unwrap_or(i64::MAX);
@@ -79,7 +82,7 @@ impl AdminStore {
                 .limit(limit);
             let rows = rows.all(&self.reads).await?;
             for row in &rows {
-                // The age again: the id may have been reused since it was read.
+                // Checks the age again: the id may have been reused since it was read.
                 request::Entity::delete_within(WorkspaceId(row.workspace_id))
                     .filter(request::Column::RequestId.eq(row.request_id.as_str()))
                     .filter(too_old.clone())
@@ -91,7 +94,7 @@ impl AdminStore {
         remove.await.map_err(|fault: DbErr| public(&fault))
     }
 
-    /// Removes up to `limit` schedules that have been finished since before `before`, and returns how many it removed.
+    /// Removes up to `limit` schedules that finished before `before`, and returns how many.
     pub async fn remove_finished(&self, before: DateTime<Utc>, limit: u64) -> Result<usize, Error> {
         let remove = async {
             let by_finish = self.remove_selected(FINISHED, before, limit).await?;
@@ -111,15 +114,16 @@ impl AdminStore {
         let values = [before.timestamp_millis().into(), limit.into()];
         let keys = load::select_keys(&db, query, values).await?;
         let (mut removed, mut retained) = (vec![], vec![]);
-        // Locked, so that none changes while it is removed; a later pass removes those that another session has locked.
+        // Locked, so that none changes while it is removed. A later pass removes those that another
+        // session has locked.
         let consequence = "it is not removed";
         for loaded in load::load_readable(&db, &keys, Lock::Skip, consequence).await? {
             let (key, schedule) = (loaded.key(), &loaded.schedule);
             match schedule.finished_since(&loaded.dispatches) {
                 Some(since) if since <= before => removed.push(key),
                 None if schedule.next_wave.is_none() => {
-                    let look_again = before + OUTCOME_RETRY_INTERVAL;
-                    retained.push(RetainedSchedule::of(key, Some(look_again)));
+                    let next_check = before + OUTCOME_RETRY_INTERVAL;
+                    retained.push(RetainedSchedule::of(key, Some(next_check)));
                 }
                 since => retained.push(RetainedSchedule::of(key, since)),
             }
@@ -133,7 +137,7 @@ impl AdminStore {
 
 async fn remove_all<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<(), DbErr> {
     for key in keys {
-        // The history is found from the hot row, so it goes first.
+        // The history first: it is found through the hot row.
         history::remove(db, key.pair(), i64::MAX).await?;
     }
     for part in &*REMOVE {

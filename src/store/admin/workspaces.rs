@@ -15,10 +15,10 @@ use crate::store::schema::tables::{workspace, workspace_limit};
 use crate::store::session::error::{public, unique_violation};
 use crate::store::session::pool::begin;
 
-/// How many workspaces there may be.
+/// Limits the number of workspaces.
 const MAX_WORKSPACES: u64 = 10_000;
 
-/// What an operator changes of a workspace; what is `None` or absent stays as it is.
+/// A change of a workspace. A value that is `None` or absent stays as it is.
 #[derive(Debug, Clone, Default)]
 pub struct WorkspaceChange {
     /// The zone of new schedules.
@@ -31,7 +31,7 @@ impl AdminStore {
     /// Creates a workspace.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the name is taken or there are too many.
+    /// [`Error::Invalid`] when the name is taken or there are too many workspaces.
     pub async fn create_workspace(
         &self,
         name: &str,
@@ -68,7 +68,7 @@ impl AdminStore {
             )),
             Err(fault) if unique_violation(&fault) => Err(invalid(
                 "name",
-                format!("a workspace named {name} exists already"),
+                format!("a workspace named {name} already exists"),
             )),
             Err(fault) => Err(public(&fault)),
         }
@@ -131,12 +131,12 @@ impl AdminStore {
     /// # Errors
     /// [`Error::Invalid`] when no workspace has this name.
     pub async fn workspace_named(&self, name: &str) -> Result<WorkspaceId, Error> {
-        let found = workspace::Entity::find()
+        let row = workspace::Entity::find()
             .filter(workspace::Column::Name.eq(name))
             .one(&self.reads)
             .await;
-        let found = found.map_err(|fault| public(&fault))?;
-        found.map(|row| WorkspaceId(row.id)).ok_or_else(|| {
+        let row = row.map_err(|fault| public(&fault))?;
+        row.map(|row| WorkspaceId(row.id)).ok_or_else(|| {
             invalid(
                 "workspace",
                 format!("no workspace is named {name}; list them with `workspace list`"),
@@ -168,7 +168,7 @@ async fn set_quotas<C: ConnectionTrait>(
     Ok(())
 }
 
-/// The limits with a stored quota. Ignores quotas of calls that only a newer release counts.
+/// `limits` with a stored quota. A quota that only a newer release knows is ignored.
 fn with_stored(limits: Limits, row: &workspace_limit::Model) -> Limits {
     let counted = QuotaKind::ALL
         .into_iter()

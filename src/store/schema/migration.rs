@@ -1,5 +1,5 @@
-//! The schema, as steps that only ever go forward: expand first, contract in a later release, so that old and new replicas
-//! run side by side.
+//! The migrations of the schema. They only go forward: a release adds what it needs, and a later one
+//! removes what is no longer used, so that old and new replicas can run at the same time.
 
 mod m0001_schedules;
 mod m0002_dispatches;
@@ -10,7 +10,7 @@ use sea_orm::{
 };
 use sea_orm_migration::{MigrationTrait, MigratorTrait, seaql_migrations};
 
-/// Every step, in order.
+/// Every migration, in order.
 pub(crate) struct Migrator;
 
 impl MigratorTrait for Migrator {
@@ -23,15 +23,17 @@ impl MigratorTrait for Migrator {
     }
 }
 
-/// The key of the advisory lock that is held around migrations: any constant that nothing else in the database uses.
+/// The key of the advisory lock around migrations: any constant that nothing else in the database
+/// uses.
 const LOCK_KEY: i64 = 0x6361_6e76_6173;
 
-/// Applies every pending step and returns their names. Two processes that migrate together wait for each other.
+/// Applies every pending migration and returns their names. A process waits while another one
+/// migrates.
 pub(crate) async fn migrate(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
     if db.get_database_backend() != DbBackend::Postgres {
         return apply(db).await;
     }
-    // The lock ends with its transaction, also when this process is killed.
+    // The lock ends with its transaction, even if this process is killed.
     let lock = db.begin().await?;
     lock.execute_raw(Statement::from_sql_and_values(
         DbBackend::Postgres,
@@ -46,15 +48,17 @@ pub(crate) async fn migrate(db: &DatabaseConnection) -> Result<Vec<String>, DbEr
 
 async fn apply(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
     let names = pending(db).await?;
-    // After a rollback: the migrator refuses a schema with steps that it does not know, though there is nothing to do.
+    // After a rollback of the release, the schema has migrations that the migrator does not know. It
+    // would refuse them, although there is nothing to apply.
     if !names.is_empty() {
         Migrator::up(db, None).await?;
     }
     Ok(names)
 }
 
-/// The names of the steps that were not applied yet; needs no right to change the schema. Steps that a newer release applied
-/// are ignored (the migrator's own function would call them missing files).
+/// The names of the migrations that are not applied yet. This needs no right to change the schema,
+/// and ignores migrations that a newer release applied (the migrator's own function would report them
+/// as missing files).
 pub(crate) async fn pending(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
     let applied = if has_been_migrated(db).await? {
         seaql_migrations::Entity::find().all(db).await?
@@ -63,9 +67,9 @@ pub(crate) async fn pending(db: &DatabaseConnection) -> Result<Vec<String>, DbEr
     };
     let known = Migrator::migrations()
         .into_iter()
-        .map(|step| step.name().to_owned());
+        .map(|migration| migration.name().to_owned());
     Ok(known
-        .filter(|name| !applied.iter().any(|step| step.version == *name))
+        .filter(|name| !applied.iter().any(|row| row.version == *name))
         .collect())
 }
 

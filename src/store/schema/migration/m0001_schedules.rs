@@ -20,7 +20,7 @@ impl MigrationTrait for Migration {
         let db = manager.get_connection();
         for mut narrow in [canvas_schedule(), wake(), revision()] {
             if db.get_database_backend() == DbBackend::Sqlite {
-                // The key's tree then holds the rows, and SQLite needs no second tree for them.
+                // The tree of the primary key then holds the rows, without a second tree.
                 narrow.extra("WITHOUT ROWID");
             }
             manager.create_table(narrow).await?;
@@ -44,20 +44,22 @@ impl MigrationTrait for Migration {
     }
 }
 
-// None of the hot table contains a column that an update changes.
+// The indexes of the hot table contain no column that an update changes.
 const INDEXES: [&str; 4] = [
-    // List of one Canvas.
+    // Lists the schedules of one Canvas.
     "CREATE INDEX canvas_schedule_canvas ON canvas_schedule (workspace_id, canvas_id, id)",
-    // "The one schedule of this Canvas that can still change", however many are finished.
-    "CREATE INDEX canvas_schedule_open ON canvas_schedule (workspace_id, canvas_id, id) WHERE state <= 1",
-    // List of one state.
+    // Finds the one schedule of a Canvas that can still change, however many have finished.
+    "CREATE INDEX canvas_schedule_open ON canvas_schedule (workspace_id, canvas_id, id) \
+     WHERE state <= 1",
+    // Lists the schedules in one state.
     "CREATE INDEX canvas_schedule_state ON canvas_schedule (workspace_id, state, id)",
-    // Answered requests that are too old.
+    // Finds stored answers that are too old.
     "CREATE INDEX answered_request_created ON answered_request (created_ms)",
 ];
 
 const POSTGRES_SETTINGS: [&str; 1] = [
-    // Room on each page for the next version of its rows: an update that touches no index then stays on the page.
+    // Leaves room on each page for the next version of its rows, so that an update that touches no
+    // index stays on the page.
     "ALTER TABLE canvas_schedule SET (fillfactor = 75)",
 ];
 

@@ -26,7 +26,7 @@ impl MigrationTrait for Migration {
             db.execute_unprepared(step).await?;
         }
         if db.get_database_backend() == DbBackend::Postgres {
-            // Leave room on each page for the final version of a dispatch.
+            // Leaves room on each page for the final version of a dispatch.
             db.execute_unprepared("ALTER TABLE dispatch SET (fillfactor = 85)")
                 .await?;
         }
@@ -36,7 +36,7 @@ impl MigrationTrait for Migration {
     }
 }
 
-/// With defaults, so that a replica that does not know them yet still inserts.
+/// With defaults, so that an older replica, which does not know the columns, can still insert.
 const COLUMNS: [&str; 4] = [
     "ALTER TABLE canvas_schedule ADD COLUMN fired integer NOT NULL DEFAULT 0",
     "ALTER TABLE canvas_schedule ADD COLUMN zone_rules integer NOT NULL DEFAULT 0",
@@ -44,20 +44,25 @@ const COLUMNS: [&str; 4] = [
     "ALTER TABLE workspace ADD COLUMN sending_paused boolean NOT NULL DEFAULT false",
 ];
 
-// Those of the hot table contain no column that an update changes.
+// The indexes of the hot table contain no column that an update changes.
 const INDEXES: [&str; 6] = [
-    // Dispatches that are due for a retry.
+    // Finds dispatches that are due for a retry.
     "CREATE INDEX dispatch_retry ON dispatch (retry_ms) WHERE retry_ms IS NOT NULL",
-    // Lists of unknown, dead and abandoned dispatches; the others, nearly all, are not in this index.
-    "CREATE INDEX dispatch_odd ON dispatch (workspace_id, state, schedule_id, n) WHERE state IN (1, 3, 4)",
-    // Waiting local schedules by the zone data that their next wave was computed with.
+    // Lists unknown, dead and abandoned dispatches. Nearly all dispatches are in other states and
+    // not in this index.
+    "CREATE INDEX dispatch_odd ON dispatch (workspace_id, state, schedule_id, n) \
+     WHERE state IN (1, 3, 4)",
+    // Finds open local schedules by the time zone data that their next wave was computed with.
     "CREATE INDEX canvas_schedule_zone_rules ON canvas_schedule (zone_rules, workspace_id, id) \
      WHERE state <= 1 AND (in_local_time OR at_optimal_time)",
-    // All properties of a schedule that is removed.
-    "CREATE INDEX canvas_schedule_properties_schedule ON canvas_schedule_properties (workspace_id, schedule_id)",
-    // Schedules that may be removed, by age.
-    "CREATE INDEX canvas_schedule_finished ON canvas_schedule (finished_ms) WHERE finished_ms IS NOT NULL",
-    "CREATE INDEX canvas_schedule_cancelled ON canvas_schedule (cancelled_ms) WHERE cancelled_ms IS NOT NULL",
+    // Finds all properties of a schedule, to remove them.
+    "CREATE INDEX canvas_schedule_properties_schedule \
+     ON canvas_schedule_properties (workspace_id, schedule_id)",
+    // Find schedules that may be removed, by age.
+    "CREATE INDEX canvas_schedule_finished ON canvas_schedule (finished_ms) \
+     WHERE finished_ms IS NOT NULL",
+    "CREATE INDEX canvas_schedule_cancelled ON canvas_schedule (cancelled_ms) \
+     WHERE cancelled_ms IS NOT NULL",
 ];
 
 fn dispatch() -> TableCreateStatement {

@@ -1,4 +1,5 @@
-//! API keys, the quotas of workspaces, how much of them was taken in each window, and the replicas that share them.
+//! API keys, the quotas of workspaces, the calls taken from them in each window, and the replicas
+//! that share them.
 
 use sea_orm::DbErr;
 use sea_orm_migration::prelude::*;
