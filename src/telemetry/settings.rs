@@ -11,7 +11,8 @@ use crate::error::Violations;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
 pub struct LogSettings {
-    /// The level of the log: error, warn, info, debug, trace, or directives such as info,canvas_scheduler=debug
+    /// The level of the log: error, warn, info, debug, trace, or directives such as
+    /// info,canvas_scheduler=debug
     #[arg(
         long,
         global = true,
@@ -58,14 +59,14 @@ fn directives(text: &str) -> Result<String, String> {
     EnvFilter::builder()
         .parse(text)
         .map(|_| text.to_owned())
-        .map_err(|why| format!("is not a level or a list of directives ({why})"))
+        .map_err(|error| format!("is not a level or a list of directives ({error})"))
 }
 
 /// The collector of traces.
 #[derive(Debug, Clone, Args)]
 pub struct TraceArgs {
-    /// The collector that traces are sent to by OTLP over gRPC, such as http://127.0.0.1:4317 [default: none; or
-    /// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or OTEL_EXPORTER_OTLP_ENDPOINT]
+    /// The collector that receives traces by OTLP over gRPC, such as http://127.0.0.1:4317 [default:
+    /// none; or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or OTEL_EXPORTER_OTLP_ENDPOINT]
     #[arg(long, env = "CANVAS_SCHEDULER_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<String>,
     /// The name that OpenTelemetry defines.
@@ -77,7 +78,8 @@ pub struct TraceArgs {
 }
 
 impl TraceArgs {
-    /// The collector. Traces leave in plain text: an agent on this machine forwards them to a collector that is far away.
+    /// The URL of the collector, if one is set. It must be `http`: traces leave unencrypted, so an
+    /// agent on this machine forwards them to a distant collector.
     pub fn read(&self, violations: &mut Violations) -> Option<String> {
         let url = [
             &self.otlp_endpoint,
