@@ -26,6 +26,7 @@ use tower::Service;
 
 use super::request_body::RequestError;
 use crate::layers::violations::TransportViolations;
+use crate::methods::RpcMethod;
 use crate::pb::codec::Codec;
 
 /// The request headers that the layers read.
@@ -67,7 +68,7 @@ pub(super) enum CallError {
 /// adds to `violations`.
 pub(super) async fn call<S, M, A>(
     service: S,
-    method: &'static str,
+    method: &'static RpcMethod,
     head: &Parts,
     violations: TransportViolations,
     message: impl Future<Output = Result<M, RequestError>> + Send + 'static,
@@ -94,7 +95,7 @@ where
     let response = Grpc::new(service)
         .client_streaming(
             request,
-            PathAndQuery::from_static(method),
+            PathAndQuery::from_static(method.path),
             Codec::<M, A>::default(),
         )
         .await;

@@ -53,30 +53,23 @@ pub struct Rest {
 impl Rest {
     /// Routes to `rpc`, which is inside layers that limit the bytes of requests with `bodies`.
     pub fn new<S: InProcess>(rpc: S, bodies: BodyLimit) -> Self {
-        let create = post_route::<S, v1::CreateCanvasScheduleRequest, CreateResponse>;
-        let update = post_route::<S, v1::UpdateCanvasScheduleRequest, UpdateResponse>;
-        let delete = post_route::<S, v1::CancelCanvasScheduleRequest, DeleteResponse>;
-        let router = [
-            (&methods::CREATE, create(&methods::CREATE)),
-            (&methods::UPDATE, update(&methods::UPDATE)),
-            (&methods::CANCEL, delete(&methods::CANCEL)),
+        let mut router = Router::new();
+        for (method, handler) in [
+            post_rpc::<S, v1::CreateCanvasScheduleRequest, CreateResponse>(&methods::CREATE),
+            post_rpc::<S, v1::UpdateCanvasScheduleRequest, UpdateResponse>(&methods::UPDATE),
+            post_rpc::<S, v1::CancelCanvasScheduleRequest, DeleteResponse>(&methods::CANCEL),
             (&methods::GET, get(get_one::<S>)),
             (&methods::LIST, get(list::<S>)),
-        ]
-        .into_iter()
-        .flat_map(|(method, handler)| {
-            method
-                .routes
-                .iter()
-                .map(move |path| (path, handler.clone()))
-        })
-        .fold(Router::new(), |router, (path, handler)| {
-            router.route(path, handler)
-        })
-        .with_state(Backend { rpc, bodies })
-        .merge(documentation())
-        .fallback(async || not_found())
-        .method_not_allowed_fallback(method_not_allowed);
+        ] {
+            for route in method.routes {
+                router = router.route(route, handler.clone());
+            }
+        }
+        let router = router
+            .with_state(Backend { rpc, bodies })
+            .merge(documentation())
+            .fallback(async || not_found())
+            .method_not_allowed_fallback(method_not_allowed);
         Self { router }
     }
 }
@@ -93,16 +86,17 @@ fn documentation() -> Router {
         .route("/docs/favicon-32x32.png", file("favicon-32x32.png"))
 }
 
-/// A route whose message is the body.
-fn post_route<S, M, A>(method: &'static RpcMethod) -> MethodRouter<Backend<S>>
+/// The handler of an RPC whose message is the body.
+fn post_rpc<S, M, A>(method: &'static RpcMethod) -> (&'static RpcMethod, MethodRouter<Backend<S>>)
 where
     S: InProcess,
     M: Message + FromJsonObject + 'static,
     A: ResponseBody + 'static,
 {
-    post(async move |State(backend), request| {
+    let handler = post(async move |State(backend), request| {
         call_with_body::<S, M, A>(backend, method, request).await
-    })
+    });
+    (method, handler)
 }
 
 async fn call_with_body<S, M, A>(
@@ -126,7 +120,7 @@ where
         headers_checked?;
         json_reader::message::<M>(&request_body::read(body).await?, canvas_id, &collected)
     };
-    let result = call::call(backend.rpc, method.path, &head, violations.clone(), message).await;
+    let result = call::call(backend.rpc, method, &head, violations.clone(), message).await;
     respond::<A>(result, StatusCode::CREATED, canvas_id, &violations)
 }
 
@@ -141,7 +135,7 @@ async fn get_one<S: InProcess>(State(backend): State<Backend<S>>, request: Reque
     let message = async { Ok(message) };
     let result = call::call(
         backend.rpc,
-        methods::GET.path,
+        &methods::GET,
         &head,
         violations.clone(),
         message,
@@ -157,7 +151,7 @@ async fn list<S: InProcess>(State(backend): State<Backend<S>>, request: Request)
     let message = async { Ok(message) };
     let result = call::call(
         backend.rpc,
-        methods::LIST.path,
+        &methods::LIST,
         &head,
         violations.clone(),
         message,

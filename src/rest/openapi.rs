@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::responses::{CreateResponse, DeleteResponse, GetResponse, ListResponse, UpdateResponse};
 use super::status::ErrorBody;
+use crate::methods;
 use crate::pb::v1;
 use schemas::Schemas;
 
@@ -78,40 +79,58 @@ fn paths(schemas: &mut Schemas) -> Value {
     let update = schemas.request::<v1::UpdateCanvasScheduleRequest>();
     let campaign_update = schemas
         .campaign_request::<v1::UpdateCanvasScheduleRequest>("UpdateCampaignScheduleRequest");
-    json!({
-        "/canvas/trigger/schedule/create": post(
-            "createCanvasSchedule",
-            "Schedule a Canvas for recipients, an audience, both, or everyone",
-            schemas.request::<v1::CreateCanvasScheduleRequest>(),
-            &schemas.response::<CreateResponse>(),
+    let created = schemas.response::<CreateResponse>();
+    let deleted = schemas.response::<DeleteResponse>();
+    // One operation for each route of the method, in the same order.
+    let operations = [
+        (
+            &methods::CREATE,
+            vec![post(
+                "createCanvasSchedule",
+                "Schedule a Canvas for recipients, an audience, both, or everyone",
+                schemas.request::<v1::CreateCanvasScheduleRequest>(),
+                &created,
+            )],
         ),
-        "/canvas/trigger/schedule/update": post(
-            "updateCanvasSchedule",
-            "Replace the whole schedule for every zone that has not been dispatched yet",
-            update.clone(),
-            &updated,
+        (
+            &methods::UPDATE,
+            vec![
+                post(
+                    "updateCanvasSchedule",
+                    "Replace the whole schedule for every zone that has not been dispatched yet",
+                    update.clone(),
+                    &updated,
+                ),
+                post(
+                    "updateCanvasScheduleFr",
+                    "Replace the schedule; the same operation under the documented prefix",
+                    update,
+                    &updated,
+                ),
+                post(
+                    "updateCampaignSchedule",
+                    "Replace the schedule; the same operation with `campaign_id` for `canvas_id`",
+                    campaign_update,
+                    &updated,
+                ),
+            ],
         ),
-        "/fr/canvas/trigger/schedule/update": post(
-            "updateCanvasScheduleFr",
-            "Replace the schedule; the same operation under the documented prefix",
-            update,
-            &updated,
+        (
+            &methods::CANCEL,
+            vec![post(
+                "deleteCanvasSchedule",
+                "Cancel the schedule for every zone that has not been dispatched yet",
+                schemas.request::<v1::CancelCanvasScheduleRequest>(),
+                &deleted,
+            )],
         ),
-        "/campaigns/trigger/schedule/update": post(
-            "updateCampaignSchedule",
-            "Replace the schedule; the same operation with `campaign_id` for `canvas_id`",
-            campaign_update,
-            &updated,
-        ),
-        "/canvas/trigger/schedule/delete": post(
-            "deleteCanvasSchedule",
-            "Cancel the schedule for every zone that has not been dispatched yet",
-            schemas.request::<v1::CancelCanvasScheduleRequest>(),
-            &schemas.response::<DeleteResponse>(),
-        ),
-        "/canvas/trigger/schedule/{schedule_id}": { "get": get_operation(schemas, &error) },
-        "/canvas/trigger/schedule": { "get": list_operation(schemas, &error) },
-    })
+        (&methods::GET, vec![get_operation(schemas, &error)]),
+        (&methods::LIST, vec![list_operation(schemas, &error)]),
+    ];
+    let routes = operations
+        .into_iter()
+        .flat_map(|(method, operations)| method.routes.iter().copied().zip(operations));
+    routes.collect()
 }
 
 fn get_operation(schemas: &mut Schemas, error: &Value) -> Value {
@@ -126,7 +145,7 @@ fn get_operation(schemas: &mut Schemas, error: &Value) -> Value {
     constraints::add("schedule_id", true, &mut schedule_id);
     get["parameters"] =
         json!([{ "name": "schedule_id", "in": "path", "required": true, "schema": schedule_id }]);
-    get
+    json!({ "get": get })
 }
 
 fn list_operation(schemas: &mut Schemas, error: &Value) -> Value {
@@ -138,7 +157,7 @@ fn list_operation(schemas: &mut Schemas, error: &Value) -> Value {
         &GET_ERRORS,
     );
     list["parameters"] = json!(schemas.query::<v1::ListCanvasSchedulesRequest>());
-    list
+    json!({ "get": list })
 }
 
 /// Status codes of errors, with descriptions.
@@ -252,6 +271,8 @@ fn limit_headers() -> Map<String, Value> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -262,6 +283,19 @@ mod tests {
             committed == text(),
             "docs/openapi.json is out of date; run: cargo run --example openapi > docs/openapi.json"
         );
+    }
+
+    #[test]
+    fn every_route_of_the_methods_is_described() {
+        let document = document();
+        let paths = document["paths"].as_object().expect("paths");
+        let described: BTreeSet<&str> = paths.keys().map(String::as_str).collect();
+        let routes: BTreeSet<&str> = methods::METHODS
+            .iter()
+            .flat_map(|method| method.routes)
+            .copied()
+            .collect();
+        assert_eq!(described, routes);
     }
 
     #[test]
