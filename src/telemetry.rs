@@ -36,5 +36,5 @@ pub fn start(settings: &LogSettings) -> Result<(), Error> {
     } else {
         log.with_ansi(terminal).with_target(false).try_init()
     };
-    started.map_err(|why| Error::internal(format!("failed to start logging: {why}")))
+    started.map_err(|error| Error::internal(format!("failed to start logging: {error}")))
 }

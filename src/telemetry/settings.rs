@@ -65,8 +65,8 @@ fn directives(text: &str) -> Result<String, String> {
 /// The collector of traces.
 #[derive(Debug, Clone, Args)]
 pub struct TraceArgs {
-    /// The collector that receives traces by OTLP over gRPC, such as http://127.0.0.1:4317 [default:
-    /// none; or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or OTEL_EXPORTER_OTLP_ENDPOINT]
+    /// The collector that receives traces by OTLP over gRPC, such as http://127.0.0.1:4317
+    /// [default: none; or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or OTEL_EXPORTER_OTLP_ENDPOINT]
     #[arg(long, env = "CANVAS_SCHEDULER_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<String>,
     /// The name that OpenTelemetry defines.
