@@ -320,7 +320,7 @@ fn a_query_of_tenants_rows_names_the_workspace() {
 }
 
 fn first_name(rest: &str) -> &str {
-    rest.split(|letter: char| !letter.is_alphanumeric() && letter != '_')
+    rest.split(|symbol: char| !symbol.is_alphanumeric() && symbol != '_')
         .next()
         .unwrap_or_default()
 }

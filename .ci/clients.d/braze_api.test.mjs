@@ -1,4 +1,4 @@
-// npm braze-api, unchanged, at the gateway: what its users see when all is well, and when it is not.
+// npm's braze-api, unchanged, against the gateway: successful calls, and errors as its users see them.
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Braze } from 'braze-api'
@@ -37,7 +37,7 @@ for (const [name, url] of [['as it is', GATEWAY], ['ending in a slash', `${GATEW
   })
 }
 
-const refused = async (call, status, message) => {
+const expectRejection = async (call, status, message) => {
   await assert.rejects(call, (error) => {
     assert.equal(error.status, status)
     assert.match(error.message, message)
@@ -48,16 +48,16 @@ const { schedule } = new Braze(GATEWAY, KEY).canvas.trigger
 
 test('a wrong key', () => {
   const wrong = new Braze(GATEWAY, `${KEY.slice(0, -4)}AAAA`).canvas.trigger.schedule
-  return refused(wrong.create(creation(CANVAS)), 401, /key/)
+  return expectRejection(wrong.create(creation(CANVAS)), 401, /key/)
 })
 
-test('a time that is none', async () => {
+test('an invalid time', async () => {
   const { schedule_id } = await schedule.create(creation('bad-time'))
   const change = { canvas_id: 'bad-time', schedule_id, schedule: { time: 'tomorrow at noon' } }
-  await refused(schedule.update(change), 400, /schedule\.time.*tomorrow at noon/)
+  await expectRejection(schedule.update(change), 400, /schedule\.time.*tomorrow at noon/)
 })
 
 test('an unknown schedule', () => {
   const change = { canvas_id: CANVAS, schedule_id: '01900000-0000-7000-8000-000000000000', schedule: { time: inDays(1) } }
-  return refused(schedule.update(change), 404, /01900000-0000-7000-8000-000000000000/)
+  return expectRejection(schedule.update(change), 404, /01900000-0000-7000-8000-000000000000/)
 })

@@ -1,6 +1,6 @@
-"""Prometheus over a live server: every query of the dashboard has data, and each alert fires by a fault that causes it, and not before.
+"""Prometheus over a live server: every query of the dashboard has data, and each alert fires after a fault that causes it, and not before.
 
-The alerts are those of the chart, but for how long they wait. Needs prometheus and openssl. Usage: alerts.py BINARY
+The alerts are those of the chart with a shorter `for`. Needs prometheus and openssl. Usage: alerts.py BINARY
 """
 
 import http.server
@@ -20,12 +20,12 @@ import service
 
 CHART = service.ROOT / "helm/canvas-scheduler/files"
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLawg"
-# The longest that an alert needs: what is due must have waited for a minute.
-FIRES_WITHIN = 120
+# Seconds until an alert must fire. The slowest one needs entries that have been due for a minute.
+ALERT_TIMEOUT = 120
 
 
 class Prometheus:
-    """It scrapes one server once a second, and evaluates the chart's alerts as often."""
+    """Scrapes one server and evaluates the chart's alerts, both once a second."""
 
     def __init__(self, folder, target):
         self.port = service.free_port()
@@ -40,24 +40,24 @@ class Prometheus:
         line = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/series", f"--web.listen-address=127.0.0.1:{self.port}"]
         service.processes.append(subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=open(folder / "prometheus.log", "wb")))
         service.until("Prometheus", lambda: service.get(f"http://127.0.0.1:{self.port}/-/ready")[0] == 200)
-        self.began = time.time()
+        self.started = time.time()
 
-    def ask(self, path, **query):
+    def query_api(self, path, **query):
         status, body = service.get(f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(query)}")
         assert status == 200, body
         return json.loads(body)["data"]
 
     def firing(self):
-        return {alert["labels"]["alertname"] for alert in self.ask("alerts")["alerts"] if alert["state"] == "firing"}
+        return {alert["labels"]["alertname"] for alert in self.query_api("alerts")["alerts"] if alert["state"] == "firing"}
 
     def has_data(self, expression):
         """Whether the expression had a value at any time since the start."""
-        found = self.ask("query_range", query=expression, start=self.began, end=time.time(), step=5)["result"]
-        return any(math.isfinite(float(value)) for series in found for _, value in series["values"])
+        result = self.query_api("query_range", query=expression, start=self.started, end=time.time(), step=5)["result"]
+        return any(math.isfinite(float(value)) for series in result for _, value in series["values"])
 
 
 class Run:
-    """What the faults need."""
+    """The server, its database, a client and Prometheus, for the faults to use."""
 
     def __init__(self, folder, binary, postgres):
         self.postgres = postgres
@@ -88,10 +88,10 @@ class Run:
         return self.stub.UpdateCanvasSchedule(request, metadata=self.metadata, timeout=20)
 
     def sink(self, status):
-        """A sink that answers everything with this status."""
+        """Starts a sink that answers every request with this status."""
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            # As HTTP/1.0, which keeps no connection: when the sink is gone, it is gone.
+            # HTTP/1.0 closes each connection, so the sink is unreachable as soon as it shuts down.
             def do_POST(self):
                 self.rfile.read(int(self.headers["content-length"]))
                 self.send_response(status)
@@ -105,24 +105,25 @@ class Run:
         threading.Thread(target=sink.serve_forever, daemon=True).start()
         return sink
 
-    def fires(self, alert, fault):
+    def expect(self, alert, fault):
+        """Checks that the alert does not fire yet. Returns a function that waits until it does."""
         assert alert not in self.prometheus.firing(), f"{alert} fires before {fault}"
-        return lambda: self.told(alert, fault)
+        return lambda: self.wait_for(alert, fault)
 
-    def told(self, alert, fault):
-        began = time.monotonic()
-        service.until(f"{alert} fires", lambda: alert in self.prometheus.firing(), FIRES_WITHIN)
-        print(f"{alert} fires {time.monotonic() - began:.0f} s after {fault}")
+    def wait_for(self, alert, fault):
+        started = time.monotonic()
+        service.until(f"{alert} fires", lambda: alert in self.prometheus.firing(), ALERT_TIMEOUT)
+        print(f"{alert} fires {time.monotonic() - started:.0f} s after {fault}")
 
 
-def a_sink_that_is_gone_and_then_refuses(run):
-    nothing = run.fires("CanvasSchedulerSinkTakesNothing", "the sink is gone")
-    backlog = run.fires("CanvasSchedulerDueBacklog", "the sink is gone")
-    lag = run.fires("CanvasSchedulerDispatchLag", "the sink is back, and what was due is sent")
-    dead = run.fires("CanvasSchedulerDeadLetters", "the sink refuses what it gets")
+def sink_unreachable_then_rejecting(run):
+    takes_nothing = run.expect("CanvasSchedulerSinkTakesNothing", "the sink became unreachable")
+    backlog = run.expect("CanvasSchedulerDueBacklog", "the sink became unreachable")
+    lag = run.expect("CanvasSchedulerDispatchLag", "the sink came back and the backlog was delivered")
+    dead = run.expect("CanvasSchedulerDeadLetters", "the sink began to reject dispatches")
     for n in range(40):
         run.create(f"due-{n}")
-    nothing()
+    takes_nothing()
     backlog()
     sink = run.sink(422)
     dead()
@@ -132,18 +133,18 @@ def a_sink_that_is_gone_and_then_refuses(run):
 
 
 def commit_queue_full(run):
-    full = run.fires("CanvasSchedulerCommitQueueFull", "more changes come than there is room for")
+    full = run.expect("CanvasSchedulerCommitQueueFull", "updates exceeded the queue")
     schedules = [run.create(f"busy-{n}", timedelta(days=1)) for n in range(64)]
     stop = threading.Event()
 
-    def hammer(one):
+    def update_repeatedly(created):
         while not stop.is_set():
             try:
-                run.update(one.canvas_id, one.schedule_id)
+                run.update(created.canvas_id, created.schedule_id)
             except grpc.RpcError as error:
                 assert error.code() == grpc.StatusCode.UNAVAILABLE, error
 
-    callers = [threading.Thread(target=hammer, args=(one,), daemon=True) for one in schedules]
+    callers = [threading.Thread(target=update_repeatedly, args=(created,), daemon=True) for created in schedules]
     for caller in callers:
         caller.start()
     full()
@@ -153,7 +154,7 @@ def commit_queue_full(run):
 
 
 def clock_not_trusted(run):
-    untrusted = run.fires("CanvasSchedulerClockNotTrusted", "the database's clock jumps from look to look")
+    untrusted = run.expect("CanvasSchedulerClockNotTrusted", "the database's clock became erratic")
     jumps = "SELECT pg_catalog.clock_timestamp() + (random() * 3600) * interval '1 second'"
     run.postgres.sql(f"CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$ {jumps} $$")
     run.postgres.sql("ALTER DATABASE postgres SET search_path = public, pg_catalog")
@@ -164,27 +165,27 @@ def clock_not_trusted(run):
 
 
 def database_away(run):
-    away = run.fires("CanvasSchedulerDatabaseAway", "PostgreSQL is stopped")
+    away = run.expect("CanvasSchedulerDatabaseAway", "PostgreSQL stopped")
     run.postgres.stop()
     away()
     run.postgres.start()
-    service.until("the database is seen again", run.server.ready)
+    service.until("the server is ready after the restart of PostgreSQL", run.server.ready)
 
 
 def traffic(run):
-    """Of every kind that the dashboard shows."""
+    """Causes traffic of every kind that the dashboard shows."""
     sink = run.sink(204)
     for n in range(5):
         created = run.create(f"traffic-{n}", timedelta(days=1))
         run.update(created.canvas_id, created.schedule_id)
         run.create(f"sent-{n}")
     try:
-        run.update("nobody", "0190163d-8694-739b-aea5-966c26f8ad91")
+        run.update("unknown", "0190163d-8694-739b-aea5-966c26f8ad91")
         raise AssertionError("an unknown schedule was updated")
     except grpc.RpcError as error:
         assert error.code() == grpc.StatusCode.NOT_FOUND, error
     delivered = 'canvas_scheduler_dispatch_answers_total{answer="delivered"} >= 5'
-    service.until("five dispatches are delivered", lambda: run.prometheus.ask("query", query=delivered)["result"])
+    service.until("five dispatches are delivered", lambda: run.prometheus.query_api("query", query=delivered)["result"])
     sink.shutdown()
     sink.server_close()
 
@@ -192,10 +193,10 @@ def traffic(run):
 def dashboard(run):
     panels = json.loads((CHART / "dashboard.json").read_text())["panels"]
     queries = [(panel["title"], target["expr"]) for panel in panels for target in panel.get("targets", [])]
-    filled = {"$namespace": "messaging", "$job": "schedules", "$__rate_interval": "30s"}
+    variables = {"$namespace": "messaging", "$job": "schedules", "$__rate_interval": "30s"}
     empty = []
     for title, expression in queries:
-        for variable, value in filled.items():
+        for variable, value in variables.items():
             expression = expression.replace(variable, value)
         if not run.prometheus.has_data(expression):
             empty.append((title, expression))
@@ -204,10 +205,10 @@ def dashboard(run):
 
 
 def main():
-    with service.a_run() as (folder, postgres):
+    with service.environment() as (folder, postgres):
         run = Run(folder, sys.argv[1], postgres)
-        run.told("CanvasSchedulerCertificateNearItsEnd", "a start with a certificate that is good for three days")
-        for step in (traffic, a_sink_that_is_gone_and_then_refuses, commit_queue_full, clock_not_trusted, database_away, dashboard):
+        run.wait_for("CanvasSchedulerCertificateNearItsEnd", "a start with a certificate that expires in three days")
+        for step in (traffic, sink_unreachable_then_rejecting, commit_queue_full, clock_not_trusted, database_away, dashboard):
             step(run)
 
 

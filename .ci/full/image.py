@@ -1,7 +1,7 @@
-"""Runs an image as Kubernetes would: read-only, as nobody, with no capability, set by variables; and ends it by SIGTERM under load.
+"""Runs an image as Kubernetes would: read-only, unprivileged, without capabilities, configured by variables. Sends SIGTERM under load.
 
-What fails then must be told UNAVAILABLE, and what was acknowledged must be there for the next container. Needs docker (DOCKER_HOST) and
-the host's network. Usage: image.py IMAGE
+Calls may fail only with UNAVAILABLE, and the next container must have every acknowledged update. Needs docker (DOCKER_HOST) and the
+host's network. Usage: image.py IMAGE
 """
 
 import subprocess
@@ -15,7 +15,8 @@ import load
 import service
 
 CALLERS = 16
-LOADED = 3
+# Seconds of load before SIGTERM.
+LOAD_SECONDS = 3
 
 
 def docker(*args):
@@ -28,7 +29,7 @@ class Container:
     def __init__(self, image, postgres):
         self.port, self.admin_port = service.free_port(), service.free_port()
         self.options = ["--network=host", "--read-only", "--user=65532:65532", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
-        # As the chart tells it: the database by parts.
+        # As the chart does, pass the parts of the database's URL separately.
         variables = {"PGHOST": "127.0.0.1", "PGPORT": postgres.port, "PGUSER": "postgres", "PGPASSWORD": "p@ss/w:rd", "PGDATABASE": "postgres"}
         variables |= {"DATABASE_URL": "postgres://?sslmode=prefer", "GRPC_ADDR": f"127.0.0.1:{self.port}", "ADMIN_ADDR": f"127.0.0.1:{self.admin_port}"}
         variables |= {"GATEWAY": "off", "REVISIONS_KEPT": 1000000000, "SINK": "log"}
@@ -47,12 +48,12 @@ class Container:
         return docker("exec", self.id, "/canvas-scheduler", *args)
 
     def terminate(self):
-        """SIGTERM; answers how long it took to end, which must be well."""
-        began = time.monotonic()
+        """Sends SIGTERM, checks for exit code 0, and returns how many seconds the process took to exit."""
+        started = time.monotonic()
         docker("kill", "--signal=TERM", self.id)
         code = docker("wait", self.id)
         assert code == "0", docker("logs", self.id)
-        return time.monotonic() - began
+        return time.monotonic() - started
 
     def remove(self):
         subprocess.run(["docker", "rm", "--force", self.id], capture_output=True)
@@ -65,26 +66,26 @@ def run(image, folder, postgres, container):
     container.exec("healthcheck")
     container.exec("workspace", "set", "default", "--requests", "1000000000/hour", "--broadcasts", "1000000000/minute")
     key = container.exec("api-key", "create", "--name", "run", "--permissions", "all")
-    # Without a retry policy: what a caller is told is what counts.
+    # Without retries, so that the test sees every status.
     stub = api[2](grpc.insecure_channel(f"127.0.0.1:{container.port}", [("grpc.enable_retries", 0)]))
     stop = threading.Event()
     callers = [load.Caller(n, api, stub, [("authorization", f"Bearer {key}")], stop) for n in range(CALLERS)]
     for caller in callers:
         caller.start()
-    service.until("load", lambda: all(len(caller.told) > 10 for caller in callers))
-    time.sleep(LOADED)
+    service.until("load", lambda: all(len(caller.acknowledged) > 10 for caller in callers))
+    time.sleep(LOAD_SECONDS)
     took = container.terminate()
     stop.set()
     load.join(callers)
     container.remove()
     container.start()
     failed, lost = load.failed(callers), [lost for caller in callers for lost in caller.lost()]
-    told = sum(len(caller.told) for caller in callers)
-    print(f"it ended {took:.2f} s after SIGTERM; {told} updates acknowledged, {len(lost)} lost; failed: {dict(failed)}")
+    acknowledged = sum(len(caller.acknowledged) for caller in callers)
+    print(f"the server exited {took:.2f} s after SIGTERM; {acknowledged} updates acknowledged, {len(lost)} lost; failed: {dict(failed)}")
     assert not lost and set(failed) <= {"UNAVAILABLE"}, (failed, lost[:10])
 
 
-with service.a_run() as (folder, postgres):
+with service.environment() as (folder, postgres):
     container = Container(sys.argv[1], postgres)
     try:
         run(sys.argv[1], folder, postgres, container)

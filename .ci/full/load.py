@@ -1,4 +1,4 @@
-"""Callers, each of which updates a schedule of its own and keeps what it was told."""
+"""Callers that each update one schedule and record the acknowledged revisions."""
 
 import collections
 import threading
@@ -11,13 +11,13 @@ import service
 
 
 class Caller(threading.Thread):
-    """Updates a schedule of its own, one call after the other, each with a time of its own."""
+    """Creates one schedule and updates it to a different time with each call, one call after the other."""
 
     def __init__(self, number, api, stub, metadata, stop):
         super().__init__(daemon=True)
         self.messages, self.requests, _ = api
         self.number, self.stub, self.metadata, self.stopped = number, stub, metadata, stop
-        self.told, self.failed, self.longest = {}, [], 0.0
+        self.acknowledged, self.failed, self.longest = {}, [], 0.0
 
     def schedule(self, n):
         instant = datetime.now(timezone.utc) + timedelta(days=1, milliseconds=n)
@@ -34,42 +34,42 @@ class Caller(threading.Thread):
             self.update(n)
 
     def update(self, n):
-        # A request id makes a repeat safe also where the first answer was lost.
+        # A request id makes a retry safe even if the first response was lost.
         request = self.requests.UpdateCanvasScheduleRequest(
             canvas_id=f"canvas-{self.number}", schedule_id=self.schedule_id, schedule=self.schedule(n), request_id=f"{self.number}-{n}"
         )
-        began = time.monotonic()
+        started = time.monotonic()
         try:
-            answer = self.stub.UpdateCanvasSchedule(request, timeout=20, metadata=self.metadata)
-            self.told[answer.canvas_schedule.revision] = answer.canvas_schedule.schedule.time
+            response = self.stub.UpdateCanvasSchedule(request, timeout=20, metadata=self.metadata)
+            self.acknowledged[response.canvas_schedule.revision] = response.canvas_schedule.schedule.time
         except grpc.RpcError as error:
             self.failed.append(error.code().name)
-        self.longest = max(self.longest, time.monotonic() - began)
+        self.longest = max(self.longest, time.monotonic() - started)
 
     def lost(self):
-        """Revisions that were told and do not stand in the history as they were told."""
-        kept = self.kept()
-        return [(self.number, revision) for revision, instant in self.told.items() if kept.get(revision) != instant]
+        """Returns the acknowledged revisions that are missing in the history or have another time there."""
+        history = self.history()
+        return [(self.number, revision) for revision, instant in self.acknowledged.items() if history.get(revision) != instant]
 
-    def kept(self):
-        """Times by revision, as the history has them."""
-        kept, token = {}, ""
+    def history(self):
+        """Returns the times by revision, from the history."""
+        times, token = {}, ""
         while True:
             request = self.requests.ListCanvasScheduleRevisionsRequest(schedule_id=self.schedule_id, page_size=1000, page_token=token)
-            # A channel that was refused waits before it connects anew.
+            # After a refused connection, the channel waits before it connects again.
             page = self.stub.ListCanvasScheduleRevisions(request, metadata=self.metadata, timeout=20, wait_for_ready=True)
-            kept.update({one.revision: one.schedule.time for one in page.revisions})
+            times.update({revision.revision: revision.schedule.time for revision in page.revisions})
             token = page.next_page_token
             if not token:
-                return kept
+                return times
 
 
 def join(callers):
     for caller in callers:
-        caller.join(service.PATIENCE)
-        assert not caller.is_alive(), "a call does not end"
+        caller.join(service.TIMEOUT)
+        assert not caller.is_alive(), "a call did not end"
 
 
 def failed(callers):
-    """How many calls failed, by code."""
+    """Counts the failed calls by code."""
     return collections.Counter(code for caller in callers for code in caller.failed)

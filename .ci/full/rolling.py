@@ -1,6 +1,6 @@
 """Restarts two replicas in turn under load, behind one gRPC channel with round robin and a standard retry policy.
 
-No call may fail, and every update that was acknowledged must stand in the history as it was told. Usage: rolling.py BINARY
+No call may fail, and the history must contain every acknowledged update. Usage: rolling.py BINARY
 """
 
 import sys
@@ -12,7 +12,8 @@ import service
 
 CALLERS = 16
 ROUNDS = 3
-BETWEEN = 2
+# Seconds of load before each restart.
+INTERVAL = 2
 
 
 def run(binary, folder, postgres):
@@ -29,30 +30,30 @@ def run(binary, folder, postgres):
         caller.start()
     for _ in range(ROUNDS):
         for n, server in enumerate(servers):
-            time.sleep(BETWEEN)
+            time.sleep(INTERVAL)
             took = server.terminate()
             server.start()
-            print(f"replica {n} restarted; it ended {took:.2f} s after SIGTERM")
-    time.sleep(BETWEEN)
+            print(f"replica {n} restarted; it exited {took:.2f} s after SIGTERM")
+    time.sleep(INTERVAL)
     stop.set()
     load.join(callers)
-    tell(callers, servers)
+    check(callers, servers)
 
 
-def tell(callers, servers):
+def check(callers, servers):
     failed = load.failed(callers)
-    told = sum(len(caller.told) for caller in callers)
+    acknowledged = sum(len(caller.acknowledged) for caller in callers)
     for n, server in enumerate(servers):
         _, metrics = service.get(f"http://127.0.0.1:{server.admin_port}/metrics")
         samples = [line for line in metrics.splitlines() if line.startswith("rpc_server_call_duration_seconds_count")]
         updates = [float(line.split()[-1]) for line in samples if "/UpdateCanvasSchedule" in line and '"OK"' in line]
-        assert sum(updates) > 0, f"replica {n} took no call after its last restart"
+        assert sum(updates) > 0, f"replica {n} served no call after its last restart"
     lost = [lost for caller in callers for lost in caller.lost()]
     longest = max(caller.longest for caller in callers)
-    print(f"{told} updates acknowledged by {CALLERS} callers over {2 * ROUNDS} restarts, {failed.total()} failed, {len(lost)} lost;")
-    print(f"the slowest took {longest:.2f} s")
-    assert told > 100 * ROUNDS and not failed and not lost, (failed, lost[:10])
+    print(f"{acknowledged} updates acknowledged by {CALLERS} callers over {2 * ROUNDS} restarts, {failed.total()} failed, {len(lost)} lost;")
+    print(f"the slowest call took {longest:.2f} s")
+    assert acknowledged > 100 * ROUNDS and not failed and not lost, (failed, lost[:10])
 
 
-with service.a_run() as (folder, postgres):
+with service.environment() as (folder, postgres):
     run(sys.argv[1], folder, postgres)

@@ -1,4 +1,4 @@
-"""PostgreSQL, the service as processes, and its API by grpcio: what the runs of this folder have in common."""
+"""PostgreSQL, the service as processes, and its API in grpcio, shared by the scripts in this folder."""
 
 import contextlib
 import json
@@ -19,17 +19,17 @@ from grpc_tools import protoc
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 POSTGRES = pathlib.Path("/usr/lib/postgresql/15/bin")
-# What a step may take before the run is given up.
-PATIENCE = 30
+# Seconds that a step may take.
+TIMEOUT = 30
 
 
 def api(folder):
-    """The modules of the API, generated into a folder: its messages and its service."""
+    """Generates the modules of the API into a folder. Returns its messages, its requests and its stub."""
     protos = ROOT / "proto"
     files = [str(file) for file in protos.glob("canvas/schedule/v1/*.proto")]
-    known = pathlib.Path(protoc.__file__).parent / "_proto"
-    line = ["protoc", f"-I{protos}", f"-I{known}", f"--python_out={folder}", f"--grpc_python_out={folder}", *files]
-    assert protoc.main(line) == 0, "the protos do not compile"
+    well_known = pathlib.Path(protoc.__file__).parent / "_proto"
+    arguments = ["protoc", f"-I{protos}", f"-I{well_known}", f"--python_out={folder}", f"--grpc_python_out={folder}", *files]
+    assert protoc.main(arguments) == 0, "the protos do not compile"
     sys.path.insert(0, str(folder))
     from canvas.schedule.v1 import canvas_schedule_pb2, canvas_schedule_service_pb2, canvas_schedule_service_pb2_grpc
 
@@ -37,38 +37,38 @@ def api(folder):
 
 
 def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
-def until(what, holds, most=PATIENCE):
-    """Waits until something holds, and answers it."""
-    began = time.monotonic()
-    while not (found := holds()):
-        assert time.monotonic() - began < most, f"{what}: not within {most} s"
+def until(what, condition, timeout=TIMEOUT):
+    """Waits until the condition returns a true value, and returns that value."""
+    started = time.monotonic()
+    while not (value := condition()):
+        assert time.monotonic() - started < timeout, f"{what}: not within {timeout} s"
         time.sleep(0.1)
-    return found
+    return value
 
 
 def get(url):
-    """Status and body of a GET; status 0 where nobody answers."""
+    """Returns the status and the body of a GET, or status 0 if there is no response."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as refused:
-        return refused.code, refused.read().decode()
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
     except OSError:
         return 0, ""
 
 
-# What was started and goes with the run.
+# Processes that `environment` kills at its end.
 processes = []
 
 
 @contextlib.contextmanager
-def a_run():
-    """A folder and a PostgreSQL, which go with the run as all its processes do."""
+def environment():
+    """Provides a temporary folder and a PostgreSQL server; removes them, and all processes, at the end."""
     with tempfile.TemporaryDirectory() as folder:
         postgres = Postgres()
         try:
@@ -81,7 +81,7 @@ def a_run():
 
 
 class Postgres:
-    """A server of its own, with one database, which goes with the run."""
+    """A temporary PostgreSQL server with one database."""
 
     def __init__(self):
         self.port = free_port()
@@ -118,7 +118,7 @@ class Postgres:
 
 
 class Service:
-    """The binary over one database; each server that it starts has fixed ports, to come back to."""
+    """The binary and its database."""
 
     def __init__(self, binary, database):
         self.binary, self.url = str(pathlib.Path(binary).resolve()), database
@@ -130,39 +130,41 @@ class Service:
         return done.stdout.strip()
 
     def key(self):
-        """A key that may do everything, in a workspace whose quota no run reaches."""
+        """Creates a key with all permissions, in a workspace with a quota that is never reached."""
         self.command("workspace", "set", "default", "--requests", "1000000000/hour", "--broadcasts", "1000000000/minute")
         return self.command("api-key", "create", "--name", "run", "--permissions", "all")
 
 
 class Server:
+    """A server process. It keeps its ports over restarts."""
+
     def __init__(self, service, log, *flags):
         self.port, self.admin_port = free_port(), free_port()
-        self.line = [service.binary, "serve", "--database-url", service.url, "--grpc-addr", f"127.0.0.1:{self.port}"]
-        self.line += ["--admin-addr", f"127.0.0.1:{self.admin_port}", "--gateway", "off", *flags]
+        self.command = [service.binary, "serve", "--database-url", service.url, "--grpc-addr", f"127.0.0.1:{self.port}"]
+        self.command += ["--admin-addr", f"127.0.0.1:{self.admin_port}", "--gateway", "off", *flags]
         self.log = open(log, "ab")
         self.start()
 
     def start(self):
-        self.process = subprocess.Popen(self.line, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=self.log)
         processes.append(self.process)
         until(f"ready on {self.admin_port}", self.ready)
 
     def ready(self):
-        assert self.process.poll() is None, f"it ended with {self.process.returncode}"
+        assert self.process.poll() is None, f"the server exited with {self.process.returncode}"
         return get(f"http://127.0.0.1:{self.admin_port}/readyz")[0] == 200
 
     def terminate(self):
-        """SIGTERM, as Kubernetes does; answers how long it took to end."""
-        began = time.monotonic()
+        """Sends SIGTERM, as Kubernetes does. Returns how many seconds the process took to exit."""
+        started = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(timeout=PATIENCE)
-        assert code == 0, f"it ended with {code}"
-        return time.monotonic() - began
+        code = self.process.wait(timeout=TIMEOUT)
+        assert code == 0, f"the server exited with {code}"
+        return time.monotonic() - started
 
 
 def channel(addresses, credentials=None):
-    """One channel over all addresses, with the retry policy that gRPC's own documentation shows."""
+    """One channel over all addresses, with the retry policy of gRPC's documentation."""
     policy = {"maxAttempts": 5, "initialBackoff": "0.1s", "maxBackoff": "1s", "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}
     config = {"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [{"name": [{}], "retryPolicy": policy}]}
     target = "ipv4:" + ",".join(addresses)

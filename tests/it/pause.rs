@@ -35,7 +35,7 @@ async fn a_paused_workspace_sends_everything_with_its_lateness_when_resumed(data
         !test
             .store
             .dispatch
-            .set_sending(Some("nobody"), true)
+            .set_sending(Some("missing"), true)
             .await
             .expect("answered"),
         "no such workspace"

@@ -494,9 +494,9 @@ async fn pause_and_resume(database: &Database) {
         consumer.until(|came| ids.is_subset(&arrived(came))).await;
     }
     assert!(
-        set("nobody", "paused")
+        set("missing", "paused")
             .expect_err("an unknown workspace")
-            .contains("nobody")
+            .contains("missing")
     );
     let faults = run(
         &mut command(&["workspace", "set", "--sending", "off"]),

@@ -241,8 +241,8 @@ fn life_of_a_workspace(database: &Database) {
             "--default-time-zone:",
         ),
         (
-            vec!["set", "nobody", "--requests", "1/hour"],
-            "no workspace is named nobody",
+            vec!["set", "missing", "--requests", "1/hour"],
+            "no workspace is named missing",
         ),
         (vec!["set", "team"], "nothing to set"),
     ] {
@@ -255,7 +255,7 @@ fn life_of_a_workspace(database: &Database) {
             "api-key",
             "create",
             "--workspace",
-            "nobody",
+            "missing",
             "--name",
             "a",
             "--permissions",
@@ -264,7 +264,7 @@ fn life_of_a_workspace(database: &Database) {
     )
     .unwrap_err();
     assert!(
-        no_home.contains("no workspace is named nobody"),
+        no_home.contains("no workspace is named missing"),
         "{no_home}"
     );
 }
