@@ -15,7 +15,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// Database connections and the queues of the writers.
 pub(super) fn of_store(metrics: &Metrics, store: &Store) -> Result<()> {
-    let (queues, most) = (store.levels(), store.levels());
+    let (queues, max) = (store.gauges(), store.gauges());
     metrics.gauges(
         "canvas_scheduler_commit_queue_depth",
         "Changes that wait for their writer.",
@@ -29,10 +29,10 @@ pub(super) fn of_store(metrics: &Metrics, store: &Store) -> Result<()> {
         "Maximum number of changes that wait for their writer.",
         &["writer"],
         move |gauges| {
-            each_writer(gauges, &most.queues(), |queue| queue.most);
+            each_writer(gauges, &max.queues(), |queue| queue.max);
         },
     )?;
-    let (pools, most) = (store.levels(), store.levels());
+    let (pools, max) = (store.gauges(), store.gauges());
     let (name, labels) = ("canvas_scheduler_database_connections", ["pool", "state"]);
     metrics.gauges(
         name,
@@ -50,8 +50,8 @@ pub(super) fn of_store(metrics: &Metrics, store: &Store) -> Result<()> {
         "Maximum number of database connections in the pool.",
         &["pool"],
         move |gauges| {
-            for (pool, fill) in most.pools() {
-                set(gauges, &[pool], fill.most);
+            for (pool, fill) in max.pools() {
+                set(gauges, &[pool], fill.max);
             }
         },
     )
@@ -70,7 +70,7 @@ pub(super) fn of_calls(
     workers: Vec<Arc<AtomicUsize>>,
     max_connections: usize,
 ) -> Result<()> {
-    let (now, most) = (concurrency.clone(), concurrency.clone());
+    let (now, max) = (concurrency.clone(), concurrency.clone());
     metrics.gauges(
         "canvas_scheduler_calls_in_flight",
         "Calls in flight.",
@@ -85,8 +85,8 @@ pub(super) fn of_calls(
         "Maximum number of calls in flight.",
         &["kind"],
         move |gauges| {
-            set(gauges, &["unary"], most.in_flight(false).1);
-            set(gauges, &["stream"], most.in_flight(true).1);
+            set(gauges, &["unary"], max.in_flight(false).1);
+            set(gauges, &["stream"], max.in_flight(true).1);
         },
     )?;
     let live = move || {

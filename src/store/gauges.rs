@@ -1,4 +1,4 @@
-//! How full the store's queues and pools are. Looked up when somebody asks, which keeps nothing open.
+//! How full the store's queues and pools are. Read on demand; holds no connection open.
 
 use sea_orm::{DatabaseConnection, DbBackend};
 use tokio::sync::mpsc;
@@ -9,22 +9,22 @@ use crate::store::session::pool::Pool;
 /// How full something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fill {
-    /// How many are in it, or in use.
+    /// The number in it, or in use.
     pub used: usize,
-    /// How many are there and not in use.
+    /// The number that is open and not in use.
     pub idle: usize,
-    /// How many there may be.
-    pub most: usize,
+    /// The maximum number.
+    pub max: usize,
 }
 
-/// Looks. The queues of a store that is gone are gone too.
-pub struct Levels {
+/// Reads the gauges. It keeps no queue of a closed store alive.
+pub struct StoreGauges {
     queues: Vec<mpsc::WeakSender<Job>>,
     reads: DatabaseConnection,
     pool: Pool,
 }
 
-impl Levels {
+impl StoreGauges {
     pub(super) fn new(
         writers: &[mpsc::Sender<Job>],
         reads: DatabaseConnection,
@@ -37,22 +37,22 @@ impl Levels {
         }
     }
 
-    /// Of the changes that wait, by writer.
+    /// The changes that wait, by writer.
     pub fn queues(&self) -> Vec<Fill> {
         let queues = self.queues.iter().filter_map(mpsc::WeakSender::upgrade);
         queues
             .map(|queue| Fill {
                 used: queue.max_capacity() - queue.capacity(),
                 idle: 0,
-                most: queue.max_capacity(),
+                max: queue.max_capacity(),
             })
             .collect()
     }
 
-    /// Of the connections that are shared, by what they are for.
+    /// The shared connections, by purpose.
     pub fn pools(&self) -> Vec<(&'static str, Fill)> {
         let mut pools = vec![("read", fill(&self.reads))];
-        // On SQLite what is sent goes over the writer's connection.
+        // On SQLite, dispatching uses the writer's connection.
         if self.reads.get_database_backend() == DbBackend::Postgres {
             pools.push(("dispatch", fill(&self.pool.db())));
         }
@@ -61,7 +61,7 @@ impl Levels {
 }
 
 fn fill(db: &DatabaseConnection) -> Fill {
-    let (size, idle, most) = if db.get_database_backend() == DbBackend::Postgres {
+    let (size, idle, max) = if db.get_database_backend() == DbBackend::Postgres {
         let pool = db.get_postgres_connection_pool();
         (
             pool.size(),
@@ -80,6 +80,6 @@ fn fill(db: &DatabaseConnection) -> Fill {
     Fill {
         used: size.saturating_sub(idle),
         idle,
-        most: usize::try_from(most).unwrap_or_default(),
+        max: usize::try_from(max).unwrap_or_default(),
     }
 }

@@ -22,7 +22,7 @@ pub use dispatch::claim::Claimed;
 pub use dispatch::next_due::NextDue;
 pub use dispatch::payload::Leased;
 pub use dispatch::settle::AttemptResult;
-pub use gauges::{Fill, Levels};
+pub use gauges::{Fill, StoreGauges};
 pub use read::{Details, DispatchFilter, Filter, Reads};
 pub use schema::answered::{Answered, REQUEST_KEPT, RequestKey};
 pub use schema::tenant::Key;
@@ -54,8 +54,9 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the database. The second part of the answer does the writing: each is to be run for as long as the store is used,
-    /// on a runtime of its choice; it ends once every clone of the store is gone.
+    /// Opens the database. The second part of the answer does the writing: each is to be run for as
+    /// long as the store is used, on a runtime of its choice; it ends once every clone of the store
+    /// is gone.
     ///
     /// # Errors
     /// What is wrong with the URL, or [`Error::StoreUnavailable`] with the cause in the log.
@@ -94,9 +95,6 @@ impl Store {
     }
 
     /// Applies pending migrations and answers their names.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
     pub async fn migrate(&self) -> Result<Vec<String>, Error> {
         migration::migrate(&self.reads)
             .await
@@ -104,9 +102,6 @@ impl Store {
     }
 
     /// The names of migrations that were not applied yet.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
     pub async fn pending_migrations(&self) -> Result<Vec<String>, Error> {
         migration::pending(&self.reads)
             .await
@@ -114,9 +109,6 @@ impl Store {
     }
 
     /// Whether an acknowledged change survives a crash of the database's machine.
-    ///
-    /// # Errors
-    /// What the database says, for the log.
     pub async fn durability(&self) -> Result<Durability, Error> {
         durability::durability(&self.reads)
             .await
@@ -124,8 +116,8 @@ impl Store {
     }
 
     /// How full its queues and pools are.
-    pub fn levels(&self) -> Levels {
-        Levels::new(
+    pub fn gauges(&self) -> StoreGauges {
+        StoreGauges::new(
             self.commit.writers(),
             self.reads.clone(),
             self.dispatching.clone(),
