@@ -19,7 +19,7 @@ use tower::Service;
 use super::SinkEndpoint;
 use super::grpc_codec::{EncodedDispatch, TriggerCodec, WaveCache};
 use super::outcome::{by_http_status, error_chain, limit_wait};
-use super::send_state::{SendState, TrackedBody};
+use super::send_state::{ObservedBody, SendState};
 use super::{DeliveryFuture, DeliveryOutcome, Sink, tls};
 use crate::config::Secret;
 use crate::domain::DispatchMessage;
@@ -30,11 +30,12 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// A connection without an answer to a ping for this long is closed.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The only method of `CanvasTriggerService`. The generated client is not used: it would encode the whole message each time.
+/// The only method of `CanvasTriggerService`. The generated client is not used: it would encode the
+/// whole message each time.
 const TRIGGER_CANVAS: &str = "/canvas.schedule.v1.CanvasTriggerService/TriggerCanvas";
 
-/// A Canvas engine. Each connection opens when it is first needed, and reopens after it was lost. One connection is one task
-/// here and one process there, so several share the load.
+/// A Canvas engine. Each connection opens when it is first needed, and reopens after it was lost.
+/// One connection is one task here and one process there, so several share the load.
 pub struct Grpc {
     channels: Vec<Channel>,
     waves: WaveCache,
@@ -141,7 +142,8 @@ fn authorization(token: &Secret<String>) -> Result<MetadataValue<Ascii>, Error> 
     Ok(value)
 }
 
-/// The outcome of a status. A status from the wire has no source; any other was built here, because no answer came.
+/// The outcome of a status. A status from the wire has no source; any other was built here, because
+/// no answer came.
 fn outcome(status: &Status, sent: &SendState) -> DeliveryOutcome {
     let why = || format!("gRPC status {:?}", status.code());
     match status.source() {
@@ -182,7 +184,8 @@ fn outcome(status: &Status, sent: &SendState) -> DeliveryOutcome {
     }
 }
 
-/// An answer without gRPC, most likely of a proxy. tonic would map it to a status as if the engine had sent it.
+/// An answer without gRPC, most likely of a proxy. tonic would map it to a status as if the engine
+/// had sent it.
 #[derive(Debug, thiserror::Error)]
 #[error("HTTP status {0}")]
 struct HttpStatus(StatusCode);
@@ -205,7 +208,7 @@ impl Service<Request<Body>> for Transport {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let request = request.map(|body| Body::new(TrackedBody::new(body, self.sent.clone())));
+        let request = request.map(|body| Body::new(ObservedBody::new(body, self.sent.clone())));
         let response = self.channel.call(request);
         Box::pin(async move {
             let response = response.await?;

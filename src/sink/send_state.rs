@@ -1,4 +1,5 @@
-//! Whether a request was sent. Without an answer, this tells the outcomes "not taken" and "unknown" apart.
+//! Whether a request was sent. Without an answer, this decides between the outcomes "not taken" and
+//! "unknown".
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,8 +10,8 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::DeliveryOutcome;
 
-/// Set once the transport polls the body of a request. Until then there was no connection, or it accepted no request, so the
-/// consumer cannot have the dispatch.
+/// Set once the transport polls the body of a request. Until then there was no connection, or it
+/// accepted no request, so the consumer cannot have the dispatch.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SendState(Arc<AtomicBool>);
 
@@ -29,20 +30,20 @@ impl SendState {
 
 pin_project_lite::pin_project! {
     /// A body that sets its [`SendState`] when it is polled.
-    pub struct TrackedBody<B> {
+    pub struct ObservedBody<B> {
         #[pin]
         body: B,
         sent: SendState,
     }
 }
 
-impl<B> TrackedBody<B> {
+impl<B> ObservedBody<B> {
     pub(super) fn new(body: B, sent: SendState) -> Self {
         Self { body, sent }
     }
 }
 
-impl<B: Body> Body for TrackedBody<B> {
+impl<B: Body> Body for ObservedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 

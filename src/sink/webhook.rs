@@ -20,23 +20,25 @@ use tokio::time::{Instant, timeout_at};
 
 use super::SinkEndpoint;
 use super::outcome::{by_http_status, error_chain};
-use super::send_state::{SendState, TrackedBody};
+use super::send_state::{ObservedBody, SendState};
 use super::{DeliveryFuture, DeliveryOutcome, Sink, json, tls};
 use crate::clock::SharedClock;
 use crate::config::Secret;
 use crate::domain::DispatchMessage;
 use crate::error::Error;
 
-/// The most bytes that are read of an answer's body, so that the connection can be reused. A longer body closes it.
+/// The most bytes that are read of an answer's body, so that the connection can be reused. A longer
+/// body closes it.
 const MAX_ANSWER_BYTES: usize = 4 * 1024;
 /// An idle connection is closed after this long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most idle connections.
 const MAX_IDLE_CONNECTIONS: usize = 256;
 
-type WebhookBody = TrackedBody<Full<Bytes>>;
+type WebhookBody = ObservedBody<Full<Bytes>>;
 
-/// A URL that takes dispatches. Redirects are not followed: a signed body goes to the configured URL only.
+/// A URL that takes dispatches. Redirects are not followed: a signed body goes to the configured
+/// URL only.
 pub struct Webhook {
     client: Client<HttpsConnector<HttpConnector>, WebhookBody>,
     url: Uri,
@@ -124,7 +126,7 @@ impl Webhook {
             .header("webhook-id", &id)
             .header("webhook-timestamp", timestamp)
             .header("webhook-signature", self.sign(&id, timestamp, &body))
-            .body(TrackedBody::new(Full::new(Bytes::from(body)), sent))
+            .body(ObservedBody::new(Full::new(Bytes::from(body)), sent))
     }
 
     /// The signatures by each key, separated by spaces.
