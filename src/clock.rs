@@ -12,7 +12,8 @@ use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 
 pub use steady::SteadyClock;
 
-/// A sample of the clock that all replicas share: it showed `time` between `asked` and `answered`, which are of our monotonic clock.
+/// A sample of the clock that all replicas share: it showed `time` between `asked` and `answered`,
+/// which are of our monotonic clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
     /// The time that it showed.
@@ -65,13 +66,15 @@ impl Clock for SystemClock {
     }
 }
 
-/// Sleeps until `clock` shows `instant`, but no longer than `max`, since the clock may be set back meanwhile.
+/// Sleeps until `clock` shows `instant`, but no longer than `max`, since the clock may be set back
+/// meanwhile.
 pub async fn sleep_until(clock: &SharedClock, instant: DateTime<Utc>, max: Duration) {
     // Callers check again either way.
     let _reached = tokio::time::timeout(max, clock.sleep_until(instant)).await;
 }
 
-/// Sleeps until `clock` shows `instant`, with a check every second, since the clock may be set meanwhile.
+/// Sleeps until `clock` shows `instant`, with a check every second, since the clock may be set
+/// meanwhile.
 async fn sleep_by(clock: &impl Clock, instant: DateTime<Utc>) {
     while let Ok(left) = (instant - clock.now()).to_std() {
         if left.is_zero() {

@@ -1,4 +1,5 @@
-//! The dispatcher claims the waves that are due, delivers them to the sink, and settles the outcomes.
+//! The dispatcher claims the waves that are due, delivers them to the sink, and settles the
+//! outcomes.
 //!
 //! ```text
 //!              ┌──────────────────────── Dispatcher::run ───────────────────────┐
@@ -20,45 +21,50 @@
 //!
 //! # The verbs
 //!
-//! - **claim** takes the earliest wave of a due schedule out of its open zones and writes it as a dispatch with a lease. The
-//!   database is authoritative: `SKIP LOCKED` and the row's version keep two replicas from claiming one wave.
+//! - **claim** takes the earliest wave of a due schedule out of its open zones and writes it as a
+//!   dispatch with a lease. The database is authoritative: `SKIP LOCKED` and the row's version keep
+//!   two replicas from claiming one wave.
 //! - **deliver** hands one dispatch to the sink, within three quarters of its lease.
 //! - **settle** writes the outcome. Outcomes are idempotent: to write one twice changes nothing.
-//! - **retry** leases a dispatch of unknown outcome again, or one whose lease has expired because its worker is gone.
-//! - **dead-letter** is what settling makes of a dispatch that the consumer rejected, or whose last attempt had an unknown
-//!   outcome. Only the API retries it.
+//! - **retry** leases a dispatch of unknown outcome again, or one whose lease has expired because
+//!   its worker is gone.
+//! - **dead-letter** is what settling makes of a dispatch that the consumer rejected, or whose last
+//!   attempt had an unknown outcome. Only the API retries it.
 //!
 //! # What wakes the loop
 //!
-//! A pass claims everything that is due, up to the free workers. Then the loop sleeps until the first of
+//! A pass claims everything that is due, up to the free workers. Then the loop
+//! sleeps until the first of
 //! - the instant at which the next wave or retry is due;
 //! - [`Service::wake`]: a change in this process made a wave due sooner;
 //! - a poll, 20 to 25 ms after the pass: changes of other replicas are seen by it alone;
 //! - a free worker, if none was free.
 //!
-//! Passes start at least 5 ms apart, so that waves that become due one after the other share a transaction.
+//! Passes start at least 5 ms apart, so that waves that become due one after the other share a
+//! transaction.
 //!
 //! # Back-pressure
 //!
-//! A pass claims no more than there are free workers. What is due beyond that stays in the database, where an update or a
-//! cancellation still reaches it (docs/adr/0005). A worker is free again once its outcome is settled, so a slow database slows
-//! down claiming, too.
+//! A pass claims no more than there are free workers. What is due beyond that stays in the
+//! database, where an update or a cancellation still reaches it (docs/adr/0005). A worker is free
+//! again once its outcome is settled, so a slow database slows down claiming, too.
 //!
 //! # The circuit breaker
 //!
-//! [`Breaker`](crate::domain::Breaker) limits what goes to a sink that takes nothing: it pauses for 100 ms, doubled up to 5 s,
-//! then lets one dispatch through as a probe. Each dispatch that is taken widens the window by one worker, up to all of them.
+//! [`Breaker`](crate::domain::Breaker) limits what goes to a sink that takes nothing: it pauses for
+//! 100 ms, doubled up to 5 s, then lets one dispatch through as a probe. Each dispatch that is
+//! taken widens the window by one worker, up to all of them.
 //!
 //! # A wave that cannot be claimed
 //!
-//! An internal fault while claiming halves the number of waves of the next claim. A single wave that still fails is postponed,
-//! so that those behind it are claimed.
+//! An internal fault while claiming halves the number of waves of the next claim. A single wave
+//! that still fails is postponed, so that those behind it are claimed.
 //!
 //! # At stop
 //!
-//! `stop` ends the loop after the pass under way: nothing that was claimed is dropped. Then the deliveries in flight end and
-//! are settled, until `end`. A dispatch that is not settled by then is retried by any replica once its lease expires, as after
-//! a crash.
+//! `stop` ends the loop after the pass under way: nothing that was claimed is dropped. Then the
+//! deliveries in flight end and are settled, until `end`. A dispatch that is not settled by then is
+//! retried by any replica once its lease expires, as after a crash.
 
 mod delivery;
 mod in_flight;
@@ -84,11 +90,12 @@ use delivery::Delivery;
 use in_flight::InFlightDispatches;
 pub use settings::DispatcherSettings;
 
-/// The most dispatches that one transaction claims, retries or settles. With as many the cost of a commit is spread thin.
+/// The most dispatches that one transaction claims, retries or settles. With as many the cost of a
+/// commit is spread thin.
 const MAX_BATCH: usize = 512;
-/// The least time from the start of a pass that claimed everything due to the next. What becomes due meanwhile shares a
-/// transaction, which costs as much for one wave as for a few. A wave that comes alone is not delayed: the last pass is longer
-/// ago.
+/// The least time from the start of a pass that claimed everything due to the next. What becomes
+/// due meanwhile shares a transaction, which costs as much for one wave as for a few. A wave that
+/// comes alone is not delayed: the last pass is longer ago.
 const PASS_INTERVAL: Duration = Duration::from_millis(5);
 /// The pause between two attempts while the database is unavailable.
 const OUTAGE_PAUSE: Duration = Duration::from_millis(100);
@@ -125,7 +132,8 @@ pub enum Pass {
 }
 
 impl Dispatcher {
-    /// A dispatcher that holds at most `workers` dispatches. Must be called on the runtime that runs it.
+    /// A dispatcher that holds at most `workers` dispatches. Must be called on the runtime that
+    /// runs it.
     pub fn new(
         service: Service,
         sink: SharedSink,
@@ -169,7 +177,7 @@ impl Dispatcher {
                 () = self.wait(pass, began) => {}
             }
         }
-        // Its tasks hold the service; whoever stops the process waits until no task does.
+        // The tasks hold the service, and shutdown waits until no task does.
         maintenance.shutdown().await;
         self.settle_in_flight(end).await;
     }
@@ -182,9 +190,9 @@ impl Dispatcher {
         tasks
     }
 
-    /// One pass: leases what is due for another attempt, claims waves that are due, as many as workers are free, and delivers
-    /// both. Claims nothing while the clock is not synchronized, since no wave is known to be due then. What was claimed before
-    /// an error is delivered.
+    /// One pass: leases what is due for another attempt, claims waves that are due, as many as
+    /// workers are free, and delivers both. Claims nothing while the clock is not synchronized,
+    /// since no wave is known to be due then. What was claimed before an error is delivered.
     pub async fn run_once(&mut self, now: DateTime<Utc>) -> Result<Pass, Error> {
         while self.deliveries.try_join_next().is_some() {}
         self.filled = false;
@@ -209,7 +217,8 @@ impl Dispatcher {
         Ok(Pass::Idle(first.map_or(poll, |at| at.min(poll))))
     }
 
-    /// Leases up to `limit` dispatches that are due for another attempt. Returns whether more are due.
+    /// Leases up to `limit` dispatches that are due for another attempt. Returns whether more are
+    /// due.
     async fn retry(&mut self, limit: usize) -> Result<bool, Error> {
         let began = self.traces.now();
         let retried = self.service.retry(limit).await?;
@@ -242,7 +251,8 @@ impl Dispatcher {
         }
     }
 
-    /// Starts a delivery for each dispatch that was leased by a statement that began at `began`. Returns whether more are due.
+    /// Starts a delivery for each dispatch that was leased by a statement that began at `began`.
+    /// Returns whether more are due.
     fn deliver(&mut self, claimed: Claimed, limit: usize, began: SpanStart) -> bool {
         self.filled |= claimed.leased.len() >= limit;
         self.in_flight.add(claimed.leased.len());

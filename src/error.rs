@@ -1,5 +1,5 @@
-//! The error of every use case, independent of transport and database. Callers may read every field except the cause in
-//! [`Error::Internal`], which is for operators.
+//! The error of every use case, independent of transport and database. Callers may read every field
+//! except the cause in [`Error::Internal`], which is for operators.
 
 pub mod panic;
 
@@ -64,8 +64,8 @@ impl Violations {
         self.max - self.found.len()
     }
 
-    /// Puts the violations that a transport found before these, and drops those of the same fields: a field that the
-    /// transport could not read is not also missing.
+    /// Puts the violations that a transport found before these, and drops those of the same fields:
+    /// a field that the transport could not read is not also missing.
     #[must_use]
     pub fn after(self, transport: &[Violation]) -> Self {
         let own = self
@@ -78,7 +78,7 @@ impl Violations {
         }
     }
 
-    /// `value`, if there is no violation.
+    /// `value`, if there are no violations.
     ///
     /// # Errors
     /// The violations; also when `value` is absent.
@@ -145,7 +145,8 @@ pub enum Error {
         /// The requested Canvas.
         canvas_id: String,
     },
-    /// An update without `schedule_id`, and the Canvas has more than one schedule that can still change.
+    /// An update without `schedule_id`, and the Canvas has more than one schedule that can still
+    /// change.
     ScheduleIdNeeded {
         /// The requested Canvas.
         canvas_id: String,
@@ -209,7 +210,8 @@ pub enum Error {
         /// When to retry.
         retry_after: Duration,
     },
-    /// The connection was lost during commit, and the outcome could not be determined in time: the change may have been made.
+    /// The connection was lost during commit, and the outcome could not be determined in time: the
+    /// change may have been made.
     OutcomeUnknown,
     /// The deadline passed before the work began.
     DeadlineExceeded,
@@ -302,8 +304,9 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The first violations, as many as the text and the details of an error report, at least one. Both travel in headers, of which
-/// many clients accept 8 KB; a client that gets more closes the connection with all its calls.
+/// The first violations, as many as the text and the details of an error report, at least one. Both
+/// travel in headers, of which many clients accept 8 KB; a client that gets more closes the
+/// connection with all its calls.
 pub fn reported(all: &[Violation]) -> &[Violation] {
     const MAX_BYTES: usize = 1024;
     let mut bytes = 0;
@@ -327,7 +330,8 @@ fn write_violations(f: &mut fmt::Formatter<'_>, all: &[Violation]) -> fmt::Resul
     }
 }
 
-/// The value in quotes for an error text, with control characters escaped, shortened to 64 characters.
+/// The value in quotes for an error text, with control characters escaped, shortened to 64
+/// characters.
 pub fn quote(value: &str) -> String {
     let mut short: String = value.chars().take(64).collect();
     if short.len() < value.len() {

@@ -1,7 +1,8 @@
-//! canvas-scheduler stores when a Canvas is to be sent, and hands it to a Canvas engine when that time comes.
+//! canvas-scheduler stores when a Canvas is to be sent, and hands it to a Canvas engine when that
+//! time comes.
 //!
-//! This page is the map of the crate. `ARCHITECTURE.md` has the glossary, the threads and a table of questions with the files
-//! that answer them.
+//! This page is the map of the crate. `ARCHITECTURE.md` has the glossary, the threads and a table
+//! of questions with the files that answer them.
 //!
 //! # Layers
 //!
@@ -32,19 +33,22 @@
 //! 4. [`grpc`] decodes the message and reports every violation.
 //! 5. [`service::Service::update`] finds the schedule if the request names none.
 //! 6. [`store::CommitQueue::enqueue`] enqueues the change for the writer of the schedule.
-//! 7. [`store::Writer`] reads the rows of a batch, lets [`domain::Command`] decide each change, writes all rows, commits, and
-//!    replies to each caller.
+//! 7. [`store::Writer`] reads the rows of a batch, lets [`domain::Command`] decide each change,
+//!    writes all rows, commits, and replies to each caller.
 //! 8. [`grpc`] encodes the answer or the error, and the [`layers`] complete it.
 //!
 //! # The path of a wave
 //!
 //! 1. [`dispatcher::Dispatcher::run_once`] counts the free workers.
-//! 2. [`store::DispatchStore::claim`] claims due waves in one transaction; [`domain::CanvasSchedule::claim`] decides each.
-//! 3. [`store::DispatchStore::retry`] claims dispatches of unknown outcome and those whose lease has expired.
+//! 2. [`store::DispatchStore::claim`] claims due waves in one transaction;
+//!    [`domain::CanvasSchedule::claim`] decides each.
+//! 3. [`store::DispatchStore::retry`] claims dispatches of unknown outcome and those whose lease
+//!    has expired.
 //! 4. [`sink::Sink::deliver`] delivers each dispatch; no transaction is open.
-//! 5. [`store::DispatchStore::settle`] settles the outcomes: delivered, not taken, rejected (a dead letter) or unknown.
-//! 6. [`store::DispatchStore::next_due`] finds the instant until which the dispatcher sleeps; a change in this process wakes it
-//!    earlier.
+//! 5. [`store::DispatchStore::settle`] settles the outcomes: delivered, not taken, rejected (a dead
+//!    letter) or unknown.
+//! 6. [`store::DispatchStore::next_due`] finds the instant until which the dispatcher sleeps; a
+//!    change in this process wakes it earlier.
 
 pub mod cli;
 pub mod clock;

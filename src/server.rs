@@ -1,4 +1,5 @@
-//! A running server: it opens the database, starts the worker threads and the dispatcher, accepts connections, and drains in order.
+//! A running server: it opens the database, starts the worker threads and the dispatcher, accepts
+//! connections, and drains in order.
 
 pub mod accept;
 mod admin_port;
@@ -73,7 +74,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server that sends to `sink`, or to the configured sink. It is not ready while migrations are pending.
+    /// Starts a server that sends to `sink`, or to the configured sink. It is not ready while
+    /// migrations are pending.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the database, an address, a certificate or the sink cannot be used.
@@ -163,20 +165,19 @@ impl Server {
     }
 
     /// Reloads the keys immediately, so that a new one works.
-    ///
-    /// # Errors
-    /// The store's.
     pub async fn read_keys(&self) -> Result<(), Error> {
         self.access.reload().await
     }
 
-    /// Stops: health reports NOT_SERVING, the ports close, streams end, calls in flight may finish within the drain timeout,
-    /// then the rest are answered with UNAVAILABLE, and the writers commit what they took. Always returns.
+    /// Stops: health reports NOT_SERVING, the ports close, streams end, calls in flight may finish
+    /// within the drain timeout, then the rest are answered with UNAVAILABLE, and the writers
+    /// commit what they took. Always returns.
     pub async fn stop(self) {
         self.readiness.drain().await;
         self.phase.send_replace(Phase::Draining);
         for task in &self.tasks {
-            // The accept loops end with the phase. The other tasks hold the store, which must be dropped for the writers to end.
+            // The accept loops end with the phase. The other tasks hold the store, which must be
+            // dropped for the writers to end.
             task.abort();
         }
         drop((self.service, self.admin, self.access));

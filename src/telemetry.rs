@@ -14,9 +14,6 @@ use crate::error::Error;
 pub use settings::{LogFormat, LogSettings, TraceArgs};
 
 /// Starts logging for the rest of the process.
-///
-/// # Errors
-/// Logging was started before.
 pub fn start(settings: &LogSettings) -> Result<(), Error> {
     let filter = EnvFilter::builder().parse(&settings.log_level);
     let terminal = std::io::stderr().is_terminal();

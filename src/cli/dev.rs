@@ -1,5 +1,5 @@
-//! `dev`: a server to try. It creates a key and two sample schedules in a SQLite file, prints commands to paste, and logs each
-//! dispatch.
+//! `dev`: a server to try. It creates a key and two sample schedules in a SQLite file, prints
+//! commands to paste, and logs each dispatch.
 
 use std::sync::Arc;
 

@@ -64,7 +64,8 @@ pub fn run() -> ExitCode {
 }
 
 impl CommandLine {
-    /// `violations` are those of single values; the subcommand adds those of settings that do not fit together.
+    /// `violations` are those of single values; the subcommand adds those of settings that do not
+    /// fit together.
     fn run(self, mut violations: Violations) -> Result<(), Error> {
         let log = &self.log;
         match self.command {

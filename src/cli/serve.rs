@@ -32,7 +32,8 @@ pub(super) fn run(settings: &Serve) -> Result<(), Error> {
     })
 }
 
-/// Lets calls in flight finish within the drain timeout; a second signal ends the process immediately.
+/// Lets calls in flight finish within the drain timeout; a second signal ends the process
+/// immediately.
 pub(super) async fn drain(server: Server, mut signals: StopSignals) {
     tracing::info!(
         "stopping: calls in flight finish, new connections are refused; a second signal ends the process immediately"

@@ -15,7 +15,8 @@ pub(super) enum WorkspaceCommand {
     Create(WorkspaceArgs),
     /// List all workspaces with their settings
     List(DatabaseArgs),
-    /// Change settings of a workspace, or pause and resume the sending of all; replicas apply it within 10 seconds
+    /// Change settings of a workspace, or pause and resume the sending of all; replicas apply it
+    /// within 10 seconds
     Set(SetArgs),
 }
 
@@ -29,7 +30,8 @@ pub(super) struct SetArgs {
     /// All workspaces, in addition to the setting of each; only with --sending
     #[arg(long)]
     all: bool,
-    /// paused: nothing is dispatched or retried, updates continue; on: everything due is sent, however late
+    /// paused: nothing is dispatched or retried, updates continue; on: everything due is sent,
+    /// however late
     #[arg(long)]
     sending: Option<String>,
     /// The settings.
@@ -52,10 +54,12 @@ pub(super) struct WorkspaceArgs {
 /// The settings of a workspace.
 #[derive(Debug, Args)]
 pub(super) struct SettingsArgs {
-    /// Time zone of users without one, for new schedules; an IANA name [default of a new workspace: UTC]
+    /// Time zone of users without one, for new schedules; an IANA name [default of a new workspace:
+    /// UTC]
     #[arg(long, value_name = "ZONE")]
     default_time_zone: Option<String>,
-    /// Quota of requests, such as 250000/hour or 6000/minute [default of a new workspace: 250000/hour]
+    /// Quota of requests, such as 250000/hour or 6000/minute [default of a new workspace:
+    /// 250000/hour]
     #[arg(long, value_name = "QUOTA")]
     requests: Option<String>,
     /// Quota of creations with broadcast or audience [default of a new workspace: 250/minute]

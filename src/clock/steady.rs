@@ -1,5 +1,6 @@
-//! One clock for all replicas: an estimate of the database's clock. Between two samples the machine's monotonic clock counts, so
-//! a step of the machine's wall clock sends no wave early, late or twice.
+//! One clock for all replicas: an estimate of the database's clock. Between two samples the
+//! machine's monotonic clock counts, so a step of the machine's wall clock sends no wave early,
+//! late or twice.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -75,7 +76,8 @@ struct OffsetSample {
     answered: Duration,
 }
 
-/// The latest samples, each of which agrees with the one before it. Moments are relative to the origin.
+/// The latest samples, each of which agrees with the one before it. Moments are relative to the
+/// origin.
 #[derive(Debug)]
 struct ClockEstimate {
     /// The estimate of the other clock at the origin.

@@ -8,7 +8,8 @@ use crate::error::Violations;
 /// The database.
 #[derive(Debug, Clone, Args)]
 pub struct DatabaseArgs {
-    /// postgres://user:password@host/name or sqlite://file?mode=rwc [default: sqlite://canvas-scheduler.db?mode=rwc]
+    /// postgres://user:password@host/name or sqlite://file?mode=rwc [default:
+    /// sqlite://canvas-scheduler.db?mode=rwc]
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_DATABASE_URL",

@@ -9,11 +9,12 @@ use clap::{Args, Command, Parser};
 
 use crate::error::Violations;
 
-/// Parses a command line and the environment. A setting whose value is rejected adds a violation and keeps its default, so
-/// that the rest can be checked as well.
+/// Parses a command line and the environment. A setting whose value is rejected adds a violation
+/// and keeps its default, so that the rest can be checked as well.
 ///
 /// # Errors
-/// What clap answers itself: the help, the version, an unknown flag. The violations found so far are lost then.
+/// What clap answers itself: the help, the version, an unknown flag. The violations found so far
+/// are lost then.
 pub fn parse<C: Parser>(mut args: Vec<OsString>) -> Result<(C, Violations), Error> {
     let (mut command, mut rejected) = (C::command(), Violations::default());
     loop {

@@ -1,4 +1,5 @@
-//! Parsers of values. An error continues the sentence that begins with the value: `"0" is not a whole number from 1 to 64`.
+//! Parsers of values. An error continues the sentence that begins with the value: `"0" is not a
+//! whole number from 1 to 64`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;

@@ -28,8 +28,8 @@ pub(super) struct Delivery {
 }
 
 impl Delivery {
-    /// Delivers `leased` and passes its outcome on to be settled, unless its lease expired before the attempt began: then any
-    /// replica may be delivering it.
+    /// Delivers `leased` and passes its outcome on to be settled, unless its lease expired before
+    /// the attempt began: then any replica may be delivering it.
     pub(super) async fn run(self, mut leased: Leased) {
         if self.clock.now() >= leased.until {
             return self.in_flight.remove(1);
@@ -42,7 +42,8 @@ impl Delivery {
         span.set("dispatch.answer", || name(&outcome));
         span.end();
         self.in_flight.record(&outcome, self.clock.now());
-        // The channel has a slot for each worker, so this does not wait; its receiver ends after the last sender.
+        // The channel has a slot for each worker, so this does not wait; its receiver ends after
+        // the last sender.
         let _sent = self
             .outcomes
             .send(AttemptResult::of(&leased, outcome))

@@ -1,4 +1,5 @@
-//! What a dispatcher maintains once a second: zone rules, paused entries of the due queue, and gauges.
+//! What a dispatcher maintains once a second: zone rules, paused entries of the due queue, and
+//! gauges.
 
 use std::time::Duration;
 
@@ -34,8 +35,8 @@ pub(super) async fn maintain(service: Service, clock: SharedClock) {
     }
 }
 
-/// Updates the gauges of the backlog and of the dispatches, until it is dropped. A task apart from [`maintain`], which may be
-/// busy for long.
+/// Updates the gauges of the backlog and of the dispatches, until it is dropped. A task apart from
+/// [`maintain`], which may be busy for long.
 pub(super) async fn measure(service: Service, clock: SharedClock, metrics: DispatchMetrics) {
     let mut rounds = Rounds::new(
         "the due backlog cannot be counted; its metrics are stale",

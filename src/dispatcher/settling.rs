@@ -22,7 +22,8 @@ pub(super) async fn run(
     }
 }
 
-/// Retries until the batch is written, or until its leases have expired, so that other workers retry the dispatches anyway.
+/// Retries until the batch is written, or until its leases have expired, so that other workers
+/// retry the dispatches anyway.
 async fn settle(service: &Service, batch: &[AttemptResult]) {
     let give_up_at = Instant::now() + service.delivery_timeout();
     while let Err(error) = service.settle(batch).await {

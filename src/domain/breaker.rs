@@ -1,21 +1,24 @@
 //! The circuit breaker of a sink: how many dispatches it may get.
 //!
-//! Closed, it lets through as many as there are workers. A sink that takes nothing opens it: nothing goes to the sink during a
-//! pause, and due waves stay due. After the pause it is half-open: one dispatch goes out as a probe. Each dispatch that is taken
-//! adds one to the window, until it is closed again (docs/sinks.md).
+//! Closed, it lets through as many as there are workers. A sink that takes nothing opens it:
+//! nothing goes to the sink during a pause, and due waves stay due. After the pause it is
+//! half-open: one dispatch goes out as a probe. Each dispatch that is taken adds one to the window,
+//! until it is closed again (docs/sinks.md).
 
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::dispatch::with_jitter;
 use super::dispatch_message::DeliveryOutcome;
 
-/// After this many outcomes in a row that are unknown, the sink counts as one that takes nothing: it hangs, or fails each time.
+/// After this many outcomes in a row that are unknown, the sink counts as one that takes nothing:
+/// it hangs, or fails each time.
 const MAX_UNKNOWN_IN_A_ROW: u32 = 8;
 /// The first pause; each further one is twice as long.
 const FIRST_PAUSE: TimeDelta = TimeDelta::milliseconds(100);
 /// The longest pause.
 const MAX_PAUSE: TimeDelta = TimeDelta::seconds(5);
-/// The longest pause that the sink may ask for. One answer pauses the whole sink, and may be meant for one Canvas alone.
+/// The longest pause that the sink may ask for. One answer pauses the whole sink, and may be meant
+/// for one Canvas alone.
 const MAX_REQUESTED_PAUSE: TimeDelta = TimeDelta::minutes(1);
 
 /// The circuit breaker of one sink.
@@ -57,8 +60,8 @@ impl Breaker {
         self.window.saturating_sub(in_flight)
     }
 
-    /// When the pause ends, if there is one at `now`. A pause that ends later than any lasts was set before the clock was set
-    /// back, and is over.
+    /// When the pause ends, if there is one at `now`. A pause that ends later than any lasts was
+    /// set before the clock was set back, and is over.
     pub fn paused_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         self.paused_until
             .filter(|until| now < *until && *until - now <= MAX_REQUESTED_PAUSE)
@@ -96,7 +99,8 @@ impl Breaker {
         }
     }
 
-    /// Pauses, for at least `min`. The failures of what was in flight when the pause began do not prolong it.
+    /// Pauses, for at least `min`. The failures of what was in flight when the pause began do not
+    /// prolong it.
     fn open(&mut self, now: DateTime<Utc>, jitter: f64, min: TimeDelta) {
         self.window = 1;
         if self.paused_until(now).is_some() {

@@ -93,7 +93,8 @@ pub struct CanvasSchedule {
     pub schedule: Schedule,
     /// The zone of users without one; copied from the workspace at creation.
     pub default_zone: Zone,
-    /// The zones that its recipients state, if every recipient states one; otherwise it has all zones.
+    /// The zones that its recipients state, if every recipient states one; otherwise it has all
+    /// zones.
     pub stated_zones: Option<ZoneSet>,
     /// The zones of its dispatches.
     #[serde(rename = "taken")]
@@ -209,7 +210,8 @@ impl CanvasSchedule {
         }
     }
 
-    /// Rejects a change that the state does not allow, or a stale etag. `reaches` is whether the change would have any effect.
+    /// Rejects a change that the state does not allow, or a stale etag. `reaches` is whether the
+    /// change would have any effect.
     pub(super) fn check_changeable(&self, reaches: bool, etag: Option<&Etag>) -> Result<(), Error> {
         let schedule_id = self.id.to_string();
         if let Some(since) = self.cancelled_at {

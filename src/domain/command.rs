@@ -1,5 +1,5 @@
-//! The commands of callers: create, overwrite and cancel a schedule (docs/api.md). Each decides on the current schedule and
-//! returns an [`Outcome`].
+//! The commands of callers: create, overwrite and cancel a schedule (docs/api.md). Each decides on
+//! the current schedule and returns an [`Outcome`].
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
@@ -229,10 +229,12 @@ struct AcceptedTimes {
     missed: ZoneSet,
 }
 
-/// More than the offset of any zone from UTC: a wall-clock time further away from `now` is rejected without zone rules.
+/// More than the offset of any zone from UTC: a wall-clock time further away from `now` is rejected
+/// without zone rules.
 const MAX_ZONE_OFFSET: TimeDelta = TimeDelta::hours(48);
 
-/// Checks `schedule` against the lateness and the horizon. It does not depend on an earlier schedule.
+/// Checks `schedule` against the lateness and the horizon. It does not depend on an earlier
+/// schedule.
 fn accept(
     schedule: &Schedule,
     open: &ZoneSet,
@@ -241,7 +243,8 @@ fn accept(
     policy: &SchedulePolicy,
 ) -> Result<AcceptedTimes, Error> {
     let wall = schedule.time().and_utc();
-    // An optimal-time wave is on time until its local day ends, any other wave until the lateness is over.
+    // An optimal-time wave is on time until its local day ends, any other wave until the lateness
+    // is over.
     let missed_before = if schedule.at_optimal_time {
         now
     } else {
@@ -268,7 +271,7 @@ fn accept(
 
 fn past(schedule: &Schedule, now: DateTime<Utc>, policy: &SchedulePolicy) -> Error {
     let bound = if schedule.at_optimal_time {
-        "a local day that has not ended".to_owned()
+        "a local day that is not over".to_owned()
     } else {
         format!(
             "a time that is at most {} minutes past",

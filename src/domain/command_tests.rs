@@ -367,7 +367,7 @@ fn recipients_that_all_state_a_zone_limit_the_waves() {
     );
     assert!(
         waves.iter().all(|wave| !wave.includes_unlisted_zones),
-        "nobody is unlisted"
+        "no zone is unlisted"
     );
 }
 

@@ -44,7 +44,8 @@ pub enum DispatchState {
 #[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = "Sending")]
 pub struct DeliveryPolicy {
-    /// Lease of a dispatch; when it expires, another worker retries. A delivery may take three quarters of it
+    /// Lease of a dispatch; when it expires, another worker retries. A delivery may take three
+    /// quarters of it
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_LEASE",
@@ -84,7 +85,8 @@ impl DeliveryPolicy {
         with_jitter(pause, jitter)
     }
 
-    /// The pause after an attempt that was not taken: what the consumer requested, up to the maximum.
+    /// The pause after an attempt that was not taken: what the consumer requested, up to the
+    /// maximum.
     fn not_taken_pause(&self, requested: Option<Duration>, jitter: f64) -> TimeDelta {
         let requested = requested.map(|wait| {
             TimeDelta::from_std(wait)
@@ -106,7 +108,8 @@ pub(super) fn with_jitter(max: TimeDelta, jitter: f64) -> TimeDelta {
     TimeDelta::milliseconds(millis)
 }
 
-/// One dispatch of a schedule. Its content is fixed when it is claimed; later changes of the schedule do not reach it.
+/// One dispatch of a schedule. Its content is fixed when it is claimed; later changes of the
+/// schedule do not reach it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dispatch {
     /// Counted from 1 within the schedule; never used twice.
@@ -123,8 +126,8 @@ pub struct Dispatch {
     pub attempt: u32,
     /// After this attempt an unknown outcome makes it a dead letter.
     pub last_attempt: u32,
-    /// When a dispatch in flight or of unknown outcome is due for another attempt; for one in flight this is the end of its
-    /// lease.
+    /// When a dispatch in flight or of unknown outcome is due for another attempt; for one in
+    /// flight this is the end of its lease.
     pub retry_at: Option<DateTime<Utc>>,
     /// When its wave was claimed.
     pub claimed_at: DateTime<Utc>,
@@ -187,7 +190,8 @@ impl CanvasSchedule {
         }
     }
 
-    /// Claims the earliest wave of the open zones, if it is due. Further waves that are due need further claims.
+    /// Claims the earliest wave of the open zones, if it is due. Further waves that are due need
+    /// further claims.
     pub fn claim(&self, now: DateTime<Utc>, delivery: &DeliveryPolicy) -> Option<ClaimedWave> {
         let wave = self
             .plan()
@@ -221,7 +225,8 @@ impl CanvasSchedule {
         })
     }
 
-    /// When the schedule finished; none while a wave is pending or a dispatch may still be attempted.
+    /// When the schedule finished; none while a wave is pending or a dispatch may still be
+    /// attempted.
     pub fn finished_since(&self, dispatches: &[Dispatch]) -> Option<DateTime<Utc>> {
         let unfinished = dispatches
             .iter()
@@ -247,8 +252,8 @@ impl CanvasSchedule {
 }
 
 impl Dispatch {
-    /// Settles the outcome of attempt number `attempt`; none when that changes nothing. Only the latest attempt counts, except
-    /// that any attempt may show that the consumer has the dispatch.
+    /// Settles the outcome of attempt number `attempt`; none when that changes nothing. Only the
+    /// latest attempt counts, except that any attempt may show that the consumer has the dispatch.
     pub fn settle(
         &self,
         attempt: u32,
@@ -271,8 +276,9 @@ impl Dispatch {
                 Some(Settled::Reopened { retry_at })
             }
             DeliveryOutcome::NotTaken { why, retry_after } => {
-                // An earlier attempt may have reached the consumer, so the zones stay claimed. This attempt did not reach it,
-                // and so does not count against the maximum. It keeps its number, which tells its outcome from the next one's.
+                // An earlier attempt may have reached the consumer, so the zones stay claimed. This
+                // attempt did not reach it, and so does not count against the maximum. It keeps its
+                // number, which distinguishes its outcome from the next one's.
                 let pause = delivery.not_taken_pause(*retry_after, jitter);
                 let uncounted = Self {
                     last_attempt: self.last_attempt.saturating_add(1),
@@ -293,8 +299,8 @@ impl Dispatch {
         }
     }
 
-    /// Retries a dispatch whose `retry_at` has come: it is in flight for another attempt, or held, or finished. The outcome of
-    /// a worker whose lease has expired is unknown.
+    /// Retries a dispatch whose `retry_at` has come: it is in flight for another attempt, or held,
+    /// or finished. The outcome of a worker whose lease has expired is unknown.
     #[must_use]
     pub fn retry(&self, hold: Hold, now: DateTime<Utc>, delivery: &DeliveryPolicy) -> Self {
         let attempted = if self.state == DispatchState::InFlight {
@@ -359,8 +365,8 @@ impl Dispatch {
         DispatchId::of(schedule, self.number)
     }
 
-    /// The dispatch after an attempt of unknown outcome: retried after `pause`, unless its schedule was cancelled or no attempt
-    /// is left.
+    /// The dispatch after an attempt of unknown outcome: retried after `pause`, unless its schedule
+    /// was cancelled or no attempt is left.
     fn unknown(&self, why: &str, hold: Hold, now: DateTime<Utc>, pause: TimeDelta) -> Self {
         if hold.cancelled {
             return self.finished(DispatchState::Abandoned, why, now);

@@ -8,8 +8,8 @@ use super::id::{CanvasId, DispatchId, ScheduleId};
 use super::payload::{Properties, Target};
 use super::wave::Wave;
 
-/// One wave of a schedule as a sink delivers it. Every attempt carries the same [`DispatchId`], by which the consumer detects
-/// duplicates.
+/// One wave of a schedule as a sink delivers it. Every attempt carries the same [`DispatchId`], by
+/// which the consumer detects duplicates.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DispatchMessage {
     /// The consumer's key for deduplication.
@@ -26,8 +26,8 @@ pub struct DispatchMessage {
     pub number: u32,
     /// Its instant and zones.
     pub wave: Wave,
-    /// The recipients in this wave's zones, the audience or the broadcast. The schedule's properties are merged into those of
-    /// each recipient, which take precedence key by key.
+    /// The recipients in this wave's zones, the audience or the broadcast. The schedule's
+    /// properties are merged into those of each recipient, which take precedence key by key.
     pub target: Target,
     /// The properties of the schedule, for an audience or a broadcast.
     pub properties: Properties,

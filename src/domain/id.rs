@@ -13,8 +13,9 @@ pub const MAX_ID_CHARS: usize = 255;
 /// The most characters of a request id.
 pub const MAX_REQUEST_ID_CHARS: usize = 128;
 
-/// Checks that an opaque text has 1 to `max` characters and no control character: PostgreSQL cannot store a NUL, and logs hide
-/// the others. An error names the value and what is expected, but not the field.
+/// Checks that an opaque text has 1 to `max` characters and no control character: PostgreSQL cannot
+/// store a NUL, and logs hide the others. An error names the value and what is expected, but not
+/// the field.
 pub fn opaque(value: &str, max: usize) -> Result<(), String> {
     let length = value.chars().count();
     if length == 0 {
@@ -49,7 +50,8 @@ impl WorkspaceId {
 pub struct CanvasId(String);
 
 impl CanvasId {
-    /// Parses a value from a caller. An error names the value and what is expected, but not the field.
+    /// Parses a value from a caller. An error names the value and what is expected, but not the
+    /// field.
     pub fn parse(value: &str) -> Result<Self, String> {
         opaque(value, MAX_ID_CHARS).map(|()| Self(value.to_owned()))
     }
@@ -70,7 +72,8 @@ impl ScheduleId {
         Self(Uuid::now_v7())
     }
 
-    /// Parses a value from a caller. An error names the value and what is expected, but not the field.
+    /// Parses a value from a caller. An error names the value and what is expected, but not the
+    /// field.
     pub fn parse(value: &str) -> Result<Self, String> {
         // The parser also accepts braced, URN and unhyphenated forms; the length excludes them.
         let parsed = if value.len() == 36 {
@@ -104,7 +107,8 @@ impl fmt::Display for ScheduleId {
 pub struct RequestId(String);
 
 impl RequestId {
-    /// Parses a value from a caller. An error names the value and what is expected, but not the field.
+    /// Parses a value from a caller. An error names the value and what is expected, but not the
+    /// field.
     pub fn parse(value: &str) -> Result<Self, String> {
         opaque(value, MAX_REQUEST_ID_CHARS).map(|()| Self(value.to_owned()))
     }
@@ -115,7 +119,8 @@ impl RequestId {
     }
 }
 
-/// The id of properties of one schedule. It depends on their content alone, so properties are written only when they change.
+/// The id of properties of one schedule. It depends on their content alone, so properties are
+/// written only when they change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PropertiesId(pub Uuid);
 
@@ -129,7 +134,8 @@ impl PropertiesId {
     }
 }
 
-/// The id of a dispatch: 128 bits of SHA-256 over the schedule's id and the dispatch's number, as 32 lower-case hex digits.
+/// The id of a dispatch: 128 bits of SHA-256 over the schedule's id and the dispatch's number, as
+/// 32 lower-case hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DispatchId([u8; 16]);
 
@@ -139,7 +145,8 @@ impl DispatchId {
         Self(digest_128(&[schedule.0.as_bytes(), &number.to_be_bytes()]))
     }
 
-    /// Parses a value from a caller. An error names the value and what is expected, but not the field.
+    /// Parses a value from a caller. An error names the value and what is expected, but not the
+    /// field.
     pub fn parse(value: &str) -> Result<Self, String> {
         let digits = value.len() == 32
             && value
@@ -175,7 +182,8 @@ impl Etag {
         Self(format!("{:016x}", u64::from_be_bytes(first)))
     }
 
-    /// An etag as a caller sent it. Any text is valid; one that this service never returned is stale.
+    /// An etag as a caller sent it. Any text is valid; one that this service never returned is
+    /// stale.
     pub fn from_caller(value: &str) -> Self {
         Self(value.to_owned())
     }

@@ -1,4 +1,5 @@
-//! API keys: their format, their permissions, and which calls they admit (docs/api.md, SECURITY.md).
+//! API keys: their format, their permissions, and which calls they admit (docs/api.md,
+//! SECURITY.md).
 
 // `core::net` has addresses as values; nothing here uses a network.
 use core::net::IpAddr;
@@ -67,8 +68,8 @@ fn hex_digit(digit: u8) -> Option<u8> {
     }
 }
 
-/// SHA-256 of a key's secret. A fast hash is enough: 192 random bits cannot be guessed. A slow hash protects secrets that people
-/// choose, and would slow down every call.
+/// SHA-256 of a key's secret. A fast hash is enough: 192 random bits cannot be guessed. A slow hash
+/// protects secrets that people choose, and would slow down every call.
 #[derive(Clone, Copy)]
 pub struct SecretHash([u8; 32]);
 
@@ -212,7 +213,8 @@ impl Permissions {
         self.0 & 1 << one as u8 != 0
     }
 
-    /// Parses names separated by commas, in full or only their last part, or `all`. An error lists every invalid name.
+    /// Parses names separated by commas, in full or only their last part, or `all`. An error lists
+    /// every invalid name.
     pub fn parse(list: &str) -> Result<Self, String> {
         if list.trim() == "all" {
             return Ok(Self::all());
@@ -252,8 +254,8 @@ impl fmt::Display for Permissions {
     }
 }
 
-/// Parses networks separated by commas, such as `10.0.0.0/8,2001:db8::/32`; a single address is a network of one. An error lists
-/// every invalid entry.
+/// Parses networks separated by commas, such as `10.0.0.0/8,2001:db8::/32`; a single address is a
+/// network of one. An error lists every invalid entry.
 pub fn networks(list: &str) -> Result<Vec<IpNet>, String> {
     let entries: Vec<&str> = list
         .split(',')
@@ -328,7 +330,7 @@ pub struct ApiKey {
 /// Why a key does not admit a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyRefusal {
-    /// The id is unknown or the secret is wrong; callers cannot tell which.
+    /// The id is unknown or the secret is wrong; callers do not learn which.
     Unknown,
     /// It was revoked.
     Revoked,
@@ -341,7 +343,8 @@ pub enum KeyRefusal {
 }
 
 impl ApiKey {
-    /// Admits or refuses a call with this key. Only a caller with the secret gets a reason other than [`KeyRefusal::Unknown`].
+    /// Admits or refuses a call with this key. Only a caller with the secret gets a reason other
+    /// than [`KeyRefusal::Unknown`].
     pub fn admit(
         &self,
         presented: &PresentedKey,

@@ -41,8 +41,8 @@ fn a_key_is_its_id_and_192_bits_of_secret_and_only_this_form_is_one() {
     }
     assert!(PresentedKey::parse(text.replacen('7', "ü", 1).as_bytes()).is_none());
     assert!(PresentedKey::parse(text.replace("7_", "70").as_bytes()).is_none());
-    let told = KeyId::parse(text).expect_err("a whole key is no id");
-    assert!(!told.contains(text), "and it is not repeated: {told}");
+    let message = KeyId::parse(text).expect_err("a whole key is not an id");
+    assert!(!message.contains(text), "and it is not repeated: {message}");
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn a_missing_permission_is_named() {
 }
 
 #[test]
-fn permissions_are_read_in_either_form_and_every_wrong_one_is_told() {
+fn permissions_are_read_in_either_form_and_every_wrong_one_is_message() {
     let set = Permissions::parse("canvas.trigger.schedule.create,delete").expect("permissions");
     assert_eq!(
         set.to_string(),
@@ -146,24 +146,24 @@ fn permissions_are_read_in_either_form_and_every_wrong_one_is_told() {
     );
     assert_eq!(Permissions::from_stored(""), Permissions::default());
     assert_eq!(Permissions::parse("all"), Ok(Permissions::all()));
-    let told = Permissions::parse("read,write,,admin").expect_err("three are wrong");
+    let message = Permissions::parse("read,write,,admin").expect_err("three are wrong");
     for part in [
         "\"write\"",
         "\"\"",
         "\"admin\"",
         "create, update, delete, read",
     ] {
-        assert!(told.contains(part), "{told}");
+        assert!(message.contains(part), "{message}");
     }
 }
 
 #[test]
-fn every_entry_that_is_no_network_is_told() {
+fn every_invalid_network_is_reported() {
     assert_eq!(networks(""), Ok(vec![]));
-    let told = networks("10.0.0.0/8,10.0.0.0/33,here").expect_err("two are wrong");
+    let message = networks("10.0.0.0/8,10.0.0.0/33,here").expect_err("two are wrong");
     assert!(
-        told.contains("\"10.0.0.0/33\" and \"here\"") && !told.contains("/8\" and"),
-        "{told}"
+        message.contains("\"10.0.0.0/33\" and \"here\"") && !message.contains("/8\" and"),
+        "{message}"
     );
     assert!(
         networks(&vec!["10.0.0.1"; 51].join(","))

@@ -1,4 +1,5 @@
-//! The rules of schedules, dispatches, keys and quotas. Pure: no async, no I/O, no transport, no ORM; `now` is an argument.
+//! The rules of schedules, dispatches, keys and quotas. Pure: no async, no I/O, no transport, no
+//! ORM; `now` is an argument.
 
 pub mod breaker;
 pub mod canvas_schedule;

@@ -76,7 +76,8 @@ pub struct Recipient {
 }
 
 impl Recipient {
-    /// The zone that the caller stated, if any. Valid only after [`Target::check`] found no violation.
+    /// The zone that the caller stated, if any. Valid only after [`Target::check`] found no
+    /// violation.
     fn zone(&self) -> Option<Zone> {
         let stated = self.attributes.as_ref()?.get("time_zone")?;
         stated.as_str().and_then(|name| Zone::parse(name).ok())
@@ -128,7 +129,8 @@ impl Recipient {
     }
 }
 
-/// Rejects a stated zone that is unknown. To replace it by another zone would send at the wrong time, without an error.
+/// Rejects a stated zone that is unknown. To replace it by another zone would send at the wrong
+/// time, without an error.
 fn check_zone(attributes: &Map<String, Value>, field: &str, violations: &mut Violations) {
     let wrong = match attributes.get("time_zone") {
         None | Some(Value::Null) => None,
@@ -178,7 +180,8 @@ impl Target {
         }
     }
 
-    /// The target without duplicates. Of recipients with equal identifiers the last one wins, at the position of the first.
+    /// The target without duplicates. Of recipients with equal identifiers the last one wins, at
+    /// the position of the first.
     #[must_use]
     pub fn collapsed(self) -> Self {
         let mut kept: Vec<Recipient> = Vec::with_capacity(self.recipients.len());
@@ -197,8 +200,9 @@ impl Target {
         }
     }
 
-    /// The target of a wave of these zones. A recipient with a stated zone is in the wave of that zone only; the consumer knows the
-    /// zones of the others. `shared` is merged into the properties of each recipient, which take precedence key by key.
+    /// The target of a wave of these zones. A recipient with a stated zone is in the wave of that
+    /// zone only; the consumer knows the zones of the others. `shared` is merged into the
+    /// properties of each recipient, which take precedence key by key.
     #[must_use]
     pub fn within(mut self, zones: &ZoneSet, shared: &Properties) -> Self {
         self.recipients
@@ -213,7 +217,8 @@ impl Target {
         self
     }
 
-    /// The zones that get waves, if not all: every recipient states one, and there is no audience or broadcast.
+    /// The zones that get waves, if not all: every recipient states one, without audience or
+    /// broadcast.
     pub fn stated_zones(&self) -> Option<ZoneSet> {
         if self.broadcast || self.audience.is_some() || self.recipients.is_empty() {
             return None;

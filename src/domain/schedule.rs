@@ -13,17 +13,20 @@ const ACCEPTED: &str = "an ISO 8601 date and time is needed, like 2026-03-01T09:
 /// When a Canvas is sent. An update replaces it as a whole (docs/api.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Schedule {
-    /// To the millisecond: UTC when the schedule is an instant, else the wall-clock time in each zone.
+    /// To the millisecond: UTC when the schedule is an instant, else the wall-clock time in each
+    /// zone.
     time: NaiveDateTime,
     /// The wall-clock time in each zone.
     pub in_local_time: bool,
-    /// Only the date counts: the wave is at local midnight in each zone, and the consumer chooses the time within the day.
+    /// Only the date counts: the wave is at local midnight in each zone, and the consumer chooses
+    /// the time within the day.
     pub at_optimal_time: bool,
 }
 
 impl Schedule {
-    /// Parses `time` as a caller wrote it. A zone designator is applied if the schedule is an instant, and ignored if it is local or
-    /// optimal. An error names the value and the accepted forms, but not the field.
+    /// Parses `time` as a caller wrote it. A zone designator is applied if the schedule is an
+    /// instant, and ignored if it is local or optimal. An error names the value and the accepted
+    /// forms, but not the field.
     pub fn parse(time: &str, in_local_time: bool, at_optimal_time: bool) -> Result<Self, String> {
         let (digits, offset) =
             parse_iso(time).map_err(|why| format!("{} {why}; {ACCEPTED}", quote(time)))?;
@@ -69,8 +72,8 @@ impl Schedule {
     }
 }
 
-/// The normal form of the time: `Z` if it is an instant, no designator if it is a wall-clock time, and three digits of
-/// milliseconds unless they are zero.
+/// The normal form of the time: `Z` if it is an instant, no designator if it is a wall-clock time,
+/// and three digits of milliseconds unless they are zero.
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = self.time;

@@ -24,7 +24,8 @@ pub struct Wave {
     pub time: DateTime<Utc>,
     /// The zones.
     pub zones: ZoneSet,
-    /// Whether it includes users without a zone or with an unknown one: true for the wave with the default zone.
+    /// Whether it includes users without a zone or with an unknown one: true for the wave with the
+    /// default zone.
     pub includes_unlisted_zones: bool,
     /// When the consumer sends.
     pub mode: WaveMode,
@@ -39,8 +40,8 @@ pub struct Plan {
     pub missed: ZoneSet,
 }
 
-/// Plans the `open` zones. A zone is missed if its last instant is before `missed_before`: the time of its wave, or for optimal
-/// time the end of its local day.
+/// Plans the `open` zones. A zone is missed if its last instant is before `missed_before`: the time
+/// of its wave, or for optimal time the end of its local day.
 pub fn plan(
     schedule: &Schedule,
     open: &ZoneSet,
@@ -107,10 +108,12 @@ impl ZoneMoment {
     }
 }
 
-/// The instant at which the wall clock of `zone` shows `time`, by RFC 5545 and ECMAScript's Temporal ("compatible"): a time
-/// in a gap is read with the offset before the gap, and a time that occurs twice is its first occurrence.
+/// The instant at which the wall clock of `zone` shows `time`, by RFC 5545 and ECMAScript's
+/// Temporal ("compatible"): a time in a gap is read with the offset before the gap, and a time that
+/// occurs twice is its first occurrence.
 ///
-/// Never fails: a time outside the range of an instant is read as UTC. The horizon rejects such times.
+/// Never fails: a time outside the range of an instant is read as UTC. The horizon rejects such
+/// times.
 pub fn wall_time(time: NaiveDateTime, zone: Zone) -> DateTime<Utc> {
     civil_time(time)
         .and_then(|civil| zone.rules().to_ambiguous_timestamp(civil).compatible().ok())

@@ -234,7 +234,8 @@ proptest! {
                 let shown = zone.rules().to_datetime(instant);
                 let wanted_civil = civil_time(wanted).expect("in range");
                 if shown == wanted_civil {
-                    // The first occurrence: an hour or less before, the clock did not show the same.
+                    // The first occurrence: an hour or less before, the clock did not show the
+                    // same.
                     let kind = zone.rules().to_ambiguous_timestamp(wanted_civil);
                     prop_assert_eq!(kind.compatible().expect("in range"), instant);
                 } else {

@@ -31,9 +31,7 @@ pub struct Workspace {
 
 /// Checks the name of a new workspace.
 pub fn check_name(name: &str) -> Result<(), String> {
-    let allowed = |letter: char| {
-        letter.is_ascii_lowercase() || letter.is_ascii_digit() || "-_.".contains(letter)
-    };
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
     if !name.is_empty() && name.len() <= MAX_NAME_CHARS && name.chars().all(allowed) {
         return Ok(());
     }
@@ -114,9 +112,10 @@ pub struct QuotaRequest {
 }
 
 impl Quota {
-    /// How much a replica may take when `taken` of the quota is taken. A waiting call gets all that it needs, or nothing if less
-    /// is left. In advance a replica gets at most an eighth of its share of what is left, so that it holds little that another
-    /// one needs, and less towards the end.
+    /// How much a replica may take when `taken` of the quota is taken. A waiting call gets all that
+    /// it needs, or nothing if less is left. In advance a replica gets at most an eighth of its
+    /// share of what is left, so that it holds little that another one needs, and less towards the
+    /// end.
     pub fn chunk(&self, taken: u64, request: QuotaRequest, replicas: u32) -> u64 {
         let left = self.limit.saturating_sub(taken);
         if request.needed > left {

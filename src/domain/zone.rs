@@ -42,7 +42,8 @@ static ZONES: LazyLock<Vec<ZoneData>> = LazyLock::new(|| {
 const NOT_ZONES: [&str; 3] = ["Factory", "localtime", "posixrules"];
 
 impl Zone {
-    /// Parses a zone name; upper and lower case are equal. An error names the value and what is expected, but not the field.
+    /// Parses a zone name; upper and lower case are equal. An error names the value and what is
+    /// expected, but not the field.
     pub fn parse(name: &str) -> Result<Self, String> {
         let exact = ZONES
             .binary_search_by(|known| known.name.as_str().cmp(name))
@@ -109,8 +110,9 @@ fn number_of(version: &str) -> i32 {
         .map_or(0, |(year, letter)| year * 100 + letter)
 }
 
-/// Whether this build may claim waves of a local schedule that was planned with zone data number `stamp`, while number `in_force`
-/// is in force. A build with older data does not claim what was planned with newer data.
+/// Whether this build may claim waves of a local schedule that was planned with zone data number
+/// `stamp`, while number `in_force` is in force. A build with older data does not claim what was
+/// planned with newer data.
 pub fn may_claim(stamp: i32, in_force: i32) -> bool {
     let own = data_number();
     stamp <= own || in_force <= own
@@ -211,7 +213,8 @@ impl Serialize for ZoneSet {
     }
 }
 
-/// Skips names that this build does not know, stored by one with newer zone data: this build plans no wave for them.
+/// Skips names that this build does not know, stored by one with newer zone data: this build plans
+/// no wave for them.
 impl<'de> Deserialize<'de> for ZoneSet {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let names = Vec::<String>::deserialize(from)?;

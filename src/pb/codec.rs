@@ -1,5 +1,6 @@
-//! prost's codec with two differences. A message that cannot be decoded is an error of the caller (INVALID_ARGUMENT with
-//! details), where tonic's codec returns INTERNAL. And a message that would need far more memory than its bytes is not decoded.
+//! prost's codec with two differences. A message that cannot be decoded is an error of the caller
+//! (INVALID_ARGUMENT with details), where tonic's codec returns INTERNAL. And a message that would
+//! need far more memory than its bytes is not decoded.
 
 use std::marker::PhantomData;
 

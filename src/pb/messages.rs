@@ -1,4 +1,5 @@
-//! Counts the messages within a message before it is decoded: each takes as few as two bytes on the wire, and hundreds in memory.
+//! Counts the messages within a message before it is decoded: each takes as few as two bytes on the
+//! wire, and hundreds in memory.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -9,8 +10,8 @@ use prost_types::{DescriptorProto, FileDescriptorSet};
 
 use super::FILE_DESCRIPTOR_SET;
 
-/// The most messages that are fields of the message itself: twice the entries of the largest batch, so that a batch somewhat too
-/// large gets the error that names its limit.
+/// The most messages that are fields of the message itself: twice the entries of the largest batch,
+/// so that a batch somewhat too large gets the error that names its limit.
 const MAX_DIRECT_MESSAGES: usize = 2_000;
 /// The most messages at all depths.
 const MAX_MESSAGES: usize = 250_000;
@@ -71,7 +72,8 @@ fn collect<'a>(
     all.push((name, one));
 }
 
-/// Checks that a message of this type does not contain too many messages. Malformed input is left to the decoder.
+/// Checks that a message of this type does not contain too many messages. Malformed input is left
+/// to the decoder.
 pub(super) fn check(message: &[u8], full_name: &str) -> Result<(), TooMany> {
     let Some(&of) = TYPES.by_name.get(&format!(".{full_name}")) else {
         return Ok(());

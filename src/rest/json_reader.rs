@@ -261,7 +261,7 @@ fn fields<T: FromJsonObject>(canvas_id: CanvasIdName) -> KnownFields {
 /// Reads the fields of one JSON object.
 pub(super) struct ObjectReader<'r, 'j> {
     prefix: String,
-    /// The entries that have not been read yet.
+    /// The entries that are still to be read.
     entries: Vec<(Cow<'j, str>, JsonValue<'j>)>,
     /// The fields that have been read.
     known: KnownFields,

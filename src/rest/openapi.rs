@@ -97,7 +97,7 @@ fn paths(schemas: &mut Schemas) -> Value {
             vec![
                 post(
                     "updateCanvasSchedule",
-                    "Replace the whole schedule for every zone that has not been dispatched yet",
+                    "Replace the whole schedule for every zone that is not dispatched yet",
                     update.clone(),
                     &updated,
                 ),
@@ -119,7 +119,7 @@ fn paths(schemas: &mut Schemas) -> Value {
             &methods::CANCEL,
             vec![post(
                 "deleteCanvasSchedule",
-                "Cancel the schedule for every zone that has not been dispatched yet",
+                "Cancel the schedule for every zone that is not dispatched yet",
                 schemas.request::<v1::CancelCanvasScheduleRequest>(),
                 &deleted,
             )],

@@ -287,7 +287,7 @@ pub(super) struct CanvasScheduleJson {
     next_wave_time: Option<String>,
     /// The number of zones of the schedule.
     total_zones: i32,
-    /// The number of zones that have not been dispatched yet.
+    /// The number of zones that are not dispatched yet.
     open_zones: i32,
 }
 

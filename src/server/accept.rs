@@ -1,7 +1,8 @@
-//! The accept loop: one task accepts connections and hands each to the worker thread with the fewest.
+//! The accept loop: one task accepts connections and hands each to the worker thread with the
+//! fewest.
 //!
-//! tonic's own server never ends a drain while a silent connection or a stream is open, and closes old connections without
-//! GOAWAY, so `connection.rs` implements the life of a connection.
+//! tonic's own server never ends a drain while a silent connection or a stream is open, and closes
+//! old connections without GOAWAY, so `connection.rs` implements the life of a connection.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -38,7 +39,8 @@ pub struct ConnectionSettings {
         value_parser = values::number::<usize>(1..=1_000_000)
     )]
     pub max_connections: usize,
-    /// Maximum connections of one address, trusted proxies excepted; further ones are closed immediately (1 to 1000000)
+    /// Maximum connections of one address, trusted proxies excepted; further ones are closed
+    /// immediately (1 to 1000000)
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_MAX_CONNECTIONS_PER_ADDRESS",
@@ -67,11 +69,13 @@ pub struct ConnectionSettings {
     /// How long the calls of a connection may go on after its GOAWAY.
     #[arg(skip = Duration::from_secs(30))]
     pub age_grace: Duration,
-    /// A further request of HTTP/1.1 must have begun and its head ended within this time, which also bounds idle connections.
-    /// Load balancers commonly close idle connections after 60 s themselves.
+    /// A further request of HTTP/1.1 must have begun and its head ended within this time, which
+    /// also bounds idle connections. Load balancers commonly close idle connections after 60 s
+    /// themselves.
     #[arg(skip = Duration::from_secs(75))]
     pub next_head_timeout: Duration,
-    /// A connection whose peer takes no answer for this time is closed, at the latest after twice that.
+    /// A connection whose peer takes no answer for this time is closed, at the latest after twice
+    /// that.
     #[arg(skip = Duration::from_secs(30))]
     pub unsent_timeout: Duration,
 }
@@ -91,14 +95,16 @@ impl ConnectionSettings {
     }
 }
 
-/// A worker thread as the accept loop sees it: the queue of its new connections, and how many it has.
+/// A worker thread as the accept loop sees it: the queue of its new connections, and how many it
+/// has.
 #[derive(Debug)]
 pub struct Worker {
     connections: mpsc::Sender<Connection>,
     live: Arc<AtomicUsize>,
 }
 
-/// Connections that wait for a busy worker before the accept loop waits too, and connections stay in the kernel's backlog.
+/// Connections that wait for a busy worker before the accept loop waits too, and connections stay
+/// in the kernel's backlog.
 const MAX_QUEUED: usize = 64;
 
 impl Worker {
@@ -278,8 +284,8 @@ async fn accept_forever(listener: &TcpListener, workers: &[Worker], limits: &Con
             Err(why) => {
                 let pause = pause_after(failures);
                 failures += 1;
-                // Most likely out of file descriptors or memory. The connection stays in the backlog, so the loop would spin
-                // without a pause.
+                // Most likely out of file descriptors or memory. The connection stays in the
+                // backlog, so the loop would spin without a pause.
                 tracing::warn!(%why, pause_ms = pause.as_millis(), "cannot accept connections");
                 tokio::time::sleep(pause).await;
             }

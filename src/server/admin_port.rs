@@ -1,5 +1,6 @@
-//! The admin port: metrics for Prometheus, and liveness and readiness for a kubelet. It is always plain HTTP, since probes and
-//! scrapers have no certificates; it shows no tenant's data and changes nothing.
+//! The admin port: metrics for Prometheus, and liveness and readiness for a kubelet. It is always
+//! plain HTTP, since probes and scrapers have no certificates; it shows no tenant's data and
+//! changes nothing.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -29,7 +29,8 @@ impl OpenDatabase {
         })
     }
 
-    /// Refuses a database that loses acknowledged changes in a crash, and warns of one that may lose them in a failover.
+    /// Refuses a database that loses acknowledged changes in a crash, and warns of one that may
+    /// lose them in a failover.
     pub(super) async fn check_durability(&self) -> Result<(), Error> {
         match self.store.durability().await? {
             Durability::Durable => Ok(()),

@@ -60,9 +60,6 @@ pub(super) struct DispatcherThread {
 
 impl DispatcherThread {
     /// Starts the thread. It dispatches from when `opened` is true until the drain begins.
-    ///
-    /// # Errors
-    /// The sink cannot be opened.
     pub(super) async fn start(
         self,
         opened: watch::Receiver<bool>,

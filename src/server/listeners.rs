@@ -117,7 +117,8 @@ impl Listeners {
         self.grpc.workers.iter().map(Worker::counter).collect()
     }
 
-    /// Adds a worker that serves `service`. Its thread is to run the future, which ends with the drain.
+    /// Adds a worker that serves `service`. Its thread is to run the future, which ends with the
+    /// drain.
     pub(super) fn add_worker(
         &mut self,
         service: Layered<Routes>,

@@ -41,7 +41,8 @@ pub(super) type Condition = (&'static str, String);
 pub(super) struct Readiness {
     state: Arc<Mutex<ReadinessState>>,
     health: HealthReporter,
-    /// The statuses that health reports, by service. Locked during an update, so that an older one never overwrites a newer one.
+    /// The statuses that health reports, by service. Locked during an update, so that an older one
+    /// never overwrites a newer one.
     reported: Arc<tokio::sync::Mutex<Vec<(&'static str, bool)>>>,
     roles: Roles,
     sends: bool,
@@ -154,8 +155,9 @@ impl Readiness {
         }
     }
 
-    /// Reports what has changed to gRPC health. The status for callers depends on the schema and on draining only: while the
-    /// database is away, or the clock not synchronized, calls are answered as far as possible.
+    /// Reports what has changed to gRPC health. The status for callers depends on the schema and on
+    /// draining only: while the database is away, or the clock not synchronized, calls are answered
+    /// as far as possible.
     async fn report(&self) {
         let mut reported = self.reported.lock().await;
         let ReadinessState {

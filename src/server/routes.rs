@@ -45,7 +45,8 @@ pub(super) struct EnabledServices {
     pub reflection: bool,
 }
 
-/// Routes a call by its path. Calls of our service bypass the general router, which costs more than an empty call.
+/// Routes a call by its path. Calls of our service bypass the general router, which costs more than
+/// an empty call.
 #[derive(Clone)]
 pub(super) struct Routes {
     ours: CanvasScheduleServiceServer<GrpcApi>,
@@ -57,7 +58,8 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// The routes to `service`: unavailable until `ready`, unimplemented in a process without the role api.
+    /// The routes to `service`: unavailable until `ready`, unimplemented in a process without the
+    /// role api.
     ///
     /// # Errors
     /// Never in practice: the descriptors are compiled in.
@@ -97,8 +99,9 @@ impl Routes {
     }
 }
 
-/// Reflection of our protos, health's, and those of error details, without which clients show details as base64. It lists only
-/// the services that are served and itself as `own`: the protos also define the service that a consumer implements.
+/// Reflection of our protos, health's, and those of error details, without which clients show
+/// details as base64. It lists only the services that are served and itself as `own`: the protos
+/// also define the service that a consumer implements.
 fn reflection(own: &str) -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .with_service_name(SERVICE_NAME)

@@ -20,7 +20,8 @@ use crate::sink::{SinkArgs, SinkSettings};
 use crate::store::StoreSettings;
 use crate::telemetry::TraceArgs;
 
-/// The flags of `serve` and `dev`: settings that are used as they are, and those that are read together.
+/// The flags of `serve` and `dev`: settings that are used as they are, and those that are read
+/// together.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     #[command(flatten)]
@@ -50,7 +51,8 @@ pub struct Serve {
     /// From the flags of TLS. None means plain text.
     #[arg(skip)]
     pub tls: Option<TlsFiles>,
-    /// The address for gRPC; beyond loopback only with TLS or --plaintext on. Port 0 takes a free one
+    /// The address for gRPC; beyond loopback only with TLS or --plaintext on. Port 0 takes a free
+    /// one
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_GRPC_ADDR",
@@ -75,7 +77,8 @@ pub struct Serve {
         value_parser = values::switch
     )]
     pub gateway: bool,
-    /// The address for /metrics, /livez and /readyz: always plain HTTP, without a key. Port 0 takes a free one
+    /// The address for /metrics, /livez and /readyz: always plain HTTP, without a key. Port 0 takes
+    /// a free one
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_ADMIN_ADDR",
@@ -83,10 +86,12 @@ pub struct Serve {
         value_parser = values::address
     )]
     pub admin_addr: SocketAddr,
-    /// What this process does: api serves callers, dispatcher sends; one of them, or both separated by a comma
+    /// What this process does: api serves callers, dispatcher sends; one of them, or both separated
+    /// by a comma
     #[arg(long, env = "CANVAS_SCHEDULER_ROLES", default_value = "api,dispatcher")]
     pub roles: Roles,
-    /// Networks of proxies whose X-Forwarded-For is trusted, such as 10.0.0.0/8,192.0.2.7 [default: none]
+    /// Networks of proxies whose X-Forwarded-For is trusted, such as 10.0.0.0/8,192.0.2.7 [default:
+    /// none]
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_TRUSTED_PROXIES",
@@ -185,16 +190,19 @@ impl FromStr for Roles {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "TLS")]
 struct TlsArgs {
-    /// The server's certificate chain, PEM; reloaded when it changes. With it the ports for callers speak TLS
+    /// The server's certificate chain, PEM; reloaded when it changes. With it the ports for callers
+    /// speak TLS
     #[arg(long, env = "CANVAS_SCHEDULER_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
     /// The private key of --tls-cert, PEM
     #[arg(long, env = "CANVAS_SCHEDULER_TLS_KEY", value_name = "FILE")]
     tls_key: Option<PathBuf>,
-    /// Certificate authorities for callers, PEM: callers must present a certificate that one of them signed (mutual TLS)
+    /// Certificate authorities for callers, PEM: callers must present a certificate that one of
+    /// them signed (mutual TLS)
     #[arg(long, env = "CANVAS_SCHEDULER_TLS_CLIENT_CA", value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
-    /// Whether to allow plain text beyond loopback, as behind a proxy that terminates TLS: on or off
+    /// Whether to allow plain text beyond loopback, as behind a proxy that terminates TLS: on or
+    /// off
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_PLAINTEXT",
@@ -256,7 +264,8 @@ impl ServeArgs {
     }
 }
 
-/// Keys travel on the connection: plain text is allowed only on loopback, or where it was asked for.
+/// Keys travel on the connection: plain text is allowed only on loopback, or where it was asked
+/// for.
 fn check_address(flag: &str, addr: SocketAddr, safe: bool, violations: &mut Violations) {
     if !safe && !addr.ip().is_loopback() {
         violations.add(

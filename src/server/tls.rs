@@ -1,5 +1,5 @@
-//! TLS and mutual TLS, with certificates that are reloaded when their files change. Open connections keep the old certificate;
-//! new ones get the new one.
+//! TLS and mutual TLS, with certificates that are reloaded when their files change. Open
+//! connections keep the old certificate; new ones get the new one.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -148,9 +148,6 @@ fn certificates(flag: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
 
 impl Tls {
     /// Reads the files.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] with every violation.
     pub fn read(files: &TlsFiles) -> Result<Self, Error> {
         let (config, expires_at) = Contents::read(files)
             .and_then(|contents| contents.usable())
@@ -178,8 +175,8 @@ impl Tls {
         self.expires_at.load(Ordering::Relaxed)
     }
 
-    /// Reloads the files when they change. Files that cannot be used are logged once, and the old certificate stays. Never
-    /// returns.
+    /// Reloads the files when they change. Files that cannot be used are logged once, and the old
+    /// certificate stays. Never returns.
     pub async fn keep_fresh(self) {
         let read = || {
             let contents = Contents::read(&self.files);
@@ -200,7 +197,8 @@ impl Tls {
                     tracing::info!("reloaded the certificate; new connections get the new one");
                     current = now;
                 }
-                // One file may be replaced and the other not yet, so only contents that stay are reported.
+                // One file may be replaced and the other not yet, so only contents that stay are
+                // reported.
                 Err(_) if rejected != Some(now) => rejected = Some(now),
                 Err(violations) => {
                     let why = Error::Invalid(violations);

@@ -1,5 +1,5 @@
-//! The encoding of dispatches for the gRPC sink. Dispatches that are delivered together often have the same wave, whose
-//! hundreds of zone names are most of the message: a wave is encoded once.
+//! The encoding of dispatches for the gRPC sink. Dispatches that are delivered together often have
+//! the same wave, whose hundreds of zone names are most of the message: a wave is encoded once.
 
 use bytes::{BufMut, Bytes};
 use parking_lot::Mutex;
@@ -12,8 +12,8 @@ use crate::domain::{DispatchMessage, Wave};
 use crate::pb::v1::{TriggerCanvasRequest, TriggerCanvasResponse};
 use crate::pb::values;
 
-/// A `TriggerCanvasRequest` in two parts. The fields of a message may come in any order, so the parts one after the other are the
-/// message.
+/// A `TriggerCanvasRequest` in two parts. The fields of a message may come in any order, so the
+/// parts one after the other are the message.
 pub(super) struct EncodedDispatch {
     rest: TriggerCanvasRequest,
     wave: Bytes,

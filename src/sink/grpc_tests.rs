@@ -41,7 +41,8 @@ fn each_status_from_the_wire_has_its_outcome() {
     }
 }
 
-/// Checks that a reason names the code, and does not repeat the engine's message, which may name a user.
+/// Checks that a reason names the code, and does not repeat the engine's message, which may name a
+/// user.
 fn checked(answer: &'static str, why: &str, code: Code) -> &'static str {
     assert_eq!(why, format!("gRPC status {code:?}"));
     answer

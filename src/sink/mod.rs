@@ -1,5 +1,5 @@
-//! Sinks deliver dispatches to a consumer, as docs/sinks.md documents. The consumer owns users and messages; this service
-//! decides only when.
+//! Sinks deliver dispatches to a consumer, as docs/sinks.md documents. The consumer owns users and
+//! messages; this service decides only when.
 
 pub mod grpc;
 mod grpc_codec;
@@ -25,7 +25,8 @@ pub use settings::{SinkArgs, SinkEndpoint, SinkSettings};
 /// The future of a delivery.
 pub type DeliveryFuture<'a> = Pin<Box<dyn Future<Output = DeliveryOutcome> + Send + 'a>>;
 
-/// Delivers dispatches. An implementation has a timeout of its own: it returns [`DeliveryOutcome::Unknown`] rather than hang.
+/// Delivers dispatches. An implementation has its own timeout: it returns
+/// [`DeliveryOutcome::Unknown`] rather than hang.
 pub trait Sink: Send + Sync + 'static {
     /// Attempts one delivery.
     fn deliver<'a>(&'a self, dispatch: &'a DispatchMessage) -> DeliveryFuture<'a>;
@@ -34,11 +35,8 @@ pub trait Sink: Send + Sync + 'static {
 /// A sink that several tasks share.
 pub type SharedSink = Arc<dyn Sink>;
 
-/// Opens the configured sink. It connects later, so a consumer that is down does not delay the start. Must be called on the
-/// runtime that delivers.
-///
-/// # Errors
-/// Invalid settings.
+/// Opens the configured sink. It connects later, so a consumer that is down does not delay the
+/// start. Must be called on the runtime that delivers.
 pub async fn open(settings: &SinkSettings, clock: SharedClock) -> Result<SharedSink, Error> {
     Ok(match settings {
         SinkSettings::Log => Arc::new(log::Log),

@@ -20,11 +20,12 @@ use crate::error::{Error, Violation};
 /// The time between two pings. The client closes a connection after two pings without an answer.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A JetStream. The client connects in the background, and reconnects after the connection was lost.
+/// A JetStream. The client connects in the background, and reconnects after the connection was
+/// lost.
 pub struct Nats {
     jetstream: Context,
-    /// Whether there is a connection. Without one nothing is published: the client would buffer the message and send it much
-    /// later.
+    /// Whether there is a connection. Without one nothing is published: the client would buffer the
+    /// message and send it much later.
     connected: watch::Receiver<bool>,
     connect_timeout: Duration,
     timeout: Duration,
@@ -128,7 +129,8 @@ fn on_event(event: &Event, up: &watch::Sender<bool>) {
     }
 }
 
-/// The outcome of a failed publish. An error from JetStream itself means that the message was not stored.
+/// The outcome of a failed publish. An error from JetStream itself means that the message was not
+/// stored.
 fn outcome(error: &PublishError) -> DeliveryOutcome {
     let why = error.kind().to_string();
     match error.kind() {

@@ -1,4 +1,4 @@
-//! What the sinks share to tell the outcome of a delivery.
+//! What the sinks share to derive the outcome of a delivery.
 
 use std::error::Error;
 use std::time::Duration;
@@ -10,8 +10,8 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// The most characters of a reason.
 const MAX_WHY_CHARS: usize = 300;
 
-/// The outcome of an HTTP status: of a webhook, of a proxy in front of a gRPC engine, or of a JetStream error, which has HTTP's
-/// codes.
+/// The outcome of an HTTP status: of a webhook, of a proxy in front of a gRPC engine, or of a
+/// JetStream error, which has HTTP's codes.
 pub(super) fn by_http_status(
     status: u16,
     retry_after: Option<Duration>,

@@ -19,7 +19,8 @@ const WEBHOOK_SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 /// The longest subject prefix.
 const MAX_SUBJECT_BYTES: usize = 255;
 
-/// Where dispatches go, as flags state it. Which of them a sink needs depends on the kind: [`Self::read`] puts them together.
+/// Where dispatches go, as flags state it. Which of them a sink needs depends on the kind:
+/// [`Self::read`] puts them together.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Sink")]
 pub struct SinkArgs {
@@ -29,7 +30,8 @@ pub struct SinkArgs {
     /// http:// or https:// for grpc (without a path) and webhook; nats:// or tls:// for nats
     #[arg(long, env = "CANVAS_SCHEDULER_SINK_URL", hide_env_values = true)]
     sink_url: Option<Secret<String>>,
-    /// webhook: one whsec_ secret, or two separated by a space, both of which sign; grpc and nats: a token, if one is needed
+    /// webhook: one whsec_ secret, or two separated by a space, both of which sign; grpc and nats:
+    /// a token, if one is needed
     #[arg(long, env = "CANVAS_SCHEDULER_SINK_SECRET", hide_env_values = true)]
     sink_secret: Option<Secret<String>>,
     /// A file that contains the secret, instead of --sink-secret

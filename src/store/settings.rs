@@ -10,7 +10,8 @@ use crate::config::{defaults, values};
 #[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = "Tuning")]
 pub struct StoreSettings {
-    /// Writers of the group commit on PostgreSQL, each with a connection (1 to 64); SQLite has one. More make smaller batches
+    /// Writers of the group commit on PostgreSQL, each with a connection (1 to 64); SQLite has one.
+    /// More make smaller batches
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_WRITERS",
@@ -26,7 +27,8 @@ pub struct StoreSettings {
         value_parser = values::number::<NonZeroUsize>(1..=1000)
     )]
     pub commit_max: NonZeroUsize,
-    /// Maximum changes that wait for one writer (1 to 1000000); further ones are refused with UNAVAILABLE
+    /// Maximum changes that wait for one writer (1 to 1000000); further ones are refused with
+    /// UNAVAILABLE
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_QUEUE_MAX",

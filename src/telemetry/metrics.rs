@@ -39,9 +39,6 @@ pub struct Metrics {
 
 impl Metrics {
     /// Registers the metrics of every process and those that the operating system keeps about it.
-    ///
-    /// # Errors
-    /// Two metrics have the same name, which is a bug.
     pub fn new() -> Result<Self> {
         let registry = MetricRegistry(Registry::new());
         registry.register(ProcessCollector::for_self())?;
@@ -59,17 +56,11 @@ impl Metrics {
     }
 
     /// Registers the metrics of a dispatcher that delivers to `sink`.
-    ///
-    /// # Errors
-    /// They are already registered.
     pub fn dispatch(&self, sink: &str) -> Result<DispatchMetrics> {
         DispatchMetrics::register(&self.registry, sink)
     }
 
     /// Registers a gauge whose value each scrape reads by calling `read`.
-    ///
-    /// # Errors
-    /// The name is already registered.
     pub fn gauge(
         &self,
         name: &str,
@@ -81,9 +72,6 @@ impl Metrics {
     }
 
     /// Registers labelled gauges that each scrape sets by calling `set`.
-    ///
-    /// # Errors
-    /// The name is already registered.
     pub fn gauges(
         &self,
         name: &str,

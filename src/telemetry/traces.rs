@@ -34,9 +34,6 @@ impl Traces {
     /// Exports to a collector such as `http://127.0.0.1:4317`, on the current runtime. The
     /// collector may start later. Sampling, batch sizes and further attributes come from the
     /// environment variables that OpenTelemetry defines.
-    ///
-    /// # Errors
-    /// The endpoint is not a valid URL.
     pub fn export_to(endpoint: &str) -> Result<Self, String> {
         let exporter = SpanExporter::builder()
             .with_tonic()

@@ -63,11 +63,12 @@ pub struct Protocol {
 /// The largest head of a request.
 const MAX_HEAD_BYTES: u32 = 16 * 1024;
 
-/// After [`Phase::Ending`] has cut off the calls: how long connections may take to send the responses.
+/// After [`Phase::Ending`] has cut off the calls: how long connections may take to send the
+/// responses.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Serves the connections of one worker, on the current runtime. Returns when `phase` has left [`Phase::Serving`] and every
-/// connection has ended, at most 1 s after [`Phase::Ending`].
+/// Serves the connections of one worker, on the current runtime. Returns when `phase` has left
+/// [`Phase::Serving`] and every connection has ended, at most 1 s after [`Phase::Ending`].
 pub async fn serve<S>(
     mut incoming: mpsc::Receiver<Connection>,
     service: S,
@@ -249,7 +250,8 @@ fn builder(versions: HttpVersions, next_head: Duration) -> Builder<TokioExecutor
     }
 }
 
-/// The state of a connection: its peer, its unsent responses, its health checks, and whether a request has arrived.
+/// The state of a connection: its peer, its unsent responses, its health checks, and whether a
+/// request has arrived.
 #[derive(Clone)]
 struct ConnectionState {
     info: TcpConnectInfo,
@@ -258,8 +260,8 @@ struct ConnectionState {
     has_request: Arc<AtomicBool>,
 }
 
-/// `service`, with the state of the connection in the extensions of each request, where the layers and
-/// [`tonic::Request::remote_addr`] find it.
+/// `service`, with the state of the connection in the extensions of each request, where the layers
+/// and [`tonic::Request::remote_addr`] find it.
 fn with_state<S>(
     service: S,
     state: ConnectionState,
@@ -290,8 +292,8 @@ async fn still_silent_after(timeout: Duration, silent: impl Fn() -> bool) {
     }
 }
 
-/// Returns once the peer has taken no response, or no bytes, for longer than `timeout`; after a small part of it while the
-/// process holds many responses.
+/// Returns once the peer has taken no response, or no bytes, for longer than `timeout`; after a
+/// small part of it while the process holds many responses.
 async fn not_taken(traffic: &Traffic, unsent: &UnsentResponses, timeout: Duration) {
     const PARTS: u32 = 30;
     let mut sent_before = None;

@@ -29,7 +29,7 @@ const CANCELLED: &str = "SELECT id, workspace_id FROM canvas_schedule WHERE canc
 const OUTCOME_RETRY_INTERVAL: TimeDelta = TimeDelta::hours(1);
 
 row! {
-    /// The finish time of a schedule that stays; NULL if it has not finished.
+    /// The finish time of a schedule that stays; NULL while it is open.
     struct RetainedSchedule {
         workspace_id: i32,
         id: Uuid,

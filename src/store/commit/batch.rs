@@ -1,4 +1,5 @@
-//! Decides a batch in memory: from what was read and what callers ask to what is written and who gets which answer.
+//! Decides a batch in memory: from what was read and what callers ask to what is written and who
+//! gets which answer.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -39,7 +40,8 @@ pub(crate) struct Batch<'a> {
     decision: Decision,
 }
 
-/// What a batch comes to: what is written, and the answers that its callers get once that is committed.
+/// What a batch comes to: what is written, and the answers that its callers get once that is
+/// committed.
 pub(crate) struct Decision {
     /// Everything that is written.
     pub writes: Writes,
@@ -61,8 +63,9 @@ struct Entry {
 }
 
 impl<'a> Batch<'a> {
-    /// Lets the domain decide each job on what the jobs before it left. Jobs that need no write are answered here: those whose
-    /// answer is known, and those of rows all of whose changes are refused.
+    /// Lets the domain decide each job on what the jobs before it left. Jobs that need no write are
+    /// answered here: those whose answer is known, and those of rows all of whose changes are
+    /// refused.
     pub(crate) fn decide(jobs: Vec<Job>, snapshot: Snapshot, context: &'a Context<'a>) -> Decision {
         let mut batch = Self {
             snapshot,
@@ -85,7 +88,8 @@ impl<'a> Batch<'a> {
                 .request
                 .as_ref()
                 .map(|request| (job.caller.workspace, request.id.clone()));
-            // A second job with the same request id waits for the next round, which finds the first one's answer.
+            // A second job with the same request id waits for the next round, which finds the first
+            // one's answer.
             let is_repeated = request
                 .as_ref()
                 .is_some_and(|request| seen.contains(request));
@@ -96,11 +100,13 @@ impl<'a> Batch<'a> {
                 continue;
             }
             if batch.decide_one(job) {
-                // A refused job leaves no answer to find; the next one with its request id keeps its place in the order.
+                // A refused job leaves no answer to find; the next one with its request id keeps
+                // its place in the order.
                 seen.extend(request);
             }
         }
-        // In the order of the rows, so that batches of several replicas never wait for each other in a ring.
+        // In the order of the rows, so that batches of several replicas never wait for each other
+        // in a ring.
         let writes = &mut batch.decision.writes;
         writes.properties.sort_by_key(|row| row.schedule_id);
         writes.requests.sort_by_key(|write| write.schedule_id);
@@ -195,8 +201,8 @@ impl<'a> Batch<'a> {
         Ok(outcome)
     }
 
-    /// Decides a change on what the jobs before it made of its row, and adds what it writes. None when the job's workspace has no
-    /// such row.
+    /// Decides a change on what the jobs before it made of its row, and adds what it writes. None
+    /// when the job's workspace has no such row.
     fn change(&mut self, job: &Job) -> Result<Option<Result<Outcome, Error>>, DbErr> {
         let Work::Change(_, command) = &job.work else {
             return Ok(None);
@@ -233,7 +239,8 @@ impl<'a> Batch<'a> {
 }
 
 impl Decision {
-    /// Adds what is written of a row, or answers its jobs when all of them were refused on what is stored.
+    /// Adds what is written of a row, or answers its jobs when all of them were refused on what is
+    /// stored.
     fn finish(&mut self, entry: Entry, revisions_kept: i64) {
         if entry.revisions.is_empty() {
             for (job, decided) in entry.jobs {
@@ -278,7 +285,8 @@ impl Decision {
         of_written.copied().collect()
     }
 
-    /// Answers every job whose row was written, after its commit. Returns the others, which are tried again, in their order.
+    /// Answers every job whose row was written, after its commit. Returns the others, which are
+    /// tried again, in their order.
     pub(crate) fn reply(self, written: &HashSet<Uuid>) -> Vec<Job> {
         let mut retried = Vec::new();
         for (mut job, decided) in self.answers {
@@ -294,7 +302,8 @@ impl Decision {
         retried
     }
 
-    /// The jobs of a batch that failed. With `cut_off` its commit may have been carried out all the same.
+    /// The jobs of a batch that failed. With `cut_off` its commit may have been carried out all the
+    /// same.
     pub(crate) fn into_jobs(self, cut_off: bool) -> Vec<Job> {
         let commit_id = self.commit_id;
         let unsettle = |(mut job, decided): (Job, Result<Outcome, Error>)| {

@@ -47,9 +47,6 @@ pub(crate) async fn schedules<C: ConnectionTrait>(db: &C, new: &NewRows) -> Resu
 }
 
 /// Inserts property sets; one that is there already is the same one.
-///
-/// # Errors
-/// What the database says.
 pub(crate) async fn properties<C: ConnectionTrait>(
     db: &C,
     rows: &[tables::properties::Model],

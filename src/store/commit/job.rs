@@ -23,7 +23,7 @@ pub struct Caller {
     pub workspace: WorkspaceId,
     /// Who the history names.
     pub actor: Arc<str>,
-    /// When the caller stops waiting; work that has not begun by then is not begun.
+    /// When the caller stops waiting; later than this, no work begins for it.
     pub deadline: Option<Instant>,
     /// Of the call, in its trace.
     pub span: Span,
@@ -122,7 +122,8 @@ impl Job {
         let _gone = self.answer.send(answer);
     }
 
-    /// The job, unless nobody waits for it any more, or its time is up and nothing of it was begun.
+    /// The job, unless its caller stopped waiting, or its deadline has passed and no part of it was
+    /// begun.
     pub(crate) fn if_still_wanted(self, now: Instant) -> Option<Self> {
         if self.answer.is_closed() {
             return None;

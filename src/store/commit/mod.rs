@@ -1,11 +1,12 @@
-//! The group commit: many callers' changes in one transaction. The database's limit is per transaction, not per row
-//! (docs/adr/0002), so a writer commits together what arrives together.
+//! The group commit: many callers' changes in one transaction. The database's limit is per
+//! transaction, not per row (docs/adr/0002), so a writer commits together what arrives together.
 //!
 //! # What is authoritative
 //!
-//! The hot row (`canvas_schedule`) decides. Its `version` moves with every write, whoever writes: a round writes a row only if
-//! the row still has the version that the round has read. Within a process a schedule has one writer, chosen by a hash of its id,
-//! so its changes keep their order and the process never conflicts with itself; another replica may be quicker. A change is
+//! The hot row (`canvas_schedule`) decides. Its `version` changes with every write of every writer:
+//! a round writes a row only if the row still has the version that the round has read. Within a
+//! process a schedule has one writer, chosen by a hash of its id, so its changes keep their order
+//! and the process never conflicts with itself; another replica may be quicker. A change is
 //! acknowledged only after the commit that carries it.
 //!
 //! # A round
@@ -29,8 +30,9 @@
 //!            changes whose row had moved: first in the next round
 //! ```
 //!
-//! On PostgreSQL a round that only changes rows is two statements without `BEGIN` and `COMMIT`. New schedules, cancellations of
-//! schedules with dispatches, rows that lost two rounds, and everything on SQLite take a transaction.
+//! On PostgreSQL a round that only changes rows is two statements without `BEGIN` and `COMMIT`. New
+//! schedules, cancellations of schedules with dispatches, rows that lost two rounds, and everything
+//! on SQLite take a transaction.
 //!
 //! # Failures
 //!

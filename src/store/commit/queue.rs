@@ -38,7 +38,8 @@ impl CommitQueue {
     /// Hands a change to its writer and waits for its commit.
     ///
     /// # Errors
-    /// The domain's refusals, and those of a full queue, an expired deadline, or a database that is away.
+    /// The domain's refusals, and those of a full queue, an expired deadline, or a database that is
+    /// away.
     pub async fn commit(
         &self,
         caller: Caller,
@@ -48,8 +49,8 @@ impl CommitQueue {
         self.enqueue(caller, work, request)?.await
     }
 
-    /// Hands a change to its writer now; the answer comes with the future. Changes of one schedule are applied in the order in
-    /// which they were handed over.
+    /// Hands a change to its writer now; the answer comes with the future. Changes of one schedule
+    /// are applied in the order in which they were handed over.
     ///
     /// # Errors
     /// [`Error::Busy`] when the writer's queue is full.

@@ -66,8 +66,8 @@ impl Snapshot {
                 .map(|row| (WorkspaceId(row.workspace_id), row.id))
                 .collect();
         }
-        // After the rows: a cut-off commit that lands before they are read is found here; one that lands later moves a version,
-        // so that this round's write is refused.
+        // After the rows: a cut-off commit that lands before they are read is found here; one that
+        // lands later moves a version, so that this round's write is refused.
         read.settled = settled(db, jobs).await?;
         Ok(read)
     }
@@ -79,7 +79,8 @@ fn changes(jobs: &[Job]) -> impl Iterator<Item = (WorkspaceId, Uuid)> {
         .map(Job::key)
 }
 
-/// First answers to the jobs' request ids. An answer older than [`REQUEST_KEPT`] is removed, so that its id can be used again.
+/// First answers to the jobs' request ids. An answer older than [`REQUEST_KEPT`] is removed, so
+/// that its id can be used again.
 async fn answered<C: ConnectionTrait>(
     db: &C,
     jobs: &[Job],

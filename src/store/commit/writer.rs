@@ -1,4 +1,5 @@
-//! The writer: takes what waits in its queue and commits it, round after round. The module's page tells how a round goes.
+//! The writer: takes what waits in its queue and commits it, round after round. The documentation
+//! of the parent module describes a round.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -77,8 +78,8 @@ impl Writer {
         }
     }
 
-    /// Runs until every `Store` is dropped and the queue is empty. A single change is committed without
-    /// delay: the writer takes what waits and never waits for more.
+    /// Runs until every `Store` is dropped and the queue is empty. A single change is committed
+    /// without delay: the writer takes what waits and never waits for more.
     pub async fn run(mut self) {
         let mut retried: Vec<Job> = Vec::new();
         loop {
@@ -99,8 +100,9 @@ impl Writer {
         }
     }
 
-    /// Adds what has arrived. Lets this runtime read what its connections have received for as long as each such turn brings
-    /// changes; on an idle service the first one brings none, and nothing is waited for.
+    /// Adds what has arrived. Lets this runtime read what its connections have received for as long
+    /// as each such turn brings changes; on an idle service the first one brings none, and nothing
+    /// is waited for.
     async fn fill(&mut self, batch: &mut Vec<Job>) {
         let mut before = 0;
         while batch.len() < self.max_batch && batch.len() > before {
@@ -115,8 +117,9 @@ impl Writer {
         }
     }
 
-    /// Commits a batch. Returns the jobs that are to be retried, in their order. A part whose statement fails is halved until the
-    /// faulty change stands alone, so that it never fails its neighbours.
+    /// Commits a batch. Returns the jobs that are to be retried, in their order. A part whose
+    /// statement fails is halved until the faulty change stands alone, so that it never fails its
+    /// neighbours.
     async fn commit(&mut self, batch: Vec<Job>) -> Vec<Job> {
         // New schedules are inserted, others changed: different statements, and no row is in both.
         let (changes, creations): (Vec<Job>, Vec<Job>) = batch
@@ -151,9 +154,10 @@ impl Writer {
         retried
     }
 
-    /// A round within [`ROUND_TIMEOUT`]. A round that takes longer is given up with its session; its callers learn that the outcome
-    /// is unknown, since the senders of their answers are dropped with it. SQLite runs in this process and needs no timeout: its
-    /// file answers or fails.
+    /// A round within [`ROUND_TIMEOUT`]. A round that takes longer is given up with its session;
+    /// its callers learn that the outcome is unknown, since the senders of their answers are
+    /// dropped with it. SQLite runs in this process and needs no timeout: its file answers or
+    /// fails.
     async fn timed_round(&mut self, mut jobs: Vec<Job>) -> Result<Vec<Job>, Failed> {
         let changes = jobs.len();
         self.metrics.observe_batch(changes);
@@ -205,8 +209,9 @@ impl Writer {
         Ok(retried)
     }
 
-    /// Reads what the jobs need and decides them. Optimistic on PostgreSQL: no row is locked, and its version guards the write,
-    /// until a row has lost too many rounds. Then, for new rows, and on SQLite, reading and writing are one transaction.
+    /// Reads what the jobs need and decides them. Optimistic on PostgreSQL: no row is locked, and
+    /// its version guards the write, until a row has lost too many rounds. Then, for new rows, and
+    /// on SQLite, reading and writing are one transaction.
     async fn decide(&self, jobs: Vec<Job>) -> Result<(Session<'_>, Decision), Failed> {
         let lock = lock_for(&jobs);
         let opened = if self.sessions.pool().is_postgres() && lock == Lock::None {
@@ -229,15 +234,15 @@ impl Writer {
         let context = Context {
             now,
             policy: &self.policy,
-            // Tells the revisions of this commit from all others.
+            // Identifies the revisions of this commit.
             commit_id: fastrand::i64(..),
             revisions_kept: self.revisions_kept,
         };
         Ok((session, Batch::decide(jobs, snapshot, &context)))
     }
 
-    /// Removes revisions that are not kept any more, after the callers have their answers. A removal that fails is made up for by
-    /// the next one of its schedule.
+    /// Removes revisions that are not kept any more, after the callers have their answers. A
+    /// removal that fails is made up for by the next one of its schedule.
     async fn trim(&self, trims: Vec<(RowKey, i64)>) {
         for (key, newest) in trims {
             let removed = async {
@@ -256,8 +261,8 @@ impl Writer {
     }
 }
 
-/// Writes a decision. A batch of one statement needs no transaction of its own; the others begin one here unless they were
-/// read in one.
+/// Writes a decision. A batch of one statement needs no transaction; the others begin one here
+/// unless they were read in one.
 async fn write(
     session: Session<'_>,
     decision: Decision,
@@ -306,8 +311,8 @@ fn lock_for(jobs: &[Job]) -> Lock {
     if contended { Lock::Wait } else { Lock::None }
 }
 
-/// The jobs of a part that may go on. Jobs whose schedules have a change that is retried follow it, so that changes of one
-/// schedule keep their order.
+/// The jobs of a part that may go on. Jobs whose schedules have a change that is retried follow it,
+/// so that changes of one schedule keep their order.
 fn hold_back(part: Vec<Job>, retried: &mut Vec<Job>) -> Vec<Job> {
     if retried.is_empty() {
         return part;
@@ -342,8 +347,8 @@ fn after_fault(mut jobs: Vec<Job>, fault: &DbErr) -> AfterFault {
     let Some(job) = jobs.pop() else {
         return AfterFault::Answered;
     };
-    // Another writer has answered its request id since it was looked up, or its own cut-off creation has landed: the next round
-    // finds that.
+    // Another writer has answered its request id since it was looked up, or its own cut-off
+    // creation has landed: the next round finds that.
     let explained = job.request.is_some() || !job.unsettled.is_empty();
     if unique_violation(fault) && explained && job.rounds_lost < MAX_ROUNDS {
         return AfterFault::Retry(vec![lost_round(job)]);

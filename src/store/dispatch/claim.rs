@@ -1,5 +1,5 @@
-//! Claims due waves. One short transaction moves due rows to their next waves and inserts their dispatches, leased to the
-//! caller. It never claims more than the caller asked for.
+//! Claims due waves. One short transaction moves due rows to their next waves and inserts their
+//! dispatches, leased to the caller. It never claims more than the caller asked for.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
@@ -28,7 +28,8 @@ const POSTPONED: &str = "it is postponed for a minute";
 pub struct Claimed {
     /// Dispatches for the caller to deliver.
     pub leased: Vec<Leased>,
-    /// Whether any row was written, so that more may be due: further entries, or a further wave of the same schedule.
+    /// Whether any row was written, so that more may be due: further entries, or a further wave of
+    /// the same schedule.
     pub more: bool,
 }
 
@@ -62,8 +63,9 @@ struct DueEntries {
 }
 
 impl DispatchStore {
-    /// Claims up to `limit` waves that are due at `now`, while the zone data numbered `in_force` is in force. If this fails,
-    /// nothing was claimed, unless the connection was lost at the commit: then the leases expire.
+    /// Claims up to `limit` waves that are due at `now`, while the zone data numbered `in_force` is
+    /// in force. If this fails, nothing was claimed, unless the connection was lost at the commit:
+    /// then the leases expire.
     pub async fn claim(
         &self,
         limit: usize,
@@ -85,7 +87,8 @@ impl DispatchStore {
         self.pool.run(claim).await
     }
 
-    /// Postpones the first entry that is due at `now`, since it keeps those behind it from being claimed.
+    /// Postpones the first entry that is due at `now`, since it keeps those behind it from being
+    /// claimed.
     pub async fn postpone_first(&self, now: DateTime<Utc>) -> Result<(), Error> {
         let postpone = async {
             let db = self.claiming.begin().await?;
@@ -195,7 +198,8 @@ impl<'a> ClaimPass<'a> {
         }
     }
 
-    /// Lets the domain decide a schedule: claims its earliest wave, or only moves it to its next one.
+    /// Lets the domain decide a schedule: claims its earliest wave, or only moves it to its next
+    /// one.
     fn decide(&mut self, loaded: Loaded, due: DueSchedule) {
         let (row, schedule) = (&loaded.row, &loaded.schedule);
         if schedule.schedule.is_local() && !zone::may_claim(row.zone_rules, self.in_force) {

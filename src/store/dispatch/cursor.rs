@@ -1,6 +1,7 @@
-//! Where a search of the queues starts. PostgreSQL keeps removed entries in an index until it is vacuumed, and a search from the
-//! very beginning walks over all of them: milliseconds behind a hundred thousand dispatches. So a search starts where the last
-//! one found something. A search from the beginning, a few times a second, finds what was added before that.
+//! Where a search of the queues starts. PostgreSQL keeps removed entries in an index until it is
+//! vacuumed, and a search from the very beginning walks over all of them: milliseconds behind a
+//! hundred thousand dispatches. So a search starts where the last one found something. A search
+//! from the beginning, a few times a second, finds what was added before that.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use uuid::Uuid;
 
 /// How long an entry that was added far in the past may stay unnoticed.
 const FULL_SEARCH_INTERVAL: Duration = Duration::from_millis(250);
-/// Every search starts at least this far back. An entry is added at the present or later, unless its change was accepted late.
+/// Every search starts at least this far back. An entry is added at the present or later, unless
+/// its change was accepted late.
 const MIN_LOOKBACK: TimeDelta = TimeDelta::seconds(2);
 
 /// The key of an entry of the queue of due schedules.
@@ -63,7 +65,8 @@ impl Cursor {
         self.0.lock().position
     }
 
-    /// Starts a search at `now`, whose result goes to [`Self::found`]: at the position, or from time to time at the beginning.
+    /// Starts a search at `now`, whose result goes to [`Self::found`]: at the position, or from
+    /// time to time at the beginning.
     pub(crate) fn start(&self, now: Instant) -> Position {
         let mut state = self.0.lock();
         let full_search_due = state

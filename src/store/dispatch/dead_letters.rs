@@ -26,7 +26,8 @@ impl DispatchStore {
         let retry = async {
             let db = self.pool.begin().await?;
             let retried = retry_in(&db, key, id, now, delivery).await?;
-            // Rolled back here rather than on drop, which would keep the row locked for a while; a retry passes over a locked row.
+            // Rolled back here rather than on drop, which would keep the row locked for a while; a
+            // retry passes over a locked row.
             match &retried {
                 Ok(_) => db.commit().await?,
                 Err(_) => db.rollback().await?,

@@ -1,20 +1,24 @@
-//! The dispatcher's half of the store: claim due waves, lease their dispatches, settle the outcomes.
+//! The dispatcher's half of the store: claim due waves, lease their dispatches, settle the
+//! outcomes.
 //!
 //! # Claim, lease and settle
 //!
-//! The queue of due schedules (`canvas_schedule_wake`) says when to look at which schedule. A claim is one short transaction: it
-//! locks due entries, passes over those that another replica has locked, lets the domain decide each schedule, and writes the
-//! schedules, their new dispatches and the queue together. No transaction is open while a sink delivers.
+//! The queue of due schedules (`canvas_schedule_wake`) says when to look at which schedule. A claim
+//! is one short transaction: it locks due entries, passes over those that another replica has
+//! locked, lets the domain decide each schedule, and writes the schedules, their new dispatches and
+//! the queue together. No transaction is open while a sink delivers.
 //!
-//! A new dispatch is leased: until `retry_ms` only the worker that claimed it delivers it. The worker then settles it with the
-//! sink's answer.
+//! A new dispatch is leased: until `retry_ms` only the worker that claimed it delivers it. The
+//! worker then settles it with the sink's answer.
 //!
 //! # What is authoritative
 //!
-//! The schedule's row, never the queue entry. An entry may be early or left over; the row's `next_wave_ms` says whether a wave is
-//! due. Every write of a row is guarded by its `version` and moves it, so a caller's change and a claim that were decided on the
-//! same row cannot both be written: the one that comes second is decided again. Of a dispatch, its own row is authoritative; it
-//! is decided under the lock of its schedule's row, so a cancellation either waits or is seen.
+//! The schedule's row, never the queue entry. An entry may be early or left over; the row's
+//! `next_wave_ms` says whether a wave is due. Every write of a row is guarded by its `version` and
+//! moves it, so a caller's change and a claim that were decided on the same row cannot both be
+//! written: the one that comes second is decided again. Of a dispatch, its own row is
+//! authoritative; it is decided under the lock of its schedule's row, so a cancellation either
+//! waits or is seen.
 //!
 //! # The states of a dispatch
 //!
@@ -34,14 +38,15 @@
 //!                                                       └──────────────► abandoned
 //! ```
 //!
-//! A sink that did not take the first attempt leaves no dispatch behind: the wave's zones are open again, and the schedule is
-//! claimed again later.
+//! A sink that did not take the first attempt leaves no dispatch behind: the wave's zones are open
+//! again, and the schedule is claimed again later.
 //!
 //! # A lease that expired
 //!
-//! The worker crashed, lost the database, or is slow. The outcome is then unknown: the consumer may have the message. Another
-//! worker retries it with the next attempt number, so a consumer may receive a dispatch twice, with the same id. An answer to an
-//! earlier attempt is ignored, unless it says that the message was delivered.
+//! The worker crashed, lost the database, or is slow. The outcome is then unknown: the consumer may
+//! have the message. Another worker retries it with the next attempt number, so a consumer may
+//! receive a dispatch twice, with the same id. An answer to an earlier attempt is ignored, unless
+//! it says that the message was delivered.
 
 pub(super) mod claim;
 pub(super) mod cursor;

@@ -1,4 +1,5 @@
-//! Pauses sending, of one workspace or of all: while it is paused, nothing is claimed and nothing retried.
+//! Pauses sending, of one workspace or of all: while it is paused, nothing is claimed and nothing
+//! retried.
 
 use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, Statement};
@@ -42,8 +43,9 @@ impl DispatchStore {
         self.pool.run(set).await
     }
 
-    /// Puts up to `limit` parked entries of each workspace that is no longer paused back into the queue, and returns how many. A
-    /// paused workspace's entries are parked as they come due, so that they delay no other workspace.
+    /// Puts up to `limit` parked entries of each workspace whose pause has ended back into the
+    /// queue, and returns how many. A paused workspace's entries are parked as they come due, so
+    /// that they delay no other workspace.
     pub async fn unpark(&self, limit: u64) -> Result<usize, Error> {
         let unpark = async {
             let db = &self.pool.db();

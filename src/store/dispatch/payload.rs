@@ -1,4 +1,5 @@
-//! Makes the message that a sink delivers: a dispatch with its target and the properties that were fixed when it was claimed.
+//! Makes the message that a sink delivers: a dispatch with its target and the properties that were
+//! fixed when it was claimed.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -23,7 +24,8 @@ pub struct Leased {
     pub dispatch: DispatchMessage,
     /// When the lease expires; from then on another worker may deliver it.
     pub until: DateTime<Utc>,
-    /// How long after it was due this attempt begins: after its time, or after its schedule was accepted if that was later.
+    /// How long after it was due this attempt begins: after its time, or after its schedule was
+    /// accepted if that was later.
     pub lag: TimeDelta,
 }
 

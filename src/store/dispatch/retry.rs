@@ -1,4 +1,5 @@
-//! Leases dispatches for another attempt: those of unknown outcome that are due again, and those whose lease expired.
+//! Leases dispatches for another attempt: those of unknown outcome that are due again, and those
+//! whose lease expired.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -41,8 +42,9 @@ struct DueDispatch {
 }
 
 impl DispatchStore {
-    /// Leases up to `limit` dispatches for another attempt at `now`. One whose schedule was cancelled is abandoned instead, and
-    /// one with no attempt left becomes a dead letter; both are decided under the lock that leases it.
+    /// Leases up to `limit` dispatches for another attempt at `now`. One whose schedule was
+    /// cancelled is abandoned instead, and one with no attempt left becomes a dead letter; both are
+    /// decided under the lock that leases it.
     pub async fn retry(
         &self,
         limit: usize,

@@ -68,8 +68,8 @@ pub(crate) async fn delete<C: ConnectionTrait>(db: &C, keys: &[DispatchKey]) -> 
     DELETE.execute(db, [], keys).await
 }
 
-/// Abandons the unknown dispatches of these schedules, in the transaction that cancels them, after their rows: a later settle or
-/// retry sees the cancellation.
+/// Abandons the unknown dispatches of these schedules, in the transaction that cancels them, after
+/// their rows: a later settle or retry sees the cancellation.
 pub(crate) async fn abandon<C: ConnectionTrait>(
     db: &C,
     keys: &[ScheduleKey],

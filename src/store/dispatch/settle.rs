@@ -1,5 +1,6 @@
-//! Settles the outcomes of attempts. One statement settles all that were delivered, which is nearly all. The domain decides the
-//! rest under the locks of their schedules, since it may open zones again.
+//! Settles the outcomes of attempts. One statement settles all that were delivered, which is nearly
+//! all. The domain decides the rest under the locks of their schedules, since it may open zones
+//! again.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -83,7 +84,8 @@ static DELIVERED: LazyLock<OverBatch<DispatchKey>> = LazyLock::new(|| {
 });
 
 impl DispatchStore {
-    /// Settles these attempts at `now`. If this fails, some may be settled; to settle them again changes nothing.
+    /// Settles these attempts at `now`. If this fails, some may be settled; to settle them again
+    /// changes nothing.
     pub async fn settle(
         &self,
         results: &[AttemptResult],
@@ -204,7 +206,8 @@ impl Settling<'_> {
             }
         }
         if let Some(look_at) = look_at {
-            // Its zones are open again, so a change that was decided meanwhile must be decided again.
+            // Its zones are open again, so a change that was decided meanwhile must be decided
+            // again.
             let reopened = schedule.with_dispatches(&dispatches).replanned();
             let look_ms = Some(look_at.timestamp_millis());
             self.transitions

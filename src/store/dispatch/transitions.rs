@@ -1,5 +1,6 @@
-//! State transitions that no caller asked for: to the next wave, to reopened zones, to other zone rules. Each is guarded by the
-//! version that was read and moves it, so that a change that was decided meanwhile is decided again.
+//! State transitions that no caller asked for: to the next wave, to reopened zones, to other zone
+//! rules. Each is guarded by the version that was read and moves it, so that a change that was
+//! decided meanwhile is decided again.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -18,9 +19,11 @@ use crate::store::schema::tables::{canvas_schedule, dispatch, wake};
 #[derive(Default)]
 pub(crate) struct Transitions {
     rows: Vec<TransitionRow>,
-    /// Entries of the queue that the transaction has locked, to be removed with their row's transition.
+    /// Entries of the queue that the transaction has locked, to be removed with their row's
+    /// transition.
     pub taken: Vec<wake::Model>,
-    /// Entries to be added; none is among those taken. One whose row is not written costs one look at it.
+    /// Entries to be added; none is among those taken. One whose row is not written costs one look
+    /// at it.
     added: Vec<wake::Model>,
 }
 
@@ -72,9 +75,10 @@ fn tables(backend: DbBackend) -> String {
     )
 }
 
-/// One statement, one round trip. A dispatch travels with its row and comes out of the update that writes it: to join the two
-/// would compare each with each, since the planner knows nothing of a batch's rows. The selected part runs first: no entry is
-/// removed before all rows are locked, so that a writer that waits to add the same entry holds no row that is still needed.
+/// One statement, one round trip. A dispatch travels with its row and comes out of the update that
+/// writes it: to join the two would compare each with each, since the planner knows nothing of a
+/// batch's rows. The selected part runs first: no entry is removed before all rows are locked, so
+/// that a writer that waits to add the same entry holds no row that is still needed.
 static POSTGRES: LazyLock<String> = LazyLock::new(|| {
     let (tables, dispatches, inserted) = (
         tables(DbBackend::Postgres),
@@ -88,15 +92,16 @@ static POSTGRES: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// One after the other, under the one write lock, so that every row still has the version that was read.
+/// One after the other, under the one write lock, so that every row still has the version that was
+/// read.
 static SQLITE: LazyLock<[String; 4]> = LazyLock::new(|| {
     let tables = tables(DbBackend::Sqlite);
     [ROWS, TAKEN, ADDED, &inserted("i")].map(|part| format!("WITH {tables} {part}"))
 });
 
 impl Transitions {
-    /// Moves a row to `after` and inserts its dispatch, if it was claimed. The queue entry is for the time of the next wave,
-    /// or for `look_ms`.
+    /// Moves a row to `after` and inserts its dispatch, if it was claimed. The queue entry is for
+    /// the time of the next wave, or for `look_ms`.
     pub(crate) fn push(
         &mut self,
         before: &canvas_schedule::Model,
@@ -142,8 +147,8 @@ impl Transitions {
         }
     }
 
-    /// Writes them within a transaction, and returns the schedules that still had the version that was read. Of the others it
-    /// writes nothing.
+    /// Writes them within a transaction, and returns the schedules that still had the version that
+    /// was read. Of the others it writes nothing.
     pub(crate) async fn write<C: ConnectionTrait>(
         mut self,
         db: &C,

@@ -1,6 +1,7 @@
-//! Zone data of several releases at the same time (docs/adr/0006). A schedule's next wave is computed with some version of the
-//! zone data. The newest version that any dispatcher has announced lately is in force. A dispatcher that has it recomputes
-//! waves that were computed with another version; one that has an older version leaves waves of a newer one alone.
+//! Zone data of several releases at the same time (docs/adr/0006). A schedule's next wave is
+//! computed with some version of the zone data. The newest version that any dispatcher has
+//! announced lately is in force. A dispatcher that has it recomputes waves that were computed with
+//! another version; one that has an older version leaves waves of a newer one alone.
 
 use std::sync::LazyLock;
 
@@ -61,8 +62,8 @@ impl DispatchStore {
         self.pool.run(announce).await
     }
 
-    /// Recomputes the next waves of up to `limit` waiting schedules that were computed with other zone data than this build's,
-    /// and returns how many it wrote.
+    /// Recomputes the next waves of up to `limit` waiting schedules that were computed with other
+    /// zone data than this build's, and returns how many it wrote.
     pub async fn recompute(&self, now: DateTime<Utc>, limit: u64) -> Result<usize, Error> {
         let recompute = async {
             Ok(self.recompute_selected(OLDER, now, limit).await?

@@ -45,9 +45,6 @@ pub struct Answered {
 
 impl Answered {
     /// The first answer again, if `request` is the same request.
-    ///
-    /// # Errors
-    /// [`Error::RequestIdReused`].
     pub fn replay(&self, request: &RequestKey) -> Result<Outcome, Error> {
         if self.digest == request.digest {
             return Ok(self.outcome.clone());

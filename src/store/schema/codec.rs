@@ -172,7 +172,8 @@ pub(crate) fn schedule(row: &canvas_schedule::Model) -> Result<CanvasSchedule, D
     })
 }
 
-/// The row of a schedule as it is to be written: a new one, or one that a change makes of the row `before`.
+/// The row of a schedule as it is to be written: a new one, or one that a change makes of the row
+/// `before`.
 pub(crate) fn schedule_row(
     workspace: WorkspaceId,
     schedule: &CanvasSchedule,

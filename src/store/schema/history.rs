@@ -1,8 +1,9 @@
 //! The history of one schedule, from its newest revision back.
 //!
-//! Each revision names the instant of the one before it, and the hot row has the instant of the newest. So the table's key
-//! leads with the time and is only ever added to at its end: no page of an index is touched at random for a revision
-//! (docs/adr/0002 has the figures), and the table can be partitioned by time.
+//! Each revision names the instant of the one before it, and the hot row has the instant of the
+//! newest. So the table's key leads with the time and is only ever added to at its end: no page of
+//! an index is touched at random for a revision (docs/adr/0002 has the figures), and the table can
+//! be partitioned by time.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
@@ -57,7 +58,8 @@ fn statement<C: ConnectionTrait>(
     )
 }
 
-/// Up to `limit` revisions between `oldest` and `before`, neither included, the newest first. Walks all that are newer too.
+/// Up to `limit` revisions between `oldest` and `before`, neither included, the newest first. Walks
+/// all that are newer too.
 pub(crate) async fn newest<C: ConnectionTrait>(
     db: &C,
     key: RowKey,

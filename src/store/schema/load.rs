@@ -97,7 +97,8 @@ pub(crate) async fn select_keys<C: ConnectionTrait>(
     Ok(keys)
 }
 
-/// Loads the schedules that exist of these keys, in the order of their ids. SQLite locks the whole file and ignores `lock`.
+/// Loads the schedules that exist of these keys, in the order of their ids. SQLite locks the whole
+/// file and ignores `lock`.
 pub(crate) async fn load<C: ConnectionTrait>(
     db: &C,
     keys: &[ScheduleKey],

@@ -1,5 +1,5 @@
-//! The migrations of the schema. They only go forward: a release adds what it needs, and a later one
-//! removes what is no longer used, so that old and new replicas can run at the same time.
+//! The migrations of the schema. They only go forward: a release adds what it needs, and a later
+//! one removes what is not used any more, so that old and new replicas can run at the same time.
 
 mod m0001_schedules;
 mod m0002_dispatches;
@@ -48,8 +48,8 @@ pub(crate) async fn migrate(db: &DatabaseConnection) -> Result<Vec<String>, DbEr
 
 async fn apply(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
     let names = pending(db).await?;
-    // After a rollback of the release, the schema has migrations that the migrator does not know. It
-    // would refuse them, although there is nothing to apply.
+    // After a rollback of the release, the schema has migrations that the migrator does not know.
+    // It would refuse them, although there is nothing to apply.
     if !names.is_empty() {
         Migrator::up(db, None).await?;
     }
@@ -57,8 +57,8 @@ async fn apply(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
 }
 
 /// The names of the migrations that are not applied yet. This needs no right to change the schema,
-/// and ignores migrations that a newer release applied (the migrator's own function would report them
-/// as missing files).
+/// and ignores migrations that a newer release applied (the migrator's own function would report
+/// them as missing files).
 pub(crate) async fn pending(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
     let applied = if has_been_migrated(db).await? {
         seaql_migrations::Entity::find().all(db).await?

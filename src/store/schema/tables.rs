@@ -3,7 +3,8 @@
 use crate::store::schema::row::table;
 
 table! {
-    /// The hot row: narrow, since every update rewrites it. Properties and targets have their own tables.
+    /// The hot row: narrow, since every update rewrites it. Properties and targets have their own
+    /// tables.
     canvas_schedule = "canvas_schedule" {
         key {
             /// The tenant; leads the key, so that no row is reached without it.
@@ -23,12 +24,13 @@ table! {
         in_local_time: bool,
         /// Only the date counts.
         at_optimal_time: bool,
-        /// 0 pending, 1 dispatching, 2 dispatched, 3 cancelled: computed by the domain, stored for the filter of List.
+        /// 0 pending, 1 dispatching, 2 dispatched, 3 cancelled: computed by the domain, stored for
+        /// the filter of List.
         state: i16,
         /// When the next wave is due.
         next_wave_ms: Option<i64>,
-        /// The earliest entry that the schedule has in `canvas_schedule_wake`, never after `next_wave_ms`. In no index, so that
-        /// an update touches none.
+        /// The earliest entry that the schedule has in `canvas_schedule_wake`, never after
+        /// `next_wave_ms`. In no index, so that an update touches none.
         wake_ms: Option<i64>,
         /// A zone whose last good moment is before this was missed.
         missed_before_ms: i64,
@@ -44,18 +46,21 @@ table! {
         stated_zones: Option<String>,
         /// Its properties.
         properties_id: Option<Uuid>,
-        /// The highest number that a dispatch of it has had; 0 when it has none, so that they need not be read.
+        /// The highest number that a dispatch of it has had; 0 when it has none, so that they need
+        /// not be read.
         fired: i32,
         /// The zone data that `next_wave_ms` was computed with, as a number.
         zone_rules: i32,
-        /// Since when it has no wave to come, as the dispatcher saw it: then it may be removed some day.
+        /// Since when it has no wave to come, as the dispatcher saw it: then it may be removed some
+        /// day.
         finished_ms: Option<i64>,
     }
 }
 
 table! {
-    /// When to look at which schedule: the queue of the due. A schedule that has a wave to come has an entry at it or before it;
-    /// a wave that moves earlier adds one, and a wave that moves later leaves the old one. The hot row decides whether it is due.
+    /// When to look at which schedule: the queue of the due. A schedule that has a wave to come has
+    /// an entry at it or before it; a wave that moves earlier adds one, and a wave that moves later
+    /// leaves the old one. The hot row decides whether it is due.
     wake = "canvas_schedule_wake" {
         key {
             /// When to look.
@@ -69,8 +74,9 @@ table! {
 }
 
 table! {
-    /// The history: one row for each accepted change, never changed. The key leads with the time: rows are added at its end, and
-    /// the table can be partitioned by it. The history of one schedule is found from its hot row (`history.rs`).
+    /// The history: one row for each accepted change, never changed. The key leads with the time:
+    /// rows are added at its end, and the table can be partitioned by it. The history of one
+    /// schedule is found from its hot row (`history.rs`).
     revision = "canvas_schedule_revision" {
         key {
             /// When the change was accepted.
@@ -96,7 +102,8 @@ table! {
         properties_id: Option<Uuid>,
         /// The caller who changed the schedule.
         actor: String,
-        /// The commit that wrote it: a random number by which a writer that lost its connection at commit knows its own.
+        /// The commit that wrote it: a random number by which a writer that lost its connection at
+        /// commit knows its own.
         commit_id: i64,
     }
 }
@@ -140,7 +147,8 @@ table! {
             /// The id, which the caller chose.
             request_id: String,
         }
-        /// SHA-256 of the request in its canonical form, in hex: the same id with another request is an error.
+        /// SHA-256 of the request in its canonical form, in hex: the same id with another request
+        /// is an error.
         digest: String,
         /// The answer, as JSON.
         outcome: String,
@@ -181,7 +189,8 @@ table! {
         revision: i64,
         /// The wave's time.
         wave_ms: i64,
-        /// When the lease of one in hand ends, or when an unknown one is tried again; null when it is finished.
+        /// When the lease of one in hand ends, or when an unknown one is tried again; null when it
+        /// is finished.
         retry_ms: Option<i64>,
         /// When it was claimed.
         fired_ms: i64,

@@ -1,5 +1,5 @@
-//! Rows of tenants. A query of their tables begins here, with the workspace that it is about; `tests/architecture.rs` holds the other
-//! modules of the store to it.
+//! Rows of tenants. A query of their tables begins here, with the workspace that it is about;
+//! `tests/architecture.rs` holds the other modules of the store to it.
 
 use sea_orm::{ColumnTrait, DeleteMany, EntityTrait, QueryFilter, Select, UpdateMany};
 

@@ -5,8 +5,9 @@ use sea_orm::{DbBackend, Statement, Value};
 /// The most rows of one statement; SQLite takes 32,766 values.
 const MAX_ROWS: usize = 1024;
 
-/// One statement over rows of values. A text for each power of two of rows, up to [`MAX_ROWS`], so that the texts are few
-/// and stay prepared; rows of NULL, which match nothing, fill up a smaller batch.
+/// One statement over rows of values. A text for each power of two of rows, up to [`MAX_ROWS`], so
+/// that the texts are few and stay prepared; rows of NULL, which match nothing, fill up a smaller
+/// batch.
 pub(crate) struct ValuesStatement {
     columns: usize,
     texts: Vec<String>,

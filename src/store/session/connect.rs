@@ -1,4 +1,5 @@
-//! Connection pools: how many connections each has, how long they may take, and the settings of their sessions.
+//! Connection pools: how many connections each has, how long they may take, and the settings of
+//! their sessions.
 
 use std::time::Duration;
 
@@ -8,13 +9,15 @@ use crate::error::{Error, Violation};
 use crate::store::session::options::Options;
 use crate::store::session::pool::Pool;
 
-/// One connection each for claiming, settling, maintenance, the gauges, the clock, and keys with quotas.
+/// One connection each for claiming, settling, maintenance, the gauges, the clock, and keys with
+/// quotas.
 const MAX_DISPATCHER_CONNECTIONS: u32 = 6;
 
 fn base(options: &Options) -> ConnectOptions {
     let mut connect = ConnectOptions::new(options.url.clone());
     connect.sqlx_logging(false).record_stmt_in_spans(false);
-    // A lost connection fails its first statement, and the caller knows whether that one is safe to repeat.
+    // A lost connection fails its first statement, and the caller knows whether that one is safe to
+    // repeat.
     connect.test_before_acquire(false);
     connect
         .acquire_timeout(options.connect_timeout)
@@ -48,7 +51,8 @@ pub(crate) async fn reads(options: &Options) -> Result<DatabaseConnection, Error
     connect
         .max_connections(max)
         .min_connections(u32::from(options.is_in_memory()));
-    // Reads are not repeated: connections that a restart of the server has closed are found before they are used.
+    // Reads are not repeated: connections that a restart of the server has closed are found before
+    // they are used.
     connect.test_before_acquire(!options.is_sqlite());
     if options.is_in_memory() {
         // An in-memory database ends with its connection.
@@ -59,7 +63,8 @@ pub(crate) async fn reads(options: &Options) -> Result<DatabaseConnection, Error
     open(connect).await
 }
 
-/// Connects a pool for each writer: on PostgreSQL [`Options::writers`] of them; SQLite has one connection that writes.
+/// Connects a pool for each writer: on PostgreSQL [`Options::writers`] of them; SQLite has one
+/// connection that writes.
 pub(crate) async fn writers(
     options: &Options,
     reads: &DatabaseConnection,
@@ -79,13 +84,15 @@ pub(crate) async fn writers(
     // One that the writer keeps, and one for the time in which a failed one is being closed.
     connect.max_connections(2);
     connect.map_sqlx_postgres_opts(|postgres| {
-        // Its few statements are planned once: their arrays differ only in length, and each row is found by its key.
+        // Its few statements are planned once: their arrays differ only in length, and each row is
+        // found by its key.
         postgres
             .application_name("canvas-scheduler writer")
             .options([
                 ("plan_cache_mode", "force_generic_plan"),
                 ("enable_seqscan", "off"),
-                // A row that another session locks for longer is skipped, so that the changes of other rows go on.
+                // A row that another session locks for longer is skipped, so that the changes of
+                // other rows go on.
                 ("lock_timeout", "1s"),
                 ("statement_timeout", "9s"),
             ])
@@ -100,7 +107,8 @@ pub(crate) async fn writers(
     Ok(pools)
 }
 
-/// Connects the dispatcher's pool. On SQLite it is `writer`, which has the one connection that writes.
+/// Connects the dispatcher's pool. On SQLite it is `writer`, which has the one connection that
+/// writes.
 pub(crate) async fn dispatcher(options: &Options, writer: Option<&Pool>) -> Result<Pool, Error> {
     if let (true, Some(writer)) = (options.is_sqlite(), writer) {
         return Ok(writer.clone());
@@ -110,7 +118,8 @@ pub(crate) async fn dispatcher(options: &Options, writer: Option<&Pool>) -> Resu
         .max_connections(MAX_DISPATCHER_CONNECTIONS)
         .connect_lazy(true);
     connect.map_sqlx_postgres_opts(|postgres| {
-        // Each row is found by its key or by the head of a queue, whatever the sizes of tables and batches.
+        // Each row is found by its key or by the head of a queue, whatever the sizes of tables and
+        // batches.
         postgres
             .application_name("canvas-scheduler dispatcher")
             .options([

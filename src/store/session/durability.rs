@@ -7,7 +7,8 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement};
 pub enum Durability {
     /// An acknowledged change survives a crash.
     Durable,
-    /// The setting makes an acknowledged change survive a crash of this server, but perhaps not a failover.
+    /// The setting makes an acknowledged change survive a crash of this server, but perhaps not a
+    /// failover.
     Weakened {
         /// The setting and its value.
         setting: String,

@@ -9,7 +9,8 @@ use crate::error::Error;
 /// When to try again while the database is away.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Whether the connection is gone or could not be had, so that the statement may or may not have been carried out.
+/// Whether the connection is gone or could not be had, so that the statement may or may not have
+/// been carried out.
 pub(crate) fn connection_lost(fault: &DbErr) -> bool {
     if matches!(fault, DbErr::ConnectionAcquire(_) | DbErr::Conn(_)) {
         return true;
@@ -22,7 +23,8 @@ pub(crate) fn connection_lost(fault: &DbErr) -> bool {
             | SqlxError::PoolTimedOut
             | SqlxError::WorkerCrashed,
         ) => true,
-        // 57P01 to 57P05: the server is shutting down, crashed, or refuses connections. 08xxx: connection exceptions.
+        // 57P01 to 57P05: the server is shutting down, crashed, or refuses connections. 08xxx:
+        // connection exceptions.
         Some(SqlxError::Database(said)) => said
             .code()
             .is_some_and(|code| code.starts_with("57P") || code.starts_with("08")),
@@ -30,8 +32,8 @@ pub(crate) fn connection_lost(fault: &DbErr) -> bool {
     }
 }
 
-/// Whether the database cannot be written to for now: it is gone, or there but full, busy, or read-only. Of the latter nothing
-/// was carried out.
+/// Whether the database cannot be written to for now: it is gone, or there but full, busy, or
+/// read-only. Of the latter nothing was carried out.
 pub(crate) fn away(fault: &DbErr) -> bool {
     connection_lost(fault) || cannot_write_now(fault)
 }
@@ -44,15 +46,17 @@ fn cannot_write_now(fault: &DbErr) -> bool {
         return false;
     };
     match code.parse::<u32>() {
-        // SQLite, whose codes are numbers with a refinement above the lowest byte. 5: another process holds the write lock;
-        // 13: the disk is full.
+        // SQLite, whose codes are numbers with a refinement above the lowest byte. 5: another
+        // process holds the write lock; 13: the disk is full.
         Ok(number) if code.len() < 5 => [5, 13].contains(&(number & 0xff)),
-        // PostgreSQL. 25006: a server that only reads, as one that was demoted; 53xxx: out of disk, memory or connections.
+        // PostgreSQL. 25006: a server that only reads, as one that was demoted; 53xxx: out of disk,
+        // memory or connections.
         _ => code == "25006" || code.starts_with("53"),
     }
 }
 
-/// Whether transactions waited for each other and this one was chosen to give way; it may simply be tried again.
+/// Whether transactions waited for each other and this one was chosen to give way; it may simply be
+/// tried again.
 pub(crate) fn deadlock(fault: &DbErr) -> bool {
     match driver_error(fault) {
         // 40P01: deadlock; 40001: serialization failure; 55P03: a lock was not had in time.
@@ -82,7 +86,7 @@ pub(crate) fn unique_violation(fault: &DbErr) -> bool {
     matches!(fault.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)))
 }
 
-/// The fault as a caller hears of it.
+/// The error that a caller gets for the fault.
 pub(crate) fn public(fault: &DbErr) -> Error {
     let error = background(fault);
     if !matches!(error, Error::Internal(_)) {
@@ -91,9 +95,9 @@ pub(crate) fn public(fault: &DbErr) -> Error {
     error
 }
 
-/// The same for what tries again many times a second, and logs an outage once.
+/// As [`public`], for a background task that retries many times a second and logs an outage once.
 pub(crate) fn background(fault: &DbErr) -> Error {
-    // What waited in vain for others was not carried out, and is no fault of ours.
+    // A statement that lost a deadlock was not carried out, so the caller may repeat it.
     if away(fault) || deadlock(fault) {
         tracing::debug!(error = %fault, "the database is not available");
         return Error::StoreUnavailable {

@@ -1,4 +1,5 @@
-//! Sessions with the database: connecting, kept connections, transactions, and what the database's errors mean.
+//! Sessions with the database: connecting, kept connections, transactions, and what the database's
+//! errors mean.
 
 pub(super) mod connect;
 pub(super) mod durability;

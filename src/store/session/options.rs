@@ -7,7 +7,8 @@ use crate::telemetry::metrics::CommitMetrics;
 
 /// How long a caller waits for a connection before it is asked to try again.
 const SERVING_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// The same for a command: a release's migration does not fail because the database is slow or just starting.
+/// The same for a command: a release's migration does not fail because the database is slow or just
+/// starting.
 const COMMAND_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the database is, and the limits of its use.
@@ -34,7 +35,8 @@ impl Options {
         }
     }
 
-    /// The settings of a command that ends when its work is done. No caller waits behind it, so it may wait longer.
+    /// The settings of a command that ends when its work is done. No caller waits behind it, so it
+    /// may wait longer.
     pub fn of_command(url: impl Into<String>) -> Self {
         Self {
             connect_timeout: COMMAND_CONNECT_TIMEOUT,

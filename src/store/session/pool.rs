@@ -12,7 +12,8 @@ use sea_orm::{
 use crate::error::Error;
 use crate::store::session::error::{RETRY_AFTER, away, background};
 
-/// How long a piece of work may take: longer than PostgreSQL's `statement_timeout`. After that its connection counts as lost.
+/// How long a piece of work may take: longer than PostgreSQL's `statement_timeout`. After that its
+/// connection counts as lost.
 const WORK_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// A connection pool with its replacement. Cheap to clone; all clones use the same pool.
@@ -47,7 +48,8 @@ impl Pool {
         begin(&self.db()).await
     }
 
-    /// Runs a piece of work within [`WORK_TIMEOUT`]. The pool is replaced when the work takes longer or the database is away.
+    /// Runs a piece of work within [`WORK_TIMEOUT`]. The pool is replaced when the work takes
+    /// longer or the database is away.
     pub(crate) async fn run<T>(
         &self,
         work: impl Future<Output = Result<T, DbErr>>,
@@ -73,8 +75,8 @@ impl Pool {
         }
     }
 
-    /// Replaces the pool: its connections may lead to a server that is gone or that is read-only now. The new ones are made
-    /// when they are needed.
+    /// Replaces the pool: its connections may lead to a server that is gone or that is read-only
+    /// now. The new ones are made when they are needed.
     pub(crate) async fn replace(&self) {
         let Some(connect) = &self.connect else { return };
         match Database::connect(connect.clone()).await {
@@ -86,7 +88,8 @@ impl Pool {
 
 /// Begins a transaction that writes.
 pub(crate) async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
-    // On SQLite the write lock is taken first: a transaction that reads before it writes may find it taken by then.
+    // On SQLite the write lock is taken first: a transaction that reads before it writes may find
+    // it taken by then.
     let options = TransactionOptions {
         sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         ..Default::default()

@@ -1,8 +1,10 @@
-//! Connections that one part of the process keeps between its pieces of work, transactions included.
+//! Connections that one part of the process keeps between its pieces of work, transactions
+//! included.
 //!
-//! sea-orm takes a connection out of its pool for each statement, and sqlx's pool checks a connection whenever it gets one
-//! back: one round trip more for each statement (docs/adr/0002 has the figures). A kept PostgreSQL connection spares them.
-//! SQLite has one connection that writes, which its pool hands to everyone in turn.
+//! sea-orm takes a connection out of its pool for each statement, and sqlx's pool checks a
+//! connection whenever it gets one back: one round trip more for each statement (docs/adr/0002 has
+//! the figures). A kept PostgreSQL connection spares them. SQLite has one connection that writes,
+//! which its pool hands to everyone in turn.
 
 use std::sync::Arc;
 
@@ -17,8 +19,8 @@ use sea_query_sqlx::SqlxValues;
 use crate::store::session::error::away;
 use crate::store::session::pool::{Pool, begin};
 
-/// Opens sessions, one after the other, on one kept connection; a session that is opened while another is in use gets a
-/// connection of its own. Cheap to clone.
+/// Opens sessions, one after the other, on one kept connection; a session that is opened while
+/// another is in use gets its own connection. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Sessions {
     pool: Pool,
@@ -27,7 +29,8 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    /// Takes its connection out of `pool` when it is first needed, and a new one after each that failed.
+    /// Takes its connection out of `pool` when it is first needed, and a new one after each that
+    /// failed.
     pub(crate) fn new(pool: Pool) -> Self {
         Self {
             pool,
@@ -66,8 +69,8 @@ impl Sessions {
     }
 }
 
-/// Takes a connection out of a pool to PostgreSQL. It is closed when it is dropped: what gives it up does not know what state
-/// it is in.
+/// Takes a connection out of a pool to PostgreSQL. It is closed when it is dropped: what gives it
+/// up does not know what state it is in.
 async fn connect(db: &DatabaseConnection) -> Result<PoolConnection<Postgres>, DbErr> {
     let pool = db.get_postgres_connection_pool();
     let mut connection = pool
@@ -78,8 +81,8 @@ async fn connect(db: &DatabaseConnection) -> Result<PoolConnection<Postgres>, Db
     Ok(connection)
 }
 
-/// A session. Its connection is kept when the session ends well, and closed, with all that is not committed, when the session
-/// is dropped before.
+/// A session. Its connection is kept when the session ends well, and closed, with all that is not
+/// committed, when the session is dropped before.
 pub(crate) struct Session<'a> {
     sessions: &'a Sessions,
     on: On,
@@ -143,7 +146,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Ends a session one of whose statements failed. Its connection is kept unless the database is away.
+    /// Ends a session one of whose statements failed. Its connection is kept unless the database is
+    /// away.
     pub(crate) async fn abandon(self, fault: &DbErr) {
         if away(fault) {
             return;

@@ -12,7 +12,7 @@ const LAG_SECONDS: [f64; 15] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0, 3600.0,
 ];
 
-/// The waves that are due and have not been claimed.
+/// The waves that are due and not yet claimed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DueBacklog {
     /// The number of waves, counted up to a limit.

@@ -1,4 +1,5 @@
-//! Schedules, their history, properties and targets, answered requests, and the workspace `default`.
+//! Schedules, their history, properties and targets, answered requests, and the workspace
+//! `default`.
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr};
 use sea_orm_migration::prelude::*;
