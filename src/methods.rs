@@ -80,7 +80,7 @@ macro_rules! methods {
         $(#[allow(missing_docs, reason = "named after the RPC")] pub static $name: RpcMethod = $row;)+
 
         /// Every method, the most frequent first: a call is looked up from the start.
-        pub static METHODS: [&RpcMethod; [$(stringify!($name)),+].len()] = [$(&$name),+];
+        pub const METHODS: [&RpcMethod; [$(stringify!($name)),+].len()] = [$(&$name),+];
     };
 }
 

@@ -47,7 +47,7 @@ const RESERVED: [(&str, &[&str]); 3] = [
     (
         "tonic",
         &[
-            "pb", "grpc", "rest", "sink", "layers", "status", "server", "cli",
+            "pb", "grpc", "rest", "sink", "layers", "methods", "status", "server", "cli",
         ],
     ),
 ];

@@ -96,7 +96,7 @@ pub(super) fn track(
     }
     let begun = unsent.map(UnsentResponses::begin);
     response.map(|inner| {
-        Body::new(TrackedBody {
+        Body::new(ChunkedBody {
             inner,
             rest: Bytes::new(),
             _until_sent: (permit, begun),
@@ -112,14 +112,14 @@ pub fn track_response(
     track(response, None, unsent)
 }
 
-struct TrackedBody {
+struct ChunkedBody {
     inner: Body,
     /// The rest of the last frame of `inner`.
     rest: Bytes,
     _until_sent: (Option<CallPermit>, Option<UnsentResponse>),
 }
 
-impl HttpBody for TrackedBody {
+impl HttpBody for ChunkedBody {
     type Data = Bytes;
     type Error = Status;
 
