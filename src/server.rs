@@ -85,7 +85,7 @@ impl Server {
         sink: Option<SharedSink>,
     ) -> Result<Self, Error> {
         let database = OpenDatabase::open(settings, clock.clone()).await?;
-        Self::serve(settings, clock, sink, database).await
+        Box::pin(Self::serve(settings, clock, sink, database)).await
     }
 
     /// [`Self::start`], after applying pending migrations.
@@ -99,9 +99,10 @@ impl Server {
     ) -> Result<Self, Error> {
         let database = OpenDatabase::open(settings, clock.clone()).await?;
         database.store.migrate().await?;
-        Self::serve(settings, clock, sink, database).await
+        Box::pin(Self::serve(settings, clock, sink, database)).await
     }
 
+    /// Its future is large: callers box it, so that theirs stay small.
     async fn serve(
         settings: &Serve,
         clock: SharedClock,
@@ -119,7 +120,7 @@ impl Server {
         if let Some(sink) = sink {
             threads.push(parts.start_dispatcher(sink).await?);
         }
-        let mut tasks = parts.start_tasks().await?;
+        let mut tasks = Box::pin(parts.start_tasks()).await?;
         let (grpc_addr, gateway_addr) = listeners.addrs();
         tasks.extend(listeners.accept(&parts.connection_limits()));
         Ok(Self {
