@@ -25,6 +25,9 @@ pub enum Charging {
     PerMessage,
 }
 
+/// The beginning of the paths of our package.
+const OUR_PACKAGE: &str = "/canvas.schedule.v1.";
+
 /// An RPC.
 #[derive(Debug)]
 pub struct RpcMethod {
@@ -156,6 +159,19 @@ methods! {
     );
 }
 
+/// The name of every unknown method, by OpenTelemetry's conventions: unknown paths add no series.
+pub const UNKNOWN_METHOD: &str = "_OTHER";
+
+/// How a request of this path is answered. An unknown method of our package is refused like a unary call; any other
+/// unknown method has the limits of a stream until it is refused.
+pub fn kind_of(path: &str) -> MethodKind {
+    match find(path) {
+        Some(method) => method.kind,
+        None if path.starts_with(OUR_PACKAGE) => MethodKind::Unary,
+        None => MethodKind::Stream,
+    }
+}
+
 /// The method that requests of this path call.
 pub fn find(path: &str) -> Option<&'static RpcMethod> {
     METHODS.iter().copied().find(|method| method.path == path)
@@ -224,7 +240,7 @@ mod tests {
     #[test]
     fn a_method_needs_a_key_exactly_when_it_is_ours_and_is_found_by_its_path() {
         for row in METHODS {
-            let ours = row.path.starts_with("/canvas.schedule.v1.");
+            let ours = row.path.starts_with(OUR_PACKAGE);
             assert_eq!(row.permission.is_some(), ours, "{}", row.path);
             assert_eq!(row.charging != Charging::Free, ours, "{}", row.path);
             assert!(find(row.path).is_some_and(|found| std::ptr::eq(found, row)));

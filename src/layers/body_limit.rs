@@ -101,7 +101,7 @@ pub(super) fn count_request(
     limit: &BodyLimit,
 ) -> Option<Arc<RequestBytes>> {
     // The messages of methods without a key are at most 4 KB long.
-    if call.kind() != MethodKind::Unary || request.body().is_end_stream() {
+    if call.kind != MethodKind::Unary || request.body().is_end_stream() {
         return None;
     }
     let (body, bytes) = limit.count(std::mem::take(request.body_mut()));

@@ -60,7 +60,7 @@ impl ConcurrencyLimit {
 
     /// A permit for the call; a health check within the process needs none.
     pub(super) fn enter(&self, call: &Call) -> Result<Option<CallPermit>, Overloaded> {
-        let (count, max) = match (call.kind(), &call.checks) {
+        let (count, max) = match (call.kind, &call.checks) {
             (MethodKind::Unary, _) => (&self.0.calls, self.0.max_calls),
             (MethodKind::Stream, _) => (&self.0.streams, MAX_STREAMS),
             (MethodKind::Health, Some(checks)) => (&checks.0, MAX_HEALTH_CHECKS),
@@ -72,7 +72,7 @@ impl ConcurrencyLimit {
         }
         drop(permit);
         if self.0.log.is_due() {
-            let kind = call.kind();
+            let kind = call.kind;
             tracing::warn!(?kind, max, "too many calls are in flight; refusing more");
         }
         Err(Overloaded)

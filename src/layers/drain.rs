@@ -39,7 +39,7 @@ pub(super) async fn enforce<F>(
 where
     F: Future<Output = Response<Body>>,
 {
-    let last = match call.kind() {
+    let last = match call.kind {
         MethodKind::Health => return inner.await,
         MethodKind::Unary => Phase::Ending,
         MethodKind::Stream => Phase::Draining,

@@ -4,7 +4,7 @@ use tonic_types::StatusExt;
 use super::*;
 
 #[test]
-fn only_known_methods_are_unary() {
+fn only_methods_of_our_package_are_unary() {
     for (path, kind) in [
         (support::UNARY, MethodKind::Unary),
         (support::CHECK, MethodKind::Health),
@@ -17,9 +17,13 @@ fn only_known_methods_are_unary() {
             "/canvas.schedule.v2.CanvasScheduleService/GetCanvasSchedule",
             MethodKind::Stream,
         ),
+        (
+            "/canvas.schedule.v1.CanvasScheduleService/Unknown",
+            MethodKind::Unary,
+        ),
         ("/", MethodKind::Stream),
     ] {
-        assert_eq!(kind_of(methods::find(path)), kind, "{path}");
+        assert_eq!(methods::kind_of(path), kind, "{path}");
     }
 }
 

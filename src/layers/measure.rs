@@ -6,12 +6,10 @@ use std::time::Duration;
 use prometheus::Histogram;
 use tonic::Code;
 
-use crate::methods::{METHODS, RpcMethod};
+use crate::methods::{METHODS, RpcMethod, UNKNOWN_METHOD};
 use crate::status::code_name;
 use crate::telemetry::metrics::CallMetrics;
 
-/// The name of every unknown method, by OpenTelemetry's conventions: unknown paths add no series.
-const OTHER: &str = "_OTHER";
 /// The codes of gRPC are 0 to 16.
 const CODES: usize = 17;
 
@@ -40,7 +38,7 @@ impl CallDurations {
             .ok()
             .and_then(|code| self.cells.get(row * CODES + code));
         let histogram = cell.and_then(|cell| {
-            let name = method.map_or(OTHER, RpcMethod::name);
+            let name = method.map_or(UNKNOWN_METHOD, RpcMethod::name);
             cell.get_or_init(|| self.calls.duration_histogram(name, code_name(code)))
                 .as_ref()
         });
@@ -97,7 +95,7 @@ mod tests {
             "UNAUTHENTICATED",
             1,
         );
-        counted(OTHER, "UNIMPLEMENTED", 4);
+        counted(UNKNOWN_METHOD, "UNIMPLEMENTED", 4);
         assert_eq!(
             text.matches("rpc_server_call_duration_seconds_count")
                 .count(),

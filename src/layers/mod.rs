@@ -24,7 +24,7 @@ use self::drain::Phase;
 use self::measure::CallDurations;
 pub use self::settings::CallSettings;
 use self::unsent::{ProcessUnsent, UnsentResponses};
-use crate::methods::{self, MethodKind, RpcMethod};
+use crate::methods::{self, MethodKind, RpcMethod, UNKNOWN_METHOD};
 use crate::status::Refusal;
 use crate::telemetry::traces::{Span, Traces};
 
@@ -159,6 +159,7 @@ struct Call {
     uri: Uri,
     /// Absent when no method has the path.
     method: Option<&'static RpcMethod>,
+    kind: MethodKind,
     began: Instant,
     peer: Option<SocketAddr>,
     /// Counts the response until it is sent; absent for a stream, which may take its time.
@@ -176,7 +177,7 @@ impl Call {
             .get::<TcpConnectInfo>()
             .and_then(TcpConnectInfo::remote_addr);
         let method = methods::find(request.uri().path());
-        let kind = kind_of(method);
+        let kind = methods::kind_of(request.uri().path());
         let unsent = extensions
             .get::<Arc<UnsentResponses>>()
             .filter(|_| kind != MethodKind::Stream)
@@ -185,15 +186,16 @@ impl Call {
             .get::<HealthChecks>()
             .filter(|_| kind == MethodKind::Health)
             .cloned();
-        let span = match method {
-            Some(method) if kind == MethodKind::Unary => {
-                traces.call_span(method.name(), request.headers())
-            }
-            _ => Span::default(),
+        let span = if kind == MethodKind::Unary {
+            let name = method.map_or(UNKNOWN_METHOD, RpcMethod::name);
+            traces.call_span(name, request.headers())
+        } else {
+            Span::default()
         };
         Self {
             uri: request.uri().clone(),
             method,
+            kind,
             began: Instant::now(),
             peer,
             unsent,
@@ -202,18 +204,9 @@ impl Call {
         }
     }
 
-    fn kind(&self) -> MethodKind {
-        kind_of(self.method)
-    }
-
     fn streams(&self) -> bool {
-        self.kind() == MethodKind::Stream
+        self.kind == MethodKind::Stream
     }
-}
-
-/// The kind of a method; an unknown one has the limits of a stream until it is refused.
-fn kind_of(method: Option<&RpcMethod>) -> MethodKind {
-    method.map_or(MethodKind::Stream, |method| method.kind)
 }
 
 #[cfg(test)]
