@@ -39,7 +39,7 @@ mod settings;
 #[path = "../tests/support/postgres.rs"]
 mod support_postgres;
 
-/// What tests and benches share.
+/// Code shared by tests and benches.
 mod support {
     pub(crate) use super::support_postgres::{Postgres, Problem, children_of, process};
 }
@@ -63,11 +63,11 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args()
         .skip_while(|argument| argument != LOAD)
         .skip(1);
-    let ended = match arguments.next() {
+    let outcome = match arguments.next() {
         Some(order) => load::main(&order).map(|()| true),
         None => measure(),
     };
-    match ended {
+    match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(fault) => {
@@ -86,6 +86,6 @@ fn measure() -> Fallible<bool> {
     measurements::measure(&plan, &mut verdict)?;
     println!("{before}");
     println!("{}", machine::sync_line("at the end")?);
-    println!("{}", machine::shape()?);
+    println!("{}", machine::description()?);
     Ok(verdict.is_clean())
 }

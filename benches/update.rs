@@ -1,4 +1,5 @@
-//! How many updates a second the service makes durable, compared with the database alone in the same minutes.
+//! How many updates a second the service makes durable, compared with the database alone at the same
+//! time.
 //! `docs/performance.md` says how to run it and how to read it.
 
 #![allow(
@@ -39,7 +40,7 @@ mod settings;
 #[path = "../tests/support/postgres.rs"]
 mod support_postgres;
 
-/// What tests and benches share.
+/// Code shared by tests and benches.
 mod support {
     pub(crate) use super::support_postgres::{Postgres, Problem, children_of, process};
 }
@@ -49,25 +50,25 @@ use std::process::ExitCode;
 use report::Verdict;
 use settings::Settings;
 
-/// The load generator's connections come from the same allocator as the service's.
+/// The load generator uses the same allocator as the service.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What keeps the run from being made.
+/// A result whose error ends the run.
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// The argument that makes this program the load generator; its order follows.
+/// The argument that starts this program as the load generator; its order follows.
 const LOAD: &str = "--load";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args()
         .skip_while(|argument| argument != LOAD)
         .skip(1);
-    let ended = match arguments.next() {
+    let outcome = match arguments.next() {
         Some(order) => load::main(&order).map(|()| true),
         None => measure(),
     };
-    match ended {
+    match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(fault) => {
@@ -77,7 +78,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures what is wanted; whether everything that was checked held.
+/// Measures what the settings select. Returns whether every check passed.
 fn measure() -> Fallible<bool> {
     let settings = Settings::read()?;
     let mut verdict = Verdict::default();
@@ -91,6 +92,6 @@ fn measure() -> Fallible<bool> {
     }
     println!("{before}");
     println!("{}", machine::sync_line("at the end")?);
-    println!("{}", machine::shape()?);
+    println!("{}", machine::description()?);
     Ok(verdict.is_clean())
 }

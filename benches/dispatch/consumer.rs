@@ -18,12 +18,13 @@ use tonic::codegen::http::{HeaderMap, HeaderValue, Response};
 use super::grpc::PREFIX;
 use super::{Fallible, rows};
 
-/// An answer's message: a `TriggerCanvasResponse`, which has no field.
-const NOTHING: [u8; PREFIX] = [0; PREFIX];
+/// A framed `TriggerCanvasResponse`, which has no fields.
+const EMPTY_RESPONSE: [u8; PREFIX] = [0; PREFIX];
 /// The flow-control window of a stream and of a connection, in bytes: large enough never to block.
 const WINDOW: u32 = 1 << 20;
 
-/// The microseconds by which a wave may seem early: instants have milliseconds, and one clock is measured by another.
+/// The microseconds by which a wave may seem early: instants have milliseconds, and the consumer's clock
+/// is not the service's.
 const MAX_EARLY_US: i64 = 5_000;
 
 /// A `CanvasTriggerService` on its own thread, with as little work for a call as possible: it runs on the same processors as
@@ -34,8 +35,8 @@ pub(crate) struct CountingSink {
     shared: Arc<(Mutex<Tally>, Condvar)>,
 }
 
-/// The fields that are read of a `TriggerCanvasRequest`. The rest, mostly hundreds of zone names, is skipped: the consumer's cost is
-/// part of every figure.
+/// The fields that are read of a `TriggerCanvasRequest`. The others, mostly hundreds of zone names, are
+/// skipped, because the consumer's cost is part of every figure.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Arrival {
     #[prost(string, tag = "1")]
@@ -46,7 +47,7 @@ struct Arrival {
     wave: Option<WaveTime>,
 }
 
-/// The fields that are read of its `Wave`.
+/// The fields that are read of a `Wave`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct WaveTime {
     #[prost(message, optional, tag = "1")]
@@ -56,7 +57,7 @@ struct WaveTime {
 /// The arrivals of the expected schedules, each of which has one wave.
 pub(crate) struct Tally {
     expected: Range<u64>,
-    came: Vec<bool>,
+    arrived: Vec<bool>,
     ids: HashSet<String>,
     /// How late each was, in microseconds.
     pub lags: Histogram<u64>,
@@ -67,7 +68,7 @@ pub(crate) struct Tally {
     /// Those that arrived before their time.
     pub early: u64,
     /// Unexpected ones.
-    pub unasked: u64,
+    pub unexpected: u64,
 }
 
 impl Tally {
@@ -78,36 +79,36 @@ impl Tally {
             .expect("bounds that a histogram can have");
         Self {
             expected,
-            came: vec![false; count],
+            arrived: vec![false; count],
             ids: HashSet::new(),
             lags,
             last_us: 0,
             twice: 0,
             early: 0,
-            unasked: 0,
+            unexpected: 0,
         }
     }
 
     /// The number that did not arrive.
     pub(crate) fn missing(&self) -> usize {
-        self.came.len() - self.ids.len()
+        self.arrived.len() - self.ids.len()
     }
 
-    fn note(&mut self, dispatch: Arrival, now_us: i64) {
+    fn record(&mut self, dispatch: Arrival, now_us: i64) {
         let number =
             rows::number(&dispatch.schedule_id).filter(|number| self.expected.contains(number));
         let time = dispatch.wave.and_then(|wave| wave.time);
         let (Some(number), Some(time)) = (number, time) else {
-            self.unasked += 1;
+            self.unexpected += 1;
             return;
         };
-        let came = &mut self.came[usize::try_from(number - self.expected.start)
+        let arrived = &mut self.arrived[usize::try_from(number - self.expected.start)
             .expect("an index into what is expected")];
-        if *came || !self.ids.insert(dispatch.dispatch_id) {
+        if *arrived || !self.ids.insert(dispatch.dispatch_id) {
             self.twice += 1;
             return;
         }
-        *came = true;
+        *arrived = true;
         let late_us = now_us - (time.seconds * 1_000_000 + i64::from(time.nanos) / 1000);
         self.early += u64::from(late_us < -MAX_EARLY_US);
         self.lags
@@ -126,9 +127,6 @@ pub(crate) fn now_us() -> i64 {
 
 impl CountingSink {
     /// Serves on a free port until the process ends.
-    ///
-    /// # Errors
-    /// It cannot be bound.
     pub(crate) fn start() -> Fallible<Self> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
@@ -207,14 +205,14 @@ impl CountingSink {
             body.flow_control().release_capacity(piece.len())?;
             received.extend_from_slice(&piece);
         }
-        self.note(Arrival::decode(
+        self.record(Arrival::decode(
             received.get(PREFIX..).ok_or("a call without a message")?,
         )?);
         let head = Response::builder()
             .header("content-type", "application/grpc")
             .body(())?;
         let mut sending = answer.send_response(head, false)?;
-        sending.send_data(Bytes::from_static(&NOTHING), false)?;
+        sending.send_data(Bytes::from_static(&EMPTY_RESPONSE), false)?;
         sending.send_trailers(HeaderMap::from_iter([(
             "grpc-status".parse()?,
             HeaderValue::from_static("0"),
@@ -222,11 +220,11 @@ impl CountingSink {
         Ok(())
     }
 
-    fn note(&self, dispatch: Arrival) {
+    fn record(&self, dispatch: Arrival) {
         let now_us = now_us();
         let (tally, changed) = &*self.shared;
         let mut tally = tally.lock().expect("no panic");
-        tally.note(dispatch, now_us);
+        tally.record(dispatch, now_us);
         if tally.missing() == 0 {
             changed.notify_all();
         }

@@ -8,7 +8,7 @@ use super::consumer::{CountingSink, Tally, now_us};
 use super::database::{self, DATABASE};
 use super::load::{self, Order, Transport};
 use super::machine::Cpu;
-use super::open_loop::{Kept, Offer, Offered};
+use super::open_loop::{Offer, Offered, Results};
 use super::plan::{Plan, Setup};
 use super::report::{Verdict, grouped, latency};
 use super::rows::{self, Dialect, Times};
@@ -19,7 +19,7 @@ use super::support::Postgres;
 /// The time from the insertion of schedules until the first is due.
 const LEAD: Duration = Duration::from_secs(10);
 /// How long before that instant updates start.
-const OFFERED_BEFORE: Duration = Duration::from_secs(1);
+const UPDATES_LEAD: Duration = Duration::from_secs(1);
 /// How long after the last due instant dispatches may arrive.
 const MAX_LATENESS: Duration = Duration::from_secs(90);
 /// How long after the last arrival the database must show it.
@@ -28,9 +28,6 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 const ALONE_SECONDS: u64 = 5;
 
 /// Measures on PostgreSQL, or prints that it is not installed.
-///
-/// # Errors
-/// What keeps it from being measured.
 pub(crate) fn measure(plan: &Plan, verdict: &mut Verdict) -> Fallible<()> {
     let Some(postgres) = database::start(plan.schedules, &plan.wal_compression)? else {
         return Ok(());
@@ -53,8 +50,8 @@ pub(crate) fn measure(plan: &Plan, verdict: &mut Verdict) -> Fallible<()> {
         run.all(verdict)?;
         next = run.next;
         for server in servers {
-            for complaint in server.complaints().iter().take(3) {
-                println!("dispatch {}: the service logged {complaint}", setup.title);
+            for warning in server.warnings().iter().take(3) {
+                println!("dispatch {}: the service logged {warning}", setup.title);
             }
             server.stop()?;
         }
@@ -80,7 +77,7 @@ fn start_all(setup: &Setup, postgres: &Postgres, sink: &CountingSink) -> Fallibl
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Due {
     /// All at the same instant.
-    AtOnce,
+    Together,
     /// One after the other.
     Steadily,
 }
@@ -98,10 +95,10 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn all(&mut self, verdict: &mut Verdict) -> Fallible<()> {
-        self.measure(Due::AtOnce, None, verdict)?;
+        self.measure(Due::Together, None, verdict)?;
         self.measure(Due::Steadily, None, verdict)?;
         let alone = self.alone(verdict)?;
-        for due in [Due::AtOnce, Due::Steadily] {
+        for due in [Due::Together, Due::Steadily] {
             self.measure(due, Some(alone / 2.0), verdict)?;
         }
         Ok(())
@@ -130,15 +127,15 @@ impl Run<'_> {
     }
 
     fn measure(&mut self, due: Due, updates: Option<f64>, verdict: &mut Verdict) -> Fallible<()> {
-        let beside = if updates.is_some() {
+        let suffix = if updates.is_some() {
             " with updates"
         } else {
             ""
         };
         let title = format!(
-            "dispatch {} {}{beside}",
+            "dispatch {} {}{suffix}",
             self.setup.title,
-            if due == Due::AtOnce {
+            if due == Due::Together {
                 "drain"
             } else {
                 "steady"
@@ -146,7 +143,7 @@ impl Run<'_> {
         );
         let schedules = self.next
             ..self.next
-                + if due == Due::AtOnce {
+                + if due == Due::Together {
                     self.plan.due
                 } else {
                     self.plan.steady()
@@ -157,28 +154,28 @@ impl Run<'_> {
         let begin = Instant::now() + LEAD;
         let begin_us = now_us() + lead;
         self.insert(&schedules, due, begin_us / 1000)?;
-        let Some(left) = begin.checked_duration_since(Instant::now() + OFFERED_BEFORE) else {
+        let Some(left) = begin.checked_duration_since(Instant::now() + UPDATES_LEAD) else {
             return Err(format!("{title}: the schedules were not inserted within {LEAD:?}").into());
         };
         std::thread::sleep(left);
         let offered = updates.map(|per_second| Offered::start(self.offer(per_second)));
         let before = self.cpu();
         let last_due = begin
-            + if due == Due::AtOnce {
+            + if due == Due::Together {
                 Duration::ZERO
             } else {
                 Duration::from_secs(self.plan.seconds)
             };
         let tally = self.sink.tally(last_due + MAX_LATENESS);
         let cpu = self.cpu().since(before);
-        let kept = offered.map(Offered::end).transpose()?;
+        let results = offered.map(Offered::end).transpose()?;
         println!("{title} {}", line(&tally, begin_us));
         println!(
             "{title}: processor per 1,000 dispatches: {}",
             cpu.per_thousand(tally.lags.len())
         );
-        if let Some(kept) = kept {
-            print_kept(&title, &kept);
+        if let Some(results) = results {
+            print_results(&title, &results);
         }
         self.check(&title, &schedules, &tally, verdict)
     }
@@ -200,7 +197,7 @@ impl Run<'_> {
     /// Inserts these schedules, due from `begin_ms` on.
     fn insert(&self, schedules: &Range<u64>, due: Due, begin_ms: i64) -> Fallible<()> {
         let time = match due {
-            Due::AtOnce => format!("{begin_ms}"),
+            Due::Together => format!("{begin_ms}"),
             Due::Steadily => format!(
                 "{begin_ms} + (i - {}) * 1000 / {}",
                 schedules.start, self.plan.per_second
@@ -212,7 +209,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Each came once, none early, and the database has them all as delivered.
+    /// Checks that each dispatch arrived once, none early, and that the database has all as delivered.
     fn check(
         &self,
         title: &str,
@@ -221,10 +218,10 @@ impl Run<'_> {
         verdict: &mut Verdict,
     ) -> Fallible<()> {
         let counts = [
-            ("never came", tally.missing() as u64),
-            ("came twice", tally.twice),
-            ("came early", tally.early),
-            ("came unasked", tally.unasked),
+            ("did not arrive", tally.missing() as u64),
+            ("arrived twice", tally.twice),
+            ("arrived early", tally.early),
+            ("were not expected", tally.unexpected),
         ];
         for (what, count) in counts.iter().filter(|(_, count)| *count > 0) {
             verdict.fault(&format!("{title}: {count} dispatches {what}"));
@@ -245,7 +242,7 @@ impl Run<'_> {
         }
         if written != expected {
             verdict.fault(&format!(
-                "{title}: {expected} dispatches, of which the database has {written} as delivered"
+                "{title}: the database has {written} of {expected} dispatches as delivered"
             ));
         }
         Ok(())
@@ -270,14 +267,14 @@ fn line(tally: &Tally, begin_us: i64) -> String {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
-fn print_kept(title: &str, kept: &Kept) {
-    let share = 100.0 * kept.kept as f64 / kept.offered.max(1) as f64;
-    let p99 = latency(kept.latencies.value_at_quantile(0.99));
+fn print_results(title: &str, results: &Results) {
+    let share = 100.0 * results.acknowledged as f64 / results.offered.max(1) as f64;
+    let p99 = latency(results.latencies.value_at_quantile(0.99));
     println!(
-        "{title}: of {} updates offered {share:.2} % kept, p99 {p99}",
-        grouped(kept.offered as f64)
+        "{title}: {share:.2} % of {} offered updates acknowledged, p99 {p99}",
+        grouped(results.offered as f64)
     );
-    if let Some(why) = &kept.first_failure {
-        println!("{title}: the first update that was not kept: {why}");
+    if let Some(why) = &results.first_failure {
+        println!("{title}: the first update that failed: {why}");
     }
 }

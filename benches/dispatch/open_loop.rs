@@ -1,4 +1,4 @@
-//! Updates at a fixed rate, independent of the answers to earlier ones.
+//! Updates at a fixed rate, independent of the responses to earlier ones.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,48 +16,48 @@ use super::load::{UPDATE, checked, update};
 use super::rows::{Random, Times};
 
 const CONNECTIONS: usize = 8;
-/// Between two looks at how many are to be offered.
-const TICK: Duration = Duration::from_millis(1);
-/// So many may wait for their answers; one more is not sent, and counts as not kept.
-const WAITING_MOST: usize = 8192;
-/// How long the last answers may take.
-const ANSWER_MOST: Duration = Duration::from_secs(20);
+/// The interval at which due updates are sent.
+const TICK_INTERVAL: Duration = Duration::from_millis(1);
+/// The most updates that may wait for responses. Any further update is not sent and counts as failed.
+const MAX_WAITING: usize = 8192;
+/// How long the last responses may take.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What is offered.
+/// The parameters of the load.
 #[derive(Debug, Clone)]
 pub(crate) struct Offer {
-    /// The server, as address and port.
+    /// The server's address and port.
     pub address: String,
     /// A key for updates.
     pub key: String,
-    /// How many a second.
+    /// Updates a second.
     pub per_second: f64,
-    /// To so many schedules.
+    /// The number of schedules to update.
     pub schedules: u64,
     /// The times to send.
     pub times: Times,
 }
 
-/// Updates under way.
+/// A running load.
 pub(crate) struct Offered {
-    thread: JoinHandle<Result<Kept, String>>,
+    thread: JoinHandle<Result<Results, String>>,
     stop: Arc<AtomicBool>,
 }
 
-/// What became of them.
-pub(crate) struct Kept {
-    /// Those that were to be sent.
+/// The results of a load.
+pub(crate) struct Results {
+    /// Updates that were due.
     pub offered: u64,
-    /// Those that were acknowledged.
-    pub kept: u64,
-    /// The first that failed.
+    /// Updates that were acknowledged.
+    pub acknowledged: u64,
+    /// The first failure.
     pub first_failure: Option<String>,
-    /// From when it was to be sent to its answer, in microseconds.
+    /// The time from when each update was due until its response, in microseconds.
     pub latencies: Histogram<u64>,
 }
 
 impl Offered {
-    /// Begins to offer.
+    /// Starts the load in a thread.
     pub(crate) fn start(offer: Offer) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -73,11 +73,8 @@ impl Offered {
         Self { thread, stop }
     }
 
-    /// Offers no more, and waits for the last answers.
-    ///
-    /// # Errors
-    /// The server was not reached at all.
-    pub(crate) fn end(self) -> Fallible<Kept> {
+    /// Stops the load and waits for the last responses.
+    pub(crate) fn end(self) -> Fallible<Results> {
         self.stop.store(true, Ordering::Relaxed);
         Ok(self
             .thread
@@ -86,22 +83,22 @@ impl Offered {
     }
 }
 
-impl Kept {
+impl Results {
     fn new() -> Self {
         let latencies = Histogram::new_with_bounds(1, 100_000_000, 3)
             .expect("bounds that a histogram can have");
         Self {
             offered: 0,
-            kept: 0,
+            acknowledged: 0,
             first_failure: None,
             latencies,
         }
     }
 
-    fn note(&mut self, answered: Result<Duration, String>) {
-        match answered {
+    fn record(&mut self, outcome: Result<Duration, String>) {
+        match outcome {
             Ok(took) => {
-                self.kept += 1;
+                self.acknowledged += 1;
                 self.latencies
                     .saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
             }
@@ -115,21 +112,21 @@ impl Kept {
     clippy::cast_sign_loss,
     reason = "a count of updates"
 )]
-async fn run(offer: Offer, stop: &AtomicBool) -> Fallible<Kept> {
+async fn run(offer: Offer, stop: &AtomicBool) -> Fallible<Results> {
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
         clients.push(Method::connect(&offer.address, UPDATE, &offer.key).await?);
     }
     let mut random = Random(u64::from(std::process::id()));
-    let (mut all, mut waiting) = (Kept::new(), JoinSet::new());
-    let mut ticks = interval(TICK);
+    let (mut all, mut waiting) = (Results::new(), JoinSet::new());
+    let mut ticks = interval(TICK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let begin = Instant::now();
     let mut clients = clients.iter().cycle();
     while !stop.load(Ordering::Relaxed) {
         ticks.tick().await;
-        while let Some(answered) = waiting.try_join_next() {
-            all.note(answered?);
+        while let Some(outcome) = waiting.try_join_next() {
+            all.record(outcome?);
         }
         let due = Instant::now();
         let offered = (due.duration_since(begin).as_secs_f64() * offer.per_second) as u64;
@@ -137,33 +134,33 @@ async fn run(offer: Offer, stop: &AtomicBool) -> Fallible<Kept> {
             all.offered += 1;
             let request = update(random.below(offer.schedules), &offer.times, &mut random);
             match clients.next() {
-                Some(client) if waiting.len() < WAITING_MOST => {
-                    drop(waiting.spawn(answer(client.clone(), request, due)))
+                Some(client) if waiting.len() < MAX_WAITING => {
+                    drop(waiting.spawn(send(client.clone(), request, due)))
                 }
-                _ => all.note(Err(format!(
-                    "{WAITING_MOST} updates wait for their answers"
+                _ => all.record(Err(format!(
+                    "{MAX_WAITING} updates already wait for responses"
                 ))),
             }
         }
     }
-    let last = Instant::now() + ANSWER_MOST;
-    while let Ok(Some(answered)) = timeout_at(last, waiting.join_next()).await {
-        all.note(answered?);
+    let last = Instant::now() + RESPONSE_TIMEOUT;
+    while let Ok(Some(outcome)) = timeout_at(last, waiting.join_next()).await {
+        all.record(outcome?);
     }
     if !waiting.is_empty() {
-        all.note(Err(format!(
-            "{} updates waited for an answer for {ANSWER_MOST:?}",
+        all.record(Err(format!(
+            "{} updates received no response within {RESPONSE_TIMEOUT:?}",
             waiting.len()
         )));
     }
     Ok(all)
 }
 
-async fn answer(
+async fn send(
     client: Method,
     request: v1::UpdateCanvasScheduleRequest,
     due: Instant,
 ) -> Result<Duration, String> {
-    let answer: v1::UpdateCanvasScheduleResponse = client.call(&request).await?;
-    checked(&request.schedule_id, 0, &answer).map(|_| due.elapsed())
+    let response: v1::UpdateCanvasScheduleResponse = client.call(&request).await?;
+    checked(&request.schedule_id, 0, &response).map(|_| due.elapsed())
 }

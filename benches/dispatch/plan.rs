@@ -6,11 +6,11 @@ use super::settings::{number, text};
 /// The service as one or more processes over one database.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Setup {
-    /// For `BENCH_ONLY`.
+    /// The name in `BENCH_ONLY`.
     pub name: &'static str,
-    /// For the lines.
+    /// The title in the output.
     pub title: &'static str,
-    /// The roles of each process; the first one is called with updates.
+    /// The roles of each process. The first process receives the updates.
     pub roles: &'static [&'static str],
 }
 
@@ -34,18 +34,18 @@ const SETUPS: [Setup; 3] = [
     },
 ];
 
-/// What the run is set to.
+/// The settings of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    /// Other pending schedules.
+    /// Pending schedules that do not become due.
     pub schedules: u64,
     /// Schedules that are due at the same instant.
     pub due: u64,
-    /// How long schedules are due steadily.
+    /// How many seconds schedules are due steadily.
     pub seconds: u64,
-    /// How many of them a second.
+    /// How many of them are due a second.
     pub per_second: u64,
-    /// How many callers find out what updates reach alone.
+    /// The number of callers that measure updates alone.
     pub callers: u64,
     /// PostgreSQL's `wal_compression`.
     pub wal_compression: String,
@@ -54,9 +54,6 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Reads the variables.
-    ///
-    /// # Errors
-    /// The variable that cannot be read.
     pub(crate) fn read() -> Fallible<Self> {
         let plan = Self {
             schedules: number("BENCH_SCHEDULES", 1_000_000)?,
@@ -69,19 +66,19 @@ impl Plan {
         };
         if [plan.due, plan.seconds, plan.per_second, plan.callers].contains(&0) {
             return Err(
-                "BENCH_DUE, BENCH_SECONDS, BENCH_PER_SECOND and BENCH_CALLERS must be over 0"
+                "BENCH_DUE, BENCH_SECONDS, BENCH_PER_SECOND and BENCH_CALLERS must be greater than 0"
                     .into(),
             );
         }
         if plan.due > 1_000_000 || plan.steady() > 1_000_000 {
             return Err(
-                "BENCH_DUE, and BENCH_SECONDS times BENCH_PER_SECOND, must be 1000000 at most"
+                "BENCH_DUE, and BENCH_SECONDS times BENCH_PER_SECOND, must not exceed 1000000"
                     .into(),
             );
         }
         if !(plan.callers..=10_000_000).contains(&plan.schedules) {
             return Err(format!(
-                "BENCH_SCHEDULES: {} (the callers) to 10000000 are needed",
+                "BENCH_SCHEDULES must be from {} (the callers) to 10000000",
                 plan.callers
             )
             .into());
@@ -94,7 +91,7 @@ impl Plan {
         self.seconds.saturating_mul(self.per_second)
     }
 
-    /// The processes that are to be measured.
+    /// The setups to measure.
     pub(crate) fn setups(&self) -> impl Iterator<Item = Setup> {
         SETUPS.into_iter().filter(|setup| {
             self.only.is_empty() || self.only.split(',').any(|name| name.trim() == setup.name)

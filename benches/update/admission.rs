@@ -1,5 +1,5 @@
-//! What keys and limits cost: the service cannot do without them, so their part of a call is measured by itself, and set against
-//! what a whole update takes of the service's processor.
+//! The processor time that keys and quotas cost a call. The service cannot run without them, so this
+//! part of a call is measured separately and compared with the processor time of a whole update.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,13 +14,10 @@ use canvas_scheduler::store::{Options, Store};
 
 use super::Fallible;
 
-/// Calls that are measured, after as many that are not.
+/// The number of measured calls. As many calls precede them as a warm-up.
 const CALLS: u32 = 500_000;
 
-/// What of a call is its key and its count, on one thread.
-///
-/// # Errors
-/// A call is refused.
+/// Measures the processor time for the key and the quota of a call, on one thread.
 pub(crate) fn cost() -> Fallible<Duration> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -79,27 +76,29 @@ async fn measure() -> Fallible<Duration> {
     Ok(took / CALLS)
 }
 
-/// As the layers do for an update.
+/// Authenticates and charges a call as the layers do for an update.
 async fn admit(access: &Access, key: &[u8]) -> Fallible<()> {
-    let presented = PresentedKey::parse(key).ok_or("no key")?;
-    let held = access
+    let presented = PresentedKey::parse(key).ok_or("not a key")?;
+    let authenticated = access
         .admit(&presented, None, Permission::Update)
         .await
         .map_err(|why| format!("{why:?}"))?;
-    let told = match held.budget().charge_without_wait(1) {
-        Some(told) => told,
+    let charged = match authenticated.budget().charge_without_wait(1) {
+        Some(charged) => charged,
         None => {
-            held.budget()
+            authenticated
+                .budget()
                 .charge(&canvas_scheduler::domain::Charge::Requests(1))
                 .await
         }
     };
-    std::hint::black_box(told.map_err(|over| format!("{over:?}"))?);
+    std::hint::black_box(charged.map_err(|over| format!("{over:?}"))?);
     Ok(())
 }
 
-/// `postgres 64 callers keys and limits ratio 0.98 (0.5 us of 28.0 us of the service's processor for an update)`: what is left of the
-/// throughput by them, where the service's processor is the limit; where something else is, it is more.
+/// Prints `postgres 64 callers keys and limits ratio 0.98 (0.5 us of 28.0 us of the service's processor
+/// for an update)`: the throughput relative to a service without them, if the service's processor is
+/// the bottleneck. With another bottleneck, the ratio is higher.
 pub(crate) fn print_ratio(title: &str, cost: Duration, update: Duration) {
     let ratio = 1.0 - cost.as_secs_f64() / update.as_secs_f64().max(f64::MIN_POSITIVE);
     println!(

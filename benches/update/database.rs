@@ -1,4 +1,4 @@
-//! The PostgreSQL that is measured on, with what it is set to and the schedules that lie in it.
+//! The PostgreSQL server under test: its settings and the schedules loaded into it.
 
 use std::time::Instant;
 
@@ -10,10 +10,8 @@ use super::support::{Postgres, Problem};
 /// The database's name.
 pub(crate) const DATABASE: &str = "bench";
 
-/// Starts one that fits so many schedules; none, and a line that says so, where it is not installed.
-///
-/// # Errors
-/// It does not start.
+/// Starts a server with memory for `schedules` schedules. Prints a line and returns `None` if PostgreSQL
+/// is not installed.
 pub(crate) fn start(schedules: u64, wal_compression: &str) -> Fallible<Option<Postgres>> {
     let settings = settings(schedules, wal_compression);
     let borrowed: Vec<&str> = settings.iter().map(String::as_str).collect();
@@ -33,7 +31,7 @@ pub(crate) fn start(schedules: u64, wal_compression: &str) -> Fallible<Option<Po
     Ok(Some(postgres))
 }
 
-/// Nothing here trades durability; memory for the working set, and no checkpoint in the middle of a measurement.
+/// Full durability, memory for the working set, and no checkpoint during a measurement.
 fn settings(schedules: u64, wal_compression: &str) -> Vec<String> {
     let gigabytes = schedules.div_ceil(1_250_000).max(1);
     vec![
@@ -47,10 +45,7 @@ fn settings(schedules: u64, wal_compression: &str) -> Vec<String> {
     ]
 }
 
-/// Makes the schema and loads so many pending schedules.
-///
-/// # Errors
-/// What the database says.
+/// Creates the schema and loads pending schedules.
 pub(crate) fn load(postgres: &Postgres, schedules: u64, times: &Times) -> Fallible<()> {
     let begin = Instant::now();
     postgres.createdb(DATABASE)?;

@@ -1,5 +1,5 @@
-//! A gRPC call with no more work than it takes: the load generator runs on the same processors as what it measures, as
-//! pgbench does, so its own cost is part of every figure.
+//! A gRPC client with as little work for a call as possible. Like pgbench, the load generator runs on the
+//! same processors as the service, so its cost is part of every figure.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::SendRequest;
@@ -9,7 +9,7 @@ use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Uri};
 
 use super::Fallible;
 
-/// What precedes a message: a byte that says it is not compressed, and its length.
+/// The bytes before a message: the compression flag and the length.
 pub(crate) const PREFIX: usize = 5;
 
 /// One connection and one method. Clones share the connection.
@@ -21,17 +21,14 @@ pub(crate) struct Method {
 }
 
 impl Method {
-    /// Connects to `address`, to call the method of this path with a key.
-    ///
-    /// # Errors
-    /// Nobody listens there.
+    /// Connects to `address`, to call the method at `path` with a key.
     pub(crate) async fn connect(address: &str, path: &str, key: &str) -> Fallible<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let (requests, connection) = h2::client::handshake(stream).await?;
         tokio::spawn(async move {
-            // Every call on it fails with it, and tells why.
-            let _ended = connection.await;
+            // If the connection fails, every call on it returns the error.
+            let _result = connection.await;
         });
         let authorization = HeaderValue::try_from(format!("Bearer {key}"))?;
         Ok(Self {
@@ -44,7 +41,7 @@ impl Method {
     /// Calls the method.
     ///
     /// # Errors
-    /// The status other than OK, or what is wrong with the answer.
+    /// The status is not OK, or the response is malformed.
     pub(crate) async fn call<T: Message + Default>(
         &self,
         message: &impl Message,
@@ -78,11 +75,11 @@ impl Method {
             received.extend_from_slice(&piece);
         }
         let trailers = body.trailers().await.map_err(|why| why.to_string())?;
-        // A refusal has no body, and its status in the first headers.
+        // An error without a body has its status in the first headers.
         check_status(trailers.as_ref().unwrap_or(&head.headers))?;
         let message = received
             .get(PREFIX..)
-            .ok_or("an answer without a message")?;
+            .ok_or("a response without a message")?;
         T::decode(message).map_err(|why| why.to_string())
     }
 }
@@ -108,6 +105,6 @@ fn check_status(headers: &HeaderMap) -> Result<(), String> {
             "status {code}: {}",
             text("grpc-message").unwrap_or_default()
         )),
-        None => Err("an answer without a status".to_owned()),
+        None => Err("a response without a status".to_owned()),
     }
 }

@@ -1,4 +1,5 @@
-//! An update by the documented JSON on a connection of HTTP/1.1 that is kept, with no more work than it takes.
+//! A client that sends updates as JSON over a persistent HTTP/1.1 connection, with as little work for a
+//! call as possible.
 
 use canvas_scheduler::pb::v1;
 use serde::Deserialize;
@@ -10,23 +11,20 @@ use super::Fallible;
 /// One connection, for one call at a time.
 pub(crate) struct Connection {
     stream: TcpStream,
-    /// What stands before the length of the body in each request.
+    /// The start of each request, up to the length of the body.
     head: String,
     received: Vec<u8>,
 }
 
-/// What is looked at of an answer.
+/// The fields of a response that are checked.
 #[derive(Deserialize)]
-struct Answer {
+struct Response {
     schedule_id: String,
     revision: i64,
 }
 
 impl Connection {
-    /// Connects to the gateway at `address`, to update with a key.
-    ///
-    /// # Errors
-    /// Nobody listens there.
+    /// Connects to the gateway at `address`, to send updates with a key.
     pub(crate) async fn to(address: &str, key: &str) -> Fallible<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
@@ -41,10 +39,10 @@ impl Connection {
         })
     }
 
-    /// Makes the update. The answer holds the schedule's id and revision.
+    /// Sends the update. The response has only the schedule's id and revision.
     ///
     /// # Errors
-    /// Another status than 201, or what is wrong with the answer.
+    /// The status is not 201, or the response is malformed.
     pub(crate) async fn update(
         &mut self,
         request: &v1::UpdateCanvasScheduleRequest,
@@ -63,12 +61,12 @@ impl Connection {
             .write_all(text.as_bytes())
             .await
             .map_err(|why| why.to_string())?;
-        let answer = self.answer().await?;
-        let answer: Answer =
-            serde_json::from_str(&answer).map_err(|why| format!("{why}: {answer}"))?;
+        let body = self.response().await?;
+        let response: Response =
+            serde_json::from_str(&body).map_err(|why| format!("{why}: {body}"))?;
         let schedule = v1::CanvasSchedule {
-            schedule_id: answer.schedule_id,
-            revision: answer.revision,
+            schedule_id: response.schedule_id,
+            revision: response.revision,
             ..Default::default()
         };
         Ok(v1::UpdateCanvasScheduleResponse {
@@ -77,8 +75,8 @@ impl Connection {
         })
     }
 
-    /// The body of the next answer, whose length its head states.
-    async fn answer(&mut self) -> Result<String, String> {
+    /// Reads the next response. Returns its body.
+    async fn response(&mut self) -> Result<String, String> {
         self.received.clear();
         loop {
             let read = self
@@ -96,7 +94,7 @@ impl Connection {
             let length = head
                 .split("\r\n")
                 .find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
-            if body.len() < length.ok_or("an answer without a length")? {
+            if body.len() < length.ok_or("a response without a length")? {
                 continue;
             }
             return if head.starts_with("HTTP/1.1 201") {

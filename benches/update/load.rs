@@ -1,4 +1,5 @@
-//! The load generator, a process of its own: closed-loop callers that update schedules and check every answer.
+//! The load generator, a separate process: closed-loop callers that update schedules and check every
+//! response.
 
 use std::ops::Range;
 use std::thread;
@@ -17,76 +18,73 @@ use super::{Fallible, LOAD};
 
 /// The call under test.
 pub(crate) const UPDATE: &str = "/canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule";
-/// So many connections carry the callers, or one for each caller.
-const CONNECTIONS_MOST: u64 = 8;
-/// How long the last answers may take.
-const ANSWER_MOST: Duration = Duration::from_secs(20);
-/// A caller that failed so often stops.
-const FAILURES_MOST: u64 = 20;
+/// The callers share at most this many gRPC connections.
+const MAX_CONNECTIONS: u64 = 8;
+/// How long the last responses may take.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A caller stops after this many failures.
+const MAX_FAILURES: u64 = 20;
 
-/// By which transport the callers come.
+/// The transport of the callers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Transport {
-    /// gRPC, many callers to a connection.
+    /// gRPC; callers share connections.
     Grpc,
-    /// The documented JSON over HTTP/1.1, a connection for each caller.
+    /// JSON over HTTP/1.1, one connection for each caller.
     Rest,
 }
 
-/// What a load generator is asked to do.
+/// The parameters of a load generator.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Order {
-    /// By which transport.
+    /// The transport of the callers.
     pub transport: Transport,
-    /// The server's port for it, as address and port.
+    /// The server's address and port for that transport.
     pub address: String,
     /// The key of every caller.
     pub key: String,
-    /// How many callers.
+    /// The number of callers.
     pub callers: u64,
-    /// How many schedules there are.
+    /// The number of schedules in the database.
     pub schedules: u64,
-    /// How long to measure, after the warm-up.
+    /// The duration of the measurement after the warm-up, in seconds.
     pub seconds: u64,
     /// The times to send.
     pub times: Times,
 }
 
-/// What came of it.
+/// The results of a load generator.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// Every acknowledged update, those of the warm-up too.
+    /// All acknowledged updates, including the warm-up.
     pub acknowledged: u64,
-    /// Acknowledged updates a second while it was measured.
+    /// Acknowledged updates a second during the measurement.
     pub per_second: f64,
-    /// Calls that failed or got a wrong answer.
+    /// Calls that failed or received a wrong response.
     pub failures: u64,
     /// The first failure.
     pub first_failure: Option<String>,
-    /// Microseconds that half of the calls stayed below.
+    /// The median latency in microseconds.
     pub p50_us: u64,
-    /// 99 % of them.
+    /// The 99th percentile.
     pub p99_us: u64,
-    /// 99.9 % of them.
+    /// The 99.9th percentile.
     pub p999_us: u64,
 }
 
-/// Runs in a process of its own, so that its cost is told apart from the server's.
-///
-/// # Errors
-/// It fails, or takes too long.
+/// Runs the load generator in a separate process, so that its processor time is measured separately from
+/// the server's.
 pub(crate) fn in_own_process(order: &Order) -> Fallible<Report> {
-    let most = WARM_UP + Duration::from_secs(order.seconds) + 3 * ANSWER_MOST;
+    let timeout = WARM_UP + Duration::from_secs(order.seconds) + 3 * RESPONSE_TIMEOUT;
     let mut command = std::process::Command::new(std::env::current_exe()?);
-    let printed =
-        super::support::process::run(command.arg(LOAD).arg(serde_json::to_string(order)?), most)?;
+    let printed = super::support::process::run(
+        command.arg(LOAD).arg(serde_json::to_string(order)?),
+        timeout,
+    )?;
     Ok(serde_json::from_str(printed.trim())?)
 }
 
-/// The process of [`in_own_process`]: does what the order says and prints the report.
-///
-/// # Errors
-/// The order cannot be read, or the server cannot be reached.
+/// The main function of the load generator's process. Prints the report as JSON.
 pub(crate) fn main(order: &str) -> Fallible<()> {
     let order: Order = serde_json::from_str(order)?;
     let threads = if order.callers >= 64 { 2 } else { 1 };
@@ -97,7 +95,7 @@ pub(crate) fn main(order: &str) -> Fallible<()> {
             .map(|n| {
                 let (order, share) = (&order, share(n));
                 scope.spawn(move || {
-                    serve_callers(order, share, threads, begin).map_err(|fault| fault.to_string())
+                    run_callers(order, share, threads, begin).map_err(|fault| fault.to_string())
                 })
             })
             .collect();
@@ -116,7 +114,7 @@ pub(crate) fn main(order: &str) -> Fallible<()> {
     Ok(())
 }
 
-/// Counts of some callers.
+/// The counts of one or more callers.
 struct Tally {
     latencies: Histogram<u64>,
     acknowledged: u64,
@@ -136,7 +134,7 @@ impl Tally {
         }
     }
 
-    fn fail(&mut self, why: String) {
+    fn record_failure(&mut self, why: String) {
         self.failures += 1;
         self.first_failure.get_or_insert(why);
     }
@@ -164,8 +162,8 @@ impl Tally {
     }
 }
 
-/// One thread's callers, on a runtime of its own.
-fn serve_callers(
+/// Runs the callers of one thread.
+fn run_callers(
     order: &Order,
     callers: Range<u64>,
     threads: u64,
@@ -175,7 +173,7 @@ fn serve_callers(
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let connections = (CONNECTIONS_MOST / threads).min(callers.end - callers.start);
+        let connections = (MAX_CONNECTIONS / threads).min(callers.end - callers.start);
         let mut clients = Vec::new();
         for _ in (0..connections).filter(|_| order.transport == Transport::Grpc) {
             clients.push(Method::connect(&order.address, UPDATE, &order.key).await?);
@@ -183,20 +181,20 @@ fn serve_callers(
         let measured = begin + WARM_UP..begin + WARM_UP + Duration::from_secs(order.seconds);
         let mut running = tokio::task::JoinSet::new();
         for (n, at) in callers.zip(0..) {
-            let way = match order.transport {
-                Transport::Grpc => Way::Grpc(clients[at % clients.len()].clone()),
-                Transport::Rest => Way::Rest(Connection::to(&order.address, &order.key).await?),
+            let client = match order.transport {
+                Transport::Grpc => Client::Grpc(clients[at % clients.len()].clone()),
+                Transport::Rest => Client::Rest(Connection::to(&order.address, &order.key).await?),
             };
-            running.spawn(Caller::new(order, n, way, measured.clone()).run(begin));
+            running.spawn(Caller::new(order, n, client, measured.clone()).run(begin));
         }
         let mut all = Tally::new();
-        let last = tokio::time::Instant::from_std(measured.end + ANSWER_MOST);
+        let last = tokio::time::Instant::from_std(measured.end + RESPONSE_TIMEOUT);
         while let Ok(Some(ended)) = tokio::time::timeout_at(last, running.join_next()).await {
             all.add(ended?);
         }
         if !running.is_empty() {
-            all.fail(format!(
-                "{} callers waited for an answer for {ANSWER_MOST:?}",
+            all.record_failure(format!(
+                "{} callers received no response within {RESPONSE_TIMEOUT:?}",
                 running.len()
             ));
         }
@@ -204,13 +202,13 @@ fn serve_callers(
     })
 }
 
-/// How a caller's updates reach the server.
-enum Way {
+/// A caller's connection to the server.
+enum Client {
     Grpc(Method),
     Rest(Connection),
 }
 
-impl Way {
+impl Client {
     async fn update(
         &mut self,
         request: &v1::UpdateCanvasScheduleRequest,
@@ -222,12 +220,13 @@ impl Way {
     }
 }
 
-/// One caller: owner of a slice of the schedules, waiting for each answer before it asks again.
+/// A caller. It alone updates its slice of the schedules, and waits for each response before the next
+/// call.
 struct Caller {
-    way: Way,
+    client: Client,
     times: Times,
     slice: Range<u64>,
-    /// The last revision seen of each schedule of the slice; 0: none yet.
+    /// The last revision seen of each schedule in the slice, or 0 if it is unknown.
     seen: Vec<u32>,
     random: Random,
     measured: Range<Instant>,
@@ -235,13 +234,13 @@ struct Caller {
 }
 
 impl Caller {
-    fn new(order: &Order, n: u64, way: Way, measured: Range<Instant>) -> Self {
+    fn new(order: &Order, n: u64, client: Client, measured: Range<Instant>) -> Self {
         let slice = n * order.schedules / order.callers..(n + 1) * order.schedules / order.callers;
         let length =
             usize::try_from(slice.end - slice.start).expect("a slice that fits into memory");
         let seed = u64::from(std::process::id()) << 32 | n;
         Self {
-            way,
+            client,
             times: order.times,
             slice,
             seen: vec![0; length],
@@ -253,23 +252,23 @@ impl Caller {
 
     async fn run(mut self, begin: Instant) -> Tally {
         tokio::time::sleep_until(tokio::time::Instant::from_std(begin)).await;
-        while Instant::now() < self.measured.end && self.tally.failures < FAILURES_MOST {
+        while Instant::now() < self.measured.end && self.tally.failures < MAX_FAILURES {
             let at = self.random.below(self.slice.end - self.slice.start);
             if let Err(why) = self.update(at).await {
-                self.tally.fail(why);
+                self.tally.record_failure(why);
             }
         }
         self.tally
     }
 
-    /// Updates the schedule number `at` of the slice.
+    /// Updates schedule `at` of the slice.
     async fn update(&mut self, at: u64) -> Result<(), String> {
         let request = update(self.slice.start + at, &self.times, &mut self.random);
         let seen = &mut self.seen[usize::try_from(at).expect("an index into the slice")];
-        // Until it is known again what the schedule's revision is.
+        // The revision is unknown until a response arrives.
         let before = std::mem::take(seen);
         let begin = Instant::now();
-        let answer = self.way.update(&request).await;
+        let answer = self.client.update(&request).await;
         let end = Instant::now();
         let answer = answer?;
         self.tally.acknowledged += 1;
@@ -282,7 +281,7 @@ impl Caller {
     }
 }
 
-/// An update of the schedule of this number to any of the times.
+/// An update of schedule `number` to a random time.
 pub(crate) fn update(
     number: u64,
     times: &Times,
@@ -307,8 +306,8 @@ pub(crate) fn update(
     }
 }
 
-/// The revision of an answer that is as it must be: about the schedule that was asked for, and one change further; 0 before: not
-/// known.
+/// Checks that a response is about the schedule and that the revision has advanced by one. Returns the
+/// revision. `before` is 0 if the previous revision is unknown.
 pub(crate) fn checked(
     schedule_id: &str,
     before: u32,
@@ -317,21 +316,21 @@ pub(crate) fn checked(
     let after = answer
         .canvas_schedule
         .as_ref()
-        .ok_or("an answer without a schedule")?;
+        .ok_or("a response without a schedule")?;
     if after.schedule_id != schedule_id {
         return Err(format!(
-            "asked for {schedule_id}, answered {}",
+            "the update of {schedule_id} returned {}",
             after.schedule_id
         ));
     }
     let revision = u32::try_from(after.revision)
-        .map_err(|_| format!("{schedule_id} is answered with revision {}", after.revision))?;
-    let right = if before == 0 {
+        .map_err(|_| format!("{schedule_id} has the invalid revision {}", after.revision))?;
+    let valid = if before == 0 {
         revision >= 2
     } else {
         revision == before + 1
     };
-    if right {
+    if valid {
         Ok(revision)
     } else {
         Err(format!(

@@ -1,4 +1,4 @@
-//! The machine: its shape, for the reader of the figures, and the processor time that processes took.
+//! The machine that the figures depend on, and the processor time of processes.
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
@@ -9,7 +9,7 @@ use super::Fallible;
 use super::support::process::run;
 use super::support::{Postgres, children_of};
 
-/// How many ticks `/proc` counts in a second.
+/// The ticks a second in `/proc`.
 fn ticks_per_second() -> f64 {
     run(
         Command::new("getconf").arg("CLK_TCK"),
@@ -20,7 +20,7 @@ fn ticks_per_second() -> f64 {
     .unwrap_or(100.0)
 }
 
-/// Ticks of a process: its own, and of the children that it has waited for.
+/// The ticks of a process, and those of the children that it has waited for.
 fn ticks(pid: u32) -> (f64, f64) {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let after_name = stat.rsplit_once(')').map_or("", |parts| parts.1);
@@ -35,9 +35,10 @@ fn ticks(pid: u32) -> (f64, f64) {
     (field(11) + field(12), field(13) + field(14))
 }
 
-/// Ticks of a process and of all its children. One that ends while we look is in neither sum, so then we look again.
+/// The ticks of a process and all its children. A child that ends during the reading may be missing from
+/// both sums, so it reads again.
 fn ticks_with_children(pid: u32) -> f64 {
-    let look = || {
+    let read = || {
         let before = ticks(pid);
         let children = children_of(pid);
         let of_children: f64 = children.iter().map(|child| ticks(*child).0).sum();
@@ -45,29 +46,29 @@ fn ticks_with_children(pid: u32) -> f64 {
         (before.0 + before.1 + of_children, settled)
     };
     for _ in 0..50 {
-        if let (sum, true) = look() {
+        if let (sum, true) = read() {
             return sum;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    look().0
+    read().0
 }
 
-/// Processor seconds taken so far.
+/// Processor seconds used so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Cpu {
     /// The service's processes.
     pub server: f64,
     /// PostgreSQL, with all its backends.
     pub postgres: f64,
-    /// The load generators, of which each has ended.
+    /// The load generators that have ended.
     pub load: f64,
     /// This process.
     pub own: f64,
 }
 
 impl Cpu {
-    /// What the processes have taken until now.
+    /// Reads the processor time of all processes.
     pub(crate) fn now(servers: impl IntoIterator<Item = u32>, postgres: Option<&Postgres>) -> Self {
         let own = ticks(std::process::id());
         let of_postgres = postgres
@@ -82,7 +83,7 @@ impl Cpu {
         }
     }
 
-    /// What was taken since `before`.
+    /// The processor time used since `before`.
     pub(crate) fn since(self, before: Self) -> Self {
         Self {
             server: self.server - before.server,
@@ -92,7 +93,7 @@ impl Cpu {
         }
     }
 
-    /// For so many updates or dispatches, by process, per 1,000 of them.
+    /// Formats the milliseconds for 1,000 updates or dispatches, by process.
     pub(crate) fn per_thousand(&self, count: u64) -> String {
         let named = [
             ("service", self.server),
@@ -113,8 +114,8 @@ impl Cpu {
     }
 }
 
-/// What the figures were measured on.
-pub(crate) fn shape() -> Fallible<String> {
+/// Describes the machine.
+pub(crate) fn description() -> Fallible<String> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let model = value(&cpuinfo, "model name").unwrap_or("unknown");
@@ -127,7 +128,8 @@ pub(crate) fn shape() -> Fallible<String> {
     ))
 }
 
-/// How long the disk takes right now to make a page durable. On a shared machine that differs from minute to minute.
+/// Describes how long the disk takes to make a page durable. On a shared machine this varies from minute
+/// to minute.
 pub(crate) fn sync_line(when: &str) -> Fallible<String> {
     let (p50, p99) = sync_time()?;
     Ok(format!(

@@ -1,4 +1,4 @@
-//! The run on PostgreSQL: yardstick and service in turn, so that the noise of the machine hits both.
+//! The run on PostgreSQL. Baseline and service take turns, so that noise of the machine affects both.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,22 +9,19 @@ use super::admission;
 use super::database::{self, DATABASE};
 use super::load::{self, Order, Report, Transport};
 use super::machine::Cpu;
-use super::pgbench::{self, CLIENTS, Length, Yardstick};
+use super::pgbench::{self, Baseline, CLIENTS, Length};
 use super::report::{self, Verdict, callers, grouped};
 use super::rows::{self, Times};
 use super::server::Server;
 use super::settings::{Settings, WARM_UP};
 use super::support::Postgres;
 
-/// So many callers compare what the transports cost.
-const FACES_CALLERS: u64 = 64;
-/// The longest that backends keep their counters to themselves.
-const STATISTICS_MOST: Duration = Duration::from_secs(20);
+/// The number of callers for the comparison of the transports.
+const TRANSPORT_CALLERS: u64 = 64;
+/// How long backends may take to report their statistics.
+const STATISTICS_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Measures on PostgreSQL, or says that there is none.
-///
-/// # Errors
-/// What keeps it from being measured.
+/// Measures on PostgreSQL, or prints that it is not installed.
 pub(crate) fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
     let Some(postgres) = database::start(settings.schedules, &settings.wal_compression)? else {
         return Ok(());
@@ -38,7 +35,7 @@ pub(crate) fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()
     run.check_history(verdict)
 }
 
-/// What the counters of the database stand at.
+/// The database's counters.
 #[derive(Debug, Clone, Copy)]
 struct Counters {
     wal_bytes: f64,
@@ -57,10 +54,10 @@ struct Run<'a> {
     postgres: Postgres,
     times: Times,
     script: PathBuf,
-    /// What the sum of all revisions must be.
+    /// The expected sum of all revisions.
     revisions: u64,
-    /// What keys and limits cost a call.
-    door: Duration,
+    /// The processor time for the key and the quota of a call.
+    admission: Duration,
 }
 
 impl<'a> Run<'a> {
@@ -75,14 +72,15 @@ impl<'a> Run<'a> {
             times,
             script,
             revisions: settings.schedules,
-            door: admission::cost()?,
+            admission: admission::cost()?,
         })
     }
 
-    /// What a restart and a checkpoint leave of the speed: no page in shared buffers, and each is logged whole once.
+    /// Measures after a restart and a checkpoint: shared buffers are empty, and the first change of each
+    /// page logs the full page.
     fn cold(&mut self, verdict: &mut Verdict) -> Fallible<()> {
         self.checkpoint_and_restart()?;
-        let cold = self.yardstick(
+        let cold = self.baseline(
             "postgres cold",
             CLIENTS,
             Length::Seconds(self.settings.seconds),
@@ -104,7 +102,7 @@ impl<'a> Run<'a> {
         Ok(self.postgres.restart()?)
     }
 
-    /// Updates until most pages are in shared buffers, and were logged whole since the last checkpoint.
+    /// Updates until most pages are in shared buffers and were logged in full since the last checkpoint.
     fn warm_up(&mut self) -> Fallible<()> {
         let length = match self.settings.warm_updates {
             0 => Length::Seconds(self.settings.seconds),
@@ -123,20 +121,21 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Yardstick, service, yardstick, service ...: each measurement stands between two of the yardstick.
+    /// Alternates between baseline and service, so that each measurement of the service is between two of
+    /// the baseline.
     fn warm(&mut self, verdict: &mut Verdict) -> Fallible<()> {
         let server = Server::start(&self.postgres.url(DATABASE), &[])?;
         let length = Length::Seconds(self.settings.seconds);
-        let mut last: Option<(u64, Yardstick)> = None;
+        let mut last: Option<(u64, Baseline)> = None;
         for &count in &self.settings.callers {
             let clients = if count == 1 { 1 } else { CLIENTS };
             let before = match last {
-                Some((of, yardstick)) if of == clients => yardstick,
-                _ => self.yardstick("postgres", clients, length, verdict)?,
+                Some((of, baseline)) if of == clients => baseline,
+                _ => self.baseline("postgres", clients, length, verdict)?,
             };
             let title = format!("postgres {}", callers(count));
             let (report, _) = self.service(&title, &server, (Transport::Grpc, count), verdict)?;
-            let after = self.yardstick("postgres", clients, length, verdict)?;
+            let after = self.baseline("postgres", clients, length, verdict)?;
             report::throughput(
                 &title,
                 &report,
@@ -152,7 +151,8 @@ impl<'a> Run<'a> {
         server.stop()
     }
 
-    /// What an update costs the service by each transport, in turn so that the noise of the machine hits both.
+    /// Compares the processor time for an update by transport. The transports take turns, so that noise of
+    /// the machine affects both.
     fn transports(&mut self, server: &Server, verdict: &mut Verdict) -> Fallible<()> {
         let transports = [
             Transport::Grpc,
@@ -162,9 +162,9 @@ impl<'a> Run<'a> {
         ];
         let mut costs = Vec::new();
         for transport in transports {
-            let title = format!("postgres {} by {transport:?}", callers(FACES_CALLERS));
+            let title = format!("postgres {} by {transport:?}", callers(TRANSPORT_CALLERS));
             let (report, cost) =
-                self.service(&title, server, (transport, FACES_CALLERS), verdict)?;
+                self.service(&title, server, (transport, TRANSPORT_CALLERS), verdict)?;
             println!(
                 "{title}: {}/s, {cost:.1} us of the service's processor for an update",
                 grouped(report.per_second)
@@ -174,26 +174,26 @@ impl<'a> Run<'a> {
         let (grpc, rest) = (costs[0] + costs[2], costs[1] + costs[3]);
         println!(
             "postgres {} REST costs the service {:.2} times what gRPC does",
-            callers(FACES_CALLERS),
+            callers(TRANSPORT_CALLERS),
             rest / grpc
         );
         Ok(())
     }
 
-    /// One measurement of the yardstick, after a warm-up of its own.
-    fn yardstick(
+    /// Measures the baseline after a warm-up.
+    fn baseline(
         &mut self,
         title: &str,
         clients: u64,
         length: Length,
         verdict: &mut Verdict,
-    ) -> Fallible<Yardstick> {
+    ) -> Fallible<Baseline> {
         let is_cold = title.ends_with("cold");
         let warm_up = Length::Seconds(WARM_UP.as_secs());
         let before_warm_up = self.before(None)?;
         let warmed = pgbench::measure(&self.postgres, DATABASE, &self.script, clients, warm_up)?;
         self.revisions += warmed.updates;
-        // Cold pages are touched in the warm-up too: there its costs count.
+        // The warm-up touches cold pages too, so its costs count.
         let before = if is_cold {
             before_warm_up
         } else {
@@ -217,7 +217,7 @@ impl<'a> Run<'a> {
         Ok(measured)
     }
 
-    /// One measurement of the service by so many callers, and the microseconds of its processor for an update.
+    /// Measures the service. Also returns the microseconds of its processor for an update.
     fn service(
         &mut self,
         title: &str,
@@ -251,20 +251,20 @@ impl<'a> Run<'a> {
         if transport == Transport::Grpc {
             admission::print_ratio(
                 title,
-                self.door,
+                self.admission,
                 Duration::from_secs_f64(cost.max(0.0) / 1e6),
             );
         }
         self.print_batches(title, &began)?;
         verdict.check_calls(title, &report);
-        for complaint in server.complaints().iter().take(3) {
-            println!("{title}: the service logged {complaint}");
+        for warning in server.warnings().iter().take(3) {
+            println!("{title}: the service logged {warning}");
         }
         self.check_revisions(title, verdict)?;
         Ok((report, cost))
     }
 
-    /// How many updates shared a commit since `began`.
+    /// Prints how many updates shared a commit since `began`.
     fn print_batches(&self, title: &str, began: &str) -> Fallible<()> {
         let sql = format!(
             "SELECT round(count(*)::numeric / greatest(count(DISTINCT commit_id), 1), 1) FROM canvas_schedule_revision \
@@ -293,7 +293,7 @@ impl<'a> Run<'a> {
             .filter_map(|number| number.parse().ok())
             .collect();
         let &[wal_bytes, updated, hot] = numbers.as_slice() else {
-            return Err(format!("counters that are none: {line}").into());
+            return Err(format!("invalid counters: {line}").into());
         };
         Ok(Counters {
             wal_bytes,
@@ -302,8 +302,8 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// WAL, HOT share and processor time of `updates` since `before`; answers the microseconds of the service's for each. Backends
-    /// hand in their counts late.
+    /// Prints WAL, share of HOT updates and processor time of `updates` since `before`. Returns the
+    /// microseconds of the service's processor for each. Waits for backends to report their statistics.
     #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
     fn print_costs(
         &self,
@@ -314,7 +314,7 @@ impl<'a> Run<'a> {
     ) -> Fallible<f64> {
         let cpu = Cpu::now(server.map(Server::pid), Some(&self.postgres)).since(before.cpu);
         let wal_bytes = self.counters()?.wal_bytes - before.counters.wal_bytes;
-        let until = Instant::now() + STATISTICS_MOST;
+        let until = Instant::now() + STATISTICS_TIMEOUT;
         let mut now = self.counters()?;
         while now.updated - before.counters.updated < updates as f64 && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(200));
@@ -333,7 +333,7 @@ impl<'a> Run<'a> {
         Ok(cpu.server * 1e6 / updates.max(1) as f64)
     }
 
-    /// Nothing acknowledged is missing, and nothing else is there.
+    /// Checks that the database has every acknowledged update and no other.
     fn check_revisions(&mut self, title: &str, verdict: &mut Verdict) -> Fallible<()> {
         let sum: u64 = self
             .postgres
@@ -341,7 +341,7 @@ impl<'a> Run<'a> {
             .parse()?;
         if sum != self.revisions {
             verdict.fault(&format!(
-                "{title}: the revisions come to {sum}, the acknowledged updates to {}",
+                "{title}: the revisions sum to {sum}, but {} are expected",
                 self.revisions
             ));
             self.revisions = sum;
@@ -349,15 +349,15 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Every revision is in the history, unless some were old enough to be removed.
+    /// Checks that the history has every revision, unless retention may have removed some.
     fn check_history(&self, verdict: &mut Verdict) -> Fallible<()> {
         let sql = "SELECT (SELECT max(revision) FROM canvas_schedule), (SELECT count(*) FROM canvas_schedule_revision)";
         let line = self.postgres.psql(DATABASE, sql)?;
-        let (most, kept) = line.split_once('|').ok_or("a row of two columns")?;
-        let (most, kept): (u64, u64) = (most.parse()?, kept.parse()?);
-        if most <= 100 && kept != self.revisions {
+        let (max, kept) = line.split_once('|').ok_or("a row of two columns")?;
+        let (max, kept): (u64, u64) = (max.parse()?, kept.parse()?);
+        if max <= 100 && kept != self.revisions {
             verdict.fault(&format!(
-                "postgres: {} revisions, of which the history has {kept}",
+                "postgres: the history has {kept} of {} revisions",
                 self.revisions
             ));
         }

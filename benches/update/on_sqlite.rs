@@ -1,5 +1,5 @@
-//! The run on SQLite: the yardstick is one update per transaction over one connection of the same driver, set as the
-//! service's own are.
+//! The run on SQLite. The baseline is one update per transaction over one connection of the same driver,
+//! with the settings of the service's connections.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,13 +21,10 @@ use super::server::{Server, migrate};
 use super::settings::{Settings, WARM_UP};
 
 /// Measures on a file in the temporary folder.
-///
-/// # Errors
-/// What keeps it from being measured.
 pub(crate) fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()> {
     let mut run = Run::prepare(settings)?;
     let server = Server::start(&run.url(), &[])?;
-    let mut before = run.yardstick(verdict)?;
+    let mut before = run.baseline(verdict)?;
     for count in settings
         .callers
         .iter()
@@ -49,15 +46,15 @@ pub(crate) fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()
         let cpu = Cpu::now(Some(server.pid()), None).since(own);
         run.revisions += report.acknowledged;
         verdict.check_calls(&title, &report);
-        for complaint in server.complaints().iter().take(3) {
-            println!("{title}: the service logged {complaint}");
+        for warning in server.warnings().iter().take(3) {
+            println!("{title}: the service logged {warning}");
         }
         run.check_revisions(&title, verdict)?;
         println!(
             "{title}: processor per 1,000 updates: {}",
             cpu.per_thousand(report.acknowledged)
         );
-        let after = run.yardstick(verdict)?;
+        let after = run.baseline(verdict)?;
         report::throughput(
             &title,
             &report,
@@ -72,8 +69,8 @@ pub(crate) fn measure(settings: &Settings, verdict: &mut Verdict) -> Fallible<()
     server.stop()
 }
 
-/// What one run of the yardstick came to.
-struct Yardstick {
+/// The result of one measurement of the baseline.
+struct Baseline {
     per_second: f64,
     p50_us: f64,
 }
@@ -83,7 +80,7 @@ struct Run<'a> {
     runtime: Runtime,
     folder: Folder,
     times: Times,
-    /// What the sum of all revisions must be.
+    /// The expected sum of all revisions.
     revisions: u64,
     random: Random,
 }
@@ -109,7 +106,9 @@ impl<'a> Run<'a> {
         };
         migrate(&run.url())?;
         run.runtime.block_on(run.load())?;
-        let version = run.runtime.block_on(run.one("SELECT sqlite_version()"))?;
+        let version = run
+            .runtime
+            .block_on(run.query_text("SELECT sqlite_version()"))?;
         println!(
             "sqlite version {version}, journal_mode=WAL synchronous=FULL cache_size=-65536 mmap_size=268435456"
         );
@@ -142,17 +141,17 @@ impl<'a> Run<'a> {
         Ok(connection.close().await?)
     }
 
-    /// The one value of a query, as text.
-    async fn one(&self, sql: &'static str) -> Fallible<String> {
+    /// Runs a query that returns one text.
+    async fn query_text(&self, sql: &'static str) -> Fallible<String> {
         let mut connection = connect(&self.file()).await?;
         let row = sqlx::query(sql).fetch_one(&mut connection).await?;
         connection.close().await?;
         Ok(row.try_get(0)?)
     }
 
-    /// One update per transaction, as fast as one connection goes.
+    /// Measures one update per transaction on one connection.
     #[allow(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-    fn yardstick(&mut self, verdict: &mut Verdict) -> Fallible<Yardstick> {
+    fn baseline(&mut self, verdict: &mut Verdict) -> Fallible<Baseline> {
         let (schedules, times, file) = (self.settings.schedules, self.times, self.file());
         let random = &mut self.random;
         let before = Cpu::now(None, None);
@@ -176,7 +175,7 @@ impl<'a> Run<'a> {
         latencies.sort_unstable();
         let p50 = latencies
             .get(latencies.len() / 2)
-            .ok_or("no update in the time")?;
+            .ok_or("no update during the measurement")?;
         let p50_us = p50.as_secs_f64() * 1e6;
         let per_second = latencies.len() as f64 / self.settings.seconds as f64;
         println!(
@@ -188,18 +187,18 @@ impl<'a> Run<'a> {
             cpu.per_thousand(done)
         );
         self.check_revisions("sqlite one update per transaction", verdict)?;
-        Ok(Yardstick { per_second, p50_us })
+        Ok(Baseline { per_second, p50_us })
     }
 
-    /// Nothing acknowledged is missing, and nothing else is there.
+    /// Checks that the database has every acknowledged update and no other.
     fn check_revisions(&mut self, title: &str, verdict: &mut Verdict) -> Fallible<()> {
         let sum = self
             .runtime
-            .block_on(self.one("SELECT CAST(sum(revision) AS text) FROM canvas_schedule"))?;
+            .block_on(self.query_text("SELECT CAST(sum(revision) AS text) FROM canvas_schedule"))?;
         let sum: u64 = sum.parse()?;
         if sum != self.revisions {
             verdict.fault(&format!(
-                "{title}: the revisions come to {sum}, the acknowledged updates to {}",
+                "{title}: the revisions sum to {sum}, but {} are expected",
                 self.revisions
             ));
             self.revisions = sum;
@@ -208,7 +207,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// A connection with the settings of the service's own.
+/// Connects with the settings of the service's connections.
 async fn connect(file: &Path) -> Fallible<SqliteConnection> {
     let options = SqliteConnectOptions::new()
         .filename(file)
@@ -221,7 +220,7 @@ async fn connect(file: &Path) -> Fallible<SqliteConnection> {
     Ok(options.connect().await?)
 }
 
-/// One update with its history, in a transaction of its own; every statement stays prepared.
+/// Makes one update with its history, in one transaction of prepared statements.
 async fn update(
     connection: &mut SqliteConnection,
     times: &Times,
@@ -260,16 +259,16 @@ async fn update(
     if updated.rows_affected() == 1 {
         Ok(())
     } else {
-        Err(format!("schedule {number} is not there").into())
+        Err(format!("schedule {number} does not exist").into())
     }
 }
 
-/// A temporary folder that goes with this value.
+/// A temporary folder, removed on drop.
 struct Folder(PathBuf);
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // What cannot be removed is left to whoever empties the temporary folder.
+        // An error leaves files in the temporary folder, which the system cleans up.
         let _removed = fs::remove_dir_all(&self.0);
     }
 }

@@ -1,4 +1,5 @@
-//! The yardstick on PostgreSQL: pgbench, each transaction the change of one row with its history in one statement.
+//! The baseline on PostgreSQL: pgbench, where each transaction is one statement that changes a row and
+//! writes its history.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,42 +9,39 @@ use super::Fallible;
 use super::support::Postgres;
 use super::support::process::run;
 
-/// How many clients give the throughput that the service is held to.
+/// The number of clients for the throughput that the service is compared with.
 pub(crate) const CLIENTS: u64 = 32;
 
-/// How long one run goes on.
+/// The length of one run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Length {
-    /// So many seconds.
+    /// In seconds.
     Seconds(u64),
-    /// So many transactions of each client.
+    /// In transactions of each client.
     Transactions(u64),
 }
 
-/// What one run came to.
+/// The result of one run.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Yardstick {
+pub(crate) struct Baseline {
     /// Transactions.
     pub updates: u64,
     /// Transactions a second.
     pub per_second: f64,
-    /// With one client: the microseconds that half of the transactions stayed below.
+    /// The median latency in microseconds, measured with one client only.
     pub p50_us: f64,
 }
 
-/// Runs `script` over `clients` connections, with prepared statements.
-///
-/// # Errors
-/// pgbench fails, or a transaction did.
+/// Runs `script` over `clients` connections, with prepared statements. Fails if any transaction fails.
 pub(crate) fn measure(
     postgres: &Postgres,
     database: &str,
     script: &Path,
     clients: u64,
     length: Length,
-) -> Fallible<Yardstick> {
+) -> Fallible<Baseline> {
     let threads = clients.min(2).to_string();
-    let (flag, count, most) = match length {
+    let (flag, count, timeout) = match length {
         Length::Seconds(seconds) => ("-T", seconds, seconds + 60),
         Length::Transactions(each) => ("-t", each, 3600),
     };
@@ -66,7 +64,7 @@ pub(crate) fn measure(
             .arg("-l")
             .arg(format!("--log-prefix={}", logs.display()));
     }
-    let printed = run(&mut pgbench, Duration::from_secs(most))?;
+    let printed = run(&mut pgbench, Duration::from_secs(timeout))?;
     let number = |after: &str| {
         let found = printed.lines().find_map(|line| {
             line.strip_prefix(after)?
@@ -75,7 +73,7 @@ pub(crate) fn measure(
                 .parse::<f64>()
                 .ok()
         });
-        found.ok_or_else(|| format!("pgbench does not say \"{after}\": {printed}"))
+        found.ok_or_else(|| format!("pgbench did not print \"{after}\": {printed}"))
     };
     if number("number of failed transactions: ")? > 0.0 {
         return Err(format!("transactions of pgbench failed: {printed}").into());
@@ -91,14 +89,14 @@ pub(crate) fn measure(
     } else {
         0.0
     };
-    Ok(Yardstick {
+    Ok(Baseline {
         updates,
         per_second: number("tps = ")?,
         p50_us,
     })
 }
 
-/// The median of the third column of what pgbench logged (the transaction's microseconds); the files are removed.
+/// The median of the third column of pgbench's logs, the transaction's microseconds. Removes the files.
 fn median_of_logs(prefix: &Path) -> Fallible<f64> {
     let folder = prefix.parent().ok_or("the log has no folder")?;
     let name = prefix

@@ -1,26 +1,26 @@
-//! The lines that the run prints: one for each result, to be found by grep.
+//! The lines that the run prints, one for each result, so that grep can find them.
 
 #![allow(dead_code, reason = "shared: each bench uses a part of it")]
 
 use super::load::Report;
 
-/// How far apart two yardsticks may be.
-const STEADY: f64 = 1.25;
+/// The largest accepted ratio of two baselines.
+const MAX_DRIFT: f64 = 1.25;
 
-/// Whether everything that was checked held; what did not is printed when it is found.
+/// Counts failed checks and prints each one.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
     faults: u32,
 }
 
 impl Verdict {
-    /// Something is not as it must be.
+    /// Records and prints a failed check.
     pub(crate) fn fault(&mut self, what: &str) {
         self.faults += 1;
         println!("FAULT {what}");
     }
 
-    /// Holds a measurement to having no failures.
+    /// Checks that a measurement has no failures.
     pub(crate) fn check_calls(&mut self, title: &str, report: &Report) {
         if report.failures > 0 {
             let first = report.first_failure.as_deref().unwrap_or("unknown");
@@ -31,19 +31,19 @@ impl Verdict {
         }
     }
 
-    /// Whether nothing was found.
+    /// Whether every check passed.
     pub(crate) fn is_clean(&self) -> bool {
         self.faults == 0
     }
 }
 
 /// `postgres 64 callers ratio 2.13 (31,200/s against 14,650/s) p50 1.9 ms p99 4.2 ms p99.9 9.1 ms`
-pub(crate) fn throughput(title: &str, report: &Report, yardstick: f64) {
+pub(crate) fn throughput(title: &str, report: &Report, baseline: f64) {
     println!(
         "{title} ratio {:.2} ({}/s against {}/s) p50 {} p99 {} p99.9 {}",
-        report.per_second / yardstick,
+        report.per_second / baseline,
         grouped(report.per_second),
-        grouped(yardstick),
+        grouped(baseline),
         latency(report.p50_us),
         latency(report.p99_us),
         latency(report.p999_us),
@@ -51,12 +51,12 @@ pub(crate) fn throughput(title: &str, report: &Report, yardstick: f64) {
 }
 
 /// `postgres 1 caller p50 ratio 1.62 (355 us against 219 us)`, after the throughput of the same run.
-pub(crate) fn p50(title: &str, report: &Report, yardstick_us: f64) {
+pub(crate) fn p50(title: &str, report: &Report, baseline_us: f64) {
     #[allow(clippy::cast_precision_loss, reason = "microseconds")]
     let p50_us = report.p50_us as f64;
     println!(
-        "{title} p50 ratio {:.2} ({p50_us:.0} us against {yardstick_us:.0} us)",
-        p50_us / yardstick_us
+        "{title} p50 ratio {:.2} ({p50_us:.0} us against {baseline_us:.0} us)",
+        p50_us / baseline_us
     );
 }
 
@@ -69,13 +69,13 @@ pub(crate) fn callers(count: u64) -> String {
     }
 }
 
-/// Says so when the yardsticks before and after a measurement are too far apart for their mean to mean anything: the machine
-/// changed meanwhile, and the ratio beside it is no result.
+/// Prints a warning if the baselines before and after a measurement are too far apart for their mean to
+/// be useful. The speed of the machine changed, so the printed ratio is not a valid result.
 pub(crate) fn steadiness(title: &str, before: f64, after: f64) {
     let apart = before.max(after) / before.min(after);
-    if apart > STEADY {
+    if apart > MAX_DRIFT {
         println!(
-            "{title} UNSTEADY: the yardstick went from {}/s to {}/s, measure again",
+            "{title} UNSTEADY: the baseline went from {}/s to {}/s, measure again",
             grouped(before),
             grouped(after)
         );

@@ -1,5 +1,5 @@
-//! The schedules that are loaded: every value a function of their number, which the databases, pgbench and the load generator
-//! all compute alike.
+//! The schedules in the database. Every value is a function of the schedule's number, so that the
+//! databases, pgbench and the load generator compute the same one.
 
 #![allow(dead_code, reason = "shared: each bench uses a part of it")]
 
@@ -10,15 +10,17 @@ use serde::{Deserialize, Serialize};
 
 use super::settings::Workload;
 
-/// The milliseconds in the id of schedule 0; each next one is a millisecond younger, so that ids sort by creation.
+/// The milliseconds in the id of schedule 0. Each further schedule is a millisecond later, so that ids
+/// sort by creation.
 const FIRST_MS: u64 = 1_752_346_656_768;
-/// Spreads the numbers over the ids' random part. Times the greatest number it stays below 2^63.
+/// Spreads the numbers over the random part of the ids. Its product with the largest number is below
+/// 2^63.
 const SPREAD: u64 = 364_957_127_683;
-/// The lower 47 bits; the 48th is always set, so that the part has its twelve digits.
+/// The lower 47 bits. The 48th is always set, so that the part has twelve digits.
 const LOW_47: u64 = (1 << 47) - 1;
 /// Schedules share this many Canvases.
 const CANVASES: u64 = 1000;
-/// The last zone to have yesterday is the first to have tomorrow: 14 hours before UTC.
+/// How far the first zone is ahead of UTC: 14 hours.
 const FIRST_ZONE_MS: i64 = 14 * HOUR_MS;
 const HOUR_MS: i64 = 3_600_000;
 
@@ -46,18 +48,18 @@ pub(crate) fn canvas(i: u64) -> String {
     format!("canvas-{}", i % CANVASES)
 }
 
-/// The times that schedules are loaded and updated with: any within the 30 days from a day ahead, so that none is late in any
-/// zone however long the run takes.
+/// The times of schedules: from one day to 30 days ahead, so that none is missed in any zone, however
+/// long the run takes.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Times {
-    /// When the run began.
+    /// The start of the run.
     pub now_ms: i64,
-    /// Wall-clock times.
+    /// Whether times are wall-clock times.
     pub local: bool,
 }
 
 impl Times {
-    /// From now on.
+    /// The times of a run that starts now.
     pub(crate) fn of(workload: Workload) -> Self {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -68,23 +70,23 @@ impl Times {
         }
     }
 
-    /// The earliest.
+    /// The earliest time.
     pub(crate) fn earliest_ms(&self) -> i64 {
         self.now_ms + 24 * HOUR_MS
     }
 
-    /// How many there are.
+    /// The number of different times.
     pub(crate) fn span_ms(&self) -> i64 {
         29 * 24 * HOUR_MS
     }
 
-    /// How long before its time a schedule's first wave is.
+    /// How long the first wave precedes the schedule's time.
     fn lead_ms(&self) -> i64 {
         if self.local { FIRST_ZONE_MS } else { 0 }
     }
 }
 
-/// The dialects that the load is written in.
+/// The SQL dialects of the databases.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Dialect {
     Postgres,
@@ -92,7 +94,7 @@ pub(crate) enum Dialect {
 }
 
 impl Dialect {
-    /// The id of schedule `i`, where `i` is an expression.
+    /// An expression for the id of schedule `i`, where `i` is an expression.
     fn id(self, i: &str) -> String {
         let (millis, random) = (
             format!("{FIRST_MS} + {i}"),
@@ -106,7 +108,7 @@ impl Dialect {
         }
     }
 
-    /// These numbers, each as `i`, with the time that it is loaded with.
+    /// A table of these numbers as `i`, with the time of each as `t`.
     fn numbers(self, Range { start, end }: Range<u64>, time: &str) -> String {
         match self {
             Self::Postgres => format!(
@@ -162,7 +164,7 @@ pub(crate) fn insert(
     ]
 }
 
-/// The yardstick on PostgreSQL, for pgbench: the change of one row with its history, in one statement.
+/// The baseline on PostgreSQL, for pgbench: the change of one row with its history, in one statement.
 pub(crate) fn pgbench_script(schedules: u64, times: &Times) -> String {
     let Times { now_ms, local } = times;
     let (from, lead) = (times.earliest_ms(), times.lead_ms());
@@ -184,23 +186,23 @@ pub(crate) fn pgbench_script(schedules: u64, times: &Times) -> String {
          SELECT wake_ms, workspace_id, id FROM moved WHERE wake_ms = next_wave_ms ON CONFLICT DO NOTHING) \
          INSERT INTO canvas_schedule_revision ({REVISION_COLUMNS}) \
          SELECT id, revision, updated_ms, 0, time_ms, CAST(:commit AS bigint), workspace_id, 1, in_local_time, at_optimal_time, \
-         properties_id, 'yardstick' FROM moved;\n",
+         properties_id, 'baseline' FROM moved;\n",
         span = times.span_ms(),
     )
 }
 
-/// The yardstick on SQLite: the change of one row. Binds time, local, first wave, first wave, late, now, id.
+/// The baseline on SQLite: the change of one row. Binds time, local, first wave, first wave, late, now, id.
 pub(crate) const SQLITE_UPDATE: &str = "UPDATE canvas_schedule SET revision = revision + 1, version = version + 1, time_ms = ?, \
      in_local_time = ?, at_optimal_time = false, state = 0, next_wave_ms = ?, wake_ms = min(wake_ms, ?), missed_before_ms = ?, \
      updated_ms = ?, cancelled_ms = NULL, properties_id = properties_id WHERE workspace_id = 1 AND id = ?";
 
-/// The yardstick on SQLite: its history. Binds the commit and the id.
+/// The baseline on SQLite: the revision. Binds the commit and the id.
 pub(crate) const SQLITE_HISTORY: &str = "INSERT INTO canvas_schedule_revision (schedule_id, revision, created_ms, previous_ms, time_ms, \
      commit_id, workspace_id, kind, in_local_time, at_optimal_time, properties_id, actor) \
      SELECT id, revision, updated_ms, 0, time_ms, ?, workspace_id, 1, in_local_time, at_optimal_time, properties_id, 'anonymous' \
      FROM canvas_schedule WHERE workspace_id = 1 AND id = ?";
 
-/// The yardstick on SQLite: when to look at it. Binds the id.
+/// The baseline on SQLite: the entry in the table of wakes. Binds the id.
 pub(crate) const SQLITE_WAKE: &str = "INSERT OR IGNORE INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
      SELECT wake_ms, workspace_id, id FROM canvas_schedule WHERE workspace_id = 1 AND id = ? AND wake_ms = next_wave_ms";
 
@@ -210,7 +212,7 @@ pub(crate) struct SqliteUpdate {
     pub time_ms: i64,
     /// The first wave.
     pub wave_ms: i64,
-    /// What is earlier was missed.
+    /// Earlier waves are missed.
     pub late_ms: i64,
 }
 
@@ -226,11 +228,11 @@ impl Times {
     }
 }
 
-/// Random numbers that cost next to nothing (SplitMix64).
+/// A fast random number generator (SplitMix64).
 pub(crate) struct Random(pub u64);
 
 impl Random {
-    /// Any number below `bound`, which is over 0.
+    /// A random number below `bound`, which must not be 0.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

@@ -17,14 +17,14 @@ use super::Fallible;
 use super::support::process::{Running, run};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_canvas-scheduler");
-/// The bound of a command.
+/// How long a command may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
-/// The bound of a start until it serves.
+/// How long the server may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// The bound of a drain.
+/// How long the server may take to drain.
 const STOP_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// The service, serving.
+/// A running server.
 pub(crate) struct Server {
     process: Running,
     address: String,
@@ -45,9 +45,6 @@ fn command() -> Command {
 }
 
 /// Creates the schema.
-///
-/// # Errors
-/// What the command says.
 pub(crate) fn migrate(url: &str) -> Fallible<()> {
     run(
         command().args(["migrate", "--database-url", url]),
@@ -58,8 +55,8 @@ pub(crate) fn migrate(url: &str) -> Fallible<()> {
 
 /// Creates a key for updates, in a workspace whose quota is counted but never reached.
 fn key(url: &str) -> Fallible<String> {
-    static MADE: AtomicU32 = AtomicU32::new(0);
-    let name = format!("bench {}", MADE.fetch_add(1, Ordering::Relaxed));
+    static CREATED: AtomicU32 = AtomicU32::new(0);
+    let name = format!("bench {}", CREATED.fetch_add(1, Ordering::Relaxed));
     run(
         command().args([
             "workspace",
@@ -89,9 +86,6 @@ fn key(url: &str) -> Fallible<String> {
 
 impl Server {
     /// Starts the service on free ports, with `more` flags, and waits until it serves.
-    ///
-    /// # Errors
-    /// It ends, or does not serve in time.
     pub(crate) fn start(url: &str, more: &[&str]) -> Fallible<Self> {
         let key = key(url)?;
         let mut command = command();
@@ -134,46 +128,43 @@ impl Server {
         Ok(server)
     }
 
-    /// The address of its gateway; empty if it has none.
+    /// The address of the gateway, or an empty string without one.
     pub(crate) fn gateway(&self) -> &str {
         &self.gateway
     }
 
-    /// Its address for gRPC.
+    /// The address for gRPC.
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
 
-    /// The key of its callers.
+    /// The key for callers.
     pub(crate) fn key(&self) -> &str {
         &self.key
     }
 
-    /// Its process id.
+    /// The process id.
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// The warnings since the last call.
-    pub(crate) fn complaints(&self) -> Vec<String> {
-        let complains = |line: &String| {
+    /// The warnings and errors since the last call.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let is_warning = |line: &String| {
             ["\"WARN\"", "\"ERROR\"", "panicked"]
                 .iter()
                 .any(|word| line.contains(word))
         };
-        self.log.try_iter().filter(complains).collect()
+        self.log.try_iter().filter(is_warning).collect()
     }
 
-    /// Stops it by SIGTERM, as Kubernetes does.
-    ///
-    /// # Errors
-    /// It does not end in time, or not with 0.
+    /// Stops the server with SIGTERM, as Kubernetes does. Fails unless it exits with 0 in time.
     pub(crate) fn stop(mut self) -> Fallible<()> {
         let status = self.process.stop("TERM", STOP_TIMEOUT)?;
         if status.success() {
             Ok(())
         } else {
-            Err(format!("the service ended with {status} on SIGTERM").into())
+            Err(format!("the service exited with {status} after SIGTERM").into())
         }
     }
 
@@ -183,10 +174,10 @@ impl Server {
             .enable_all()
             .build()?;
         loop {
-            let asked = runtime.block_on(async {
+            let checked = runtime.block_on(async {
                 tokio::time::timeout(Duration::from_secs(5), serving(&self.address)).await
             });
-            match asked {
+            match checked {
                 Ok(Ok(true)) => return Ok(()),
                 other if Instant::now() >= until => {
                     return Err(format!("the service does not serve: {other:?}").into());

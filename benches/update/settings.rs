@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Fallible;
 
-/// Which schedules are sent.
+/// The kind of times in updates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Workload {
     /// Instants.
@@ -17,32 +17,29 @@ pub(crate) enum Workload {
     Local,
 }
 
-/// What the run is set to.
+/// The settings of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// Pending schedules that are loaded.
+    /// The number of pending schedules to load.
     pub schedules: u64,
-    /// How long each measurement takes, after its warm-up.
+    /// The duration of each measurement after its warm-up.
     pub seconds: u64,
-    /// The numbers of callers, each a measurement.
+    /// The numbers of callers. Each one is a measurement.
     pub callers: Vec<u64>,
-    /// Updates between the cold and the warm figures; 0: no cold figures.
+    /// Updates between the cold and the warm measurements; 0 skips the cold ones.
     pub warm_updates: u64,
-    /// Which schedules are sent.
+    /// The kind of times in updates.
     pub workload: Workload,
     /// PostgreSQL's `wal_compression`.
     pub wal_compression: String,
     only: Option<String>,
 }
 
-/// How long each measurement runs before it counts.
+/// The warm-up before each measurement.
 pub(crate) const WARM_UP: Duration = Duration::from_secs(2);
 
 impl Settings {
     /// Reads the variables.
-    ///
-    /// # Errors
-    /// The variable that cannot be read.
     pub(crate) fn read() -> Fallible<Self> {
         let callers: Result<Vec<u64>, _> = text("BENCH_CALLERS", "1,32,64,256")
             .split(',')
@@ -57,25 +54,28 @@ impl Settings {
                 "utc" => Workload::Utc,
                 "local" => Workload::Local,
                 other => {
-                    return Err(format!("BENCH_WORKLOAD: {other}; utc or local is needed").into());
+                    return Err(format!("BENCH_WORKLOAD: {other}: use utc or local").into());
                 }
             },
             wal_compression: text("BENCH_WAL_COMPRESSION", "off"),
             only: env::var("BENCH_ONLY").ok(),
         };
-        let most = settings.callers.iter().copied().max().unwrap_or(0);
-        if settings.seconds == 0 || most == 0 || settings.callers.contains(&0) {
-            return Err("BENCH_SECONDS and every one of BENCH_CALLERS must be over 0".into());
-        }
-        if !(most..=20_000_000).contains(&settings.schedules) {
+        let max_callers = settings.callers.iter().copied().max().unwrap_or(0);
+        if settings.seconds == 0 || max_callers == 0 || settings.callers.contains(&0) {
             return Err(
-                format!("BENCH_SCHEDULES: {most} (the callers) to 20000000 are needed").into(),
+                "BENCH_SECONDS and every number in BENCH_CALLERS must be greater than 0".into(),
             );
+        }
+        if !(max_callers..=20_000_000).contains(&settings.schedules) {
+            return Err(format!(
+                "BENCH_SCHEDULES must be from {max_callers} (the callers) to 20000000"
+            )
+            .into());
         }
         Ok(settings)
     }
 
-    /// Whether `database` is to be measured.
+    /// Whether to measure `database`.
     pub(crate) fn wants(&self, database: &str) -> bool {
         self.only.as_deref().is_none_or(|only| only == database)
     }
@@ -87,9 +87,6 @@ pub(crate) fn text(name: &str, default: &str) -> String {
 }
 
 /// A variable's number.
-///
-/// # Errors
-/// It is none.
 pub(crate) fn number<T: FromStr<Err: std::fmt::Display>>(name: &str, default: T) -> Fallible<T> {
     match env::var(name) {
         Ok(value) => value
