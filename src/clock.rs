@@ -30,7 +30,7 @@ pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> DateTime<Utc>;
     /// Returns once [`Self::now`] is at or past `instant`.
     fn sleep_until(&self, instant: DateTime<Utc>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
-    /// Why the clock cannot be trusted at the moment, if so; nothing is dispatched then.
+    /// Why the clock is not trusted now, if so; nothing is dispatched then.
     fn unsteady(&self) -> Option<&'static str> {
         None
     }

@@ -52,8 +52,8 @@
 //! # The circuit breaker
 //!
 //! [`Breaker`](crate::domain::Breaker) limits what goes to a sink that takes nothing: it pauses for
-//! 100 ms, doubled up to 5 s, then lets one dispatch through as a probe. Each dispatch that is
-//! taken widens the window by one worker, up to all of them.
+//! 100 ms, doubled up to 5 s, then lets one dispatch through as a probe. Each dispatch that the
+//! sink takes widens the window by one worker, up to all of them.
 //!
 //! # A wave that cannot be claimed
 //!
@@ -62,7 +62,7 @@
 //!
 //! # At stop
 //!
-//! `stop` ends the loop after the pass under way: nothing that was claimed is dropped. Then the
+//! `stop` ends the loop after the current pass: nothing that was claimed is dropped. Then the
 //! deliveries in flight end and are settled, until `end`. A dispatch that is not settled by then is
 //! retried by any replica once its lease expires, as after a crash.
 

@@ -31,7 +31,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Collects violations in the order in which they are found, so that all are reported at once.
+/// Collects violations in the order in which they are found, so that all are reported together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violations {
     found: Vec<Violation>,

@@ -59,7 +59,7 @@ impl Clock for SteadyClock {
     }
 
     fn learn(&self, sample: Sample) {
-        let since_origin = |moment: Instant| moment.saturating_duration_since(self.origin);
+        let since_origin = |instant: Instant| instant.saturating_duration_since(self.origin);
         let (asked, answered) = (since_origin(sample.asked), since_origin(sample.answered));
         self.estimate.lock().learn(sample.time, asked, answered);
     }
@@ -70,7 +70,7 @@ impl Clock for SteadyClock {
 struct OffsetSample {
     /// What the other clock showed at the origin.
     base: DateTime<Utc>,
-    /// From the query to the answer: the other clock was read at some moment in between.
+    /// From the query to the answer: the other clock was read at some instant in between.
     round_trip: Duration,
     /// When the answer arrived.
     answered: Duration,
@@ -99,7 +99,7 @@ impl ClockEstimate {
         DateTime::from_timestamp_millis(now.timestamp_millis()).unwrap_or(now)
     }
 
-    /// Adds a sample: the other clock showed `time` at some moment between `asked` and `answered`.
+    /// Adds a sample: the other clock showed `time` at some instant between `asked` and `answered`.
     fn learn(&mut self, time: DateTime<Utc>, asked: Duration, answered: Duration) {
         let round_trip = answered.saturating_sub(asked);
         let read = asked + round_trip / 2;

@@ -1,4 +1,4 @@
-//! Reads a command line so that every violation is reported at once.
+//! Reads a command line so that all violations are reported together.
 
 use std::error::Error as _;
 use std::ffi::OsString;

@@ -52,7 +52,7 @@ impl InFlightDispatches {
             .await;
     }
 
-    /// Waits until a dispatch that was in flight is taken, which ends the breaker's pause before
+    /// Waits until the sink takes a dispatch that was in flight, which ends the breaker's pause before
     /// its time.
     pub(super) async fn pause_over(&self) {
         self.wait_for(|state| !state.breaker.is_probing()).await;

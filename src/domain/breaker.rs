@@ -46,7 +46,7 @@ impl Breaker {
         }
     }
 
-    /// How many more dispatches may go to the sink at `now`, with `in_flight` under way.
+    /// How many more dispatches may go to the sink at `now`, with `in_flight` already there.
     pub fn capacity(&self, now: DateTime<Utc>, in_flight: usize) -> usize {
         if self.paused_until(now).is_some() {
             0

@@ -63,7 +63,7 @@ fn overwrite(
     Command::Overwrite(overwrite).decide(current, now, &SchedulePolicy::default())
 }
 
-/// A schedule for one instant, fired at it.
+/// A schedule for one instant, claimed at it.
 fn claimed() -> ClaimedWave {
     let pending = for_everyone(schedule("2026-03-20T08:00:00Z", false));
     pending
@@ -142,7 +142,7 @@ fn an_instant_is_fired_once_and_not_before_it_is_due() {
     assert_eq!(
         after.clone().with_dispatches(&[dispatch]),
         after,
-        "what is kept of its firings is what they left of it"
+        "the stored dispatches give the same schedule"
     );
 }
 
@@ -330,7 +330,7 @@ fn an_attempt_after_an_unknown_one_never_opens_zones_again() {
         utc("2026-03-20T08:00:09Z"),
         &DeliveryPolicy::default(),
     );
-    let told_again = third.settle(
+    let retried = third.settle(
         2,
         &not_taken(),
         Hold::default(),
@@ -339,9 +339,9 @@ fn an_attempt_after_an_unknown_one_never_opens_zones_again() {
         &DeliveryPolicy::default(),
     );
     assert_eq!(
-        (third.attempt, told_again),
+        (third.attempt, retried),
         (3, None),
-        "that the second was not taken says nothing of the third"
+        "the second attempt's outcome does not settle the third"
     );
 }
 
@@ -556,30 +556,30 @@ fn only_the_zones_that_recipients_state_are_fired() {
         ..Target::default()
     };
     let utc_only = created(schedule("2026-03-20T08:00:00Z", false), target.clone());
-    let fired = utc_only
+    let claimed = utc_only
         .claim(utc("2026-03-20T08:00:00Z"), &DeliveryPolicy::default())
         .expect("due");
     assert_eq!(
-        fired.dispatch.wave.zones.names(),
+        claimed.dispatch.wave.zones.names(),
         ["Asia/Tokyo", "Europe/Berlin"]
     );
-    assert_eq!(fired.after.state(), ScheduleState::Dispatched);
+    assert_eq!(claimed.after.state(), ScheduleState::Dispatched);
     let cancel = Command::Cancel(Cancel {
         canvas_id: canvas(),
         etag: None,
         require_all: false,
     });
     assert!(matches!(
-        cancel.decide(&fired.after, utc(NOW), &SchedulePolicy::default()),
+        cancel.decide(&claimed.after, utc(NOW), &SchedulePolicy::default()),
         Err(Error::NothingLeft { .. })
     ));
     let unknown = Dispatch {
         state: DispatchState::Unknown,
-        ..fired.dispatch
+        ..claimed.dispatch
     };
     let stopped = cancel
         .decide(
-            &fired.after.with_dispatches(&[unknown]),
+            &claimed.after.with_dispatches(&[unknown]),
             utc(NOW),
             &SchedulePolicy::default(),
         )

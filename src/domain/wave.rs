@@ -13,7 +13,7 @@ use super::zone::{Zone, ZoneSet};
 pub enum WaveMode {
     /// Send at the wave's time.
     AtTime,
-    /// Choose each user's moment within the local day that begins at the wave's time.
+    /// Choose a time for each user within the local day that begins at the wave's time.
     OptimalTime,
 }
 
@@ -57,11 +57,11 @@ pub fn plan(
     let mut missed = ZoneSet::empty();
     if schedule.is_local() {
         for zone in open.iter() {
-            let moment = ZoneMoment::of(schedule, zone);
-            if moment.last < missed_before {
+            let times = ZoneTimes::of(schedule, zone);
+            if times.last < missed_before {
                 missed.insert(zone)
             } else {
-                by_time.entry(moment.wave).or_default().insert(zone)
+                by_time.entry(times.wave).or_default().insert(zone)
             }
         }
     } else if !open.is_empty() {
@@ -85,14 +85,14 @@ pub fn plan(
 }
 
 /// The instants of one zone.
-struct ZoneMoment {
+struct ZoneTimes {
     /// The time of its wave.
     wave: DateTime<Utc>,
     /// The last instant at which its wave still meets the schedule.
     last: DateTime<Utc>,
 }
 
-impl ZoneMoment {
+impl ZoneTimes {
     fn of(schedule: &Schedule, zone: Zone) -> Self {
         let time = schedule.time();
         if !schedule.at_optimal_time {

@@ -112,7 +112,7 @@ pub struct QuotaRequest {
 }
 
 impl Quota {
-    /// How much a replica may take when `taken` of the quota is taken. A waiting call gets all that
+    /// How much a replica may take when `taken` of the quota is used. A waiting call gets all that
     /// it needs, or nothing if less is left. In advance a replica gets at most an eighth of its
     /// share of what is left, so that it holds little that another one needs, and less towards the
     /// end.

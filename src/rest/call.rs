@@ -64,12 +64,12 @@ pub(super) enum CallError {
     Request(RequestError, MetadataMap),
 }
 
-/// Calls `method` with the message that `message` reads from the request with this `head`. Reading
+/// Calls `method` with the message that `message` reads from the request with these `parts`. Reading
 /// adds to `violations`.
 pub(super) async fn call<S, M, A>(
     service: S,
     method: &'static RpcMethod,
-    head: &Parts,
+    parts: &Parts,
     violations: TransportViolations,
     message: impl Future<Output = Result<M, RequestError>> + Send + 'static,
 ) -> Result<tonic::Response<A>, CallError>
@@ -86,10 +86,10 @@ where
         message.map_err(|error| kept_error.set(error)).ok()
     })
     .filter_map(ready);
-    let metadata = passed_headers(&head.headers);
+    let metadata = passed_headers(&parts.headers);
     let mut request = tonic::Request::from_parts(metadata, tonic::Extensions::new(), messages);
     request.extensions_mut().insert(violations);
-    if let Some(peer) = head.extensions.get::<TcpConnectInfo>() {
+    if let Some(peer) = parts.extensions.get::<TcpConnectInfo>() {
         request.extensions_mut().insert(peer.clone());
     }
     let response = Grpc::new(service)

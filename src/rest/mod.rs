@@ -110,9 +110,9 @@ where
     A: ResponseBody,
 {
     let violations = TransportViolations::default();
-    let (head, body) = request.into_parts();
-    let canvas_id = CanvasIdName::of_path(head.uri.path());
-    let headers_checked = request_body::check_headers(&head.headers);
+    let (parts, body) = request.into_parts();
+    let canvas_id = CanvasIdName::of_path(parts.uri.path());
+    let headers_checked = request_body::check_headers(&parts.headers);
     // The buffered bytes count against the limit until the call ends.
     let (body, _bytes) = backend.bodies.count(Body::new(body));
     let collected = violations.clone();
@@ -120,15 +120,15 @@ where
         headers_checked?;
         json_reader::message::<M>(&request_body::read(body).await?, canvas_id, &collected)
     };
-    let result = call::call(backend.rpc, method, &head, violations.clone(), message).await;
+    let result = call::call(backend.rpc, method, &parts, violations.clone(), message).await;
     respond::<A>(result, StatusCode::CREATED, canvas_id, &violations)
 }
 
 async fn get_one<S: InProcess>(State(backend): State<Backend<S>>, request: Request) -> Response {
     let violations = TransportViolations::default();
-    let (head, _) = request.into_parts();
+    let (parts, _) = request.into_parts();
     // Not decoded: no valid id needs percent-encoding.
-    let schedule_id = head.uri.path().rsplit('/').next().unwrap_or_default();
+    let schedule_id = parts.uri.path().rsplit('/').next().unwrap_or_default();
     let message = v1::GetCanvasScheduleRequest {
         schedule_id: schedule_id.to_owned(),
     };
@@ -136,7 +136,7 @@ async fn get_one<S: InProcess>(State(backend): State<Backend<S>>, request: Reque
     let result = call::call(
         backend.rpc,
         &methods::GET,
-        &head,
+        &parts,
         violations.clone(),
         message,
     )
@@ -146,13 +146,13 @@ async fn get_one<S: InProcess>(State(backend): State<Backend<S>>, request: Reque
 
 async fn list<S: InProcess>(State(backend): State<Backend<S>>, request: Request) -> Response {
     let violations = TransportViolations::default();
-    let (head, _) = request.into_parts();
-    let message: v1::ListCanvasSchedulesRequest = requests::from_query(&head.uri, &violations);
+    let (parts, _) = request.into_parts();
+    let message: v1::ListCanvasSchedulesRequest = requests::from_query(&parts.uri, &violations);
     let message = async { Ok(message) };
     let result = call::call(
         backend.rpc,
         &methods::LIST,
-        &head,
+        &parts,
         violations.clone(),
         message,
     )

@@ -73,7 +73,7 @@ pub(super) struct StoredSchedule {
     time: String,
     /// Whether `time` is a wall-clock time in each zone.
     in_local_time: bool,
-    /// Whether only the date counts, and the consumer chooses the moment for each user.
+    /// Whether only the date counts, and the consumer chooses the time for each user.
     at_optimal_time: bool,
 }
 

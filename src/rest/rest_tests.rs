@@ -21,12 +21,12 @@ async fn response_to_get(
         .body(Body::empty())
         .expect("a request");
     let Ok(response) = rest.call(request).await;
-    let (head, body) = response.into_parts();
+    let (parts, body) = response.into_parts();
     let body = body.collect().await.expect("a body").to_bytes();
-    assert_eq!(head.headers["content-type"], "application/json");
+    assert_eq!(parts.headers["content-type"], "application/json");
     (
-        head.status.as_u16(),
-        head.headers,
+        parts.status.as_u16(),
+        parts.headers,
         serde_json::from_slice(&body).expect("JSON"),
     )
 }

@@ -49,7 +49,7 @@ pub struct ConnectionSettings {
     )]
     pub max_connections_per_address: usize,
     /// Timeout of the first bytes of a connection; one that sends none by then is closed
-    // HTTP/2: the preface, 24 bytes; where HTTP/1.1 is spoken too, the head of the first request.
+    // HTTP/2: the preface, 24 bytes; where HTTP/1.1 is enabled too, the headers of the first request.
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_FIRST_BYTE_TIMEOUT",
@@ -69,7 +69,7 @@ pub struct ConnectionSettings {
     /// How long the calls of a connection may go on after its GOAWAY.
     #[arg(skip = Duration::from_secs(30))]
     pub age_grace: Duration,
-    /// A further request of HTTP/1.1 must have begun and its head ended within this time, which
+    /// A further request of HTTP/1.1 must have begun and sent its headers within this time, which
     /// also bounds idle connections. Load balancers commonly close idle connections after 60 s
     /// themselves.
     #[arg(skip = Duration::from_secs(75))]

@@ -372,7 +372,7 @@ async fn a_connection_that_takes_no_responses_is_closed() {
         .expect("HTTP/2");
     let slow = Client(slow.0, tokio::spawn(slow.1));
     let client = Client::to(&server).await;
-    // The head arrives; its body is never read.
+    // The headers arrive; the body is never read.
     let _untaken = slow.call(LARGE).await;
     assert!(
         soon(slow.1).await.expect("no panic").is_err(),

@@ -92,11 +92,11 @@ impl Webhook {
             Ok(Err(why)) => return sent.outcome(error_chain(&why)),
             Err(_) => return sent.outcome(format!("no answer within {:?}", self.timeout)),
         };
-        let (head, body) = response.into_parts();
-        let status = head.status.as_u16();
+        let (parts, body) = response.into_parts();
+        let status = parts.status.as_u16();
         let outcome = by_http_status(
             status,
-            retry_after(&head.headers, self.clock.now()),
+            retry_after(&parts.headers, self.clock.now()),
             format!("HTTP status {status}"),
         );
         drain(body, deadline).await;

@@ -60,7 +60,7 @@ pub struct Protocol {
     pub tls: Option<Tls>,
 }
 
-/// The largest head of a request.
+/// The largest header section of a request.
 const MAX_HEAD_BYTES: u32 = 16 * 1024;
 
 /// After [`Phase::Ending`] has cut off the calls: how long connections may take to send the

@@ -17,7 +17,7 @@ const REPLICA_TIMEOUT: TimeDelta = TimeDelta::seconds(30);
 /// Attempts to write a count that other replicas write too.
 const MAX_ROUNDS: usize = 50;
 
-/// The calls that were taken from a quota.
+/// The calls that were counted against a quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotaTaken {
     /// By this call.

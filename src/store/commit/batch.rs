@@ -20,7 +20,7 @@ use crate::store::schema::tables::{canvas_schedule, properties, request, revisio
 /// Old revisions of a schedule are removed once for every so many new ones.
 const TRIM_INTERVAL: i64 = 50;
 
-/// The moment, the rules and the commit that a batch is decided with.
+/// The instant, the rules and the commit that a batch is decided with.
 pub(crate) struct Context<'a> {
     /// The instant of every change in the batch.
     pub now: DateTime<Utc>,

@@ -10,7 +10,7 @@ use crate::store::schema::tables;
 pub(crate) struct NewRows {
     /// The hot rows.
     pub schedules: Vec<tables::canvas_schedule::Model>,
-    /// When to look at them first.
+    /// When to examine them first.
     pub wakes: Vec<tables::wake::Model>,
     /// Their first revisions.
     pub revisions: Vec<tables::revision::Model>,

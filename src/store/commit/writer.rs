@@ -28,7 +28,7 @@ use crate::telemetry::outage::OutageLog;
 
 /// After losing this many rounds to another writer, a row is read under a lock.
 const ROUNDS_BEFORE_LOCK: u8 = 2;
-/// After this many rounds, a fault that is not the connection's is taken for the change's own.
+/// After this many rounds, a fault that is not the connection's is attributed to the change.
 const MAX_ROUNDS: u8 = 10;
 /// How long a round may take. After that its connection counts as lost.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(10);

@@ -174,8 +174,8 @@ struct DecidedSchedule {
     entries: Vec<wake::Model>,
     after: CanvasSchedule,
     lease: Option<PendingLease>,
-    /// When to look at it next, if not when its next wave is due.
-    look_ms: Option<i64>,
+    /// When to examine it next, if not when its next wave is due.
+    examine_ms: Option<i64>,
 }
 
 /// The decisions of one claim.
@@ -208,8 +208,8 @@ impl<'a> ClaimPass<'a> {
         }
         // A wave that the sink did not take rests, even when an older entry is still due.
         let now_ms = self.now.timestamp_millis();
-        let look_ms = row.wake_ms.filter(|at| *at > now_ms);
-        let claimed = match look_ms {
+        let examine_ms = row.wake_ms.filter(|at| *at > now_ms);
+        let claimed = match examine_ms {
             None => schedule.claim(self.now, self.delivery),
             Some(_) => None,
         };
@@ -228,7 +228,7 @@ impl<'a> ClaimPass<'a> {
             entries: due.entries,
             after,
             lease,
-            look_ms,
+            examine_ms,
         });
     }
 
@@ -250,7 +250,7 @@ impl<'a> ClaimPass<'a> {
             }
             transitions.taken.extend(one.entries);
             let dispatch = one.lease.as_ref().map(PendingLease::row).transpose()?;
-            transitions.push(before, &one.after, one.look_ms, self.now, dispatch)?;
+            transitions.push(before, &one.after, one.examine_ms, self.now, dispatch)?;
         }
         let written = transitions.write(db).await?;
         let more = !written.is_empty() || !self.unreadable.is_empty();

@@ -3,7 +3,7 @@
 //!
 //! # Claim, lease and settle
 //!
-//! The queue of due schedules (`canvas_schedule_wake`) says when to look at which schedule. A claim
+//! The queue of due schedules (`canvas_schedule_wake`) says when to examine which schedule. A claim
 //! is one short transaction: it locks due entries, passes over those that another replica has
 //! locked, lets the domain decide each schedule, and writes the schedules, their new dispatches and
 //! the queue together. No transaction is open while a sink delivers.

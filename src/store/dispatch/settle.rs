@@ -178,7 +178,7 @@ impl Settling<'_> {
             cancelled: schedule.cancelled_at.is_some(),
             paused: false,
         };
-        let mut look_at: Option<DateTime<Utc>> = None;
+        let mut examine_at: Option<DateTime<Utc>> = None;
         for one in results {
             let Some(at) = dispatches
                 .iter()
@@ -201,17 +201,17 @@ impl Settling<'_> {
                 Some(Settled::Reopened { retry_at }) => {
                     dispatches.remove(at);
                     self.deleted.push(one.key()?);
-                    look_at = look_at.into_iter().chain([retry_at]).min();
+                    examine_at = examine_at.into_iter().chain([retry_at]).min();
                 }
             }
         }
-        if let Some(look_at) = look_at {
+        if let Some(examine_at) = examine_at {
             // Its zones are open again, so a change that was decided meanwhile must be decided
             // again.
             let reopened = schedule.with_dispatches(&dispatches).replanned();
-            let look_ms = Some(look_at.timestamp_millis());
+            let examine_ms = Some(examine_at.timestamp_millis());
             self.transitions
-                .push(&row, &reopened, look_ms, self.now, None)?;
+                .push(&row, &reopened, examine_ms, self.now, None)?;
         }
         Ok(())
     }

@@ -22,8 +22,8 @@ pub(crate) struct Transitions {
     /// Entries of the queue that the transaction has locked, to be removed with their row's
     /// transition.
     pub taken: Vec<wake::Model>,
-    /// Entries to be added; none is among those taken. One whose row is not written costs one look
-    /// at it.
+    /// Entries to be added; none is among those taken. One whose row is not written costs one
+    /// needless check.
     added: Vec<wake::Model>,
 }
 
@@ -101,17 +101,17 @@ static SQLITE: LazyLock<[String; 4]> = LazyLock::new(|| {
 
 impl Transitions {
     /// Moves a row to `after` and inserts its dispatch, if it was claimed. The queue entry is for
-    /// the time of the next wave, or for `look_ms`.
+    /// the time of the next wave, or for `examine_ms`.
     pub(crate) fn push(
         &mut self,
         before: &canvas_schedule::Model,
         after: &CanvasSchedule,
-        look_ms: Option<i64>,
+        examine_ms: Option<i64>,
         now: DateTime<Utc>,
         dispatch: Option<dispatch::Model>,
     ) -> Result<(), DbErr> {
         let next_wave_ms = after.next_wave.map(|at| at.timestamp_millis());
-        let wake_ms = next_wave_ms.map(|next| look_ms.unwrap_or(next));
+        let wake_ms = next_wave_ms.map(|next| examine_ms.unwrap_or(next));
         if let Some(wake_ms) = wake_ms {
             self.add_entry(wake::Model {
                 wake_ms,

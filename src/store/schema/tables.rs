@@ -32,7 +32,7 @@ table! {
         /// The earliest entry that the schedule has in `canvas_schedule_wake`, never after
         /// `next_wave_ms`. In no index, so that an update touches none.
         wake_ms: Option<i64>,
-        /// A zone whose last good moment is before this was missed.
+        /// A zone whose last valid instant is before this was missed.
         missed_before_ms: i64,
         /// When it was created.
         created_ms: i64,
@@ -58,7 +58,7 @@ table! {
 }
 
 table! {
-    /// When to look at which schedule: the queue of the due. A schedule that has a wave to come has
+    /// When to examine which schedule: the queue of due schedules. A schedule that has a wave to come has
     /// an entry at it or before it; a wave that moves earlier adds one, and a wave that moves later
     /// leaves the old one. The hot row decides whether it is due.
     wake = "canvas_schedule_wake" {
@@ -202,7 +202,7 @@ table! {
         last_attempt: i32,
         /// 0 in hand, 1 unknown, 2 delivered, 3 dead, 4 abandoned.
         state: i16,
-        /// Whether the consumer chooses each user's moment.
+        /// Whether the consumer chooses the time for each user.
         optimal_time: bool,
         /// Whether it serves users with no zone, too.
         includes_unlisted: bool,
@@ -260,7 +260,7 @@ table! {
 }
 
 table! {
-    /// How much of the quotas was taken.
+    /// How much of the quotas is used.
     rate_window = "rate_window" {
         key {
             /// The tenant.

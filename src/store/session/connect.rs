@@ -118,7 +118,7 @@ pub(crate) async fn dispatcher(options: &Options, writer: Option<&Pool>) -> Resu
         .max_connections(MAX_DISPATCHER_CONNECTIONS)
         .connect_lazy(true);
     connect.map_sqlx_postgres_opts(|postgres| {
-        // Each row is found by its key or by the head of a queue, whatever the sizes of tables and
+        // Each row is found by its key or at the front of a queue, whatever the sizes of tables and
         // batches.
         postgres
             .application_name("canvas-scheduler dispatcher")

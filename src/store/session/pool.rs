@@ -88,8 +88,8 @@ impl Pool {
 
 /// Begins a transaction that writes.
 pub(crate) async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
-    // On SQLite the write lock is taken first: a transaction that reads before it writes may find
-    // it taken by then.
+    // On SQLite this takes the write lock: a transaction that reads before it writes may find the
+    // database locked.
     let options = TransactionOptions {
         sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         ..Default::default()

@@ -1,4 +1,4 @@
-//! API keys, the quotas of workspaces, the calls taken from them in each window, and the replicas
+//! API keys, the quotas of workspaces, the calls counted in each window, and the replicas
 //! that share them.
 
 use sea_orm::DbErr;
