@@ -6,7 +6,7 @@
 //!              │                                                                │
 //!   wake ────▶ │ capacity ─▶ next due ─▶ retry ─▶ claim ─▶ wait for the next wake │
 //!              └────▲──────────────────────┬───────┬────────────────────────────┘
-//!                   │                      │       │ dispatches, leased in the transaction that claimed them
+//!                   │                      │       │ dispatches, leased when claimed
 //!                   │                      ▼       ▼
 //!                   │                   deliver: one task a dispatch, no transaction open
 //!                   │                          │

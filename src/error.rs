@@ -242,12 +242,14 @@ impl fmt::Display for Error {
             }
             Self::NoOpenSchedule { canvas_id } => write!(
                 f,
-                "Canvas {} has no schedule that can still be changed; set schedule_id to see the state of one",
+                "Canvas {} has no schedule that can still be changed; set schedule_id to see the \
+                 state of one",
                 quote(canvas_id)
             ),
             Self::ScheduleIdNeeded { canvas_id, open } => write!(
                 f,
-                "Canvas {} has {open} schedules that can still be changed; set schedule_id to choose one",
+                "Canvas {} has {open} schedules that can still be changed; set schedule_id to \
+                 choose one",
                 quote(canvas_id)
             ),
             Self::StaleEtag {
@@ -255,14 +257,16 @@ impl fmt::Display for Error {
                 revision,
             } => write!(
                 f,
-                "the etag is stale: canvas schedule {schedule_id} is at revision {revision}; read it again before you change it"
+                "the etag is stale: canvas schedule {schedule_id} is at revision {revision}; read \
+                 it again before you change it"
             ),
             Self::Cancelled { schedule_id, since } => {
                 write!(f, "canvas schedule {schedule_id} was cancelled at {since}")
             }
             Self::NothingLeft { schedule_id, since } => write!(
                 f,
-                "canvas schedule {schedule_id} can no longer be changed: every zone was handed over by {since}"
+                "canvas schedule {schedule_id} can no longer be changed: every zone was handed \
+                 over by {since}"
             ),
             Self::DispatchNotFound { dispatch_id } => {
                 write!(f, "dispatch {} does not exist", quote(dispatch_id))
@@ -277,11 +281,14 @@ impl fmt::Display for Error {
                 missed,
             } => write!(
                 f,
-                "require_all: the change of canvas schedule {schedule_id} would not reach {taken} zones that were already handed over and {missed} zones whose new time is too far in the past; nothing was changed"
+                "require_all: the change of canvas schedule {schedule_id} would not reach {taken} \
+                 zones that were already handed over and {missed} zones whose new time is too far \
+                 in the past; nothing was changed"
             ),
             Self::RequestIdReused { request_id } => write!(
                 f,
-                "request_id {} was used for a different request within the last 24 hours; choose a new one",
+                "request_id {} was used for a different request within the last 24 hours; choose a \
+                 new one",
                 quote(request_id)
             ),
             Self::Busy { .. } => f.write_str("too many requests are queued; retry later"),
@@ -292,7 +299,8 @@ impl fmt::Display for Error {
                 f.write_str("the database is unavailable; retry later")
             }
             Self::OutcomeUnknown => f.write_str(
-                "the connection to the database was lost during commit: the change may or may not have been made; read the schedule, or repeat the call with its request_id",
+                "the connection to the database was lost during commit: the change may or may not \
+                 have been made; read the schedule, or repeat the call with its request_id",
             ),
             Self::DeadlineExceeded => {
                 f.write_str("the deadline passed before the work began; nothing was changed")

@@ -103,7 +103,8 @@ fn next_week(now: DateTime<Utc>, time: &str) -> String {
 #[allow(clippy::print_stdout, reason = "dev prints to the terminal")]
 fn print_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTime<Utc>) {
     println!(
-        "canvas-scheduler listens for gRPC at {addr} (workspace default; the key is valid until dev starts again). Paste these commands, one at a time:\n"
+        "canvas-scheduler listens for gRPC at {addr} (workspace default; the key is valid until \
+         dev starts again). Paste these commands, one at a time:\n"
     );
     let call = format!("grpcurl -plaintext {addr}");
     println!("{call} list");
@@ -125,14 +126,21 @@ fn print_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTi
         "CreateCanvasSchedule",
     );
     data(
-        serde_json::json!({ "canvas_id": canvas_id, "schedule": { "time": next_week(now, "10:00:00Z") } }),
+        serde_json::json!({
+            "canvas_id": canvas_id,
+            "schedule": { "time": next_week(now, "10:00:00Z") },
+        }),
         "UpdateCanvasSchedule",
     );
     for sample in samples.iter().take(1) {
         let (canvas_id, schedule_id) = (sample.canvas_id.as_str(), sample.id.to_string());
         let schedule = serde_json::json!({ "time": next_week(now, "14:14:47") });
         data(
-            serde_json::json!({ "canvas_id": canvas_id, "schedule_id": schedule_id, "schedule": schedule }),
+            serde_json::json!({
+                "canvas_id": canvas_id,
+                "schedule_id": schedule_id,
+                "schedule": schedule,
+            }),
             "UpdateCanvasSchedule",
         );
         data(
@@ -171,11 +179,18 @@ fn print_curl_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: D
     let recipients = serde_json::json!([{ "external_user_id": "user-1" }]);
     post(
         "create",
-        serde_json::json!({ "canvas_id": canvas_id, "schedule": schedule, "recipients": recipients }),
+        serde_json::json!({
+            "canvas_id": canvas_id,
+            "schedule": schedule,
+            "recipients": recipients,
+        }),
     );
     post(
         "update",
-        serde_json::json!({ "canvas_id": canvas_id, "schedule": { "time": next_week(now, "10:00:00Z") } }),
+        serde_json::json!({
+            "canvas_id": canvas_id,
+            "schedule": { "time": next_week(now, "10:00:00Z") },
+        }),
     );
     for sample in samples.iter().take(1) {
         println!("{call} {base}/{}", sample.id);

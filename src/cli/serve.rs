@@ -36,11 +36,14 @@ pub(super) fn run(settings: &Serve) -> Result<(), Error> {
 /// immediately.
 pub(super) async fn drain(server: Server, mut signals: StopSignals) {
     tracing::info!(
-        "stopping: calls in flight finish, new connections are refused; a second signal ends the process immediately"
+        "stopping: calls in flight finish, new connections are refused; a second signal ends the \
+         process immediately"
     );
     tokio::select! {
         () = server.stop() => tracing::info!("stopped"),
-        () = signals.recv() => tracing::warn!("a second signal ended the process; calls in flight were cut off"),
+        () = signals.recv() => {
+            tracing::warn!("a second signal ended the process; calls in flight were cut off");
+        }
     }
 }
 

@@ -52,8 +52,8 @@ impl InFlightDispatches {
             .await;
     }
 
-    /// Waits until the sink takes a dispatch that was in flight, which ends the breaker's pause before
-    /// its time.
+    /// Waits until the sink takes a dispatch that was in flight, which ends the breaker's pause
+    /// before its time.
     pub(super) async fn pause_over(&self) {
         self.wait_for(|state| !state.breaker.is_probing()).await;
     }

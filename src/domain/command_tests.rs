@@ -384,13 +384,25 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn an_overwrite_never_depends_on_what_was_there_before(a in schedules(), b in schedules(), new in schedules(), taken in 0..ZoneSet::all().len()) {
+    fn an_overwrite_never_depends_on_what_was_there_before(
+        a in schedules(),
+        b in schedules(),
+        new in schedules(),
+        taken in 0..ZoneSet::all().len(),
+    ) {
         let mut before_a = created(a);
         before_a.claimed = Zone::all().take(taken).collect();
-        let before_b = CanvasSchedule { schedule: b, next_wave: created(b).next_wave, ..before_a.clone() };
+        let before_b = CanvasSchedule {
+            schedule: b,
+            next_wave: created(b).next_wave,
+            ..before_a.clone()
+        };
         let after_a = decide(overwrite(new), &before_a).expect("accepted");
         let after_b = decide(overwrite(new), &before_b).expect("accepted");
         prop_assert_eq!(&after_a, &after_b);
-        prop_assert_eq!(after_a.after.next_wave, after_a.after.plan().waves.first().map(|wave| wave.time));
+        prop_assert_eq!(
+            after_a.after.next_wave,
+            after_a.after.plan().waves.first().map(|wave| wave.time)
+        );
     }
 }

@@ -83,7 +83,8 @@ impl ScheduleId {
         };
         parsed.map(Self).ok_or_else(|| {
             format!(
-                "{} is not a schedule id; a UUID as Create returns it is needed, like 0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11",
+                "{} is not a schedule id; a UUID as Create returns it is needed, like \
+                 0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11",
                 quote(value)
             )
         })
@@ -157,9 +158,15 @@ impl DispatchId {
         } else {
             None
         };
-        number.map(|number| Self(number.to_be_bytes())).ok_or_else(|| {
-            format!("{} is not a dispatch id; 32 lower-case hex digits are needed, as ListDispatches returns them", quote(value))
-        })
+        number
+            .map(|number| Self(number.to_be_bytes()))
+            .ok_or_else(|| {
+                format!(
+                    "{} is not a dispatch id; 32 lower-case hex digits are needed, as \
+                     ListDispatches returns them",
+                    quote(value)
+                )
+            })
     }
 }
 

@@ -35,7 +35,12 @@ impl KeyId {
             .strip_prefix(PREFIX)
             .and_then(|digits| number(digits.as_bytes()))
             .map(Self);
-        id.ok_or_else(|| format!("is not a valid key id; `api-key list` shows them: {PREFIX} and {ID_DIGITS} lower-case hex digits"))
+        id.ok_or_else(|| {
+            format!(
+                "is not a valid key id; `api-key list` shows them: {PREFIX} and \
+                 {ID_DIGITS} lower-case hex digits"
+            )
+        })
     }
 }
 
@@ -236,7 +241,8 @@ impl Permissions {
             return Ok(set);
         }
         Err(format!(
-            "{} is not a valid permission; some of create, update, delete, read are needed, separated by commas, or all",
+            "{} is not a valid permission; some of create, update, delete, read are needed, \
+             separated by commas, or all",
             wrong.join(" and ")
         ))
     }
@@ -286,7 +292,8 @@ pub fn networks(list: &str) -> Result<Vec<IpNet>, String> {
     }
     let wrong: Vec<_> = wrong.into_iter().map(|(entry, _)| quote(entry)).collect();
     Err(format!(
-        "{} is not a valid network; addresses such as 192.0.2.7 or 10.0.0.0/8 are needed, separated by commas",
+        "{} is not a valid network; addresses such as 192.0.2.7 or 10.0.0.0/8 are needed, \
+         separated by commas",
         wrong.join(" and ")
     ))
 }

@@ -251,7 +251,8 @@ pub fn check_count(recipients: usize, violations: &mut Violations) {
 pub fn check_bytes(bytes: usize, violations: &mut Violations) {
     if bytes > MAX_PROPERTIES_BYTES {
         let message = format!(
-            "all properties of the request together are {bytes} bytes of JSON; at most {MAX_PROPERTIES_BYTES} are allowed"
+            "all properties of the request together are {bytes} bytes of JSON; at most \
+             {MAX_PROPERTIES_BYTES} are allowed"
         );
         violations.add("trigger_properties", message);
     }

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::quote;
 
 /// The accepted forms, which every error names.
-const ACCEPTED: &str = "an ISO 8601 date and time is needed, like 2026-03-01T09:30:00Z, 2026-03-01T09:30:00+02:00 or 2026-03-01T09:30:00";
+const ACCEPTED: &str = "an ISO 8601 date and time is needed, like 2026-03-01T09:30:00Z, \
+    2026-03-01T09:30:00+02:00 or 2026-03-01T09:30:00";
 
 /// When a Canvas is sent. An update replaces it as a whole (docs/api.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -52,7 +52,11 @@ fn a_malformed_time_is_refused_with_its_value_and_an_accepted_form() {
 
 proptest! {
     #[test]
-    fn parse_of_print_is_the_identity(millis in -62_135_596_800_000i64..253_402_300_800_000, in_local in any::<bool>(), optimal in any::<bool>()) {
+    fn parse_of_print_is_the_identity(
+        millis in -62_135_596_800_000i64..253_402_300_800_000,
+        in_local in any::<bool>(),
+        optimal in any::<bool>(),
+    ) {
         let schedule = Schedule::from_parts(millis, in_local, optimal).expect("in range");
         prop_assert_eq!(Schedule::parse(&schedule.to_string(), in_local, optimal), Ok(schedule));
         prop_assert_eq!(schedule.millis(), millis);

@@ -211,26 +211,39 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn every_open_zone_is_in_exactly_one_wave_or_missed(schedule in schedules(), open in zone_sets(), late in -30i64..30) {
+    fn every_open_zone_is_in_exactly_one_wave_or_missed(
+        schedule in schedules(),
+        open in zone_sets(),
+        late in -30i64..30,
+    ) {
         let missed_before = schedule.time().and_utc() + TimeDelta::hours(late);
         let plan = plan(&schedule, &open, Zone::utc(), missed_before);
         let mut seen = plan.missed;
         for wave in &plan.waves {
             prop_assert!(!wave.zones.is_empty());
-            prop_assert!(wave.zones.iter().all(|zone| !seen.contains(zone)), "a zone is in two places");
+            let disjoint = wave.zones.iter().all(|zone| !seen.contains(zone));
+            prop_assert!(disjoint, "a zone is in two waves");
             seen = seen.union(&wave.zones);
         }
         prop_assert_eq!(seen, open);
-        prop_assert!(plan.waves.is_sorted_by(|a, b| a.time < b.time), "ordered, and no instant twice");
+        let ordered = plan.waves.is_sorted_by(|a, b| a.time < b.time);
+        prop_assert!(ordered, "ordered, and no instant twice");
     }
 
     #[test]
-    fn a_wave_is_at_the_wall_time_in_each_of_its_zones_or_just_after_a_gap(schedule in schedules()) {
+    fn a_wave_is_at_the_wall_time_in_each_of_its_zones_or_just_after_a_gap(
+        schedule in schedules(),
+    ) {
         let plan = plan(&schedule, &ZoneSet::all(), Zone::utc(), DateTime::<Utc>::MIN_UTC);
         for wave in &plan.waves {
             for zone in wave.zones.iter().filter(|_| schedule.is_local()) {
-                let wanted = if schedule.at_optimal_time { schedule.time().date().and_time(NaiveTime::MIN) } else { schedule.time() };
-                let instant = jiff::Timestamp::from_millisecond(wave.time.timestamp_millis()).expect("in range");
+                let wanted = if schedule.at_optimal_time {
+                    schedule.time().date().and_time(NaiveTime::MIN)
+                } else {
+                    schedule.time()
+                };
+                let millis = wave.time.timestamp_millis();
+                let instant = jiff::Timestamp::from_millisecond(millis).expect("in range");
                 let shown = zone.rules().to_datetime(instant);
                 let wanted_civil = civil_time(wanted).expect("in range");
                 if shown == wanted_civil {
@@ -241,7 +254,8 @@ proptest! {
                 } else {
                     // The documented gap answer: later by the width of the gap.
                     let kind = zone.rules().to_ambiguous_timestamp(wanted_civil);
-                    prop_assert!(matches!(kind.offset(), jiff::tz::AmbiguousOffset::Gap { .. }), "{} {wanted}", zone.name());
+                    let gap = matches!(kind.offset(), jiff::tz::AmbiguousOffset::Gap { .. });
+                    prop_assert!(gap, "{} {wanted}", zone.name());
                     prop_assert!(shown > wanted_civil);
                 }
             }

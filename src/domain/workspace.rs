@@ -36,7 +36,8 @@ pub fn check_name(name: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{} is not a valid name; 1 to {MAX_NAME_CHARS} lower-case letters, digits, hyphens, underscores and dots are needed",
+        "{} is not a valid name; 1 to {MAX_NAME_CHARS} lower-case letters, digits, hyphens, \
+         underscores and dots are needed",
         quote(name)
     ))
 }
@@ -97,7 +98,11 @@ impl Quota {
                 .map(|limit| Self { limit, window })
         });
         read.ok_or_else(|| {
-            format!("{} is not a valid quota; a number up to {MAX_QUOTA} and a window are needed, such as 250000/hour or 6000/minute", quote(text))
+            format!(
+                "{} is not a valid quota; a number up to {MAX_QUOTA} and a window are needed, \
+                 such as 250000/hour or 6000/minute",
+                quote(text)
+            )
         })
     }
 }

@@ -64,8 +64,8 @@ pub(super) enum CallError {
     Request(RequestError, MetadataMap),
 }
 
-/// Calls `method` with the message that `message` reads from the request with these `parts`. Reading
-/// adds to `violations`.
+/// Calls `method` with the message that `message` reads from the request with these `parts`.
+/// Reading adds to `violations`.
 pub(super) async fn call<S, M, A>(
     service: S,
     method: &'static RpcMethod,

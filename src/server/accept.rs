@@ -49,7 +49,8 @@ pub struct ConnectionSettings {
     )]
     pub max_connections_per_address: usize,
     /// Timeout of the first bytes of a connection; one that sends none by then is closed
-    // HTTP/2: the preface, 24 bytes; where HTTP/1.1 is enabled too, the headers of the first request.
+    // HTTP/2: the preface, 24 bytes; where HTTP/1.1 is enabled too, the headers of the first
+    // request.
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_FIRST_BYTE_TIMEOUT",
@@ -307,7 +308,11 @@ async fn hand_over(
     }
     let Some(permit) = limits.admit(peer.ip()) else {
         limits.refused.count_refused(true);
-        tracing::debug!(%peer, max = limits.settings.max_connections_per_address, "too many connections of one address; closed a new one");
+        tracing::debug!(
+            %peer,
+            max = limits.settings.max_connections_per_address,
+            "too many connections of one address; closed a new one"
+        );
         return;
     };
     let Some(worker) = workers.iter().min_by_key(|worker| worker.live()) else {

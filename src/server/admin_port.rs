@@ -103,7 +103,9 @@ fn routes(metrics: Metrics, readiness: Readiness) -> Router {
         .fallback(|| async {
             (
                 StatusCode::NOT_FOUND,
-                Json(json!({ "message": "not found; the admin port serves /metrics, /livez and /readyz" })),
+                Json(json!({
+                    "message": "not found; the admin port serves /metrics, /livez and /readyz",
+                })),
             )
         })
 }
@@ -131,9 +133,11 @@ async fn show_readiness(State(readiness): State<Readiness>) -> (StatusCode, Json
     };
     (
         code,
-        Json(
-            json!({ "ready": reasons.is_empty(), "reasons": as_json(&reasons), "warnings": as_json(&warnings) }),
-        ),
+        Json(json!({
+            "ready": reasons.is_empty(),
+            "reasons": as_json(&reasons),
+            "warnings": as_json(&warnings),
+        })),
     )
 }
 

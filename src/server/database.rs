@@ -37,13 +37,15 @@ impl OpenDatabase {
             Durability::Weakened { setting } => {
                 tracing::warn!(
                     setting,
-                    "the database may lose acknowledged changes in a failover; see docs/operations.md"
+                    "the database may lose acknowledged changes in a failover; see \
+                     docs/operations.md"
                 );
                 Ok(())
             }
             Durability::Lost { setting } => {
                 let message = format!(
-                    "the database has {setting} and loses acknowledged changes in a crash; set fsync=on"
+                    "the database has {setting} and loses acknowledged changes in a crash; set \
+                     fsync=on"
                 );
                 Err(Error::Invalid(vec![Violation::new(
                     "database-url",

@@ -271,7 +271,8 @@ fn check_address(flag: &str, addr: SocketAddr, safe: bool, violations: &mut Viol
         violations.add(
             flag,
             format!(
-                "\"{addr}\" is not a loopback address; set --tls-cert and --tls-key, or --plaintext on"
+                "\"{addr}\" is not a loopback address; set --tls-cert and --tls-key, or \
+                 --plaintext on"
             ),
         );
     }

@@ -45,7 +45,8 @@ impl Startup {
         match self.access.reload().await {
             Ok(()) if self.access.has_no_key() => {
                 tracing::warn!(
-                    "no API key exists yet; create one with: canvas-scheduler api-key create --name NAME --permissions all"
+                    "no API key exists yet; create one with: canvas-scheduler api-key create \
+                     --name NAME --permissions all"
                 );
             }
             Ok(()) => {}

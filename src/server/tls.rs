@@ -202,7 +202,10 @@ impl Tls {
                 Err(_) if rejected != Some(now) => rejected = Some(now),
                 Err(violations) => {
                     let why = Error::Invalid(violations);
-                    tracing::error!(%why, "the new certificate cannot be used; the old one stays in use");
+                    tracing::error!(
+                        %why,
+                        "the new certificate cannot be used; the old one stays in use"
+                    );
                     current = now;
                 }
             }

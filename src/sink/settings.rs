@@ -318,7 +318,8 @@ fn keys(
         violations.add(
             "sink-secret",
             format!(
-                "must be one or two webhook secrets, each whsec_ and the base64 of {min} to {max} bytes"
+                "must be one or two webhook secrets, each whsec_ and the base64 of {min} to {max} \
+                 bytes"
             ),
         );
     }
@@ -344,7 +345,11 @@ fn subject(text: &str) -> Result<String, String> {
     if text.len() <= MAX_SUBJECT_BYTES && text.split('.').all(is_word) {
         Ok(text.to_owned())
     } else {
-        Err("is not a NATS subject: words of letters, digits, _ and - separated by dots, such as canvas.trigger".to_owned())
+        Err(
+            "is not a NATS subject: words of letters, digits, _ and - separated by dots, such as \
+             canvas.trigger"
+                .to_owned(),
+        )
     }
 }
 

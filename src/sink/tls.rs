@@ -31,7 +31,11 @@ pub(super) fn client_config(reach: &SinkEndpoint) -> Result<ClientConfig, Error>
         None => return build(roots),
     }
     if roots.is_empty() {
-        return Err(invalid("has no certificate, or is not set and the system has none; set it to a PEM file of certificates to trust".to_owned()));
+        return Err(invalid(
+            "has no certificate, or is not set and the system has none; set it to a \
+             PEM file of certificates to trust"
+                .to_owned(),
+        ));
     }
     build(roots)
 }

@@ -92,7 +92,14 @@ pub async fn serve<S>(
             () = &mut left => break,
             Some(ended) = connections.join_next() => log_panic(ended),
             Some(connection) = incoming.recv() => {
-                connections.spawn(serve_connection(connection, service.clone(), protocol.clone(), settings, unsent.connection(), phase.clone()));
+                connections.spawn(serve_connection(
+                    connection,
+                    service.clone(),
+                    protocol.clone(),
+                    settings,
+                    unsent.connection(),
+                    phase.clone(),
+                ));
             }
         }
     }
@@ -148,8 +155,9 @@ async fn serve_connection<S>(
     let Some(tls) = protocol.tls else {
         return conversation.run(stream, service, phase).await;
     };
+    let accept = tls.acceptor(protocol.versions.alpn()).accept(stream);
     let handshake = tokio::select! {
-        handshake = tokio::time::timeout(settings.first_byte_timeout, tls.acceptor(protocol.versions.alpn()).accept(stream)) => handshake,
+        handshake = tokio::time::timeout(settings.first_byte_timeout, accept) => handshake,
         () = Phase::Draining.reached(&mut phase) => return,
     };
     match handshake {
@@ -204,8 +212,12 @@ impl Conversation {
             biased;
             ended = conn.as_mut() => return log_end(peer, ended),
             () = Phase::Draining.reached(&mut phase) => None,
-            () = still_silent_after(settings.first_byte_timeout, silent) => return tracing::debug!(%peer, "closed a silent connection"),
-            () = not_taken.as_mut() => return tracing::debug!(%peer, "closed a connection that takes no responses"),
+            () = still_silent_after(settings.first_byte_timeout, silent) => {
+                return tracing::debug!(%peer, "closed a silent connection");
+            }
+            () = not_taken.as_mut() => {
+                return tracing::debug!(%peer, "closed a connection that takes no responses");
+            }
             () = sleep(settings.random_age()) => Some(settings.age_grace),
         };
         if silent() {
@@ -216,7 +228,9 @@ impl Conversation {
             biased;
             ended = conn.as_mut() => log_end(peer, ended),
             () = not_taken => tracing::debug!(%peer, "closed a connection that takes no responses"),
-            () = ended_and_flushed(&mut phase) => tracing::debug!(%peer, "closed a connection at the end of the drain"),
+            () = ended_and_flushed(&mut phase) => {
+                tracing::debug!(%peer, "closed a connection at the end of the drain");
+            }
             () = passed(grace) => tracing::debug!(%peer, "closed a connection that was too old"),
         }
     }

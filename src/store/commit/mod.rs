@@ -17,8 +17,8 @@
 //!                            v
 //!              ┌────────── read ──────────┐  the rows of the batch, in one statement
 //!              │            │             │
-//!              │            v             │  the domain decides each change on what the changes before it left
-//!              │         decide ──────────┼──> answered: refusals, repeated requests, cut-off commits that landed
+//!              │            v             │  the domain decides each change on the result of the one before
+//!              │         decide ──────────┼──> answered: refusals, repeated requests, cut-off commits found
 //!              │            │             │
 //!              │            v             │  rows, revisions and answers, guarded by the versions
 //!              │          write           │
@@ -36,16 +36,19 @@
 //!
 //! # Failures
 //!
-//! | failure | what happens |
-//! |---|---|
-//! | a row's version has moved | its changes are decided again in the next round; after two lost rounds under a row lock |
-//! | another session holds a row's lock for a second | the next round skips the row, so that the changes of other rows go on |
-//! | deadlock or serialization failure | the round is repeated, ten times at most |
-//! | a statement fails for another reason | the batch is halved until the faulty change stands alone; only its caller sees the error |
-//! | a request id was answered meanwhile | the next round finds that answer and replays it |
-//! | the database is away, full or read-only | the pool is replaced, and changes are retried for five seconds; then StoreUnavailable |
-//! | the connection was lost at the commit | the next round looks for the revision that carries the `commit_id`; only if there is none is the change decided again |
-//! | no answer within ten seconds | the session is closed, and its callers get OutcomeUnknown |
+//! - A row's version has moved: its changes are decided again in the next round; after two lost
+//!   rounds under a row lock.
+//! - Another session holds a row's lock for a second: the next round skips the row, so that the
+//!   changes of other rows go on.
+//! - Deadlock or serialization failure: the round is repeated, ten times at most.
+//! - A statement fails for another reason: the batch is halved until the faulty change stands
+//!   alone; only its caller sees the error.
+//! - A request id was answered meanwhile: the next round finds that answer and replays it.
+//! - The database is away, full or read-only: the pool is replaced, and changes are retried for
+//!   five seconds; then StoreUnavailable.
+//! - The connection was lost at the commit: the next round looks for the revision that carries the
+//!   `commit_id`; only if there is none is the change decided again.
+//! - No answer within ten seconds: the session is closed, and its callers get OutcomeUnknown.
 
 pub(super) mod batch;
 pub(super) mod insert;

@@ -255,7 +255,11 @@ impl Writer {
                 removed
             };
             if let Err(fault) = removed.await {
-                tracing::warn!(schedule_id = %key.1, %fault, "old revisions were not removed; the next removal includes them");
+                tracing::warn!(
+                    schedule_id = %key.1,
+                    %fault,
+                    "old revisions were not removed; the next removal includes them"
+                );
             }
         }
     }

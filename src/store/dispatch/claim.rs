@@ -95,7 +95,10 @@ impl DispatchStore {
             let DueEntries { due, .. } = due_entries(&db, self.cursor.position(), now, 1).await?;
             let entries: Vec<wake::Model> = due.into_values().flat_map(|due| due.entries).collect();
             for entry in &entries {
-                tracing::error!(schedule_id = %entry.id, "claiming a due schedule fails; it is postponed for a minute");
+                tracing::error!(
+                    schedule_id = %entry.id,
+                    "claiming a due schedule fails; it is postponed for a minute"
+                );
             }
             transitions::postpone_entries(&db, entries, now + UNREADABLE_RETRY_INTERVAL).await?;
             db.commit().await

@@ -11,10 +11,13 @@ use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::cursor::Position;
 use crate::store::schema::codec;
 
-const NEXT_DUE: &str = "SELECT w.wake_ms, w.workspace_id, w.id, r.retry_ms FROM (SELECT 1 AS one) AS o \
-     LEFT JOIN (SELECT wake_ms, workspace_id, id FROM canvas_schedule_wake WHERE (wake_ms, workspace_id, id) >= ($1, $2, $3) \
+const NEXT_DUE: &str = "SELECT w.wake_ms, w.workspace_id, w.id, r.retry_ms \
+     FROM (SELECT 1 AS one) AS o \
+     LEFT JOIN (SELECT wake_ms, workspace_id, id FROM canvas_schedule_wake \
+       WHERE (wake_ms, workspace_id, id) >= ($1, $2, $3) \
        ORDER BY wake_ms, workspace_id, id LIMIT 1) AS w ON true \
-     LEFT JOIN (SELECT retry_ms FROM dispatch WHERE retry_ms >= $4 ORDER BY retry_ms LIMIT 1) AS r ON true";
+     LEFT JOIN (SELECT retry_ms FROM dispatch WHERE retry_ms >= $4 \
+       ORDER BY retry_ms LIMIT 1) AS r ON true";
 
 const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8";
 

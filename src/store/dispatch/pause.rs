@@ -14,7 +14,8 @@ use crate::store::schema::tables::{wake, workspace};
 const RELEASED: &str = "SELECT t.id FROM workspace t WHERE NOT t.sending_paused \
      AND EXISTS (SELECT 1 FROM canvas_schedule_parked p WHERE p.workspace_id = t.id)";
 
-const PARKED: &str = "SELECT wake_ms, workspace_id, id FROM canvas_schedule_parked WHERE workspace_id = $1 ORDER BY wake_ms LIMIT $2";
+const PARKED: &str = "SELECT wake_ms, workspace_id, id FROM canvas_schedule_parked \
+     WHERE workspace_id = $1 ORDER BY wake_ms LIMIT $2";
 
 impl DispatchStore {
     /// Pauses or resumes sending of a workspace, or of all. Returns whether the workspace exists.

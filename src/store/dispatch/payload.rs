@@ -71,7 +71,8 @@ row! {
 static TARGETS: LazyLock<OverBatch<ScheduleKey>> = LazyLock::new(|| {
     OverBatch::new(
         "SELECT t.schedule_id, t.body FROM batch AS k \
-             JOIN canvas_schedule_target t ON t.schedule_id = k.id AND t.workspace_id = k.workspace_id",
+             JOIN canvas_schedule_target t \
+               ON t.schedule_id = k.id AND t.workspace_id = k.workspace_id",
     )
 });
 

@@ -26,9 +26,11 @@ static DUE: LazyLock<Texts> = LazyLock::new(|| {
         let skip = skip_locked(backend);
         let columns = Columns::<dispatch::Model>::all().names("d.");
         format!(
-            "SELECT {columns}, t.name, t.sending_paused OR (SELECT paused FROM sending WHERE id = 1) \
+            "SELECT {columns}, t.name, \
+               t.sending_paused OR (SELECT paused FROM sending WHERE id = 1) \
              FROM ( \
-               SELECT * FROM dispatch WHERE retry_ms BETWEEN $3 AND $1 ORDER BY retry_ms LIMIT $2 {skip} \
+               SELECT * FROM dispatch WHERE retry_ms BETWEEN $3 AND $1 \
+               ORDER BY retry_ms LIMIT $2 {skip} \
              ) AS d JOIN workspace t ON t.id = d.workspace_id"
         )
     })
@@ -156,7 +158,12 @@ fn decide(
 /// A dispatch that this build cannot read, postponed as it is, so that it delays no other.
 fn postponed(row: dispatch::Model, now: DateTime<Utc>, fault: &DbErr) -> dispatch::Model {
     let (schedule_id, n) = (row.schedule_id, row.n);
-    tracing::error!(%schedule_id, n, %fault, "a stored dispatch cannot be read; it is postponed for a minute");
+    tracing::error!(
+        %schedule_id,
+        n,
+        %fault,
+        "a stored dispatch cannot be read; it is postponed for a minute"
+    );
     dispatch::Model {
         retry_ms: Some((now + UNREADABLE_RETRY_INTERVAL).timestamp_millis()),
         ..row

@@ -222,13 +222,31 @@ fn log(schedule_id: &ScheduleId, dispatch: &Dispatch) {
     let (attempt, why) = (dispatch.attempt, dispatch.why.as_str());
     match dispatch.state {
         DispatchState::Dead => {
-            tracing::warn!(%schedule_id, %dispatch_id, attempt, why, "a dispatch became a dead letter")
+            tracing::warn!(
+                %schedule_id,
+                %dispatch_id,
+                attempt,
+                why,
+                "a dispatch became a dead letter"
+            )
         }
         DispatchState::Abandoned => {
-            tracing::info!(%schedule_id, %dispatch_id, attempt, why, "a dispatch was abandoned; it may have been delivered")
+            tracing::info!(
+                %schedule_id,
+                %dispatch_id,
+                attempt,
+                why,
+                "a dispatch was abandoned; it may have been delivered"
+            )
         }
         _ => {
-            tracing::debug!(%schedule_id, %dispatch_id, attempt, why, "the outcome of a dispatch is unknown")
+            tracing::debug!(
+                %schedule_id,
+                %dispatch_id,
+                attempt,
+                why,
+                "the outcome of a dispatch is unknown"
+            )
         }
     }
 }

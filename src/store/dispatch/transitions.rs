@@ -46,14 +46,16 @@ row! {
 /// A transition and the dispatch that it inserts.
 type TransitionRow = (Transition, Option<dispatch::Model>);
 
-const ROWS: &str = "UPDATE canvas_schedule AS s SET version = s.version + 1, state = i.next_state, next_wave_ms = i.next_wave_ms, \
+const ROWS: &str = "UPDATE canvas_schedule AS s SET version = s.version + 1, \
+       state = i.next_state, next_wave_ms = i.next_wave_ms, \
        wake_ms = i.wake_ms, fired = i.fired, zone_rules = i.zone_rules, finished_ms = i.done_ms \
      FROM i WHERE s.workspace_id = i.workspace AND s.id = i.id AND s.version = i.version";
 
-const TAKEN: &str = "DELETE FROM canvas_schedule_wake WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM t)";
+const TAKEN: &str = "DELETE FROM canvas_schedule_wake \
+     WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM t)";
 
-const ADDED: &str = "INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) SELECT wake_ms, workspace_id, id FROM a \
-     WHERE true ON CONFLICT DO NOTHING";
+const ADDED: &str = "INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
+     SELECT wake_ms, workspace_id, id FROM a WHERE true ON CONFLICT DO NOTHING";
 
 /// Inserts the dispatches of the rows in the table `of`. Dispatches are numbered from 1.
 fn inserted(of: &str) -> String {
@@ -204,7 +206,8 @@ impl Transitions {
 
 static REMOVE_ENTRIES: LazyLock<OverBatch<wake::Model>> = LazyLock::new(|| {
     OverBatch::new(
-        "DELETE FROM canvas_schedule_wake WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM batch)",
+        "DELETE FROM canvas_schedule_wake \
+         WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM batch)",
     )
 });
 

@@ -32,7 +32,8 @@ const NEWER: &str = "SELECT id, workspace_id FROM canvas_schedule \
 static STAMP: LazyLock<OverBatch<ScheduleKey>> = LazyLock::new(|| {
     OverBatch::after(
         1,
-        "UPDATE canvas_schedule AS s SET zone_rules = $1 FROM batch AS k WHERE s.workspace_id = k.workspace_id AND s.id = k.id",
+        "UPDATE canvas_schedule AS s SET zone_rules = $1 FROM batch AS k \
+         WHERE s.workspace_id = k.workspace_id AND s.id = k.id",
     )
 });
 

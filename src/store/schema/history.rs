@@ -22,12 +22,14 @@ const CHAIN: &str = "WITH RECURSIVE chain AS ( \
        WHERE s.workspace_id = $1 AND s.id = $2 \
      UNION ALL \
        SELECT r.* FROM chain c JOIN canvas_schedule_revision r \
-         ON r.created_ms = c.previous_ms AND r.schedule_id = c.schedule_id AND r.revision = c.revision - 1 \
+         ON r.created_ms = c.previous_ms AND r.schedule_id = c.schedule_id \
+           AND r.revision = c.revision - 1 \
      )";
 
 static NEWEST: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "{CHAIN} SELECT * FROM chain WHERE revision < $3 AND revision > $4 ORDER BY revision DESC LIMIT $5"
+        "{CHAIN} SELECT * FROM chain WHERE revision < $3 AND revision > $4 \
+         ORDER BY revision DESC LIMIT $5"
     )
 });
 

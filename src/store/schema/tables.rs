@@ -58,9 +58,9 @@ table! {
 }
 
 table! {
-    /// When to examine which schedule: the queue of due schedules. A schedule that has a wave to come has
-    /// an entry at it or before it; a wave that moves earlier adds one, and a wave that moves later
-    /// leaves the old one. The hot row decides whether it is due.
+    /// When to examine which schedule: the queue of due schedules. A schedule that has a wave to
+    /// come has an entry at it or before it; a wave that moves earlier adds one, and a wave that
+    /// moves later leaves the old one. The hot row decides whether it is due.
     wake = "canvas_schedule_wake" {
         key {
             /// When to look.

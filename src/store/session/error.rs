@@ -69,7 +69,10 @@ pub(crate) fn deadlock(fault: &DbErr) -> bool {
 
 /// Whether another session held a lock for longer than a writer waits.
 pub(crate) fn lock_timed_out(fault: &DbErr) -> bool {
-    matches!(driver_error(fault), Some(SqlxError::Database(error)) if error.code().is_some_and(|code| code == "55P03"))
+    let Some(SqlxError::Database(error)) = driver_error(fault) else {
+        return false;
+    };
+    error.code().is_some_and(|code| code == "55P03")
 }
 
 fn driver_error(fault: &DbErr) -> Option<&SqlxError> {

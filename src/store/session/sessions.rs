@@ -156,7 +156,10 @@ impl Session<'_> {
             return self.release();
         }
         if let Err(fault) = self.rollback().await {
-            tracing::debug!(%fault, "a failed transaction was not rolled back; its connection is closed");
+            tracing::debug!(
+                %fault,
+                "a failed transaction was not rolled back; its connection is closed"
+            );
         }
     }
 }
