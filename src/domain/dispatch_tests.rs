@@ -435,10 +435,10 @@ fn a_lease_that_ran_out_is_an_unknown_outcome() {
         0.5,
         &DeliveryPolicy::default(),
     );
-    assert!(
-        matches!(delivered, Some(Settled::Updated(dispatch)) if dispatch.state == DispatchState::Delivered),
-        "what is there is there"
-    );
+    let Some(Settled::Updated(delivered)) = delivered else {
+        panic!("{delivered:?}")
+    };
+    assert_eq!(delivered.state, DispatchState::Delivered);
     let paused = dispatch.retry(PAUSED, end, &DeliveryPolicy::default());
     assert_eq!(
         (paused.state, paused.attempt, paused.retry_at),

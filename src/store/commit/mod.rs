@@ -17,8 +17,8 @@
 //!                            v
 //!              ┌────────── read ──────────┐  the rows of the batch, in one statement
 //!              │            │             │
-//!              │            v             │  the domain decides each change on the result of the one before
-//!              │         decide ──────────┼──> answered: refusals, repeated requests, cut-off commits found
+//!              │            v             │  the domain decides each change on what the ones before left
+//!              │         decide ──────────┼──> answered: refusals, repeated requests, lost commits
 //!              │            │             │
 //!              │            v             │  rows, revisions and answers, guarded by the versions
 //!              │          write           │
