@@ -97,86 +97,79 @@ fn of_bytes(bytes: usize) -> Struct {
     object(json!({ "k": "x".repeat(bytes - r#"{"k":""}"#.len()) }))
 }
 
-fn bad_updates(good: &Update) -> Vec<(&'static str, Update, Vec<&'static str>)> {
-    let properties = |sent: Struct| Update {
-        trigger_properties: Some(sent),
-        ..good.clone()
-    };
-    let some = || Some(object(json!({ "a": 1 })));
-    let own = vec!["trigger_properties"];
+/// A copy of `good`, changed by `edit`.
+fn edited<T: Clone>(good: &T, edit: impl FnOnce(&mut T)) -> T {
+    let mut request = good.clone();
+    edit(&mut request);
+    request
+}
+
+/// An invalid request: the case, the request, and the fields with violations.
+type BadRequest<T> = (&'static str, T, Vec<&'static str>);
+
+fn bad_updates(good: &Update) -> Vec<BadRequest<Update>> {
+    let mut bad = updates_with_bad_fields(good);
+    bad.extend(updates_with_bad_properties(good));
+    bad.extend(updates_with_conflicts(good));
+    bad
+}
+
+fn updates_with_bad_fields(good: &Update) -> Vec<BadRequest<Update>> {
     vec![
         (
             "no canvas_id",
-            Update {
-                canvas_id: String::new(),
-                ..good.clone()
-            },
+            edited(good, |request| request.canvas_id = String::new()),
             vec!["canvas_id"],
         ),
         (
             "long canvas_id",
-            Update {
-                canvas_id: "ü".repeat(256),
-                ..good.clone()
-            },
+            edited(good, |request| request.canvas_id = "ü".repeat(256)),
             vec!["canvas_id"],
         ),
         (
             "NUL in canvas_id",
-            Update {
-                canvas_id: "a\0b".to_owned(),
-                ..good.clone()
-            },
+            edited(good, |request| request.canvas_id = "a\0b".to_owned()),
             vec!["canvas_id"],
         ),
         (
             "long schedule_id",
-            Update {
-                schedule_id: "0".repeat(4000),
-                ..good.clone()
-            },
+            edited(good, |request| request.schedule_id = "0".repeat(4000)),
             vec!["schedule_id"],
         ),
         (
             "braced schedule_id",
-            Update {
-                schedule_id: format!("{{{}}}", good.schedule_id),
-                ..good.clone()
-            },
+            edited(good, |request| {
+                request.schedule_id = format!("{{{}}}", good.schedule_id)
+            }),
             vec!["schedule_id"],
         ),
         (
             "NUL in schedule_id",
-            Update {
-                schedule_id: "\0".repeat(36),
-                ..good.clone()
-            },
+            edited(good, |request| request.schedule_id = "\0".repeat(36)),
             vec!["schedule_id"],
         ),
         (
             "long request_id",
-            Update {
-                request_id: "r".repeat(129),
-                ..good.clone()
-            },
+            edited(good, |request| request.request_id = "r".repeat(129)),
             vec!["request_id"],
         ),
         (
             "NUL in request_id",
-            Update {
-                request_id: "r\0".to_owned(),
-                ..good.clone()
-            },
+            edited(good, |request| request.request_id = "r\0".to_owned()),
             vec!["request_id"],
         ),
         (
             "no schedule",
-            Update {
-                schedule: None,
-                ..good.clone()
-            },
+            edited(good, |request| request.schedule = None),
             vec!["schedule"],
         ),
+    ]
+}
+
+fn updates_with_bad_properties(good: &Update) -> Vec<BadRequest<Update>> {
+    let properties = |sent: Struct| edited(good, |request| request.trigger_properties = Some(sent));
+    let own = vec!["trigger_properties"];
+    vec![
         (
             "too many bytes",
             properties(of_bytes(50 * 1024 + 1)),
@@ -215,41 +208,42 @@ fn bad_updates(good: &Update) -> Vec<(&'static str, Update, Vec<&'static str>)> 
         ),
         (
             "another name",
-            Update {
-                context: Some(nested(31)),
-                ..good.clone()
-            },
+            edited(good, |request| request.context = Some(nested(31))),
             vec!["context"],
         ),
+    ]
+}
+
+/// Updates with two names for the properties, and one with every violation.
+fn updates_with_conflicts(good: &Update) -> Vec<BadRequest<Update>> {
+    let some = || Some(object(json!({ "a": 1 })));
+    vec![
         (
             "two names together",
-            Update {
-                trigger_properties: some(),
-                canvas_entry_properties: some(),
-                ..good.clone()
-            },
+            edited(good, |request| {
+                request.trigger_properties = some();
+                request.canvas_entry_properties = some();
+            }),
             vec!["canvas_entry_properties"],
         ),
         (
             "the two others together",
-            Update {
-                canvas_entry_properties: some(),
-                context: some(),
-                ..good.clone()
-            },
+            edited(good, |request| {
+                request.canvas_entry_properties = some();
+                request.context = some();
+            }),
             vec!["context"],
         ),
         (
             "every violation together",
-            Update {
-                canvas_id: "\0".to_owned(),
-                schedule_id: "x".to_owned(),
-                schedule: at("2026-02-30T09:30:00Z"),
-                trigger_properties: Some(number(f64::NAN)),
-                context: some(),
-                request_id: "r".repeat(129),
-                ..good.clone()
-            },
+            edited(good, |request| {
+                request.canvas_id = "\0".to_owned();
+                request.schedule_id = "x".to_owned();
+                request.schedule = at("2026-02-30T09:30:00Z");
+                request.trigger_properties = Some(number(f64::NAN));
+                request.context = some();
+                request.request_id = "r".repeat(129);
+            }),
             vec![
                 "canvas_id",
                 "context",
@@ -296,6 +290,12 @@ fn with(properties: Struct) -> v1::Recipient {
 
 /// Invalid recipients, each with the path of its violation.
 fn bad_recipients() -> Vec<(&'static str, v1::Recipient, &'static str)> {
+    let mut bad = recipients_with_bad_identifiers();
+    bad.extend(recipients_with_bad_values());
+    bad
+}
+
+fn recipients_with_bad_identifiers() -> Vec<(&'static str, v1::Recipient, &'static str)> {
     let email = |address: &str| v1::Recipient {
         identifier: Some(v1::recipient::Identifier::Email(address.to_owned())),
         ..Default::default()
@@ -310,11 +310,6 @@ fn bad_recipients() -> Vec<(&'static str, v1::Recipient, &'static str)> {
             ..Default::default()
         }
     };
-    let attributes = |sent: serde_json::Value| v1::Recipient {
-        attributes: Some(object(sent)),
-        ..user("a")
-    };
-    let first = || vec!["first".to_owned()];
     vec![
         ("no identifier", v1::Recipient::default(), ""),
         ("an empty id", user(""), ".external_user_id"),
@@ -327,10 +322,19 @@ fn bad_recipients() -> Vec<(&'static str, v1::Recipient, &'static str)> {
             ".user_alias.alias_name",
         ),
         ("no alias label", alias("n", ""), ".user_alias.alias_label"),
+    ]
+}
+
+fn recipients_with_bad_values() -> Vec<(&'static str, v1::Recipient, &'static str)> {
+    let attributes = |sent: serde_json::Value| v1::Recipient {
+        attributes: Some(object(sent)),
+        ..user("a")
+    };
+    vec![
         (
             "prioritization without email",
             v1::Recipient {
-                prioritization: first(),
+                prioritization: vec!["first".to_owned()],
                 ..user("a")
             },
             ".prioritization",
@@ -380,12 +384,56 @@ fn bad_recipients() -> Vec<(&'static str, v1::Recipient, &'static str)> {
     ]
 }
 
-fn bad_creations(good: &Create) -> Vec<(&'static str, Create, Vec<&'static str>)> {
+fn bad_creations(good: &Create) -> Vec<BadRequest<Create>> {
+    let mut bad = creations_with_bad_fields(good);
+    bad.extend(creations_with_bad_contents(good));
+    bad
+}
+
+fn creations_with_bad_fields(good: &Create) -> Vec<BadRequest<Create>> {
+    vec![
+        (
+            "no canvas_id",
+            edited(good, |request| request.canvas_id = String::new()),
+            vec!["canvas_id"],
+        ),
+        (
+            "long canvas_id",
+            edited(good, |request| request.canvas_id = "c".repeat(256)),
+            vec!["canvas_id"],
+        ),
+        (
+            "NUL in canvas_id",
+            edited(good, |request| request.canvas_id = "\0".to_owned()),
+            vec!["canvas_id"],
+        ),
+        (
+            "long request_id",
+            edited(good, |request| request.request_id = "r".repeat(129)),
+            vec!["request_id"],
+        ),
+        ("no recipients", to(vec![]), vec!["recipients"]),
+        (
+            "broadcast and recipients",
+            edited(good, |request| request.recipients = vec![user("a")]),
+            vec!["broadcast"],
+        ),
+        (
+            "broadcast and audience",
+            edited(good, |request| request.audience = Some(Default::default())),
+            vec!["broadcast"],
+        ),
+    ]
+}
+
+/// Creations with bad recipients, audiences or properties, and one with every violation.
+fn creations_with_bad_contents(good: &Create) -> Vec<BadRequest<Create>> {
     let half = || Some(of_bytes(30 * 1024));
-    let audience = |audience: Struct| Create {
-        broadcast: false,
-        audience: Some(audience),
-        ..good.clone()
+    let audience = |audience: Struct| {
+        edited(good, |request| {
+            request.broadcast = false;
+            request.audience = Some(audience);
+        })
     };
     let several = vec![
         v1::Recipient::default(),
@@ -394,55 +442,6 @@ fn bad_creations(good: &Create) -> Vec<(&'static str, Create, Vec<&'static str>)
         with(nested(31)),
     ];
     vec![
-        (
-            "no canvas_id",
-            Create {
-                canvas_id: String::new(),
-                ..good.clone()
-            },
-            vec!["canvas_id"],
-        ),
-        (
-            "long canvas_id",
-            Create {
-                canvas_id: "c".repeat(256),
-                ..good.clone()
-            },
-            vec!["canvas_id"],
-        ),
-        (
-            "NUL in canvas_id",
-            Create {
-                canvas_id: "\0".to_owned(),
-                ..good.clone()
-            },
-            vec!["canvas_id"],
-        ),
-        (
-            "long request_id",
-            Create {
-                request_id: "r".repeat(129),
-                ..good.clone()
-            },
-            vec!["request_id"],
-        ),
-        ("no recipients", to(vec![]), vec!["recipients"]),
-        (
-            "broadcast and recipients",
-            Create {
-                recipients: vec![user("a")],
-                ..good.clone()
-            },
-            vec!["broadcast"],
-        ),
-        (
-            "broadcast and audience",
-            Create {
-                audience: Some(Default::default()),
-                ..good.clone()
-            },
-            vec!["broadcast"],
-        ),
         (
             "51 recipients",
             to((0..51).map(|n| user(&n.to_string())).collect()),
@@ -596,19 +595,32 @@ async fn malformed_reads_and_cancellations(database: &Database) {
         &["canvas_id", "request_id", "schedule_id"],
         "every violation together",
     );
+    malformed_pages(&app, &one, &two).await;
+    assert_eq!(app.seen(&one).await, before, "nothing changed");
+}
 
-    let schedules = |page_size, page_token: &str| v1::ListCanvasSchedulesRequest {
+fn schedules(page_size: i32, page_token: &str) -> v1::ListCanvasSchedulesRequest {
+    v1::ListCanvasSchedulesRequest {
         page_size,
         page_token: page_token.to_owned(),
         ..Default::default()
-    };
-    let revisions = |of: &v1::CanvasSchedule, page_size, page_token: &str| {
-        v1::ListCanvasScheduleRevisionsRequest {
-            schedule_id: of.schedule_id.clone(),
-            page_size,
-            page_token: page_token.to_owned(),
-        }
-    };
+    }
+}
+
+fn revisions(
+    of: &v1::CanvasSchedule,
+    page_size: i32,
+    page_token: &str,
+) -> v1::ListCanvasScheduleRevisionsRequest {
+    v1::ListCanvasScheduleRevisionsRequest {
+        schedule_id: of.schedule_id.clone(),
+        page_size,
+        page_token: page_token.to_owned(),
+    }
+}
+
+/// Requests lists with invalid page sizes, page tokens and filters.
+async fn malformed_pages(app: &TestApp, one: &v1::CanvasSchedule, two: &v1::CanvasSchedule) {
     for size in [-1, 1001, i32::MIN, i32::MAX] {
         assert_fields(
             &refusal(app.list(schedules(size, "")).await),
@@ -616,7 +628,7 @@ async fn malformed_reads_and_cancellations(database: &Database) {
             "schedules",
         );
         assert_fields(
-            &refusal(app.revisions_page(revisions(&one, size, "")).await),
+            &refusal(app.revisions_page(revisions(one, size, "")).await),
             &["page_size"],
             "revisions",
         );
@@ -627,7 +639,7 @@ async fn malformed_reads_and_cancellations(database: &Database) {
         .expect("a page")
         .next_page_token;
     let of_one = app
-        .revisions_page(revisions(&one, 1, ""))
+        .revisions_page(revisions(one, 1, ""))
         .await
         .expect("a page")
         .next_page_token;
@@ -657,7 +669,7 @@ async fn malformed_reads_and_cancellations(database: &Database) {
     }
     for token in [of_list.as_str(), of_one.as_str(), "x"] {
         assert_fields(
-            &refusal(app.revisions_page(revisions(&two, 1, token)).await),
+            &refusal(app.revisions_page(revisions(two, 1, token)).await),
             &["page_token"],
             token,
         );
@@ -672,7 +684,6 @@ async fn malformed_reads_and_cancellations(database: &Database) {
         &["canvas_id", "page_size", "page_token", "state"],
         "every violation together",
     );
-    assert_eq!(app.seen(&one).await, before, "nothing changed");
 }
 
 async fn properties_up_to_the_bounds_pass(database: &Database) {
