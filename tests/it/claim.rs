@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use canvas_scheduler::clock::Clock;
 use canvas_scheduler::domain::{
-    Applied, DeliveryOutcome, DeliveryPolicy, DispatchState, SchedulePolicy, ScheduleState,
-    WorkspaceId, ZoneSet, zone,
+    Applied, DeliveryOutcome, DeliveryPolicy, DispatchState, ScheduleId, SchedulePolicy,
+    ScheduleState, WorkspaceId, Zone, ZoneSet, zone,
 };
 use canvas_scheduler::error::Error;
-use canvas_scheduler::store::{AttemptResult, Leased};
-use chrono::TimeDelta;
+use canvas_scheduler::store::{AttemptResult, Leased, Store};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::task::JoinSet;
 
 use crate::support::stores::*;
@@ -437,52 +437,7 @@ async fn concurrent_changes_and_claims_claim_no_zone_twice(database: &Database) 
         .for_each(|test| test.at("2026-03-02T12:00:00Z"));
     let mut tasks = JoinSet::new();
     for test in &tests {
-        let (store, now) = (test.store.clone(), test.clock.now());
-        tasks.spawn(async move {
-            let mut zones = Vec::new();
-            for round in 0..60 {
-                // A claim that waits for a lock for a second fails; retry it, as the dispatcher does.
-                let fired = loop {
-                    match store
-                        .dispatch
-                        .claim(3, now, &DeliveryPolicy::default(), zone::data_number())
-                        .await
-                    {
-                        Err(Error::StoreUnavailable { .. }) => {}
-                        taken => break taken.expect("claimed").leased,
-                    }
-                };
-                let answer = if round % 3 == 0 {
-                    not_taken()
-                } else {
-                    DeliveryOutcome::Delivered
-                };
-                let done: Vec<_> = fired
-                    .iter()
-                    .map(|one| AttemptResult::of(one, answer.clone()))
-                    .collect();
-                while let Err(error) = store
-                    .dispatch
-                    .settle(&done, now, &DeliveryPolicy::default())
-                    .await
-                {
-                    assert!(
-                        matches!(error, Error::StoreUnavailable { .. }),
-                        "finished: {error:?}"
-                    );
-                }
-                if answer == DeliveryOutcome::Delivered {
-                    zones.extend(fired.iter().flat_map(|one| {
-                        one.dispatch
-                            .wave
-                            .zones
-                            .iter()
-                            .map(|zone| (one.dispatch.schedule_id, zone))
-                    }));
-                }
-            }
-            zones
-        });
+        tasks.spawn(claim_and_settle(test.store.clone(), test.clock.now()));
     }
     for round in 0..30 {
         for (n, id) in ids.iter().enumerate() {
@@ -496,24 +451,72 @@ async fn concurrent_changes_and_claims_claim_no_zone_twice(database: &Database) 
     let mut zones = tasks.join_all().await.concat();
     tests[0].at("2026-03-10T00:00:00Z");
     loop {
-        let fired = tests[0].claim(50).await;
-        if fired.is_empty() {
+        let claimed = tests[0].claim(50).await;
+        if claimed.is_empty() {
             break;
         }
-        tests[0].settle(&fired, &DeliveryOutcome::Delivered).await;
-        zones.extend(fired.iter().flat_map(|one| {
-            one.dispatch
-                .wave
-                .zones
-                .iter()
-                .map(|zone| (one.dispatch.schedule_id, zone))
-        }));
+        tests[0].settle(&claimed, &DeliveryOutcome::Delivered).await;
+        zones.extend(zones_of(&claimed));
     }
     let unique: BTreeSet<_> = zones.iter().collect();
     assert_eq!(
         (zones.len(), unique.len()),
         (4 * ZoneSet::all().len(), 4 * ZoneSet::all().len())
     );
+}
+
+/// Claims and settles for 60 rounds, of which every third finds the consumer unavailable. Returns the delivered zones.
+async fn claim_and_settle(store: Store, now: DateTime<Utc>) -> Vec<(ScheduleId, Zone)> {
+    let mut zones = Vec::new();
+    for round in 0..60 {
+        // A claim that waits for a lock for a second fails; retry it, as the dispatcher does.
+        let claimed = loop {
+            match store
+                .dispatch
+                .claim(3, now, &DeliveryPolicy::default(), zone::data_number())
+                .await
+            {
+                Err(Error::StoreUnavailable { .. }) => {}
+                result => break result.expect("claimed").leased,
+            }
+        };
+        let outcome = if round % 3 == 0 {
+            not_taken()
+        } else {
+            DeliveryOutcome::Delivered
+        };
+        let results: Vec<_> = claimed
+            .iter()
+            .map(|one| AttemptResult::of(one, outcome.clone()))
+            .collect();
+        while let Err(error) = store
+            .dispatch
+            .settle(&results, now, &DeliveryPolicy::default())
+            .await
+        {
+            assert!(
+                matches!(error, Error::StoreUnavailable { .. }),
+                "settled: {error:?}"
+            );
+        }
+        if outcome == DeliveryOutcome::Delivered {
+            zones.extend(zones_of(&claimed));
+        }
+    }
+    zones
+}
+
+/// The zones of these dispatches, each with its schedule.
+fn zones_of(claimed: &[Leased]) -> Vec<(ScheduleId, Zone)> {
+    let zones = claimed.iter().flat_map(|one| {
+        let schedule_id = one.dispatch.schedule_id;
+        one.dispatch
+            .wave
+            .zones
+            .iter()
+            .map(move |zone| (schedule_id, zone))
+    });
+    zones.collect()
 }
 
 mod on_postgres {

@@ -153,19 +153,7 @@ async fn an_update_halfway_moves_only_the_open_zones(database: &Database) {
     let handed_over = zones(&test.sink.at_least(half).await);
     let open = schedule.total_zones - i32::try_from(handed_over.len()).expect("a count");
 
-    let all = v1::UpdateCanvasScheduleRequest {
-        require_all: true,
-        ..update(&schedule, at("2026-03-03T10:00:00Z"))
-    };
-    let refusal = refused(
-        test.app.update(all).await,
-        Code::FailedPrecondition,
-        "NOTHING_LEFT_TO_CHANGE",
-    );
-    assert_eq!(
-        refusal.metadata["taken_zones"],
-        handed_over.len().to_string()
-    );
+    refused_for_taken_zones(&test, &schedule, handed_over.len()).await;
     let stale = v1::UpdateCanvasScheduleRequest {
         etag: schedule.etag.clone(),
         ..update(&schedule, at("2026-03-03T10:00:00Z"))
@@ -208,13 +196,34 @@ async fn an_update_halfway_moves_only_the_open_zones(database: &Database) {
         seen[half..].is_sorted_by_key(|one| one.wave.time),
         "the earliest must come first"
     );
-    let counted = zones(&seen);
+    assert_each_zone_once(&seen, schedule.total_zones);
+    assert!(seen[half..].iter().all(|one| one.revision == 3));
+    test.app.stop().await;
+}
+
+/// Checks that an update of all zones is refused, since these many zones are taken.
+async fn refused_for_taken_zones(
+    test: &DispatchingApp,
+    schedule: &v1::CanvasSchedule,
+    taken: usize,
+) {
+    let all = v1::UpdateCanvasScheduleRequest {
+        require_all: true,
+        ..update(schedule, at("2026-03-03T10:00:00Z"))
+    };
+    let refusal = refused(
+        test.app.update(all).await,
+        Code::FailedPrecondition,
+        "NOTHING_LEFT_TO_CHANGE",
+    );
+    assert_eq!(refusal.metadata["taken_zones"], taken.to_string());
+}
+
+fn assert_each_zone_once(seen: &[DispatchMessage], total_zones: i32) {
+    let counted = zones(seen);
     assert_eq!(
         (counted.len(), counted.values().max()),
-        (
-            usize::try_from(schedule.total_zones).expect("a count"),
-            Some(&1)
-        )
+        (usize::try_from(total_zones).expect("a count"), Some(&1))
     );
     assert_eq!(
         seen.iter()
@@ -222,8 +231,6 @@ async fn an_update_halfway_moves_only_the_open_zones(database: &Database) {
             .count(),
         1
     );
-    assert!(seen[half..].iter().all(|one| one.revision == 3));
-    test.app.stop().await;
 }
 
 async fn recipients_are_in_the_wave_of_their_zone_with_their_own_properties(database: &Database) {

@@ -219,41 +219,7 @@ async fn an_id_with_another_payload_is_refused(database: &Database) {
 
     let update_of = |id: &str, request| updated_as(id, request);
     let base = update(&made, at(LATER));
-    let changed: [(&str, v1::UpdateCanvasScheduleRequest); 8] = [
-        ("another time", update(&made, at("2026-03-20T08:00:01Z"))),
-        ("another flag", update(&made, local(LATER))),
-        ("another schedule", update(&other, at(LATER))),
-        ("no schedule_id", update_of_canvas("canvas", at(LATER))),
-        (
-            "properties",
-            v1::UpdateCanvasScheduleRequest {
-                trigger_properties: Some(Default::default()),
-                ..base.clone()
-            },
-        ),
-        (
-            "an etag",
-            v1::UpdateCanvasScheduleRequest {
-                etag: made.etag.clone(),
-                ..base.clone()
-            },
-        ),
-        (
-            "require_all",
-            v1::UpdateCanvasScheduleRequest {
-                require_all: true,
-                ..base.clone()
-            },
-        ),
-        (
-            "another Canvas",
-            v1::UpdateCanvasScheduleRequest {
-                canvas_id: "other".to_owned(),
-                ..base.clone()
-            },
-        ),
-    ];
-    for (case, request) in changed {
+    for (case, request) in changed_updates(&made, &other) {
         let refusal = refusal(app.update(update_of("update", request)).await);
         assert_eq!(
             (refusal.code, refusal.reason.as_str()),
@@ -288,6 +254,48 @@ async fn an_id_with_another_payload_is_refused(database: &Database) {
         2,
         "nothing may be created"
     );
+}
+
+/// Updates that each differ in one field from the update of `made`.
+fn changed_updates(
+    made: &v1::CanvasSchedule,
+    other: &v1::CanvasSchedule,
+) -> [(&'static str, v1::UpdateCanvasScheduleRequest); 8] {
+    let base = update(made, at(LATER));
+    [
+        ("another time", update(made, at("2026-03-20T08:00:01Z"))),
+        ("another flag", update(made, local(LATER))),
+        ("another schedule", update(other, at(LATER))),
+        ("no schedule_id", update_of_canvas("canvas", at(LATER))),
+        (
+            "properties",
+            v1::UpdateCanvasScheduleRequest {
+                trigger_properties: Some(Default::default()),
+                ..base.clone()
+            },
+        ),
+        (
+            "an etag",
+            v1::UpdateCanvasScheduleRequest {
+                etag: made.etag.clone(),
+                ..base.clone()
+            },
+        ),
+        (
+            "require_all",
+            v1::UpdateCanvasScheduleRequest {
+                require_all: true,
+                ..base.clone()
+            },
+        ),
+        (
+            "another Canvas",
+            v1::UpdateCanvasScheduleRequest {
+                canvas_id: "other".to_owned(),
+                ..base.clone()
+            },
+        ),
+    ]
 }
 
 async fn an_id_is_free_again_after_a_day(database: &Database) {

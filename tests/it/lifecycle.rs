@@ -91,6 +91,11 @@ async fn a_schedule_keeps_its_recipients_with_their_properties(database: &Databa
         Some(schedule.clone()),
         "Get must return what Create answered"
     );
+    assert_new(&schedule, got.waves.first().and_then(|wave| wave.time));
+}
+
+/// Checks a schedule that was just created for an audience and has its first wave at this time.
+fn assert_new(schedule: &v1::CanvasSchedule, first_wave: Option<prost_types::Timestamp>) {
     let at_now = Some(prost_types::Timestamp {
         seconds: instant(NOW).timestamp(),
         nanos: 0,
@@ -108,10 +113,7 @@ async fn a_schedule_keeps_its_recipients_with_their_properties(database: &Databa
         (at_now, None, "UTC")
     );
     assert_eq!(
-        (
-            schedule.open_zones,
-            got.waves.first().and_then(|wave| wave.time)
-        ),
+        (schedule.open_zones, first_wave),
         (schedule.total_zones, schedule.next_wave_time)
     );
     assert!(schedule.total_zones > 500, "an audience is in every zone");

@@ -156,58 +156,7 @@ async fn every_route_with_every_kind_of_key(database: &Database) {
             })
             .await;
         app.read_keys().await;
-        let lacks = format!(
-            "the key lacks permission canvas.trigger.schedule.{}",
-            route.permission
-        );
-        let malformed = "`authorization` must be `Bearer KEY` with a single key, as `api-key create` printed it";
-        for (kind, authorization, status, message) in [
-            (
-                "none",
-                None,
-                401,
-                "no API key was sent; send `authorization: Bearer KEY`",
-            ),
-            (
-                "another scheme",
-                Some(format!("Basic {}", app.key)),
-                401,
-                malformed,
-            ),
-            ("malformed", Some("Bearer KEY".to_owned()), 401, malformed),
-            (
-                "unknown",
-                Some(format!("Bearer {unknown}")),
-                401,
-                "the key does not exist",
-            ),
-            (
-                "revoked",
-                Some(format!("Bearer {revoked}")),
-                401,
-                "the key was revoked",
-            ),
-            (
-                "wrong permission",
-                Some(format!("Bearer {lacking}")),
-                403,
-                &*lacks,
-            ),
-        ] {
-            let case = format!("{} {}, {kind}", route.method, route.path);
-            let answer = ask(&app, &route, authorization.as_deref()).await;
-            assert_eq!(answer.with(status), json!({ "message": message }), "{case}");
-            assert_eq!(
-                answer.headers.get("www-authenticate").is_some(),
-                status == 401,
-                "{case}"
-            );
-            assert_eq!(
-                (limits(&answer), answer.header("x-request-id").len()),
-                (None, 16),
-                "{case}"
-            );
-        }
+        route_with_bad_keys(&app, &route, [&unknown, &revoked, &lacking]).await;
         let case = format!("{} {}", route.method, route.path);
         over_the_limit(
             &ask(&app, &route, Some(&format!("Bearer {busy}"))).await,
@@ -236,6 +185,64 @@ async fn every_route_with_every_kind_of_key(database: &Database) {
         assert!(
             limit == 1000 && (0..1000).contains(&remaining) && resets == reset,
             "{case}: {answer:?}"
+        );
+    }
+}
+
+/// Calls a route without a key, with malformed ones, and with keys that are unknown, revoked or lack its permission.
+async fn route_with_bad_keys(app: &TestApp, route: &Route, keys: [&str; 3]) {
+    let [unknown, revoked, lacking] = keys;
+    let lacks = format!(
+        "the key lacks permission canvas.trigger.schedule.{}",
+        route.permission
+    );
+    let malformed =
+        "`authorization` must be `Bearer KEY` with a single key, as `api-key create` printed it";
+    for (kind, authorization, status, message) in [
+        (
+            "none",
+            None,
+            401,
+            "no API key was sent; send `authorization: Bearer KEY`",
+        ),
+        (
+            "another scheme",
+            Some(format!("Basic {}", app.key)),
+            401,
+            malformed,
+        ),
+        ("malformed", Some("Bearer KEY".to_owned()), 401, malformed),
+        (
+            "unknown",
+            Some(format!("Bearer {unknown}")),
+            401,
+            "the key does not exist",
+        ),
+        (
+            "revoked",
+            Some(format!("Bearer {revoked}")),
+            401,
+            "the key was revoked",
+        ),
+        (
+            "wrong permission",
+            Some(format!("Bearer {lacking}")),
+            403,
+            &*lacks,
+        ),
+    ] {
+        let case = format!("{} {}, {kind}", route.method, route.path);
+        let answer = ask(app, route, authorization.as_deref()).await;
+        assert_eq!(answer.with(status), json!({ "message": message }), "{case}");
+        assert_eq!(
+            answer.headers.get("www-authenticate").is_some(),
+            status == 401,
+            "{case}"
+        );
+        assert_eq!(
+            (limits(&answer), answer.header("x-request-id").len()),
+            (None, 16),
+            "{case}"
         );
     }
 }

@@ -195,31 +195,7 @@ async fn a_change_that_the_database_refuses_fails_no_other(database: &Database) 
                 );
             }
         }
-        // Between two valid changes of the same schedule, only the refused one fails.
-        let mixed = [time(1), REFUSED_TIME.to_owned(), time(2)]
-            .map(|time| update(&schedules[0], at(&time)));
-        let answers = app.batch(mixed.to_vec()).await.expect("answers");
-        if table == "canvas_schedule_revision" {
-            assert_internal(&answers[1], table);
-            let revisions = [0, 2].map(|n| {
-                schedule_of(
-                    answers[n]
-                        .as_ref()
-                        .expect("the other change must be applied"),
-                )
-                .revision
-            });
-            assert_eq!(revisions, [2, 3]);
-        }
-        assert_eq!(
-            time_of(
-                &app.get(&schedules[0])
-                    .await
-                    .canvas_schedule
-                    .expect("a schedule")
-            ),
-            time(2)
-        );
+        refused_between_valid_changes(&app, &schedules[0], table, [time(1), time(2)]).await;
         app.stop().await;
         database
             .sql(
@@ -228,6 +204,35 @@ async fn a_change_that_the_database_refuses_fails_no_other(database: &Database) 
             )
             .await;
     }
+}
+
+/// Between two valid changes of the same schedule, only the refused one fails.
+async fn refused_between_valid_changes(
+    app: &TestApp,
+    schedule: &v1::CanvasSchedule,
+    table: &str,
+    times: [String; 2],
+) {
+    let [first, last] = times;
+    let mixed =
+        [first, REFUSED_TIME.to_owned(), last.clone()].map(|time| update(schedule, at(&time)));
+    let answers = app.batch(mixed.to_vec()).await.expect("answers");
+    if table == "canvas_schedule_revision" {
+        assert_internal(&answers[1], table);
+        let revisions = [0, 2].map(|n| {
+            schedule_of(
+                answers[n]
+                    .as_ref()
+                    .expect("the other change must be applied"),
+            )
+            .revision
+        });
+        assert_eq!(revisions, [2, 3]);
+    }
+    assert_eq!(
+        time_of(&app.get(schedule).await.canvas_schedule.expect("a schedule")),
+        last
+    );
 }
 
 async fn a_creation_that_the_database_refuses_fails_no_other(database: &Database) {

@@ -192,26 +192,11 @@ impl Tenant {
         let received = match call {
             Call::Create { canvas, request } => {
                 // The same request under the same id: if ids were shared, it would be replayed.
-                let asked = v1::CreateCanvasScheduleRequest {
+                self.create(v1::CreateCanvasScheduleRequest {
                     request_id: request_id(request),
                     ..create(&canvas_id(canvas), at(LATER))
-                };
-                let answer = self
-                    .client
-                    .create_canvas_schedule(asked)
-                    .await
-                    .map(Response::into_inner);
-                self.received.note(
-                    answer
-                        .as_ref()
-                        .ok()
-                        .and_then(|answer| answer.canvas_schedule.as_ref()),
-                );
-                // The dispatch id derives from the schedule's id.
-                text_of(answer.map(|answer| v1::CreateCanvasScheduleResponse {
-                    dispatch_id: String::new(),
-                    ..answer
-                }))
+                })
+                .await
             }
             Call::Update {
                 of,
@@ -253,18 +238,7 @@ impl Tenant {
                     request_id: request_id(request),
                     ..Default::default()
                 };
-                let answer = self
-                    .client
-                    .cancel_canvas_schedule(asked)
-                    .await
-                    .map(Response::into_inner);
-                self.received.note(
-                    answer
-                        .as_ref()
-                        .ok()
-                        .and_then(|answer| answer.canvas_schedule.as_ref()),
-                );
-                text_of(answer)
+                self.cancel(asked).await
             }
             Call::Get { of } => {
                 let asked = v1::GetCanvasScheduleRequest {
@@ -292,16 +266,54 @@ impl Tenant {
                     page_size: 2,
                     page_token,
                 };
-                let answer = self
-                    .client
-                    .list_canvas_schedule_revisions(asked)
-                    .await
-                    .map(Response::into_inner);
-                self.note_token(answer.as_ref().ok().map(|answer| &answer.next_page_token));
-                text_of(answer)
+                self.revisions(asked).await
             }
         };
         self.received.normal(received)
+    }
+
+    async fn create(&mut self, asked: v1::CreateCanvasScheduleRequest) -> String {
+        let answer = self
+            .client
+            .create_canvas_schedule(asked)
+            .await
+            .map(Response::into_inner);
+        self.received.note(
+            answer
+                .as_ref()
+                .ok()
+                .and_then(|answer| answer.canvas_schedule.as_ref()),
+        );
+        // The dispatch id derives from the schedule's id.
+        text_of(answer.map(|answer| v1::CreateCanvasScheduleResponse {
+            dispatch_id: String::new(),
+            ..answer
+        }))
+    }
+
+    async fn cancel(&mut self, asked: v1::CancelCanvasScheduleRequest) -> String {
+        let answer = self
+            .client
+            .cancel_canvas_schedule(asked)
+            .await
+            .map(Response::into_inner);
+        self.received.note(
+            answer
+                .as_ref()
+                .ok()
+                .and_then(|answer| answer.canvas_schedule.as_ref()),
+        );
+        text_of(answer)
+    }
+
+    async fn revisions(&mut self, asked: v1::ListCanvasScheduleRevisionsRequest) -> String {
+        let answer = self
+            .client
+            .list_canvas_schedule_revisions(asked)
+            .await
+            .map(Response::into_inner);
+        self.note_token(answer.as_ref().ok().map(|answer| &answer.next_page_token));
+        text_of(answer)
     }
 
     async fn batch(

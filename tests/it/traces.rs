@@ -125,19 +125,7 @@ async fn one_update_and_one_dispatch_are_each_one_trace(database: &Database) {
             .add_service(TraceServiceServer::new(collector.clone()))
             .serve_with_incoming(incoming),
     );
-    let ((sender, mut came), (incoming, sink_url)) = (mpsc::unbounded_channel(), listener().await);
-    tokio::spawn(
-        Server::builder()
-            .add_service(CanvasTriggerServiceServer::new(Engine(sender)))
-            .serve_with_incoming(incoming),
-    );
-    let bound = Duration::from_secs(30);
-    let endpoint = SinkEndpoint {
-        url: canvas_scheduler::config::Secret(sink_url.parse().expect("a URL")),
-        timeout: bound,
-        connect_timeout: bound,
-        ca: None,
-    };
+    let (endpoint, mut dispatches) = start_engine().await;
     let app = TestApp::start_with(database, |settings| {
         settings.otlp_endpoint = Some(url);
         settings.sink = Some(SinkSettings::Grpc {
@@ -169,9 +157,39 @@ async fn one_update_and_one_dispatch_are_each_one_trace(database: &Database) {
         .await;
     assert_eq!(refused.expect_err("stale").code(), Code::Aborted);
     app.clock.advance(TimeDelta::seconds(6));
-    let traceparent = soon(came.recv()).await.expect("a dispatch");
+    let traceparent = soon(dispatches.recv()).await.expect("a dispatch");
     app.stop().await;
 
+    assert_update_traced(&collector);
+    assert_dispatch_traced(&collector, &traceparent);
+    let spans = collector.0.lock().expect("no panic");
+    assert!(
+        spans
+            .iter()
+            .all(|span| hex(&span.trace_id) != NOT_SAMPLED.0),
+        "an unsampled call must not be sampled"
+    );
+}
+
+/// Starts a consumer. Returns its endpoint and the traces of the dispatches that it receives.
+async fn start_engine() -> (SinkEndpoint, mpsc::UnboundedReceiver<String>) {
+    let ((sender, dispatches), (incoming, url)) = (mpsc::unbounded_channel(), listener().await);
+    tokio::spawn(
+        Server::builder()
+            .add_service(CanvasTriggerServiceServer::new(Engine(sender)))
+            .serve_with_incoming(incoming),
+    );
+    let timeout = Duration::from_secs(30);
+    let endpoint = SinkEndpoint {
+        url: canvas_scheduler::config::Secret(url.parse().expect("a URL")),
+        timeout,
+        connect_timeout: timeout,
+        ca: None,
+    };
+    (endpoint, dispatches)
+}
+
+fn assert_update_traced(collector: &Collector) {
     let method = "canvas.schedule.v1.CanvasScheduleService/UpdateCanvasSchedule";
     let call = collector.span(CALLER.0, method);
     assert_eq!(
@@ -207,7 +225,9 @@ async fn one_update_and_one_dispatch_are_each_one_trace(database: &Database) {
     );
     let refused = collector.span("2cf7651916cd43dd8448eb211c80319c", method);
     assert_eq!(attribute(&refused, "rpc.response.status_code"), "ABORTED");
+}
 
+fn assert_dispatch_traced(collector: &Collector, traceparent: &str) {
     let parts: Vec<&str> = traceparent.split('-').collect();
     let [_, trace, parent, "01"] = parts[..] else {
         panic!("{traceparent:?}")
@@ -236,13 +256,5 @@ async fn one_update_and_one_dispatch_are_each_one_trace(database: &Database) {
     assert!(
         fire.start_time_unix_nano <= deliver.start_time_unix_nano
             && attribute(&dispatch, "dispatch.id").len() == 32
-    );
-
-    let spans = collector.0.lock().expect("no panic");
-    assert!(
-        spans
-            .iter()
-            .all(|span| hex(&span.trace_id) != NOT_SAMPLED.0),
-        "an unsampled call must not be sampled"
     );
 }

@@ -146,9 +146,6 @@ async fn a_dispatch_is_sent_with_every_field_and_the_token() {
             nanos: 500_000_000
         })
     );
-    let keys = |sent: Option<prost_types::Struct>| {
-        sent.map(|sent| sent.fields.into_keys().collect::<Vec<_>>())
-    };
     assert_eq!(
         keys(got.trigger_properties),
         Some(vec!["greeting".to_owned(), "nested".to_owned()])
@@ -157,7 +154,16 @@ async fn a_dispatch_is_sent_with_every_field_and_the_token() {
         (keys(got.audience), got.broadcast),
         (Some(vec!["AND".to_owned()]), false)
     );
-    let first = got.recipients[0].clone();
+    assert_recipients(&got.recipients);
+}
+
+/// The keys of an object.
+fn keys(object: Option<prost_types::Struct>) -> Option<Vec<String>> {
+    object.map(|object| object.fields.into_keys().collect())
+}
+
+fn assert_recipients(recipients: &[v1::Recipient]) {
+    let first = recipients[0].clone();
     assert_eq!(
         first.identifier,
         Some(Identifier::Email("ada@example.org".to_owned()))
@@ -167,14 +173,14 @@ async fn a_dispatch_is_sent_with_every_field_and_the_token() {
         (vec!["most_recently_updated".to_owned()], Some(false))
     );
     assert_eq!(keys(first.attributes), Some(vec!["time_zone".to_owned()]));
-    for recipient in &got.recipients {
+    for recipient in recipients {
         assert_eq!(
             keys(recipient.trigger_properties.clone()),
             Some(vec!["greeting".to_owned(), "name".to_owned()]),
             "merged"
         );
     }
-    assert_eq!(got.recipients.len(), 3);
+    assert_eq!(recipients.len(), 3);
 }
 
 #[tokio::test]
