@@ -45,8 +45,8 @@
 //! 3. [`store::DispatchStore::retry`] claims dispatches of unknown outcome and those whose lease
 //!    has expired.
 //! 4. [`sink::Sink::deliver`] delivers each dispatch; no transaction is open.
-//! 5. [`store::DispatchStore::settle`] settles the outcomes: delivered, not taken, rejected (a dead
-//!    letter) or unknown.
+//! 5. [`store::DispatchStore::settle`] settles the outcomes: delivered, not taken, rejected (a
+//!    dead letter) or unknown.
 //! 6. [`store::DispatchStore::next_due`] finds the instant until which the dispatcher sleeps; a
 //!    change in this process wakes it earlier.
 

@@ -1,5 +1,6 @@
-//! Every RPC that the process serves, one row each. The layers take the kind, the permission, the quota and the name in
-//! telemetry from here, the gateway its routes. A test compares the rows with the protobuf descriptors.
+//! Every RPC that the process serves, one row each. The layers take the kind, the permission, the
+//! quota and the name in telemetry from here, the gateway its routes. A test compares the rows with
+//! the protobuf descriptors.
 
 use crate::domain::Permission;
 
@@ -162,8 +163,8 @@ methods! {
 /// The name of every unknown method, by OpenTelemetry's conventions: unknown paths add no series.
 pub const UNKNOWN_METHOD: &str = "_OTHER";
 
-/// How a request of this path is answered. An unknown method of our package is refused like a unary call; any other
-/// unknown method has the limits of a stream until it is refused.
+/// How a request of this path is answered. An unknown method of our package is refused like a unary
+/// call; any other unknown method has the limits of a stream until it is refused.
 pub fn kind_of(path: &str) -> MethodKind {
     match find(path) {
         Some(method) => method.kind,

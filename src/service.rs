@@ -1,4 +1,5 @@
-//! The use cases. Owns no SQL and no protobuf: it asks the store, lets the domain decide, and answers domain values.
+//! The use cases. Owns no SQL and no protobuf: it asks the store, lets the domain decide, and
+//! answers domain values.
 
 pub mod access;
 pub mod admin;
@@ -70,7 +71,8 @@ pub struct Service {
     policy: SchedulePolicy,
     delivery: DeliveryPolicy,
     wake: Arc<Notify>,
-    /// The number of the zone data that is in force, as far as is known: until then any may be newer than ours.
+    /// The number of the zone data that is in force, as far as is known: until then any may be
+    /// newer than ours.
     rules_in_force: Arc<AtomicI32>,
 }
 
@@ -94,9 +96,6 @@ impl Service {
     }
 
     /// Schedules a Canvas.
-    ///
-    /// # Errors
-    /// The domain's refusals and the store's.
     pub async fn create(
         &self,
         caller: Caller,
@@ -128,14 +127,12 @@ impl Service {
     }
 
     /// Replaces a schedule for every zone that is open.
-    ///
-    /// # Errors
-    /// The domain's refusals and the store's.
     pub async fn update(&self, caller: Caller, update: Update) -> Result<Outcome, Error> {
         self.answer(self.begin_update(caller, update).await?).await
     }
 
-    /// The answer to an update that was begun; a dispatcher of this process hears of a wave that is due at once.
+    /// The answer to an update that was begun; a dispatcher of this process is woken for a wave
+    /// that is due immediately.
     async fn answer<F: Future<Output = Result<Outcome, Error>>>(
         &self,
         begun: PendingUpdate<F>,
@@ -156,7 +153,8 @@ impl Service {
     ) -> Vec<Result<Outcome, Error>> {
         let mut begun = Vec::with_capacity(updates.len());
         for update in updates {
-            // Handed over one after the other, so that two of one schedule keep their order; answered all together.
+            // Handed over one after the other, so that two of one schedule keep their order;
+            // answered all together.
             begun.push(match update {
                 Ok(update) => self.begin_update(caller.clone(), update).await,
                 Err(error) => Err(error),
@@ -220,9 +218,6 @@ impl Service {
     }
 
     /// Cancels a schedule for every zone that is open.
-    ///
-    /// # Errors
-    /// The domain's refusals and the store's.
     pub async fn cancel(
         &self,
         caller: Caller,
@@ -246,15 +241,12 @@ impl Service {
     /// One schedule and what it carries.
     ///
     /// # Errors
-    /// [`Error::NotFound`] and the store's.
+    /// [`Error::NotFound`], also when it is another workspace's.
     pub async fn get(&self, caller: &Caller, id: ScheduleId) -> Result<Details, Error> {
         self.store.read.details((caller.workspace, id)).await
     }
 
     /// Up to `limit` schedules after `after`, in the order of their ids.
-    ///
-    /// # Errors
-    /// The store's.
     pub async fn list(
         &self,
         caller: &Caller,
@@ -268,10 +260,11 @@ impl Service {
             .await
     }
 
-    /// Up to `limit` of the kept revisions before `before`, the newest first, with their properties.
+    /// Up to `limit` of the kept revisions before `before`, the newest first, with their
+    /// properties.
     ///
     /// # Errors
-    /// [`Error::NotFound`] and the store's.
+    /// [`Error::NotFound`], also when it is another workspace's.
     pub async fn revisions(
         &self,
         caller: &Caller,
@@ -295,9 +288,6 @@ impl Service {
     }
 
     /// Removes what has outlived its use, until nothing is left to remove.
-    ///
-    /// # Errors
-    /// The store's.
     pub async fn clean_up(&self) -> Result<(), Error> {
         while self
             .store

@@ -1,5 +1,5 @@
-//! The one table from [`Error`] and [`Refusal`] to [`Status`]: code, reason, text and details. Nothing else on the server's side
-//! builds a status.
+//! The one table from [`Error`] and [`Refusal`] to [`Status`]: code, reason, text and details.
+//! Nothing else on the server's side builds a status.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,7 +37,8 @@ pub(crate) async fn with_request_id<F: Future>(id: u64, call: F) -> F::Output {
     REQUEST_ID.scope(id, call).await
 }
 
-/// The id of the call that this code runs for, 16 hex digits. None outside of a call, and in a task that a call has spawned.
+/// The id of the call that this code runs for, 16 hex digits. None outside of a call, and in a task
+/// that a call has spawned.
 pub fn current_request_id() -> Option<String> {
     REQUEST_ID.try_with(|id| format!("{id:016x}")).ok()
 }
@@ -121,7 +122,8 @@ fn error_code(error: &Error) -> (Code, &'static str) {
         Error::Busy { .. } => (Code::Unavailable, "BUSY"),
         Error::Draining => (Code::Unavailable, "DRAINING"),
         Error::StoreUnavailable { .. } => (Code::Unavailable, "STORE_UNAVAILABLE"),
-        // Not UNAVAILABLE, which a client's retry policy would repeat: a creation would be made twice.
+        // Not UNAVAILABLE, which a client's retry policy would repeat: a creation would be made
+        // twice.
         Error::OutcomeUnknown => (Code::Unknown, "OUTCOME_UNKNOWN"),
         Error::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
         Error::Internal(_) => (Code::Internal, "INTERNAL"),
@@ -162,36 +164,66 @@ impl Refusal {
             Self::Error(error) => error.to_string(),
             Self::KeyMissing => "no API key was sent; send `authorization: Bearer KEY`".into(),
             // The value is not repeated: it may be a key with a typing error in it.
-            Self::KeyMalformed => "`authorization` must be `Bearer KEY` with a single key, as `api-key create` printed it".into(),
+            Self::KeyMalformed => "`authorization` must be `Bearer KEY` with a single key, as \
+                `api-key create` printed it"
+                .into(),
             Self::Key(KeyRefusal::Unknown) => "the key does not exist".into(),
             Self::Key(KeyRefusal::Revoked) => "the key was revoked".into(),
             Self::Key(KeyRefusal::Expired) => "the key has expired".into(),
-            Self::Key(KeyRefusal::Address) => "the key cannot be used from the caller's address".into(),
-            Self::Key(KeyRefusal::Permission(needed)) => format!("the key lacks permission {}", needed.name()),
-            Self::RateLimited { counted, quota, wait } => {
+            Self::Key(KeyRefusal::Address) => "the key cannot be used from the caller's \
+                address"
+                .into(),
+            Self::Key(KeyRefusal::Permission(needed)) => {
+                format!("the key lacks permission {}", needed.name())
+            }
+            Self::RateLimited {
+                counted,
+                quota,
+                wait,
+            } => {
                 let what = match counted {
                     QuotaKind::Requests => "requests",
                     QuotaKind::Broadcasts => "creations with broadcast or audience",
                     QuotaKind::SameAudience => "creations with the same audience",
                 };
                 format!(
-                    "the workspace has used up its quota of {} {what}; the next window begins in {} s",
+                    "the workspace has used up its quota of {} {what}; the next window begins in \
+                     {} s",
                     quota.limit,
                     wait.as_secs() + 1
                 )
             }
             Self::Overloaded { .. } => "too many calls are in flight; retry later".into(),
-            Self::Stopped => "the service stopped before the call finished: the change may or may not have been made; read the schedule on another connection, or repeat the call with its request_id".into(),
-            Self::DeadlineExceeded { after, set_by_caller } => {
-                let limit = if *set_by_caller { "the timeout in grpc-timeout" } else { "the maximum duration of a call" };
-                format!("the call did not finish within {after:?}, {limit}; the change may or may not have been made")
+            Self::Stopped => "the service stopped before the call finished: the change may or may \
+                not have been made; read the schedule on another connection, or repeat the call \
+                with its request_id"
+                .into(),
+            Self::DeadlineExceeded {
+                after,
+                set_by_caller,
+            } => {
+                let limit = if *set_by_caller {
+                    "the timeout in grpc-timeout"
+                } else {
+                    "the maximum duration of a call"
+                };
+                format!(
+                    "the call did not finish within {after:?}, {limit}; the change may or may \
+                    not have been made"
+                )
             }
-            Self::TimeoutMalformed(value) => format!("{TIMEOUT_HEADER}: {}", timeout_malformed(value)),
+            Self::TimeoutMalformed(value) => {
+                format!("{TIMEOUT_HEADER}: {}", timeout_malformed(value))
+            }
             Self::MethodUnknown(path) => format!("method {} does not exist", quote(path)),
             Self::Undecodable(why) => format!(
-                "the message cannot be decoded: {why}; it must be the request message of this method, with strings in UTF-8, nested at most 30 levels deep"
+                "the message cannot be decoded: {why}; it must be the request message of this \
+                 method, with strings in UTF-8, nested at most 30 levels deep"
             ),
-            Self::TooManyMessages(max) => format!("the message contains more than {max} nested messages"),
+            Self::TooManyMessages(max) => format!(
+                "the message contains more than {max} nested \
+                messages"
+            ),
             Self::Bare { message, .. } => message.clone(),
         }
     }
@@ -199,7 +231,8 @@ impl Refusal {
 
 fn timeout_malformed(value: &str) -> String {
     format!(
-        "{} is not a valid timeout; it must be one to eight digits and a unit (H hours, M minutes, S seconds, m milliseconds, u microseconds, n nanoseconds), for example 500m",
+        "{} is not a valid timeout; it must be one to eight digits and a unit (H hours, M minutes, \
+         S seconds, m milliseconds, u microseconds, n nanoseconds), for example 500m",
         quote(value)
     )
 }
@@ -271,7 +304,8 @@ impl From<Error> for Status {
     }
 }
 
-/// The status that a caller gets. Of an internal error the caller gets the request id, and the log the cause.
+/// The status that a caller gets. Of an internal error the caller gets the request id, and the log
+/// the cause.
 pub fn status(error: &Error) -> Status {
     let (code, reason) = error_code(error);
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata(error));

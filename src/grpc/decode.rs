@@ -62,7 +62,8 @@ impl<'t> RequestReader<'t> {
         }
     }
 
-    /// The properties under whichever of their three names they were sent; two names at once are an error.
+    /// The properties under whichever of their three names they were sent; two names at once are an
+    /// error.
     fn properties(
         &mut self,
         prefix: &str,
@@ -97,7 +98,8 @@ impl<'t> RequestReader<'t> {
                 let message =
                     "has no identifier; one of external_user_id, user_alias or email is needed";
                 self.violations.add(prefix.trim_end_matches('.'), message);
-                // A stand-in that nothing is wrong with, so that the rest is checked too; the request is refused.
+                // A stand-in that nothing is wrong with, so that the rest is checked too; the
+                // request is refused.
                 Identifier::Email("-".to_owned())
             }
         };
@@ -279,7 +281,8 @@ pub(super) fn list(
         Ok(v1::CanvasScheduleState::Cancelled) => Some(ScheduleState::Cancelled),
         Err(_) => {
             let message = format!(
-                "{} is not a state; PENDING, DISPATCHING, DISPATCHED or CANCELLED is needed, or 0 for all",
+                "{} is not a state; PENDING, DISPATCHING, DISPATCHED or CANCELLED is needed, or 0 \
+                 for all",
                 sent.state
             );
             reader.violations.add("state", message);
@@ -370,7 +373,8 @@ pub(super) fn dispatches(sent: &v1::ListDispatchesRequest) -> Result<DispatchesP
         Ok(v1::DispatchState::Abandoned) => Some(DispatchState::Abandoned),
         Err(_) => {
             let message = format!(
-                "{} is not a state; IN_HAND, UNKNOWN, DELIVERED, DEAD or ABANDONED is needed, or 0 for all",
+                "{} is not a state; IN_HAND, UNKNOWN, DELIVERED, DEAD or ABANDONED is needed, or 0 \
+                 for all",
                 sent.state
             );
             reader.violations.add("state", message);

@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use crate::error::Violations;
 use crate::pb::values;
 
-/// A JSON object from what a caller sent as `field`. Recursion is bounded: the decoder refuses what nests over about 34 deep.
+/// A JSON object from what a caller sent as `field`. Recursion is bounded: the decoder refuses what
+/// nests over about 34 deep.
 pub(super) fn object(sent: Struct, field: &str, violations: &mut Violations) -> Map<String, Value> {
     sent.fields
         .into_iter()
@@ -36,14 +37,16 @@ fn value(sent: ProtoValue, field: &str, violations: &mut Violations) -> Value {
                 .collect(),
         ),
         None => {
-            let message = "has a value of no kind; state null, a boolean, a number, text, a list or an object";
+            let message = "has a value of no kind; state null, a boolean, a number, text, a list \
+                or an object";
             once(violations, field, message);
             Value::Null
         }
     }
 }
 
-/// Adds a violation, unless the last one is of the same field: a message can hold tens of thousands.
+/// Adds a violation, unless the last one is of the same field: a message can hold tens of
+/// thousands.
 fn once(violations: &mut Violations, field: &str, message: impl Into<String>) {
     if violations.last().is_none_or(|last| last.field != field) {
         violations.add(field, message);

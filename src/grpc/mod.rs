@@ -17,7 +17,8 @@ use crate::pb::v1::canvas_schedule_service_server::CanvasScheduleService;
 use crate::service::{Caller, MAX_BATCH, Service};
 use crate::status::status;
 
-/// The bytes of a page of revisions or dispatches; a page that would exceed them is shorter than asked for.
+/// The bytes of a page of revisions or dispatches; a page that would exceed them is shorter than
+/// asked for.
 const MAX_PAGE_BYTES: usize = 1024 * 1024;
 
 /// The service as gRPC clients see it.

@@ -29,7 +29,8 @@ pub(super) fn size(sent: i32, violations: &mut Violations) -> u64 {
 /// The last entry of a page: a number, and a second one where the first alone does not say it.
 pub(super) type Last = (u128, u32);
 
-/// The token of the page after `last` of the list that `query` describes: opaque, and of use for that list only.
+/// The token of the page after `last` of the list that `query` describes: opaque, and of use for
+/// that list only.
 pub(super) fn token(query: &impl Hash, (last, second): Last) -> String {
     format!("{:016x}{last:032x}{second:08x}", fingerprint(query))
 }
@@ -52,7 +53,8 @@ pub(super) fn after(sent: &str, query: &impl Hash, violations: &mut Violations) 
     });
     if last.is_none() {
         let message = format!(
-            "{} is not a page token of this list; the next_page_token of a page with the same filters is needed",
+            "{} is not a page token of this list; the next_page_token of a page with the same \
+             filters is needed",
             quote(sent)
         );
         violations.add("page_token", message);

@@ -1,4 +1,5 @@
-//! The address that a call comes from: the peer's, or what a proxy that is trusted by name says of the peer before it.
+//! The address that a call comes from: the peer's, or what a proxy that is trusted by name says of
+//! the peer before it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,9 +11,9 @@ use crate::domain::key::lies_in;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Where a call comes from, as far as it can be trusted: of the addresses in `x-forwarded-for` the right-most that is no
-/// trusted proxy's, since each proxy adds its peer on the right and whoever is left of that may have written anything. None
-/// when that is no address.
+/// The caller's address, as far as it can be trusted: the right-most address in `x-forwarded-for`
+/// that is not a trusted proxy's. Each proxy adds its peer on the right; the caller may have
+/// written anything left of that. `None` if it is not an address.
 pub(super) fn of_caller(
     peer: Option<SocketAddr>,
     headers: &HeaderMap,
@@ -79,7 +80,7 @@ mod tests {
                 Some("192.0.2.9"),
             ),
             (
-                "in lines of their own",
+                "in separate header lines",
                 "10.0.0.1",
                 &["203.0.113.5", "192.0.2.9"][..],
                 Some("192.0.2.9"),

@@ -1,4 +1,5 @@
-//! Authenticates callers. Every method needs a key with one permission, except health and reflection; an unknown method is refused.
+//! Authenticates callers. Every method needs a key with one permission, except health and
+//! reflection; an unknown method is refused.
 
 use std::sync::Arc;
 
@@ -29,8 +30,8 @@ pub struct Authenticator {
     pub calls: CallMetrics,
 }
 
-/// The key of the caller, if the method needs one. Puts the [`Caller`] into the request's extensions and removes the key from its
-/// headers.
+/// The key of the caller, if the method needs one. Puts the [`Caller`] into the request's
+/// extensions and removes the key from its headers.
 pub(super) async fn authenticate(
     request: &mut Request<Body>,
     call: &Call,

@@ -10,7 +10,8 @@ use pin_project_lite::pin_project;
 use tonic::Status;
 use tonic::body::Body;
 
-/// Ends the body of `response` with the status that `end` yields, if it yields one before the body has ended by itself.
+/// Ends the body of `response` with the status that `end` yields, if it does so before the end of
+/// the body.
 pub(super) fn end_when(
     response: Response<Body>,
     end: impl Future<Output = Status> + Send + 'static,
@@ -33,7 +34,7 @@ pub(super) fn see_trailers(
 
 pin_project! {
     struct EndWhen<F> {
-        // None once the body has ended, so that what feeds it is dropped at once.
+        // None once the body has ended, so that its source is dropped immediately.
         inner: Option<Body>,
         #[pin]
         end: F,

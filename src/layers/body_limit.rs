@@ -1,5 +1,5 @@
-//! The bytes of requests that the process may hold. A request counts from its arrival until its call has ended, since what is made
-//! of it lives as long.
+//! The bytes of requests that the process may hold. A request counts from its arrival until its
+//! call has ended, since what is made of it lives as long.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,11 +16,12 @@ use super::Call;
 use super::overload::{OverloadLog, Overloaded};
 use crate::methods::MethodKind;
 
-/// The bytes of each request that are not counted, so that small requests go on while large ones are refused; the number of
-/// calls bounds their sum.
+/// The bytes of each request that are not counted, so that small requests go on while large ones
+/// are refused; the number of calls bounds their sum.
 const FREE_BYTES: usize = 4 * 1024;
 
-/// Counts the bytes of the requests in flight, over all connections and worker threads. Cheap to clone.
+/// Counts the bytes of the requests in flight, over all connections and worker threads. Cheap to
+/// clone.
 #[derive(Clone)]
 pub struct BodyLimit(Arc<BodyLimitState>);
 
@@ -40,8 +41,8 @@ impl BodyLimit {
         }))
     }
 
-    /// `inner` with its bytes counted as they arrive, until the [`RequestBytes`] are dropped. Reading it fails with OVERLOADED
-    /// when the limit is exceeded.
+    /// `inner` with its bytes counted as they arrive, until the [`RequestBytes`] are dropped.
+    /// Reading it fails with OVERLOADED when the limit is exceeded.
     pub fn count(&self, inner: Body) -> (Body, Arc<RequestBytes>) {
         let bytes = Arc::new(RequestBytes::new(self));
         let body = Body::new(CountedBody {

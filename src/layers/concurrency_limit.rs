@@ -1,4 +1,5 @@
-//! The number of calls in flight in the whole process. A call beyond the maximum is refused before any work is done for it.
+//! The number of calls in flight in the whole process. A call beyond the maximum is refused before
+//! any work is done for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,8 +10,9 @@ use crate::methods::MethodKind;
 
 /// Open streams: health watchers and reflection, which need no key.
 const MAX_STREAMS: usize = 1_000;
-/// Health checks of one connection. They need no key, and the load of other calls never causes them to be refused, so each
-/// connection has a maximum, and with the number of connections all of them have one.
+/// Health checks of one connection. They need no key, and the load of other calls never causes them
+/// to be refused, so each connection has a maximum, and with the number of connections all of them
+/// have one.
 const MAX_HEALTH_CHECKS: usize = 4;
 
 /// Counts the calls in flight, over all connections and worker threads. Cheap to clone.
@@ -24,7 +26,8 @@ struct ConcurrencyState {
     log: OverloadLog,
 }
 
-/// The health checks in flight on one connection. In the extensions of each request that comes over a network.
+/// The health checks in flight on one connection. In the extensions of each request that comes over
+/// a network.
 #[derive(Debug, Clone, Default)]
 pub struct HealthChecks(Arc<AtomicUsize>);
 

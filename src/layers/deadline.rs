@@ -1,4 +1,5 @@
-//! The time that a call may take: the caller's `grpc-timeout`, and the maximum of the process for unary calls.
+//! The time that a call may take: the caller's `grpc-timeout`, and the maximum of the process for
+//! unary calls.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -25,7 +26,8 @@ pub(super) struct TimeLimit {
     set_by_caller: bool,
 }
 
-/// The time limit of `call`, put into the request for its handler too. Absent for a stream whose caller sets none.
+/// The time limit of `call`, put into the request for its handler too. Absent for a stream whose
+/// caller sets none.
 pub(super) fn read(
     request: &mut Request<Body>,
     call: &Call,
@@ -49,7 +51,8 @@ pub(super) fn read(
     }))
 }
 
-/// The response of `inner`, or DEADLINE_EXCEEDED when the time limit passes first. It holds for the body of a stream too.
+/// The response of `inner`, or DEADLINE_EXCEEDED when the time limit passes first. It holds for the
+/// body of a stream too.
 pub(super) async fn enforce<F>(
     inner: Pin<&mut F>,
     limit: Result<Option<TimeLimit>, Refusal>,

@@ -163,5 +163,5 @@ async fn a_stream_ends_at_the_timeout_of_its_caller_and_not_at_ours() {
     })
     .await;
     let hour = tokio::time::timeout(Duration::from_secs(3600), verdict_of_stream(untimed)).await;
-    assert!(hour.is_err(), "it goes on");
+    assert!(hour.is_err(), "the stream goes on");
 }

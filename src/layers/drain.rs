@@ -1,4 +1,5 @@
-//! How the process stops: streams end when draining begins, unary calls that still run when draining ends.
+//! How the process stops: streams end when draining begins, unary calls that still run when
+//! draining ends.
 
 use std::pin::Pin;
 
@@ -24,7 +25,8 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Waits until `phase` is this one or a later one. A dropped sender counts as that: the process is gone with it.
+    /// Waits until `phase` is this one or a later one. A dropped sender counts as that: the process
+    /// is gone with it.
     pub async fn reached(self, phase: &mut watch::Receiver<Phase>) {
         drop(phase.wait_for(|now| *now >= self).await);
     }
@@ -63,7 +65,8 @@ where
     })
 }
 
-/// The status of a call that had begun. A stream can be opened again immediately; a unary call may have had its effect.
+/// The status of a call that had begun. A stream can be opened again immediately; a unary call may
+/// have had its effect.
 fn ended(call: &Call) -> Status {
     if call.streams() {
         Error::Draining.into()

@@ -1,5 +1,6 @@
-//! Adds `google.rpc.ErrorInfo` to the errors that have none: those that tonic makes before a handler sees the request. Where tonic's
-//! code blames the server for the caller's mistake, the code changes too.
+//! Adds `google.rpc.ErrorInfo` to the errors that have none: those that tonic makes before a
+//! handler sees the request. Where tonic's code blames the server for the caller's mistake, the
+//! code changes too.
 
 use std::pin::Pin;
 
@@ -10,8 +11,9 @@ use tonic::{Code, Status};
 use super::{Call, body};
 use crate::status::{Refusal, code_name};
 
-/// How the texts of tonic 0.14 begin when a request cannot be read: framing, compression, the message in tonic's own services
-/// (ours decode with `pb::codec`), and a connection or stream that breaks while the request is read.
+/// How the texts of tonic 0.14 begin when a request cannot be read: framing, compression, the
+/// message in tonic's own services (ours decode with `pb::codec`), and a connection or stream that
+/// breaks while the request is read.
 const UNREADABLE: [&str; 6] = [
     "protocol error: received message with ",
     "Error decompressing: ",
@@ -56,7 +58,8 @@ fn rebuild(headers: &mut HeaderMap, path: &str) {
             message,
         }
     };
-    // This fails only for a text that does not fit a header, and the text came from one; the bare status then remains.
+    // This fails only for a text that does not fit a header, and the text came from one; the bare
+    // status then remains.
     let _written = Status::from(refusal).add_header(headers);
 }
 

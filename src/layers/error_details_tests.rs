@@ -9,7 +9,8 @@ use super::*;
 use crate::layers::support::{CHECK, STREAM, UNARY, pass, request, verdict, verdict_of_stream};
 use crate::layers::{Phase, Stack};
 
-/// What tonic's own service answers through the stack, so that this fails when a new tonic words its errors otherwise.
+/// What tonic's own service answers through the stack, so that this fails when a new tonic words
+/// its errors otherwise.
 async fn ask(request: Request<Body>) -> Response<Body> {
     let (_sender, phase) = watch::channel(Phase::Serving);
     let (_, health) = tonic_health::server::health_reporter();

@@ -13,7 +13,8 @@ use crate::telemetry::metrics::CallMetrics;
 /// The codes of gRPC are 0 to 16.
 const CODES: usize = 17;
 
-/// A histogram for each method and code, created when it is first needed and from then on found without a lock.
+/// A histogram for each method and code, created when it is first needed and from then on found
+/// without a lock.
 #[derive(Clone)]
 pub struct CallDurations {
     calls: CallMetrics,
@@ -119,12 +120,12 @@ mod tests {
         let mut stranger = request(UNARY);
         stranger.headers_mut().clear();
         assert_eq!(
-            verdict(&pass(stack(1), stranger, |_| async { panic!("let in") }).await).1,
+            verdict(&pass(stack(1), stranger, |_| async { panic!("admitted") }).await).1,
             "KEY_MISSING"
         );
         for _ in 0..2 {
             assert_eq!(
-                verdict(&pass(stack(0), request(UNARY), |_| async { panic!("let in") }).await).1,
+                verdict(&pass(stack(0), request(UNARY), |_| async { panic!("admitted") }).await).1,
                 "OVERLOADED"
             );
         }

@@ -1,6 +1,7 @@
-//! The layers that every call passes, from the network and in process. From the outermost: trace, concurrency limit, error
-//! details, panic, drain, deadline, authentication, rate limit, body limit. Each layer is a function from the future of the inner
-//! call to the response, so a call costs one allocation.
+//! The layers that every call passes, from the network and in process. From the outermost: trace,
+//! concurrency limit, error details, panic, drain, deadline, authentication, rate limit, body
+//! limit. Each layer is a function from the future of the inner call to the response, so a call
+//! costs one allocation.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -48,7 +49,8 @@ pub mod violations;
 /// What the layers share. Two servers in one process have a stack each.
 #[derive(Clone)]
 pub struct Stack {
-    /// The phase of the process. Keep the sender: dropping it ends the calls that wait, as [`Phase::Ending`] does.
+    /// The phase of the process. Keep the sender: dropping it ends the calls that wait, as
+    /// [`Phase::Ending`] does.
     pub phase: watch::Receiver<Phase>,
     /// The longest that a unary call may take.
     pub max_call: Duration,
@@ -76,7 +78,8 @@ impl Stack {
     }
 }
 
-/// A service inside the layers: what a server serves, and what a generated client takes instead of a channel.
+/// A service inside the layers: what a server serves, and what a generated client takes instead of
+/// a channel.
 #[derive(Clone)]
 pub struct Layered<S> {
     inner: S,
@@ -119,7 +122,8 @@ where
                 }
             };
             let limit = deadline::read(&mut request, &call, stack.max_call);
-            // Each future is pinned once and borrowed by the layers: moving it would double its size at each layer.
+            // Each future is pinned once and borrowed by the layers: moving it would double its
+            // size at each layer.
             let mut handled = pin!(async {
                 let charged = match admit(&mut request, &call, &stack.authenticator).await {
                     Ok(charged) => charged,

@@ -15,8 +15,8 @@ pub(super) const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Between two log lines while calls are refused.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A call that exceeded a limit. It travels in the extensions of the response, so that [`super::trace`] does not log each such
-/// call as a warning: there may be very many.
+/// A call that exceeded a limit. It travels in the extensions of the response, so that
+/// [`super::trace`] does not log each such call as a warning: there may be very many.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Overloaded;
 

@@ -1,4 +1,5 @@
-//! A handler that panics fails only its own call. The caller gets the request id, the log the text of the panic.
+//! A handler that panics fails only its own call. The caller gets the request id, the log the text
+//! of the panic.
 
 use std::pin::Pin;
 

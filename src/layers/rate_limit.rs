@@ -1,6 +1,6 @@
-//! Counts calls against the quotas of their workspace. Most calls count as one request and are counted here, before their message
-//! is read. Creations and batches count as what they contain; their handlers count them with the [`Meter`] in the request's
-//! extensions.
+//! Counts calls against the quotas of their workspace. Most calls count as one request and are
+//! counted here, before their message is read. Creations and batches count as what they contain;
+//! their handlers count them with the [`Meter`] in the request's extensions.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

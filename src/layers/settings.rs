@@ -10,7 +10,8 @@ use crate::config::{defaults, values};
 #[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = "Bounds")]
 pub struct CallSettings {
-    /// Maximum calls in flight, over all connections (1 to 1000000); further ones are refused with UNAVAILABLE, health never
+    /// Maximum calls in flight, over all connections (1 to 1000000); further ones are refused with
+    /// UNAVAILABLE, health never
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_MAX_IN_FLIGHT",
@@ -18,8 +19,8 @@ pub struct CallSettings {
         value_parser = values::number::<usize>(1..=1_000_000)
     )]
     pub max_in_flight: usize,
-    /// Maximum megabytes of requests in flight, beyond the first 4 KB of each (4 to 1000000); further ones are refused with
-    /// UNAVAILABLE
+    /// Maximum megabytes of requests in flight, beyond the first 4 KB of each (4 to 1000000);
+    /// further ones are refused with UNAVAILABLE
     #[arg(
         long = "max-in-flight-megabytes",
         env = "CANVAS_SCHEDULER_MAX_IN_FLIGHT_MEGABYTES",

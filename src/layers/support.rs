@@ -178,7 +178,7 @@ pub(crate) fn endless() -> Body {
     Body::new(Endless)
 }
 
-/// The code and the reason that the head of `response` states.
+/// The code and the reason in the headers of `response`.
 pub(crate) fn verdict(response: &Response<Body>) -> (Code, String) {
     verdict_of(response.headers())
 }

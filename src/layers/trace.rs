@@ -1,4 +1,5 @@
-//! A request id for each call. When the call ends, one log line, one duration in the metrics, and the end of its span.
+//! A request id for each call. When the call ends, one log line, one duration in the metrics, and
+//! the end of its span.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -19,8 +20,8 @@ use crate::telemetry::traces::Span;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The response of `inner` with the request id in `x-request-id`. The call is logged when the response, or its body if that
-/// streams, has ended.
+/// The response of `inner` with the request id in `x-request-id`. The call is logged when the
+/// response, or its body if that streams, has ended.
 pub(super) async fn record<F>(inner: Pin<&mut F>, call: &Call, stack: &Arc<Stack>) -> Response<Body>
 where
     F: Future<Output = Response<Body>>,
@@ -65,7 +66,8 @@ fn code_of(headers: &HeaderMap) -> Code {
         .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
 }
 
-/// The log line and the metrics of one call. A call that is dropped before it has ended is recorded as CANCELLED.
+/// The log line and the metrics of one call. A call that is dropped before it has ended is recorded
+/// as CANCELLED.
 struct CallRecord {
     uri: Uri,
     method: Option<&'static RpcMethod>,
@@ -124,7 +126,8 @@ impl CallRecord {
     }
 }
 
-/// Ends the span of a call, as failed when the server is at fault, following OpenTelemetry's conventions.
+/// Ends the span of a call, as failed when the server is at fault, following OpenTelemetry's
+/// conventions.
 fn end(span: &Span, code: Code) {
     span.set("rpc.response.status_code", || code_name(code));
     if matches!(

@@ -71,7 +71,8 @@ async fn every_call_has_its_own_id_which_its_handler_can_read() {
 #[tokio::test]
 async fn a_call_is_logged_once_when_it_ends() {
     let log = LogBuffer::default();
-    // With a single dispatcher tracing asks that of whichever thread meets a line first, here another test's, which has none.
+    // With a single dispatcher tracing asks that of whichever thread meets a line first, here
+    // another test's, which has none.
     let _second = tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish());
     let subscriber = tracing_subscriber::fmt()
         .json()
@@ -134,7 +135,7 @@ async fn a_call_is_logged_once_when_it_ends() {
     let stream = server
         .call(STREAM, async { Response::new(endless()) })
         .await;
-    assert_eq!(log.lines().len(), 0, "a stream has not ended with its head");
+    assert_eq!(log.lines().len(), 0, "a stream goes on after its headers");
     drop(stream);
     assert_eq!(log.lines()[0]["fields"]["code"], "CANCELLED");
 

@@ -1,5 +1,5 @@
-//! Responses on their way out. A client that does not read its responses must not hold their memory for ever, so each connection
-//! counts those that are not sent yet.
+//! Responses on their way out. A client that does not read its responses must not hold their memory
+//! for ever, so each connection counts those that are not sent yet.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use tonic::body::Body;
 
 use super::concurrency_limit::CallPermit;
 
-/// HTTP/2 takes a chunk whole once the client accepts its first byte. Chunks of this size bound the bytes of a response that wait
-/// inside the HTTP library, where they cannot be counted.
+/// HTTP/2 takes a chunk whole once the client accepts its first byte. Chunks of this size bound the
+/// bytes of a response that wait inside the HTTP library, where they cannot be counted.
 const MAX_CHUNK: usize = 16 * 1024;
 /// With more unsent responses in the process, connections are checked more often.
 const MANY: usize = 500;
@@ -35,8 +35,8 @@ impl ProcessUnsent {
     }
 }
 
-/// The responses of one connection that are not sent yet, by whether they began before or after the last check. In the extensions
-/// of each request that comes over a network.
+/// The responses of one connection that are not sent yet, by whether they began before or after the
+/// last check. In the extensions of each request that comes over a network.
 #[derive(Debug)]
 pub struct UnsentResponses {
     process: ProcessUnsent,
@@ -60,7 +60,8 @@ impl UnsentResponses {
         self.process.0.load(Ordering::Relaxed) > MANY
     }
 
-    /// Checks the connection: whether a response that began before the last check is still not sent.
+    /// Checks the connection: whether a response that began before the last check is still not
+    /// sent.
     pub fn stalled(&self) -> bool {
         let checks = self.checks.load(Ordering::Relaxed);
         if self.begun[(checks + 1) % 2].load(Ordering::Relaxed) > 0 {

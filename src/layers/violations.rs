@@ -1,5 +1,6 @@
-//! Field violations found by a transport other than gRPC while it builds the message of a call. The message is read during the
-//! call, so they travel in the extensions of its request; the handler reports them together with its own.
+//! Field violations found by a transport other than gRPC while it builds the message of a call. The
+//! message is read during the call, so they travel in the extensions of its request; the handler
+//! reports them together with its own.
 
 use std::sync::{Arc, OnceLock};
 

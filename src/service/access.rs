@@ -1,4 +1,5 @@
-//! The API keys in memory. They are reloaded every few seconds, so that a call costs no round trip to the database.
+//! The API keys in memory. They are reloaded every few seconds, so that a call costs no round trip
+//! to the database.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -23,18 +24,19 @@ use crate::telemetry::outage::OutageLog;
 
 /// Between two reloads of the keys. Meanwhile the use of keys is recorded.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(3);
-/// The time that a reload, or a look-up of one key, may take.
+/// The time that a reload, or a lookup of one key, may take.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(3);
 /// The time that recording the use of keys, or the heartbeat of this replica, may take.
 const RECORD_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Between a failed reload and the next one.
 const RELOAD_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Calls are refused once the last successful reload began longer ago than this, because a key may have been revoked since. It is
-/// longer than two reloads and the pause between them. Without the database no call could be served anyway.
+/// Calls are refused once the last successful reload began longer ago than this, because a key may
+/// have been revoked since. It is longer than two reloads and the pause between them. Without the
+/// database no call could be served anyway.
 const STALE_AFTER: Duration = Duration::from_secs(10);
-/// The number of unknown keys that may be looked up between two reloads: a new key works immediately, and a flood of wrong keys
-/// does not burden the database.
-const MAX_LOOK_UPS: u32 = 10;
+/// The number of unknown keys that may be looked up between two reloads: a new key works
+/// immediately, and a flood of wrong keys does not burden the database.
+const MAX_LOOKUPS: u32 = 10;
 /// Between two records of the use of one key.
 const RECORD_INTERVAL: TimeDelta = TimeDelta::seconds(60);
 /// Keys in one statement that records their use.
@@ -120,7 +122,7 @@ struct Inner {
     clock: SharedClock,
     /// Absent before the first reload.
     snapshot: ArcSwapOption<KeySnapshot>,
-    look_ups_left: AtomicU32,
+    lookups_left: AtomicU32,
     looking_up: Mutex<()>,
     /// One reload at a time, so that none overwrites the result of a later one.
     reloading: Mutex<()>,
@@ -137,13 +139,13 @@ impl Access {
 
     fn of(store: Option<Store>, clock: SharedClock, snapshot: ArcSwapOption<KeySnapshot>) -> Self {
         let counter = SharedQuota::new(store.clone(), clock.clone());
-        let (look_ups_left, looking_up, reloading) =
+        let (lookups_left, looking_up, reloading) =
             (AtomicU32::new(0), Mutex::default(), Mutex::default());
         Self(Arc::new(Inner {
             store,
             clock,
             snapshot,
-            look_ups_left,
+            lookups_left,
             looking_up,
             reloading,
             counter,
@@ -213,7 +215,7 @@ impl Access {
         let Some(store) = &self.0.store else {
             return Err(unknown);
         };
-        if self.0.look_ups_left.load(Ordering::Relaxed) == 0 {
+        if self.0.lookups_left.load(Ordering::Relaxed) == 0 {
             // Without waiting: there may be very many.
             return Err(unknown);
         }
@@ -224,7 +226,7 @@ impl Access {
         }
         if self
             .0
-            .look_ups_left
+            .lookups_left
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
                 left.checked_sub(1)
             })
@@ -306,7 +308,7 @@ impl Access {
             budgets,
             began,
         })));
-        self.0.look_ups_left.store(MAX_LOOK_UPS, Ordering::Relaxed);
+        self.0.lookups_left.store(MAX_LOOKUPS, Ordering::Relaxed);
         Ok(())
     }
 
@@ -326,7 +328,8 @@ impl Access {
             "API keys are reloaded again",
         );
         let mut heartbeats = OutageLog::new(
-            "the heartbeat of this replica cannot be written; the number of replicas that share quotas stays as it was",
+            "the heartbeat of this replica cannot be written; the number of replicas that share \
+             quotas stays as it was",
             "the heartbeat of this replica is written again",
         );
         let mut uses = OutageLog::new(

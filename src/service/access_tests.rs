@@ -61,14 +61,14 @@ async fn nobody_is_let_in_before_the_keys_were_read() {
 }
 
 #[tokio::test]
-async fn a_flood_of_unknown_keys_costs_ten_look_ups() {
+async fn a_flood_of_unknown_keys_costs_ten_lookups() {
     let (access, admin, _store, _writers) = access().await;
     access.reload().await.expect("read");
     assert!(access.has_no_key());
     for n in 0..=255 {
         assert_eq!(admitted(&access, &made_up(n)).await, UNKNOWN);
     }
-    assert_eq!(access.0.look_ups_left.load(Ordering::Relaxed), 0);
+    assert_eq!(access.0.lookups_left.load(Ordering::Relaxed), 0);
     let late = key(&admin, "late").await;
     assert_eq!(
         admitted(&access, &late).await,
@@ -81,11 +81,11 @@ async fn a_flood_of_unknown_keys_costs_ten_look_ups() {
         Ok(()),
         "the next reading has it"
     );
-    assert_eq!(access.0.look_ups_left.load(Ordering::Relaxed), MAX_LOOK_UPS);
+    assert_eq!(access.0.lookups_left.load(Ordering::Relaxed), MAX_LOOKUPS);
 }
 
 #[tokio::test]
-async fn many_calls_with_one_new_key_are_one_look_up() {
+async fn many_calls_with_one_new_key_are_one_lookup() {
     let (access, admin, _store, _writers) = access().await;
     access.reload().await.expect("read");
     let key = key(&admin, "new").await;
@@ -97,8 +97,8 @@ async fn many_calls_with_one_new_key_are_one_look_up() {
         assert_eq!(call.await.expect("no panic"), Ok(()));
     }
     assert_eq!(
-        access.0.look_ups_left.load(Ordering::Relaxed),
-        MAX_LOOK_UPS - 1
+        access.0.lookups_left.load(Ordering::Relaxed),
+        MAX_LOOKUPS - 1
     );
 }
 
@@ -123,7 +123,7 @@ async fn without_the_database_the_keys_known_are_good_for_ten_seconds() {
 }
 
 #[tokio::test]
-async fn a_key_that_stopped_is_told_so_for_a_week() {
+async fn a_revoked_or_expired_key_is_reported_as_such_for_a_week() {
     let clock = Arc::new(ManualClock::at(
         DateTime::from_timestamp(1_800_000_000, 0).expect("an instant"),
     ));

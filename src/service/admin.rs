@@ -1,4 +1,5 @@
-//! What operators do: workspaces and keys. Its callers are at the command line, and have the database's own rights.
+//! What operators do: workspaces and keys. The callers are command-line users with the rights of
+//! the database account.
 
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
@@ -10,8 +11,8 @@ use crate::error::{Error, Violation, quote};
 use crate::store::Store;
 pub use crate::store::WorkspaceChange;
 
-/// The most keys that a list shows.
-const LISTED_MOST: u64 = 100_000;
+/// The maximum number of keys in a list.
+const MAX_LISTED: u64 = 100_000;
 
 /// What is asked of a new key.
 #[derive(Debug, Clone)]
@@ -20,7 +21,7 @@ pub struct KeyOrder {
     pub name: String,
     /// What it may do.
     pub permissions: Permissions,
-    /// When it stops working by itself.
+    /// When it expires, if ever.
     pub expires_at: Option<DateTime<Utc>>,
     /// Where it may be used from; empty means anywhere.
     pub allowlist: Vec<IpNet>,
@@ -64,10 +65,7 @@ impl Admin {
         Ok(new)
     }
 
-    /// As [`Self::create_key`] in the workspace `default`, in place of the key of this name that may be there.
-    ///
-    /// # Errors
-    /// The store's.
+    /// As [`Self::create_key`] in the workspace `default`. Replaces the key of this name, if any.
     pub async fn replace_key(&self, order: KeyOrder) -> Result<NewKey, Error> {
         self.store
             .admin
@@ -77,14 +75,11 @@ impl Admin {
     }
 
     /// Every key, by workspace and age.
-    ///
-    /// # Errors
-    /// The store's.
     pub async fn keys(&self) -> Result<Vec<ApiKey>, Error> {
-        self.store.admin.all_keys(LISTED_MOST).await
+        self.store.admin.all_keys(MAX_LISTED).await
     }
 
-    /// Makes a key stop working: on every replica within 10 seconds.
+    /// Revokes a key: every replica refuses it within 10 seconds.
     ///
     /// # Errors
     /// [`Error::Invalid`] for an unknown key, and the store's.
@@ -92,7 +87,7 @@ impl Admin {
         self.store.admin.revoke_key(id).await
     }
 
-    /// Makes a workspace.
+    /// Creates a workspace.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the name is taken, and the store's.
@@ -112,7 +107,7 @@ impl Admin {
         self.store.admin.set_workspace(name, change).await
     }
 
-    /// Pauses sending for a workspace, or beside that for all, or lets it go on.
+    /// Pauses or resumes sending, for one workspace or for all.
     ///
     /// # Errors
     /// [`Error::Invalid`] for an unknown workspace, and the store's.
@@ -128,9 +123,6 @@ impl Admin {
     }
 
     /// Every workspace, by name.
-    ///
-    /// # Errors
-    /// The store's.
     pub async fn workspaces(&self) -> Result<Vec<Workspace>, Error> {
         self.store.admin.workspaces().await
     }

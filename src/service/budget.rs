@@ -1,5 +1,6 @@
-//! How much a workspace may still ask. What all replicas have taken of a window is counted in the database; a replica takes its
-//! share in chunks, ahead of need, so that a call costs no round trip. What is left of a chunk is never carried over a window.
+//! How much of its quotas a workspace may still use. The database counts what all replicas took of
+//! a window. A replica takes its share in chunks, in advance, so that a call costs no round trip.
+//! What is left of a chunk is never carried over to the next window.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -15,13 +16,13 @@ use crate::domain::{Charge, Limits, Quota, QuotaKind, QuotaRequest, QuotaStatus,
 use crate::error::Error;
 use crate::store::Store;
 
-/// A chunk is meant to last so long at the rate of the moment: long enough to be taken ahead of need, short enough that what
-/// a replica holds and does not use is little.
+/// How long a chunk should last at the current rate: long enough to be taken in advance, short
+/// enough that a replica holds little that it does not use.
 const CHUNK_LASTS: Duration = Duration::from_millis(250);
 /// The first chunk of a window, when the rate is not known yet, is this part of the quota.
 const FIRST_PART: u64 = 2_000;
-/// How often one call may find that others have used what was taken for it.
-const TRIES: usize = 100;
+/// How often one call takes a chunk again because other calls used the last one.
+const MAX_TRIES: usize = 100;
 
 /// Why a call was not counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,10 +35,10 @@ pub enum ChargeError {
 
 /// What every budget of the process shares.
 pub struct SharedQuota {
-    /// None in tests of the layers, whose budgets are endless.
+    /// None in tests of the layers, whose budgets are unlimited.
     store: Option<Store>,
     clock: SharedClock,
-    /// Replicas that were seen of late, this one among them.
+    /// The number of live replicas, this one included.
     replicas: AtomicU32,
 }
 
@@ -51,7 +52,7 @@ impl SharedQuota {
         })
     }
 
-    /// States how many replicas share the quotas.
+    /// Sets the number of replicas that share the quotas.
     pub fn set_replicas(&self, replicas: u32) {
         self.replicas.store(replicas.max(1), Ordering::Relaxed);
     }
@@ -61,7 +62,7 @@ impl SharedQuota {
     }
 }
 
-/// What one workspace may still ask of this replica.
+/// What one workspace may still use on this replica.
 pub struct Budget {
     workspace: WorkspaceId,
     counter: Arc<SharedQuota>,
@@ -71,7 +72,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of which nothing was taken yet.
+    /// An unused budget.
     pub fn new(workspace: WorkspaceId, limits: Limits, counter: Arc<SharedQuota>) -> Arc<Self> {
         let bucket = Bucket::default;
         Arc::new(Self {
@@ -83,12 +84,12 @@ impl Budget {
         })
     }
 
-    /// Heeds limits that were set anew.
+    /// Applies new limits.
     pub fn set_limits(&self, limits: Limits) {
         let mut own = self.limits.lock();
         if *own != limits {
             *own = limits;
-            // What was taken under the old ones is counted already.
+            // What was taken under the old limits is counted already.
             self.requests.window.store(None);
             self.broadcasts.window.store(None);
         }
@@ -98,26 +99,23 @@ impl Budget {
         self.limits.lock().of(counted)
     }
 
-    /// Counts a call, or says why it may not go on; then nothing was counted.
-    ///
-    /// # Errors
-    /// The quota that is used up, or the store's.
+    /// Counts a call, or reports why it is refused; then nothing was counted.
     pub async fn charge(self: &Arc<Self>, charge: &Charge) -> Result<QuotaStatus, ChargeError> {
         match charge {
             Charge::Requests(n) => self.take(QuotaKind::Requests, *n).await,
             Charge::Broadcast => self.take(QuotaKind::Broadcasts, 1).await,
             Charge::Audience(digest) => {
-                let told = self.take(QuotaKind::Broadcasts, 1).await?;
+                let status = self.take(QuotaKind::Broadcasts, 1).await?;
                 if let Err(over) = self.take_of_audience(digest).await {
-                    self.broadcasts.give_back(1, told.resets_ms);
+                    self.broadcasts.give_back(1, status.resets_ms);
                     return Err(over);
                 }
-                Ok(told)
+                Ok(status)
             }
         }
     }
 
-    /// As [`Self::charge`] for requests, when the answer needs no wait: the way of nearly every call.
+    /// As [`Self::charge`] for requests, when the answer needs no wait, as for nearly every call.
     pub fn charge_without_wait(
         self: &Arc<Self>,
         requests: u64,
@@ -131,11 +129,11 @@ impl Budget {
         n: u64,
     ) -> Option<Result<QuotaStatus, ChargeError>> {
         match self.bucket(counted).try_take(n, self.counter.now_ms()) {
-            TakeResult::Taken(told, low) => {
+            TakeResult::Taken(status, low) => {
                 self.refill_ahead(counted, low);
-                Some(Ok(told))
+                Some(Ok(status))
             }
-            TakeResult::UsedUp(told) => Some(Err(ChargeError::Quota(counted, told))),
+            TakeResult::UsedUp(status) => Some(Err(ChargeError::Quota(counted, status))),
             TakeResult::Empty => None,
         }
     }
@@ -153,7 +151,7 @@ impl Budget {
         counted: QuotaKind,
         n: u64,
     ) -> Result<QuotaStatus, ChargeError> {
-        for _ in 0..TRIES {
+        for _ in 0..MAX_TRIES {
             if let Some(answer) = self.take_without_wait(counted, n) {
                 return answer;
             }
@@ -173,8 +171,8 @@ impl Budget {
         let own = self.clone();
         tokio::spawn(async move {
             if let Err(error) = own.refill(counted, 0).await {
-                // The calls that need a chunk and get none are told.
-                tracing::debug!(?error, "no budget could be taken ahead of need");
+                // A call that needs a chunk and gets none gets the error.
+                tracing::debug!(?error, "the budget cannot be refilled in advance");
             }
             own.bucket(counted)
                 .refilling
@@ -182,7 +180,8 @@ impl Budget {
         });
     }
 
-    /// Takes a chunk for `needed` calls that found the bucket empty, or ahead of need for 0; one at a time.
+    /// Takes a chunk for `needed` calls that found the bucket empty, or in advance for 0; one at a
+    /// time.
     async fn refill(&self, counted: QuotaKind, needed: u64) -> Result<(), Error> {
         let Some(store) = &self.counter.store else {
             return Ok(());
@@ -195,7 +194,7 @@ impl Budget {
             .as_ref()
             .is_some_and(|window| !window.wants_more(needed))
         {
-            // Whoever had the turn before took enough.
+            // The refill before this one took enough.
             return Ok(());
         }
         let quota = open
@@ -222,14 +221,14 @@ impl Budget {
                 replicas,
             )
             .await?;
-        // Held until the chunk is kept, so that no limit is set in between.
+        // Held until the chunk is stored, so that no limit is set in between.
         let limits = self.limits.lock();
         if quota == limits.of(counted) {
             let window = open.unwrap_or_else(|| Arc::new(BudgetWindow::new(quota, began_ms)));
             window.add(taken.got, taken.in_all);
             bucket.window.store(Some(window));
         }
-        // Else the next try heeds the limit that was set anew in the meantime.
+        // Else the limit has changed in the meantime, and the next try applies it.
         drop(limits);
         Ok(())
     }
@@ -269,13 +268,13 @@ impl Budget {
 #[derive(Default)]
 struct Bucket {
     window: ArcSwapOption<BudgetWindow>,
-    /// Whoever takes a chunk.
+    /// Held by the task that takes a chunk.
     turn: AsyncMutex<()>,
     refilling: AtomicBool,
 }
 
 enum TakeResult {
-    /// And whether a chunk should be taken ahead of need.
+    /// With whether a chunk should be taken in advance.
     Taken(QuotaStatus, bool),
     UsedUp(QuotaStatus),
     Empty,
@@ -301,10 +300,12 @@ impl Bucket {
             Ok(before) => {
                 let left = before - n;
                 let low = left < window.low.load(Ordering::Relaxed) && !window.is_used_up();
-                TakeResult::Taken(window.told(left), low)
+                TakeResult::Taken(window.status(left), low)
             }
-            // What all replicas have taken only grows: less is left than is needed, whatever it is by now.
-            Err(left) if window.told(left).remaining < n => TakeResult::UsedUp(window.told(left)),
+            // What all replicas have taken only grows, so no refill can help.
+            Err(left) if window.status(left).remaining < n => {
+                TakeResult::UsedUp(window.status(left))
+            }
             Err(_) => TakeResult::Empty,
         }
     }
@@ -326,9 +327,9 @@ impl Bucket {
 struct BudgetWindow {
     quota: Quota,
     began_ms: i64,
-    /// How much may be used without asking.
+    /// How much may be used before the next chunk.
     left: AtomicU64,
-    /// Below this a chunk is taken ahead of need.
+    /// Below this a chunk is taken in advance.
     low: AtomicU64,
     /// What all replicas had taken of the quota when this one took its last chunk.
     taken: AtomicU64,
@@ -337,7 +338,7 @@ struct BudgetWindow {
 
 /// How quickly chunks are used.
 struct Pace {
-    /// All chunks together.
+    /// The sum of all chunks.
     had: u64,
     /// What of them was used when the last one was taken.
     used: u64,
@@ -362,7 +363,7 @@ impl BudgetWindow {
     }
 
     fn is_open(&self, now_ms: i64) -> bool {
-        // A clock that was set back has left it too.
+        // The window is over for a clock that was set back, too.
         (self.began_ms..self.ends_ms()).contains(&now_ms)
     }
 
@@ -393,7 +394,8 @@ impl BudgetWindow {
             .had
             .saturating_sub(self.left.load(Ordering::Relaxed))
             .saturating_sub(pace.used);
-        // A few calls that come at once, as after a stall, are no rate: a chunk is at most eight times what was used of the last.
+        // A few simultaneous calls, as after a stall, are not a rate: a chunk is at most eight
+        // times what was used of the last.
         let elapsed = pace.at.elapsed().max(CHUNK_LASTS / 8);
         let per_chunk = used as f64 * CHUNK_LASTS.as_secs_f64() / elapsed.as_secs_f64();
         (per_chunk as u64).max(1)
@@ -415,7 +417,7 @@ impl BudgetWindow {
         self.low.store(left.min(got) / 2, Ordering::Relaxed);
     }
 
-    fn told(&self, left: u64) -> QuotaStatus {
+    fn status(&self, left: u64) -> QuotaStatus {
         let untaken = self
             .quota
             .limit

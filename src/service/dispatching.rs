@@ -13,7 +13,8 @@ use crate::store::Caller;
 pub use crate::store::{AttemptResult, Claimed, DispatchFilter, Leased, NextDue};
 use crate::telemetry::metrics::{DispatchTotals, DueBacklog};
 
-/// The longest sleep of a dispatcher: waves that another replica's callers made due are found by polling.
+/// The longest sleep of a dispatcher: waves that another replica's callers made due are found by
+/// polling.
 pub const POLL_INTERVAL: TimeDelta = TimeDelta::milliseconds(25);
 
 /// The most rows that one transaction of the maintenance changes.
@@ -110,14 +111,15 @@ impl Service {
         Ok(retried)
     }
 
-    /// Puts entries that were parked while sending was paused back into the due queue, once sending is resumed.
+    /// Puts entries that were parked while sending was paused back into the due queue, once sending
+    /// is resumed.
     pub async fn release_parked(&self) -> Result<(), Error> {
         while self.store.dispatch.unpark(MAINTENANCE_BATCH).await? > 0 {}
         Ok(())
     }
 
-    /// Announces the zone data of this build, and replans schedules that were planned with other data, if this build's data is
-    /// in force.
+    /// Announces the zone data of this build, and replans schedules that were planned with other
+    /// data, if this build's data is in force.
     pub async fn refresh_zone_rules(&self) -> Result<(), Error> {
         let now = self.clock.now();
         let in_force = self.store.dispatch.announce_zone_rules(now).await?;
@@ -157,7 +159,8 @@ impl Service {
         self.store.admin.dispatch_totals().await
     }
 
-    /// The timeout of a delivery: three quarters of its lease, so that its outcome is settled before another worker retries.
+    /// The timeout of a delivery: three quarters of its lease, so that its outcome is settled
+    /// before another worker retries.
     pub fn delivery_timeout(&self) -> Duration {
         (self.delivery.lease * 3 / 4).to_std().unwrap_or_default()
     }
