@@ -94,10 +94,10 @@ fn life_of_a_key(database: &Database) {
         "a list must not contain the secret"
     );
 
-    let taken = run_command(database, &order).unwrap_err();
+    let duplicate = run_command(database, &order).unwrap_err();
     assert!(
-        taken.contains("--name") && taken.contains("already"),
-        "{taken}"
+        duplicate.contains("--name") && duplicate.contains("already"),
+        "{duplicate}"
     );
     assert!(
         run_command(database, &["api-key", "revoke", key])
@@ -205,41 +205,23 @@ fn life_of_a_workspace(database: &Database) {
     .unwrap();
     assert!(listed().contains("10/minute\tpaused\n"), "{}", listed());
 
+    invalid_workspace_commands(database);
+}
+
+fn invalid_workspace_commands(database: &Database) {
+    let invalid = [
+        "create",
+        "The Team",
+        "--requests",
+        "many",
+        "--default-time-zone",
+        "Nowhere",
+    ];
     for (args, expected) in [
         (vec!["create", "team"], "already"),
-        (
-            vec![
-                "create",
-                "The Team",
-                "--requests",
-                "many",
-                "--default-time-zone",
-                "Nowhere",
-            ],
-            "<NAME>:",
-        ),
-        (
-            vec![
-                "create",
-                "The Team",
-                "--requests",
-                "many",
-                "--default-time-zone",
-                "Nowhere",
-            ],
-            "--requests:",
-        ),
-        (
-            vec![
-                "create",
-                "The Team",
-                "--requests",
-                "many",
-                "--default-time-zone",
-                "Nowhere",
-            ],
-            "--default-time-zone:",
-        ),
+        (invalid.to_vec(), "<NAME>:"),
+        (invalid.to_vec(), "--requests:"),
+        (invalid.to_vec(), "--default-time-zone:"),
         (
             vec!["set", "missing", "--requests", "1/hour"],
             "no workspace is named missing",
@@ -249,7 +231,7 @@ fn life_of_a_workspace(database: &Database) {
         let why = run_command(database, &[&["workspace"], &args[..]].concat()).unwrap_err();
         assert!(why.contains(expected), "{args:?}: {why}");
     }
-    let no_home = run_command(
+    let unknown_workspace = run_command(
         database,
         &[
             "api-key",
@@ -264,8 +246,8 @@ fn life_of_a_workspace(database: &Database) {
     )
     .unwrap_err();
     assert!(
-        no_home.contains("no workspace is named missing"),
-        "{no_home}"
+        unknown_workspace.contains("no workspace is named missing"),
+        "{unknown_workspace}"
     );
 }
 
@@ -290,28 +272,28 @@ async fn a_revoked_key_is_refused_by_both_of_two_replicas_within_10_seconds_post
         Server::start(&database.url(), &[]).await,
         Server::start(&database.url(), &[]).await,
     ];
-    let doomed = key(&database.url());
+    let revoked_key = key(&database.url());
     let mut clients = Vec::new();
     for server in &servers {
-        let mut client = server.access().with(&doomed).connect().await;
+        let mut client = server.access().with(&revoked_key).connect().await;
         client
             .list_canvas_schedules(v1::ListCanvasSchedulesRequest::default())
             .await
             .expect("both replicas must accept it");
         clients.push(client);
     }
-    run_command(&database, &["api-key", "revoke", &doomed[..19]]).unwrap();
+    run_command(&database, &["api-key", "revoke", &revoked_key[..19]]).unwrap();
     let revoked = Instant::now();
     let mut accepted_until = Duration::ZERO;
     for mut client in clients {
         let refused = async {
             loop {
-                let asked = revoked.elapsed();
+                let called = revoked.elapsed();
                 match client
                     .list_canvas_schedules(v1::ListCanvasSchedulesRequest::default())
                     .await
                 {
-                    Ok(_) => accepted_until = accepted_until.max(asked),
+                    Ok(_) => accepted_until = accepted_until.max(called),
                     // Calls are refused once the last successful key reload is older than 10 s.
                     Err(status) if reason(&status) == "STORE_UNAVAILABLE" => {}
                     Err(status) => break status,

@@ -10,17 +10,17 @@ use super::load::{create, now_ms, unique_time, update};
 use super::server::{PATIENCE, Server};
 use super::tls::{self, Authority, Files};
 
-/// Type and labels.
+/// A metric's type and labels.
 type Kind = (String, BTreeSet<String>);
 
-/// What the document lists.
-fn listed() -> BTreeMap<String, Kind> {
+/// The metrics in the document.
+fn documented() -> BTreeMap<String, Kind> {
     let document =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
     let rows = document.lines().filter(|line| line.starts_with("| `"));
     let metric = |row: &str| {
         let cells: Vec<&str> = row.split('|').map(str::trim).collect();
-        // In brackets are values.
+        // Brackets enclose the values of a label.
         let labels: String = cells[4]
             .split('(')
             .map(|part| part.split_once(')').map_or(part, |(_, after)| after))
@@ -39,19 +39,20 @@ fn listed() -> BTreeMap<String, Kind> {
     rows.map(metric).collect()
 }
 
-/// What a scrape shows. The labels of a metric are those of any of its samples, but for the bounds of buckets.
-fn shown(text: &str) -> BTreeMap<String, Kind> {
-    let mut shown = BTreeMap::new();
+/// The metrics in a scrape. The labels of a metric are those of all its samples, without the bounds of
+/// buckets.
+fn exported(text: &str) -> BTreeMap<String, Kind> {
+    let mut metrics = BTreeMap::new();
     let mut current = None;
     for line in text.lines() {
         if let Some(typed) = line.strip_prefix("# TYPE ") {
             let (name, kind) = typed.split_once(' ').unwrap();
             current = Some(name.to_owned());
             assert!(
-                shown
+                metrics
                     .insert(name.to_owned(), (kind.to_owned(), BTreeSet::new()))
                     .is_none(),
-                "{name} is there twice"
+                "{name} is declared twice"
             );
         } else if !line.starts_with('#') {
             let labels = line
@@ -61,14 +62,14 @@ fn shown(text: &str) -> BTreeMap<String, Kind> {
                 .split("\",")
                 .filter_map(|pair| pair.split_once('='))
                 .map(|(name, _)| name.to_owned());
-            let (_, of_metric) = shown.get_mut(current.as_ref().unwrap()).unwrap();
-            of_metric.extend(names.filter(|name| name != "le"));
+            let (_, all_names) = metrics.get_mut(current.as_ref().unwrap()).unwrap();
+            all_names.extend(names.filter(|name| name != "le"));
         }
     }
-    shown
+    metrics
 }
 
-/// The value of the one sample that begins like this.
+/// The value of the sample with this name and these labels.
 fn value(text: &str, sample: &str) -> f64 {
     let line = text.lines().find(|line| {
         line.strip_prefix(sample)
@@ -84,7 +85,7 @@ fn value(text: &str, sample: &str) -> f64 {
 
 /// Scrapes until the sample has this value.
 async fn until(server: &Server, sample: &str, wanted: f64) -> String {
-    let began = Instant::now();
+    let started = Instant::now();
     loop {
         let (status, text) = server.ask("/metrics").await;
         assert_eq!(status, 200);
@@ -92,7 +93,7 @@ async fn until(server: &Server, sample: &str, wanted: f64) -> String {
             return text;
         }
         assert!(
-            began.elapsed() < PATIENCE,
+            started.elapsed() < PATIENCE,
             "{sample} is not {wanted} in\n{text}"
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -100,7 +101,7 @@ async fn until(server: &Server, sample: &str, wanted: f64) -> String {
 }
 
 #[tokio::test]
-async fn a_server_shows_every_metric_of_the_list_and_no_other() {
+async fn a_server_exports_every_documented_metric_and_no_other() {
     let Some(database) = Database::postgres() else {
         return;
     };
@@ -108,6 +109,31 @@ async fn a_server_shows_every_metric_of_the_list_and_no_other() {
     let files = Files::of(&authority);
     let flags = [files.flags(), ["--sink", "log"].map(str::to_owned).to_vec()].concat();
     let server = tls::start(&database, &flags, authority.trusted()).await;
+    let schedule_id = make_calls(&server).await;
+    let text = until(
+        &server,
+        "canvas_scheduler_dispatch_answers_total{answer=\"delivered\",sink=\"log\"}",
+        1.0,
+    )
+    .await;
+    assert_eq!(exported(&text), documented());
+    assert_values(&text);
+    let expiry = value(
+        &text,
+        "canvas_scheduler_certificate_expiry_timestamp_seconds",
+    );
+    assert!(
+        expiry > value(&text, "process_start_time_seconds"),
+        "the certificate expires in the past: {expiry}"
+    );
+    assert!(
+        !text.contains("cs_") && !text.contains(&schedule_id),
+        "metrics must not contain keys or schedule ids"
+    );
+}
+
+/// Makes calls with different outcomes. Returns the id of the created schedule.
+async fn make_calls(server: &Server) -> String {
     let mut client = server.connect().await;
     let (schedule_id, _) = create(&mut client, unique_time(), String::new())
         .await
@@ -131,21 +157,18 @@ async fn a_server_shows_every_metric_of_the_list_and_no_other() {
             .code(),
         Code::Unauthenticated
     );
+    schedule_id
+}
 
-    let text = until(
-        &server,
-        "canvas_scheduler_dispatch_answers_total{answer=\"delivered\",sink=\"log\"}",
-        1.0,
-    )
-    .await;
-    assert_eq!(shown(&text), listed());
+/// Checks the values after these calls and the delivery of one dispatch.
+fn assert_values(text: &str) {
     let calls = |method: &str, code: &str| {
         let method = format!("canvas.schedule.v1.CanvasScheduleService/{method}");
         let labels = format!(
             "{{rpc_method=\"{method}\",rpc_response_status_code=\"{code}\",rpc_system_name=\"grpc\"}}"
         );
         value(
-            &text,
+            text,
             &format!("rpc_server_call_duration_seconds_count{labels}"),
         )
     };
@@ -156,38 +179,34 @@ async fn a_server_shows_every_metric_of_the_list_and_no_other() {
         (
             "refused",
             value(
-                &text,
+                text,
                 "canvas_scheduler_auth_refusals_total{reason=\"KEY_MALFORMED\"}",
             ),
             1.0,
         ),
         (
             "rounds",
-            value(&text, "canvas_scheduler_commit_batch_size_count"),
+            value(text, "canvas_scheduler_commit_batch_size_count"),
             3.0,
         ),
         (
             "lags",
-            value(&text, "canvas_scheduler_dispatch_lag_seconds_count"),
+            value(text, "canvas_scheduler_dispatch_lag_seconds_count"),
             1.0,
         ),
-        (
-            "database",
-            value(&text, "canvas_scheduler_database_up"),
-            1.0,
-        ),
-        ("ready", value(&text, "canvas_scheduler_ready"), 1.0),
+        ("database", value(text, "canvas_scheduler_database_up"), 1.0),
+        ("ready", value(text, "canvas_scheduler_ready"), 1.0),
         (
             "workers",
             value(
-                &text,
+                text,
                 "canvas_scheduler_dispatches_in_hand_max{sink=\"log\"}",
             ),
             1024.0,
         ),
         (
             "queue",
-            value(&text, "canvas_scheduler_commit_queue_max{writer=\"1\"}"),
+            value(text, "canvas_scheduler_commit_queue_max{writer=\"1\"}"),
             4096.0,
         ),
     ];
@@ -197,16 +216,4 @@ async fn a_server_shows_every_metric_of_the_list_and_no_other() {
             "{what}: {seen}, not {expected}, in\n{text}"
         );
     }
-    let expiry = value(
-        &text,
-        "canvas_scheduler_certificate_expiry_timestamp_seconds",
-    );
-    assert!(
-        expiry > value(&text, "process_start_time_seconds"),
-        "the certificate is good: {expiry}"
-    );
-    assert!(
-        !text.contains("cs_") && !text.contains(&schedule_id),
-        "it says nothing of keys and schedules"
-    );
 }

@@ -1,4 +1,5 @@
-//! Changes of one schedule keep their order even if the first fails, and a failing change affects no other.
+//! Changes to one schedule keep their order even if the first fails, and a failing change affects no
+//! other.
 
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::batch_update_canvas_schedules_result::Result as Entry;
@@ -8,8 +9,8 @@ use super::database::Database;
 use super::load::{schedule_at, schedules, unique_time};
 use super::server::{Client, Server};
 
-/// One core and one writer: what a batch hands over is taken together.
-const TOGETHER: [&str; 4] = ["--cores", "1", "--writers", "1"];
+/// One worker thread and one writer, so that all changes of a batch are in the same commit.
+const ONE_WRITER: [&str; 4] = ["--cores", "1", "--writers", "1"];
 
 fn entry(schedule_id: &str, time_ms: i64) -> v1::UpdateCanvasScheduleRequest {
     let (canvas_id, schedule_id) = ("canvas".to_owned(), schedule_id.to_owned());
@@ -21,54 +22,56 @@ fn entry(schedule_id: &str, time_ms: i64) -> v1::UpdateCanvasScheduleRequest {
     }
 }
 
-/// The revision that each entry made, or the code that it was refused with.
+/// Sends a batch. Returns the new revision or the error code of each entry.
 async fn batch(
     client: &mut Client,
     requests: Vec<v1::UpdateCanvasScheduleRequest>,
 ) -> Vec<Result<i64, Code>> {
-    let answer = client
+    let response = client
         .batch_update_canvas_schedules(v1::BatchUpdateCanvasSchedulesRequest { requests })
         .await
         .expect("a batch");
-    let results = answer.into_inner().results.into_iter().map(|result| {
+    let results = response.into_inner().results.into_iter().map(|result| {
         match result.result.expect("a result") {
-            Entry::Response(done) => Ok(done.canvas_schedule.expect("a schedule").revision),
-            Entry::Error(refused) => Err(Code::from(refused.code)),
+            Entry::Response(response) => Ok(response.canvas_schedule.expect("a schedule").revision),
+            Entry::Error(status) => Err(Code::from(status.code)),
         }
     });
     results.collect()
 }
 
-/// Makes PostgreSQL fail with these codes, one after the other, whenever the revision of that time is written; then never.
-fn trip(database: &Database, time_ms: i64, codes: &[&str]) {
+/// Makes PostgreSQL fail with these codes, one for each attempt to write a revision with that time. Later
+/// attempts succeed.
+fn fail_writes(database: &Database, time_ms: i64, codes: &[&str]) {
     let Database::Postgres { server, name } = database else {
         panic!("not PostgreSQL")
     };
     let codes = codes.join(",");
     let body = format!(
         "DECLARE code text; BEGIN IF NEW.time_ms = {time_ms} THEN \
-         code := split_part('{codes}', ',', nextval('trips')::int); \
-         IF code <> '' THEN RAISE EXCEPTION 'trip' USING ERRCODE = code; END IF; END IF; RETURN NEW; END"
+         code := split_part('{codes}', ',', nextval('failures')::int); \
+         IF code <> '' THEN RAISE EXCEPTION 'failure' USING ERRCODE = code; END IF; END IF; RETURN NEW; END"
     );
     let sql = [
-        "CREATE SEQUENCE trips".to_owned(),
-        format!("CREATE FUNCTION trip() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"),
-        "CREATE TRIGGER trip BEFORE INSERT ON canvas_schedule_revision FOR EACH ROW EXECUTE FUNCTION trip()".to_owned(),
+        "CREATE SEQUENCE failures".to_owned(),
+        format!("CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"),
+        "CREATE TRIGGER fail BEFORE INSERT ON canvas_schedule_revision FOR EACH ROW EXECUTE FUNCTION fail()".to_owned(),
     ];
     server.psql(name, &sql.join("; ")).unwrap();
 }
 
 #[tokio::test]
-async fn a_change_that_goes_round_again_is_not_overtaken_postgres() {
+async fn a_retried_change_is_not_overtaken_postgres() {
     let Some(database) = Database::postgres() else {
         return;
     };
-    let server = Server::start(&database.url(), &TOGETHER).await;
+    let server = Server::start(&database.url(), &ONE_WRITER).await;
     let mut client = server.connect().await;
     let (ids, _) = schedules(&mut client, 1).await;
     let first = unique_time();
-    // The batch is halved for the first fault; the second one, a serialization failure, sends the first half round again.
-    trip(&database, first, &["P0001", "40001"]);
+    // The first error splits the batch in half. The second one, a serialization failure, retries the first
+    // half.
+    fail_writes(&database, first, &["P0001", "40001"]);
     let requests = vec![entry(&ids[0], first), entry(&ids[0], unique_time())];
     assert_eq!(batch(&mut client, requests).await, [Ok(2), Ok(3)]);
 }
@@ -78,14 +81,14 @@ async fn a_faulty_change_fails_alone_postgres() {
     let Some(database) = Database::postgres() else {
         return;
     };
-    let server = Server::start(&database.url(), &TOGETHER).await;
+    let server = Server::start(&database.url(), &ONE_WRITER).await;
     let mut client = server.connect().await;
     let (ids, _) = schedules(&mut client, 8).await;
     let faulty = unique_time();
     let mut requests: Vec<_> = ids.iter().map(|id| entry(id, unique_time())).collect();
     requests.insert(3, entry(&ids[2], faulty));
     requests.push(entry(&ids[2], unique_time()));
-    trip(&database, faulty, &["P0001"; 50]);
+    fail_writes(&database, faulty, &["P0001"; 50]);
     let answers = batch(&mut client, requests).await;
     let others = [
         Ok(2),
@@ -103,23 +106,23 @@ async fn a_faulty_change_fails_alone_postgres() {
 }
 
 #[tokio::test]
-async fn what_follows_a_repeated_request_id_does_not_overtake_it_sqlite() {
-    request_ids(&Database::sqlite()).await;
+async fn a_change_does_not_overtake_a_repeated_request_id_sqlite() {
+    a_change_does_not_overtake_a_repeated_request_id(&Database::sqlite()).await;
 }
 
 #[tokio::test]
-async fn what_follows_a_repeated_request_id_does_not_overtake_it_postgres() {
+async fn a_change_does_not_overtake_a_repeated_request_id_postgres() {
     let Some(database) = Database::postgres() else {
         return;
     };
-    request_ids(&database).await;
+    a_change_does_not_overtake_a_repeated_request_id(&database).await;
 }
 
-async fn request_ids(database: &Database) {
-    let server = Server::start(&database.url(), &TOGETHER).await;
+async fn a_change_does_not_overtake_a_repeated_request_id(database: &Database) {
+    let server = Server::start(&database.url(), &ONE_WRITER).await;
     let mut client = server.connect().await;
     let (ids, _) = schedules(&mut client, 1).await;
-    let request_id = "twice".to_owned();
+    let request_id = "repeated".to_owned();
     let refused = v1::UpdateCanvasScheduleRequest {
         require_all: true,
         request_id: request_id.clone(),
@@ -129,13 +132,13 @@ async fn request_ids(database: &Database) {
         etag: "stale".to_owned(),
         ..refused
     };
-    let again = v1::UpdateCanvasScheduleRequest {
+    let retry = v1::UpdateCanvasScheduleRequest {
         request_id,
         ..entry(&ids[0], unique_time())
     };
     let after = entry(&ids[0], unique_time());
-    // The first is refused and stores no answer, so that the second is a new request; the third follows it.
-    let answers = batch(&mut client, vec![refused, again, after]).await;
+    // The first is refused and stores no response, so the second is a new request. The third follows it.
+    let answers = batch(&mut client, vec![refused, retry, after]).await;
     assert!(answers[0].is_err(), "{answers:?}");
     assert_eq!(answers[1..], [Ok(2), Ok(3)]);
 }

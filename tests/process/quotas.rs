@@ -13,24 +13,25 @@ use super::postgres::process::run;
 use super::server::{Client, PATIENCE, Server, command, key};
 
 const LIMIT: usize = 6_000;
-/// Calls that are offered to each replica by so many callers: 1.2 times the limit, unevenly.
-const OFFERED: [usize; 2] = [6_480, 720];
+/// The calls to each replica. Together they are 1.2 times the limit.
+const CALLS: [usize; 2] = [6_480, 720];
+/// The callers of each replica.
 const CALLERS: usize = 6;
-/// Over which the calls are spread.
+/// The time over which the calls are spread.
 const SPREAD: Duration = Duration::from_secs(25);
 /// The quota's window, aligned to the clock.
 const WINDOW: Duration = Duration::from_secs(60 * 60);
-/// All calls are answered within this, however slow the machine, so that they count in one window.
-const ROOM: Duration = Duration::from_secs(3 * 60);
-/// A window has begun by every clock so long after it has by ours.
-const MARGIN: Duration = Duration::from_secs(2);
+/// The time within which all calls must complete, even on a slow machine, so that they count in one window.
+const MAX_DURATION: Duration = Duration::from_secs(3 * 60);
+/// The largest difference between our clock and the database's.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(2);
 
-/// What became of some calls.
+/// The outcomes of calls.
 #[derive(Default)]
 struct Tally {
     accepted: usize,
     refused: usize,
-    /// When the window ends, by the header.
+    /// The ends of the window in the headers, in seconds since 1970.
     resets: Vec<u64>,
 }
 
@@ -58,11 +59,11 @@ async fn two_replicas_accept_the_quota_to_within_one_percent_under_uneven_load_p
         Server::start_with_key(&database.url(), &[], key.clone()).await,
         Server::start_with_key(&database.url(), &[], key.clone()).await,
     ];
-    let window_ends = a_window_with_room().await;
+    let window_ends = window_with_enough_time().await;
     let (mut callers, begin) = (JoinSet::new(), Instant::now());
-    for (server, offered) in servers.iter().zip(OFFERED) {
+    for (server, calls) in servers.iter().zip(CALLS) {
         for _ in 0..CALLERS {
-            callers.spawn(offer(server.connect().await, offered / CALLERS, begin));
+            callers.spawn(make_calls(server.connect().await, calls / CALLERS, begin));
         }
     }
     let mut all = Tally::default();
@@ -78,7 +79,7 @@ async fn two_replicas_accept_the_quota_to_within_one_percent_under_uneven_load_p
         all.refused,
         begin.elapsed()
     );
-    assert_eq!(all.accepted + all.refused, OFFERED.iter().sum::<usize>());
+    assert_eq!(all.accepted + all.refused, CALLS.iter().sum::<usize>());
     assert!(
         (LIMIT - LIMIT / 100..=LIMIT).contains(&all.accepted),
         "{}",
@@ -91,23 +92,23 @@ async fn two_replicas_accept_the_quota_to_within_one_percent_under_uneven_load_p
     );
 }
 
-/// Waits for a window in which the calls have room, and answers when it ends, in seconds since 1970.
-async fn a_window_with_room() -> u64 {
+/// Waits until a window has enough time left for the calls. Returns when it ends, in seconds since 1970.
+async fn window_with_enough_time() -> u64 {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap();
     let ends = (now.as_secs() / WINDOW.as_secs() + 1) * WINDOW.as_secs();
     let left = Duration::from_secs(ends) - now;
-    if left > ROOM {
+    if left > MAX_DURATION {
         return ends;
     }
-    // The database's clock decides, and may be a little behind.
-    sleep(left + MARGIN).await;
+    // The database's clock decides, and may be behind ours.
+    sleep(left + MAX_CLOCK_SKEW).await;
     ends + WINDOW.as_secs()
 }
 
-/// Makes so many calls, evenly spread.
-async fn offer(mut client: Client, calls: usize, begin: Instant) -> Tally {
+/// Makes calls at a steady rate.
+async fn make_calls(mut client: Client, calls: usize, begin: Instant) -> Tally {
     let mut tally = Tally::default();
     for n in 0..calls {
         sleep_until(begin + SPREAD * u32::try_from(n).unwrap() / u32::try_from(calls).unwrap())

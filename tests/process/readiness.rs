@@ -1,4 +1,4 @@
-//! The admin port: why a process is not ready, while it is live.
+//! The admin port reports why a live process is not ready.
 
 use std::time::{Duration, Instant};
 
@@ -7,9 +7,9 @@ use serde_json::Value;
 use super::database::own_postgres;
 use super::server::{PATIENCE, Server, migrate};
 
-/// Asks until the reasons are these; the process lives all the while.
+/// Polls until the process reports these reasons. It must be live throughout.
 async fn until(server: &Server, wanted: &[&str]) -> Value {
-    let began = Instant::now();
+    let started = Instant::now();
     loop {
         let (status, body) = server.ask("/readyz").await;
         let body: Value = serde_json::from_str(&body).unwrap();
@@ -17,7 +17,7 @@ async fn until(server: &Server, wanted: &[&str]) -> Value {
             .as_array()
             .unwrap()
             .iter()
-            .map(|one| one["reason"].as_str().unwrap())
+            .map(|reason| reason["reason"].as_str().unwrap())
             .collect();
         assert_eq!(
             (status, body["ready"].as_bool()),
@@ -35,13 +35,13 @@ async fn until(server: &Server, wanted: &[&str]) -> Value {
         if reasons == wanted {
             return body;
         }
-        assert!(began.elapsed() < PATIENCE, "{reasons:?}, not {wanted:?}");
+        assert!(started.elapsed() < PATIENCE, "{reasons:?}, not {wanted:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
 #[tokio::test]
-async fn it_says_why_it_is_not_ready_and_lives_without_its_database() {
+async fn a_process_reports_why_it_is_not_ready_and_is_live_without_its_database() {
     let Some(mut postgres) = own_postgres(&[]) else {
         return;
     };

@@ -1,4 +1,4 @@
-//! Two servers over one PostgreSQL, whose callers update the same few schedules.
+//! Two servers on one PostgreSQL, whose callers update the same few schedules.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use super::history::History;
 use super::load::{Callers, Mix, millis, reason, schedule_at, schedules};
 use super::server::{Client, PATIENCE, Server};
 
-/// How long the callers go on.
+/// How long the callers run.
 const LOAD: Duration = Duration::from_secs(5);
 const CALLERS: usize = 32;
 const SCHEDULES: usize = 5;
 
-async fn two(database: &Database) -> ([Server; 2], Vec<Client>) {
+async fn start_two(database: &Database) -> ([Server; 2], Vec<Client>) {
     let servers = [
         Server::start(&database.url(), &[]).await,
         Server::start(&database.url(), &[]).await,
@@ -36,7 +36,7 @@ async fn two_replicas_lose_no_update_postgres() {
     let Some(database) = Database::postgres() else {
         return;
     };
-    let (servers, clients) = two(&database).await;
+    let (servers, clients) = start_two(&database).await;
     let (ids, mut calls) = schedules(&mut clients[0].clone(), SCHEDULES).await;
     let mut callers = Callers::start(
         &clients,
@@ -71,7 +71,7 @@ async fn an_etag_makes_read_modify_write_exact_over_two_replicas_postgres() {
     let Some(database) = Database::postgres() else {
         return;
     };
-    let (_servers, clients) = two(&database).await;
+    let (_servers, clients) = start_two(&database).await;
     let (ids, _) = schedules(&mut clients[0].clone(), SCHEDULES).await;
     let ids: Arc<[String]> = ids.into();
     let (stop, stopped) = watch::channel(false);
@@ -89,14 +89,14 @@ async fn an_etag_makes_read_modify_write_exact_over_two_replicas_postgres() {
     let (mut won, mut lost) = (HashMap::<String, i64>::new(), 0);
     let all = async {
         while let Some(done) = tasks.join_next().await {
-            let (id, own, stale) = done.expect("no caller panics");
-            *won.entry(id).or_default() += own;
+            let (id, succeeded, stale) = done.expect("a caller that does not panic");
+            *won.entry(id).or_default() += succeeded;
             lost += stale;
         }
     };
     tokio::time::timeout(PATIENCE, all)
         .await
-        .expect("every caller ends");
+        .expect("every caller must end");
     let history = History::read(&mut clients[1].clone()).await;
     for id in ids.iter() {
         assert!(won[id] > 0, "no update succeeded");
@@ -130,7 +130,7 @@ async fn count_up(
         let read = client
             .get_canvas_schedule(request)
             .await
-            .expect("it is there")
+            .expect("it exists")
             .into_inner()
             .canvas_schedule
             .expect("a schedule");

@@ -26,66 +26,10 @@ async fn no_key_in(database: &Database) {
     let good = key(&url);
     let mut server = Server::start_with_key(&url, &["--log-level", "trace"], good.clone()).await;
     let mut logged = Vec::new();
-
-    // Create, list and revoke keys at trace level.
-    let made = run_to_end(&[
-        "api-key",
-        "create",
-        "--name",
-        "made",
-        "--permissions",
-        "read",
-        "--database-url",
-        &url,
-        "--log-level",
-        "trace",
-    ]);
-    let revoked = String::from_utf8(made.stdout).unwrap().trim().to_owned();
-    logged.push(String::from_utf8(made.stderr).unwrap());
-    for args in [
-        vec!["api-key", "list"],
-        vec!["api-key", "revoke", &revoked[..19]],
-        vec!["api-key", "revoke", &revoked],
-    ] {
-        let output =
-            run_to_end(&[&args[..], &["--database-url", &url, "--log-level", "trace"]].concat());
-        logged.push(String::from_utf8([output.stdout, output.stderr].concat()).unwrap());
-    }
-
-    // Make calls that are served, and calls that are refused for every reason.
-    let (ids, _) = schedules(&mut server.connect().await, 3).await;
-    let mut client = server.connect().await;
-    update(&mut client, &ids[0], unique_time(), "request".to_owned())
-        .await
-        .expect("updated");
+    let revoked = run_commands(&url, &mut logged);
     let mistyped = format!("{}x", &good[..67]);
     let unknown = format!("cs_{}{}", "f".repeat(16), &good[19..]);
-    for wrong in [&revoked, &mistyped, &unknown] {
-        let status = create(
-            &mut server.access().with(wrong).connect().await,
-            unique_time(),
-            String::new(),
-        )
-        .await
-        .expect_err("refused");
-        logged.push(format!("{status:?} {:?}", status.get_error_details()));
-    }
-    let mut malformed = tonic::Request::new(v1::ListCanvasSchedulesRequest::default());
-    malformed
-        .metadata_mut()
-        .insert("x-api-key", good.parse().unwrap());
-    let listed = client
-        .list_canvas_schedules(malformed)
-        .await
-        .expect("listed");
-    logged.push(format!("{listed:?}"));
-    let odd = v1::GetCanvasScheduleRequest {
-        schedule_id: "nonsense".to_owned(),
-    };
-    logged.push(format!(
-        "{:?}",
-        client.get_canvas_schedule(odd).await.expect_err("refused")
-    ));
+    make_calls(&server, &good, [&revoked, &mistyped, &unknown], &mut logged).await;
 
     server.signal("TERM");
     server.ended(PATIENCE).await.expect("it ends");
@@ -106,4 +50,67 @@ async fn no_key_in(database: &Database) {
             assert!(line.is_none(), "{whose} key: {line:?}");
         }
     }
+}
+
+/// Creates, lists and revokes keys at trace level. Returns a revoked key.
+fn run_commands(url: &str, logged: &mut Vec<String>) -> String {
+    let created = run_to_end(&[
+        "api-key",
+        "create",
+        "--name",
+        "revoked",
+        "--permissions",
+        "read",
+        "--database-url",
+        url,
+        "--log-level",
+        "trace",
+    ]);
+    let revoked = String::from_utf8(created.stdout).unwrap().trim().to_owned();
+    logged.push(String::from_utf8(created.stderr).unwrap());
+    for args in [
+        vec!["api-key", "list"],
+        vec!["api-key", "revoke", &revoked[..19]],
+        vec!["api-key", "revoke", &revoked],
+    ] {
+        let output =
+            run_to_end(&[&args[..], &["--database-url", url, "--log-level", "trace"]].concat());
+        logged.push(String::from_utf8([output.stdout, output.stderr].concat()).unwrap());
+    }
+    revoked
+}
+
+/// Makes calls that are served, and calls that are refused for every reason.
+async fn make_calls(server: &Server, good: &str, wrong_keys: [&str; 3], logged: &mut Vec<String>) {
+    let (ids, _) = schedules(&mut server.connect().await, 3).await;
+    let mut client = server.connect().await;
+    update(&mut client, &ids[0], unique_time(), "request".to_owned())
+        .await
+        .expect("updated");
+    for wrong in wrong_keys {
+        let status = create(
+            &mut server.access().with(wrong).connect().await,
+            unique_time(),
+            String::new(),
+        )
+        .await
+        .expect_err("refused");
+        logged.push(format!("{status:?} {:?}", status.get_error_details()));
+    }
+    let mut request = tonic::Request::new(v1::ListCanvasSchedulesRequest::default());
+    request
+        .metadata_mut()
+        .insert("x-api-key", good.parse().unwrap());
+    let listed = client.list_canvas_schedules(request).await.expect("listed");
+    logged.push(format!("{listed:?}"));
+    let invalid = v1::GetCanvasScheduleRequest {
+        schedule_id: "invalid".to_owned(),
+    };
+    logged.push(format!(
+        "{:?}",
+        client
+            .get_canvas_schedule(invalid)
+            .await
+            .expect_err("refused")
+    ));
 }
