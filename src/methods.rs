@@ -81,7 +81,10 @@ const fn open(path: &'static str, kind: MethodKind) -> RpcMethod {
 /// Defines a static for each row, and `METHODS` with all of them.
 macro_rules! methods {
     ($($name:ident = $row:expr;)+) => {
-        $(#[allow(missing_docs, reason = "named after the RPC")] pub static $name: RpcMethod = $row;)+
+        $(
+            #[allow(missing_docs, reason = "named after the RPC")]
+            pub static $name: RpcMethod = $row;
+        )+
 
         /// Every method, the most frequent first: a call is looked up from the start.
         pub const METHODS: [&RpcMethod; [$(stringify!($name)),+].len()] = [$(&$name),+];

@@ -128,7 +128,7 @@ fn properties_are_kept_when_absent_and_replaced_whole_when_present() {
 }
 
 #[test]
-fn an_hour_past_goes_at_once_and_a_millisecond_more_is_refused() {
+fn an_hour_past_is_sent_immediately_and_a_millisecond_more_is_refused() {
     let current = created(schedule("2026-03-20T13:14:47", true, false));
     let at_once = decide(
         overwrite(schedule("2026-03-01T11:00:00Z", false, false)),

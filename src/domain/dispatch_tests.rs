@@ -105,7 +105,7 @@ const PAUSED: Hold = Hold {
 };
 
 #[test]
-fn an_instant_is_fired_once_and_not_before_it_is_due() {
+fn an_instant_is_claimed_once_and_not_before_it_is_due() {
     let pending = for_everyone(schedule("2026-03-20T08:00:00Z", false));
     assert_eq!(
         pending.claim(utc("2026-03-20T07:59:59.999Z"), &DeliveryPolicy::default()),
@@ -504,7 +504,7 @@ fn a_cancelled_schedule_is_tried_no_more() {
 }
 
 #[test]
-fn a_dead_letter_can_be_tried_again_and_nothing_else() {
+fn only_a_dead_letter_can_be_retried_by_the_api() {
     let ClaimedWave { dispatch, after } = claimed();
     let Some(Settled::Updated(dead)) = settle(
         &dispatch,

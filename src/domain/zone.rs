@@ -96,18 +96,18 @@ pub fn data_number() -> i32 {
     number_of(data_version())
 }
 
-/// A version is a year and a letter; any other text counts as older than every version.
+/// A version is a year and a suffix from a to z; any other text counts as older than every version.
 fn number_of(version: &str) -> i32 {
-    let (year, letter) = version.split_at_checked(4).unwrap_or_default();
-    let letter = letter
+    let (year, suffix) = version.split_at_checked(4).unwrap_or_default();
+    let suffix = suffix
         .bytes()
         .next()
         .filter(u8::is_ascii_lowercase)
-        .map(|letter| i32::from(letter - b'a') + 1);
+        .map(|suffix| i32::from(suffix - b'a') + 1);
     year.parse::<i32>()
         .ok()
-        .zip(letter)
-        .map_or(0, |(year, letter)| year * 100 + letter)
+        .zip(suffix)
+        .map_or(0, |(year, suffix)| year * 100 + suffix)
 }
 
 /// Whether this build may claim waves of a local schedule that was planned with zone data number

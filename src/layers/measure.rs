@@ -81,7 +81,8 @@ mod tests {
         let text = metrics.text().expect("a text");
         let counted = |method: &str, code: &str, count: u32| {
             let labels = format!(
-                "rpc_method=\"{method}\",rpc_response_status_code=\"{code}\",rpc_system_name=\"grpc\""
+                "rpc_method=\"{method}\",rpc_response_status_code=\"{code}\",\
+                 rpc_system_name=\"grpc\""
             );
             let line = format!("rpc_server_call_duration_seconds_count{{{labels}}} {count}");
             assert!(text.lines().any(|one| one == line), "{line} in\n{text}");

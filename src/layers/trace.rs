@@ -107,7 +107,9 @@ impl CallRecord {
         match code {
             Code::Internal | Code::Unknown | Code::DataLoss => line!(error),
             // A stream usually ends at its deadline or when the process stops.
-            Code::Unavailable | Code::DeadlineExceeded if self.streams || self.overloaded => line!(debug),
+            Code::Unavailable | Code::DeadlineExceeded if self.streams || self.overloaded => {
+                line!(debug)
+            }
             Code::Unavailable | Code::DeadlineExceeded => line!(warn),
             Code::Ok
             | Code::Cancelled

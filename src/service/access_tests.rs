@@ -52,7 +52,7 @@ async fn admitted(access: &Access, key: &PresentedKey) -> Result<(), Denied> {
 const UNKNOWN: Result<(), Denied> = Err(Denied::KeyRefused(KeyRefusal::Unknown));
 
 #[tokio::test]
-async fn nobody_is_let_in_before_the_keys_were_read() {
+async fn no_call_is_admitted_before_the_keys_are_loaded() {
     let (access, admin, _store, _writers) = access().await;
     let key = key(&admin, "a").await;
     assert_eq!(admitted(&access, &key).await, Err(Denied::Unavailable));
@@ -103,7 +103,7 @@ async fn many_calls_with_one_new_key_are_one_lookup() {
 }
 
 #[test]
-fn a_reading_that_is_slow_locks_nobody_out() {
+fn a_slow_reload_refuses_no_caller() {
     assert!(
         RELOAD_TIMEOUT + RELOAD_INTERVAL + RELOAD_TIMEOUT < STALE_AFTER
             && RECORD_TIMEOUT < RELOAD_INTERVAL
