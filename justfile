@@ -44,6 +44,6 @@ deny:
 release-check:
     .ci/full/run
 
-# Build the image as a release does.
-release-image:
-    docker build --tag canvas-scheduler .
+# Build the image as a release does, tagged canvas-scheduler:VERSION-ARCHITECTURE.
+release-image version=`sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1`:
+    .ci/release/image canvas-scheduler {{version}}
