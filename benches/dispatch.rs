@@ -1,5 +1,5 @@
-//! How fast due waves reach the consumer, and how late: all together and steadily, with and without concurrent updates.
-//! `docs/performance.md` says how to run it and how to read it.
+//! How fast due waves reach the consumer, and how late: all together and steadily, with and without
+//! concurrent updates. `docs/performance.md` says how to run it and how to read it.
 
 #![allow(
     missing_docs,

@@ -1,6 +1,5 @@
-//! How many updates a second the service makes durable, compared with the database alone at the same
-//! time.
-//! `docs/performance.md` says how to run it and how to read it.
+//! How many updates a second the service makes durable, compared with the database alone at the
+//! same time. `docs/performance.md` says how to run it and how to read it.
 
 #![allow(
     missing_docs,

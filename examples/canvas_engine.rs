@@ -1,6 +1,8 @@
-//! A minimal Canvas engine: takes dispatches over gRPC, prints each once, and recognizes duplicates.
+//! A minimal Canvas engine: takes dispatches over gRPC, prints each once, and recognizes
+//! duplicates.
 //!
-//! `cargo run --example canvas_engine -- 127.0.0.1:50061`, then `canvas-scheduler serve --sink grpc --sink-url http://127.0.0.1:50061`.
+//! `cargo run --example canvas_engine -- 127.0.0.1:50061`, then `canvas-scheduler serve --sink grpc
+//! --sink-url http://127.0.0.1:50061`.
 
 #![allow(clippy::print_stdout, reason = "an example shows what it does")]
 
@@ -16,8 +18,8 @@ use parking_lot::Mutex;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-/// The most dispatches that are remembered. A real engine stores their ids in its database, in the transaction that stores what it
-/// sends.
+/// The most dispatches that are remembered. A real engine stores their ids in its database, in the
+/// transaction that stores what it sends.
 const MAX_REMEMBERED: usize = 100_000;
 
 /// The dispatches that were taken: their ids, and the order of arrival.

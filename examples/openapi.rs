@@ -1,4 +1,5 @@
-//! Prints the OpenAPI description of the REST gateway: `cargo run --example openapi > docs/openapi.json`.
+//! Prints the OpenAPI description of the REST gateway: `cargo run --example openapi >
+//! docs/openapi.json`.
 
 #![allow(clippy::print_stdout, reason = "the output is its purpose")]
 

@@ -1,5 +1,5 @@
-//! Prints the offset from UTC of every zone at each hour of 366 days, as `NAME hour:offset hour:offset …` with an entry for each
-//! change. `.ci/zones.py` compares it with PyPI's tzdata.
+//! Prints the offset from UTC of every zone at each hour of 366 days, as `NAME hour:offset
+//! hour:offset …` with an entry for each change. `.ci/zones.py` compares it with PyPI's tzdata.
 //!
 //! Usage: `zone_offsets HOURS_SINCE_1970`
 

@@ -1,4 +1,5 @@
-//! The layers of the architecture: a module imports only from layers below its own, and from itself.
+//! The layers of the architecture: a module imports only from layers below its own, and from
+//! itself.
 
 #![allow(clippy::expect_used, reason = "a test says what it expected")]
 
@@ -28,8 +29,8 @@ const LAYERS: [(&str, u8); 19] = [
     ("error", 0),
     ("clock", 0),
 ];
-/// Imports within one layer: grpc and rest use what layers attach to a call, a sink speaks protobuf, a parser of a value reports
-/// violations.
+/// Imports within one layer: grpc and rest use what layers attach to a call, a sink speaks
+/// protobuf, a parser of a value reports violations.
 const SIDEWAYS: [(&str, &str); 5] = [
     ("grpc", "layers"),
     ("rest", "layers"),
@@ -146,7 +147,8 @@ const STORE_LAYERS: [(&str, u8); 9] = [
     ("session", 1),
     ("settings", 0),
 ];
-/// Names at the top of the store that its modules may use, since they are defined or re-exported from below.
+/// Names at the top of the store that its modules may use, since they are defined or re-exported
+/// from below.
 const STORE_SHARED: [&str; 1] = ["StoreSettings"];
 
 #[test]
@@ -231,7 +233,8 @@ fn no_static_is_mutable() {
     assert!(violations.is_empty(), "\n{}", violations.join("\n"));
 }
 
-/// Names that are not ours to choose: errors, and those that sea-orm expects of each entity and migration.
+/// Names that are not ours to choose: errors, and those that sea-orm expects of each entity and
+/// migration.
 const REPEATED_NAMES: [&str; 5] = ["Error", "Model", "Relation", "Migration", "ActiveModel"];
 
 #[test]

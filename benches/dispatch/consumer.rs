@@ -1,4 +1,5 @@
-//! The consumer: accepts every dispatch, records when it arrived, and counts duplicate, early and unexpected ones.
+//! The consumer: accepts every dispatch, records when it arrived, and counts duplicate, early and
+//! unexpected ones.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -23,20 +24,20 @@ const EMPTY_RESPONSE: [u8; PREFIX] = [0; PREFIX];
 /// The flow-control window of a stream and of a connection, in bytes: large enough never to block.
 const WINDOW: u32 = 1 << 20;
 
-/// The microseconds by which a wave may seem early: instants have milliseconds, and the consumer's clock
-/// is not the service's.
+/// The microseconds by which a wave may seem early: instants have milliseconds, and the consumer's
+/// clock is not the service's.
 const MAX_EARLY_US: i64 = 5_000;
 
-/// A `CanvasTriggerService` on its own thread, with as little work for a call as possible: it runs on the same processors as
-/// the service. Cheap to clone.
+/// A `CanvasTriggerService` on its own thread, with as little work for a call as possible: it runs
+/// on the same processors as the service. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct CountingSink {
     address: String,
     shared: Arc<(Mutex<Tally>, Condvar)>,
 }
 
-/// The fields that are read of a `TriggerCanvasRequest`. The others, mostly hundreds of zone names, are
-/// skipped, because the consumer's cost is part of every figure.
+/// The fields that are read of a `TriggerCanvasRequest`. The others, mostly hundreds of zone names,
+/// are skipped, because the consumer's cost is part of every figure.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Arrival {
     #[prost(string, tag = "1")]

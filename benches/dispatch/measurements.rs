@@ -209,7 +209,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Checks that each dispatch arrived once, none early, and that the database has all as delivered.
+    /// Checks that each dispatch arrived once, none early, and that the database has all as
+    /// delivered.
     fn check(
         &self,
         title: &str,

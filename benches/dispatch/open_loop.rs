@@ -18,7 +18,8 @@ use super::rows::{Random, Times};
 const CONNECTIONS: usize = 8;
 /// The interval at which due updates are sent.
 const TICK_INTERVAL: Duration = Duration::from_millis(1);
-/// The most updates that may wait for responses. Any further update is not sent and counts as failed.
+/// The most updates that may wait for responses. Any further update is not sent and counts as
+/// failed.
 const MAX_WAITING: usize = 8192;
 /// How long the last responses may take.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);

@@ -1,5 +1,6 @@
-//! The processor time that keys and quotas cost a call. The service cannot run without them, so this
-//! part of a call is measured separately and compared with the processor time of a whole update.
+//! The processor time that keys and quotas cost a call. The service cannot run without them, so
+//! this part of a call is measured separately and compared with the processor time of a whole
+//! update.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -96,9 +97,9 @@ async fn admit(access: &Access, key: &[u8]) -> Fallible<()> {
     Ok(())
 }
 
-/// Prints `postgres 64 callers keys and limits ratio 0.98 (0.5 us of 28.0 us of the service's processor
-/// for an update)`: the throughput relative to a service without them, if the service's processor is
-/// the bottleneck. With another bottleneck, the ratio is higher.
+/// Prints `postgres 64 callers keys and limits ratio 0.98 (0.5 us of 28.0 us of the service's
+/// processor for an update)`: the throughput relative to a service without them, if the service's
+/// processor is the bottleneck. With another bottleneck, the ratio is higher.
 pub(crate) fn print_ratio(title: &str, cost: Duration, update: Duration) {
     let ratio = 1.0 - cost.as_secs_f64() / update.as_secs_f64().max(f64::MIN_POSITIVE);
     println!(

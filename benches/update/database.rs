@@ -10,8 +10,8 @@ use super::support::{Postgres, Problem};
 /// The database's name.
 pub(crate) const DATABASE: &str = "bench";
 
-/// Starts a server with memory for `schedules` schedules. Prints a line and returns `None` if PostgreSQL
-/// is not installed.
+/// Starts a server with memory for `schedules` schedules. Prints a line and returns `None` if
+/// PostgreSQL is not installed.
 pub(crate) fn start(schedules: u64, wal_compression: &str) -> Fallible<Option<Postgres>> {
     let settings = settings(schedules, wal_compression);
     let borrowed: Vec<&str> = settings.iter().map(String::as_str).collect();

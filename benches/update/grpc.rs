@@ -1,5 +1,5 @@
-//! A gRPC client with as little work for a call as possible. Like pgbench, the load generator runs on the
-//! same processors as the service, so its cost is part of every figure.
+//! A gRPC client with as little work for a call as possible. Like pgbench, the load generator runs
+//! on the same processors as the service, so its cost is part of every figure.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::SendRequest;

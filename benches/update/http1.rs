@@ -1,5 +1,5 @@
-//! A client that sends updates as JSON over a persistent HTTP/1.1 connection, with as little work for a
-//! call as possible.
+//! A client that sends updates as JSON over a persistent HTTP/1.1 connection, with as little work
+//! for a call as possible.
 
 use canvas_scheduler::pb::v1;
 use serde::Deserialize;

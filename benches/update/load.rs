@@ -1,5 +1,5 @@
-//! The load generator, a separate process: closed-loop callers that update schedules and check every
-//! response.
+//! The load generator, a separate process: closed-loop callers that update schedules and check
+//! every response.
 
 use std::ops::Range;
 use std::thread;
@@ -72,8 +72,8 @@ pub(crate) struct Report {
     pub p999_us: u64,
 }
 
-/// Runs the load generator in a separate process, so that its processor time is measured separately from
-/// the server's.
+/// Runs the load generator in a separate process, so that its processor time is measured separately
+/// from the server's.
 pub(crate) fn in_own_process(order: &Order) -> Fallible<Report> {
     let timeout = WARM_UP + Duration::from_secs(order.seconds) + 3 * RESPONSE_TIMEOUT;
     let mut command = std::process::Command::new(std::env::current_exe()?);
@@ -220,8 +220,8 @@ impl Client {
     }
 }
 
-/// A caller. It alone updates its slice of the schedules, and waits for each response before the next
-/// call.
+/// A caller. It alone updates its slice of the schedules, and waits for each response before the
+/// next call.
 struct Caller {
     client: Client,
     times: Times,
@@ -306,8 +306,8 @@ pub(crate) fn update(
     }
 }
 
-/// Checks that a response is about the schedule and that the revision has advanced by one. Returns the
-/// revision. `before` is 0 if the previous revision is unknown.
+/// Checks that a response is about the schedule and that the revision has advanced by one. Returns
+/// the revision. `before` is 0 if the previous revision is unknown.
 pub(crate) fn checked(
     schedule_id: &str,
     before: u32,

@@ -35,8 +35,8 @@ fn ticks(pid: u32) -> (f64, f64) {
     (field(11) + field(12), field(13) + field(14))
 }
 
-/// The ticks of a process and all its children. A child that ends during the reading may be missing from
-/// both sums, so it reads again.
+/// The ticks of a process and all its children. A child that ends during the reading may be missing
+/// from both sums, so it reads again.
 fn ticks_with_children(pid: u32) -> f64 {
     let read = || {
         let before = ticks(pid);
@@ -128,8 +128,8 @@ pub(crate) fn description() -> Fallible<String> {
     ))
 }
 
-/// Describes how long the disk takes to make a page durable. On a shared machine this varies from minute
-/// to minute.
+/// Describes how long the disk takes to make a page durable. On a shared machine this varies from
+/// minute to minute.
 pub(crate) fn sync_line(when: &str) -> Fallible<String> {
     let (p50, p99) = sync_time()?;
     Ok(format!(

@@ -1,4 +1,5 @@
-//! The run on PostgreSQL. Baseline and service take turns, so that noise of the machine affects both.
+//! The run on PostgreSQL. Baseline and service take turns, so that noise of the machine affects
+//! both.
 
 use std::fs;
 use std::path::PathBuf;
@@ -76,8 +77,8 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Measures after a restart and a checkpoint: shared buffers are empty, and the first change of each
-    /// page logs the full page.
+    /// Measures after a restart and a checkpoint: shared buffers are empty, and the first change of
+    /// each page logs the full page.
     fn cold(&mut self, verdict: &mut Verdict) -> Fallible<()> {
         self.checkpoint_and_restart()?;
         let cold = self.baseline(
@@ -102,7 +103,8 @@ impl<'a> Run<'a> {
         Ok(self.postgres.restart()?)
     }
 
-    /// Updates until most pages are in shared buffers and were logged in full since the last checkpoint.
+    /// Updates until most pages are in shared buffers and were logged in full since the last
+    /// checkpoint.
     fn warm_up(&mut self) -> Fallible<()> {
         let length = match self.settings.warm_updates {
             0 => Length::Seconds(self.settings.seconds),
@@ -121,8 +123,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Alternates between baseline and service, so that each measurement of the service is between two of
-    /// the baseline.
+    /// Alternates between baseline and service, so that each measurement of the service is between
+    /// two of the baseline.
     fn warm(&mut self, verdict: &mut Verdict) -> Fallible<()> {
         let server = Server::start(&self.postgres.url(DATABASE), &[])?;
         let length = Length::Seconds(self.settings.seconds);
@@ -151,8 +153,8 @@ impl<'a> Run<'a> {
         server.stop()
     }
 
-    /// Compares the processor time for an update by transport. The transports take turns, so that noise of
-    /// the machine affects both.
+    /// Compares the processor time for an update by transport. The transports take turns, so that
+    /// noise of the machine affects both.
     fn transports(&mut self, server: &Server, verdict: &mut Verdict) -> Fallible<()> {
         let transports = [
             Transport::Grpc,
@@ -303,7 +305,8 @@ impl<'a> Run<'a> {
     }
 
     /// Prints WAL, share of HOT updates and processor time of `updates` since `before`. Returns the
-    /// microseconds of the service's processor for each. Waits for backends to report their statistics.
+    /// microseconds of the service's processor for each. Waits for backends to report their
+    /// statistics.
     #[allow(clippy::cast_precision_loss, reason = "a count of updates")]
     fn print_costs(
         &self,

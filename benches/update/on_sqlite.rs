@@ -1,5 +1,5 @@
-//! The run on SQLite. The baseline is one update per transaction over one connection of the same driver,
-//! with the settings of the service's connections.
+//! The run on SQLite. The baseline is one update per transaction over one connection of the same
+//! driver, with the settings of the service's connections.
 
 use std::fs;
 use std::path::{Path, PathBuf};

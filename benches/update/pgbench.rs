@@ -1,5 +1,5 @@
-//! The baseline on PostgreSQL: pgbench, where each transaction is one statement that changes a row and
-//! writes its history.
+//! The baseline on PostgreSQL: pgbench, where each transaction is one statement that changes a row
+//! and writes its history.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,8 @@ pub(crate) struct Baseline {
     pub p50_us: f64,
 }
 
-/// Runs `script` over `clients` connections, with prepared statements. Fails if any transaction fails.
+/// Runs `script` over `clients` connections, with prepared statements. Fails if any transaction
+/// fails.
 pub(crate) fn measure(
     postgres: &Postgres,
     database: &str,
@@ -96,7 +97,8 @@ pub(crate) fn measure(
     })
 }
 
-/// The median of the third column of pgbench's logs, the transaction's microseconds. Removes the files.
+/// The median of the third column of pgbench's logs, the transaction's microseconds. Removes the
+/// files.
 fn median_of_logs(prefix: &Path) -> Fallible<f64> {
     let folder = prefix.parent().ok_or("the log has no folder")?;
     let name = prefix

@@ -50,7 +50,8 @@ pub(crate) fn throughput(title: &str, report: &Report, baseline: f64) {
     );
 }
 
-/// `postgres 1 caller p50 ratio 1.62 (355 us against 219 us)`, after the throughput of the same run.
+/// `postgres 1 caller p50 ratio 1.62 (355 us against 219 us)`, after the throughput of the same
+/// run.
 pub(crate) fn p50(title: &str, report: &Report, baseline_us: f64) {
     #[allow(clippy::cast_precision_loss, reason = "microseconds")]
     let p50_us = report.p50_us as f64;
@@ -69,8 +70,8 @@ pub(crate) fn callers(count: u64) -> String {
     }
 }
 
-/// Prints a warning if the baselines before and after a measurement are too far apart for their mean to
-/// be useful. The speed of the machine changed, so the printed ratio is not a valid result.
+/// Prints a warning if the baselines before and after a measurement are too far apart for their
+/// mean to be useful. The speed of the machine changed, so the printed ratio is not a valid result.
 pub(crate) fn steadiness(title: &str, before: f64, after: f64) {
     let apart = before.max(after) / before.min(after);
     if apart > MAX_DRIFT {

@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::settings::Workload;
 
-/// The milliseconds in the id of schedule 0. Each further schedule is a millisecond later, so that ids
-/// sort by creation.
+/// The milliseconds in the id of schedule 0. Each further schedule is a millisecond later, so that
+/// ids sort by creation.
 const FIRST_MS: u64 = 1_752_346_656_768;
-/// Spreads the numbers over the random part of the ids. Its product with the largest number is below
-/// 2^63.
+/// Spreads the numbers over the random part of the ids. Its product with the largest number is
+/// below 2^63.
 const SPREAD: u64 = 364_957_127_683;
 /// The lower 47 bits. The 48th is always set, so that the part has twelve digits.
 const LOW_47: u64 = (1 << 47) - 1;
@@ -48,8 +48,8 @@ pub(crate) fn canvas(i: u64) -> String {
     format!("canvas-{}", i % CANVASES)
 }
 
-/// The times of schedules: from one day to 30 days ahead, so that none is missed in any zone, however
-/// long the run takes.
+/// The times of schedules: from one day to 30 days ahead, so that none is missed in any zone,
+/// however long the run takes.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Times {
     /// The start of the run.
@@ -132,8 +132,8 @@ pub(crate) fn load(dialect: Dialect, schedules: u64, times: &Times) -> [String; 
     insert(dialect, 0..schedules, &time, times)
 }
 
-/// The statements that insert the schedules of these numbers, each at its first revision and pending at `time`, an expression
-/// over its number `i`.
+/// The statements that insert the schedules of these numbers, each at its first revision and
+/// pending at `time`, an expression over its number `i`.
 pub(crate) fn insert(
     dialect: Dialect,
     schedules: Range<u64>,
@@ -164,7 +164,8 @@ pub(crate) fn insert(
     ]
 }
 
-/// The baseline on PostgreSQL, for pgbench: the change of one row with its history, in one statement.
+/// The baseline on PostgreSQL, for pgbench: the change of one row with its history, in one
+/// statement.
 pub(crate) fn pgbench_script(schedules: u64, times: &Times) -> String {
     let Times { now_ms, local } = times;
     let (from, lead) = (times.earliest_ms(), times.lead_ms());
@@ -191,7 +192,8 @@ pub(crate) fn pgbench_script(schedules: u64, times: &Times) -> String {
     )
 }
 
-/// The baseline on SQLite: the change of one row. Binds time, local, first wave, first wave, late, now, id.
+/// The baseline on SQLite: the change of one row. Binds time, local, first wave, first wave, late,
+/// now, id.
 pub(crate) const SQLITE_UPDATE: &str = "UPDATE canvas_schedule SET revision = revision + 1, version = version + 1, time_ms = ?, \
      in_local_time = ?, at_optimal_time = false, state = 0, next_wave_ms = ?, wake_ms = min(wake_ms, ?), missed_before_ms = ?, \
      updated_ms = ?, cancelled_ms = NULL, properties_id = properties_id WHERE workspace_id = 1 AND id = ?";

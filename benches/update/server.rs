@@ -209,7 +209,8 @@ fn forward(output: impl Read + Send + 'static, lines: Sender<String>) {
     });
 }
 
-/// The addresses for gRPC and of the gateway, which a pure dispatcher lacks, from the line that the service logs once it listens.
+/// The addresses for gRPC and of the gateway, which a pure dispatcher lacks, from the line that the
+/// service logs once it listens.
 fn bound_addresses(log: &Receiver<String>) -> Fallible<[String; 2]> {
     let until = Instant::now() + START_TIMEOUT;
     let mut lines = Vec::new();

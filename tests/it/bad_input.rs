@@ -1,4 +1,5 @@
-//! Invalid input: the exact code, reason and fields of the error, no change, and a server that goes on.
+//! Invalid input: the exact code, reason and fields of the error, no change, and a server that goes
+//! on.
 
 use canvas_scheduler::pb::v1;
 use prost::Message;

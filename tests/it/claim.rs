@@ -326,7 +326,8 @@ async fn a_cancellation_ends_further_attempts(database: &Database) {
         matches!(refused, Err(Error::NothingLeft { .. })),
         "a dispatch in hand cannot be cancelled: {refused:?}"
     );
-    // One that was not taken is open, and cancelled for all zones; one whose lease expires later is not retried.
+    // One that was not taken is open, and cancelled for all zones; one whose lease expires later is
+    // not retried.
     test.settle(&[leased[&not_sent].clone()], &not_taken())
         .await;
     assert_eq!(
@@ -417,7 +418,8 @@ async fn concurrent_claims_share_what_is_due(database: &Database) {
     assert_eq!((all.len(), unique.len()), (60, 60), "each once");
 }
 
-/// Two replicas claim and two update the same few local schedules concurrently; every zone is claimed exactly once.
+/// Two replicas claim and two update the same few local schedules concurrently; every zone is
+/// claimed exactly once.
 async fn concurrent_changes_and_claims_claim_no_zone_twice(database: &Database) {
     // No zone is ever missed here, so that only a claim removes it from the reach of an update.
     let policy = SchedulePolicy {
@@ -465,7 +467,8 @@ async fn concurrent_changes_and_claims_claim_no_zone_twice(database: &Database) 
     );
 }
 
-/// Claims and settles for 60 rounds, of which every third finds the consumer unavailable. Returns the delivered zones.
+/// Claims and settles for 60 rounds, of which every third finds the consumer unavailable. Returns
+/// the delivered zones.
 async fn claim_and_settle(store: Store, now: DateTime<Utc>) -> Vec<(ScheduleId, Zone)> {
     let mut zones = Vec::new();
     for round in 0..60 {
@@ -601,7 +604,8 @@ const MANY: &str = "
 const READ: &str = "SELECT sum(seq_tup_read)::bigint FROM pg_stat_user_tables WHERE relname LIKE 'canvas_schedule%' OR relname = 'dispatch'";
 const FETCHED: &str = "SELECT sum(idx_tup_fetch)::bigint FROM pg_stat_user_tables WHERE relname LIKE 'canvas_schedule%' OR relname = 'dispatch'";
 
-/// Waits until every other session has ended: it reports its counts at its end, which is after its client has disconnected.
+/// Waits until every other session has ended: it reports its counts at its end, which is after its
+/// client has disconnected.
 async fn wait_for_counts(database: &Database) {
     let others = "SELECT count(*) FROM pg_stat_activity
       WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()";

@@ -46,7 +46,8 @@ fn in_state(state: DispatchState) -> v1::ListDispatchesRequest {
     }
 }
 
-/// Waits until a number of a schedule's dispatches are in a state: the store settles the sink's answer a moment later.
+/// Waits until a number of a schedule's dispatches are in a state: the store settles the sink's
+/// answer a moment later.
 async fn until_in_state(
     app: &TestApp,
     schedule: &v1::CanvasSchedule,
@@ -218,7 +219,8 @@ async fn a_cancellation_abandons_dispatches_with_an_unknown_outcome(database: &D
             ..Default::default()
         })
     );
-    // Another schedule, due long after the next attempt would have been, shows that its time has passed.
+    // Another schedule, due long after the next attempt would have been, shows that its time has
+    // passed.
     let other = test
         .app
         .created(create("other", at("2026-03-01T13:00:00Z")))

@@ -60,7 +60,8 @@ fn cancelled_as(
 
 async fn a_replay_returns_the_first_answer_and_changes_nothing(database: &Database) {
     let app = TestApp::start(database).await;
-    // Half an hour ahead in UTC, so that some zones are missed: the replay must report the same ones.
+    // Half an hour ahead in UTC, so that some zones are missed: the replay must report the same
+    // ones.
     let create = created_as("create", "canvas", local("2026-03-01T12:30:00"));
     let made = app.create(create.clone()).await.expect("created");
     assert!(!made.missed_zones.is_empty() && !made.dispatch_id.is_empty());
@@ -504,7 +505,8 @@ async fn a_lost_answer_is_received_by_repeating(database: &Database) {
     );
 }
 
-/// Makes a call through a proxy that forwards the request and cuts the connection when the server starts to answer.
+/// Makes a call through a proxy that forwards the request and cuts the connection when the server
+/// starts to answer.
 async fn through_a_proxy_that_cuts(
     server: SocketAddr,
     key: &str,
@@ -527,7 +529,8 @@ async fn through_a_proxy_that_cuts(
     answer
 }
 
-/// Forwards every byte of the caller, and every HTTP/2 frame of the server before its first HEADERS.
+/// Forwards every byte of the caller, and every HTTP/2 frame of the server before its first
+/// HEADERS.
 async fn cut_at_the_answer(caller: TcpStream, server: TcpStream) {
     const HEADERS: u8 = 1;
     let (mut from_caller, mut to_caller) = caller.into_split();

@@ -38,7 +38,8 @@ async fn pages_are_stable_under_concurrent_writes(database: &Database) {
         },
     );
     for n in 0.. {
-        // While the page is read, concurrently create one, update one, and cancel one of an earlier or later page.
+        // While the page is read, concurrently create one, update one, and cancel one of an earlier
+        // or later page.
         let (page, fresh, updated, cancelled) = tokio::join!(
             app.list(request.clone()),
             app.create(create("canvas 0", at(LATER))),

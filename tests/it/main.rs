@@ -1,5 +1,6 @@
-//! The service as its callers use it: a server in this process with its own database and a clock that stands still until a test
-//! moves it. Tests that depend on the store run on SQLite and on PostgreSQL, as two tests with one name.
+//! The service as its callers use it: a server in this process with its own database and a clock
+//! that stands still until a test moves it. Tests that depend on the store run on SQLite and on
+//! PostgreSQL, as two tests with one name.
 
 #![allow(clippy::expect_used, reason = "a test says what it expected")]
 

@@ -342,8 +342,8 @@ async fn with_short_queue(database: &Database, drain: Duration) -> TestApp {
     .await
 }
 
-/// Starts calls that change a locked schedule, of which at least one is in flight: once a call is refused since the queue is
-/// full, another call is in the queue.
+/// Starts calls that change a locked schedule, of which at least one is in flight: once a call is
+/// refused since the queue is full, another call is in the queue.
 async fn in_flight(app: &TestApp, schedule: &v1::CanvasSchedule) -> Calls {
     let mut calls = Calls::new();
     for _ in 0..4 {

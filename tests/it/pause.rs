@@ -136,7 +136,8 @@ async fn a_dispatcher_continues_when_sending_is_resumed(database: &Database) {
             .created(create("canvas", at("2026-03-01T12:00:30Z")))
             .await;
     }
-    // A schedule of another workspace, which the pause must not affect, shows that the time has come.
+    // A schedule of another workspace, which the pause must not affect, shows that the time has
+    // come.
     let other = test
         .app
         .created(create("other", at("2026-03-01T12:00:40Z")))

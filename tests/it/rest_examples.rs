@@ -1,5 +1,5 @@
-//! Runs the curl examples of docs/api.md with another host, key and ids, and compares each response with the
-//! documented one.
+//! Runs the curl examples of docs/api.md with another host, key and ids, and compares each response
+//! with the documented one.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -72,7 +72,8 @@ async fn run(command: String) -> (u16, Value) {
     )
 }
 
-/// Replaces the ids in the documented value by those of this run, and records new ones from the response.
+/// Replaces the ids in the documented value by those of this run, and records new ones from the
+/// response.
 fn with_ids(documented: &Value, answered: &Value, ids: &mut Ids) -> Value {
     if let (Value::Object(fields), Value::Object(others)) = (documented, answered) {
         for name in ["schedule_id", "dispatch_id", "etag"] {

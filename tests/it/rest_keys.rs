@@ -1,4 +1,5 @@
-//! Authentication of the JSON API: every route with every kind of key, with exact status, body and headers.
+//! Authentication of the JSON API: every route with every kind of key, with exact status, body and
+//! headers.
 
 use ::http::Method;
 use canvas_scheduler::domain::{KeyId, Permissions, Quota, QuotaKind};
@@ -189,7 +190,8 @@ async fn every_route_with_every_kind_of_key(database: &Database) {
     }
 }
 
-/// Calls a route without a key, with malformed ones, and with keys that are unknown, revoked or lack its permission.
+/// Calls a route without a key, with malformed ones, and with keys that are unknown, revoked or
+/// lack its permission.
 async fn route_with_bad_keys(app: &TestApp, route: &Route, keys: [&str; 3]) {
     let [unknown, revoked, lacking] = keys;
     let lacks = format!(

@@ -51,7 +51,8 @@ async fn deliver(sink: &SharedSink, dispatch: &DispatchMessage) -> DeliveryOutco
     soon(sink.deliver(dispatch)).await
 }
 
-/// Delivers until the answer is as expected: a timeout of [`SHORT`] may be too short on a busy machine.
+/// Delivers until the answer is as expected: a timeout of [`SHORT`] may be too short on a busy
+/// machine.
 async fn until(
     sink: &SharedSink,
     dispatch: &DispatchMessage,

@@ -279,7 +279,8 @@ async fn a_full_queue_refuses_immediately(database: &Database) {
         let (mut client, request) = (app.fresh_client(), update(&schedule, at(LATER)));
         calls.spawn(async move { client.update_canvas_schedule(request).await });
     }
-    // The writer has at most one, and at most one waits: at least four are refused while the row is locked.
+    // The writer has at most one, and at most one waits: at least four are refused while the row is
+    // locked.
     for _ in 0..4 {
         let answer = calls
             .join_next()
@@ -346,7 +347,8 @@ const LOCK_WAITS: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = 
 
 async fn in_the_queue(database: &Database) {
     let app = TestApp::start_with(database, |settings| settings.store.writers = number(1)).await;
-    // The writer waits at most a second for a lock: the late call counts if it was made and answered meanwhile.
+    // The writer waits at most a second for a lock: the late call counts if it was made and
+    // answered meanwhile.
     for _ in 0..20 {
         if late_in_the_queue(&app, database).await {
             return;
@@ -355,7 +357,8 @@ async fn in_the_queue(database: &Database) {
     panic!("no call was made while the writer waited for a lock");
 }
 
-/// Makes a call with a short deadline while the writer waits for a lock. Returns whether the writer waited all the time.
+/// Makes a call with a short deadline while the writer waits for a lock. Returns whether the writer
+/// waited all the time.
 async fn late_in_the_queue(app: &TestApp, database: &Database) -> bool {
     let before_it = app.created(create("before it", at(LATER))).await;
     let queued = app.created(create("queued", at(LATER))).await;

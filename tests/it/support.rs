@@ -46,11 +46,12 @@ pub(crate) const NOW: &str = "2026-03-01T12:00:00Z";
 /// A time well after [`NOW`].
 pub(crate) const LATER: &str = "2026-03-20T08:00:00Z";
 
-/// The bound after which a test counts as hanging. Far longer than anything takes: no test fails for being slow.
+/// The bound after which a test counts as hanging. Far longer than anything takes: no test fails
+/// for being slow.
 const HANG_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Runs each test on both databases, as `NAME::sqlite` and `NAME::postgres`. With `file:` SQLite keeps a file, for tests that
-/// access the database from outside or open it twice.
+/// Runs each test on both databases, as `NAME::sqlite` and `NAME::postgres`. With `file:` SQLite
+/// keeps a file, for tests that access the database from outside or open it twice.
 macro_rules! on_both {
     (file: $($test:ident),+ $(,)?) => { $crate::support::on_both!(@ File $($test)+); };
     ($($test:ident),+ $(,)?) => { $crate::support::on_both!(@ Memory $($test)+); };

@@ -1,8 +1,9 @@
 //! Two workspaces over one database: neither sees anything of the other.
 //!
-//! Each random history of two tenants is played twice: once in full, and once with only the calls of the second tenant, on a
-//! separate database. Both use the same Canvases and request ids, and the second tries ids, etags and page tokens that the
-//! first received. Its answers must be the same both times, except for its own ids.
+//! Each random history of two tenants is played twice: once in full, and once with only the calls
+//! of the second tenant, on a separate database. Both use the same Canvases and request ids, and
+//! the second tries ids, etags and page tokens that the first received. Its answers must be the
+//! same both times, except for its own ids.
 
 use std::collections::HashMap;
 
@@ -22,7 +23,8 @@ on_both![no_workspace_sees_another];
 const HISTORIES: usize = 8;
 const CALLS: usize = 60;
 
-/// The schedule that a call names: one of the caller's, one of the other tenant's, or one that does not exist.
+/// The schedule that a call names: one of the caller's, one of the other tenant's, or one that does
+/// not exist.
 #[derive(Debug, Clone, Copy)]
 enum Named {
     Own(usize),

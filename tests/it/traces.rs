@@ -1,4 +1,5 @@
-//! Traces in a collector: an update from its caller to its commit, and a dispatch from its claim to its consumer.
+//! Traces in a collector: an update from its caller to its commit, and a dispatch from its claim to
+//! its consumer.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

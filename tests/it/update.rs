@@ -342,7 +342,8 @@ async fn missed_zones_are_reported_and_require_all_refuses_them(database: &Datab
         .created(create("canvas", local("2026-03-20T13:14:47")))
         .await;
     let before = app.seen(&first).await;
-    // It is noon in UTC, where 11:30 is half an hour past and due immediately; in Tokyo it is half past nine in the evening.
+    // It is noon in UTC, where 11:30 is half an hour past and due immediately; in Tokyo it is half
+    // past nine in the evening.
     let all = v1::UpdateCanvasScheduleRequest {
         require_all: true,
         ..update(&first, local("2026-03-01T11:30:00"))

@@ -15,7 +15,8 @@ on_both![file:
 
 const LOCAL: &str = "2026-03-02T12:00:00";
 
-/// Puts a schedule into the state of a release with this zone data: its first wave is an hour later than ours.
+/// Puts a schedule into the state of a release with this zone data: its first wave is an hour later
+/// than ours.
 async fn computed_by(database: &Database, id: ScheduleId, number: i32) {
     let late = format!(
         "zone_rules = {number}, next_wave_ms = next_wave_ms + 3600000, wake_ms = wake_ms + 3600000"

@@ -1,4 +1,5 @@
-//! Abusive peers: slow, many, large or malformed. The process stays small and serves every other caller.
+//! Abusive peers: slow, many, large or malformed. The process stays small and serves every other
+//! caller.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -79,7 +80,8 @@ async fn http2_connection(server: &Server, settings: &[u8]) -> TcpStream {
     stream
 }
 
-/// A well-behaved caller, whose every call must be answered. It retries after the delay of a refusal.
+/// A well-behaved caller, whose every call must be answered. It retries after the delay of a
+/// refusal.
 pub(crate) struct Bystander {
     stop: watch::Sender<bool>,
     calls: JoinHandle<Served>,
@@ -137,8 +139,9 @@ impl Bystander {
         Self { stop, calls }
     }
 
-    /// Asserts that more of its calls were served than refused, and that the process stayed small. Refusals happen because a build without
-    /// optimization works for seconds on a flood, and a call that waits 3 s for a database connection is refused.
+    /// Asserts that more of its calls were served than refused, and that the process stayed small.
+    /// Refusals happen because a build without optimization works for seconds on a flood, and a
+    /// call that waits 3 s for a database connection is refused.
     pub(crate) async fn was_served_by(self, server: &Server) {
         self.stop.send_replace(true);
         let served = tokio::time::timeout(PATIENCE, self.calls)
@@ -266,7 +269,8 @@ async fn slow_readers() {
     let head = headers(server.addr(), server.key());
     let mut slow = Vec::new();
     for n in 0..20_u8 {
-        // Half of them allow one byte of each answer, the others none (SETTINGS_INITIAL_WINDOW_SIZE); none of them reads.
+        // Half of them allow one byte of each answer, the others none
+        // (SETTINGS_INITIAL_WINDOW_SIZE); none of them reads.
         let mut stream = http2_connection(&server, &[0, 4, 0, 0, 0, n % 2]).await;
         for call in 0..30_u32 {
             let id = 2 * call + 1;
@@ -371,8 +375,8 @@ async fn more_connections_than_an_address_may_open() {
                 .expect("the kernel accepts"),
         );
     }
-    // The server closes all but 20 before it sends its settings. Any of them may be among the 20: a connection that checked readiness
-    // may close meanwhile.
+    // The server closes all but 20 before it sends its settings. Any of them may be among the 20: a
+    // connection that checked readiness may close meanwhile.
     let mut refused = 0;
     for stream in &mut streams {
         refused += usize::from(stream.read_u8().await.is_err());
@@ -526,8 +530,9 @@ async fn more_bytes_than_may_be_in_flight() {
     let mut large = Vec::new();
     for _ in 0..25 {
         let mut stream = http2_connection(&server, &[]).await;
-        // Once acknowledged, its settings allow 1 MB in each call. The calls of a connection may send more than 64 KB together once it has
-        // sent a WINDOW_UPDATE; it closes the connection of a peer that does not wait.
+        // Once acknowledged, its settings allow 1 MB in each call. The calls of a connection may
+        // send more than 64 KB together once it has sent a WINDOW_UPDATE; it closes the connection
+        // of a peer that does not wait.
         read_up_to(&mut stream, SETTINGS).await;
         stream
             .write_all(&frame(SETTINGS, 1, 0, &[]))

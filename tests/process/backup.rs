@@ -25,7 +25,8 @@ async fn revision(client: &mut Client, id: &str) -> i64 {
         .revision
 }
 
-/// Creates schedules, takes a backup by `copy` while they change, and updates the restored schedules.
+/// Creates schedules, takes a backup by `copy` while they change, and updates the restored
+/// schedules.
 async fn restores_a_backup(database: &Database, copy: impl AsyncFnOnce() -> String) {
     let server = Server::start(&database.url(), &[]).await;
     let mut client = server.connect().await;

@@ -1,5 +1,5 @@
-//! What the Helm chart relies on: the settings and metrics, the anchors of the runbook, a database URL in parts, and a
-//! migration after a rollback.
+//! What the Helm chart relies on: the settings and metrics, the anchors of the runbook, a database
+//! URL in parts, and a migration after a rollback.
 
 use std::collections::BTreeSet;
 

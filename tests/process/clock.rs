@@ -1,5 +1,5 @@
-//! The database's clock jumps by an hour, forwards and backwards, between two passes of a dispatcher. libfaketime (Debian's
-//! `faketime`) gives PostgreSQL the time that the test sets.
+//! The database's clock jumps by an hour, forwards and backwards, between two passes of a
+//! dispatcher. libfaketime (Debian's `faketime`) gives PostgreSQL the time that the test sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,9 +24,11 @@ const HOUR: i64 = 3_600_000;
 const SCHEDULES: usize = 20;
 /// The milliseconds over which schedules of a kind become due.
 const SPAN: i64 = 500;
-/// The milliseconds until a schedule that must not become due before the service notices the jump: far more than three readings take.
+/// The milliseconds until a schedule that must not become due before the service notices the jump:
+/// far more than three readings take.
 const FAR: i64 = 12_000;
-/// The milliseconds by which a wave may seem early: instants have milliseconds, and one clock is measured by another.
+/// The milliseconds by which a wave may seem early: instants have milliseconds, and one clock is
+/// measured by another.
 const MAX_EARLY: i64 = 20;
 
 /// A PostgreSQL server whose clock the test sets.
@@ -39,7 +41,8 @@ struct Clocked {
 }
 
 impl Clocked {
-    /// Starts one with the machine's time. Returns `None`, and reports the test as skipped, without PostgreSQL or the library.
+    /// Starts one with the machine's time. Returns `None`, and reports the test as skipped, without
+    /// PostgreSQL or the library.
     fn start() -> Option<Self> {
         let Some(library) = library() else {
             assert!(

@@ -1,4 +1,5 @@
-//! A database for each test: a SQLite file, or a database on a PostgreSQL server that concurrent tests share.
+//! A database for each test: a SQLite file, or a database on a PostgreSQL server that concurrent
+//! tests share.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,7 +30,8 @@ impl Database {
         database
     }
 
-    /// A PostgreSQL database. Returns `None`, and reports the test as skipped, where PostgreSQL is not installed.
+    /// A PostgreSQL database. Returns `None`, and reports the test as skipped, where PostgreSQL is
+    /// not installed.
     pub(crate) fn postgres() -> Option<Self> {
         let database = Self::postgres_empty()?;
         server::migrate(&database.url());
@@ -45,7 +47,8 @@ impl Database {
         Some(Self::Postgres { server, name })
     }
 
-    /// Waits until every session of the service has ended: a backend finishes the statement of a killed client.
+    /// Waits until every session of the service has ended: a backend finishes the statement of a
+    /// killed client.
     pub(crate) fn wait_for_sessions_to_end(&self) {
         let Self::Postgres { server, name } = self else {
             return;
@@ -71,7 +74,8 @@ impl Database {
     }
 }
 
-/// A PostgreSQL server for a test that stops it or needs its own settings. Returns `None` where PostgreSQL is not installed.
+/// A PostgreSQL server for a test that stops it or needs its own settings. Returns `None` where
+/// PostgreSQL is not installed.
 pub(crate) fn own_postgres(settings: &[&str]) -> Option<Postgres> {
     own_postgres_in(vec![], settings)
 }

@@ -1,5 +1,5 @@
-//! Delivery by several processes, of which one is stopped past its leases or killed; and a consumer that is down in every
-//! way.
+//! Delivery by several processes, of which one is stopped past its leases or killed; and a consumer
+//! that is down in every way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -268,9 +268,11 @@ async fn a_database_that_is_killed_and_restarted_loses_no_dispatch_postgres() {
 const DEFAULT_DOWN_SECONDS: u64 = 4;
 /// The interval at which the test counts unfinished dispatches.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
-/// The bound of dispatches in hand or unknown meanwhile: those of the workers, and those that revealed the outage.
+/// The bound of dispatches in hand or unknown meanwhile: those of the workers, and those that
+/// revealed the outage.
 const MAX_UNFINISHED: usize = 2 * 32;
-/// The growth of the server's memory that the connections of callers and the database explain, in kB.
+/// The growth of the server's memory that the connections of callers and the database explain, in
+/// kB.
 const MAX_MEMORY_GROWTH: u64 = 64 * 1024;
 
 #[allow(
@@ -304,7 +306,8 @@ struct Measured {
     memory: u64,
 }
 
-/// Updates schedules that are not due, and counts unfinished dispatches meanwhile. No update may be refused.
+/// Updates schedules that are not due, and counts unfinished dispatches meanwhile. No update may be
+/// refused.
 async fn watch(clients: &[Client], others: &[String], server: &Server) -> Measured {
     let callers = Callers::start(clients, others, 8, Mix::default());
     let (mut unfinished, mut memory) = (0, 0);
@@ -326,7 +329,8 @@ async fn watch(clients: &[Client], others: &[String], server: &Server) -> Measur
     }
 }
 
-/// The number of dispatches in hand or unknown. Lists only these, since a list of all of them would grow with the test.
+/// The number of dispatches in hand or unknown. Lists only these, since a list of all of them would
+/// grow with the test.
 async fn count_unfinished(client: &mut Client) -> usize {
     let mut found = 0;
     for state in [v1::DispatchState::InHand, v1::DispatchState::Unknown] {
@@ -481,7 +485,8 @@ async fn pause_and_resume(database: &Database) {
         let before = consumer.came().len();
         set(whose, "paused").unwrap();
         let ids = due(&server.connections(1).await, 5, now_ms() + 200, 100).await;
-        // Each of these updates makes a schedule due and wakes the dispatcher, which must leave it open.
+        // Each of these updates makes a schedule due and wakes the dispatcher, which must leave it
+        // open.
         for _ in 0..WAKEUPS {
             assert_eq!(
                 update_all(&mut server.connect().await, &ids).await,

@@ -178,7 +178,8 @@ async fn slow_readers_are_closed() {
     let mut slow = Vec::new();
     for _ in 0..20 {
         let mut stream = connected(&server).await;
-        // More answers than the kernel buffers; none of them is read. Requests that the server no longer takes need not be sent.
+        // More answers than the kernel buffers; none of them is read. Requests that the server no
+        // longer takes need not be sent.
         let _sent =
             tokio::time::timeout(Duration::from_secs(1), stream.write_all(asked.as_bytes())).await;
         slow.push(stream);

@@ -26,8 +26,8 @@ pub(crate) struct Tally {
 }
 
 impl History {
-    /// Reads everything, page by page, and checks it: revisions have no gap, and the newest equals what Get
-    /// returns.
+    /// Reads everything, page by page, and checks it: revisions have no gap, and the newest equals
+    /// what Get returns.
     pub(crate) async fn read(client: &mut Client) -> Self {
         let mut all = HashMap::new();
         for listed in every_schedule(client).await {
@@ -63,8 +63,8 @@ impl History {
         i64::try_from(self.0[id].len()).unwrap()
     }
 
-    /// Compares it with the calls that made it: each acknowledged one is there once and as answered, no refused one
-    /// is there, none is there twice, and there are no others.
+    /// Compares it with the calls that made it: each acknowledged one is there once and as
+    /// answered, no refused one is there, none is there twice, and there are no others.
     pub(crate) fn check(&self, calls: &[Call]) -> Tally {
         let mut found: HashMap<i64, (&str, i64)> = HashMap::new();
         for (id, times) in &self.0 {

@@ -1,4 +1,5 @@
-//! Callers in a closed loop. Each call asks for a unique time, so that it can be found in the history.
+//! Callers in a closed loop. Each call asks for a unique time, so that it can be found in the
+//! history.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -39,8 +40,9 @@ impl Call {
         self.end.as_ref().is_err_and(refused) || self.was_never_started()
     }
 
-    /// Whether a GOAWAY arrived before the client's library sent the call, or the GOAWAY said that the server
-    /// had not started it. Other libraries repeat such a call; this one returns CANCELLED or INTERNAL.
+    /// Whether a GOAWAY arrived before the client's library sent the call, or the GOAWAY said that
+    /// the server had not started it. Other libraries repeat such a call; this one returns
+    /// CANCELLED or INTERNAL.
     pub(crate) fn was_never_started(&self) -> bool {
         let Err(status) = &self.end else { return false };
         let mut cause = std::error::Error::source(status);
@@ -54,7 +56,8 @@ impl Call {
         false
     }
 
-    /// Whether it succeeded, or failed with an error that is documented for a lost database or server.
+    /// Whether it succeeded, or failed with an error that is documented for a lost database or
+    /// server.
     pub(crate) fn is_documented(&self) -> bool {
         self.end
             .as_ref()
@@ -80,7 +83,8 @@ pub(crate) fn reason(status: &Status) -> String {
 pub(crate) struct Mix {
     /// One call in this many is a creation; 0 for none.
     pub create_every: usize,
-    /// One call in this many has a request id, and is repeated until its outcome is known; 0 for none.
+    /// One call in this many has a request id, and is repeated until its outcome is known; 0 for
+    /// none.
     pub request_id_every: usize,
     /// Whether a caller stops at its first failed call.
     pub until_refused: bool,
@@ -182,8 +186,8 @@ fn answered(schedule: Option<v1::CanvasSchedule>, time_ms: i64) -> (String, i64)
     (schedule.schedule_id, schedule.revision)
 }
 
-/// Repeats a call after the delay in each refusal, while the database cannot be reached. A refused call
-/// changed nothing.
+/// Repeats a call after the delay in each refusal, while the database cannot be reached. A refused
+/// call changed nothing.
 pub(crate) async fn when_available<T>(
     mut call: impl AsyncFnMut() -> Result<T, Status>,
 ) -> Result<T, Status> {

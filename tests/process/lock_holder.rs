@@ -1,4 +1,5 @@
-//! Locks as another process may hold them: an operator's open transaction, a replica that hangs, a backup.
+//! Locks as another process may hold them: an operator's open transaction, a replica that hangs, a
+//! backup.
 
 use sea_orm::sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 

@@ -1,7 +1,9 @@
-//! The binary in its own process: under load, killed, cut off from its database, stopped, and at the command line.
+//! The binary in its own process: under load, killed, cut off from its database, stopped, and at
+//! the command line.
 //!
-//! Tests that need PostgreSQL start their own server. Where it is not installed they report themselves as skipped and pass, unless
-//! `REQUIRE_POSTGRES=1` is set. Every process that a test starts ends with the test, also if it fails.
+//! Tests that need PostgreSQL start their own server. Where it is not installed they report
+//! themselves as skipped and pass, unless `REQUIRE_POSTGRES=1` is set. Every process that a test
+//! starts ends with the test, also if it fails.
 
 #![allow(
     clippy::unwrap_used,

@@ -39,8 +39,8 @@ fn documented() -> BTreeMap<String, Kind> {
     rows.map(metric).collect()
 }
 
-/// The metrics in a scrape. The labels of a metric are those of all its samples, without the bounds of
-/// buckets.
+/// The metrics in a scrape. The labels of a metric are those of all its samples, without the bounds
+/// of buckets.
 fn exported(text: &str) -> BTreeMap<String, Kind> {
     let mut metrics = BTreeMap::new();
     let mut current = None;

@@ -1,5 +1,5 @@
-//! Changes to one schedule keep their order even if the first fails, and a failing change affects no
-//! other.
+//! Changes to one schedule keep their order even if the first fails, and a failing change affects
+//! no other.
 
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::batch_update_canvas_schedules_result::Result as Entry;
@@ -40,8 +40,8 @@ async fn batch(
     results.collect()
 }
 
-/// Makes PostgreSQL fail with these codes, one for each attempt to write a revision with that time. Later
-/// attempts succeed.
+/// Makes PostgreSQL fail with these codes, one for each attempt to write a revision with that time.
+/// Later attempts succeed.
 fn fail_writes(database: &Database, time_ms: i64, codes: &[&str]) {
     let Database::Postgres { server, name } = database else {
         panic!("not PostgreSQL")
@@ -69,8 +69,8 @@ async fn a_retried_change_is_not_overtaken_postgres() {
     let mut client = server.connect().await;
     let (ids, _) = schedules(&mut client, 1).await;
     let first = unique_time();
-    // The first error splits the batch in half. The second one, a serialization failure, retries the first
-    // half.
+    // The first error splits the batch in half. The second one, a serialization failure, retries
+    // the first half.
     fail_writes(&database, first, &["P0001", "40001"]);
     let requests = vec![entry(&ids[0], first), entry(&ids[0], unique_time())];
     assert_eq!(batch(&mut client, requests).await, [Ok(2), Ok(3)]);
@@ -137,7 +137,8 @@ async fn a_change_does_not_overtake_a_repeated_request_id(database: &Database) {
         ..entry(&ids[0], unique_time())
     };
     let after = entry(&ids[0], unique_time());
-    // The first is refused and stores no response, so the second is a new request. The third follows it.
+    // The first is refused and stores no response, so the second is a new request. The third
+    // follows it.
     let answers = batch(&mut client, vec![refused, retry, after]).await;
     assert!(answers[0].is_err(), "{answers:?}");
     assert_eq!(answers[1..], [Ok(2), Ok(3)]);

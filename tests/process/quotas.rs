@@ -21,7 +21,8 @@ const CALLERS: usize = 6;
 const SPREAD: Duration = Duration::from_secs(25);
 /// The quota's window, aligned to the clock.
 const WINDOW: Duration = Duration::from_secs(60 * 60);
-/// The time within which all calls must complete, even on a slow machine, so that they count in one window.
+/// The time within which all calls must complete, even on a slow machine, so that they count in one
+/// window.
 const MAX_DURATION: Duration = Duration::from_secs(3 * 60);
 /// The largest difference between our clock and the database's.
 const MAX_CLOCK_SKEW: Duration = Duration::from_secs(2);
@@ -92,7 +93,8 @@ async fn two_replicas_accept_the_quota_to_within_one_percent_under_uneven_load_p
     );
 }
 
-/// Waits until a window has enough time left for the calls. Returns when it ends, in seconds since 1970.
+/// Waits until a window has enough time left for the calls. Returns when it ends, in seconds since
+/// 1970.
 async fn window_with_enough_time() -> u64 {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)

@@ -113,8 +113,8 @@ async fn an_etag_makes_read_modify_write_exact_over_two_replicas_postgres() {
     );
 }
 
-/// Reads a schedule, adds one millisecond, and writes it with the etag that it read. Returns how often it succeeded, and
-/// how often another caller was faster.
+/// Reads a schedule, adds one millisecond, and writes it with the etag that it read. Returns how
+/// often it succeeded, and how often another caller was faster.
 async fn count_up(
     mut client: Client,
     ids: Arc<[String]>,

@@ -23,13 +23,15 @@ use super::http::get;
 use super::postgres::process::{Running, run};
 use super::trace_search;
 
-/// The bound for anything that should be quick. It only ends tests that hang: a machine under load is slow.
+/// The bound for anything that should be quick. It only ends tests that hang: a machine under load
+/// is slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The generated client.
 pub(crate) type Client = CanvasScheduleServiceClient<InterceptedService<Channel, Bearer>>;
 
-/// The binary with these arguments, without settings from the environment, and with the admin port on any free port.
+/// The binary with these arguments, without settings from the environment, and with the admin port
+/// on any free port.
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_canvas-scheduler"));
     command
@@ -45,7 +47,8 @@ pub(crate) fn migrate(url: &str) {
     run(&mut command(&["migrate", "--database-url", url]), PATIENCE).unwrap();
 }
 
-/// Creates a key of the workspace `default` with every permission, and sets quotas that no test reaches.
+/// Creates a key of the workspace `default` with every permission, and sets quotas that no test
+/// reaches.
 pub(crate) fn key(url: &str) -> String {
     static MADE: AtomicU32 = AtomicU32::new(0);
     let name = format!(

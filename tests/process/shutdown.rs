@@ -186,8 +186,8 @@ async fn a_second_signal_ends_it_at_once_postgres() {
 
 type Hanging = tokio::task::JoinHandle<Result<(String, i64), tonic::Status>>;
 
-/// Starts an update that waits for its row. Returns once the server has received it: once a later call over the same
-/// connection is answered.
+/// Starts an update that waits for its row. Returns once the server has received it: once a later
+/// call over the same connection is answered.
 async fn hanging(server: &Server, id: &str) -> Hanging {
     let mut client = server.connect().await;
     let (mut own, id) = (client.clone(), id.to_owned());

@@ -268,8 +268,8 @@ async fn a_peer_that_does_not_speak_tls_is_closed_and_delays_no_call() {
     }
 }
 
-/// Requests the gateway's OpenAPI document over TLS, with a client that offers these protocols. Returns the negotiated protocol,
-/// and the HTTP/1.1 response.
+/// Requests the gateway's OpenAPI document over TLS, with a client that offers these protocols.
+/// Returns the negotiated protocol, and the HTTP/1.1 response.
 async fn described(
     server: &Server,
     mut client: ClientConfig,

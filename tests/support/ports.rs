@@ -3,7 +3,8 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::ops::Range;
 
-/// Below the ports that Linux gives to outgoing connections (32768 and up), one of which could take the port of a stopped server.
+/// Below the ports that Linux gives to outgoing connections (32768 and up), one of which could take
+/// the port of a stopped server.
 const PORTS: Range<u16> = 20_000..32_000;
 /// Attempts before the search gives up.
 const MAX_ATTEMPTS: usize = 100;

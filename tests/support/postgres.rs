@@ -1,7 +1,8 @@
-//! A PostgreSQL server in a temporary folder, run by the binaries on this machine, and removed on drop.
+//! A PostgreSQL server in a temporary folder, run by the binaries on this machine, and removed on
+//! drop.
 //!
-//! Include it with `#[path = ".../support/postgres.rs"] mod postgres;`. It listens on 127.0.0.1 only and trusts every
-//! connection: it contains only test data.
+//! Include it with `#[path = ".../support/postgres.rs"] mod postgres;`. It listens on 127.0.0.1
+//! only and trusts every connection: it contains only test data.
 
 #![allow(dead_code, reason = "shared: each test binary uses a part of it")]
 
@@ -140,7 +141,8 @@ impl Postgres {
             .map(drop)
     }
 
-    /// Runs SQL, each statement in its own transaction, and returns the rows: one a line, with `|` between columns.
+    /// Runs SQL, each statement in its own transaction, and returns the rows: one a line, with `|`
+    /// between columns.
     pub(crate) fn psql(&self, database: &str, sql: &str) -> Result<String, Problem> {
         let mut psql = self.client("psql", database);
         psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]);
@@ -226,8 +228,8 @@ impl Postgres {
         command
     }
 
-    /// Tries until the server answers: another process may take the port meanwhile, and the backends of a killed
-    /// server take a moment to end.
+    /// Tries until the server answers: another process may take the port meanwhile, and the
+    /// backends of a killed server take a moment to end.
     fn launch(&mut self) -> Result<(), Problem> {
         let until = Instant::now() + START_TIMEOUT;
         loop {
@@ -392,7 +394,8 @@ struct Account {
 }
 
 impl Account {
-    /// `None` unless this process runs as root; else the account `postgres`, or `nobody` if there is none.
+    /// `None` unless this process runs as root; else the account `postgres`, or `nobody` if there
+    /// is none.
     fn needed() -> Result<Option<Self>, Problem> {
         if id(&["-u"]) != Some(0) {
             return Ok(None);

@@ -1,4 +1,5 @@
-//! Child processes that always end: every wait is bounded, and drop kills a process that still runs.
+//! Child processes that always end: every wait is bounded, and drop kills a process that still
+//! runs.
 
 use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -52,7 +53,8 @@ impl Running {
         }
     }
 
-    /// Sends a signal such as `TERM`, unless it has ended. After `STOP`, waits until each of its threads has stopped.
+    /// Sends a signal such as `TERM`, unless it has ended. After `STOP`, waits until each of its
+    /// threads has stopped.
     pub(crate) fn signal(&mut self, signal: &str) {
         if self.ended().is_none() {
             send(signal, &[self.pid()]);

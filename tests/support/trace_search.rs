@@ -1,6 +1,7 @@
-//! With `TRACED_INTO=FOLDER` servers in the test's process log at trace level, and each line is searched for keys and dropped.
-//! With `TRACED_PROCESSES=1` as well, child processes do so too, which makes them several times slower.
-//! Lines with a key go to `FOLDER/found`; every 1,000 searched lines add a line to `FOLDER/searched`. `.ci/secrets` evaluates both.
+//! With `TRACED_INTO=FOLDER` servers in the test's process log at trace level, and each line is
+//! searched for keys and dropped. With `TRACED_PROCESSES=1` as well, child processes do so too,
+//! which makes them several times slower. Lines with a key go to `FOLDER/found`; every 1,000
+//! searched lines add a line to `FOLDER/searched`. `.ci/secrets` evaluates both.
 
 #![allow(dead_code, reason = "shared: each test binary uses a part of it")]
 
@@ -40,7 +41,8 @@ pub(super) fn search(line: &str) {
     }
 }
 
-/// Whether a line contains the secret of a key: a run of exactly 48 hex digits, or the first bytes of an authorization header.
+/// Whether a line contains the secret of a key: a run of exactly 48 hex digits, or the first bytes
+/// of an authorization header.
 fn holds_key(line: &str) -> bool {
     let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     let secret = line

@@ -1,4 +1,5 @@
-//! Compares the service with the model over random sequences of events, each continued until nothing is left to send.
+//! Compares the service with the model over random sequences of events, each continued until
+//! nothing is left to send.
 
 use std::fmt::{Debug, Write};
 use std::sync::LazyLock;
@@ -23,7 +24,8 @@ on_both![file:
 
 /// The number of sequences of each kind on each database; `MODEL_SEQUENCES` overrides it.
 const SEQUENCES: u64 = 350;
-/// The seed of the first sequence; `MODEL_SEED` overrides it. Each further sequence has the next seed.
+/// The seed of the first sequence; `MODEL_SEED` overrides it. Each further sequence has the next
+/// seed.
 const SEED: u64 = 1;
 /// The bound of steps until a sequence ends.
 const MAX_STEPS: usize = 200;
@@ -169,7 +171,8 @@ impl Pick {
     }
 }
 
-/// The candidates for an event that changes the state. Those that advance a schedule are repeated, to be chosen more often.
+/// The candidates for an event that changes the state. Those that advance a schedule are repeated,
+/// to be chosen more often.
 static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
     let mut events = vec![
         Event::Claim,
@@ -210,7 +213,8 @@ static EVENTS: LazyLock<Vec<Event>> = LazyLock::new(|| {
     events
 });
 
-/// The days before daylight saving time starts and ends in New York: eight hours later a wall-clock time is skipped, or happens twice.
+/// The days before daylight saving time starts and ends in New York: eight hours later a wall-clock
+/// time is skipped, or happens twice.
 const STARTS: [&str; 2] = ["2026-03-07T18:30:00Z", "2026-10-31T17:30:00Z"];
 
 fn sequences(kind: Kind) -> impl Strategy<Value = Sequence> {
@@ -229,7 +233,8 @@ fn sequences(kind: Kind) -> impl Strategy<Value = Sequence> {
     )
 }
 
-/// Hours from now: due, missed, barely not missed, within the day, in the gap or the overlap, tomorrow, at and beyond the horizon.
+/// Hours from now: due, missed, barely not missed, within the day, in the gap or the overlap,
+/// tomorrow, at and beyond the horizon.
 fn hours() -> impl Strategy<Value = i64> {
     prop::sample::select(&[0, 1, -1, 2, 8, 13, 14, 30, -2, -20, 366 * 24, 366 * 24 + 1][..])
 }

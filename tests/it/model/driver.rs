@@ -220,8 +220,8 @@ impl<'a> Replica<'a> {
         }
     }
 
-    /// Puts the schedule into the state of a release with older zone data, whose next wave has another time. Then recomputes it, as
-    /// a release does when it starts.
+    /// Puts the schedule into the state of a release with older zone data, whose next wave has
+    /// another time. Then recomputes it, as a release does when it starts.
     async fn other_release(&self, later: bool) {
         let Some(id) = self.schedule else { return };
         let id = if self.database.is_postgres() {

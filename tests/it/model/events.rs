@@ -81,7 +81,8 @@ pub(super) enum Event {
     Claim,
     /// Workers claim due retries.
     Retry,
-    /// The sink answers the last delivery, or one before it, by number; or its first answer arrives again.
+    /// The sink answers the last delivery, or one before it, by number; or its first answer arrives
+    /// again.
     Answer(usize, SinkAnswer),
     /// An operator retries the dispatch with this number.
     RetryDispatch(u32),

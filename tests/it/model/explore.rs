@@ -13,7 +13,8 @@ const DEPTH: usize = 6;
 /// The day before daylight saving time starts in New York.
 const NOW: &str = "2026-03-07T18:30:00Z";
 
-/// Local: one zone missed, one due, two pending. UTC: due. Optimal: days that have started and one that has not.
+/// Local: one zone missed, one due, two pending. UTC: due. Optimal: days that have started and one
+/// that has not.
 const CREATIONS: [Wish; 3] = [
     Wish {
         kind: Kind::Local,

@@ -60,7 +60,8 @@ pub(super) struct View {
 pub(super) struct Schedule {
     pub ask: Ask,
     pub revision: i64,
-    /// Zones, claimed ones included, whose time was too far in the past when the schedule was accepted.
+    /// Zones, claimed ones included, whose time was too far in the past when the schedule was
+    /// accepted.
     pub missed: Zones,
     pub updated_at: Time,
     pub cancelled_at: Option<Time>,
@@ -322,7 +323,8 @@ impl World {
         vec![deliveries]
     }
 
-    /// Claims due retries: of dispatches whose lease has expired, which is as uncertain as no answer, or whose pause has ended.
+    /// Claims due retries: of dispatches whose lease has expired, which is as uncertain as no
+    /// answer, or whose pause has ended.
     fn retry(&mut self) -> Vec<Delivery> {
         let (paused, now, mut deliveries) = (self.is_paused(), self.now, vec![]);
         let Some(schedule) = &mut self.schedule else {
@@ -608,7 +610,8 @@ impl Ask {
         self.time - self.time.rem_euclid(DAY)
     }
 
-    /// Whether the time is too far in the past: an optimal day after its end, everything else after an hour.
+    /// Whether the time is too far in the past: an optimal day after its end, everything else after
+    /// an hour.
     fn is_missed(self, zone: usize, now: Time, rules: Rules) -> bool {
         match self.kind {
             Kind::Optimal => instant(self.day() + DAY, zone, rules) <= now,

@@ -1,4 +1,5 @@
-//! A few zones, written by worker: one far east, UTC, and two that differ only by daylight saving time.
+//! A few zones, written by worker: one far east, UTC, and two that differ only by daylight saving
+//! time.
 
 use std::fmt;
 use std::ops::Range;
@@ -47,8 +48,8 @@ fn offset(zone: usize, instant: Time, rules: Rules) -> Time {
     }
 }
 
-/// The instant at which the clock of `zone` shows `wall`: the first one in an overlap; in a gap, the instant by the
-/// offset before it.
+/// The instant at which the clock of `zone` shows `wall`: the first one in an overlap; in a gap,
+/// the instant by the offset before it.
 pub(super) fn instant(wall: Time, zone: usize, rules: Rules) -> Time {
     let before = offset(zone, wall - DAY, rules);
     let after = offset(zone, wall + DAY, rules);

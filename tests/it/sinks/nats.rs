@@ -22,7 +22,8 @@ struct Server {
 }
 
 impl Server {
-    /// Returns `None`, and reports `test` as skipped, where NATS is not installed; with `REQUIRE_NATS=1` the test fails.
+    /// Returns `None`, and reports `test` as skipped, where NATS is not installed; with
+    /// `REQUIRE_NATS=1` the test fails.
     async fn start(test: &str, flags: &[&str]) -> Option<Self> {
         let Some(program) = SERVERS
             .into_iter()
@@ -32,7 +33,8 @@ impl Server {
                 !nats_is_required(),
                 "{test} needs nats-server, which is not installed, and REQUIRE_NATS=1 is set"
             );
-            // Written to stderr directly, since the test harness captures the output of passing tests.
+            // Written to stderr directly, since the test harness captures the output of passing
+            // tests.
             let _written = writeln!(std::io::stderr(), "skipped: {test} needs nats-server");
             return None;
         };

@@ -8,7 +8,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
-/// Creates a self-signed certificate for 127.0.0.1. Returns it as PEM, and an acceptor for these protocols.
+/// Creates a self-signed certificate for 127.0.0.1. Returns it as PEM, and an acceptor for these
+/// protocols.
 pub(super) fn certificate(protocols: &[&str]) -> (Vec<u8>, TlsAcceptor) {
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::default();

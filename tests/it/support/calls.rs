@@ -216,7 +216,8 @@ pub(crate) fn entry(result: v1::BatchUpdateCanvasSchedulesResult) -> Entry {
     }
 }
 
-/// A client that leaves deadlines to the server. tonic's channel enforces them itself, with a different code.
+/// A client that leaves deadlines to the server. tonic's channel enforces them itself, with a
+/// different code.
 pub(crate) async fn bare_client(
     addr: SocketAddr,
     key: &str,

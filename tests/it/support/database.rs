@@ -1,4 +1,5 @@
-//! A database for each test, removed after it. Those of PostgreSQL share one server, which ends with this process.
+//! A database for each test, removed after it. Those of PostgreSQL share one server, which ends
+//! with this process.
 
 #[path = "../../support/postgres.rs"]
 pub(crate) mod postgres;
@@ -40,7 +41,8 @@ enum Storage {
 }
 
 impl Database {
-    /// Creates a database for the test `name`; one of PostgreSQL is migrated. Returns `None` if PostgreSQL is needed and not installed.
+    /// Creates a database for the test `name`; one of PostgreSQL is migrated. Returns `None` if
+    /// PostgreSQL is needed and not installed.
     pub(crate) fn new(kind: Kind, name: &str) -> Option<Self> {
         match kind {
             Kind::Memory => Some(Self {
@@ -126,8 +128,8 @@ impl Database {
             .collect()
     }
 
-    /// Takes the lock that a writer needs to change this schedule, until a rollback. SQLite has one lock
-    /// for the whole database.
+    /// Takes the lock that a writer needs to change this schedule, until a rollback. SQLite has one
+    /// lock for the whole database.
     pub(crate) async fn lock(&self, schedule_id: &str) -> DatabaseTransaction {
         let db = self.connect().await;
         let options = TransactionOptions {
@@ -195,7 +197,8 @@ const SETTINGS: [&str; 7] = [
     "checkpoint_timeout=1h",
 ];
 
-/// The shared server, started on first use. Returns `None`, and reports the test as skipped, where PostgreSQL is not installed.
+/// The shared server, started on first use. Returns `None`, and reports the test as skipped, where
+/// PostgreSQL is not installed.
 fn server(test: &str) -> Option<&'static Server> {
     static SERVER: OnceLock<Option<Server>> = OnceLock::new();
     let server = SERVER.get_or_init(|| match Postgres::start(&SETTINGS) {
@@ -255,7 +258,8 @@ impl Server {
     }
 }
 
-/// Starts the watcher, since statics are never dropped: a shell that reads a pipe from this process, which closes when the process ends.
+/// Starts the watcher, since statics are never dropped: a shell that reads a pipe from this
+/// process, which closes when the process ends.
 fn stop_with_this_process(postgres: &Postgres) -> Child {
     const SCRIPT: &str = r#"
         cat > /dev/null

@@ -78,7 +78,8 @@ impl RecordingSink {
         self.seen()
     }
 
-    /// Moves the clock step by step until `enough`, for dispatches after a pause that begins when an answer is written.
+    /// Moves the clock step by step until `enough`, for dispatches after a pause that begins when
+    /// an answer is written.
     pub(crate) async fn in_time(
         &self,
         clock: &ManualClock,
