@@ -53,95 +53,100 @@ fn parse(hop: &[u8]) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
+    /// What is tested, the peer, the header lines, and the expected address.
+    type Case = (
+        &'static str,
+        &'static str,
+        &'static [&'static str],
+        Option<&'static str>,
+    );
+
+    const CASES: [Case; 17] = [
+        ("no proxy", "192.0.2.1", &[], Some("192.0.2.1")),
+        (
+            "a stranger who claims",
+            "192.0.2.1",
+            &["10.0.0.1"],
+            Some("192.0.2.1"),
+        ),
+        ("a proxy", "10.0.0.1", &["192.0.2.9"], Some("192.0.2.9")),
+        (
+            "a proxy that says nothing",
+            "10.0.0.1",
+            &[],
+            Some("10.0.0.1"),
+        ),
+        (
+            "what the caller wrote is left of what the proxy wrote",
+            "10.0.0.1",
+            &["203.0.113.5, 192.0.2.9"],
+            Some("192.0.2.9"),
+        ),
+        (
+            "in separate header lines",
+            "10.0.0.1",
+            &["203.0.113.5", "192.0.2.9"],
+            Some("192.0.2.9"),
+        ),
+        (
+            "two proxies",
+            "10.0.0.1",
+            &["203.0.113.5,192.0.2.9, 10.0.0.2"],
+            Some("192.0.2.9"),
+        ),
+        (
+            "proxies only",
+            "10.0.0.1",
+            &["10.0.0.3,10.0.0.2"],
+            Some("10.0.0.3"),
+        ),
+        (
+            "with a port",
+            "10.0.0.1",
+            &["192.0.2.9:1234"],
+            Some("192.0.2.9"),
+        ),
+        (
+            "of IPv6",
+            "2001:db8::1",
+            &["[2001:db9::1]:1"],
+            Some("2001:db9::1"),
+        ),
+        (
+            "of IPv6 in brackets",
+            "2001:db8::1",
+            &["[2001:db9::1]"],
+            Some("2001:db9::1"),
+        ),
+        (
+            "of IPv6 with a zone",
+            "2001:db8::1",
+            &["fe80::1%eth0"],
+            None,
+        ),
+        (
+            "a proxy of IPv4 over IPv6",
+            "10.0.0.1",
+            &["192.0.2.9, ::ffff:10.0.0.2"],
+            Some("192.0.2.9"),
+        ),
+        ("nothing after a comma", "10.0.0.1", &["192.0.2.9,"], None),
+        (
+            "of IPv4 over IPv6",
+            "::ffff:10.0.0.1",
+            &["192.0.2.9"],
+            Some("192.0.2.9"),
+        ),
+        ("no address", "10.0.0.1", &["192.0.2.9, unknown"], None),
+        ("no text", "10.0.0.1", &[""], None),
+    ];
+
     #[test]
     fn only_what_trusted_proxies_say_counts_and_of_that_only_the_right_most_stranger() {
         let proxies: Vec<IpNet> = ["10.0.0.0/8", "2001:db8::/32"]
             .map(|network| network.parse().expect("a network"))
             .to_vec();
-        for (case, peer, lines, expected) in [
-            ("no proxy", "192.0.2.1", &[][..], Some("192.0.2.1")),
-            (
-                "a stranger who claims",
-                "192.0.2.1",
-                &["10.0.0.1"][..],
-                Some("192.0.2.1"),
-            ),
-            ("a proxy", "10.0.0.1", &["192.0.2.9"][..], Some("192.0.2.9")),
-            (
-                "a proxy that says nothing",
-                "10.0.0.1",
-                &[][..],
-                Some("10.0.0.1"),
-            ),
-            (
-                "what the caller wrote is left of what the proxy wrote",
-                "10.0.0.1",
-                &["203.0.113.5, 192.0.2.9"][..],
-                Some("192.0.2.9"),
-            ),
-            (
-                "in separate header lines",
-                "10.0.0.1",
-                &["203.0.113.5", "192.0.2.9"][..],
-                Some("192.0.2.9"),
-            ),
-            (
-                "two proxies",
-                "10.0.0.1",
-                &["203.0.113.5,192.0.2.9, 10.0.0.2"][..],
-                Some("192.0.2.9"),
-            ),
-            (
-                "proxies only",
-                "10.0.0.1",
-                &["10.0.0.3,10.0.0.2"][..],
-                Some("10.0.0.3"),
-            ),
-            (
-                "with a port",
-                "10.0.0.1",
-                &["192.0.2.9:1234"][..],
-                Some("192.0.2.9"),
-            ),
-            (
-                "of IPv6",
-                "2001:db8::1",
-                &["[2001:db9::1]:1"][..],
-                Some("2001:db9::1"),
-            ),
-            (
-                "of IPv6 in brackets",
-                "2001:db8::1",
-                &["[2001:db9::1]"][..],
-                Some("2001:db9::1"),
-            ),
-            (
-                "of IPv6 with a zone",
-                "2001:db8::1",
-                &["fe80::1%eth0"][..],
-                None,
-            ),
-            (
-                "a proxy of IPv4 over IPv6",
-                "10.0.0.1",
-                &["192.0.2.9, ::ffff:10.0.0.2"][..],
-                Some("192.0.2.9"),
-            ),
-            (
-                "nothing after a comma",
-                "10.0.0.1",
-                &["192.0.2.9,"][..],
-                None,
-            ),
-            (
-                "of IPv4 over IPv6",
-                "::ffff:10.0.0.1",
-                &["192.0.2.9"][..],
-                Some("192.0.2.9"),
-            ),
-            ("no address", "10.0.0.1", &["192.0.2.9, unknown"][..], None),
-            ("no text", "10.0.0.1", &[""][..], None),
-        ] {
+        for (case, peer, lines, expected) in CASES {
             let mut headers = HeaderMap::new();
             for line in lines {
                 headers.append(FORWARDED_FOR, line.parse().expect("a header"));
