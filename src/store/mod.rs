@@ -1,4 +1,4 @@
-//! The only place with sea-orm: what the service may ask, and nothing else.
+//! The store: the only module that uses sea-orm.
 
 mod admin;
 mod commit;
@@ -38,28 +38,24 @@ use schema::migration;
 use session::pool::Pool;
 use session::{connect, durability, error};
 
-/// The database, in four parts by who asks.
+/// The database, in four parts by caller.
 #[derive(Clone)]
 pub struct Store {
     /// Reads for callers.
     pub read: Reads,
     /// Changes of callers, which the writers commit.
     pub commit: CommitQueue,
-    /// What the dispatcher asks.
+    /// Operations of the dispatcher.
     pub dispatch: DispatchStore,
-    /// What operators and the process itself ask.
+    /// Operations of operators and of the process itself.
     pub admin: AdminStore,
     reads: DatabaseConnection,
     dispatching: Pool,
 }
 
 impl Store {
-    /// Opens the database. The second part of the answer does the writing: each is to be run for as
-    /// long as the store is used, on a runtime of its choice; it ends once every clone of the store
-    /// is gone.
-    ///
-    /// # Errors
-    /// What is wrong with the URL, or [`Error::StoreUnavailable`] with the cause in the log.
+    /// Opens the database. The store writes only while the returned writers run, on any runtime;
+    /// they end once every clone of the store is dropped.
     pub async fn open(
         options: &Options,
         clock: SharedClock,
@@ -94,28 +90,24 @@ impl Store {
         Ok((store, writers))
     }
 
-    /// Applies pending migrations and answers their names.
+    /// Applies pending migrations and returns their names.
     pub async fn migrate(&self) -> Result<Vec<String>, Error> {
-        migration::migrate(&self.reads)
-            .await
-            .map_err(|fault| error::public(&fault))
+        migration::migrate(&self.reads).await.map_err(error::public)
     }
 
-    /// The names of migrations that were not applied yet.
+    /// The names of pending migrations.
     pub async fn pending_migrations(&self) -> Result<Vec<String>, Error> {
-        migration::pending(&self.reads)
-            .await
-            .map_err(|fault| error::public(&fault))
+        migration::pending(&self.reads).await.map_err(error::public)
     }
 
     /// Whether an acknowledged change survives a crash of the database's machine.
     pub async fn durability(&self) -> Result<Durability, Error> {
         durability::durability(&self.reads)
             .await
-            .map_err(|fault| error::public(&fault))
+            .map_err(error::public)
     }
 
-    /// How full its queues and pools are.
+    /// Gauges of its queues and pools.
     pub fn gauges(&self) -> StoreGauges {
         StoreGauges::new(
             self.commit.writers(),

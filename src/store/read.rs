@@ -15,16 +15,14 @@ use crate::domain::{
     Revision, ScheduleId, ScheduleState, Target, WorkspaceId, Zone,
 };
 use crate::error::Error;
-use crate::store::schema::answered::Answered;
-use crate::store::schema::answered::REQUEST_KEPT;
+use crate::store::schema::answered::{Answered, REQUEST_KEPT};
 use crate::store::schema::codec;
 use crate::store::schema::history;
-use crate::store::schema::load::{self, Lock};
+use crate::store::schema::load::{self, Lock, ScheduleKey};
 use crate::store::schema::tables::{
     canvas_schedule, dispatch, properties, request, target, workspace,
 };
-use crate::store::schema::tenant::Key;
-use crate::store::schema::tenant::Tenant;
+use crate::store::schema::tenant::{Key, Tenant};
 use crate::store::session::error::public;
 
 /// A schedule with its target, its properties and its dispatches.
@@ -84,7 +82,7 @@ impl Reads {
         &self,
         key: Key,
     ) -> Result<(CanvasSchedule, Vec<Dispatch>), Error> {
-        let found = self.find(key).await.map_err(|fault| public(&fault))?;
+        let found = self.find(key).await.map_err(public)?;
         found.ok_or_else(|| Error::NotFound {
             schedule_id: key.1.to_string(),
         })
@@ -131,7 +129,7 @@ impl Reads {
                 properties,
             })
         };
-        read.await.map_err(|fault: DbErr| public(&fault))
+        read.await.map_err(public)
     }
 
     /// The properties of these ids.
@@ -140,9 +138,7 @@ impl Reads {
         workspace: WorkspaceId,
         ids: Vec<PropertiesId>,
     ) -> Result<HashMap<PropertiesId, Properties>, Error> {
-        self.find_properties(workspace, ids)
-            .await
-            .map_err(|fault| public(&fault))
+        self.find_properties(workspace, ids).await.map_err(public)
     }
 
     async fn find_properties(
@@ -187,14 +183,14 @@ impl Reads {
             .limit(2)
             .all(&self.db)
             .await
-            .map_err(|fault| public(&fault))?;
+            .map_err(public)?;
         match first.as_slice() {
             [] => Err(Error::NoOpenSchedule {
                 canvas_id: canvas_id.as_str().to_owned(),
             }),
             [one] => Ok(ScheduleId(one.id)),
             _ => {
-                let open = open.count(&self.db).await.map_err(|fault| public(&fault))?;
+                let open = open.count(&self.db).await.map_err(public)?;
                 Err(Error::ScheduleIdNeeded {
                     canvas_id: canvas_id.as_str().to_owned(),
                     open,
@@ -232,7 +228,7 @@ impl Reads {
                 .map(|one| Ok(one?.schedule))
                 .collect::<Result<_, DbErr>>()
         };
-        read.await.map_err(|fault| public(&fault))
+        read.await.map_err(public)
     }
 
     /// Up to `limit` of the stored revisions before `before`, the newest first.
@@ -246,12 +242,12 @@ impl Reads {
         limit: u64,
     ) -> Result<Vec<Revision>, Error> {
         let newest = self.schedule(key).await?.revision;
-        let (workspace, id) = key;
+        let key = ScheduleKey::new(key.0.0, key.1.0);
         let (before, oldest) = (before.unwrap_or(i64::MAX), newest - self.revisions_kept);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = history::newest(&self.db, (workspace.0, id.0), before, oldest, limit).await;
+        let rows = history::newest(&self.db, key, before, oldest, limit).await;
         let revisions = rows.and_then(|rows| rows.into_iter().map(codec::revision).collect());
-        revisions.map_err(|fault: DbErr| public(&fault))
+        revisions.map_err(public)
     }
 
     /// The first answer to a request id, if it was answered within 24 hours.
@@ -270,13 +266,9 @@ impl Reads {
             if u128::try_from(age).is_ok_and(|age| age >= REQUEST_KEPT.as_millis()) {
                 return Ok(None);
             }
-            let outcome = serde_json::from_str(&row.outcome).map_err(codec::broken)?;
-            Ok(Some(Answered {
-                digest: row.digest,
-                outcome,
-            }))
+            codec::answered(row).map(Some)
         };
-        read.await.map_err(|fault: DbErr| public(&fault))
+        read.await.map_err(public)
     }
 
     /// The zone that new schedules of a workspace apply to users without one.
@@ -286,7 +278,7 @@ impl Reads {
             let row = row.ok_or_else(|| codec::broken("the workspace does not exist"))?;
             Zone::parse(&row.default_time_zone).map_err(codec::broken)
         };
-        read.await.map_err(|fault: DbErr| public(&fault))
+        read.await.map_err(public)
     }
 
     /// Up to `limit` dispatches after `after`, in the order of schedule and number.
@@ -328,7 +320,7 @@ impl Reads {
             self.with_schedules(query.limit(limit).all(&self.db).await?)
                 .await
         };
-        read.await.map_err(|fault: DbErr| public(&fault))
+        read.await.map_err(public)
     }
 
     /// Decodes dispatches, whose zones may be those of their schedules.
@@ -336,10 +328,8 @@ impl Reads {
         &self,
         rows: Vec<dispatch::Model>,
     ) -> Result<Vec<(ScheduleId, Dispatch)>, DbErr> {
-        let mut keys: Vec<(i32, Uuid)> = rows
-            .iter()
-            .map(|row| (row.workspace_id, row.schedule_id))
-            .collect();
+        let key = |row: &dispatch::Model| ScheduleKey::new(row.workspace_id, row.schedule_id);
+        let mut keys: Vec<ScheduleKey> = rows.iter().map(key).collect();
         keys.dedup();
         let mut schedules: HashMap<Uuid, CanvasSchedule> = HashMap::new();
         for row in load::read_rows(&self.db, &keys, Lock::None).await? {

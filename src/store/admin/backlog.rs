@@ -5,12 +5,13 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, Statement};
+use sea_orm::ConnectionTrait;
 
 use crate::domain::DispatchState;
 use crate::error::Error;
 use crate::store::admin::AdminStore;
 use crate::store::schema::codec;
+use crate::store::schema::statement::statement;
 use crate::telemetry::metrics::{DispatchTotals, DueBacklog};
 
 /// The highest count; a larger one is reported as this.
@@ -41,13 +42,7 @@ impl AdminStore {
         let read = async {
             let db = &self.pool.db();
             let values = [now.timestamp_millis().into(), MAX_COUNT.into()];
-            let row = db
-                .query_one_raw(Statement::from_sql_and_values(
-                    db.get_database_backend(),
-                    DUE,
-                    values,
-                ))
-                .await?;
+            let row = db.query_one_raw(statement(db, DUE, values)).await?;
             let Some(row) = row else {
                 return Ok(DueBacklog::default());
             };
@@ -65,12 +60,7 @@ impl AdminStore {
     pub async fn dispatch_totals(&self) -> Result<DispatchTotals, Error> {
         let read = async {
             let db = &self.pool.db();
-            let row = db
-                .query_one_raw(Statement::from_string(
-                    db.get_database_backend(),
-                    TOTALS.as_str(),
-                ))
-                .await?;
+            let row = db.query_one_raw(statement(db, &TOTALS, [])).await?;
             let Some(row) = row else {
                 return Ok(DispatchTotals::default());
             };

@@ -33,7 +33,7 @@ impl AdminStore {
             .filter(recognized(self.clock.now()))
             .count(&self.reads)
             .await;
-        if count.map_err(|fault| public(&fault))? >= MAX_KEYS {
+        if count.map_err(public)? >= MAX_KEYS {
             return Err(invalid(
                 "name",
                 format!(
@@ -55,7 +55,7 @@ impl AdminStore {
                     key.name
                 ),
             )),
-            Err(fault) => Err(public(&fault)),
+            Err(fault) => Err(public(fault)),
         }
     }
 
@@ -65,11 +65,7 @@ impl AdminStore {
         let named = api_key::Entity::delete_many()
             .filter(api_key::Column::WorkspaceId.eq(workspace.0))
             .filter(api_key::Column::Name.eq(name));
-        named
-            .exec(&self.reads)
-            .await
-            .map(|_| ())
-            .map_err(|fault| public(&fault))
+        named.exec(&self.reads).await.map(|_| ()).map_err(public)
     }
 
     /// Revokes a key. A key that is already revoked keeps the time of its revocation.
@@ -90,7 +86,7 @@ impl AdminStore {
                 "id",
                 format!("no key has the id {id}; list them with `api-key list`"),
             )),
-            Err(fault) => Err(public(&fault)),
+            Err(fault) => Err(public(fault)),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::store::admin::AdminStore;
 use crate::store::schema::tables::{rate_window, replica};
 use crate::store::schema::tenant::Tenant;
-use crate::store::session::error::RETRY_AFTER;
+use crate::store::session::error::unavailable;
 
 /// A replica that has recorded no sign of life for this long gets no share.
 const REPLICA_TIMEOUT: TimeDelta = TimeDelta::seconds(30);
@@ -63,9 +63,7 @@ impl AdminStore {
                 return Ok(after);
             }
         }
-        Err(Error::StoreUnavailable {
-            retry_after: RETRY_AFTER,
-        })
+        Err(unavailable())
     }
 
     async fn taken(

@@ -91,7 +91,7 @@ impl AdminStore {
             }
             Ok(rows.len())
         };
-        remove.await.map_err(|fault: DbErr| public(&fault))
+        remove.await.map_err(public)
     }
 
     /// Removes up to `limit` schedules that finished before `before`, and returns how many.
@@ -138,7 +138,7 @@ impl AdminStore {
 async fn remove_all<C: ConnectionTrait>(db: &C, keys: &[ScheduleKey]) -> Result<(), DbErr> {
     for key in keys {
         // The history first: it is found through the hot row.
-        history::remove(db, key.pair(), i64::MAX).await?;
+        history::remove(db, *key, i64::MAX).await?;
     }
     for part in &*REMOVE {
         part.execute(db, [], keys).await?;

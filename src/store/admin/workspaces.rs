@@ -70,7 +70,7 @@ impl AdminStore {
                 "name",
                 format!("a workspace named {name} already exists"),
             )),
-            Err(fault) => Err(public(&fault)),
+            Err(fault) => Err(public(fault)),
         }
     }
 
@@ -93,7 +93,7 @@ impl AdminStore {
             set_quotas(&transaction, id, &change.quotas).await?;
             transaction.commit().await
         };
-        set.await.map_err(|fault: DbErr| public(&fault))
+        set.await.map_err(public)
     }
 
     /// Every workspace, by name.
@@ -135,7 +135,7 @@ impl AdminStore {
             .filter(workspace::Column::Name.eq(name))
             .one(&self.reads)
             .await;
-        let row = row.map_err(|fault| public(&fault))?;
+        let row = row.map_err(public)?;
         row.map(|row| WorkspaceId(row.id)).ok_or_else(|| {
             invalid(
                 "workspace",

@@ -1,5 +1,4 @@
-//! Decides a batch in memory: from what was read and what callers ask to what is written and who
-//! gets which answer.
+//! Decides a batch in memory: turns a snapshot and the callers' jobs into writes and answers.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -11,16 +10,15 @@ use crate::domain::{CanvasSchedule, Outcome, SchedulePolicy, WorkspaceId, zone};
 use crate::error::Error;
 use crate::store::commit::job::{Job, Unsettled, Work};
 use crate::store::commit::snapshot::Snapshot;
-use crate::store::commit::statements::{RequestWrite, Writes};
+use crate::store::commit::statements::{ChangedSchedule, Writes};
 use crate::store::schema::codec;
-use crate::store::schema::history::RowKey;
 use crate::store::schema::load::{Loaded, ScheduleKey};
 use crate::store::schema::tables::{canvas_schedule, properties, request, revision, target, wake};
 
 /// Old revisions of a schedule are removed once for every so many new ones.
 const TRIM_INTERVAL: i64 = 50;
 
-/// The instant, the rules and the commit that a batch is decided with.
+/// The instant, the rules and the commit of a batch.
 pub(crate) struct Context<'a> {
     /// The instant of every change in the batch.
     pub now: DateTime<Utc>,
@@ -40,20 +38,19 @@ pub(crate) struct Batch<'a> {
     decision: Decision,
 }
 
-/// What a batch comes to: what is written, and the answers that its callers get once that is
+/// The decision of a batch: its writes, and the answers that its callers get once those are
 /// committed.
 pub(crate) struct Decision {
-    /// Everything that is written.
     pub writes: Writes,
-    /// Revisions to be removed after the commit: those of a schedule up to this number.
-    trims: Vec<(RowKey, i64)>,
+    /// Schedules whose revisions up to this number are removed after the commit.
+    trims: Vec<(ScheduleKey, i64)>,
     answers: Vec<(Job, Result<Outcome, Error>)>,
     /// Jobs that wait for the next round.
     postponed: Vec<Job>,
     commit_id: i64,
 }
 
-/// One row and all the jobs of the batch that are about it, in their order.
+/// One row and the jobs of the batch that change it, in their order.
 struct Entry {
     before: canvas_schedule::Model,
     after: CanvasSchedule,
@@ -105,11 +102,12 @@ impl<'a> Batch<'a> {
                 seen.extend(request);
             }
         }
-        // In the order of the rows, so that batches of several replicas never wait for each other
-        // in a ring.
+        // In the order of the rows, so that batches of several replicas do not deadlock.
         let writes = &mut batch.decision.writes;
         writes.properties.sort_by_key(|row| row.schedule_id);
-        writes.requests.sort_by_key(|write| write.schedule_id);
+        writes
+            .requests
+            .sort_by_key(|(changed, _)| changed.schedule_id);
         let entries = std::mem::take(&mut batch.entries);
         for entry in entries.into_values() {
             batch.decision.finish(entry, context.revisions_kept);
@@ -117,7 +115,8 @@ impl<'a> Batch<'a> {
         batch.decision
     }
 
-    /// Answers a job whose commit turned out to be there, or whose request was answered before.
+    /// Answers a job whose cut-off commit was carried out, or whose request was answered before;
+    /// returns any other.
     fn unless_known(&self, mut job: Job) -> Option<Job> {
         let id = job.work.schedule_id().0;
         let settled = |cut: &Unsettled| self.snapshot.settled.contains(&(id, cut.commit_id));
@@ -201,18 +200,19 @@ impl<'a> Batch<'a> {
         Ok(outcome)
     }
 
-    /// Decides a change on what the jobs before it made of its row, and adds what it writes. None
-    /// when the job's workspace has no such row.
+    /// Decides a change on the state that the jobs before it left, and adds its writes. None when
+    /// the workspace has no such row.
     fn change(&mut self, job: &Job) -> Result<Option<Result<Outcome, Error>>, DbErr> {
         let Work::Change(_, command) = &job.work else {
             return Ok(None);
         };
         let (key, context) = (job.key(), self.context);
         if let Some(loaded) = self.snapshot.rows.remove(&key) {
-            self.entries.insert(key.1, Entry::new(loaded?));
+            self.entries.insert(key.id, Entry::new(loaded?));
         }
-        let entry = self.entries.get_mut(&key.1);
-        let Some(entry) = entry.filter(|entry| entry.before.workspace_id == key.0.0) else {
+        let entry = self.entries.get_mut(&key.id);
+        let Some(entry) = entry.filter(|entry| entry.before.workspace_id == key.workspace_id)
+        else {
             return Ok(None);
         };
         let decided = command
@@ -230,17 +230,16 @@ impl<'a> Batch<'a> {
         entry.after = outcome.after.clone();
         let writes = &mut self.decision.writes;
         writes.properties.extend(properties_row(job, &outcome));
-        writes.requests.extend(request.map(|row| RequestWrite {
-            schedule_id: key.1,
-            row,
-        }));
+        let changed = ChangedSchedule {
+            schedule_id: key.id,
+        };
+        writes.requests.extend(request.map(|row| (changed, row)));
         Ok(Some(Ok(outcome)))
     }
 }
 
 impl Decision {
-    /// Adds what is written of a row, or answers its jobs when all of them were refused on what is
-    /// stored.
+    /// Adds the writes of a row, or answers its jobs when all of them were refused.
     fn finish(&mut self, entry: Entry, revisions_kept: i64) {
         if entry.revisions.is_empty() {
             for (job, decided) in entry.jobs {
@@ -268,29 +267,28 @@ impl Decision {
         }
         let due_for_trim = before.revision / TRIM_INTERVAL != after.revision / TRIM_INTERVAL;
         if due_for_trim && after.revision > revisions_kept {
-            self.trims
-                .push((key.pair(), after.revision - revisions_kept));
+            self.trims.push((key, after.revision - revisions_kept));
         }
         self.writes.rows.push(row);
         self.writes.revisions.extend(entry.revisions);
         self.answers.extend(entry.jobs);
     }
 
-    /// Revisions to be removed of the schedules that were written: those up to this number.
-    pub(crate) fn trims_of(&self, written: &HashSet<Uuid>) -> Vec<(RowKey, i64)> {
+    /// The schedules that were written whose revisions up to this number are to be removed.
+    pub(crate) fn trims_of(&self, written: &HashSet<Uuid>) -> Vec<(ScheduleKey, i64)> {
         let of_written = self
             .trims
             .iter()
-            .filter(|(key, _)| written.contains(&key.1));
+            .filter(|(key, _)| written.contains(&key.id));
         of_written.copied().collect()
     }
 
     /// Answers every job whose row was written, after its commit. Returns the others, which are
-    /// tried again, in their order.
+    /// retried, in their order.
     pub(crate) fn reply(self, written: &HashSet<Uuid>) -> Vec<Job> {
         let mut retried = Vec::new();
         for (mut job, decided) in self.answers {
-            if written.contains(&job.key().1) {
+            if written.contains(&job.key().id) {
                 job.answer(decided);
             } else {
                 job.rounds_lost = job.rounds_lost.saturating_add(1);
@@ -328,7 +326,7 @@ impl Entry {
         }
     }
 
-    /// The row as it is to be, with the version that was read.
+    /// The changed row, with the version that was read.
     fn row(&self) -> Result<canvas_schedule::Model, DbErr> {
         let workspace = WorkspaceId(self.before.workspace_id);
         codec::schedule_row(workspace, &self.after, Some(&self.before))

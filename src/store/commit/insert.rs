@@ -1,90 +1,66 @@
-//! Inserts of new rows, the same for both databases.
+//! Inserts rows, with the same statements on both databases.
 
 use sea_orm::sea_query::OnConflict;
-use sea_orm::{ConnectionTrait, DbErr, EntityTrait, IntoActiveModel};
+use sea_orm::{ActiveModelTrait, ConnectionTrait, DbErr, EntityTrait, InsertMany, IntoActiveModel};
 
-use crate::store::schema::tables;
+use crate::store::schema::tables::{canvas_schedule, properties, request, revision, target, wake};
 
-/// All that new schedules write.
+/// The rows of new schedules.
 #[derive(Default)]
 pub(crate) struct NewRows {
     /// The hot rows.
-    pub schedules: Vec<tables::canvas_schedule::Model>,
-    /// When to examine them first.
-    pub wakes: Vec<tables::wake::Model>,
+    pub schedules: Vec<canvas_schedule::Model>,
+    /// Their first entries in the queue.
+    pub wakes: Vec<wake::Model>,
     /// Their first revisions.
-    pub revisions: Vec<tables::revision::Model>,
-    /// Whom they are for.
-    pub targets: Vec<tables::target::Model>,
-    /// What they carry.
-    pub properties: Vec<tables::properties::Model>,
+    pub revisions: Vec<revision::Model>,
+    /// Their recipients, audiences or broadcasts.
+    pub targets: Vec<target::Model>,
+    /// Their properties.
+    pub properties: Vec<properties::Model>,
     /// First answers.
-    pub requests: Vec<tables::request::Model>,
+    pub requests: Vec<request::Model>,
 }
 
-/// Inserts new schedules; to be called within a transaction.
-///
-/// # Errors
-/// What the database says; a request id that was answered meanwhile is a unique violation.
+/// Inserts new schedules within a transaction.
 pub(crate) async fn schedules<C: ConnectionTrait>(db: &C, new: &NewRows) -> Result<(), DbErr> {
     if new.schedules.is_empty() {
         return Ok(());
     }
-    tables::canvas_schedule::Entity::insert_many(active(&new.schedules))
-        .exec_without_returning(db)
-        .await?;
-    tables::wake::Entity::insert_many(active(&new.wakes))
-        .exec_without_returning(db)
-        .await?;
-    tables::revision::Entity::insert_many(active(&new.revisions))
-        .exec_without_returning(db)
-        .await?;
-    tables::target::Entity::insert_many(active(&new.targets))
-        .exec_without_returning(db)
-        .await?;
+    many(&new.schedules).exec_without_returning(db).await?;
+    many(&new.wakes).exec_without_returning(db).await?;
+    many(&new.revisions).exec_without_returning(db).await?;
+    many(&new.targets).exec_without_returning(db).await?;
     properties(db, &new.properties).await?;
     requests(db, &new.requests).await
 }
 
-/// Inserts property sets; one that is there already is the same one.
+/// Inserts property sets. One with the id of a stored set equals it and is left out.
 pub(crate) async fn properties<C: ConnectionTrait>(
     db: &C,
-    rows: &[tables::properties::Model],
+    rows: &[properties::Model],
 ) -> Result<(), DbErr> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let there_already = OnConflict::column(tables::properties::Column::Id)
-        .do_nothing()
-        .to_owned();
-    tables::properties::Entity::insert_many(active(rows))
-        .on_conflict(there_already)
+    let mut on_conflict = OnConflict::column(properties::Column::Id);
+    many(rows)
+        .on_conflict(on_conflict.do_nothing().to_owned())
         .exec_without_returning(db)
         .await?;
     Ok(())
 }
 
-/// Inserts first answers.
-///
-/// # Errors
-/// What the database says; a request id that was answered meanwhile is a unique violation.
+/// Inserts first answers. A request id that was answered meanwhile is a unique violation.
 pub(crate) async fn requests<C: ConnectionTrait>(
     db: &C,
-    rows: &[tables::request::Model],
+    rows: impl IntoIterator<Item = &request::Model>,
 ) -> Result<(), DbErr> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    tables::request::Entity::insert_many(active(rows))
-        .exec_without_returning(db)
-        .await?;
+    many(rows).exec_without_returning(db).await?;
     Ok(())
 }
 
-fn active<'a, M, A>(rows: &'a [M]) -> impl Iterator<Item = A> + use<'a, M, A>
+fn many<'a, A, M>(rows: impl IntoIterator<Item = &'a M>) -> InsertMany<A>
 where
-    M: IntoActiveModel<A> + Clone,
-    A: sea_orm::ActiveModelTrait,
+    A: ActiveModelTrait,
+    M: IntoActiveModel<A> + Clone + 'a,
 {
-    rows.iter().cloned().map(IntoActiveModel::into_active_model)
+    A::Entity::insert_many(rows.into_iter().cloned().map(M::into_active_model))
 }

@@ -1,45 +1,45 @@
-//! What waits for a writer: one caller's change and where its answer goes.
+//! One caller's change, as it waits for a writer.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use crate::domain::{Command, Create, Outcome, ScheduleId, WorkspaceId};
 use crate::error::Error;
 use crate::store::schema::answered::RequestKey;
-use crate::store::session::error::RETRY_AFTER;
+use crate::store::schema::load::ScheduleKey;
+use crate::store::session::error::unavailable;
 use crate::telemetry::traces::Span;
 
-/// How long a change is tried while the database is away, from when it was handed over.
+/// How long a change is retried while the database is away, from when it was enqueued.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(5);
 
-/// Who asks, in whose name, and until when.
+/// The caller of a change.
 #[derive(Debug, Clone)]
 pub struct Caller {
     /// The tenant.
     pub workspace: WorkspaceId,
-    /// Who the history names.
+    /// The name of the caller in the history.
     pub actor: Arc<str>,
-    /// When the caller stops waiting; later than this, no work begins for it.
+    /// When the caller stops waiting; a change that no round has taken by then is dropped.
     pub deadline: Option<Instant>,
-    /// Of the call, in its trace.
+    /// The span of the call.
     pub span: Span,
 }
 
-/// What is to be written.
+/// A change to commit.
 #[derive(Debug, Clone)]
 pub enum Work {
     /// A new schedule under this id.
     Create(ScheduleId, Box<Create>),
-    /// A change of this schedule.
+    /// A command to this schedule.
     Change(ScheduleId, Box<Command>),
 }
 
 impl Work {
-    /// The schedule.
+    /// The schedule that it creates or changes.
     pub fn schedule_id(&self) -> ScheduleId {
         match self {
             Self::Create(id, _) | Self::Change(id, _) => *id,
@@ -47,42 +47,42 @@ impl Work {
     }
 }
 
-/// A write whose commit was cut off: it may or may not be there.
+/// A write whose commit was cut off: the database may or may not have carried it out.
 pub(crate) struct Unsettled {
-    /// The commit that carried it.
+    /// The id of that commit.
     pub commit_id: i64,
-    /// The answer, if it is there.
+    /// The answer, if the database did.
     pub outcome: Outcome,
 }
 
 /// One caller's change in the queue.
 pub(crate) struct Job {
-    /// Who asks.
+    /// Its caller.
     pub caller: Caller,
-    /// What is to be written.
+    /// The change.
     pub work: Work,
-    /// The caller's name for it.
+    /// The caller's request id, if any.
     pub request: Option<RequestKey>,
-    /// How often another writer was quicker.
+    /// How many rounds it lost to another writer.
     pub rounds_lost: u8,
-    /// Whether its round was lost to a lock that another session held for long.
+    /// Whether its last round timed out on a lock that another session held.
     pub lock_awaited: bool,
-    /// Writes whose commits were cut off.
+    /// Earlier writes of it whose commits were cut off.
     pub unsettled: Vec<Unsettled>,
-    /// Where it is on its way: in the queue, or in a round.
+    /// The span of the queue or of the round.
     stage: Span,
     give_up_at: Instant,
     answer: oneshot::Sender<Result<Outcome, Error>>,
 }
 
 impl Job {
-    /// A change and the place where its answer arrives.
+    /// A job, and the receiver of its answer.
     pub(crate) fn new(
         caller: Caller,
         work: Work,
         request: Option<RequestKey>,
     ) -> (Self, oneshot::Receiver<Result<Outcome, Error>>) {
-        let (answer, arrives) = oneshot::channel();
+        let (answer, receiver) = oneshot::channel();
         let give_up_at = Instant::now() + GIVE_UP_AFTER;
         let stage = caller.span.child("commit.queue");
         (
@@ -97,16 +97,16 @@ impl Job {
                 give_up_at,
                 answer,
             },
-            arrives,
+            receiver,
         )
     }
 
     /// The key of its row.
-    pub(crate) fn key(&self) -> (WorkspaceId, Uuid) {
-        (self.caller.workspace, self.work.schedule_id().0)
+    pub(crate) fn key(&self) -> ScheduleKey {
+        ScheduleKey::new(self.caller.workspace.0, self.work.schedule_id().0)
     }
 
-    /// A round begins that carries so many changes.
+    /// Marks the beginning of a round with this many changes.
     pub(crate) fn enter_round(&mut self, changes: usize) {
         self.stage.end();
         self.stage = self.caller.span.child("commit.round");
@@ -115,15 +115,13 @@ impl Job {
         });
     }
 
-    /// Answers the caller, who may have gone.
     pub(crate) fn answer(self, answer: Result<Outcome, Error>) {
         self.stage.end();
-        // A caller who is gone learns the outcome by reading or by repeating the request id.
+        // A caller that has gone learns the outcome by reading or by repeating the request id.
         let _gone = self.answer.send(answer);
     }
 
-    /// The job, unless its caller stopped waiting, or its deadline has passed and no part of it was
-    /// begun.
+    /// The job, unless its caller is gone, or its deadline passed before any round wrote it.
     pub(crate) fn if_still_wanted(self, now: Instant) -> Option<Self> {
         if self.answer.is_closed() {
             return None;
@@ -142,9 +140,7 @@ impl Job {
             return Some(self);
         }
         let error = if self.unsettled.is_empty() {
-            Error::StoreUnavailable {
-                retry_after: RETRY_AFTER,
-            }
+            unavailable()
         } else {
             Error::OutcomeUnknown
         };

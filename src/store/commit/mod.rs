@@ -3,11 +3,11 @@
 //!
 //! # What is authoritative
 //!
-//! The hot row (`canvas_schedule`) decides. Its `version` changes with every write of every writer:
-//! a round writes a row only if the row still has the version that the round has read. Within a
-//! process a schedule has one writer, chosen by a hash of its id, so its changes keep their order
-//! and the process never conflicts with itself; another replica may be quicker. A change is
-//! acknowledged only after the commit that carries it.
+//! The hot row (`canvas_schedule`) decides. Every write moves its `version`: a round writes a row
+//! only if the row still has the version that the round has read. Within a process a schedule has
+//! one writer, chosen by a hash of its id, so its changes keep their order and the process never
+//! conflicts with itself; another replica may be quicker. A change is acknowledged only after the
+//! commit that carries it.
 //!
 //! # A round
 //!
@@ -27,7 +27,7 @@
 //!              │          reply ──────────┼──> answered: every change whose row was written
 //!              └────────────┼─────────────┘
 //!                           v
-//!            changes whose row had moved: first in the next round
+//!            changes whose row has moved: first in the next round
 //! ```
 //!
 //! On PostgreSQL a round that only changes rows is two statements without `BEGIN` and `COMMIT`. New

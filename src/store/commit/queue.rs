@@ -15,7 +15,7 @@ use crate::telemetry::metrics::CommitMetrics;
 /// When to try again while a writer's queue is full.
 const BUSY_RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// Hands changes to the writers.
+/// Enqueues changes for the writers.
 #[derive(Clone)]
 pub struct CommitQueue {
     writers: Arc<[mpsc::Sender<Job>]>,
@@ -35,11 +35,7 @@ impl CommitQueue {
         &self.writers
     }
 
-    /// Hands a change to its writer and waits for its commit.
-    ///
-    /// # Errors
-    /// The domain's refusals, and those of a full queue, an expired deadline, or a database that is
-    /// away.
+    /// Enqueues a change and waits for its commit.
     pub async fn commit(
         &self,
         caller: Caller,
@@ -49,11 +45,9 @@ impl CommitQueue {
         self.enqueue(caller, work, request)?.await
     }
 
-    /// Hands a change to its writer now; the answer comes with the future. Changes of one schedule
-    /// are applied in the order in which they were handed over.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] when the writer's queue is full.
+    /// Enqueues a change; the future returns its answer. Changes of one schedule are applied in the
+    /// order in which they were enqueued. Fails with [`Error::Busy`] when the writer's queue is
+    /// full.
     pub fn enqueue(
         &self,
         caller: Caller,
@@ -71,7 +65,7 @@ impl CommitQueue {
             }
             mpsc::error::TrySendError::Closed(_) => Error::Draining,
         })?;
-        // The sender goes unanswered only when the round that held it was given up.
+        // Only a round that timed out drops a job without an answer.
         Ok(async move { answer.await.unwrap_or(Err(Error::OutcomeUnknown)) })
     }
 

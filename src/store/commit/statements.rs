@@ -1,10 +1,11 @@
-//! Writes what a batch decided, in each database's own words. The texts are constant, so that they stay prepared; a batch
-//! travels as arrays (PostgreSQL) or as rows of values (SQLite).
+//! Writes the decision of a batch. The texts of the statements are constant, so that they stay
+//! prepared; a batch travels as arrays on PostgreSQL and as rows of values on SQLite.
 
 mod postgres;
 mod sqlite;
 
 use std::collections::HashSet;
+use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbBackend, DbErr};
@@ -14,30 +15,32 @@ use crate::store::commit::insert::{self, NewRows};
 use crate::store::dispatch::rows;
 use crate::store::dispatch::zone_rules;
 use crate::store::schema::load::ScheduleKey;
+use crate::store::schema::row::row;
+use crate::store::schema::statement::Columns;
+use crate::store::schema::tables::canvas_schedule::Column;
 use crate::store::schema::tables::{canvas_schedule, properties, request, revision};
 
-/// A first answer, to be written only if its schedule's row is.
-pub(crate) struct RequestWrite {
-    /// The schedule whose change it answers.
-    pub schedule_id: Uuid,
-    /// The answer.
-    pub row: request::Model,
+row! {
+    /// The schedule whose change a first answer is for.
+    pub(crate) struct ChangedSchedule {
+        pub schedule_id: Uuid,
+    }
 }
 
-/// All that one batch writes.
+/// Everything that one batch writes.
 pub(crate) struct Writes {
     /// The rows of new schedules.
     pub created: NewRows,
-    /// Each changed row once as it is to be, except for its `version`, which is the one that was read. In the order of their ids,
-    /// so that batches of several replicas never wait for each other in a ring.
+    /// Each changed row once, with its new values but the `version` that was read. In the order of
+    /// their ids, so that batches of several replicas do not deadlock.
     pub rows: Vec<canvas_schedule::Model>,
-    /// The revisions of those rows, in their order; of one row in the order of the changes.
+    /// The revisions of those rows, in their order; those of one row in the order of the changes.
     pub revisions: Vec<revision::Model>,
     /// New property sets.
     pub properties: Vec<properties::Model>,
-    /// First answers.
-    pub requests: Vec<RequestWrite>,
-    /// Schedules with dispatches that are cancelled now: their unknown dispatches are not retried.
+    /// First answers, each written only if its schedule's row is.
+    pub requests: Vec<(ChangedSchedule, request::Model)>,
+    /// Schedules with dispatches that this batch cancels: their unknown dispatches are not retried.
     pub abandoned: Vec<ScheduleKey>,
     /// Schedules whose next wave is now computed with this build's zone data.
     pub restamped: Vec<ScheduleKey>,
@@ -46,7 +49,7 @@ pub(crate) struct Writes {
 }
 
 impl Writes {
-    /// Nothing yet, at this instant.
+    /// No writes yet.
     pub(crate) fn new(now: DateTime<Utc>) -> Self {
         Self {
             created: NewRows::default(),
@@ -66,8 +69,34 @@ impl Writes {
     }
 }
 
-/// Writes a batch. Returns the schedules that were written: the new ones, and those whose rows still had the version that was
-/// read. Of the others nothing is written.
+/// The columns that no change writes: they are fixed at creation, or only the dispatcher writes
+/// them.
+const UNCHANGED: [Column; 7] = [
+    Column::CanvasId,
+    Column::CreatedMs,
+    Column::DefaultZone,
+    Column::StatedZones,
+    Column::Fired,
+    Column::ZoneRules,
+    Column::FinishedMs,
+];
+
+/// The columns that a change sends: the key, the version that was read, and those of
+/// [`assignments`].
+static ROW: LazyLock<Columns<canvas_schedule::Model>> =
+    LazyLock::new(|| Columns::except(UNCHANGED));
+
+/// The assignments of a changed row from the table `i`.
+fn assignments() -> String {
+    let key = [Column::WorkspaceId, Column::Id, Column::Version];
+    let changed = Columns::<canvas_schedule::Model>::except(UNCHANGED.into_iter().chain(key));
+    format!("version = s.version + 1, {}", changed.assignments("i"))
+}
+
+static REVISION: LazyLock<Columns<revision::Model>> = LazyLock::new(Columns::all);
+
+/// Writes a batch. Returns the schedules that were written: the new ones, and those whose rows
+/// still had the version that was read. Writes nothing of the others.
 pub(crate) async fn write<C: ConnectionTrait>(
     db: &C,
     writes: &Writes,

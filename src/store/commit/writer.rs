@@ -1,5 +1,4 @@
-//! The writer: takes what waits in its queue and commits it, round after round. The documentation
-//! of the parent module describes a round.
+//! The writer: commits the changes in its queue, round after round, as [`super`] describes.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -15,10 +14,10 @@ use crate::store::commit::batch::{Batch, Context, Decision};
 use crate::store::commit::job::{Job, Work};
 use crate::store::commit::snapshot::Snapshot;
 use crate::store::commit::statements;
-use crate::store::schema::history::{self, RowKey};
-use crate::store::schema::load::Lock;
+use crate::store::schema::history;
+use crate::store::schema::load::{Lock, ScheduleKey};
 use crate::store::session::error::{
-    RETRY_AFTER, away, connection_lost, deadlock, lock_timed_out, unique_violation,
+    away, connection_lost, deadlock, lock_timed_out, unavailable, unique_violation,
 };
 use crate::store::session::options::Options;
 use crate::store::session::pool::Pool;
@@ -28,7 +27,7 @@ use crate::telemetry::outage::OutageLog;
 
 /// After losing this many rounds to another writer, a row is read under a lock.
 const ROUNDS_BEFORE_LOCK: u8 = 2;
-/// After this many rounds, a fault that is not the connection's is attributed to the change.
+/// After this many rounds, the change itself is taken for the cause of a fault.
 const MAX_ROUNDS: u8 = 10;
 /// How long a round may take. After that its connection counts as lost.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -118,8 +117,7 @@ impl Writer {
     }
 
     /// Commits a batch. Returns the jobs that are to be retried, in their order. A part whose
-    /// statement fails is halved until the faulty change stands alone, so that it never fails its
-    /// neighbours.
+    /// statement fails is halved until the faulty change stands alone, so that it fails no other.
     async fn commit(&mut self, batch: Vec<Job>) -> Vec<Job> {
         // New schedules are inserted, others changed: different statements, and no row is in both.
         let (changes, creations): (Vec<Job>, Vec<Job>) = batch
@@ -234,16 +232,15 @@ impl Writer {
         let context = Context {
             now,
             policy: &self.policy,
-            // Identifies the revisions of this commit.
             commit_id: fastrand::i64(..),
             revisions_kept: self.revisions_kept,
         };
         Ok((session, Batch::decide(jobs, snapshot, &context)))
     }
 
-    /// Removes revisions that are not kept any more, after the callers have their answers. A
-    /// removal that fails is made up for by the next one of its schedule.
-    async fn trim(&self, trims: Vec<(RowKey, i64)>) {
+    /// Removes old revisions after the callers have their answers. If a removal fails, the
+    /// schedule's next one includes it.
+    async fn trim(&self, trims: Vec<(ScheduleKey, i64)>) {
         for (key, newest) in trims {
             let removed = async {
                 let session = self.sessions.acquire().await?;
@@ -256,7 +253,7 @@ impl Writer {
             };
             if let Err(fault) = removed.await {
                 tracing::warn!(
-                    schedule_id = %key.1,
+                    schedule_id = %key.id,
                     %fault,
                     "old revisions were not removed; the next removal includes them"
                 );
@@ -329,7 +326,7 @@ fn hold_back(part: Vec<Job>, retried: &mut Vec<Job>) -> Vec<Job> {
     free
 }
 
-/// What is done with jobs whose statement failed.
+/// What to do with jobs whose statement failed.
 enum AfterFault {
     Retry(Vec<Job>),
     Halve(Vec<Job>),
@@ -359,9 +356,7 @@ fn after_fault(mut jobs: Vec<Job>, fault: &DbErr) -> AfterFault {
     }
     // A change that waited for a lock to the end was not written, and nothing is wrong with it.
     job.answer(Err(if deadlock(fault) {
-        Error::StoreUnavailable {
-            retry_after: RETRY_AFTER,
-        }
+        unavailable()
     } else {
         Error::internal(fault)
     }));

@@ -18,7 +18,7 @@ use crate::store::schema::row::FromRow;
 use crate::store::schema::statement::{Texts, skip_locked};
 use crate::store::schema::tables::wake;
 
-/// How long a row that this build cannot read is left alone.
+/// How long a row that this build cannot read is postponed.
 pub(crate) const UNREADABLE_RETRY_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 
 const POSTPONED: &str = "it is postponed for a minute";
@@ -80,7 +80,14 @@ impl DispatchStore {
                 db.rollback().await?;
                 return Ok(Claimed::default());
             }
-            let claimed = claim_all(&db, entries, ClaimPass::new(now, delivery, in_force)).await?;
+            let pass = ClaimPass {
+                now,
+                delivery,
+                in_force,
+                decided: vec![],
+                unreadable: vec![],
+            };
+            let claimed = claim_all(&db, entries, pass).await?;
             db.commit().await?;
             Ok(claimed)
         };
@@ -130,10 +137,7 @@ async fn due_entries<C: ConnectionTrait>(
             continue;
         }
         let workspace_name = row.try_get_by_index(3)?;
-        let key = ScheduleKey {
-            id: entry.id,
-            workspace_id: entry.workspace_id,
-        };
+        let key = ScheduleKey::new(entry.workspace_id, entry.id);
         let due = entries.due.entry(key).or_insert_with(|| DueSchedule {
             entries: vec![],
             workspace_name,
@@ -190,17 +194,7 @@ struct ClaimPass<'a> {
     unreadable: Vec<wake::Model>,
 }
 
-impl<'a> ClaimPass<'a> {
-    fn new(now: DateTime<Utc>, delivery: &'a DeliveryPolicy, in_force: i32) -> Self {
-        Self {
-            now,
-            delivery,
-            in_force,
-            decided: vec![],
-            unreadable: vec![],
-        }
-    }
-
+impl ClaimPass<'_> {
     /// Lets the domain decide a schedule: claims its earliest wave, or only moves it to its next
     /// one.
     fn decide(&mut self, loaded: Loaded, due: DueSchedule) {

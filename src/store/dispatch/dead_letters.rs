@@ -45,10 +45,7 @@ async fn retry_in<C: ConnectionTrait>(
     now: DateTime<Utc>,
     delivery: &DeliveryPolicy,
 ) -> Result<Result<Dispatch, Error>, DbErr> {
-    let key = ScheduleKey {
-        id: schedule_id.0,
-        workspace_id: workspace.0,
-    };
+    let key = ScheduleKey::new(workspace.0, schedule_id.0);
     // Under the lock of its schedule: a cancellation either waits or is seen.
     let Some(loaded) = load::load(db, &[key], Lock::Wait).await?.pop() else {
         let schedule_id = schedule_id.to_string();

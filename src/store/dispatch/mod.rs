@@ -74,17 +74,17 @@ pub struct DispatchStore {
     /// Of `pool`, the connection that settles.
     settling: Sessions,
     cursor: Cursor,
-    writes: CommitMetrics,
+    metrics: CommitMetrics,
 }
 
 impl DispatchStore {
-    pub(super) fn new(pool: Pool, writes: CommitMetrics) -> Self {
+    pub(super) fn new(pool: Pool, metrics: CommitMetrics) -> Self {
         Self {
             claiming: Sessions::new(pool.clone()),
             settling: Sessions::new(pool.clone()),
             pool,
             cursor: Cursor::default(),
-            writes,
+            metrics,
         }
     }
 }

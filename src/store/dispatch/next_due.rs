@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::cursor::Position;
 use crate::store::schema::codec;
+use crate::store::schema::statement::statement;
 
 const NEXT_DUE: &str = "SELECT w.wake_ms, w.workspace_id, w.id, r.retry_ms \
      FROM (SELECT 1 AS one) AS o \
@@ -45,13 +46,7 @@ impl DispatchStore {
                 id.into(),
                 retry_ms.into(),
             ];
-            let row = db
-                .query_one_raw(Statement::from_sql_and_values(
-                    db.get_database_backend(),
-                    NEXT_DUE,
-                    from,
-                ))
-                .await?;
+            let row = db.query_one_raw(statement(&db, NEXT_DUE, from)).await?;
             db.release();
             let Some(row) = row else {
                 return Ok(NextDue::default());

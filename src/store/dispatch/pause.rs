@@ -2,12 +2,13 @@
 //! retried.
 
 use sea_orm::sea_query::Expr;
-use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, Statement};
+use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter};
 
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::transitions;
 use crate::store::schema::row::FromRow;
+use crate::store::schema::statement::statement;
 use crate::store::schema::tables::{wake, workspace};
 
 /// Workspaces with parked entries that are no longer paused.
@@ -24,12 +25,7 @@ impl DispatchStore {
             let db = &self.pool.db();
             let Some(name) = workspace else {
                 let all = "UPDATE sending SET paused = $1 WHERE id = 1";
-                db.execute_raw(Statement::from_sql_and_values(
-                    db.get_database_backend(),
-                    all,
-                    [paused.into()],
-                ))
-                .await?;
+                db.execute_raw(statement(db, all, [paused.into()])).await?;
                 return Ok(true);
             };
             let one = workspace::Entity::update_many()
@@ -50,9 +46,7 @@ impl DispatchStore {
     pub async fn unpark(&self, limit: u64) -> Result<usize, Error> {
         let unpark = async {
             let db = &self.pool.db();
-            let released = db
-                .query_all_raw(Statement::from_string(db.get_database_backend(), RELEASED))
-                .await?;
+            let released = db.query_all_raw(statement(db, RELEASED, [])).await?;
             let mut moved = 0;
             for workspace in released {
                 moved += self
@@ -70,13 +64,7 @@ impl DispatchStore {
             workspace.into(),
             i64::try_from(limit).unwrap_or(i64::MAX).into(),
         ];
-        let rows = db
-            .query_all_raw(Statement::from_sql_and_values(
-                db.get_database_backend(),
-                PARKED,
-                values,
-            ))
-            .await?;
+        let rows = db.query_all_raw(statement(&db, PARKED, values)).await?;
         let entries = rows
             .iter()
             .map(|row| wake::Model::from_row(row, 0))

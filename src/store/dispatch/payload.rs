@@ -48,10 +48,7 @@ impl PendingLease {
     }
 
     fn key(&self) -> ScheduleKey {
-        ScheduleKey {
-            id: self.schedule.id.0,
-            workspace_id: self.workspace.0,
-        }
+        ScheduleKey::new(self.workspace.0, self.schedule.id.0)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::store::dispatch::cursor::Position;
 use crate::store::dispatch::payload::{Payloads, PendingLease};
 use crate::store::dispatch::rows;
 use crate::store::schema::codec;
-use crate::store::schema::load::{self, Lock};
+use crate::store::schema::load::{self, Lock, ScheduleKey};
 use crate::store::schema::row::{FromRow, Row};
 use crate::store::schema::statement::{Columns, Texts, skip_locked};
 use crate::store::schema::tables::{canvas_schedule, dispatch};
@@ -62,7 +62,7 @@ impl DispatchStore {
             }
             let (claimed, dead) = lease_all(&db, due, now, delivery).await?;
             db.commit().await?;
-            self.writes.count_dead_letters(dead);
+            self.metrics.count_dead_letters(dead);
             Ok(claimed)
         };
         self.pool.run(retry).await
@@ -175,11 +175,9 @@ async fn locked_schedules<C: ConnectionTrait>(
     db: &C,
     due: &[DueDispatch],
 ) -> Result<HashMap<Uuid, canvas_schedule::Model>, DbErr> {
-    let mut keys: Vec<(i32, Uuid)> = due
-        .iter()
-        .map(|due| (due.row.workspace_id, due.row.schedule_id))
-        .collect();
-    keys.sort_unstable_by_key(|(workspace, id)| (*id, *workspace));
+    let key = |due: &DueDispatch| ScheduleKey::new(due.row.workspace_id, due.row.schedule_id);
+    let mut keys: Vec<ScheduleKey> = due.iter().map(key).collect();
+    keys.sort_unstable();
     keys.dedup();
     let rows = load::read_rows(db, &keys, Lock::Skip).await?;
     Ok(rows.into_iter().map(|row| (row.id, row)).collect())

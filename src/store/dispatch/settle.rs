@@ -57,10 +57,7 @@ impl AttemptResult {
     }
 
     fn schedule_key(&self) -> ScheduleKey {
-        ScheduleKey {
-            id: self.schedule_id.0,
-            workspace_id: self.workspace.0,
-        }
+        ScheduleKey::new(self.workspace.0, self.schedule_id.0)
     }
 
     fn key(&self) -> Result<DispatchKey, DbErr> {
@@ -105,7 +102,7 @@ impl DispatchStore {
             let db = self.settling.begin().await?;
             let dead = settle_others(&db, &others, now, delivery).await?;
             db.commit().await?;
-            self.writes.count_dead_letters(dead);
+            self.metrics.count_dead_letters(dead);
             Ok(())
         };
         self.pool.run(settle).await

@@ -6,13 +6,13 @@ use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr};
 use uuid::Uuid;
 
 use crate::domain::{CanvasSchedule, zone};
 use crate::store::schema::codec;
 use crate::store::schema::row::row;
-use crate::store::schema::statement::{Columns, OverBatch};
+use crate::store::schema::statement::{Columns, OverBatch, expect_all, statement};
 use crate::store::schema::tables::{canvas_schedule, dispatch, wake};
 
 /// The transitions of one transaction.
@@ -51,11 +51,21 @@ const ROWS: &str = "UPDATE canvas_schedule AS s SET version = s.version + 1, \
        wake_ms = i.wake_ms, fired = i.fired, zone_rules = i.zone_rules, finished_ms = i.done_ms \
      FROM i WHERE s.workspace_id = i.workspace AND s.id = i.id AND s.version = i.version";
 
-const TAKEN: &str = "DELETE FROM canvas_schedule_wake \
-     WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM t)";
+const QUEUE: &str = "canvas_schedule_wake";
+/// Holds the entries of paused workspaces.
+const PARKED: &str = "canvas_schedule_parked";
 
-const ADDED: &str = "INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
-     SELECT wake_ms, workspace_id, id FROM a WHERE true ON CONFLICT DO NOTHING";
+/// Deletes the entries in the table `of` from `queue`.
+fn delete_from(queue: &str, of: &str) -> String {
+    let key = ENTRY_COLUMNS.names("");
+    format!("DELETE FROM {queue} WHERE ({key}) IN (SELECT {key} FROM {of})")
+}
+
+/// Inserts the entries in the table `of` into `queue`.
+fn insert_into(queue: &str, of: &str) -> String {
+    let key = ENTRY_COLUMNS.names("");
+    format!("INSERT INTO {queue} ({key}) SELECT {key} FROM {of} WHERE true ON CONFLICT DO NOTHING")
+}
 
 /// Inserts the dispatches of the rows in the table `of`. Dispatches are numbered from 1.
 fn inserted(of: &str) -> String {
@@ -82,14 +92,12 @@ fn tables(backend: DbBackend) -> String {
 /// batch's rows. The selected part runs first: no entry is removed before all rows are locked, so
 /// that a writer that waits to add the same entry holds no row that is still needed.
 static POSTGRES: LazyLock<String> = LazyLock::new(|| {
-    let (tables, dispatches, inserted) = (
-        tables(DbBackend::Postgres),
-        Columns::<dispatch::Model>::all().names("i."),
-        inserted("moved"),
-    );
+    let dispatches = Columns::<dispatch::Model>::all().names("i.");
+    let (tables, inserted) = (tables(DbBackend::Postgres), inserted("moved"));
+    let (taken, added) = (delete_from(QUEUE, "t"), insert_into(QUEUE, "a"));
     format!(
-        "WITH {tables}, moved AS ({ROWS} RETURNING s.id, {dispatches}), taken AS ({TAKEN}), \
-           added AS ({ADDED}), inserted AS ({inserted}) \
+        "WITH {tables}, moved AS ({ROWS} RETURNING s.id, {dispatches}), taken AS ({taken}), \
+           added AS ({added}), inserted AS ({inserted}) \
          SELECT id FROM moved"
     )
 });
@@ -98,7 +106,8 @@ static POSTGRES: LazyLock<String> = LazyLock::new(|| {
 /// read.
 static SQLITE: LazyLock<[String; 4]> = LazyLock::new(|| {
     let tables = tables(DbBackend::Sqlite);
-    [ROWS, TAKEN, ADDED, &inserted("i")].map(|part| format!("WITH {tables} {part}"))
+    let (taken, added) = (delete_from(QUEUE, "t"), insert_into(QUEUE, "a"));
+    [ROWS, &taken, &added, &inserted("i")].map(|part| format!("WITH {tables} {part}"))
 });
 
 impl Transitions {
@@ -169,68 +178,31 @@ impl Transitions {
         ]
         .concat();
         if backend == DbBackend::Postgres {
-            let moved = db
-                .query_all_raw(Statement::from_sql_and_values(
-                    DbBackend::Postgres,
-                    POSTGRES.as_str(),
-                    values,
-                ))
-                .await?;
-            let moved = moved
-                .iter()
-                .map(|row| row.try_get_by_index::<Uuid>(0))
-                .collect::<Result<HashSet<_>, _>>()?;
+            let moved = db.query_all_raw(statement(db, &POSTGRES, values)).await?;
+            let moved = moved.iter().map(|row| row.try_get_by_index(0));
+            let moved = moved.collect::<Result<HashSet<Uuid>, _>>()?;
             self.taken.retain(|entry| !moved.contains(&entry.id));
             ADD_ENTRIES.execute(db, [], &self.taken).await?;
             return Ok(moved);
         }
         for (n, part) in SQLITE.iter().enumerate() {
-            let done = db
-                .execute_raw(Statement::from_sql_and_values(
-                    DbBackend::Sqlite,
-                    part,
-                    values.clone(),
-                ))
-                .await?;
-            if n == 0 && done.rows_affected() != self.rows.len() as u64 {
-                return Err(DbErr::Custom(format!(
-                    "{} of {} rows had the version that was read",
-                    done.rows_affected(),
-                    self.rows.len()
-                )));
+            let statement = statement(db, part, values.clone());
+            let written = db.execute_raw(statement).await?.rows_affected();
+            if n == 0 {
+                expect_all(written, self.rows.len())?;
             }
         }
         Ok(self.rows.iter().map(|(row, _)| row.id).collect())
     }
 }
 
-static REMOVE_ENTRIES: LazyLock<OverBatch<wake::Model>> = LazyLock::new(|| {
-    OverBatch::new(
-        "DELETE FROM canvas_schedule_wake \
-         WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM batch)",
-    )
-});
+type OverEntries = LazyLock<OverBatch<wake::Model>>;
 
-static ADD_ENTRIES: LazyLock<OverBatch<wake::Model>> = LazyLock::new(|| {
-    OverBatch::new(
-        "INSERT INTO canvas_schedule_wake (wake_ms, workspace_id, id) \
-             SELECT wake_ms, workspace_id, id FROM batch WHERE true ON CONFLICT DO NOTHING",
-    )
-});
-
-static UNPARK_ENTRIES: LazyLock<OverBatch<wake::Model>> = LazyLock::new(|| {
-    OverBatch::new(
-        "DELETE FROM canvas_schedule_parked \
-             WHERE (wake_ms, workspace_id, id) IN (SELECT wake_ms, workspace_id, id FROM batch)",
-    )
-});
-
-static PARK_ENTRIES: LazyLock<OverBatch<wake::Model>> = LazyLock::new(|| {
-    OverBatch::new(
-        "INSERT INTO canvas_schedule_parked (wake_ms, workspace_id, id) \
-             SELECT wake_ms, workspace_id, id FROM batch WHERE true ON CONFLICT DO NOTHING",
-    )
-});
+static REMOVE_ENTRIES: OverEntries = LazyLock::new(|| OverBatch::new(&delete_from(QUEUE, "batch")));
+static ADD_ENTRIES: OverEntries = LazyLock::new(|| OverBatch::new(&insert_into(QUEUE, "batch")));
+static UNPARK_ENTRIES: OverEntries =
+    LazyLock::new(|| OverBatch::new(&delete_from(PARKED, "batch")));
+static PARK_ENTRIES: OverEntries = LazyLock::new(|| OverBatch::new(&insert_into(PARKED, "batch")));
 
 /// Removes entries from the queue.
 pub(crate) async fn remove_entries<C: ConnectionTrait>(

@@ -6,14 +6,14 @@
 use std::sync::LazyLock;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{ConnectionTrait, DbErr, Statement};
+use sea_orm::{ConnectionTrait, DbErr};
 
 use crate::domain::zone;
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::transitions::Transitions;
 use crate::store::schema::load::{self, Lock, ScheduleKey};
-use crate::store::schema::statement::OverBatch;
+use crate::store::schema::statement::{OverBatch, statement};
 
 /// How long an announcement holds.
 const ANNOUNCEMENT_LIFETIME: TimeDelta = TimeDelta::minutes(1);
@@ -42,18 +42,14 @@ impl DispatchStore {
     pub async fn announce_zone_rules(&self, now: DateTime<Utc>) -> Result<i32, Error> {
         let announce = async {
             let db = &self.pool.db();
-            let backend = db.get_database_backend();
             let own = [
                 zone::data_number().into(),
                 zone::data_version().into(),
                 now.timestamp_millis().into(),
             ];
-            db.execute_raw(Statement::from_sql_and_values(backend, ANNOUNCE, own))
-                .await?;
+            db.execute_raw(statement(db, ANNOUNCE, own)).await?;
             let since = [(now - ANNOUNCEMENT_LIFETIME).timestamp_millis().into()];
-            let row = db
-                .query_one_raw(Statement::from_sql_and_values(backend, IN_FORCE, since))
-                .await?;
+            let row = db.query_one_raw(statement(db, IN_FORCE, since)).await?;
             let newest: Option<i32> = row
                 .map(|row| row.try_get_by_index(0))
                 .transpose()?

@@ -1,4 +1,4 @@
-//! Requests that carry a request id, and the first answers to them.
+//! Requests with a request id, and the first answers to them.
 
 use std::time::Duration;
 
@@ -11,17 +11,18 @@ use crate::error::Error;
 /// How long the first answer to a request id is stored.
 pub const REQUEST_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A caller's name for a request, and what the request was.
+/// The id of a request, and a digest of its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestKey {
-    /// The name.
+    /// The id, which the caller chose.
     pub id: RequestId,
     /// SHA-256 of the request in its canonical form, in hex.
     pub digest: String,
 }
 
 impl RequestKey {
-    /// Names `request`, whose JSON has its keys in order, so that equal requests have one digest.
+    /// The key of `request`. Equal requests have one digest, since the keys of their JSON are
+    /// sorted.
     pub fn of(id: RequestId, request: &impl Serialize) -> Result<Self, Error> {
         let canonical = serde_json::to_value(request)
             .map_err(Error::internal)?
@@ -34,17 +35,17 @@ impl RequestKey {
     }
 }
 
-/// A first answer as it was stored.
+/// A stored first answer.
 #[derive(Debug, Clone)]
 pub struct Answered {
-    /// Of the request that it answered.
+    /// The digest of its request.
     pub digest: String,
     /// The answer.
     pub outcome: Outcome,
 }
 
 impl Answered {
-    /// The first answer again, if `request` is the same request.
+    /// The first answer again, if `request` is the same request; [`Error::RequestIdReused`] if not.
     pub fn replay(&self, request: &RequestKey) -> Result<Outcome, Error> {
         if self.digest == request.digest {
             return Ok(self.outcome.clone());

@@ -7,7 +7,8 @@ use crate::domain::{
     CanvasId, CanvasSchedule, Dispatch, DispatchState, PropertiesId, Revision, RevisionKind,
     Schedule, ScheduleId, ScheduleState, Wave, WaveMode, WorkspaceId, Zone, ZoneSet, zone,
 };
-use crate::store::schema::tables::{canvas_schedule, dispatch, revision};
+use crate::store::schema::answered::Answered;
+use crate::store::schema::tables::{canvas_schedule, dispatch, request, revision};
 
 /// A schedule's state as it is stored.
 pub(crate) fn state_code(state: ScheduleState) -> i16 {
@@ -226,5 +227,13 @@ pub(crate) fn revision(row: revision::Model) -> Result<Revision, DbErr> {
             .ok_or_else(|| broken(row.time_ms))?,
         properties: row.properties_id.map(PropertiesId),
         actor: row.actor,
+    })
+}
+
+/// A first answer.
+pub(crate) fn answered(row: request::Model) -> Result<Answered, DbErr> {
+    Ok(Answered {
+        digest: row.digest,
+        outcome: serde_json::from_str(&row.outcome).map_err(broken)?,
     })
 }

@@ -1,21 +1,22 @@
 //! The history of one schedule, from its newest revision back.
 //!
-//! Each revision names the instant of the one before it, and the hot row has the instant of the
-//! newest. So the table's key leads with the time and is only ever added to at its end: no page of
-//! an index is touched at random for a revision (docs/adr/0002 has the figures), and the table can
-//! be partitioned by time.
+//! Each revision holds the time of the one before it, and the hot row holds the time of the newest.
+//! So the table's key leads with the time and the table only grows at its end: a revision touches
+//! no random page of an index (docs/adr/0002 has the figures), and the table can be partitioned by
+//! time.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use sea_orm::{ConnectionTrait, DbErr, Statement, Value};
-use uuid::Uuid;
 
 use crate::domain::WorkspaceId;
+use crate::store::schema::load::ScheduleKey;
+use crate::store::schema::statement::statement;
 use crate::store::schema::tables::revision;
 use crate::store::schema::tenant::Tenant;
 
-/// From the hot row back, one revision after the other. Ends where older ones were removed.
+/// Follows the revisions from the hot row back. Ends where older ones were removed.
 const CHAIN: &str = "WITH RECURSIVE chain AS ( \
        SELECT r.* FROM canvas_schedule s JOIN canvas_schedule_revision r \
          ON r.created_ms = s.updated_ms AND r.schedule_id = s.id AND r.revision = s.revision \
@@ -43,64 +44,55 @@ static REMOVE: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// A schedule's row in the database's terms.
-pub(crate) type RowKey = (i32, Uuid);
-
-fn statement<C: ConnectionTrait>(
+fn of_schedule<C: ConnectionTrait>(
     db: &C,
     sql: &str,
-    (workspace, id): RowKey,
+    key: ScheduleKey,
     more: impl IntoIterator<Item = i64>,
 ) -> Statement {
     let more = more.into_iter().map(Value::from);
-    Statement::from_sql_and_values(
-        db.get_database_backend(),
-        sql,
-        [workspace.into(), id.into()].into_iter().chain(more),
-    )
+    let key = [key.workspace_id.into(), key.id.into()];
+    statement(db, sql, key.into_iter().chain(more))
 }
 
-/// Up to `limit` revisions between `oldest` and `before`, neither included, the newest first. Walks
-/// all that are newer too.
+/// Up to `limit` revisions between `oldest` and `before`, both excluded, the newest first. Reads
+/// all newer ones too.
 pub(crate) async fn newest<C: ConnectionTrait>(
     db: &C,
-    key: RowKey,
+    key: ScheduleKey,
     before: i64,
     oldest: i64,
     limit: i64,
 ) -> Result<Vec<revision::Model>, DbErr> {
-    revision::Entity::within(WorkspaceId(key.0))
-        .from_raw_sql(statement(db, &NEWEST, key, [before, oldest, limit]))
+    revision::Entity::within(WorkspaceId(key.workspace_id))
+        .from_raw_sql(of_schedule(db, &NEWEST, key, [before, oldest, limit]))
         .all(db)
         .await
 }
 
-/// Those of these commits that wrote a revision of the schedule that is still stored.
+/// Which of these commits wrote a revision of the schedule that is still stored.
 pub(crate) async fn written_by<C: ConnectionTrait>(
     db: &C,
-    key: RowKey,
+    key: ScheduleKey,
     commits: &[i64],
 ) -> Result<HashSet<i64>, DbErr> {
-    let mut found = HashSet::new();
+    let mut written = HashSet::new();
     for commit in commits {
-        if db
-            .query_one_raw(statement(db, &WRITTEN_BY, key, [*commit]))
-            .await?
-            .is_some()
-        {
-            found.insert(*commit);
+        let statement = of_schedule(db, &WRITTEN_BY, key, [*commit]);
+        if db.query_one_raw(statement).await?.is_some() {
+            written.insert(*commit);
         }
     }
-    Ok(found)
+    Ok(written)
 }
 
-/// Removes the revisions up to `newest`, it included.
+/// Removes the revisions up to and including `newest`.
 pub(crate) async fn remove<C: ConnectionTrait>(
     db: &C,
-    key: RowKey,
+    key: ScheduleKey,
     newest: i64,
 ) -> Result<(), DbErr> {
-    db.execute_raw(statement(db, &REMOVE, key, [newest]))
+    db.execute_raw(of_schedule(db, &REMOVE, key, [newest]))
         .await?;
     Ok(())
 }

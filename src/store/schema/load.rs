@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::domain::{CanvasSchedule, Dispatch};
 use crate::store::schema::codec;
 use crate::store::schema::row::{FromRow, row};
-use crate::store::schema::statement::{Columns, OverBatch};
+use crate::store::schema::statement::{Columns, OverBatch, statement};
 use crate::store::schema::tables::{canvas_schedule, dispatch};
 use crate::store::schema::values::ValuesStatement;
 
@@ -36,17 +36,13 @@ row! {
 }
 
 impl ScheduleKey {
-    /// The key of a row.
-    pub(crate) fn of(row: &canvas_schedule::Model) -> Self {
-        Self {
-            id: row.id,
-            workspace_id: row.workspace_id,
-        }
+    pub(crate) fn new(workspace_id: i32, id: Uuid) -> Self {
+        Self { id, workspace_id }
     }
 
-    /// The key as the columns `workspace_id, id`.
-    pub(crate) fn pair(&self) -> (i32, Uuid) {
-        (self.workspace_id, self.id)
+    /// The key of a row.
+    pub(crate) fn of(row: &canvas_schedule::Model) -> Self {
+        Self::new(row.workspace_id, row.id)
     }
 }
 
@@ -87,8 +83,7 @@ pub(crate) async fn select_keys<C: ConnectionTrait>(
     query: &str,
     values: [Value; 2],
 ) -> Result<Vec<ScheduleKey>, DbErr> {
-    let statement = Statement::from_sql_and_values(db.get_database_backend(), query, values);
-    let rows = db.query_all_raw(statement).await?;
+    let rows = db.query_all_raw(statement(db, query, values)).await?;
     let mut keys = rows
         .iter()
         .map(|row| ScheduleKey::from_row(row, 0))
@@ -104,8 +99,7 @@ pub(crate) async fn load<C: ConnectionTrait>(
     keys: &[ScheduleKey],
     lock: Lock,
 ) -> Result<Vec<Result<Loaded, Unreadable>>, DbErr> {
-    let keys: Vec<_> = keys.iter().map(ScheduleKey::pair).collect();
-    with_dispatches(db, read_rows(db, &keys, lock).await?).await
+    with_dispatches(db, read_rows(db, keys, lock).await?).await
 }
 
 /// The key of a schedule that was loaded.
@@ -190,7 +184,7 @@ static DISPATCHES: LazyLock<OverBatch<ScheduleKey>> = LazyLock::new(|| {
 /// Reads the rows of these keys, in the order of their ids; nothing for none.
 pub(crate) async fn read_rows<C: ConnectionTrait>(
     db: &C,
-    keys: &[(i32, Uuid)],
+    keys: &[ScheduleKey],
     lock: Lock,
 ) -> Result<Vec<canvas_schedule::Model>, DbErr> {
     if keys.is_empty() {
@@ -198,7 +192,7 @@ pub(crate) async fn read_rows<C: ConnectionTrait>(
     }
     let statements = match db.get_database_backend() {
         DbBackend::Postgres => vec![postgres(keys, lock)],
-        _ => sqlite(keys),
+        _ => READ_SQLITE.over(keys).collect(),
     };
     let mut rows = Vec::with_capacity(keys.len());
     for statement in statements {
@@ -209,61 +203,56 @@ pub(crate) async fn read_rows<C: ConnectionTrait>(
     Ok(rows)
 }
 
-fn columns() -> String {
-    Columns::<canvas_schedule::Model>::all().names("s.")
+/// Begins a statement that reads rows.
+fn select() -> String {
+    let columns = Columns::<canvas_schedule::Model>::all().names("s.");
+    format!("SELECT {columns} FROM")
 }
 
+static KEY: LazyLock<Columns<ScheduleKey>> = LazyLock::new(Columns::all);
+
 static READ: LazyLock<String> = LazyLock::new(|| {
-    let columns = columns();
+    let (select, keys) = (select(), KEY.table(DbBackend::Postgres, 1));
     format!(
-        "SELECT {columns} FROM unnest($1::int4[], $2::uuid[]) AS k (workspace_id, id) \
+        "{select} {keys} AS k \
          JOIN canvas_schedule s ON s.workspace_id = k.workspace_id AND s.id = k.id"
     )
 });
 
 static READ_ONE: LazyLock<String> = LazyLock::new(|| {
-    let columns = columns();
-    format!("SELECT {columns} FROM canvas_schedule s WHERE s.workspace_id = $1 AND s.id = $2")
+    let select = select();
+    format!("{select} canvas_schedule s WHERE s.workspace_id = $1 AND s.id = $2")
 });
 
 static READ_LOCKED: LazyLock<String> = LazyLock::new(|| {
-    let columns = columns();
-    format!(
-        "SELECT {columns} FROM canvas_schedule s WHERE (s.workspace_id, s.id) IN \
-         (SELECT * FROM unnest($1::int4[], $2::uuid[])) ORDER BY s.id FOR UPDATE"
-    )
+    let (select, keys, names) = (select(), KEY.table(DbBackend::Postgres, 1), KEY.names("s."));
+    format!("{select} canvas_schedule s WHERE ({names}) IN {keys} ORDER BY s.id FOR UPDATE")
 });
 
 static READ_UNLOCKED: LazyLock<String> = LazyLock::new(|| format!("{} SKIP LOCKED", *READ_LOCKED));
 
-fn postgres(keys: &[(i32, Uuid)], lock: Lock) -> Statement {
-    let (sql, values): (&str, [Value; 2]) = match (lock, keys) {
-        (Lock::None, &[(workspace, id)]) => (&READ_ONE, [workspace.into(), id.into()]),
+fn postgres(keys: &[ScheduleKey], lock: Lock) -> Statement {
+    let (sql, values): (&str, Vec<Value>) = match (lock, keys) {
+        (Lock::None, [key]) => (&READ_ONE, vec![key.workspace_id.into(), key.id.into()]),
         _ => {
-            let (workspaces, ids): (Vec<i32>, Vec<Uuid>) = keys.iter().copied().unzip();
             let sql: &str = match lock {
                 Lock::None => &READ,
                 Lock::Wait => &READ_LOCKED,
                 Lock::Skip => &READ_UNLOCKED,
             };
-            (sql, [workspaces.into(), ids.into()])
+            (sql, KEY.values(DbBackend::Postgres, keys))
         }
     };
     Statement::from_sql_and_values(DbBackend::Postgres, sql, values)
 }
 
-static READ_SQLITE: LazyLock<ValuesStatement> = LazyLock::new(|| {
-    let columns = columns();
-    ValuesStatement::new(2, |rows| {
-        format!(
-            "SELECT {columns} FROM {rows} AS k \
-             CROSS JOIN canvas_schedule s ON s.workspace_id = k.column1 AND s.id = k.column2"
-        )
-    })
+static READ_SQLITE: LazyLock<ValuesStatement<ScheduleKey>> = LazyLock::new(|| {
+    let select = select();
+    ValuesStatement::new(
+        Columns::all(),
+        &format!(
+            "{select} batch AS k \
+             CROSS JOIN canvas_schedule s ON s.workspace_id = k.workspace_id AND s.id = k.id"
+        ),
+    )
 });
-
-fn sqlite(keys: &[(i32, Uuid)]) -> Vec<Statement> {
-    READ_SQLITE.of(keys
-        .iter()
-        .map(|(workspace, id)| [Value::from(*workspace), Value::from(*id)]))
-}

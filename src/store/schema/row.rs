@@ -1,6 +1,6 @@
-//! Rows as the database takes them. A row's columns are written down once, as the fields of a struct: [`table!`] makes a table's
-//! entity of them, [`row!`] a batch without a table, such as keys. They yield the texts of statements, their parameters, and the
-//! decoding by position.
+//! Rows as the database takes them. A row's columns are written down once, as the fields of a
+//! struct: [`table!`] makes a table's entity of them, [`row!`] a batch without a table, such as
+//! keys. They yield the texts of statements, their parameters, and the decoding by position.
 
 use sea_orm::sea_query::ArrayType;
 use sea_orm::{DbErr, QueryResult, Value};
@@ -212,8 +212,9 @@ macro_rules! row {
 }
 pub(crate) use row;
 
-/// Declares a table: a module with its sea-orm entity, whose model is a [`Row`]. The columns of the key come first. A model's
-/// `Debug` shows its key alone, so that no secret and no payload reaches a log.
+/// Declares a table: a module with its sea-orm entity, whose model is a [`Row`]. The columns of the
+/// key come first. A model's `Debug` shows its key alone, so that no secret and no payload reaches
+/// a log.
 macro_rules! table {
     (
         $(#[$meta:meta])*
@@ -287,7 +288,8 @@ impl Kind {
         }
     }
 
-    /// Stands for NULL inside an array, whose elements cannot be NULL: a value that no nullable column has.
+    /// Stands for NULL inside an array, whose elements cannot be NULL: a value that no nullable
+    /// column has.
     fn stand_in(self) -> Value {
         match self {
             Self::Small => i16::MIN.into(),

@@ -1,6 +1,6 @@
-//! The texts and parameters of statements over rows. A batch of rows is a table that the statement reads: on PostgreSQL an
-//! array for each column, on SQLite one JSON array. The text is the same whatever the size of the batch, so that it stays
-//! prepared.
+//! The texts and parameters of statements over rows. A batch of rows is a table that the statement
+//! reads: on PostgreSQL an array for each column, on SQLite one JSON array. The text is the same
+//! whatever the size of the batch, so that it stays prepared.
 
 use std::marker::PhantomData;
 
@@ -31,7 +31,6 @@ impl<R: Row> Columns<R> {
         Self::of(names.into_iter().filter_map(column).collect())
     }
 
-    #[expect(dead_code, reason = "the statements of the commit use it next")]
     /// All but some of them, so that a new column is included.
     pub(crate) fn except<C: IdenStatic>(names: impl IntoIterator<Item = C>) -> Self {
         let names: Vec<&str> = names.into_iter().map(|name| name.as_str()).collect();
@@ -47,7 +46,6 @@ impl<R: Row> Columns<R> {
         }
     }
 
-    #[expect(dead_code, reason = "the statements of the commit use it next")]
     /// These columns and those of a second row.
     pub(crate) fn and<S: Row>(self, other: Columns<S>) -> Columns<(R, S)> {
         let right = other.list.into_iter().map(|column| Column {
@@ -57,7 +55,6 @@ impl<R: Row> Columns<R> {
         Columns::of(self.list.into_iter().chain(right).collect())
     }
 
-    #[expect(dead_code, reason = "the statements of the commit use it next")]
     /// The number of columns.
     pub(crate) fn len(&self) -> usize {
         self.list.len()
@@ -87,7 +84,7 @@ impl<R: Row> Columns<R> {
             let mut position = 0..;
             let columns = self.join(|column| {
                 let value = format!("value ->> {}", position.next().unwrap_or_default());
-                column.from_json(&value)
+                column.json_expression(&value)
             });
             return format!("(SELECT {columns} FROM json_each(${first}))");
         }
@@ -96,12 +93,12 @@ impl<R: Row> Columns<R> {
             let number = parameter.next().unwrap_or_default();
             format!("${number}::{}[]", column.kind.array().1)
         });
-        let (columns, names) = (self.join(Column::from_array), self.names(""));
+        let (columns, names) = (self.join(Column::array_expression), self.names(""));
         format!("(SELECT {columns} FROM unnest({arrays}) AS r ({names}))")
     }
 
-    #[expect(dead_code, reason = "the statements of the commit use it next")]
-    /// One row as a table, in parentheses, on PostgreSQL: its parameters are plain values, which spares it the arrays.
+    /// One row as a table, in parentheses, on PostgreSQL: its parameters are plain values, which
+    /// spares it the arrays.
     pub(crate) fn single(&self, first: usize) -> String {
         let mut parameter = first..;
         let values = self.join(|column| {
@@ -133,7 +130,8 @@ impl<R: Row> Columns<R> {
             .to_string()
     }
 
-    fn join(&self, part: impl FnMut(&Column) -> String) -> String {
+    /// A part for each column, separated by commas.
+    pub(crate) fn join(&self, part: impl FnMut(&Column) -> String) -> String {
         self.list.iter().map(part).collect::<Vec<_>>().join(", ")
     }
 }
@@ -145,7 +143,7 @@ impl Column {
     }
 
     /// The column on PostgreSQL, NULL where the stand-in is.
-    fn from_array(&self) -> String {
+    fn array_expression(&self) -> String {
         let name = self.name;
         match self.kind.stand_in_literal() {
             Some(stand_in) if self.nullable => format!("NULLIF({name}, {stand_in}) AS {name}"),
@@ -154,7 +152,7 @@ impl Column {
     }
 
     /// The column on SQLite, whose value in JSON is `value`.
-    fn from_json(&self, value: &str) -> String {
+    fn json_expression(&self, value: &str) -> String {
         match self.kind {
             // Stored as 16 bytes; JSON has it with hyphens.
             Kind::Uuid => format!("unhex({value}, '-') AS {}", self.name),
@@ -175,7 +173,27 @@ fn json(value: Value) -> serde_json::Value {
     }
 }
 
-/// Ends a `SELECT`: locks its rows, and leaves out those that another session has locked. SQLite locks the file.
+/// A statement whose text both databases understand.
+pub(crate) fn statement<C: ConnectionTrait>(
+    db: &C,
+    text: &str,
+    values: impl IntoIterator<Item = Value>,
+) -> Statement {
+    Statement::from_sql_and_values(db.get_database_backend(), text, values)
+}
+
+/// Fails unless all rows still had the version that was read, as they must under SQLite's one write
+/// lock.
+pub(crate) fn expect_all(written: u64, rows: usize) -> Result<(), DbErr> {
+    if written == rows as u64 {
+        return Ok(());
+    }
+    let message = format!("{written} of {rows} rows had the version that was read");
+    Err(DbErr::Custom(message))
+}
+
+/// Ends a `SELECT`: locks its rows, and leaves out those that another session has locked. SQLite
+/// locks the file.
 pub(crate) fn skip_locked(backend: DbBackend) -> &'static str {
     match backend {
         DbBackend::Postgres => "FOR UPDATE SKIP LOCKED",

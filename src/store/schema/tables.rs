@@ -46,8 +46,8 @@ table! {
         stated_zones: Option<String>,
         /// Its properties.
         properties_id: Option<Uuid>,
-        /// The highest number that a dispatch of it has had; 0 when it has none, so that they need
-        /// not be read.
+        /// The highest number of a dispatch of it; 0 when it has none, so that they need not be
+        /// read.
         fired: i32,
         /// The zone data that `next_wave_ms` was computed with, as a number.
         zone_rules: i32,

@@ -13,7 +13,7 @@ pub type Key = (WorkspaceId, ScheduleId);
 
 /// A table whose rows belong to workspaces.
 pub(crate) trait Tenant: EntityTrait {
-    /// Where a row says whose it is.
+    /// The column with the workspace.
     const WORKSPACE: Self::Column;
 
     /// The rows of one workspace.

@@ -10,7 +10,7 @@ use sea_orm::{
 };
 
 use crate::error::Error;
-use crate::store::session::error::{RETRY_AFTER, away, background};
+use crate::store::session::error::{away, background, unavailable};
 
 /// How long a piece of work may take: longer than PostgreSQL's `statement_timeout`. After that its
 /// connection counts as lost.
@@ -68,9 +68,7 @@ impl Pool {
                     "the database did not answer in time; its connections are replaced"
                 );
                 self.replace().await;
-                Err(Error::StoreUnavailable {
-                    retry_after: RETRY_AFTER,
-                })
+                Err(unavailable())
             }
         }
     }

@@ -4,7 +4,7 @@
 //! sea-orm takes a connection out of its pool for each statement, and sqlx's pool checks a
 //! connection whenever it gets one back: one round trip more for each statement (docs/adr/0002 has
 //! the figures). A kept PostgreSQL connection spares them. SQLite has one connection that writes,
-//! which its pool hands to everyone in turn.
+//! which its pool lends in turn.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::store::session::error::away;
 use crate::store::session::pool::{Pool, begin};
 
 /// Opens sessions, one after the other, on one kept connection; a session that is opened while
-/// another is in use gets its own connection. Cheap to clone.
+/// another is in use gets another connection. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Sessions {
     pool: Pool,
