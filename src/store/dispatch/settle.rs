@@ -143,8 +143,15 @@ async fn settle_others<C: ConnectionTrait>(
     };
     let consequence = "its dispatches are not settled; their leases will expire";
     for loaded in load::load_readable(db, &keys, Lock::Wait, consequence).await? {
-        let results = by_schedule.remove(&loaded.key()).unwrap_or_default();
-        settling.schedule(loaded, &results)?;
+        let key = loaded.key();
+        let results = by_schedule.remove(&key).unwrap_or_default();
+        if let Err(fault) = settling.schedule(loaded, &results) {
+            tracing::error!(
+                schedule_id = %key.id,
+                %fault,
+                "an outcome cannot be written; the lease of its dispatch will expire"
+            );
+        }
     }
     rows::update(db, &settling.updated).await?;
     rows::delete(db, &settling.deleted).await?;
