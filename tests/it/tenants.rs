@@ -141,11 +141,21 @@ struct Tenant {
     received: Received,
 }
 
-const NOBODYS: &str = "0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11";
+const UNKNOWN_ID: &str = "0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11";
+
+fn canvas_id(canvas: &u8) -> String {
+    format!("canvas {canvas}")
+}
+
+fn request_id(request: &Option<u8>) -> String {
+    request
+        .map(|request| format!("request {request}"))
+        .unwrap_or_default()
+}
 
 impl Tenant {
     fn id(&self, foreign: &Received, named: Named) -> String {
-        self.pick(foreign, named, |received| &received.ids, NOBODYS)
+        self.pick(foreign, named, |received| &received.ids, UNKNOWN_ID)
     }
 
     fn pick(
@@ -182,15 +192,9 @@ impl Tenant {
             .unwrap_or_default()
     }
 
-    /// Makes a call, and returns its answer in normal form.
+    /// Makes a call. Returns the response in normal form.
     async fn call(&mut self, call: &Call, n: usize, foreign: &Received) -> String {
         let schedule = || at(&format!("2026-03-2{}T08:00:00Z", n % 10));
-        let canvas_id = |canvas: &u8| format!("canvas {canvas}");
-        let request_id = |request: &Option<u8>| {
-            request
-                .map(|request| format!("request {request}"))
-                .unwrap_or_default()
-        };
         let received = match call {
             Call::Create { canvas, request } => {
                 // The same request under the same id: if ids were shared, it would be replayed.
@@ -246,12 +250,7 @@ impl Tenant {
                 let asked = v1::GetCanvasScheduleRequest {
                     schedule_id: self.id(foreign, *of),
                 };
-                text_of(
-                    self.client
-                        .get_canvas_schedule(asked)
-                        .await
-                        .map(Response::into_inner),
-                )
+                self.get(asked).await
             }
             Call::List { canvas, token } => {
                 self.list(
@@ -291,6 +290,11 @@ impl Tenant {
             dispatch_id: String::new(),
             ..answer
         }))
+    }
+
+    async fn get(&mut self, asked: v1::GetCanvasScheduleRequest) -> String {
+        let answer = self.client.get_canvas_schedule(asked).await;
+        text_of(answer.map(Response::into_inner))
     }
 
     async fn cancel(&mut self, asked: v1::CancelCanvasScheduleRequest) -> String {
