@@ -1,4 +1,4 @@
-//! The one table from [`Error`] and [`Refusal`] to [`Status`]: code, reason, text and details.
+//! The one table from [`Error`] and `Refusal` to [`Status`]: code, reason, text and details.
 //! Nothing else on the server's side builds a status.
 
 use std::collections::HashMap;

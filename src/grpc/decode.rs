@@ -1,4 +1,4 @@
-//! Requests to domain values. Validation reports every violation at once, by field.
+//! Requests to domain values. Validation reports all violations together, by field.
 
 use crate::domain::payload::{MAX_RECIPIENTS, check_bytes, check_count, properties_bytes};
 use crate::domain::{
@@ -62,8 +62,7 @@ impl<'t> RequestReader<'t> {
         }
     }
 
-    /// The properties under whichever of their three names they were sent; two names at once are an
-    /// error.
+    /// The properties under any of their three names; more than one of them is an error.
     fn properties(
         &mut self,
         prefix: &str,

@@ -170,7 +170,7 @@ mod tests {
         .into_body();
         let (mut received, mut chunks) = (Vec::new(), Vec::new());
         while let Some(frame) = body.frame().await {
-            let data = frame.expect("no fault").into_data().expect("data");
+            let data = frame.expect("no error").into_data().expect("data");
             chunks.push(data.len());
             received.extend(data);
         }

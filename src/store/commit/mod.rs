@@ -17,7 +17,7 @@
 //!                            v
 //!              ┌────────── read ──────────┐  the rows of the batch, in one statement
 //!              │            │             │
-//!              │            v             │  the domain decides each change on what the ones before left
+//!              │            v             │  the domain decides change after change
 //!              │         decide ──────────┼──> answered: refusals, repeated requests, lost commits
 //!              │            │             │
 //!              │            v             │  rows, revisions and answers, guarded by the versions

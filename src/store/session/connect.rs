@@ -63,7 +63,7 @@ pub(crate) async fn reads(options: &Options) -> Result<DatabaseConnection, Error
     open(connect).await
 }
 
-/// Connects a pool for each writer: on PostgreSQL [`Options::writers`] of them; SQLite has one
+/// Connects a pool for each writer: as many as the settings state on PostgreSQL; SQLite has one
 /// connection that writes.
 pub(crate) async fn writers(
     options: &Options,
