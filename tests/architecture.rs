@@ -77,6 +77,7 @@ fn every_module_imports_from_lower_layers() {
             .as_os_str()
             .to_string_lossy()
             .trim_end_matches(".rs")
+            .trim_end_matches("_tests")
             .to_owned();
         for (n, line) in code_lines(&read(&file)) {
             violations.extend(
@@ -210,11 +211,12 @@ fn layers_and_server_use_no_constant_of_the_store() {
 fn no_static_is_mutable() {
     // The request id is a task-local: it belongs to one call. A row of the method table is
     // constant.
-    const IMMUTABLE: [&str; 4] = [
+    const IMMUTABLE: [&str; 5] = [
         "LazyLock<",
         "mimalloc::MiMalloc",
         "REQUEST_ID: u64",
         ": RpcMethod = ",
+        ": OverEntries =",
     ];
     const MUTABLE: [&str; 5] = ["Mutex", "RwLock", "Atomic", "OnceLock", "Cell"];
     let mut violations = Vec::new();
