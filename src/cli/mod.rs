@@ -36,7 +36,7 @@ pub struct CommandLine {
 enum Subcommands {
     /// Try it: a SQLite file, two sample schedules, and commands to paste
     Dev(ServeArgs),
-    /// Serve gRPC callers; not ready while migrations are pending
+    /// Serve callers and send due waves; not ready while migrations are pending
     Serve(ServeArgs),
     /// Apply pending migrations and exit
     Migrate(DatabaseArgs),
@@ -46,7 +46,7 @@ enum Subcommands {
     /// Create, list and change workspaces, the tenants
     #[command(subcommand)]
     Workspace(workspace::WorkspaceCommand),
-    /// QuotaRequest a running server whether it is serving; exits with 0 if so, else with 1
+    /// Ask a running server whether it is serving; exits with 0 if so, else with 1
     Healthcheck(healthcheck::HealthcheckArgs),
 }
 
