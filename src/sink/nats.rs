@@ -125,7 +125,7 @@ fn on_event(event: &Event, up: &watch::Sender<bool>) {
             up.send_replace(false);
             tracing::warn!("disconnected from NATS; reconnecting");
         }
-        other => tracing::warn!(event = %other, "NATS"),
+        other => tracing::warn!(event = %other, "the NATS client reported an event"),
     }
 }
 
