@@ -271,15 +271,15 @@ fn accept(
 
 fn past(schedule: &Schedule, now: DateTime<Utc>, policy: &SchedulePolicy) -> Error {
     let bound = if schedule.at_optimal_time {
-        "a local day that is not over".to_owned()
+        "a local day that has not ended".to_owned()
     } else {
         format!(
-            "a time that is at most {} minutes past",
+            "a time at most {} minutes in the past",
             policy.lateness.num_minutes()
         )
     };
     let message = format!(
-        "\"{schedule}\" is past in every open zone (it is now {}); {bound} is needed",
+        "\"{schedule}\" has passed in every open zone (it is now {}); send {bound}",
         rfc3339(now)
     );
     Error::TimePast(Violation::new("schedule.time", message))

@@ -19,7 +19,7 @@ pub const MAX_REQUEST_ID_CHARS: usize = 128;
 pub fn opaque(value: &str, max: usize) -> Result<(), String> {
     let length = value.chars().count();
     if length == 0 {
-        return Err(format!("is empty; 1 to {max} characters are needed"));
+        return Err(format!("is empty; send 1 to {max} characters"));
     }
     if length > max {
         return Err(format!(
@@ -29,7 +29,7 @@ pub fn opaque(value: &str, max: usize) -> Result<(), String> {
     }
     if value.chars().any(char::is_control) {
         return Err(format!(
-            "{} has a control character; none is allowed",
+            "{} contains a control character; remove it",
             quote(value)
         ));
     }
@@ -83,8 +83,8 @@ impl ScheduleId {
         };
         parsed.map(Self).ok_or_else(|| {
             format!(
-                "{} is not a schedule id; a UUID as Create returns it is needed, like \
-                 0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11",
+                "{} is not a valid schedule id; send the UUID that CreateCanvasSchedule returned, \
+                 such as 0198c5a0-7d2e-7c64-9f0b-2f1a0c9d3b11",
                 quote(value)
             )
         })
@@ -162,8 +162,8 @@ impl DispatchId {
             .map(|number| Self(number.to_be_bytes()))
             .ok_or_else(|| {
                 format!(
-                    "{} is not a dispatch id; 32 lower-case hex digits are needed, as \
-                     ListDispatches returns them",
+                    "{} is not a valid dispatch id; send the 32 lower-case hex digits that \
+                     ListDispatches returned",
                     quote(value)
                 )
             })

@@ -37,8 +37,8 @@ impl KeyId {
             .map(Self);
         id.ok_or_else(|| {
             format!(
-                "is not a valid key id; `api-key list` shows them: {PREFIX} and \
-                 {ID_DIGITS} lower-case hex digits"
+                "is not a valid key id; use {PREFIX} and {ID_DIGITS} lower-case hex digits, as \
+                 `api-key list` shows them"
             )
         })
     }
@@ -241,7 +241,7 @@ impl Permissions {
             return Ok(set);
         }
         Err(format!(
-            "{} is not a valid permission; some of create, update, delete, read are needed, \
+            "{} is not a valid permission; use any of create, update, delete and read, \
              separated by commas, or all",
             wrong.join(" and ")
         ))
@@ -292,7 +292,7 @@ pub fn networks(list: &str) -> Result<Vec<IpNet>, String> {
     }
     let wrong: Vec<_> = wrong.into_iter().map(|(entry, _)| quote(entry)).collect();
     Err(format!(
-        "{} is not a valid network; addresses such as 192.0.2.7 or 10.0.0.0/8 are needed, \
+        "{} is not a valid network; use addresses or networks such as 192.0.2.7 or 10.0.0.0/8, \
          separated by commas",
         wrong.join(" and ")
     ))

@@ -116,7 +116,7 @@ impl Recipient {
         if !self.prioritization.is_empty() && !matches!(self.identifier, Identifier::Email(_)) {
             violations.add(
                 &field,
-                "is only allowed with email; remove it or use an email",
+                "is allowed only with email; remove it, or identify the recipient by email",
             );
         }
         if self.prioritization.len() > MAX_PRIORITIZATION_ENTRIES {
@@ -136,7 +136,7 @@ fn check_zone(attributes: &Map<String, Value>, field: &str, violations: &mut Vio
         None | Some(Value::Null) => None,
         Some(Value::String(name)) => Zone::parse(name).err(),
         Some(other) => Some(format!(
-            "{} is not text; an IANA time zone name is needed like Europe/Paris",
+            "{} is not a string; send an IANA time zone name such as Europe/Paris",
             quote(&other.to_string())
         )),
     };
@@ -163,13 +163,13 @@ impl Target {
         if !some && !self.broadcast {
             violations.add(
                 "recipients",
-                "are missing; one of recipients, audience or broadcast: true is needed",
+                "are missing; send recipients, an audience or broadcast: true",
             );
         }
         if some && self.broadcast {
             violations.add(
                 "broadcast",
-                "is true together with recipients or an audience; use one or the other",
+                "cannot be combined with recipients or an audience; send one or the other",
             );
         }
         for (n, recipient) in self.recipients.iter().enumerate() {
@@ -251,7 +251,7 @@ pub fn check_count(recipients: usize, violations: &mut Violations) {
 pub fn check_bytes(bytes: usize, violations: &mut Violations) {
     if bytes > MAX_PROPERTIES_BYTES {
         let message = format!(
-            "all properties of the request together are {bytes} bytes of JSON; at most \
+            "all properties of the request total {bytes} bytes of JSON; at most \
              {MAX_PROPERTIES_BYTES} are allowed"
         );
         violations.add("trigger_properties", message);
@@ -265,7 +265,7 @@ fn check_object(object: &Map<String, Value>, field: &str, violations: &mut Viola
         .for_each(|(key, value)| scan.visit(key, value, 1));
     if scan.deepest > MAX_PROPERTIES_DEPTH {
         let message = format!(
-            "is nested {} deep; at most {MAX_PROPERTIES_DEPTH} levels are allowed",
+            "is nested {} levels deep; at most {MAX_PROPERTIES_DEPTH} are allowed",
             scan.deepest
         );
         violations.add(field, message);
@@ -273,7 +273,7 @@ fn check_object(object: &Map<String, Value>, field: &str, violations: &mut Viola
     if let Some(key) = scan.nul_under {
         violations.add(
             field,
-            format!("has a NUL character at {}; none is allowed", quote(&key)),
+            format!("contains a NUL character at {}; remove it", quote(&key)),
         );
     }
 }
@@ -348,7 +348,7 @@ mod tests {
             faults(|all| nested(30).check("p", all)),
             Vec::<String>::new()
         );
-        assert!(faults(|all| nested(31).check("p", all))[0].contains("nested 31 deep"));
+        assert!(faults(|all| nested(31).check("p", all))[0].contains("nested 31 levels deep"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::quote;
 
 /// The accepted forms, which every error names.
-const ACCEPTED: &str = "an ISO 8601 date and time is needed, like 2026-03-01T09:30:00Z, \
+const ACCEPTED: &str = "send an ISO 8601 date and time such as 2026-03-01T09:30:00Z, \
     2026-03-01T09:30:00+02:00 or 2026-03-01T09:30:00";
 
 /// When a Canvas is sent. An update replaces it as a whole (docs/api.md).
@@ -115,25 +115,25 @@ fn parse_iso(text: &str) -> Result<Parsed, &'static str> {
 }
 
 fn parse_date(rest: &mut Digits<'_>) -> Result<NaiveDate, &'static str> {
-    const FORM: &str = "does not begin with a date like 2026-03-01";
+    const FORM: &str = "does not begin with a date such as 2026-03-01";
     let year = rest.number(4).ok_or(FORM)?;
     let month = rest.after(b'-', 2).ok_or(FORM)?;
     let day = rest.after(b'-', 2).ok_or(FORM)?;
     let year = i32::try_from(year).map_err(|_| FORM)?;
     if year == 0 {
-        return Err("names the year 0000");
+        return Err("has the year 0000");
     }
-    NaiveDate::from_ymd_opt(year, month, day).ok_or("names a day that does not exist")
+    NaiveDate::from_ymd_opt(year, month, day).ok_or("has a date that does not exist")
 }
 
 fn parse_hour_minute(rest: &mut Digits<'_>) -> Result<(u32, u32), &'static str> {
-    const FORM: &str = "has no time of day like 09:30";
+    const FORM: &str = "has no time of day such as 09:30";
     let hour = rest.number(2).ok_or(FORM)?;
     let minute = rest.after(b':', 2).ok_or(FORM)?;
     match (hour, minute) {
-        (24, _) => Err("names the hour 24; midnight is 00:00 of the next day"),
-        (25.., _) => Err("names an hour over 23"),
-        (_, 60..) => Err("names a minute over 59"),
+        (24, _) => Err("has the hour 24; midnight is 00:00 of the next day"),
+        (25.., _) => Err("has an hour greater than 23"),
+        (_, 60..) => Err("has a minute greater than 59"),
         _ => Ok((hour, minute)),
     }
 }
@@ -146,8 +146,8 @@ fn parse_second(rest: &mut Digits<'_>) -> Result<(u32, u32), &'static str> {
         .number(2)
         .ok_or("has seconds that are not two digits")?;
     match second {
-        60 => return Err("names a leap second, which cannot be scheduled"),
-        61.. => return Err("names a second over 59"),
+        60 => return Err("has a leap second, which cannot be scheduled"),
+        61.. => return Err("has a second greater than 59"),
         _ => {}
     }
     let nanos = if rest.take(b'.') || rest.take(b',') {
@@ -159,7 +159,7 @@ fn parse_second(rest: &mut Digits<'_>) -> Result<(u32, u32), &'static str> {
 }
 
 fn parse_designator(mut rest: Digits<'_>) -> Result<Option<TimeDelta>, &'static str> {
-    const FORM: &str = "does not end with Z, +hh:mm, +hhmm, +hh or nothing";
+    const FORM: &str = "ends in something other than Z, +hh:mm, +hhmm or +hh";
     let sign = match rest.0.first() {
         None => return Ok(None),
         Some(b'Z') if rest.0.len() == 1 => return Ok(Some(TimeDelta::zero())),
@@ -179,7 +179,7 @@ fn parse_designator(mut rest: Digits<'_>) -> Result<Option<TimeDelta>, &'static 
         return Err(FORM);
     }
     if hours > 23 || minutes > 59 {
-        return Err("has an offset that is not within 23:59");
+        return Err("has a UTC offset greater than 23:59");
     }
     Ok(Some(TimeDelta::minutes(
         sign * i64::from(hours * 60 + minutes),

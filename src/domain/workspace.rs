@@ -36,8 +36,8 @@ pub fn check_name(name: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{} is not a valid name; 1 to {MAX_NAME_CHARS} lower-case letters, digits, hyphens, \
-         underscores and dots are needed",
+        "{} is not a valid name; use 1 to {MAX_NAME_CHARS} lower-case letters, digits, hyphens, \
+         underscores and dots",
         quote(name)
     ))
 }
@@ -99,8 +99,8 @@ impl Quota {
         });
         read.ok_or_else(|| {
             format!(
-                "{} is not a valid quota; a number up to {MAX_QUOTA} and a window are needed, \
-                 such as 250000/hour or 6000/minute",
+                "{} is not a valid quota; use a number up to {MAX_QUOTA} and a window, such as \
+                 250000/hour or 6000/minute",
                 quote(text)
             )
         })

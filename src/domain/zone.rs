@@ -58,7 +58,7 @@ impl Zone {
             .map(Self)
             .ok_or_else(|| {
                 format!(
-                    "{} is not an IANA time zone; a name like Europe/Paris is needed",
+                    "{} is not an IANA time zone; send a name such as Europe/Paris",
                     quote(name)
                 )
             })

@@ -34,7 +34,7 @@ impl<'t> RequestReader<'t> {
         if sent.is_empty() {
             self.violations.add(
                 "schedule_id",
-                "is missing; a UUID as Create returns it is needed",
+                "is missing; send the UUID that CreateCanvasSchedule returned",
             );
             return None;
         }
@@ -45,7 +45,7 @@ impl<'t> RequestReader<'t> {
     fn schedule(&mut self, sent: Option<v1::Schedule>) -> Option<Schedule> {
         let Some(sent) = sent else {
             self.violations
-                .add("schedule", "is missing; a schedule with a time is needed");
+                .add("schedule", "is missing; send a schedule with a time");
             return None;
         };
         self.violations.check(
@@ -76,7 +76,7 @@ impl<'t> RequestReader<'t> {
         let (field, first) = found.next()?;
         for (other, _) in found {
             let message =
-                format!("is another name of {field}, which is there too; send only one of them");
+                format!("is another name for {field}, which is also set; send only one of them");
             self.violations.add(other, message);
         }
         let properties = Properties(json::object(first, &field, &mut self.violations));
@@ -94,11 +94,10 @@ impl<'t> RequestReader<'t> {
             },
             Some(v1::recipient::Identifier::Email(email)) => Identifier::Email(email),
             None => {
-                let message =
-                    "has no identifier; one of external_user_id, user_alias or email is needed";
+                let message = "has no identifier; send external_user_id, user_alias or email";
                 self.violations.add(prefix.trim_end_matches('.'), message);
-                // A stand-in that nothing is wrong with, so that the rest is checked too; the
-                // request is refused.
+                // A valid placeholder, so that the other fields are checked too; the request is
+                // refused.
                 Identifier::Email("-".to_owned())
             }
         };
@@ -251,11 +250,11 @@ pub(super) fn get(sent: &v1::GetCanvasScheduleRequest) -> Result<ScheduleId, Err
     reader.finish(schedule_id)
 }
 
-/// A page of schedules, as it was asked for.
+/// The requested page of schedules.
 pub(super) struct ListPage {
     /// Which schedules.
     pub filter: Filter,
-    /// The last one of the page before.
+    /// The last entry of the previous page.
     pub after: Option<ScheduleId>,
     /// How many.
     pub size: u64,
@@ -280,7 +279,7 @@ pub(super) fn list(
         Ok(v1::CanvasScheduleState::Cancelled) => Some(ScheduleState::Cancelled),
         Err(_) => {
             let message = format!(
-                "{} is not a state; PENDING, DISPATCHING, DISPATCHED or CANCELLED is needed, or 0 \
+                "{} is not a valid state; send PENDING, DISPATCHING, DISPATCHED or CANCELLED, or 0 \
                  for all",
                 sent.state
             );
@@ -302,7 +301,7 @@ pub(super) fn list(
     }))
 }
 
-/// What makes a list the same list from page to page. Another workspace's is another one.
+/// The part of a request that must stay the same from page to page, and the workspace.
 pub(super) fn list_query(
     sent: &v1::ListCanvasSchedulesRequest,
     workspace: WorkspaceId,
@@ -310,11 +309,11 @@ pub(super) fn list_query(
     ("schedules", workspace, sent.canvas_id.clone(), sent.state)
 }
 
-/// A page of revisions, as it was asked for.
+/// The requested page of revisions.
 pub(super) struct RevisionsPage {
     /// Of which schedule.
     pub schedule_id: ScheduleId,
-    /// The last one of the page before.
+    /// The last entry of the previous page.
     pub before: Option<i64>,
     /// How many.
     pub size: u64,
@@ -339,18 +338,18 @@ pub(super) fn revisions(
     }))
 }
 
-/// What makes a list the same list from page to page.
+/// The part of a request that must stay the same from page to page.
 pub(super) fn revisions_query(
     sent: &v1::ListCanvasScheduleRevisionsRequest,
 ) -> impl std::hash::Hash + use<> {
     ("revisions", sent.schedule_id.clone())
 }
 
-/// A page of dispatches, as it was asked for.
+/// The requested page of dispatches.
 pub(super) struct DispatchesPage {
     /// Which dispatches.
     pub filter: DispatchFilter,
-    /// The last one of the page before.
+    /// The last entry of the previous page.
     pub after: Option<(ScheduleId, u32)>,
     /// How many.
     pub size: u64,
@@ -372,7 +371,7 @@ pub(super) fn dispatches(sent: &v1::ListDispatchesRequest) -> Result<DispatchesP
         Ok(v1::DispatchState::Abandoned) => Some(DispatchState::Abandoned),
         Err(_) => {
             let message = format!(
-                "{} is not a state; IN_HAND, UNKNOWN, DELIVERED, DEAD or ABANDONED is needed, or 0 \
+                "{} is not a valid state; send IN_HAND, UNKNOWN, DELIVERED, DEAD or ABANDONED, or 0 \
                  for all",
                 sent.state
             );
@@ -394,7 +393,7 @@ pub(super) fn dispatches(sent: &v1::ListDispatchesRequest) -> Result<DispatchesP
     }))
 }
 
-/// What makes a list the same list from page to page.
+/// The part of a request that must stay the same from page to page.
 pub(super) fn dispatches_query(sent: &v1::ListDispatchesRequest) -> impl std::hash::Hash + use<> {
     ("dispatches", sent.schedule_id.clone(), sent.state)
 }

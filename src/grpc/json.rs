@@ -23,7 +23,7 @@ fn value(sent: ProtoValue, field: &str, violations: &mut Violations) -> Value {
         Some(Kind::StringValue(text)) => Value::String(text),
         Some(Kind::NumberValue(number)) => values::number(number).unwrap_or_else(|| {
             let message = format!(
-                "has the number {number}, which JSON cannot hold; send a finite number or text"
+                "contains the number {number}, which JSON cannot represent; send a finite number or a string"
             );
             once(violations, field, message);
             Value::Null
@@ -37,8 +37,8 @@ fn value(sent: ProtoValue, field: &str, violations: &mut Violations) -> Value {
                 .collect(),
         ),
         None => {
-            let message = "has a value of no kind; state null, a boolean, a number, text, a list \
-                or an object";
+            let message = "contains a value without a kind; send null, a boolean, a number, a \
+                string, a list or an object";
             once(violations, field, message);
             Value::Null
         }

@@ -18,7 +18,7 @@ pub(super) fn size(sent: i32, violations: &mut Violations) -> u64 {
             violations.add(
                 "page_size",
                 format!(
-                    "{sent} is not a page size; 1 to {SIZE_MAX} is allowed, 0 means {SIZE_DEFAULT}"
+                    "{sent} is not a valid page size; send 1 to {SIZE_MAX}, or 0 for {SIZE_DEFAULT}"
                 ),
             );
             SIZE_DEFAULT
@@ -53,8 +53,8 @@ pub(super) fn after(sent: &str, query: &impl Hash, violations: &mut Violations) 
     });
     if last.is_none() {
         let message = format!(
-            "{} is not a page token of this list; the next_page_token of a page with the same \
-             filters is needed",
+            "{} is not a valid page token of this list; send the next_page_token of a page with \
+             the same filters",
             quote(sent)
         );
         violations.add("page_token", message);

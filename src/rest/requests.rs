@@ -81,7 +81,7 @@ impl FromJsonObject for v1::Recipient {
         .flatten();
         let mut identifiers: Vec<Identifier> = identifiers.collect();
         if identifiers.len() > 1 {
-            object.violate("has more than one of external_user_id, user_alias and email; give one");
+            object.violate("has more than one of external_user_id, user_alias and email; send one");
         }
         Self {
             identifier: identifiers.pop(),
@@ -130,7 +130,7 @@ impl FromJson for StateFilter {
         let known = STATES.iter().find(|(name, _)| *name == text);
         if known.is_none() {
             let message = format!(
-                "{} is not a state; must be pending, dispatching, dispatched or cancelled",
+                "{} is not a valid state; send pending, dispatching, dispatched or cancelled",
                 quote(&text)
             );
             reader.violate(path, message);

@@ -256,7 +256,7 @@ impl ServeArgs {
         if !serve.roles.api && !self.sink.is_set() {
             violations.add(
                 "sink",
-                "is needed with --roles dispatcher: log, grpc, webhook or nats",
+                "is required with --roles dispatcher; set log, grpc, webhook or nats",
             );
         }
         check_lease(&serve, violations);

@@ -332,7 +332,7 @@ async fn every_violation_is_reported_at_once(database: &Database) {
         "schedule.in_local_time: must be true or false, not a number",
         "trigger_properties.big: \"9007199254740993\" is an integer that a double cannot represent; send it as a string",
         "trigger_properties.a.b[0]: \"18446744073709551617\" is an integer that a double cannot represent; send it as a string",
-        "recipients[0]: has more than one of external_user_id, user_alias and email; give one",
+        "recipients[0]: has more than one of external_user_id, user_alias and email; send one",
         "recipients[1]: must be an object, not a number",
         "recipients[2].emails: is not a known field; did you mean email?",
         "request_id: occurs twice",
@@ -479,7 +479,7 @@ async fn lists_are_returned_in_pages(database: &Database) {
         .await
         .with(400);
     let errors = [
-        "state: \"open\" is not a state; must be pending, dispatching, dispatched or cancelled",
+        "state: \"open\" is not a valid state; send pending, dispatching, dispatched or cancelled",
         "page_size: occurs twice",
         "page_size: \"x\" is not an integer",
         "page_sise: is not a known field; did you mean page_size?",
