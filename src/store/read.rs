@@ -56,7 +56,7 @@ pub struct DispatchFilter {
     pub state: Option<DispatchState>,
 }
 
-/// Reads for callers.
+/// Reads for callers. A schedule of another workspace is [`Error::NotFound`].
 #[derive(Clone)]
 pub struct Reads {
     pub(super) db: DatabaseConnection,
@@ -67,17 +67,11 @@ pub struct Reads {
 
 impl Reads {
     /// One schedule.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], also when it is another workspace's.
     pub async fn schedule(&self, key: Key) -> Result<CanvasSchedule, Error> {
         Ok(self.schedule_with_dispatches(key).await?.0)
     }
 
     /// One schedule and its dispatches, in their order.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], also when it is another workspace's.
     pub async fn schedule_with_dispatches(
         &self,
         key: Key,
@@ -105,9 +99,6 @@ impl Reads {
     }
 
     /// One schedule with its target, its properties and its dispatches.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], also when it is another workspace's.
     pub async fn details(&self, key: Key) -> Result<Details, Error> {
         let (schedule, dispatches) = self.schedule_with_dispatches(key).await?;
         let (workspace, id) = key;
@@ -162,10 +153,8 @@ impl Reads {
         rows.into_iter().map(body).collect()
     }
 
-    /// The schedule of a Canvas that can still change, when there is exactly one.
-    ///
-    /// # Errors
-    /// [`Error::NoOpenSchedule`] and [`Error::ScheduleIdNeeded`].
+    /// The one schedule of a Canvas that can still change; [`Error::NoOpenSchedule`] if there is
+    /// none, [`Error::ScheduleIdNeeded`] if there are several.
     pub async fn open_schedule(
         &self,
         workspace: WorkspaceId,
@@ -232,9 +221,6 @@ impl Reads {
     }
 
     /// Up to `limit` of the stored revisions before `before`, the newest first.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], also when the schedule is another workspace's.
     pub async fn revisions(
         &self,
         key: Key,

@@ -24,10 +24,8 @@ const MAX_KEYS: u64 = 10_000;
 const STOPPED_KEY_RETENTION: TimeDelta = TimeDelta::days(7);
 
 impl AdminStore {
-    /// Creates a key.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] when the name is taken or there are too many keys.
+    /// Creates a key. Fails with [`Error::Invalid`] when the name is taken or there are too many
+    /// keys.
     pub async fn create_key(&self, key: &ApiKey) -> Result<(), Error> {
         let count = api_key::Entity::find()
             .filter(recognized(self.clock.now()))
@@ -68,9 +66,7 @@ impl AdminStore {
         named.exec(&self.reads).await.map(|_| ()).map_err(public)
     }
 
-    /// Revokes a key. A key that is already revoked keeps the time of its revocation.
-    ///
-    /// # Errors
+    /// Revokes a key. A key that is already revoked keeps the time of its revocation. Fails with
     /// [`Error::Invalid`] when the key does not exist.
     pub async fn revoke_key(&self, id: KeyId) -> Result<(), Error> {
         let now = self.clock.now().timestamp_millis();

@@ -37,16 +37,6 @@ row! {
     }
 }
 
-impl RetainedSchedule {
-    fn of(key: ScheduleKey, since: Option<DateTime<Utc>>) -> Self {
-        Self {
-            workspace_id: key.workspace_id,
-            id: key.id,
-            finished_ms: since.map(|since| since.timestamp_millis()),
-        }
-    }
-}
-
 static RETAIN: LazyLock<OverBatch<RetainedSchedule>> = LazyLock::new(|| {
     OverBatch::new(
         "UPDATE canvas_schedule AS s SET finished_ms = i.finished_ms FROM batch AS i \
@@ -121,11 +111,15 @@ impl AdminStore {
             let (key, schedule) = (loaded.key(), &loaded.schedule);
             match schedule.finished_since(&loaded.dispatches) {
                 Some(since) if since <= before => removed.push(key),
-                None if schedule.next_wave.is_none() => {
-                    let next_check = before + OUTCOME_RETRY_INTERVAL;
-                    retained.push(RetainedSchedule::of(key, Some(next_check)));
+                since => {
+                    let waits = since.is_none() && schedule.next_wave.is_none();
+                    let since = since.or(waits.then_some(before + OUTCOME_RETRY_INTERVAL));
+                    retained.push(RetainedSchedule {
+                        workspace_id: key.workspace_id,
+                        id: key.id,
+                        finished_ms: since.map(|since| since.timestamp_millis()),
+                    });
                 }
-                since => retained.push(RetainedSchedule::of(key, since)),
             }
         }
         remove_all(&db, &removed).await?;

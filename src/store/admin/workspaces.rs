@@ -28,10 +28,8 @@ pub struct WorkspaceChange {
 }
 
 impl AdminStore {
-    /// Creates a workspace.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] when the name is taken or there are too many workspaces.
+    /// Creates a workspace. Fails with [`Error::Invalid`] when the name is taken or there are too
+    /// many workspaces.
     pub async fn create_workspace(
         &self,
         name: &str,
@@ -74,10 +72,7 @@ impl AdminStore {
         }
     }
 
-    /// Changes a workspace.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] when no workspace has this name.
+    /// Changes a workspace. Fails with [`Error::Invalid`] when no workspace has this name.
     pub async fn set_workspace(&self, name: &str, change: &WorkspaceChange) -> Result<(), Error> {
         let WorkspaceId(id) = self.workspace_named(name).await?;
         let set = async {
@@ -126,10 +121,7 @@ impl AdminStore {
         self.pool.run(read).await
     }
 
-    /// The workspace of this name.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] when no workspace has this name.
+    /// The workspace of this name. Fails with [`Error::Invalid`] when no workspace has this name.
     pub async fn workspace_named(&self, name: &str) -> Result<WorkspaceId, Error> {
         let row = workspace::Entity::find()
             .filter(workspace::Column::Name.eq(name))

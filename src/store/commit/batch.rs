@@ -20,9 +20,7 @@ const TRIM_INTERVAL: i64 = 50;
 
 /// The instant, the rules and the commit of a batch.
 pub(crate) struct Context<'a> {
-    /// The instant of every change in the batch.
     pub now: DateTime<Utc>,
-    /// The settings of the rules.
     pub policy: &'a SchedulePolicy,
     /// Marks the revisions.
     pub commit_id: i64,
@@ -54,7 +52,6 @@ pub(crate) struct Decision {
 struct Entry {
     before: canvas_schedule::Model,
     after: CanvasSchedule,
-    /// One for each accepted job.
     revisions: Vec<revision::Model>,
     jobs: Vec<(Job, Result<Outcome, Error>)>,
 }
@@ -208,7 +205,14 @@ impl<'a> Batch<'a> {
         };
         let (key, context) = (job.key(), self.context);
         if let Some(loaded) = self.snapshot.rows.remove(&key) {
-            self.entries.insert(key.id, Entry::new(loaded?));
+            let Loaded { row, schedule, .. } = loaded?;
+            let entry = Entry {
+                before: row,
+                after: schedule,
+                revisions: vec![],
+                jobs: vec![],
+            };
+            self.entries.insert(key.id, entry);
         }
         let entry = self.entries.get_mut(&key.id);
         let Some(entry) = entry.filter(|entry| entry.before.workspace_id == key.workspace_id)
@@ -247,7 +251,8 @@ impl Decision {
             }
             return;
         }
-        let row = match entry.row() {
+        let workspace = WorkspaceId(entry.before.workspace_id);
+        let row = match codec::schedule_row(workspace, &entry.after, Some(&entry.before)) {
             Ok(row) => row,
             Err(fault) => {
                 for (job, _) in entry.jobs {
@@ -313,23 +318,6 @@ impl Decision {
         let mut jobs: Vec<Job> = self.answers.into_iter().map(unsettle).collect();
         jobs.extend(self.postponed);
         jobs
-    }
-}
-
-impl Entry {
-    fn new(loaded: Loaded) -> Self {
-        Self {
-            before: loaded.row,
-            after: loaded.schedule,
-            revisions: vec![],
-            jobs: vec![],
-        }
-    }
-
-    /// The changed row, with the version that was read.
-    fn row(&self) -> Result<canvas_schedule::Model, DbErr> {
-        let workspace = WorkspaceId(self.before.workspace_id);
-        codec::schedule_row(workspace, &self.after, Some(&self.before))
     }
 }
 

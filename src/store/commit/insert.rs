@@ -8,17 +8,12 @@ use crate::store::schema::tables::{canvas_schedule, properties, request, revisio
 /// The rows of new schedules.
 #[derive(Default)]
 pub(crate) struct NewRows {
-    /// The hot rows.
     pub schedules: Vec<canvas_schedule::Model>,
     /// Their first entries in the queue.
     pub wakes: Vec<wake::Model>,
-    /// Their first revisions.
     pub revisions: Vec<revision::Model>,
-    /// Their recipients, audiences or broadcasts.
     pub targets: Vec<target::Model>,
-    /// Their properties.
     pub properties: Vec<properties::Model>,
-    /// First answers.
     pub requests: Vec<request::Model>,
 }
 

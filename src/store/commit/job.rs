@@ -49,7 +49,6 @@ impl Work {
 
 /// A write whose commit was cut off: the database may or may not have carried it out.
 pub(crate) struct Unsettled {
-    /// The id of that commit.
     pub commit_id: i64,
     /// The answer, if the database did.
     pub outcome: Outcome,
@@ -57,9 +56,7 @@ pub(crate) struct Unsettled {
 
 /// One caller's change in the queue.
 pub(crate) struct Job {
-    /// Its caller.
     pub caller: Caller,
-    /// The change.
     pub work: Work,
     /// The caller's request id, if any.
     pub request: Option<RequestKey>,
@@ -85,20 +82,18 @@ impl Job {
         let (answer, receiver) = oneshot::channel();
         let give_up_at = Instant::now() + GIVE_UP_AFTER;
         let stage = caller.span.child("commit.queue");
-        (
-            Self {
-                caller,
-                work,
-                request,
-                rounds_lost: 0,
-                lock_awaited: false,
-                unsettled: vec![],
-                stage,
-                give_up_at,
-                answer,
-            },
-            receiver,
-        )
+        let job = Self {
+            caller,
+            work,
+            request,
+            rounds_lost: 0,
+            lock_awaited: false,
+            unsettled: vec![],
+            stage,
+            give_up_at,
+            answer,
+        };
+        (job, receiver)
     }
 
     /// The key of its row.

@@ -17,15 +17,12 @@ use crate::store::schema::{codec, history};
 /// What the database holds about the jobs of a batch.
 #[derive(Default)]
 pub(crate) struct Snapshot {
-    /// The schedules that exist.
     pub rows: HashMap<ScheduleKey, Result<Loaded, Unreadable>>,
     /// Rows that another session has locked.
     pub locked: HashSet<ScheduleKey>,
-    /// First answers to their request ids.
     pub answered: HashMap<(WorkspaceId, RequestId), Answered>,
     /// Commits that were cut off but carried out, each with its schedule.
     pub settled: HashSet<(Uuid, i64)>,
-    /// Default zones, for new schedules.
     pub default_zones: HashMap<WorkspaceId, Zone>,
 }
 

@@ -29,14 +29,12 @@ row! {
 
 /// Everything that one batch writes.
 pub(crate) struct Writes {
-    /// The rows of new schedules.
     pub created: NewRows,
     /// Each changed row once, with its new values but the `version` that was read. In the order of
     /// their ids, so that batches of several replicas do not deadlock.
     pub rows: Vec<canvas_schedule::Model>,
     /// The revisions of those rows, in their order; those of one row in the order of the changes.
     pub revisions: Vec<revision::Model>,
-    /// New property sets.
     pub properties: Vec<properties::Model>,
     /// First answers, each written only if its schedule's row is.
     pub requests: Vec<(ChangedSchedule, request::Model)>,
@@ -44,12 +42,10 @@ pub(crate) struct Writes {
     pub abandoned: Vec<ScheduleKey>,
     /// Schedules whose next wave is now computed with this build's zone data.
     pub restamped: Vec<ScheduleKey>,
-    /// The instant of every change.
     pub now: DateTime<Utc>,
 }
 
 impl Writes {
-    /// No writes yet.
     pub(crate) fn new(now: DateTime<Utc>) -> Self {
         Self {
             created: NewRows::default(),

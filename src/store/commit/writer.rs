@@ -1,4 +1,4 @@
-//! The writer: commits the changes in its queue, round after round, as [`super`] describes.
+//! The writer: commits the changes in its queue, round after round, as the parent module describes.
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::cursor::Position;
 use crate::store::dispatch::payload::{Leased, Payloads, PendingLease};
-use crate::store::dispatch::transitions::{self, Transitions};
+use crate::store::dispatch::transitions::{self, REMOVE_ENTRIES, Transitions};
 use crate::store::schema::load::{self, Loaded, Lock, ScheduleKey};
 use crate::store::schema::row::FromRow;
 use crate::store::schema::statement::{Texts, skip_locked};
@@ -169,7 +169,7 @@ async fn claim_all<C: ConnectionTrait>(
     }
     // The rows of those that are left were removed.
     let left_over: Vec<wake::Model> = due.into_values().flat_map(|due| due.entries).collect();
-    transitions::remove_entries(db, &left_over).await?;
+    REMOVE_ENTRIES.execute(db, [], &left_over).await?;
     let mut claimed = pass.write(db).await?;
     claimed.more |= !paused.is_empty() || !left_over.is_empty();
     Ok(claimed)

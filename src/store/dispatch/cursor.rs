@@ -29,7 +29,6 @@ pub(crate) struct Position {
 }
 
 impl Position {
-    /// Before every key.
     pub(crate) const BEGINNING: Self = Self {
         wake: first_at(i64::MIN),
         retry_ms: i64::MIN,

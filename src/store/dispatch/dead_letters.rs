@@ -12,10 +12,8 @@ use crate::store::schema::load::{self, Loaded, Lock, ScheduleKey};
 use crate::store::schema::tenant::Key;
 
 impl DispatchStore {
-    /// Makes a dead letter due for another attempt.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::DispatchNotFound`], and those of the domain.
+    /// Makes a dead letter due for another attempt. Fails with [`Error::NotFound`],
+    /// [`Error::DispatchNotFound`], and those of the domain.
     pub async fn retry_dead_letter(
         &self,
         key: Key,
@@ -65,6 +63,6 @@ async fn retry_in<C: ConnectionTrait>(
         Err(refused) => return Ok(Err(refused)),
     };
     let row = codec::dispatch_row(workspace, &schedule, &retried)?;
-    rows::update(db, &[row]).await?;
+    rows::UPDATE.execute(db, [], &[row]).await?;
     Ok(Ok(retried))
 }

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DbErr};
+use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::domain::{CanvasSchedule, Dispatch, DispatchMessage, Properties, Target, WorkspaceId};
@@ -33,7 +34,6 @@ pub struct Leased {
 pub(crate) struct PendingLease {
     /// The tenant.
     pub workspace: WorkspaceId,
-    /// The name of the tenant.
     pub workspace_name: String,
     /// The schedule.
     pub schedule: CanvasSchedule,
@@ -42,7 +42,6 @@ pub(crate) struct PendingLease {
 }
 
 impl PendingLease {
-    /// The row of the dispatch.
     pub(crate) fn row(&self) -> Result<dispatch::Model, DbErr> {
         codec::dispatch_row(self.workspace, &self.schedule, &self.dispatch)
     }
@@ -108,20 +107,10 @@ impl Payloads {
         now: DateTime<Utc>,
     ) -> Result<Leased, DbErr> {
         let (schedule, dispatch) = (&pending.schedule, &pending.dispatch);
-        let target = self
-            .targets
-            .get(&schedule.id.0)
-            .ok_or_else(|| codec::broken("the target is missing"))?;
-        let target: Target = serde_json::from_str(target).map_err(codec::broken)?;
-        let properties = match dispatch.properties {
+        let target: Target = decode(&self.targets, schedule.id.0, "the target is missing")?;
+        let properties: Properties = match dispatch.properties {
             None => Properties::default(),
-            Some(id) => {
-                let body = self
-                    .properties
-                    .get(&id.0)
-                    .ok_or_else(|| codec::broken("the properties are missing"))?;
-                serde_json::from_str(body).map_err(codec::broken)?
-            }
+            Some(id) => decode(&self.properties, id.0, "the properties are missing")?,
         };
         let message = DispatchMessage {
             id: dispatch.id(schedule.id),
@@ -157,4 +146,13 @@ async fn bodies<C: ConnectionTrait, R: Row>(
     rows.iter()
         .map(|row| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?)))
         .collect()
+}
+
+fn decode<T: DeserializeOwned>(
+    bodies: &HashMap<Uuid, String>,
+    id: Uuid,
+    missing: &str,
+) -> Result<T, DbErr> {
+    let body = bodies.get(&id).ok_or_else(|| codec::broken(missing))?;
+    serde_json::from_str(body).map_err(codec::broken)
 }

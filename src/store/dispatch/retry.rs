@@ -128,7 +128,7 @@ async fn lease_all<C: ConnectionTrait>(
         }
         written.push(row);
     }
-    rows::update(db, &written).await?;
+    rows::UPDATE.execute(db, [], &written).await?;
     let dead = decided.iter().filter(in_state(DispatchState::Dead)).count();
     let more = !written.is_empty();
     Ok((Claimed { leased, more }, dead))

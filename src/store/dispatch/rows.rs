@@ -19,14 +19,13 @@ row! {
     pub(crate) struct DispatchKey {
         /// The schedule; first, so that keys sort by it.
         pub schedule_id: Uuid,
-        /// The dispatch's number.
         pub n: i32,
-        /// The tenant.
         pub workspace_id: i32,
     }
 }
 
-static UPDATE: LazyLock<OverBatch<dispatch::Model>> = LazyLock::new(|| {
+/// Writes the states of dispatches.
+pub(crate) static UPDATE: LazyLock<OverBatch<dispatch::Model>> = LazyLock::new(|| {
     use dispatch::Column::{Attempt, FinishedMs, LastAttempt, RetryMs, State, Why};
     let columns = [RetryMs, FinishedMs, Attempt, LastAttempt, State, Why];
     let assignments = Columns::<dispatch::Model>::only(columns).assignments("i");
@@ -36,7 +35,7 @@ static UPDATE: LazyLock<OverBatch<dispatch::Model>> = LazyLock::new(|| {
     ))
 });
 
-static DELETE: LazyLock<OverBatch<DispatchKey>> = LazyLock::new(|| {
+pub(crate) static DELETE: LazyLock<OverBatch<DispatchKey>> = LazyLock::new(|| {
     OverBatch::new(
         "DELETE FROM dispatch WHERE (workspace_id, schedule_id, n) IN \
          (SELECT workspace_id, schedule_id, n FROM batch)",
@@ -54,19 +53,6 @@ static ABANDON: LazyLock<OverBatch<ScheduleKey>> = LazyLock::new(|| {
     );
     OverBatch::after(1, &text)
 });
-
-/// Writes the states of these dispatches.
-pub(crate) async fn update<C: ConnectionTrait>(
-    db: &C,
-    rows: &[dispatch::Model],
-) -> Result<(), DbErr> {
-    UPDATE.execute(db, [], rows).await
-}
-
-/// Deletes these dispatches.
-pub(crate) async fn delete<C: ConnectionTrait>(db: &C, keys: &[DispatchKey]) -> Result<(), DbErr> {
-    DELETE.execute(db, [], keys).await
-}
 
 /// Abandons the unknown dispatches of these schedules, in the transaction that cancels them, after
 /// their rows: a later settle or retry sees the cancellation.

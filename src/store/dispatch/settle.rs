@@ -153,8 +153,8 @@ async fn settle_others<C: ConnectionTrait>(
             );
         }
     }
-    rows::update(db, &settling.updated).await?;
-    rows::delete(db, &settling.deleted).await?;
+    rows::UPDATE.execute(db, [], &settling.updated).await?;
+    rows::DELETE.execute(db, [], &settling.deleted).await?;
     settling.transitions.write(db).await?;
     Ok(settling.dead)
 }

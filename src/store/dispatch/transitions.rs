@@ -196,21 +196,14 @@ impl Transitions {
     }
 }
 
-type OverEntries = LazyLock<OverBatch<wake::Model>>;
+pub(crate) type OverEntries = LazyLock<OverBatch<wake::Model>>;
 
-static REMOVE_ENTRIES: OverEntries = LazyLock::new(|| OverBatch::new(&delete_from(QUEUE, "batch")));
+pub(crate) static REMOVE_ENTRIES: OverEntries =
+    LazyLock::new(|| OverBatch::new(&delete_from(QUEUE, "batch")));
 static ADD_ENTRIES: OverEntries = LazyLock::new(|| OverBatch::new(&insert_into(QUEUE, "batch")));
 static UNPARK_ENTRIES: OverEntries =
     LazyLock::new(|| OverBatch::new(&delete_from(PARKED, "batch")));
 static PARK_ENTRIES: OverEntries = LazyLock::new(|| OverBatch::new(&insert_into(PARKED, "batch")));
-
-/// Removes entries from the queue.
-pub(crate) async fn remove_entries<C: ConnectionTrait>(
-    db: &C,
-    entries: &[wake::Model],
-) -> Result<(), DbErr> {
-    REMOVE_ENTRIES.execute(db, [], entries).await
-}
 
 /// Parks entries of a paused workspace, so that the queue holds only what may be claimed.
 pub(crate) async fn park_entries<C: ConnectionTrait>(
@@ -218,10 +211,9 @@ pub(crate) async fn park_entries<C: ConnectionTrait>(
     entries: &[wake::Model],
 ) -> Result<(), DbErr> {
     PARK_ENTRIES.execute(db, [], entries).await?;
-    remove_entries(db, entries).await
+    REMOVE_ENTRIES.execute(db, [], entries).await
 }
 
-/// Puts parked entries back into the queue.
 pub(crate) async fn unpark_entries<C: ConnectionTrait>(
     db: &C,
     entries: &[wake::Model],
@@ -230,13 +222,12 @@ pub(crate) async fn unpark_entries<C: ConnectionTrait>(
     ADD_ENTRIES.execute(db, [], entries).await
 }
 
-/// Moves entries to a later time.
 pub(crate) async fn postpone_entries<C: ConnectionTrait>(
     db: &C,
     mut entries: Vec<wake::Model>,
     at: DateTime<Utc>,
 ) -> Result<(), DbErr> {
-    remove_entries(db, &entries).await?;
+    REMOVE_ENTRIES.execute(db, [], &entries).await?;
     for entry in &mut entries {
         entry.wake_ms = at.timestamp_millis();
     }

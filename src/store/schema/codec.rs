@@ -79,14 +79,13 @@ fn dispatch_state(code: i16) -> Result<DispatchState, DbErr> {
     }
 }
 
+fn zones(names: Option<&str>) -> Result<Option<ZoneSet>, DbErr> {
+    names.map(serde_json::from_str).transpose().map_err(broken)
+}
+
 /// A dispatch of the schedule `of`.
 pub(crate) fn dispatch(row: dispatch::Model, of: &CanvasSchedule) -> Result<Dispatch, DbErr> {
-    let zones = row
-        .zones
-        .as_deref()
-        .map(serde_json::from_str)
-        .transpose()
-        .map_err(broken)?;
+    let zones = zones(row.zones.as_deref())?;
     let mode = if row.optimal_time {
         WaveMode::OptimalTime
     } else {
@@ -147,18 +146,12 @@ pub(crate) fn dispatch_row(
 pub(crate) fn schedule(row: &canvas_schedule::Model) -> Result<CanvasSchedule, DbErr> {
     let at = Schedule::from_parts(row.time_ms, row.in_local_time, row.at_optimal_time)
         .ok_or_else(|| broken(row.time_ms))?;
-    let stated_zones: Option<ZoneSet> = row
-        .stated_zones
-        .as_deref()
-        .map(serde_json::from_str)
-        .transpose()
-        .map_err(broken)?;
     Ok(CanvasSchedule {
         id: ScheduleId(row.id),
         canvas_id: CanvasId::parse(&row.canvas_id).map_err(broken)?,
         schedule: at,
         default_zone: Zone::parse(&row.default_zone).map_err(broken)?,
-        stated_zones,
+        stated_zones: zones(row.stated_zones.as_deref())?,
         claimed: ZoneSet::empty(),
         last_claimed_at: None,
         last_number: unsigned(row.fired)?,
@@ -217,7 +210,6 @@ fn stated_zones(schedule: &CanvasSchedule) -> Result<Option<String>, DbErr> {
     zones.map(serde_json::to_string).transpose().map_err(broken)
 }
 
-/// A revision.
 pub(crate) fn revision(row: revision::Model) -> Result<Revision, DbErr> {
     Ok(Revision {
         number: row.revision,
@@ -230,7 +222,6 @@ pub(crate) fn revision(row: revision::Model) -> Result<Revision, DbErr> {
     })
 }
 
-/// A first answer.
 pub(crate) fn answered(row: request::Model) -> Result<Answered, DbErr> {
     Ok(Answered {
         digest: row.digest,

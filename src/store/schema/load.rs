@@ -16,7 +16,6 @@ use crate::store::schema::values::ValuesStatement;
 /// Whether the rows that are read stay as they are until the transaction ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lock {
-    /// They may change.
     None,
     /// They stay; waits for rows that another session has locked.
     Wait,
@@ -30,7 +29,6 @@ row! {
     pub(crate) struct ScheduleKey {
         /// The schedule; first, so that keys sort by it.
         pub id: Uuid,
-        /// The tenant.
         pub workspace_id: i32,
     }
 }
@@ -40,7 +38,6 @@ impl ScheduleKey {
         Self { id, workspace_id }
     }
 
-    /// The key of a row.
     pub(crate) fn of(row: &canvas_schedule::Model) -> Self {
         Self::new(row.workspace_id, row.id)
     }
@@ -48,9 +45,7 @@ impl ScheduleKey {
 
 /// A schedule as it is stored.
 pub(crate) struct Loaded {
-    /// Its row.
     pub row: canvas_schedule::Model,
-    /// The schedule.
     pub schedule: CanvasSchedule,
     /// Its dispatches, in their order.
     pub dispatches: Vec<Dispatch>,
@@ -58,7 +53,6 @@ pub(crate) struct Loaded {
 
 /// A schedule with a stored value that this build cannot read.
 pub(crate) struct Unreadable {
-    /// Its key.
     pub key: ScheduleKey,
     fault: DbErr,
 }
@@ -147,7 +141,6 @@ pub(crate) async fn with_dispatches<C: ConnectionTrait>(
 }
 
 impl Loaded {
-    /// The key of its row.
     pub(crate) fn key(&self) -> ScheduleKey {
         ScheduleKey::of(&self.row)
     }

@@ -9,15 +9,10 @@ use uuid::Uuid;
 /// The type of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// 16 bits.
     Small,
-    /// 32 bits.
     Int,
-    /// 64 bits.
     Big,
-    /// A boolean.
     Bool,
-    /// A UUID.
     Uuid,
     /// Text; never empty where it may be NULL.
     Text,
@@ -26,19 +21,14 @@ pub(crate) enum Kind {
 /// A column of a [`Row`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Column {
-    /// Its name.
     pub name: &'static str,
-    /// Its type.
     pub kind: Kind,
-    /// Whether it may be NULL.
     pub nullable: bool,
-    /// Its position in the row.
     pub index: usize,
 }
 
 /// A row of a batch.
 pub(crate) trait Row {
-    /// How many columns it has.
     const COUNT: usize;
     /// Its columns, in the order of the fields.
     fn columns() -> Vec<Column>;
@@ -88,9 +78,7 @@ pub(crate) trait FromRow: Row + Sized {
 
 /// A type that a column has.
 pub(crate) trait Cell {
-    /// The column's type.
     const KIND: Kind;
-    /// Whether the column may be NULL.
     const NULLABLE: bool;
 }
 
@@ -229,7 +217,6 @@ macro_rules! table {
         pub(crate) mod $table {
             use sea_orm::entity::prelude::*;
 
-            /// A row.
             #[derive(Clone, PartialEq, Eq, DeriveEntityModel)]
             #[sea_orm(table_name = $name)]
             pub(crate) struct Model {
@@ -276,7 +263,6 @@ impl Kind {
         }
     }
 
-    /// NULL.
     fn null(self) -> Value {
         match self {
             Self::Small => Value::SmallInt(None),

@@ -15,12 +15,10 @@ pub(crate) struct Columns<R> {
 }
 
 impl<R: Row> Columns<R> {
-    /// All of them.
     pub(crate) fn all() -> Self {
         Self::of(R::columns())
     }
 
-    /// Some of them.
     pub(crate) fn only<C: IdenStatic>(names: impl IntoIterator<Item = C>) -> Self {
         let all = R::columns();
         let column = |name: C| {
@@ -55,7 +53,6 @@ impl<R: Row> Columns<R> {
         Columns::of(self.list.into_iter().chain(right).collect())
     }
 
-    /// The number of columns.
     pub(crate) fn len(&self) -> usize {
         self.list.len()
     }
@@ -70,7 +67,6 @@ impl<R: Row> Columns<R> {
         self.join(|Column { name, .. }| format!("{name} = {batch}.{name}"))
     }
 
-    /// How many parameters a batch takes.
     pub(crate) fn parameters(&self, backend: DbBackend) -> usize {
         match backend {
             DbBackend::Postgres => self.list.len(),
@@ -109,7 +105,6 @@ impl<R: Row> Columns<R> {
         format!("(SELECT {names} FROM (VALUES ({values})) AS r ({names}))")
     }
 
-    /// The parameters of a batch.
     pub(crate) fn values(&self, backend: DbBackend, rows: &[R]) -> Vec<Value> {
         match backend {
             DbBackend::Postgres => self.list.iter().map(|column| column.array(rows)).collect(),
@@ -117,7 +112,6 @@ impl<R: Row> Columns<R> {
         }
     }
 
-    /// The values of one row.
     pub(crate) fn row(&self, row: &R) -> impl Iterator<Item = Value> {
         self.list.iter().map(|column| column.of(row))
     }
@@ -216,7 +210,6 @@ impl Texts {
         }
     }
 
-    /// The text for a database.
     pub(crate) fn get(&self, backend: DbBackend) -> &str {
         match backend {
             DbBackend::Postgres => &self.postgres,
@@ -224,7 +217,6 @@ impl Texts {
         }
     }
 
-    /// The statement with its parameters.
     pub(crate) fn with(
         &self,
         backend: DbBackend,

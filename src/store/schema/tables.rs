@@ -9,10 +9,8 @@ table! {
         key {
             /// The tenant; leads the key, so that no row is reached without it.
             workspace_id: i32,
-            /// The schedule id.
             id: Uuid,
         }
-        /// The Canvas.
         canvas_id: String,
         /// 1 at creation, +1 for each accepted change.
         revision: i64,
@@ -27,24 +25,19 @@ table! {
         /// 0 pending, 1 dispatching, 2 dispatched, 3 cancelled: computed by the domain, stored for
         /// the filter of List.
         state: i16,
-        /// When the next wave is due.
         next_wave_ms: Option<i64>,
         /// The earliest entry that the schedule has in `canvas_schedule_wake`, never after
         /// `next_wave_ms`. In no index, so that an update touches none.
         wake_ms: Option<i64>,
         /// A zone whose last valid instant is before this was missed.
         missed_before_ms: i64,
-        /// When it was created.
         created_ms: i64,
-        /// When it was last changed.
         updated_ms: i64,
-        /// When it was cancelled.
         cancelled_ms: Option<i64>,
         /// IANA name.
         default_zone: String,
         /// The zones that its recipients state, as a JSON array of names; null means all.
         stated_zones: Option<String>,
-        /// Its properties.
         properties_id: Option<Uuid>,
         /// The highest number of a dispatch of it; 0 when it has none, so that they need not be
         /// read.
@@ -65,9 +58,7 @@ table! {
         key {
             /// When to look.
             wake_ms: i64,
-            /// The tenant.
             workspace_id: i32,
-            /// The schedule id.
             id: Uuid,
         }
     }
@@ -79,16 +70,13 @@ table! {
     /// schedule is found from its hot row (`history.rs`).
     revision = "canvas_schedule_revision" {
         key {
-            /// When the change was accepted.
             created_ms: i64,
-            /// The schedule.
             schedule_id: Uuid,
             /// 1 at creation, +1 for each accepted change.
             revision: i64,
         }
         /// When the revision before it was accepted; 0 for the first.
         previous_ms: i64,
-        /// The tenant.
         workspace_id: i32,
         /// 0 create, 1 update, 2 cancel.
         kind: i16,
@@ -115,9 +103,7 @@ table! {
             /// Hash of schedule and content.
             id: Uuid,
         }
-        /// The tenant.
         workspace_id: i32,
-        /// The schedule.
         schedule_id: Uuid,
         /// Canonical JSON.
         body: String,
@@ -128,10 +114,8 @@ table! {
     /// The recipients, audience or broadcast of a schedule; written at creation, never changed.
     target = "canvas_schedule_target" {
         key {
-            /// The schedule.
             schedule_id: Uuid,
         }
-        /// The tenant.
         workspace_id: i32,
         /// JSON.
         body: String,
@@ -142,7 +126,6 @@ table! {
     /// The first answers to requests with a request id, for 24 hours.
     request = "answered_request" {
         key {
-            /// The tenant.
             workspace_id: i32,
             /// The id, which the caller chose.
             request_id: String,
@@ -152,24 +135,20 @@ table! {
         digest: String,
         /// The answer, as JSON.
         outcome: String,
-        /// When it was answered.
         created_ms: i64,
     }
 }
 
 table! {
-    /// The tenants.
     workspace = "workspace" {
         key {
             /// Its number.
             id: i32,
         }
-        /// Its name.
         #[sea_orm(unique)]
         name: String,
         /// IANA name; copied into each schedule at creation.
         default_time_zone: String,
-        /// Whether sending is paused.
         sending_paused: bool,
     }
 }
@@ -178,21 +157,16 @@ table! {
     /// The waves that were claimed. Their content is fixed at the claim; their state changes.
     dispatch = "dispatch" {
         key {
-            /// The tenant.
             workspace_id: i32,
-            /// The schedule.
             schedule_id: Uuid,
             /// Its number, from 1.
             n: i32,
         }
-        /// The revision that was in force.
         revision: i64,
-        /// The wave's time.
         wave_ms: i64,
         /// When the lease of one in hand ends, or when an unknown one is tried again; null when it
         /// is finished.
         retry_ms: Option<i64>,
-        /// When it was claimed.
         fired_ms: i64,
         /// When it was delivered, died or was abandoned.
         finished_ms: Option<i64>,
@@ -206,7 +180,6 @@ table! {
         optimal_time: bool,
         /// Whether it serves users with no zone, too.
         includes_unlisted: bool,
-        /// Its properties.
         properties_id: Option<Uuid>,
         /// The wave's zones, as a JSON array of names; null means every zone of the schedule.
         zones: Option<String>,
@@ -216,13 +189,11 @@ table! {
 }
 
 table! {
-    /// The keys.
     api_key = "api_key" {
         key {
             /// How the key begins; no secret.
             id: String,
         }
-        /// The tenant.
         workspace_id: i32,
         /// Unique within the tenant; the history names it.
         name: String,
@@ -232,11 +203,8 @@ table! {
         permissions: String,
         /// Networks separated by commas; empty means anywhere.
         allowlist: String,
-        /// When it was created.
         created_ms: i64,
-        /// When it expires.
         expires_ms: Option<i64>,
-        /// When it was revoked.
         revoked_ms: Option<i64>,
         /// When it was last used, to about a minute.
         last_used_ms: Option<i64>,
@@ -247,14 +215,12 @@ table! {
     /// The quotas of tenants that differ from the usual ones.
     workspace_limit = "workspace_limit" {
         key {
-            /// The tenant.
             workspace_id: i32,
             /// The kind of calls that it limits.
             counted: String,
         }
         /// How many in each window.
         most: i64,
-        /// The length of the window.
         window_ms: i64,
     }
 }
@@ -263,7 +229,6 @@ table! {
     /// How much of the quotas is used.
     rate_window = "rate_window" {
         key {
-            /// The tenant.
             workspace_id: i32,
             /// The kind of calls, and their audience.
             counted: String,

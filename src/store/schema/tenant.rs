@@ -13,20 +13,16 @@ pub type Key = (WorkspaceId, ScheduleId);
 
 /// A table whose rows belong to workspaces.
 pub(crate) trait Tenant: EntityTrait {
-    /// The column with the workspace.
     const WORKSPACE: Self::Column;
 
-    /// The rows of one workspace.
     fn within(workspace: WorkspaceId) -> Select<Self> {
         Self::find().filter(Self::WORKSPACE.eq(workspace.0))
     }
 
-    /// Changes rows of one workspace.
     fn update_within(workspace: WorkspaceId) -> UpdateMany<Self> {
         Self::update_many().filter(Self::WORKSPACE.eq(workspace.0))
     }
 
-    /// Deletes rows of one workspace.
     fn delete_within(workspace: WorkspaceId) -> DeleteMany<Self> {
         Self::delete_many().filter(Self::WORKSPACE.eq(workspace.0))
     }

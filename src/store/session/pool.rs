@@ -33,12 +33,10 @@ impl Pool {
         }
     }
 
-    /// The pool in use.
     pub(crate) fn db(&self) -> DatabaseConnection {
         self.db.lock().clone()
     }
 
-    /// Whether this is PostgreSQL.
     pub(crate) fn is_postgres(&self) -> bool {
         self.db.lock().get_database_backend() == DbBackend::Postgres
     }
@@ -84,7 +82,6 @@ impl Pool {
     }
 }
 
-/// Begins a transaction that writes.
 pub(crate) async fn begin(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
     // On SQLite this takes the write lock: a transaction that reads before it writes may find the
     // database locked.

@@ -38,7 +38,6 @@ impl Sessions {
         }
     }
 
-    /// Where the connections come from.
     pub(crate) fn pool(&self) -> &Pool {
         &self.pool
     }
@@ -112,7 +111,6 @@ impl Session<'_> {
         })
     }
 
-    /// Whether a transaction is open.
     pub(crate) fn in_transaction(&self) -> bool {
         self.in_transaction
     }
