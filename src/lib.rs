@@ -1,5 +1,5 @@
-//! canvas-scheduler stores when a Canvas is to be sent, and hands it to a Canvas engine when that
-//! time comes.
+//! canvas-scheduler stores the schedules of Canvases, and hands each Canvas to a Canvas engine when
+//! it is due.
 //!
 //! This page is the map of the crate. `ARCHITECTURE.md` has the glossary, the threads and a table
 //! of questions with the files that answer them.
@@ -16,11 +16,11 @@
 //!  4   grpc    rest    layers    dispatcher
 //!       │       │        │          │
 //!       └───────┴────┬───┴──────────┘
-//!  3              service          use cases, access, quotas
+//!  3         service    methods    use cases, access, quotas; the table of RPCs
 //!                    │
 //!  2   store    sink    pb         database, consumers, protobuf
 //!       │
-//!  1   domain    telemetry         rules; logs, metrics, traces
+//!  1   domain   status   telemetry rules; errors as gRPC statuses; logs, metrics, traces
 //!       │
 //!  0   config    error    clock
 //! ```
@@ -40,15 +40,17 @@
 //! # The path of a wave
 //!
 //! 1. [`dispatcher::Dispatcher::run_once`] counts the free workers.
-//! 2. [`store::DispatchStore::claim`] claims due waves in one transaction;
-//!    [`domain::CanvasSchedule::claim`] decides each.
-//! 3. [`store::DispatchStore::retry`] claims dispatches of unknown outcome and those whose lease
+//! 2. [`store::DispatchStore::next_due`] finds when the next wave and the next retry are due.
+//! 3. [`store::DispatchStore::retry`] leases dispatches of unknown outcome and those whose lease
 //!    has expired.
-//! 4. [`sink::Sink::deliver`] delivers each dispatch; no transaction is open.
-//! 5. [`store::DispatchStore::settle`] settles the outcomes: delivered, not taken, rejected (a
+//! 4. [`store::DispatchStore::claim`] claims due waves in one transaction;
+//!    [`domain::CanvasSchedule::claim`] decides each.
+//! 5. [`sink::Sink::deliver`] delivers each dispatch; no transaction is open.
+//! 6. [`store::DispatchStore::settle`] settles the outcomes: delivered, not taken, rejected (a
 //!    dead letter) or unknown.
-//! 6. [`store::DispatchStore::next_due`] finds the instant until which the dispatcher sleeps; a
-//!    change in this process wakes it earlier.
+//!
+//! Then the dispatcher sleeps until the next instant that is due; a poll, or a change in this
+//! process, wakes it earlier.
 
 pub mod cli;
 pub mod clock;
