@@ -26,18 +26,18 @@
 //!   two replicas from claiming one wave.
 //! - **deliver** hands one dispatch to the sink, within three quarters of its lease.
 //! - **settle** writes the outcome. Outcomes are idempotent: to write one twice changes nothing.
-//! - **retry** leases a dispatch of unknown outcome again, or one whose lease has expired because
-//!   its worker is gone.
-//! - **dead-letter** is what settling makes of a dispatch that the consumer rejected, or whose last
-//!   attempt had an unknown outcome. Only the API retries it.
+//! - **retry** leases a dispatch again: one of unknown outcome, or one whose lease has expired
+//!   because its worker crashed, lost the database or is slow.
+//! - **dead-letter** ends a dispatch that the consumer rejected, or whose last attempt had an
+//!   unknown outcome. Only a caller retries it, with `RetryDispatch`.
 //!
 //! # What wakes the loop
 //!
-//! A pass claims everything that is due, up to the free workers. Then the loop
-//! sleeps until the first of
+//! A pass claims everything that is due, up to the free workers. Then the loop sleeps until the
+//! first of
 //! - the instant at which the next wave or retry is due;
 //! - [`Service::wake`]: a change in this process made a wave due sooner;
-//! - a poll, 20 to 25 ms after the pass: changes of other replicas are seen by it alone;
+//! - a poll, 20 to 25 ms after the pass, which alone finds the changes of other replicas;
 //! - a free worker, if none was free.
 //!
 //! Passes start at least 5 ms apart, so that waves that become due one after the other share a
@@ -90,8 +90,8 @@ use delivery::Delivery;
 use in_flight::InFlightDispatches;
 pub use settings::DispatcherSettings;
 
-/// The most dispatches that one transaction claims, retries or settles. With as many the cost of a
-/// commit is spread thin.
+/// The most dispatches that one transaction claims, retries or settles: enough that the cost of a
+/// commit for each is small.
 const MAX_BATCH: usize = 512;
 /// The least time from the start of a pass that claimed everything due to the next. What becomes
 /// due meanwhile shares a transaction, which costs as much for one wave as for a few. A wave that

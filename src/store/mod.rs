@@ -38,12 +38,12 @@ use schema::migration;
 use session::pool::Pool;
 use session::{connect, durability, error};
 
-/// The database, in four parts by caller.
+/// The database, in four parts, one for each kind of user.
 #[derive(Clone)]
 pub struct Store {
     /// Reads for callers.
     pub read: Reads,
-    /// Changes of callers, which the writers commit.
+    /// Callers' changes, which the writers commit.
     pub commit: CommitQueue,
     /// Operations of the dispatcher.
     pub dispatch: DispatchStore,
@@ -107,7 +107,7 @@ impl Store {
             .map_err(error::public)
     }
 
-    /// Gauges of its queues and pools.
+    /// The gauges of the queues and pools.
     pub fn gauges(&self) -> StoreGauges {
         StoreGauges::new(
             self.commit.writers(),

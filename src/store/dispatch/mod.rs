@@ -1,4 +1,4 @@
-//! The dispatcher's half of the store: claim due waves, lease their dispatches, settle the
+//! The dispatcher's part of the store: claims due waves, leases their dispatches and settles the
 //! outcomes.
 //!
 //! # Claim, lease and settle
@@ -30,7 +30,7 @@
 //!       └─────────────────┘ │  └───────────────► dead letter             │ after all
 //!         first attempt     │                       ▲    │               │
 //!                     retry │ outcome unknown,      │    │ retried by    │
-//!                           │ or the lease expired  │    │ an operator   │
+//!                           │ or the lease expired  │    │ a caller      │
 //!                           │                       │    ▼               │
 //!                           └────────────────────► unknown ──────────────┘
 //!                                no attempt left ──┘    │
