@@ -13,7 +13,7 @@ use crate::domain::{ApiKey, KeyId, NewKey, Permissions, WorkspaceId};
 use crate::error::{Error, Violations};
 use crate::service::admin::KeyOrder;
 
-/// What to do with API keys.
+/// The subcommands of `api-key`.
 #[derive(Debug, Subcommand)]
 pub(super) enum ApiKeyCommand {
     /// Create a key and print it once; it cannot be shown again
@@ -35,13 +35,13 @@ pub(super) struct ApiKeyCreateArgs {
     /// The name of the key, which the history shows; unique in its workspace
     #[arg(long, default_value = "")]
     name: String,
-    /// create, update, delete and read, any of them separated by commas; or all
+    /// Permissions: any of create, update, delete and read, separated by commas, or all
     #[arg(long, default_value = "")]
     permissions: String,
     /// When the key expires, such as 2027-01-31T00:00:00Z [default: never]
     #[arg(long, value_name = "INSTANT")]
     expires: Option<String>,
-    /// Networks that the key may be used from, such as 10.0.0.0/8,192.0.2.7 [default: anywhere]
+    /// Networks from which the key may be used, such as 10.0.0.0/8,192.0.2.7 [default: anywhere]
     #[arg(
         long,
         default_value = "",
@@ -56,11 +56,11 @@ pub(super) struct ApiKeyCreateArgs {
 pub(super) struct ApiKeyRevokeArgs {
     #[command(flatten)]
     database: DatabaseArgs,
-    /// The first part of the key: cs_ and 16 digits, as the list shows it
+    /// The id of the key: cs_ and 16 hex digits, as `api-key list` shows it
     id: String,
 }
 
-/// A command without violations.
+/// A validated command.
 pub(super) enum ApiKeyTask {
     Create { workspace: String, order: KeyOrder },
     List,
@@ -163,7 +163,7 @@ fn print_list(names: &HashMap<WorkspaceId, String>, keys: &[ApiKey], now: DateTi
         let state = match (key.revoked_at, key.expires_at) {
             (Some(_), _) => "revoked",
             (None, Some(at)) if at <= now => "expired",
-            (None, _) => "good",
+            (None, _) => "active",
         };
         let networks: Vec<String> = key.allowlist.iter().map(ToString::to_string).collect();
         println!(

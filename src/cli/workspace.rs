@@ -8,26 +8,26 @@ use crate::domain::{Quota, QuotaKind, Workspace, Zone, workspace};
 use crate::error::{Error, Violations};
 use crate::service::admin::{Admin, WorkspaceChange};
 
-/// What to do with workspaces.
+/// The subcommands of `workspace`.
 #[derive(Debug, Subcommand)]
 pub(super) enum WorkspaceCommand {
     /// Create a workspace
     Create(WorkspaceArgs),
     /// List all workspaces with their settings
     List(DatabaseArgs),
-    /// Change settings of a workspace, or pause and resume the sending of all; replicas apply it
-    /// within 10 seconds
+    /// Change the settings of a workspace, or pause or resume sending; replicas apply it within 10
+    /// seconds
     Set(SetArgs),
 }
 
-/// What to change, and in which workspace.
+/// The workspace to change, and its new settings.
 #[derive(Debug, Args)]
 pub(super) struct SetArgs {
     #[command(flatten)]
     database: DatabaseArgs,
     /// The name of the workspace
     name: Option<String>,
-    /// All workspaces, in addition to the setting of each; only with --sending
+    /// All workspaces, without changing the setting of each; only with --sending
     #[arg(long)]
     all: bool,
     /// paused: nothing is dispatched or retried, updates continue; on: everything due is sent,
@@ -54,7 +54,7 @@ pub(super) struct WorkspaceArgs {
 /// The settings of a workspace.
 #[derive(Debug, Args)]
 pub(super) struct SettingsArgs {
-    /// Time zone of users without one, for new schedules; an IANA name [default of a new workspace:
+    /// Time zone of users without one, for new schedules: an IANA name [default of a new workspace:
     /// UTC]
     #[arg(long, value_name = "ZONE")]
     default_time_zone: Option<String>,
@@ -70,7 +70,7 @@ pub(super) struct SettingsArgs {
     same_audience: Option<String>,
 }
 
-/// A command without violations.
+/// A validated command.
 pub(super) enum WorkspaceTask {
     Create {
         name: String,
@@ -81,7 +81,7 @@ pub(super) enum WorkspaceTask {
         /// None means all workspaces.
         name: Option<String>,
         change: WorkspaceChange,
-        /// Whether sending pauses, if that is to change.
+        /// Whether to pause sending; None leaves it unchanged.
         paused: Option<bool>,
     },
 }

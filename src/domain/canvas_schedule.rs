@@ -23,7 +23,7 @@ pub struct SchedulePolicy {
         value_parser = values::time_delta
     )]
     pub lateness: TimeDelta,
-    /// How many days ahead a time may be (1 to 3660)
+    /// Maximum days from now to a wave (1 to 3660)
     #[arg(
         long = "horizon-days",
         env = "CANVAS_SCHEDULER_HORIZON_DAYS",
@@ -32,7 +32,7 @@ pub struct SchedulePolicy {
         value_parser = values::days(1..=3660)
     )]
     pub horizon: TimeDelta,
-    /// How many days a schedule is kept after it was sent or cancelled (1 to 3660)
+    /// Days for which a schedule is kept after it was sent or cancelled (1 to 3660)
     #[arg(
         long = "retention-days",
         env = "CANVAS_SCHEDULER_RETENTION_DAYS",
@@ -102,7 +102,7 @@ pub struct CanvasSchedule {
     /// When the latest of them was claimed.
     #[serde(default, rename = "last_taken")]
     pub last_claimed_at: Option<DateTime<Utc>>,
-    /// The highest number of a dispatch so far; numbers are never used twice.
+    /// The highest number of a dispatch so far; numbers are never reused.
     #[serde(default, rename = "fired")]
     pub last_number: u32,
     /// The number of its dispatches with an unknown outcome.

@@ -44,7 +44,7 @@ pub enum DispatchState {
 #[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = "Sending")]
 pub struct DeliveryPolicy {
-    /// Lease of a dispatch; when it expires, another worker retries. A delivery may take three
+    /// Lease of a dispatch; when it expires, another worker retries. A delivery may take up to three
     /// quarters of it
     #[arg(
         long,
@@ -53,7 +53,7 @@ pub struct DeliveryPolicy {
         value_parser = values::time_delta
     )]
     pub lease: TimeDelta,
-    /// Attempts with an unknown outcome after which a dispatch is a dead letter (1 to 1000)
+    /// Attempts with an unknown outcome after which a dispatch becomes a dead letter (1 to 1000)
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_ATTEMPTS",
@@ -299,8 +299,8 @@ impl Dispatch {
         }
     }
 
-    /// Retries a dispatch whose `retry_at` has come: it is in flight for another attempt, or held,
-    /// or finished. The outcome of a worker whose lease has expired is unknown.
+    /// Retries a dispatch whose `retry_at` has come: it is in flight for another attempt, postponed
+    /// because sending is paused, or finished. The outcome of a worker whose lease has expired is unknown.
     #[must_use]
     pub fn retry(&self, hold: Hold, now: DateTime<Utc>, delivery: &DeliveryPolicy) -> Self {
         let attempted = if self.state == DispatchState::InFlight {

@@ -11,7 +11,7 @@ use crate::config::{defaults, values};
 #[command(next_help_heading = "Bounds")]
 pub struct CallSettings {
     /// Maximum calls in flight, over all connections (1 to 1000000); further ones are refused with
-    /// UNAVAILABLE, health never
+    /// UNAVAILABLE, except health checks
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_MAX_IN_FLIGHT",

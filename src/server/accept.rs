@@ -39,7 +39,7 @@ pub struct ConnectionSettings {
         value_parser = values::number::<usize>(1..=1_000_000)
     )]
     pub max_connections: usize,
-    /// Maximum connections of one address, trusted proxies excepted; further ones are closed
+    /// Maximum connections from one address, except trusted proxies; further ones are closed
     /// immediately (1 to 1000000)
     #[arg(
         long,
@@ -48,7 +48,7 @@ pub struct ConnectionSettings {
         value_parser = values::number::<usize>(1..=1_000_000)
     )]
     pub max_connections_per_address: usize,
-    /// Timeout of the first bytes of a connection; one that sends none by then is closed
+    /// Timeout for the first bytes of a connection; one that sends none by then is closed
     // HTTP/2: the preface, 24 bytes; where HTTP/1.1 is enabled too, the headers of the first
     // request.
     #[arg(

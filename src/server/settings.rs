@@ -20,7 +20,7 @@ use crate::sink::{SinkArgs, SinkSettings};
 use crate::store::StoreSettings;
 use crate::telemetry::TraceArgs;
 
-/// The flags of `serve` and `dev`: settings that are used as they are, and those that are read
+/// The flags of `serve` and `dev`: settings that stand alone, and groups that are validated
 /// together.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -45,14 +45,14 @@ pub struct Serve {
     /// From the flags of the collector: `http://host:port`.
     #[arg(skip)]
     pub otlp_endpoint: Option<String>,
-    /// From the flags of the sink. Without one nothing is sent.
+    /// From the flags of the sink. Without a sink, nothing is sent.
     #[arg(skip)]
     pub sink: Option<SinkSettings>,
     /// From the flags of TLS. None means plain text.
     #[arg(skip)]
     pub tls: Option<TlsFiles>,
     /// The address for gRPC; beyond loopback only with TLS or --plaintext on. Port 0 takes a free
-    /// one
+    /// port
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_GRPC_ADDR",
@@ -60,7 +60,7 @@ pub struct Serve {
         value_parser = values::address
     )]
     pub grpc_addr: SocketAddr,
-    /// The address for the documented JSON over HTTP, under the rules of --grpc-addr
+    /// The address for the documented JSON over HTTP; the rules of --grpc-addr apply
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_GATEWAY_ADDR",
@@ -77,8 +77,8 @@ pub struct Serve {
         value_parser = values::switch
     )]
     pub gateway: bool,
-    /// The address for /metrics, /livez and /readyz: always plain HTTP, without a key. Port 0 takes
-    /// a free one
+    /// The address for /metrics, /livez and /readyz; always plain HTTP, without a key. Port 0 takes a
+    /// free port
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_ADMIN_ADDR",
@@ -86,7 +86,7 @@ pub struct Serve {
         value_parser = values::address
     )]
     pub admin_addr: SocketAddr,
-    /// What this process does: api serves callers, dispatcher sends; one of them, or both separated
+    /// What this process does: api serves callers, dispatcher sends; one of them, or both, separated
     /// by a comma
     #[arg(long, env = "CANVAS_SCHEDULER_ROLES", default_value = "api,dispatcher")]
     pub roles: Roles,
@@ -190,7 +190,7 @@ impl FromStr for Roles {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "TLS")]
 struct TlsArgs {
-    /// The server's certificate chain, PEM; reloaded when it changes. With it the ports for callers
+    /// The server's certificate chain, PEM; reloaded when it changes. With it, the ports for callers
     /// speak TLS
     #[arg(long, env = "CANVAS_SCHEDULER_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
@@ -201,8 +201,8 @@ struct TlsArgs {
     /// them signed (mutual TLS)
     #[arg(long, env = "CANVAS_SCHEDULER_TLS_CLIENT_CA", value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
-    /// Whether to allow plain text beyond loopback, as behind a proxy that terminates TLS: on or
-    /// off
+    /// Whether to allow plain text beyond loopback, for example behind a proxy that terminates TLS:
+    /// on or off
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_PLAINTEXT",
@@ -264,8 +264,7 @@ impl ServeArgs {
     }
 }
 
-/// Keys travel on the connection: plain text is allowed only on loopback, or where it was asked
-/// for.
+/// Keys travel on the connection: plain text is allowed only on loopback, or with --plaintext on.
 fn check_address(flag: &str, addr: SocketAddr, safe: bool, violations: &mut Violations) {
     if !safe && !addr.ip().is_loopback() {
         violations.add(

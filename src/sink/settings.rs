@@ -12,15 +12,15 @@ use http::Uri;
 use crate::config::{Secret, values};
 use crate::error::Violations;
 
-/// The secret in use, and the other one of a rotation.
+/// The current secret, and the other one during a rotation.
 const MAX_WEBHOOK_SECRETS: usize = 2;
-/// The bytes of a webhook secret, as the Standard Webhooks scheme has them.
+/// The bytes of a webhook secret, as the Standard Webhooks scheme requires.
 const WEBHOOK_SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 /// The longest subject prefix.
 const MAX_SUBJECT_BYTES: usize = 255;
 
-/// Where dispatches go, as flags state it. Which of them a sink needs depends on the kind:
-/// [`Self::read`] puts them together.
+/// The flags of the sink. The kind of sink decides which of them it needs; [`Self::read`] combines
+/// them.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Sink")]
 pub struct SinkArgs {
@@ -45,7 +45,7 @@ pub struct SinkArgs {
         value_parser = values::file
     )]
     sink_ca_file: Option<String>,
-    /// Timeout of one delivery, connecting included
+    /// Timeout of one delivery, including connecting
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_SINK_TIMEOUT",
@@ -53,7 +53,7 @@ pub struct SinkArgs {
         value_parser = values::duration
     )]
     sink_timeout: Duration,
-    /// Timeout of connecting
+    /// Timeout of one attempt to connect
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_SINK_CONNECT_TIMEOUT",
@@ -69,7 +69,7 @@ pub struct SinkArgs {
         value_parser = values::number::<usize>(1..=64)
     )]
     sink_connections: usize,
-    /// nats: the subject prefix; the workspace follows after a dot
+    /// nats: the subject prefix; a dot and the workspace follow it
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_SINK_SUBJECT",
@@ -105,7 +105,7 @@ impl FromStr for SinkKind {
 /// Where dispatches go.
 #[derive(Debug, Clone)]
 pub enum SinkSettings {
-    /// Each to a line of the log.
+    /// To the log, one line each.
     Log,
     /// To a server of `CanvasTriggerService`.
     Grpc {
@@ -139,9 +139,9 @@ pub enum SinkSettings {
 pub struct SinkEndpoint {
     /// Hidden, since the path or query of a webhook may be a secret.
     pub url: Secret<Uri>,
-    /// Of one delivery, connecting included.
+    /// The timeout of one delivery, including connecting.
     pub timeout: Duration,
-    /// Of connecting.
+    /// The timeout of one attempt to connect.
     pub connect_timeout: Duration,
     /// PEM text of certificates to trust instead of the system's.
     pub ca: Option<Vec<u8>>,
@@ -291,7 +291,7 @@ impl SinkArgs {
     }
 }
 
-/// A token that fits a header.
+/// A token that is valid in a header.
 fn token(secret: Option<Secret<String>>, violations: &mut Violations) -> Option<Secret<String>> {
     let fits = secret
         .as_ref()
@@ -346,7 +346,7 @@ fn subject(text: &str) -> Result<String, String> {
         Ok(text.to_owned())
     } else {
         Err(
-            "is not a NATS subject: words of letters, digits, _ and - separated by dots, such as \
+            "is not a NATS subject: words of letters, digits, _ and -, separated by dots, such as \
              canvas.trigger"
                 .to_owned(),
         )

@@ -44,7 +44,7 @@ pub struct StoreSettings {
         value_parser = values::number::<NonZeroU32>(1..=1000)
     )]
     pub read_connections: NonZeroU32,
-    /// Number of revisions kept of each schedule, the newest (1 to 1000000000)
+    /// Number of newest revisions kept for each schedule (1 to 1000000000)
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_REVISIONS_KEPT",

@@ -11,7 +11,7 @@ use crate::error::Violations;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
 pub struct LogSettings {
-    /// The level of the log: error, warn, info, debug, trace, or directives such as
+    /// Log level: error, warn, info, debug, trace, or directives such as
     /// info,canvas_scheduler=debug
     #[arg(
         long,
@@ -21,7 +21,7 @@ pub struct LogSettings {
         value_parser = directives
     )]
     pub log_level: String,
-    /// text, json, or auto, which is text on a terminal and json elsewhere
+    /// Log format: text, json, or auto, which is text on a terminal and json elsewhere
     #[arg(
         long,
         global = true,
