@@ -11,7 +11,7 @@ use std::time::Duration;
 pub struct Violation {
     /// The path of the field in the request, as in `schedule.time` or `recipients[3].email`.
     pub field: String,
-    /// What is wrong, with the value (shortened), and what is right.
+    /// What is wrong, with the value (shortened), and what to send.
     pub message: String,
 }
 
@@ -117,7 +117,7 @@ impl From<Violations> for Error {
     }
 }
 
-/// Whether one of two paths is the other or a part of it.
+/// Whether two paths are equal, or one is a part of the other.
 fn overlap(one: &str, other: &str) -> bool {
     let within = |long: &str, short: &str| {
         long.strip_prefix(short)
@@ -129,7 +129,7 @@ fn overlap(one: &str, other: &str) -> bool {
 /// Why a call failed. Nothing has changed, except perhaps after [`Error::OutcomeUnknown`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
-    /// Every field that is invalid, whatever the state of the service.
+    /// Every invalid field. Does not depend on the state of the service.
     Invalid(Vec<Violation>),
     /// The time of every zone is too far in the past.
     TimePast(Violation),
@@ -164,14 +164,14 @@ pub enum Error {
     Cancelled {
         /// The schedule.
         schedule_id: String,
-        /// Since when, in RFC 3339.
+        /// When that happened, in RFC 3339.
         since: String,
     },
     /// No zone is open.
     NothingLeft {
         /// The schedule.
         schedule_id: String,
-        /// Since when, in RFC 3339.
+        /// When that happened, in RFC 3339.
         since: String,
     },
     /// No such dispatch of this schedule.
@@ -179,7 +179,7 @@ pub enum Error {
         /// The requested id.
         dispatch_id: String,
     },
-    /// Only a dead letter can be retried by a caller.
+    /// A caller can retry only a dead letter.
     NotDead {
         /// The dispatch.
         dispatch_id: String,
@@ -243,7 +243,7 @@ impl fmt::Display for Error {
             Self::NoOpenSchedule { canvas_id } => write!(
                 f,
                 "Canvas {} has no schedule that can still be changed; set schedule_id to see the \
-                 state of one",
+                 state of a schedule",
                 quote(canvas_id)
             ),
             Self::ScheduleIdNeeded { canvas_id, open } => write!(

@@ -17,7 +17,7 @@ use crate::error::{Error, Violation, quote, reported};
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "canvas-scheduler";
 
-/// The header, or metadata key, with the time that a caller allows a call.
+/// The header, or metadata key, with the caller's timeout.
 pub(crate) const TIMEOUT_HEADER: &str = "grpc-timeout";
 
 /// The types of resources in `google.rpc.ResourceInfo`.
@@ -46,7 +46,7 @@ pub fn current_request_id() -> Option<String> {
 /// Why a call was refused or ended before its handler answered.
 #[derive(Debug)]
 pub(crate) enum Refusal {
-    /// An error that handlers answer too.
+    /// An error that handlers also return.
     Error(Error),
     /// No `authorization` header.
     KeyMissing,
@@ -70,9 +70,9 @@ pub(crate) enum Refusal {
     },
     /// The process stopped while the call ran.
     Stopped,
-    /// The time that the call may take has passed.
+    /// The call took longer than its timeout.
     DeadlineExceeded {
-        /// That time.
+        /// The timeout.
         after: Duration,
         /// Whether the caller set it.
         set_by_caller: bool,
@@ -83,9 +83,9 @@ pub(crate) enum Refusal {
     MethodUnknown(String),
     /// The message cannot be decoded.
     Undecodable(String),
-    /// The message has more nested messages than this.
+    /// The message contains more nested messages than this.
     TooManyMessages(usize),
-    /// A status without details that tonic made, with the code and the reason that it should have.
+    /// A status without details, built by tonic, with the code and the reason that it should have.
     Bare {
         /// The code.
         code: Code,
@@ -163,14 +163,14 @@ impl Refusal {
         match self {
             Self::Error(error) => error.to_string(),
             Self::KeyMissing => "no API key was sent; send `authorization: Bearer KEY`".into(),
-            // The value is not repeated: it may be a key with a typing error in it.
+            // The value is not repeated: it may be a key with a typing error.
             Self::KeyMalformed => "`authorization` must be `Bearer KEY` with a single key, as \
                 `api-key create` printed it"
                 .into(),
             Self::Key(KeyRefusal::Unknown) => "the key does not exist".into(),
             Self::Key(KeyRefusal::Revoked) => "the key was revoked".into(),
             Self::Key(KeyRefusal::Expired) => "the key has expired".into(),
-            Self::Key(KeyRefusal::Address) => "the key cannot be used from the caller's \
+            Self::Key(KeyRefusal::Address) => "the key is not allowed from the caller's \
                 address"
                 .into(),
             Self::Key(KeyRefusal::Permission(needed)) => {
@@ -220,10 +220,9 @@ impl Refusal {
                 "the message cannot be decoded: {why}; it must be the request message of this \
                  method, with strings in UTF-8, nested at most 30 levels deep"
             ),
-            Self::TooManyMessages(max) => format!(
-                "the message contains more than {max} nested \
-                messages"
-            ),
+            Self::TooManyMessages(max) => {
+                format!("the message contains more than {max} nested messages; send fewer")
+            }
             Self::Bare { message, .. } => message.clone(),
         }
     }
@@ -304,8 +303,8 @@ impl From<Error> for Status {
     }
 }
 
-/// The status that a caller gets. Of an internal error the caller gets the request id, and the log
-/// the cause.
+/// The status that a caller gets. For an internal error, the caller gets only the request id; the
+/// log gets the cause.
 pub fn status(error: &Error) -> Status {
     let (code, reason) = error_code(error);
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata(error));

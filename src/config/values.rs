@@ -47,7 +47,7 @@ pub fn days(
     move |text| number(text).map(|days| TimeDelta::days(days.into()))
 }
 
-/// How many threads; 0 means one for each core.
+/// A number of threads; 0 means one for each core.
 pub fn threads(text: &str) -> Result<NonZeroUsize, String> {
     let threads: usize = number(0..=1024)(text)?;
     let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -95,7 +95,7 @@ pub fn time_delta(text: &str) -> Result<TimeDelta, String> {
     TimeDelta::from_std(duration(text)?).map_err(|why| format!("is not a duration: {why}"))
 }
 
-/// An address to listen at.
+/// An address to listen on.
 pub fn address(text: &str) -> Result<SocketAddr, String> {
     text.replace("localhost:", "127.0.0.1:")
         .parse()
@@ -107,7 +107,7 @@ pub fn host(text: &str) -> Result<Authority, String> {
     text.parse::<Authority>()
         .ok()
         .filter(|host| host.port_u16().is_some() && !host.host().is_empty() && !text.contains('@'))
-        .ok_or_else(|| "is not an address or name with a port, such as 127.0.0.1:50051".to_owned())
+        .ok_or_else(|| "is not an address or name with a port such as 127.0.0.1:50051".to_owned())
 }
 
 /// The contents of a file.

@@ -34,7 +34,7 @@ pub struct Overwrite {
     pub canvas_id: CanvasId,
     /// The new schedule; it replaces the old one as a whole.
     pub schedule: Schedule,
-    /// The new properties, which replace the stored ones as a whole; none keeps those.
+    /// The new properties, which replace the stored ones as a whole; None keeps the stored ones.
     pub properties: Option<Properties>,
     /// The etag of the revision that the caller read; a stale one is rejected.
     pub etag: Option<Etag>,
@@ -198,7 +198,7 @@ impl Cancel {
     }
 }
 
-/// A schedule of another Canvas is not found, so that a caller learns nothing about it.
+/// Reports a schedule of another Canvas as not found, so that a caller learns nothing about it.
 fn check_canvas(current: &CanvasSchedule, canvas_id: &CanvasId) -> Result<(), Error> {
     if current.canvas_id == *canvas_id {
         Ok(())

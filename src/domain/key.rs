@@ -1,4 +1,4 @@
-//! API keys: their format, their permissions, and which calls they admit (docs/api.md,
+//! API keys: their format, their permissions, and the calls that they admit (docs/api.md,
 //! SECURITY.md).
 
 // `core::net` has addresses as values; nothing here uses a network.
@@ -88,7 +88,7 @@ impl SecretHash {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The hash of this stored form.
+    /// Parses the stored form.
     pub fn from_hex(hex: &str) -> Option<Self> {
         let mut bytes = [0; 32];
         if hex.len() != 2 * bytes.len() {
@@ -141,7 +141,7 @@ impl NewKey {
 /// A key that a caller presents, with the hash of its secret.
 #[derive(Clone, Copy)]
 pub struct PresentedKey {
-    /// The id that it states.
+    /// The id in its text.
     pub id: KeyId,
     hash: SecretHash,
 }
@@ -205,7 +205,7 @@ impl Permissions {
         Self(self.0 | 1 << one as u8)
     }
 
-    /// Parses what [`fmt::Display`] wrote. Permissions of a newer release are ignored.
+    /// Parses the output of [`fmt::Display`]. Permissions of a newer release are ignored.
     pub fn from_stored(list: &str) -> Self {
         let known = list
             .split(',')
@@ -320,11 +320,11 @@ pub struct ApiKey {
     pub name: String,
     /// The hash of its secret.
     pub hash: SecretHash,
-    /// What it permits.
+    /// Its permissions.
     pub permissions: Permissions,
     /// When it expires, if it does.
     pub expires_at: Option<DateTime<Utc>>,
-    /// The networks that it may be used from; empty means anywhere.
+    /// The networks from which it may be used; empty means anywhere.
     pub allowlist: Vec<IpNet>,
     /// When it was created.
     pub created_at: DateTime<Utc>,

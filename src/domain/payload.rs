@@ -39,7 +39,7 @@ impl Properties {
     }
 }
 
-/// The identifier of a recipient.
+/// How a recipient is identified.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Identifier {
@@ -59,7 +59,7 @@ pub enum Identifier {
 /// One user to send to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Recipient {
-    /// Who it is.
+    /// The user.
     pub identifier: Identifier,
     /// Which of several users with the same address to prefer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -129,8 +129,8 @@ impl Recipient {
     }
 }
 
-/// Rejects a stated zone that is unknown. To replace it by another zone would send at the wrong
-/// time, without an error.
+/// Rejects an unknown stated zone. Replacing it with another zone would send at the wrong time,
+/// without an error.
 fn check_zone(attributes: &Map<String, Value>, field: &str, violations: &mut Violations) {
     let wrong = match attributes.get("time_zone") {
         None | Some(Value::Null) => None,
@@ -429,13 +429,13 @@ mod tests {
             .into_iter()
             .collect();
         let wave = target.clone().within(&zones, &shared).recipients;
-        let carried = wave
+        let payloads = wave
             .iter()
             .map(|user| (user.identifier.clone(), json!(user.trigger_properties)))
             .collect::<Vec<_>>();
         let id = |id: &str| Identifier::ExternalUserId(id.to_owned());
         assert_eq!(
-            carried,
+            payloads,
             [
                 (id("a"), json!({ "a": 1, "b": 2, "c": 2 })),
                 (id("c"), json!({ "a": 1, "b": 1 }))
@@ -444,7 +444,7 @@ mod tests {
         assert_eq!(
             target.within(&zones, &Properties::default()).recipients[1].trigger_properties,
             None,
-            "nothing to carry is nothing"
+            "no properties at all are None"
         );
     }
 

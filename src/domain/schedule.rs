@@ -19,13 +19,13 @@ pub struct Schedule {
     time: NaiveDateTime,
     /// The wall-clock time in each zone.
     pub in_local_time: bool,
-    /// Only the date counts: the wave is at local midnight in each zone, and the consumer chooses
-    /// the time within the day.
+    /// Only the date counts: the wave is due at local midnight in each zone, and the consumer
+    /// chooses the time within the day.
     pub at_optimal_time: bool,
 }
 
 impl Schedule {
-    /// Parses `time` as a caller wrote it. A zone designator is applied if the schedule is an
+    /// Parses `time` as the caller sent it. A zone designator is applied if the schedule is an
     /// instant, and ignored if it is local or optimal. An error names the value and the accepted
     /// forms, but not the field.
     pub fn parse(time: &str, in_local_time: bool, at_optimal_time: bool) -> Result<Self, String> {

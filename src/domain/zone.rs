@@ -42,7 +42,7 @@ static ZONES: LazyLock<Vec<ZoneData>> = LazyLock::new(|| {
 const NOT_ZONES: [&str; 3] = ["Factory", "localtime", "posixrules"];
 
 impl Zone {
-    /// Parses a zone name; upper and lower case are equal. An error names the value and what is
+    /// Parses a zone name; case is ignored. An error names the value and what is
     /// expected, but not the field.
     pub fn parse(name: &str) -> Result<Self, String> {
         let exact = ZONES

@@ -324,7 +324,7 @@ async fn hand_over(
                 tracing::debug!(%peer, "the worker thread has stopped; closed a new connection");
             }
         }
-        Err(why) => tracing::debug!(%peer, %why, "a connection was lost as it was accepted"),
+        Err(why) => tracing::debug!(%peer, %why, "a connection was lost while it was accepted"),
     }
 }
 

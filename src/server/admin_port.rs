@@ -114,7 +114,7 @@ async fn show_metrics(State(metrics): State<Metrics>) -> Response {
     match metrics.text() {
         Ok(text) => ([(CONTENT_TYPE, PROMETHEUS)], text).into_response(),
         Err(why) => {
-            tracing::error!(%why, "cannot write the metrics");
+            tracing::error!(%why, "cannot encode the metrics");
             (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 Json(json!({ "message": "internal error" })),
