@@ -15,7 +15,7 @@ pub enum MethodKind {
     Health,
 }
 
-/// What a call counts as against the quota of its workspace.
+/// How a call is charged to the quota of its workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Charging {
     /// Nothing.
@@ -38,7 +38,7 @@ pub struct RpcMethod {
     pub kind: MethodKind,
     /// The permission that a key needs; absent when the method needs no key.
     pub permission: Option<Permission>,
-    /// What a call counts as.
+    /// How a call is charged.
     pub charging: Charging,
     /// The paths of its REST routes, with parameters in braces.
     pub routes: &'static [&'static str],

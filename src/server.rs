@@ -48,7 +48,7 @@ use routes::{EnabledServices, Routes};
 pub use settings::{Roles, Serve, ServeArgs, TlsFiles};
 use startup::Startup;
 
-/// Between passes that remove expired rows.
+/// The time between passes that remove expired rows.
 const CLEAN_UP_INTERVAL: TimeDelta = TimeDelta::minutes(10);
 /// The same when the clock was set back meanwhile.
 const MAX_CLEAN_UP_WAIT: Duration = Duration::from_secs(11 * 60);
@@ -225,7 +225,7 @@ struct Parts<'a> {
     readiness: Readiness,
     startup: Startup,
     stack: Stack,
-    /// Of a process that sends.
+    /// Only in a process that sends.
     sending: Option<DispatchMetrics>,
     phases: watch::Receiver<Phase>,
 }

@@ -30,23 +30,23 @@ const OLD_ANSWERS_AT_ONCE: u64 = 500;
 /// Finished schedules that one housekeeping transaction removes.
 const FINISHED_BATCH: u64 = 100;
 
-/// How a caller wants a write to be made.
+/// The options of a write.
 #[derive(Debug, Clone, Default)]
 pub struct Mode {
     /// The caller's name for the request.
     pub request_id: Option<RequestId>,
-    /// Do everything but write.
+    /// Validate only; write nothing.
     pub validate_only: bool,
 }
 
-/// An update as it was asked for.
+/// A requested update.
 #[derive(Debug, Clone, Serialize)]
 pub struct Update {
     /// The schedule; none means the one of the Canvas that can still change.
     pub schedule_id: Option<ScheduleId>,
-    /// What to do.
+    /// The change.
     pub overwrite: Overwrite,
-    /// How to write it. No part of what the request is.
+    /// The options of the write; not part of the change.
     #[serde(skip)]
     pub mode: Mode,
 }
@@ -54,16 +54,16 @@ pub struct Update {
 /// A new schedule.
 #[derive(Debug, Clone)]
 pub struct Creation {
-    /// What it came to.
+    /// The outcome.
     pub outcome: Outcome,
     /// The id that its first dispatch will have.
     pub first_dispatch: DispatchId,
 }
 
-/// A kept revision and the properties after it.
+/// Stored revisions, and their properties by id.
 pub type Revisions = (Vec<Revision>, HashMap<PropertiesId, Properties>);
 
-/// What callers may ask. Cheap to clone.
+/// The use cases of callers. Cheap to clone.
 #[derive(Clone)]
 pub struct Service {
     store: Store,

@@ -68,7 +68,7 @@ impl Clock for SteadyClock {
 /// A sample, relative to the origin.
 #[derive(Debug, Clone, Copy)]
 struct OffsetSample {
-    /// What the other clock showed at the origin.
+    /// The other clock's time at the origin.
     base: DateTime<Utc>,
     /// From the query to the answer: the other clock was read at some instant in between.
     round_trip: Duration,

@@ -13,7 +13,7 @@ use crate::error::Violations;
 /// and keeps its default, so that the rest can be checked as well.
 ///
 /// # Errors
-/// What clap answers itself: the help, the version, an unknown flag. The violations found so far
+/// An answer of clap itself: the help, the version, an unknown flag. The violations found so far
 /// are lost then.
 pub fn parse<C: Parser>(mut args: Vec<OsString>) -> Result<(C, Violations), Error> {
     let (mut command, mut rejected) = (C::command(), Violations::default());

@@ -15,13 +15,13 @@ use crate::sink::SharedSink;
 use crate::telemetry::metrics::DispatchMetrics;
 use crate::telemetry::traces::Span;
 
-/// What one attempt needs.
+/// One attempt to deliver a dispatch, with what it uses.
 pub(super) struct Delivery {
     pub sink: SharedSink,
     pub clock: SharedClock,
     pub timeout: Duration,
     pub in_flight: InFlightDispatches,
-    /// Where the outcome is settled.
+    /// The queue of outcomes to settle.
     pub outcomes: mpsc::Sender<AttemptResult>,
     pub metrics: DispatchMetrics,
     pub span: Span,

@@ -1,4 +1,4 @@
-//! What a dispatcher maintains once a second: zone rules, paused entries of the due queue, and
+//! The dispatcher's maintenance, once a second: zone rules, paused entries of the due queue, and
 //! gauges.
 
 use std::time::Duration;

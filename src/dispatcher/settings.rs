@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::config::{defaults, values};
 
-/// How much the dispatcher does at the same time.
+/// The limits of the dispatcher.
 #[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = "Sending")]
 pub struct DispatcherSettings {

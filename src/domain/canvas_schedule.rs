@@ -62,7 +62,7 @@ pub enum ScheduleState {
     Cancelled,
 }
 
-/// What kind of change made a revision.
+/// The kind of change that created a revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RevisionKind {
     /// The creation.
@@ -129,7 +129,7 @@ pub struct CanvasSchedule {
 pub struct Revision {
     /// 1 at creation, +1 for each accepted change.
     pub number: i64,
-    /// What kind of change it was.
+    /// The kind of change.
     pub kind: RevisionKind,
     /// When it was accepted.
     pub created_at: DateTime<Utc>,
@@ -146,7 +146,7 @@ pub struct Revision {
 pub struct Outcome {
     /// The schedule after the change.
     pub after: CanvasSchedule,
-    /// What kind of change it was.
+    /// The kind of change.
     pub kind: RevisionKind,
     /// Which zones it reached.
     pub applied: Applied,

@@ -112,7 +112,7 @@ pub(super) fn with_jitter(max: TimeDelta, jitter: f64) -> TimeDelta {
 /// schedule do not reach it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dispatch {
-    /// Counted from 1 within the schedule; never used twice.
+    /// Counted from 1 within the schedule; never reused.
     pub number: u32,
     /// The schedule's revision when the wave was claimed.
     pub revision: i64,
@@ -153,7 +153,7 @@ pub enum Settled {
     Updated(Box<Dispatch>),
     /// The dispatch is removed and its zones are open again, as if the wave had never been claimed.
     Reopened {
-        /// When the wave is claimed again at the earliest.
+        /// The earliest instant at which the wave is claimed again.
         retry_at: DateTime<Utc>,
     },
 }
@@ -167,7 +167,7 @@ pub struct Hold {
     pub paused: bool,
 }
 
-/// When a dispatch that is due while sending is paused is due again.
+/// The time after which a dispatch is due again, if sending was paused when it was due.
 const PAUSED_RETRY_INTERVAL: TimeDelta = TimeDelta::seconds(5);
 
 impl CanvasSchedule {

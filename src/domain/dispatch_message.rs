@@ -1,4 +1,4 @@
-//! What a sink delivers to the consumer, and the outcome (docs/sinks.md).
+//! The message that a sink delivers to the consumer, and the outcome (docs/sinks.md).
 
 use std::time::Duration;
 

@@ -107,12 +107,12 @@ impl Quota {
     }
 }
 
-/// What a replica requests from a quota.
+/// A replica's request for a chunk of a quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotaRequest {
     /// The cost of a waiting call, which needs all of it; 0 when no call waits.
     pub needed: u64,
-    /// What the replica expects to use soon.
+    /// The amount that the replica expects to use soon.
     pub wanted: u64,
 }
 
@@ -145,7 +145,7 @@ impl fmt::Display for Quota {
     }
 }
 
-/// What a quota counts.
+/// The kinds of calls that quotas count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum QuotaKind {
     /// Calls and each entry of a batch, except those below.
@@ -181,7 +181,7 @@ pub struct QuotaStatus {
     pub resets_ms: i64,
 }
 
-/// What a call costs.
+/// The charge of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Charge {
     /// This many requests.

@@ -311,7 +311,7 @@ pub(super) fn list_query(
 
 /// The requested page of revisions.
 pub(super) struct RevisionsPage {
-    /// Of which schedule.
+    /// The schedule.
     pub schedule_id: ScheduleId,
     /// The last entry of the previous page.
     pub before: Option<i64>,

@@ -35,7 +35,7 @@ pub(super) fn token(query: &impl Hash, (last, second): Last) -> String {
     format!("{:016x}{last:032x}{second:08x}", fingerprint(query))
 }
 
-/// Where the page begins that a caller asks for; none for the first.
+/// The last entry of the previous page, from the page token; None for the first page.
 pub(super) fn after(sent: &str, query: &impl Hash, violations: &mut Violations) -> Option<Last> {
     if sent.is_empty() {
         return None;

@@ -17,7 +17,7 @@ use crate::service::access::{Access, AuthenticatedKey, Denied, store_unavailable
 use crate::status::Refusal;
 use crate::telemetry::metrics::CallMetrics;
 
-/// What authenticating and counting a call needs.
+/// The parts that authenticate and count a call.
 #[derive(Clone)]
 pub struct Authenticator {
     /// The API keys.

@@ -16,8 +16,8 @@ use super::Call;
 use super::overload::{OverloadLog, Overloaded};
 use crate::methods::MethodKind;
 
-/// The bytes of each request that are not counted, so that small requests go on while large ones
-/// are refused; the number of calls bounds their sum.
+/// The bytes of each request that are not counted, so that small requests are admitted while
+/// large ones are refused; the number of calls bounds their sum.
 const FREE_BYTES: usize = 4 * 1024;
 
 /// Counts the bytes of the requests in flight, over all connections and worker threads. Cheap to

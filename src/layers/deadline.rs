@@ -12,7 +12,7 @@ use tonic::body::Body;
 use super::{Call, body};
 use crate::status::{Refusal, TIMEOUT_HEADER};
 
-/// When the call ends at the latest; in the extensions of the request, for its handler.
+/// The latest end of the call; in the extensions of the request, for its handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadline(pub Instant);
 

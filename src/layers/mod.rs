@@ -46,7 +46,7 @@ mod trace;
 pub mod unsent;
 pub mod violations;
 
-/// What the layers share. Two servers in one process have a stack each.
+/// The parts that the layers share. Two servers in one process have a stack each.
 #[derive(Clone)]
 pub struct Stack {
     /// The phase of the process. Keep the sender: dropping it ends the calls that wait, as

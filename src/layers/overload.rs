@@ -12,7 +12,7 @@ use crate::status::Refusal;
 
 /// When to retry: the calls in flight take milliseconds.
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// Between two log lines while calls are refused.
+/// The time between two log lines while calls are refused.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A call that exceeded a limit. It travels in the extensions of the response, so that

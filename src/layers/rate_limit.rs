@@ -17,7 +17,7 @@ use crate::service::access::AuthenticatedKey;
 use crate::service::budget::ChargeError;
 use crate::status::{Refusal, write_quota};
 
-/// What most calls count as.
+/// The charge of most calls.
 const ONE: Charge = Charge::Requests(1);
 
 /// Counts a call whose message says what it counts as. Cheap to clone.

@@ -37,7 +37,7 @@ use responses::{
 };
 use status::{ErrorBody, error_response, with_headers};
 
-/// What the route handlers call.
+/// The service that the route handlers call.
 #[derive(Clone)]
 struct Backend<S> {
     rpc: S,

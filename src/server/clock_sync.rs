@@ -6,9 +6,9 @@ use super::readiness::Readiness;
 use crate::clock::SharedClock;
 use crate::store::Store;
 
-/// Between samples while the clock is synchronized.
+/// The time between samples while the clock is synchronized.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
-/// Between samples while it is not.
+/// The time between samples while it is not.
 const UNSTEADY_SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Samples the database's clock, which also shows whether the database answers. Never returns.

@@ -13,7 +13,7 @@ use crate::sink::{self, SharedSink, SinkSettings};
 use crate::telemetry::metrics::DispatchMetrics;
 use crate::telemetry::traces::Traces;
 
-/// Where the sink comes from.
+/// The source of the sink.
 pub(super) enum SinkSource {
     /// The caller of [`Server::start`](super::Server::start) made it.
     Given(SharedSink),

@@ -13,7 +13,7 @@ use crate::telemetry::metrics::DispatchMetrics;
 /// The service name of the dispatcher in health checks: it is serving while it may dispatch.
 const DISPATCHER: &str = "dispatcher";
 
-/// What is known of the database's schema.
+/// The state of the database's schema, as far as known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Schema {
     /// Not checked yet, or the check failed.
@@ -134,7 +134,8 @@ impl Readiness {
             .then(|| {
                 (
                     "sink_takes_nothing",
-                    "the sink takes no dispatches; it is probed until it does".to_owned(),
+                    "the sink takes no dispatches; the dispatcher probes it until it does"
+                        .to_owned(),
                 )
             })
             .into_iter()

@@ -119,7 +119,7 @@ pub struct Serve {
         value_parser = values::threads
     )]
     pub cores: NonZeroUsize,
-    /// How much the dispatcher does at the same time.
+    /// The limits of the dispatcher.
     #[command(flatten)]
     pub dispatcher: DispatcherSettings,
     /// How dispatches are delivered.
@@ -161,7 +161,7 @@ impl Serve {
     }
 }
 
-/// What a process does.
+/// The roles of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Roles {
     /// It serves callers.
@@ -213,7 +213,7 @@ struct TlsArgs {
     plaintext: bool,
 }
 
-/// Where the certificates are.
+/// The files of certificates and keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
     /// The chain, PEM.

@@ -11,7 +11,7 @@ use crate::service::access::Access;
 use crate::store::Store;
 use crate::telemetry::outage::OutageLog;
 
-/// Between checks of the schema while migrations are pending.
+/// The time between checks of the schema while migrations are pending.
 const SCHEMA_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Whether calls are served and waves dispatched. Cheap to clone.

@@ -20,7 +20,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::settings::TlsFiles;
 use crate::error::{Error, Violation};
 
-/// Between checks of the files.
+/// The time between checks of the files.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The certificate that new connections get. Cheap to clone.

@@ -22,13 +22,13 @@ use crate::error::Error;
 use crate::store::{RETRY_AFTER, Store};
 use crate::telemetry::outage::OutageLog;
 
-/// Between two reloads of the keys. Meanwhile the use of keys is recorded.
+/// The time between two reloads of the keys, in which the use of keys is recorded.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(3);
 /// The time that a reload, or a lookup of one key, may take.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(3);
 /// The time that recording the use of keys, or the heartbeat of this replica, may take.
 const RECORD_TIMEOUT: Duration = Duration::from_millis(1500);
-/// Between a failed reload and the next one.
+/// The time between a failed reload and the next one.
 const RELOAD_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Calls are refused once the last successful reload began longer ago than this, because a key may
 /// have been revoked since. It is longer than two reloads and the pause between them. Without the
@@ -37,7 +37,7 @@ const STALE_AFTER: Duration = Duration::from_secs(10);
 /// The number of unknown keys that may be looked up between two reloads: a new key works
 /// immediately, and a flood of wrong keys does not burden the database.
 const MAX_LOOKUPS: u32 = 10;
-/// Between two records of the use of one key.
+/// The time between two records of the use of one key.
 const RECORD_INTERVAL: TimeDelta = TimeDelta::seconds(60);
 /// Keys in one statement that records their use.
 const RECORD_BATCH: usize = 1_000;

@@ -14,12 +14,12 @@ pub use crate::store::WorkspaceChange;
 /// The maximum number of keys in a list.
 const MAX_LISTED: u64 = 100_000;
 
-/// What is asked of a new key.
+/// The properties of a new key.
 #[derive(Debug, Clone)]
 pub struct KeyOrder {
-    /// What the history calls it.
+    /// Its name, which the history shows.
     pub name: String,
-    /// What it may do.
+    /// Its permissions.
     pub permissions: Permissions,
     /// When it expires, if ever.
     pub expires_at: Option<DateTime<Utc>>,

@@ -264,7 +264,7 @@ impl Budget {
     }
 }
 
-/// What a replica holds of one quota.
+/// A replica's share of one quota.
 #[derive(Default)]
 struct Bucket {
     window: ArcSwapOption<BudgetWindow>,
@@ -323,7 +323,7 @@ impl Bucket {
     }
 }
 
-/// What a replica holds of one window of one quota.
+/// A replica's share of one window of one quota.
 struct BudgetWindow {
     quota: Quota,
     began_ms: i64,

@@ -39,7 +39,7 @@
 //! - A row's version has moved: the next round decides its changes again; after two lost rounds,
 //!   under a row lock.
 //! - Another session holds a row's lock for a second: the next round skips the row, so that the
-//!   changes of other rows go on.
+//!   changes of other rows are not delayed.
 //! - Deadlock or serialization failure: the round is repeated, at most ten times.
 //! - A statement fails for another reason: the batch is halved until the faulty change stands
 //!   alone; only its caller sees the error.

@@ -14,7 +14,7 @@ use crate::store::schema::tables::{request, workspace};
 use crate::store::schema::tenant::Tenant;
 use crate::store::schema::{codec, history};
 
-/// What the database holds about the jobs of a batch.
+/// The stored rows that the jobs of a batch depend on.
 #[derive(Default)]
 pub(crate) struct Snapshot {
     pub rows: HashMap<ScheduleKey, Result<Loaded, Unreadable>>,

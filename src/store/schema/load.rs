@@ -145,7 +145,7 @@ impl Loaded {
         ScheduleKey::of(&self.row)
     }
 
-    /// The same schedule, of which something else that is stored cannot be read.
+    /// This schedule as unreadable, because another stored part of it cannot be read.
     pub(crate) fn unreadable(&self, fault: DbErr) -> Unreadable {
         let key = self.key();
         Unreadable { key, fault }

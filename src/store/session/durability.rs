@@ -2,7 +2,7 @@
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement};
 
-/// What a commit of the database is worth.
+/// Which crashes a commit of the database survives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Durability {
     /// An acknowledged change survives a crash.

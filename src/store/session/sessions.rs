@@ -68,8 +68,8 @@ impl Sessions {
     }
 }
 
-/// Takes a connection out of a pool to PostgreSQL. It is closed when it is dropped: what gives it
-/// up does not know what state it is in.
+/// Takes a connection out of a pool to PostgreSQL. Dropping it closes it, because its
+/// state is then unknown.
 async fn connect(db: &DatabaseConnection) -> Result<PoolConnection<Postgres>, DbErr> {
     let pool = db.get_postgres_connection_pool();
     let mut connection = pool
