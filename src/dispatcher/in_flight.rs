@@ -91,7 +91,7 @@ impl InFlightDispatches {
             if probing && !before {
                 tracing::warn!(
                     answer = ?outcome,
-                    "the sink takes nothing; it is probed until it does"
+                    "the sink takes nothing; probing it until it does"
                 );
             } else if before && !probing {
                 tracing::info!("the sink takes dispatches again");

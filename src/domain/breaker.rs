@@ -1,4 +1,4 @@
-//! The circuit breaker of a sink: how many dispatches it may get.
+//! The circuit breaker of a sink, which limits the dispatches that the sink gets.
 //!
 //! Closed, it lets through as many as there are workers. A sink that takes nothing opens it:
 //! nothing goes to the sink during a pause, and due waves stay due. After the pause it is
@@ -10,8 +10,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::dispatch::with_jitter;
 use super::dispatch_message::DeliveryOutcome;
 
-/// After this many outcomes in a row that are unknown, the sink counts as one that takes nothing:
-/// it hangs, or fails each time.
+/// After this many unknown outcomes in a row, the sink counts as taking nothing: it hangs, or fails
+/// each time.
 const MAX_UNKNOWN_IN_A_ROW: u32 = 8;
 /// The first pause; each further one is twice as long.
 const FIRST_PAUSE: TimeDelta = TimeDelta::milliseconds(100);

@@ -44,8 +44,8 @@ pub enum DispatchState {
 #[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = "Sending")]
 pub struct DeliveryPolicy {
-    /// Lease of a dispatch; when it expires, another worker retries. A delivery may take up to three
-    /// quarters of it
+    /// Lease of a dispatch; when it expires, another worker retries. A delivery may take up to
+    /// three quarters of it
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_LEASE",
@@ -300,7 +300,8 @@ impl Dispatch {
     }
 
     /// Retries a dispatch whose `retry_at` has come: it is in flight for another attempt, postponed
-    /// because sending is paused, or finished. The outcome of a worker whose lease has expired is unknown.
+    /// because sending is paused, or finished. The outcome of a worker whose lease has expired is
+    /// unknown.
     #[must_use]
     pub fn retry(&self, hold: Hold, now: DateTime<Utc>, delivery: &DeliveryPolicy) -> Self {
         let attempted = if self.state == DispatchState::InFlight {

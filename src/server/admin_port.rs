@@ -77,7 +77,7 @@ async fn serve(listener: TcpListener, metrics: Metrics, readiness: Readiness) {
                 });
             }
             Err(why) => {
-                tracing::debug!(%why, "the admin port cannot accept a connection");
+                tracing::debug!(%why, "the admin port failed to accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

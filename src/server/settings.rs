@@ -77,8 +77,8 @@ pub struct Serve {
         value_parser = values::switch
     )]
     pub gateway: bool,
-    /// The address for /metrics, /livez and /readyz; always plain HTTP, without a key. Port 0 takes a
-    /// free port
+    /// The address for /metrics, /livez and /readyz; always plain HTTP, without a key. Port 0 takes
+    /// a free port
     #[arg(
         long,
         env = "CANVAS_SCHEDULER_ADMIN_ADDR",
@@ -86,8 +86,8 @@ pub struct Serve {
         value_parser = values::address
     )]
     pub admin_addr: SocketAddr,
-    /// What this process does: api serves callers, dispatcher sends; one of them, or both, separated
-    /// by a comma
+    /// What this process does: api serves callers, dispatcher sends; one of them, or both,
+    /// separated by a comma
     #[arg(long, env = "CANVAS_SCHEDULER_ROLES", default_value = "api,dispatcher")]
     pub roles: Roles,
     /// Networks of proxies whose X-Forwarded-For is trusted, such as 10.0.0.0/8,192.0.2.7 [default:
@@ -190,8 +190,8 @@ impl FromStr for Roles {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "TLS")]
 struct TlsArgs {
-    /// The server's certificate chain, PEM; reloaded when it changes. With it, the ports for callers
-    /// speak TLS
+    /// The server's certificate chain, PEM; reloaded when it changes. With it, the ports for
+    /// callers speak TLS
     #[arg(long, env = "CANVAS_SCHEDULER_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
     /// The private key of --tls-cert, PEM

@@ -6,8 +6,8 @@
 //! The hot row (`canvas_schedule`) decides. Every write moves its `version`: a round writes a row
 //! only if the row still has the version that the round has read. Within a process a schedule has
 //! one writer, chosen by a hash of its id, so its changes keep their order and the process never
-//! conflicts with itself; another replica may still write the row first. A change is acknowledged only after the
-//! commit that carries it.
+//! conflicts with itself; another replica may still write the row first. A change is acknowledged
+//! only after the commit that carries it.
 //!
 //! # A round
 //!
@@ -30,9 +30,9 @@
 //!            changes whose row has moved: first in the next round
 //! ```
 //!
-//! On PostgreSQL, a round that only changes existing schedules is two statements without `BEGIN` and `COMMIT`. New
-//! schedules, cancellations of schedules with dispatches, rows that lost two rounds, and everything
-//! on SQLite take a transaction.
+//! On PostgreSQL, a round that only changes existing schedules is two statements without `BEGIN`
+//! and `COMMIT`. New schedules, cancellations of schedules with dispatches, rows that lost two
+//! rounds, and everything on SQLite take a transaction.
 //!
 //! # Failures
 //!
@@ -44,8 +44,8 @@
 //! - A statement fails for another reason: the batch is halved until the faulty change stands
 //!   alone; only its caller sees the error.
 //! - A request id was answered meanwhile: the next round finds that answer and replays it.
-//! - The database is unavailable, full or read-only: the pool is replaced, and changes are retried for
-//!   five seconds; then StoreUnavailable.
+//! - The database is unavailable, full or read-only: the pool is replaced, and changes are retried
+//!   for five seconds; then StoreUnavailable.
 //! - The connection was lost at the commit: the next round looks for the revision that carries the
 //!   `commit_id`; only if there is none is the change decided again.
 //! - No answer within ten seconds: the session is closed, and its callers get OutcomeUnknown.

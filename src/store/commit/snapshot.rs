@@ -1,4 +1,4 @@
-//! What a round reads before it decides.
+//! The rows that a round reads before it decides.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,7 +1,7 @@
-//! Where a search of the queues starts. PostgreSQL keeps removed entries in an index until it is
-//! vacuumed, and a search from the very beginning walks over all of them: milliseconds behind a
-//! hundred thousand dispatches. So a search starts where the last one found something. A search
-//! from the beginning, a few times a second, finds what was added before that.
+//! The position from which a search of the queues starts. PostgreSQL keeps removed entries in an
+//! index until it is vacuumed, and a search from the very beginning walks over all of them:
+//! milliseconds behind a hundred thousand dispatches. So a search starts where the last one found
+//! something. A search from the beginning, a few times a second, finds what was added before that.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

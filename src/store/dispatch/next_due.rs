@@ -1,4 +1,4 @@
-//! When the dispatcher has something to do next, and what time it is.
+//! Reads when the next wave and the next retry are due, and the database's clock.
 
 use std::time::Instant;
 

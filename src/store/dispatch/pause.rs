@@ -1,4 +1,4 @@
-//! Pauses sending, of one workspace or of all: while it is paused, nothing is claimed and nothing
+//! Pauses sending, of one workspace or of all: while it is paused, nothing is claimed or
 //! retried.
 
 use sea_orm::sea_query::Expr;

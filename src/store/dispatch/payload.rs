@@ -1,4 +1,4 @@
-//! Makes the message that a sink delivers: a dispatch with its target and the properties that were
+//! Builds the message that a sink delivers: a dispatch with its target and the properties that were
 //! fixed when it was claimed.
 
 use std::collections::HashMap;

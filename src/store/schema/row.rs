@@ -1,5 +1,5 @@
-//! Rows as the database takes them. A row's columns are written down once, as the fields of a
-//! struct: [`table!`] makes a table's entity of them, [`row!`] a batch without a table, such as
+//! Rows in the database. The fields of a struct are the one definition of a row's columns:
+//! [`table!`] defines a table's entity from them, and [`row!`] a batch without a table, such as
 //! keys. They yield the texts of statements, their parameters, and the decoding by position.
 
 use sea_orm::sea_query::ArrayType;
