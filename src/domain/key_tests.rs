@@ -151,7 +151,7 @@ fn permissions_are_read_in_either_form_and_every_wrong_one_is_message() {
         "\"write\"",
         "\"\"",
         "\"admin\"",
-        "create, update, delete, read",
+        "create, update, delete and read",
     ] {
         assert!(message.contains(part), "{message}");
     }

@@ -214,7 +214,7 @@ impl JsonReader {
         let kind = match value {
             JsonValue::Array(_) | JsonValue::Object(_) if deeper > MAX_DEPTH => {
                 let message = format!(
-                    "is nested over {MAX_DEPTH} deep; \
+                    "is nested over {MAX_DEPTH} levels deep; \
                      at most {MAX_PROPERTIES_DEPTH} levels are allowed"
                 );
                 self.violate(path, message);
