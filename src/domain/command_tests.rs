@@ -162,7 +162,7 @@ fn zones_far_past_are_missed_and_stay_open() {
     assert_eq!(
         outcome.missed,
         outcome.after.plan().missed,
-        "what the answer said is what Get says"
+        "Get must return what the update answered"
     );
     assert_eq!(outcome.applied, Applied::All);
     let all = decide(

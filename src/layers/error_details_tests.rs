@@ -40,7 +40,11 @@ async fn what_cannot_be_read_is_the_callers_fault() {
         ("half a header", b"\0\0\0", decode),
         ("half a message", b"\0\0\0\0\x05abc", decode),
         ("a flag that is none", b"\x07\0\0\0\0", decode),
-        ("compressed, by what is not said", b"\x01\0\0\0\0", decode),
+        (
+            "compressed, with no stated encoding",
+            b"\x01\0\0\0\0",
+            decode,
+        ),
         ("no protobuf", b"\0\0\0\0\x02\xff\xff", decode),
         (
             "a length over the limit",

@@ -433,7 +433,7 @@ async fn reflection_can_be_switched_off(database: &Database) {
 }
 
 async fn an_allowlist_applies_to_the_address_that_a_trusted_proxy_forwards(database: &Database) {
-    for (trusted, said, admitted) in [
+    for (trusted, forwarded, admitted) in [
         ("127.0.0.0/8", "192.0.2.9", true),
         ("127.0.0.0/8", "192.0.2.9, 203.0.113.1", false),
         ("10.0.0.0/8", "192.0.2.9", false),
@@ -450,9 +450,13 @@ async fn an_allowlist_applies_to_the_address_that_a_trusted_proxy_forwards(datab
         let mut request = tonic::Request::new(v1::ListCanvasSchedulesRequest::default());
         request
             .metadata_mut()
-            .insert("x-forwarded-for", said.parse().expect("ASCII"));
+            .insert("x-forwarded-for", forwarded.parse().expect("ASCII"));
         let answer = app.client_with(&key).list_canvas_schedules(request).await;
-        assert_eq!(answer.is_ok(), admitted, "{trusted} {said}: {answer:?}");
+        assert_eq!(
+            answer.is_ok(),
+            admitted,
+            "{trusted} {forwarded}: {answer:?}"
+        );
         app.stop().await;
     }
 }

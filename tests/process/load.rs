@@ -40,7 +40,7 @@ impl Call {
         self.end.as_ref().is_err_and(refused) || self.was_never_started()
     }
 
-    /// Whether a GOAWAY arrived before the client's library sent the call, or the GOAWAY said that
+    /// Whether a GOAWAY arrived before the client's library sent the call, or the GOAWAY stated that
     /// the server had not started it. Other libraries repeat such a call; this one returns
     /// CANCELLED or INTERNAL.
     pub(crate) fn was_never_started(&self) -> bool {

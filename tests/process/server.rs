@@ -298,9 +298,9 @@ impl Server {
             running.child().stderr.take().unwrap(),
             if everything { usual } else { |_| true },
         );
-        let said = log.first(|line| message(line, "listening")).await;
+        let line = log.first(|line| message(line, "listening")).await;
         let addr = |name: &str| {
-            said[name]
+            line[name]
                 .as_str()
                 .map(|addr| addr.replace("0.0.0.0", "127.0.0.1"))
         };
