@@ -163,7 +163,7 @@ fn print_list(names: &HashMap<WorkspaceId, String>, keys: &[ApiKey], now: DateTi
         let state = match (key.revoked_at, key.expires_at) {
             (Some(_), _) => "revoked",
             (None, Some(at)) if at <= now => "expired",
-            (None, _) => "active",
+            (None, _) => "good",
         };
         let networks: Vec<String> = key.allowlist.iter().map(ToString::to_string).collect();
         println!(
