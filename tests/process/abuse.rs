@@ -543,7 +543,7 @@ async fn more_bytes_than_may_be_in_flight() {
         let _ended = send_large(&mut stream, &head).await;
         large.push(stream);
     }
-    server.log().times(1, "or too large ones").await;
+    server.log().times(1, "hold too many bytes").await;
     tokio::time::sleep(ABUSE_DURATION).await;
     assert_rarely_logged(&server, began);
     bystander.was_served_by(&server).await;
