@@ -85,7 +85,7 @@ pub(crate) async fn due(
 }
 
 /// A recipient with one zone, so that lists of dispatches stay short.
-fn in_utc() -> v1::Recipient {
+pub(crate) fn in_utc() -> v1::Recipient {
     let utc = prost_types::Value {
         kind: Some(prost_types::value::Kind::StringValue("UTC".to_owned())),
     };

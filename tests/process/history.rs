@@ -110,7 +110,8 @@ impl History {
     }
 }
 
-async fn every_schedule(client: &mut Client) -> Vec<v1::CanvasSchedule> {
+/// Lists every schedule.
+pub(crate) async fn every_schedule(client: &mut Client) -> Vec<v1::CanvasSchedule> {
     let (mut all, mut page_token) = (Vec::new(), String::new());
     loop {
         let request = v1::ListCanvasSchedulesRequest {
@@ -133,6 +134,18 @@ async fn every_schedule(client: &mut Client) -> Vec<v1::CanvasSchedule> {
 
 /// The times of all revisions, from 1 on.
 async fn revisions(client: &mut Client, schedule_id: &str) -> Vec<i64> {
+    revisions_of(client, schedule_id)
+        .await
+        .iter()
+        .map(|one| millis(one.schedule.as_ref()))
+        .collect()
+}
+
+/// All revisions of a schedule, from 1 on.
+pub(crate) async fn revisions_of(
+    client: &mut Client,
+    schedule_id: &str,
+) -> Vec<v1::CanvasScheduleRevision> {
     let (mut all, mut page_token): (Vec<v1::CanvasScheduleRevision>, _) =
         (Vec::new(), String::new());
     loop {
@@ -159,7 +172,5 @@ async fn revisions(client: &mut Client, schedule_id: &str) -> Vec<i64> {
         numbers, without_gap,
         "{schedule_id}: the revisions have a gap"
     );
-    all.iter()
-        .map(|one| millis(one.schedule.as_ref()))
-        .collect()
+    all
 }

@@ -17,7 +17,7 @@ use super::server::{Client, PATIENCE};
 /// The bound of calls of one caller.
 const MAX_CALLS: usize = 200_000;
 /// The pause after a refused call, without which a caller would call a dead server in a tight loop.
-const BACK_OFF: Duration = Duration::from_millis(10);
+pub(crate) const BACK_OFF: Duration = Duration::from_millis(10);
 /// How often a call with a request id is repeated until its outcome is known.
 const MAX_REPEATS: usize = 500;
 

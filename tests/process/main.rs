@@ -21,6 +21,8 @@ mod postgres;
 
 #[path = "../support/bearer.rs"]
 mod bearer;
+#[path = "../support/proxy.rs"]
+mod proxy;
 #[path = "../support/trace_search.rs"]
 mod trace_search;
 
@@ -31,6 +33,7 @@ mod history;
 mod http;
 mod load;
 mod lock_holder;
+mod recorder;
 mod server;
 
 mod abuse;
@@ -39,6 +42,7 @@ mod chart;
 mod clock;
 mod command_line;
 mod crash;
+mod cuts;
 mod delivery;
 mod dev;
 mod gateway;
