@@ -9,10 +9,12 @@
 //! a field to the struct of the module that uses it, and use it there.
 
 mod database;
+mod database_url;
 mod parse;
 mod secret;
 pub mod values;
 
 pub use database::DatabaseArgs;
+pub use database_url::{DatabaseUrl, Host, PostgresUrl, SqliteUrl, SslMode};
 pub use parse::{defaults, parse};
 pub use secret::Secret;

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::{block_on, with_admin};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{DatabaseArgs, Secret};
+use crate::config::{DatabaseArgs, DatabaseUrl};
 use crate::domain::key::{check_name, networks};
 use crate::domain::{ApiKey, KeyId, NewKey, Permissions, WorkspaceId};
 use crate::error::{Error, Violations};
@@ -69,7 +69,7 @@ pub(super) enum ApiKeyTask {
 
 impl ApiKeyCommand {
     /// The task, over the database at this URL. None also when a violation was found.
-    pub(super) fn read(self, violations: &mut Violations) -> (Secret<String>, Option<ApiKeyTask>) {
+    pub(super) fn read(self, violations: &mut Violations) -> (DatabaseUrl, Option<ApiKeyTask>) {
         match self {
             Self::Create(args) => {
                 let url = args.database.read(violations);
@@ -90,7 +90,7 @@ impl ApiKeyCommand {
 }
 
 impl ApiKeyTask {
-    pub(super) fn run(self, url: &Secret<String>) -> Result<(), Error> {
+    pub(super) fn run(self, url: &DatabaseUrl) -> Result<(), Error> {
         match self {
             Self::Create { workspace, order } => {
                 let create =

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand};
 
 use crate::clock::SystemClock;
-use crate::config::{self, DatabaseArgs, Secret};
+use crate::config::{self, DatabaseArgs, DatabaseUrl};
 use crate::domain::SchedulePolicy;
 use crate::error::{Error, Violation, Violations};
 use crate::server::ServeArgs;
@@ -141,8 +141,8 @@ fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error>
 }
 
 /// Opens the database as a command does, without running its writers.
-async fn open_store(url: &Secret<String>) -> Result<Store, Error> {
-    let options = Options::of_command(&url.0);
+async fn open_store(url: &DatabaseUrl) -> Result<Store, Error> {
+    let options = Options::of_command(url.text());
     let (store, _writers) =
         Store::open(&options, Arc::new(SystemClock), SchedulePolicy::default()).await?;
     Ok(store)
@@ -150,7 +150,7 @@ async fn open_store(url: &Secret<String>) -> Result<Store, Error> {
 
 /// Does the work of an operator, over a migrated database.
 async fn with_admin<T>(
-    url: &Secret<String>,
+    url: &DatabaseUrl,
     work: impl AsyncFnOnce(Admin) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let store = open_store(url).await?;

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::{block_on, with_admin};
-use crate::config::{DatabaseArgs, Secret};
+use crate::config::{DatabaseArgs, DatabaseUrl};
 use crate::domain::{Quota, QuotaKind, Workspace, Zone, workspace};
 use crate::error::{Error, Violations};
 use crate::service::admin::{Admin, WorkspaceChange};
@@ -88,7 +88,7 @@ pub(super) enum WorkspaceTask {
 
 impl WorkspaceCommand {
     /// The task, over the database at this URL.
-    pub(super) fn read(self, violations: &mut Violations) -> (Secret<String>, WorkspaceTask) {
+    pub(super) fn read(self, violations: &mut Violations) -> (DatabaseUrl, WorkspaceTask) {
         match self {
             Self::Create(args) => {
                 let url = args.database.read(violations);
@@ -176,7 +176,7 @@ fn changes_settings(change: &WorkspaceChange) -> bool {
 }
 
 impl WorkspaceTask {
-    pub(super) fn run(&self, url: &Secret<String>) -> Result<(), Error> {
+    pub(super) fn run(&self, url: &DatabaseUrl) -> Result<(), Error> {
         match self {
             Self::Create { name, change } => {
                 block_on(with_admin(url, async |admin| {

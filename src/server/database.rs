@@ -19,7 +19,7 @@ impl OpenDatabase {
         let options = Options {
             settings: settings.store,
             metrics: metrics.commit.clone(),
-            ..Options::new(&settings.database_url.0)
+            ..Options::new(settings.database_url.text())
         };
         let (store, writers) = Store::open(&options, clock, settings.policy).await?;
         Ok(Self {

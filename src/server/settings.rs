@@ -11,7 +11,7 @@ use clap::{ArgAction, Args};
 use ipnet::IpNet;
 
 use super::accept::ConnectionSettings;
-use crate::config::{DatabaseArgs, Secret, defaults, values};
+use crate::config::{DatabaseArgs, DatabaseUrl, defaults, values};
 use crate::dispatcher::DispatcherSettings;
 use crate::domain::{DeliveryPolicy, SchedulePolicy};
 use crate::error::Violations;
@@ -40,8 +40,8 @@ pub struct ServeArgs {
 #[derive(Debug, Clone, Args)]
 pub struct Serve {
     /// From the flags of the database.
-    #[arg(skip = Secret(DatabaseArgs::DEFAULT_URL.to_owned()))]
-    pub database_url: Secret<String>,
+    #[arg(skip)]
+    pub database_url: DatabaseUrl,
     /// From the flags of the collector: `http://host:port`.
     #[arg(skip)]
     pub otlp_endpoint: Option<String>,

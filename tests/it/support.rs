@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use canvas_scheduler::clock::ManualClock;
-use canvas_scheduler::config::Secret;
+use canvas_scheduler::config::DatabaseUrl;
 use canvas_scheduler::dispatcher::DispatcherSettings;
 use canvas_scheduler::domain::{DeliveryPolicy, Permissions, Quota, QuotaKind, QuotaWindow};
 use canvas_scheduler::pb::v1;
@@ -126,7 +126,7 @@ fn count_panics() {
 pub(crate) fn settings(database: &Database) -> Serve {
     let free_port = ([127, 0, 0, 1], 0).into();
     Serve {
-        database_url: Secret(database.url().to_owned()),
+        database_url: DatabaseUrl::parse(database.url()).expect("a valid URL"),
         grpc_addr: free_port,
         gateway_addr: free_port,
         admin_addr: free_port,
