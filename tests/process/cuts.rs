@@ -21,7 +21,7 @@ const STRIDE: u64 = 41;
 /// A service whose connections with PostgreSQL lead through a proxy.
 pub(crate) struct Proxied {
     pub(crate) proxy: Proxy,
-    pub(crate) _server: Server,
+    pub(crate) server: Server,
     pub(crate) consumer: Consumer,
     pub(crate) recorder: Recorder,
     pub(crate) client: Client,
@@ -36,7 +36,7 @@ impl Proxied {
         let client = server.connect().await;
         Self {
             proxy,
-            _server: server,
+            server,
             consumer,
             recorder: Recorder::new(),
             client,
@@ -44,24 +44,23 @@ impl Proxied {
     }
 
     /// Creates a schedule, repeating the call until it succeeds.
-    pub(crate) async fn create(&mut self, time_ms: Option<i64>) -> String {
-        insist(async || {
-            let time_ms = time_ms.unwrap_or_else(unique_time);
-            self.recorder.create(&mut self.client, time_ms, "").await
-        })
-        .await;
-        self.recorder.newest_id()
+    pub(crate) async fn create(&mut self) -> String {
+        create(
+            &self.recorder,
+            &mut self.client,
+            |_| String::new(),
+            unique_time,
+        )
+        .await
     }
 
     /// One of each call. Each is repeated until it succeeds.
     async fn work(&mut self, ids: &[String]) {
-        let (recorder, consumer) = (self.recorder.clone(), &self.consumer);
+        let recorder = self.recorder.clone();
         let client = &mut self.client;
         let named = || format!("request-{}", unique_time());
-        insist(async || recorder.create(client, unique_time(), "").await).await;
-        let first = recorder.newest_id();
-        insist(async || recorder.create(client, unique_time(), &named()).await).await;
-        let second = recorder.newest_id();
+        let first = create(&recorder, client, |_| String::new(), unique_time).await;
+        let second = create(&recorder, client, |_| named(), unique_time).await;
         insist(async || recorder.update(client, &ids[0], "").await).await;
         insist(async || recorder.update(client, &ids[0], &named()).await).await;
         insist(async || recorder.batch(client, ids).await.remove(0)).await;
@@ -70,14 +69,33 @@ impl Proxied {
         for id in [&ids[0], &first] {
             insist(async || recorder.get(client, id).await).await;
         }
-        let at = due_time();
-        insist(async || recorder.create(client, at, &format!("due-{at}")).await).await;
-        let due = recorder.newest_id();
-        consumer
+        let due = create(&recorder, client, |at| format!("due-{at}"), due_time).await;
+        self.consumer
             .until(|came| came.iter().any(|one| one.schedule_id == due))
             .await;
         lists(client, &due).await;
     }
+}
+
+/// Creates a schedule at a new time with a request id for that time, repeating the call until it
+/// succeeds.
+async fn create(
+    recorder: &Recorder,
+    client: &mut Client,
+    request_id: impl Fn(i64) -> String,
+    time: fn() -> i64,
+) -> String {
+    let mut id = None;
+    insist(async || {
+        let time_ms = time();
+        let (answer, created) = recorder
+            .create_with_id(client, time_ms, &request_id(time_ms))
+            .await;
+        id = created;
+        answer
+    })
+    .await;
+    id.expect("it was created")
 }
 
 /// A unique time that has passed already, so that its wave is sent at once.
@@ -115,20 +133,24 @@ async fn lists(client: &mut Client, id: &str) {
         .expect("a page");
 }
 
-/// Cuts the connection of the `n`-th message from now on. Returns the statement that was cut, once
-/// it was.
-pub(crate) fn cut_at(proxy: &Proxy, n: u64, action: Action) -> Arc<Mutex<Option<String>>> {
-    let cut = Arc::new(Mutex::new(None));
-    let (reached, mut count) = (cut.clone(), 0);
+/// Injects a fault at the `n`-th message from now on. Returns the statement that it met, once it
+/// has.
+pub(crate) fn inject_at(
+    proxy: &Proxy,
+    n: u64,
+    mut fault: impl FnMut(&Message<'_>) -> Action + Send + 'static,
+) -> Arc<Mutex<Option<String>>> {
+    let met = Arc::new(Mutex::new(None));
+    let (reached, mut count) = (met.clone(), 0);
     proxy.set_rule(move |message| {
         count += 1;
         if count != n {
             return Action::Forward;
         }
         *reached.lock().unwrap() = Some(label(message));
-        action
+        fault(message)
     });
-    cut
+    met
 }
 
 /// The kind of statement and the direction of a message.
@@ -147,27 +169,38 @@ pub(crate) fn label(message: &Message<'_>) -> String {
 
 #[tokio::test]
 async fn a_connection_cut_at_some_messages_loses_and_repeats_nothing_postgres() {
-    let Some(database) = Database::postgres() else {
-        return;
-    };
-    cut_everywhere(&database, STRIDE).await;
+    everywhere(STRIDE, cut).await;
 }
 
 #[tokio::test]
 #[ignore = "minutes: .ci/full runs it"]
 async fn a_connection_cut_at_every_message_loses_and_repeats_nothing_postgres() {
+    everywhere(1, cut).await;
+}
+
+/// Cuts before and after a message, in turn.
+fn cut(_: &Postgres, n: u64) -> Fault {
+    let action = if n.is_multiple_of(2) {
+        Action::CutBefore
+    } else {
+        Action::CutAfter
+    };
+    Box::new(move |_| action)
+}
+
+/// What happens at a message.
+pub(crate) type Fault = Box<dyn FnMut(&Message<'_>) -> Action + Send>;
+
+/// Runs the workload once for every `stride`-th half of a message, with the fault for this half.
+pub(crate) async fn everywhere(stride: u64, fault: fn(&Postgres, u64) -> Fault) {
     let Some(database) = Database::postgres() else {
         return;
     };
-    cut_everywhere(&database, 1).await;
-}
-
-async fn cut_everywhere(database: &Database, stride: u64) {
-    let Database::Postgres { server, name } = database else {
+    let Database::Postgres { server, name } = &database else {
         unreachable!()
     };
     let mut service = Proxied::start(server, name).await;
-    let ids = [service.create(None).await, service.create(None).await];
+    let ids = [service.create().await, service.create().await];
     service.work(&ids).await;
     let measured = Arc::new(Mutex::new(0));
     let count = measured.clone();
@@ -176,33 +209,33 @@ async fn cut_everywhere(database: &Database, stride: u64) {
         Action::Forward
     });
     service.work(&ids).await;
-    let messages = *measured.lock().unwrap();
+    let messages: u64 = *measured.lock().unwrap();
     let (mut points, mut missed): (BTreeMap<String, usize>, _) = (BTreeMap::new(), 0);
     // Another part of the messages in each run.
-    let first = 1 + fastrand::u64(0..stride);
-    for n in (first..=messages).step_by(usize::try_from(stride).unwrap()) {
-        for action in [Action::CutBefore, Action::CutAfter] {
-            let skip = service.recorder.records().len();
-            let cut = cut_at(&service.proxy, n, action);
-            service.work(&ids).await;
-            service.proxy.clear_rule();
-            match cut.lock().unwrap().take() {
-                Some(label) => *points.entry(label).or_default() += 1,
-                None => missed += 1,
-            }
-            let differing = service.recorder.replay(&mut service.client, skip).await;
-            assert_eq!(differing, Vec::<String>::new(), "message {n}, {action:?}");
+    let first = fastrand::u64(0..stride);
+    for half in (first..2 * messages).step_by(usize::try_from(stride).unwrap()) {
+        let skip = service.recorder.records().len();
+        let met = inject_at(&service.proxy, 1 + half / 2, fault(server, half));
+        service.work(&ids).await;
+        service.proxy.clear_rule();
+        match met.lock().unwrap().take() {
+            Some(label) => *points.entry(label).or_default() += 1,
+            None => missed += 1,
         }
+        let differing = service.recorder.replay(&mut service.client, skip).await;
+        assert_eq!(differing, Vec::<String>::new(), "half {half} of a message");
     }
-    service.proxy.clear_rule();
     let recorder = service.recorder.clone();
     let verdict = recorder
         .check(&mut service.client, &service.consumer.came())
         .await;
     println!(
-        "{}: {messages} messages, {missed} cuts were not reached, {points:#?}, {verdict:?}",
+        "{}: {messages} messages, {missed} faults were not reached, {points:#?}, {verdict:?}",
         test_name()
     );
     verdict.assert_clean();
-    assert!(points.values().sum::<usize>() > missed, "most cuts happen");
+    assert!(
+        points.values().sum::<usize>() > missed,
+        "most faults happen"
+    );
 }

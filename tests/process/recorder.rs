@@ -129,13 +129,23 @@ impl Recorder {
             .clone()
     }
 
-    /// Creates a schedule at this time. Returns its id if the call was acknowledged.
+    /// Creates a schedule at this time.
     pub(crate) async fn create(
         &self,
         client: &mut Client,
         time_ms: i64,
         request_id: &str,
     ) -> Answer {
+        self.create_with_id(client, time_ms, request_id).await.0
+    }
+
+    /// Creates a schedule at this time. Returns its id too if the call was acknowledged.
+    pub(crate) async fn create_with_id(
+        &self,
+        client: &mut Client,
+        time_ms: i64,
+        request_id: &str,
+    ) -> (Answer, Option<String>) {
         let request = v1::CreateCanvasScheduleRequest {
             canvas_id: "canvas".to_owned(),
             schedule: schedule_at(time_ms),
@@ -143,16 +153,20 @@ impl Recorder {
             request_id: request_id.to_owned(),
             ..Default::default()
         };
-        let call = async || {
-            let answer = client.create_canvas_schedule(request.clone()).await?;
-            let schedule = answer.into_inner().canvas_schedule.expect("a schedule");
-            Ok((
-                schedule.schedule_id,
-                done(schedule.revision, v1::Applied::All),
-            ))
+        let call = || {
+            let (mut client, request) = (client.clone(), request.clone());
+            async move {
+                let answer = client.create_canvas_schedule(request).await?;
+                let schedule = answer.into_inner().canvas_schedule.expect("a schedule");
+                let answer = done(schedule.revision, v1::Applied::All);
+                Ok((schedule.schedule_id, answer))
+            }
         };
-        self.change(Operation::Create, "", time_ms, request_id, call)
-            .await
+        let (answer, id) = self
+            .change(Operation::Create, "", time_ms, request_id, call)
+            .await;
+        let made = matches!(answer, Answer::Done { .. });
+        (answer, made.then_some(id))
     }
 
     /// Updates a schedule to a unique time.
@@ -169,15 +183,16 @@ impl Recorder {
         request_id: &str,
     ) -> Answer {
         let request = update_request(id, time_ms, request_id);
-        let call = async || {
-            let answer = client
-                .update_canvas_schedule(request.clone())
-                .await?
-                .into_inner();
-            Ok((id.to_owned(), updated(&answer)))
+        let call = || {
+            let (mut client, request) = (client.clone(), request.clone());
+            async move {
+                let answer = client.update_canvas_schedule(request).await?.into_inner();
+                Ok((id.to_owned(), updated(&answer)))
+            }
         };
         self.change(Operation::Update, id, time_ms, request_id, call)
             .await
+            .0
     }
 
     /// Cancels a schedule.
@@ -188,20 +203,17 @@ impl Recorder {
             request_id: request_id.to_owned(),
             ..Default::default()
         };
-        let call = async || {
-            let answer = client
-                .cancel_canvas_schedule(request.clone())
-                .await?
-                .into_inner();
-            let revision = answer
-                .canvas_schedule
-                .as_ref()
-                .expect("a schedule")
-                .revision;
-            Ok((id.to_owned(), done(revision, answer.applied())))
+        let call = || {
+            let (mut client, request) = (client.clone(), request.clone());
+            async move {
+                let answer = client.cancel_canvas_schedule(request).await?.into_inner();
+                let schedule = answer.canvas_schedule.as_ref().expect("a schedule");
+                Ok((id.to_owned(), done(schedule.revision, answer.applied())))
+            }
         };
         self.change(Operation::Cancel, id, 0, request_id, call)
             .await
+            .0
     }
 
     /// Updates these schedules in one batch, to unique times.
@@ -285,15 +297,19 @@ impl Recorder {
         answer
     }
 
-    /// Makes a change. With a request id it repeats the call until its outcome is known.
-    async fn change(
+    /// Makes a change. With a request id it repeats the call until its outcome is known. Returns
+    /// the schedule's id too.
+    async fn change<F>(
         &self,
         operation: Operation,
         schedule_id: &str,
         time_ms: i64,
         request_id: &str,
-        mut call: impl AsyncFnMut() -> Result<(String, Answer), Status>,
-    ) -> Answer {
+        mut call: impl FnMut() -> F,
+    ) -> (Answer, String)
+    where
+        F: Future<Output = Result<(String, Answer), Status>>,
+    {
         let began = Instant::now();
         let (mut repeats, mut in_doubt) = (0, None);
         let (id, answer) = loop {
@@ -318,7 +334,7 @@ impl Recorder {
         };
         self.push(Record {
             operation,
-            schedule_id: id,
+            schedule_id: id.clone(),
             time_ms,
             request_id: request_id.to_owned(),
             began,
@@ -326,7 +342,7 @@ impl Recorder {
             repeats,
             answer: answer.clone(),
         });
-        answer
+        (answer, id)
     }
 
     fn push(&self, record: Record) {
@@ -334,21 +350,6 @@ impl Recorder {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(record);
-    }
-
-    /// The id of the newest acknowledged creation.
-    pub(crate) fn newest_id(&self) -> String {
-        let records = self.records();
-        let created = |one: &&Record| {
-            one.operation == Operation::Create && matches!(one.answer, Answer::Done { .. })
-        };
-        records
-            .iter()
-            .rev()
-            .find(created)
-            .expect("a creation")
-            .schedule_id
-            .clone()
     }
 
     /// Repeats every acknowledged change that has a request id and follows the first `skip`

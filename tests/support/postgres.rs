@@ -13,6 +13,7 @@ pub(crate) mod process;
 
 use std::fmt;
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::os::unix::process::CommandExt;
@@ -124,6 +125,80 @@ impl Postgres {
         run(&mut initdb, START_TIMEOUT)?;
         postgres.launch()?;
         Ok(postgres)
+    }
+
+    /// Starts a hot standby that follows the server on this port: this server, or a proxy of it.
+    ///
+    /// # Errors
+    /// What went wrong.
+    pub(crate) fn standby(&self, followed: u16) -> Result<Self, Problem> {
+        let mut standby = Self {
+            binaries: self.binaries.clone(),
+            account: self.account,
+            folder: Folder::make(self.account.as_ref())?,
+            settings: self.settings.clone(),
+            environment: vec![],
+            port: 0,
+            server: None,
+        };
+        let data = standby.data();
+        let mut copy = standby.command("pg_basebackup");
+        copy.args(["--checkpoint=fast", "--write-recovery-conf", "-h"])
+            .arg(Ipv4Addr::LOCALHOST.to_string())
+            .args(["-p", &followed.to_string(), "-U", SUPERUSER, "-D"])
+            .arg(&data);
+        run(&mut copy, START_TIMEOUT)?;
+        // Once it is promoted it waits for no standby.
+        let mut settings = File::options()
+            .append(true)
+            .open(data.join("postgresql.auto.conf"))
+            .map_err(|fault| format!("the standby's settings cannot be opened: {fault}"))?;
+        writeln!(settings, "synchronous_standby_names = ''")
+            .map_err(|fault| format!("the standby's settings cannot be written: {fault}"))?;
+        standby.launch()?;
+        Ok(standby)
+    }
+
+    /// Makes each commit wait for a standby.
+    pub(crate) fn wait_for_standbys(&self) -> Result<(), Problem> {
+        self.psql(
+            "postgres",
+            "ALTER SYSTEM SET synchronous_standby_names = '*'",
+        )?;
+        self.psql("postgres", "SELECT pg_reload_conf()").map(drop)
+    }
+
+    /// Makes a standby a primary.
+    pub(crate) fn promote(&self) -> Result<(), Problem> {
+        match self
+            .psql("postgres", "SELECT pg_promote(true, 60)")?
+            .as_str()
+        {
+            "t" => Ok(()),
+            other => Err(format!("the standby was not promoted: {other}").into()),
+        }
+    }
+
+    /// Creates a database on a disk of this many megabytes. Returns `None` where this process may
+    /// not mount one.
+    pub(crate) fn createdb_on_disk(
+        &self,
+        database: &str,
+        megabytes: u32,
+    ) -> Result<Option<Disk>, Problem> {
+        let Some(disk) = Disk::mount(self.folder.0.join("disk"), megabytes, self.account)? else {
+            return Ok(None);
+        };
+        let place = disk.folder.join("tablespace");
+        run(self.command("mkdir").arg(&place), START_TIMEOUT)?;
+        let place = place.display();
+        self.psql(
+            "postgres",
+            &format!("CREATE TABLESPACE disk LOCATION '{place}'"),
+        )?;
+        let create = format!("CREATE DATABASE \"{database}\" TABLESPACE disk");
+        self.psql("postgres", &create)?;
+        Ok(Some(disk))
     }
 
     /// The URL of a database.
@@ -306,6 +381,60 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         // Kills a server that does not stop.
         let _stopped = self.stop();
+    }
+}
+
+/// A small disk in memory, unmounted on drop.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    folder: PathBuf,
+}
+
+impl Disk {
+    fn mount(
+        folder: PathBuf,
+        megabytes: u32,
+        owner: Option<Account>,
+    ) -> Result<Option<Self>, Problem> {
+        fs::create_dir(&folder)
+            .map_err(|fault| format!("{} cannot be created: {fault}", folder.display()))?;
+        let Some(Account { uid, gid }) = owner else {
+            return Ok(None);
+        };
+        let options = format!("size={megabytes}m,uid={uid},gid={gid},mode=700");
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(&folder);
+        Ok(run(&mut mount, START_TIMEOUT)
+            .is_ok()
+            .then_some(Self { folder }))
+    }
+
+    /// Fills it with another file.
+    pub(crate) fn fill(&self) {
+        let mut file = File::create(self.filler()).expect("a file");
+        // Ends with the error that the disk is full.
+        let _full = std::io::copy(&mut std::io::repeat(0), &mut file);
+    }
+
+    /// Removes the other file.
+    pub(crate) fn free(&self) {
+        fs::remove_file(self.filler()).expect("the file that filled the disk");
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.folder.join("filler")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // The server may still have files open on it.
+        let _ended = run(
+            Command::new("umount").arg("--lazy").arg(&self.folder),
+            STOP_TIMEOUT,
+        );
     }
 }
 

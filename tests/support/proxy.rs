@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 /// Messages that wait for a slow link, in each direction of a connection.
 const MAX_UNDERWAY: usize = 4096;
-/// The codes of the first message, in place of a version.
+/// Codes of the first message, which has a version otherwise.
 const SSL_REQUEST: u32 = 80_877_103;
 const GSS_REQUEST: u32 = 80_877_104;
 const CANCEL_REQUEST: u32 = 80_877_102;
@@ -43,6 +43,10 @@ pub(crate) struct Message<'a> {
     pub connection: u64,
     /// The application name of its connection, as the server last reported it.
     pub application: &'a str,
+    /// The process id of its backend, or 0 before the server has reported it.
+    pub backend: u32,
+    /// Whether its session is in a transaction, as the server last reported it.
+    pub in_transaction: bool,
     /// Its direction.
     pub side: Side,
     /// Its type: the byte of the protocol, or 0 for the startup message.
@@ -309,6 +313,8 @@ struct Connection {
 #[derive(Default)]
 struct Names {
     application: String,
+    backend: u32,
+    in_transaction: bool,
     /// The current statement.
     statement: String,
     /// The text of prepared statements, by name.
@@ -498,6 +504,8 @@ impl Connection {
         let message = Message {
             connection: self.number,
             application: &names.application,
+            backend: names.backend,
+            in_transaction: names.in_transaction,
             side,
             kind: frame.kind,
             statement: &names.statement,
@@ -546,6 +554,11 @@ impl Names {
                         self.application = text(value);
                     }
                 }
+            }
+            (Side::ToClient, b'Z') => self.in_transaction = frame.bytes.get(5) != Some(&b'I'),
+            (Side::ToClient, b'K') => {
+                let pid = frame.bytes.get(5..9).and_then(|pid| pid.try_into().ok());
+                self.backend = pid.map_or(0, u32::from_be_bytes);
             }
             (Side::ToClient, b'S') if next() == b"application_name" => {
                 self.application = text(next())
