@@ -47,6 +47,14 @@ impl Database {
         Some(Self::Postgres { server, name })
     }
 
+    /// The server and the name of a PostgreSQL database.
+    pub(crate) fn server(&self) -> (&Postgres, &str) {
+        match self {
+            Self::Postgres { server, name } => (server, name),
+            Self::Sqlite(_) => panic!("not PostgreSQL"),
+        }
+    }
+
     /// Waits until every session of the service has ended: a backend finishes the statement of a
     /// killed client.
     pub(crate) fn wait_for_sessions_to_end(&self) {
@@ -112,11 +120,12 @@ fn shared() -> Option<Arc<Postgres>> {
     Some(started)
 }
 
+/// Whether a test fails where its server is not installed.
 #[allow(
     clippy::disallowed_methods,
     reason = "a setting of the tests, not of the service"
 )]
-fn required() -> bool {
+pub(crate) fn required() -> bool {
     std::env::var("REQUIRE_POSTGRES").is_ok_and(|value| value == "1")
 }
 

@@ -21,6 +21,8 @@ mod postgres;
 
 #[path = "../support/bearer.rs"]
 mod bearer;
+#[path = "../support/pgbouncer.rs"]
+mod pgbouncer;
 #[path = "../support/proxy.rs"]
 mod proxy;
 #[path = "../support/trace_search.rs"]
@@ -42,6 +44,7 @@ mod backup;
 mod chart;
 mod clock;
 mod command_line;
+mod connecting;
 mod crash;
 mod cuts;
 mod delivery;
@@ -52,6 +55,7 @@ mod keys;
 mod lock_waits;
 mod metrics;
 mod ordering;
+mod poolers;
 mod quotas;
 mod readiness;
 mod replicas;

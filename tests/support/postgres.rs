@@ -159,6 +159,16 @@ impl Postgres {
         Ok(standby)
     }
 
+    /// Requires the password of a role, which others need not have.
+    pub(crate) fn require_password(&self, role: &str) -> Result<(), Problem> {
+        let rules = self.data().join("pg_hba.conf");
+        let failed = |fault| format!("{} cannot be changed: {fault}", rules.display());
+        let others = fs::read_to_string(&rules).map_err(failed)?;
+        let first = format!("host all {role} {}/32 scram-sha-256\n", Ipv4Addr::LOCALHOST);
+        fs::write(&rules, first + &others).map_err(failed)?;
+        self.psql("postgres", "SELECT pg_reload_conf()").map(drop)
+    }
+
     /// Makes each commit wait for a standby.
     pub(crate) fn wait_for_standbys(&self) -> Result<(), Problem> {
         self.psql(
@@ -294,7 +304,7 @@ impl Postgres {
     }
 
     /// A server program, run by an account that may run it.
-    fn command(&self, program: &str) -> Command {
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.bin(program));
         command.current_dir(&self.folder.0).env_remove("PGDATA");
         if let Some(account) = &self.account {
