@@ -100,7 +100,13 @@ impl WorkspaceCommand {
                 (url, WorkspaceTask::Create { name, change })
             }
             Self::List(database) => (database.read(violations), WorkspaceTask::List),
-            Self::Set(args) => (args.database.read(violations), args.read(violations)),
+            Self::Set(args) => {
+                let url = args.database.read(violations);
+                if let Some(Err(why)) = args.name.as_deref().map(workspace::check_name) {
+                    violations.add("<NAME>", why);
+                }
+                (url, args.read(violations))
+            }
         }
     }
 }

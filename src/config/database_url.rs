@@ -9,7 +9,6 @@ mod sqlite;
 
 use std::fmt;
 
-use super::Secret;
 pub(super) use postgres::VARIABLES;
 pub use postgres::{Host, PostgresUrl, SslMode};
 pub use sqlite::SqliteUrl;
@@ -49,23 +48,12 @@ impl DatabaseUrl {
     ) -> Result<Self, String> {
         let text = text.trim();
         let mut problems = Problems::default();
-        let secret = || Secret(text.to_owned());
         let url = if let Some(rest) = after_postgres_scheme(text) {
             let url = postgres::parse(rest, variable, &mut problems);
-            url.map(|url| {
-                Self::Postgres(PostgresUrl {
-                    text: secret(),
-                    ..url
-                })
-            })
+            url.map(Self::Postgres)
         } else if let Some(rest) = text.strip_prefix("sqlite:") {
             let url = sqlite::parse(rest, &mut problems);
-            url.map(|url| {
-                Self::Sqlite(SqliteUrl {
-                    text: secret(),
-                    ..url
-                })
-            })
+            url.map(Self::Sqlite)
         } else {
             problems.add(wrong_scheme(text));
             None
@@ -76,11 +64,12 @@ impl DatabaseUrl {
         }
     }
 
-    /// The URL as it was given. It may contain a password: never log it.
-    pub fn text(&self) -> &str {
+    /// The URL for the driver, without a parameter that the driver does not know, and with the first
+    /// host only. It may contain a password: never log it.
+    pub fn text(&self) -> String {
         match self {
-            Self::Postgres(url) => &url.text.0,
-            Self::Sqlite(url) => &url.text.0,
+            Self::Postgres(url) => url.for_driver(),
+            Self::Sqlite(url) => url.for_driver(),
         }
     }
 }
@@ -173,6 +162,15 @@ fn percent_decode(part: &str) -> Option<Vec<u8>> {
         });
     }
     Some(decoded)
+}
+
+/// The text with every byte percent-encoded that has a meaning in a URL.
+fn encoded(text: &str) -> String {
+    let byte = |byte: u8| match char::from(byte) {
+        plain if plain.is_ascii_alphanumeric() || "-_./".contains(plain) => plain.to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
 }
 
 #[cfg(test)]

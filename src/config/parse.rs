@@ -1,7 +1,7 @@
 //! Reads a command line so that all violations are reported together.
 
 use std::error::Error as _;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
@@ -9,14 +9,27 @@ use clap::{Args, Command, Parser};
 
 use crate::error::Violations;
 
-/// Parses a command line and the environment. A setting whose value is rejected adds a violation
-/// and keeps its default, so that the rest can be checked as well.
+/// Parses a command line and the environment, where an empty variable counts as unset. A setting
+/// whose value is rejected adds a violation and keeps its default, so that the rest can be checked
+/// as well.
 ///
 /// # Errors
 /// An answer of clap itself: the help, the version, an unknown flag. The violations found so far
-/// are lost then.
-pub fn parse<C: Parser>(mut args: Vec<OsString>) -> Result<(C, Violations), Error> {
-    let (mut command, mut rejected) = (C::command(), Violations::default());
+/// are lost then. It contains no value, which may be a piece of a database URL.
+pub fn parse<C: Parser>(args: Vec<OsString>) -> Result<(C, Violations), Error> {
+    if let Some(position) = args.windows(2).position(is_misplaced_url) {
+        let text = format!(
+            "argument {} contains a database URL, which only --database-url accepts",
+            position + 1
+        );
+        return Err(C::command().error(ErrorKind::InvalidValue, text));
+    }
+    parse_settings(args).map_err(without_values)
+}
+
+fn parse_settings<C: Parser>(mut args: Vec<OsString>) -> Result<(C, Violations), Error> {
+    let (mut command, mut rejected) =
+        (without_empty_variables(C::command()), Violations::default());
     loop {
         let error = match command.clone().try_get_matches_from(&args) {
             Ok(matches) => return Ok((C::from_arg_matches(&matches)?, rejected)),
@@ -29,7 +42,7 @@ pub fn parse<C: Parser>(mut args: Vec<OsString>) -> Result<(C, Violations), Erro
             // Its default is rejected too.
             return Err(error);
         }
-        let value = if hides_value(&command, &flag) {
+        let value = if hides_value(&command, &flag) || looks_like_a_url(&value) {
             "the value".to_owned()
         } else {
             format!("{value:?}")
@@ -72,6 +85,72 @@ fn hides_value(command: &Command, flag: &str) -> bool {
             .get_arguments()
             .any(|arg| arg.get_long() == Some(flag) && arg.is_hide_env_values_set())
     })
+}
+
+/// Whether the second argument contains the URL of a database, but the first does not ask for one.
+fn is_misplaced_url(pair: &[OsString]) -> bool {
+    let [flag, value] = pair else { return false };
+    let (flag, value) = (
+        flag.to_string_lossy(),
+        value.to_string_lossy().to_lowercase(),
+    );
+    let has = |text| value.contains(text);
+    let is_url = has("postgres:") || has("postgresql:");
+    let is_pairs = has("password=") && (has("host=") || has("user=") || has("dbname="));
+    (is_url || is_pairs) && flag != "--database-url" && !value.starts_with("--database-url=")
+}
+
+/// Any URL may contain a password.
+fn looks_like_a_url(value: &str) -> bool {
+    value.contains("://") || value.contains('@')
+}
+
+/// The error with what was given only where it has the form of a flag or of a subcommand: a
+/// mistyped command line may have a piece of a password anywhere.
+fn without_values(mut error: Error) -> Error {
+    let is_name =
+        |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+    let mut hidden = false;
+    for kind in [
+        ContextKind::InvalidArg,
+        ContextKind::InvalidSubcommand,
+        ContextKind::InvalidValue,
+    ] {
+        let Some(ContextValue::String(given)) = error.get(kind) else {
+            continue;
+        };
+        let shown = match kind {
+            ContextKind::InvalidArg if error.kind() == ErrorKind::UnknownArgument => {
+                given.strip_prefix("--").is_some_and(is_name)
+            }
+            ContextKind::InvalidArg => true,
+            ContextKind::InvalidSubcommand => is_name(given),
+            _ => given.is_empty(),
+        };
+        if !shown {
+            error.insert(kind, ContextValue::String("(not shown)".to_owned()));
+            hidden = true;
+        }
+    }
+    if hidden {
+        // Repeats what was given.
+        error.remove(ContextKind::Suggested);
+    }
+    error
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "only whether a variable that --help lists is empty"
+)]
+fn without_empty_variables(command: Command) -> Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| match arg.get_env() {
+            Some(name) if is_empty(name) => arg.env(Resettable::Reset),
+            _ => arg,
+        })
+        .mut_subcommands(without_empty_variables)
 }
 
 fn without(args: Vec<OsString>, flag: &str) -> Vec<OsString> {

@@ -29,16 +29,16 @@ pub struct Workspace {
     pub sending_paused: bool,
 }
 
-/// Checks the name of a new workspace.
+/// Checks the name of a workspace. An error does not repeat it: on a mistyped command line it may
+/// be a piece of a secret.
 pub fn check_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
     if !name.is_empty() && name.len() <= MAX_NAME_CHARS && name.chars().all(allowed) {
         return Ok(());
     }
     Err(format!(
-        "{} is not a valid name; use 1 to {MAX_NAME_CHARS} lower-case letters, digits, hyphens, \
-         underscores and dots",
-        quote(name)
+        "is not a valid name; use 1 to {MAX_NAME_CHARS} lower-case letters, digits, hyphens, \
+         underscores and dots"
     ))
 }
 

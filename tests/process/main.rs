@@ -47,6 +47,7 @@ mod command_line;
 mod connecting;
 mod crash;
 mod cuts;
+mod database_urls;
 mod delivery;
 mod dev;
 mod full_tablespace;

@@ -133,6 +133,15 @@ impl Lines {
         found(&all).expect("the line")
     }
 
+    /// Waits for the first line that is as `wanted`, or until the pipe closes.
+    pub(crate) async fn first_or_end(&self, wanted: impl Fn(&str) -> bool) {
+        let mut lines = self.0.clone();
+        let found = lines.wait_for(|lines| lines.iter().any(|line| wanted(line)));
+        let _found_or_closed = tokio::time::timeout(PATIENCE, found)
+            .await
+            .expect("a line, or the end");
+    }
+
     /// Waits until `count` lines contain this text.
     pub(crate) async fn times(&self, count: usize, text: &str) {
         let mut lines = self.0.clone();

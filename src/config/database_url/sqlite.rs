@@ -3,8 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::Problems;
-use crate::config::Secret;
+use super::{Problems, encoded};
 
 /// A database of SQLite.
 #[derive(Clone, PartialEq, Eq)]
@@ -17,8 +16,6 @@ pub struct SqliteUrl {
     pub shared_cache: bool,
     /// The name of a VFS to use instead of SQLite's default.
     pub vfs: Option<String>,
-    /// The URL as it was given.
-    pub(super) text: Secret<String>,
 }
 
 impl Default for SqliteUrl {
@@ -28,7 +25,6 @@ impl Default for SqliteUrl {
             create: true,
             shared_cache: false,
             vfs: None,
-            text: Secret("sqlite://canvas-scheduler.db?mode=rwc".to_owned()),
         }
     }
 }
@@ -70,8 +66,31 @@ pub(super) fn parse(rest: &str, problems: &mut Problems) -> Option<SqliteUrl> {
         create,
         shared_cache: shared_cache.unwrap_or(memory),
         vfs,
-        text: Secret(String::new()),
     })
+}
+
+impl SqliteUrl {
+    pub(super) fn for_driver(&self) -> String {
+        let file = self
+            .file
+            .as_ref()
+            .map(|file| encoded(&file.display().to_string()));
+        let cache = if self.shared_cache {
+            "shared"
+        } else {
+            "private"
+        };
+        let mode = if self.create { "&mode=rwc" } else { "" };
+        let vfs = self
+            .vfs
+            .as_ref()
+            .map(|vfs| format!("&vfs={}", encoded(vfs)));
+        format!(
+            "sqlite:{}?cache={cache}{mode}{}",
+            file.as_deref().unwrap_or(":memory:"),
+            vfs.unwrap_or_default()
+        )
+    }
 }
 
 impl fmt::Display for SqliteUrl {
