@@ -57,8 +57,11 @@
 //!
 //! # A wave that cannot be claimed
 //!
-//! An internal fault while claiming halves the number of waves of the next claim. A single wave
-//! that still fails is postponed, so that those behind it are claimed.
+//! A claim passes over schedules that another session has locked, and a settlement over outcomes
+//! whose rows are locked; they are tried again later, with all others written. A fault while
+//! claiming halves the number of waves of the next claim, so that none is repeated unchanged. A
+//! single wave that still fails with an internal fault is postponed, so that those behind it are
+//! claimed.
 //!
 //! # At stop
 //!
@@ -81,7 +84,7 @@ use tokio::time::Instant;
 
 use crate::clock::{SharedClock, jitter, sleep_until};
 use crate::error::Error;
-use crate::service::{AttemptResult, Claimed, POLL_INTERVAL, Service};
+use crate::service::{AttemptResult, Leased, POLL_INTERVAL, Service};
 use crate::sink::SharedSink;
 use crate::telemetry::metrics::DispatchMetrics;
 use crate::telemetry::outage::OutageLog;
@@ -199,35 +202,54 @@ impl Dispatcher {
         if self.clock.unsteady().is_some() {
             return Ok(Pass::Idle(now + poll_interval()));
         }
-        let capacity = self.in_flight.capacity(now).min(MAX_BATCH);
-        if capacity == 0 {
+        if self.in_flight.capacity(now) == 0 {
             self.filled = true;
             return Ok(Pass::Full(self.in_flight.paused_until(now)));
         }
         let next = self.service.next_due().await?;
         let is_due = |at: Option<DateTime<Utc>>| at.is_some_and(|at| at <= now);
-        let more_retries = is_due(next.retry) && self.retry(capacity).await?;
-        let more_waves = is_due(next.wake) && self.claim(now).await?;
+        // A fault of one does not keep the others from running.
+        let retried = match is_due(next.retry) {
+            true => self.retry(now).await,
+            false => Ok(false),
+        };
+        let claimed = match is_due(next.wake) {
+            true => self.claim(now).await,
+            false => Ok(false),
+        };
+        let (more_retries, more_waves) = (retried?, claimed?);
         if more_retries || more_waves {
             return Ok(Pass::More);
         }
-        let ahead = [next.wake, next.retry].into_iter().flatten();
+        let ahead = [next.wake, next.later_wake, next.retry]
+            .into_iter()
+            .flatten();
         let first = ahead.filter(|at| *at > now).min();
         let poll = now + poll_interval();
         Ok(Pass::Idle(first.map_or(poll, |at| at.min(poll))))
     }
 
-    /// Leases up to `limit` dispatches that are due for another attempt. Returns whether more are
-    /// due.
-    async fn retry(&mut self, limit: usize) -> Result<bool, Error> {
+    /// How many dispatches may be leased, up to `max`.
+    fn capacity(&self, now: DateTime<Utc>, max: usize) -> usize {
+        self.in_flight.capacity(now).min(max)
+    }
+
+    /// Leases dispatches that are due for another attempt. Returns whether more are due.
+    async fn retry(&mut self, now: DateTime<Utc>) -> Result<bool, Error> {
+        let limit = self.capacity(now, MAX_BATCH);
+        if limit == 0 {
+            return Ok(false);
+        }
         let began = self.traces.now();
         let retried = self.service.retry(limit).await?;
-        Ok(self.deliver(retried, limit, began))
+        self.filled |= retried.leased.len() >= limit;
+        self.deliver(retried.leased, began);
+        Ok(retried.more)
     }
 
     /// Claims waves that are due. Returns whether more are due.
     async fn claim(&mut self, now: DateTime<Utc>) -> Result<bool, Error> {
-        let limit = self.in_flight.capacity(now).min(self.claim_limit);
+        let limit = self.capacity(now, self.claim_limit);
         if limit == 0 {
             return Ok(false);
         }
@@ -235,7 +257,9 @@ impl Dispatcher {
         match self.service.claim(limit).await {
             Ok(claimed) => {
                 self.claim_limit = (self.claim_limit * 2).min(MAX_BATCH);
-                Ok(self.deliver(claimed, limit, began))
+                self.filled |= claimed.leased.len() >= limit;
+                self.deliver(claimed.leased, began);
+                Ok(claimed.more)
             }
             Err(Error::Internal(cause)) if limit == 1 => {
                 tracing::error!(cause, "a wave cannot be claimed; it is postponed");
@@ -243,20 +267,17 @@ impl Dispatcher {
                 Ok(true)
             }
             Err(error) => {
-                if matches!(error, Error::Internal(_)) {
-                    self.claim_limit = limit / 2;
-                }
+                // No claim is repeated unchanged.
+                self.claim_limit = (limit / 2).max(1);
                 Err(error)
             }
         }
     }
 
     /// Starts a delivery for each dispatch that was leased by a statement that began at `began`.
-    /// Returns whether more are due.
-    fn deliver(&mut self, claimed: Claimed, limit: usize, began: SpanStart) -> bool {
-        self.filled |= claimed.leased.len() >= limit;
-        self.in_flight.add(claimed.leased.len());
-        for leased in claimed.leased {
+    fn deliver(&mut self, leased: Vec<Leased>, began: SpanStart) {
+        self.in_flight.add(leased.len());
+        for leased in leased {
             let span = self.traces.root_span("dispatch", began);
             span.set("dispatch.id", || leased.dispatch.id.to_string());
             span.set("dispatch.attempt", || i64::from(leased.dispatch.attempt));
@@ -275,7 +296,6 @@ impl Dispatcher {
             };
             self.deliveries.spawn(delivery.run(leased));
         }
-        claimed.more
     }
 
     /// Waits after a pass that began at `began`, until there may be something to do.

@@ -68,11 +68,23 @@ impl Service {
             .await
     }
 
-    /// Writes the outcomes of attempts. Idempotent: a batch may be settled again after an error.
-    pub async fn settle(&self, finished: &[AttemptResult]) -> Result<(), Error> {
+    /// Writes the outcomes of attempts, and returns those whose rows another session has locked.
+    /// Idempotent: a batch may be settled again after an error.
+    pub async fn settle(&self, finished: &[AttemptResult]) -> Result<Vec<AttemptResult>, Error> {
         self.store
             .dispatch
             .settle(finished, self.clock.now(), &self.delivery)
+            .await
+    }
+
+    /// As [`Self::settle`], for outcomes that it returned. Waits for no lock.
+    pub async fn settle_left_out(
+        &self,
+        finished: &[AttemptResult],
+    ) -> Result<Vec<AttemptResult>, Error> {
+        self.store
+            .dispatch
+            .settle_left_out(finished, self.clock.now(), &self.delivery)
             .await
     }
 

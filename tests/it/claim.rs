@@ -10,6 +10,7 @@ use canvas_scheduler::domain::{
 use canvas_scheduler::error::Error;
 use canvas_scheduler::store::{AttemptResult, Leased, Store};
 use chrono::{DateTime, TimeDelta, Utc};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
 use tokio::task::JoinSet;
 
 use crate::support::stores::*;
@@ -26,7 +27,13 @@ on_both![
     a_postponed_schedule_is_neither_early_nor_late,
 ];
 
-on_both![file: concurrent_claims_share_what_is_due, concurrent_changes_and_claims_claim_no_zone_twice];
+on_both![
+    file: concurrent_claims_share_what_is_due,
+    concurrent_changes_and_claims_claim_no_zone_twice,
+    entries_without_a_schedule_are_removed,
+    a_wave_that_cannot_be_stored_is_postponed_alone,
+    a_retry_that_cannot_be_stored_is_postponed_alone,
+];
 
 const DUE: &str = "2026-03-20T08:00:00Z";
 
@@ -472,35 +479,28 @@ async fn concurrent_changes_and_claims_claim_no_zone_twice(database: &Database) 
 async fn claim_and_settle(store: Store, now: DateTime<Utc>) -> Vec<(ScheduleId, Zone)> {
     let mut zones = Vec::new();
     for round in 0..60 {
-        // A claim that waits for a lock for a second fails; retry it, as the dispatcher does.
-        let claimed = loop {
-            match store
-                .dispatch
-                .claim(3, now, &DeliveryPolicy::default(), zone::data_number())
-                .await
-            {
-                Err(Error::StoreUnavailable { .. }) => {}
-                result => break result.expect("claimed").leased,
-            }
-        };
+        let claimed = store
+            .dispatch
+            .claim(3, now, &DeliveryPolicy::default(), zone::data_number())
+            .await
+            .expect("claimed")
+            .leased;
         let outcome = if round % 3 == 0 {
             not_taken()
         } else {
             DeliveryOutcome::Delivered
         };
-        let results: Vec<_> = claimed
+        let mut results: Vec<_> = claimed
             .iter()
             .map(|one| AttemptResult::of(one, outcome.clone()))
             .collect();
-        while let Err(error) = store
-            .dispatch
-            .settle(&results, now, &DeliveryPolicy::default())
-            .await
-        {
-            assert!(
-                matches!(error, Error::StoreUnavailable { .. }),
-                "settled: {error:?}"
-            );
+        // Those whose rows an update has locked are settled later, as by the dispatcher.
+        while !results.is_empty() {
+            results = store
+                .dispatch
+                .settle(&results, now, &DeliveryPolicy::default())
+                .await
+                .expect("settled");
         }
         if outcome == DeliveryOutcome::Delivered {
             zones.extend(zones_of(&claimed));
@@ -522,34 +522,209 @@ fn zones_of(claimed: &[Leased]) -> Vec<(ScheduleId, Zone)> {
     zones.collect()
 }
 
-mod on_postgres {
-    use super::*;
+on_postgres![
+    claims_use_indexes_and_updates_change_none,
+    a_row_that_changes_during_its_claim_stays_due,
+    a_locked_schedule_does_not_keep_others_from_being_claimed,
+    a_locked_dispatch_does_not_keep_others_from_being_retried,
+    a_locked_dispatch_does_not_keep_others_from_being_settled,
+    a_locked_schedule_does_not_keep_other_outcomes_from_being_settled,
+    a_cancellation_does_not_wait_for_a_locked_dispatch,
+];
 
-    #[tokio::test]
-    async fn claims_use_indexes_and_updates_change_none() {
-        run(
-            Kind::Postgres,
-            concat!(
-                module_path!(),
-                "::claims_use_indexes_and_updates_change_none"
+/// The schedules of these dispatches.
+fn schedules_of(leased: &[Leased]) -> Vec<ScheduleId> {
+    leased.iter().map(|one| one.dispatch.schedule_id).collect()
+}
+
+async fn entries_without_a_schedule_are_removed(database: &Database) {
+    let test = TestStore::open(database).await;
+    let ids = [test.create(DUE, false).await, test.create(DUE, false).await];
+    database
+        .sql(
+            &format!("DELETE FROM canvas_schedule WHERE id = '{}'", ids[0]),
+            &format!(
+                "DELETE FROM canvas_schedule WHERE id = unhex('{}', '-')",
+                ids[0]
             ),
-            counted,
         )
         .await;
-    }
+    test.at(DUE);
+    assert_eq!(schedules_of(&test.claim(1).await), [ids[1]]);
+    let entries = "SELECT count(*) FROM canvas_schedule_wake";
+    assert_eq!(database.count(entries).await, 1);
+    assert_eq!(test.claim(1).await, []);
+    assert_eq!(database.count(entries).await, 0, "no pass may find it due");
+}
 
-    #[tokio::test]
-    async fn a_row_that_changes_during_its_claim_stays_due() {
-        run(
-            Kind::Postgres,
-            concat!(
-                module_path!(),
-                "::a_row_that_changes_during_its_claim_stays_due"
+/// The highest number of a dispatch that a row can hold.
+const MAX_NUMBER: &str = "2147483647";
+
+async fn a_wave_that_cannot_be_stored_is_postponed_alone(database: &Database) {
+    let test = TestStore::open(database).await;
+    let broken = test.create("2026-03-20T07:00:00Z", false).await;
+    let sound = test.create(DUE, false).await;
+    database
+        .sql(
+            &format!("UPDATE canvas_schedule SET fired = {MAX_NUMBER} WHERE id = '{broken}'"),
+            &format!(
+                "UPDATE canvas_schedule SET fired = {MAX_NUMBER} WHERE id = unhex('{broken}', '-')"
             ),
-            changed,
         )
         .await;
+    test.at(DUE);
+    assert_eq!(schedules_of(&test.claim(5).await), [sound]);
+    assert_eq!(test.claim(5).await, []);
+    let postponed = "SELECT wake_ms FROM canvas_schedule_wake";
+    let in_a_minute = test.clock.now() + TimeDelta::minutes(1);
+    assert_eq!(
+        database.count(postponed).await,
+        in_a_minute.timestamp_millis()
+    );
+}
+
+async fn a_retry_that_cannot_be_stored_is_postponed_alone(database: &Database) {
+    let test = TestStore::open(database).await;
+    let (broken, sound) = (test.create(DUE, false).await, test.create(DUE, false).await);
+    test.at(DUE);
+    test.settle(&test.claim(5).await, &unknown()).await;
+    database
+        .sql(
+            &format!("UPDATE dispatch SET attempt = {MAX_NUMBER} WHERE schedule_id = '{broken}'"),
+            &format!(
+                "UPDATE dispatch SET attempt = {MAX_NUMBER} \
+                 WHERE schedule_id = unhex('{broken}', '-')"
+            ),
+        )
+        .await;
+    test.at("2026-03-20T08:00:01Z");
+    assert_eq!(schedules_of(&test.retry(5).await), [sound]);
+    assert_eq!(test.retry(5).await, []);
+    let postponed = format!("SELECT retry_ms FROM dispatch WHERE attempt = {MAX_NUMBER}");
+    let in_a_minute = test.clock.now() + TimeDelta::minutes(1);
+    assert_eq!(
+        database.count(&postponed).await,
+        in_a_minute.timestamp_millis()
+    );
+}
+
+async fn a_locked_schedule_does_not_keep_others_from_being_claimed(database: &Database) {
+    let test = TestStore::open(database).await;
+    let mut ids = vec![];
+    for n in 0..4 {
+        ids.push(test.create(&format!("2026-03-20T07:00:0{n}Z"), false).await);
     }
+    test.at(DUE);
+    let lock = database.lock(&ids[0].to_string()).await;
+    for id in &ids[1..3] {
+        assert_eq!(schedules_of(&test.claim(1).await), [*id], "one free worker");
+    }
+    assert_eq!(schedules_of(&test.claim(5).await), [ids[3]]);
+    assert_eq!(test.claim(5).await, []);
+    let next = test.store.dispatch.next_due(test.clock.now()).await;
+    assert_eq!(
+        next.expect("read").wake,
+        Some(instant("2026-03-20T07:00:00Z"))
+    );
+    lock.rollback().await.expect("unlocked");
+    assert_eq!(schedules_of(&test.claim(5).await), [ids[0]]);
+}
+
+async fn a_locked_dispatch_does_not_keep_others_from_being_retried(database: &Database) {
+    let test = TestStore::open(database).await;
+    let mut ids = vec![];
+    for _ in 0..4 {
+        ids.push(test.create(DUE, false).await);
+    }
+    test.at(DUE);
+    test.settle(&test.claim(5).await, &unknown()).await;
+    let schedule = database.lock(&ids[0].to_string()).await;
+    let dispatch = lock_dispatch(database, ids[1]).await;
+    test.at("2026-03-20T09:00:00Z");
+    // The pauses have jitter, so that their order is any.
+    let mut retried = vec![];
+    for _ in 0..2 {
+        retried.extend(schedules_of(&test.retry(1).await));
+    }
+    retried.sort_unstable();
+    assert_eq!(retried, ids[2..], "one free worker");
+    assert_eq!(test.retry(5).await, []);
+    schedule.rollback().await.expect("unlocked");
+    dispatch.rollback().await.expect("unlocked");
+    assert_eq!(test.retry(5).await.len(), 2);
+}
+
+/// Locks the dispatches of a schedule until a rollback.
+async fn lock_dispatch(database: &Database, schedule: ScheduleId) -> DatabaseTransaction {
+    let locked = database
+        .connect()
+        .await
+        .begin()
+        .await
+        .expect("a transaction");
+    let lock = format!("SELECT 1 FROM dispatch WHERE schedule_id = '{schedule}' FOR UPDATE");
+    locked.execute_unprepared(&lock).await.expect("the lock");
+    locked
+}
+
+async fn a_locked_dispatch_does_not_keep_others_from_being_settled(database: &Database) {
+    for answer in [
+        DeliveryOutcome::Delivered,
+        unknown(),
+        not_taken(),
+        rejected(),
+    ] {
+        let test = TestStore::open(database).await;
+        let ids = [test.create(DUE, false).await, test.create(DUE, false).await];
+        test.at(DUE);
+        let leased = test.claim(5).await;
+        let lock = lock_dispatch(database, ids[0]).await;
+        let left_out = test.try_settle(&leased, &answer).await;
+        assert_eq!(left_out.len(), 1, "{answer:?}");
+        assert_eq!(left_out[0].schedule_id, ids[0]);
+        let state = async |id| states(&test, id).await.first().map(|(_, _, state)| *state);
+        let settled = state(ids[1]).await;
+        assert_ne!(settled, Some(DispatchState::InFlight), "{answer:?}");
+        let policy = DeliveryPolicy::default();
+        let again = async || {
+            let dispatch = &test.store.dispatch;
+            let left_out = dispatch.settle_left_out(&left_out, test.clock.now(), &policy);
+            left_out.await.expect("settled")
+        };
+        assert_eq!(again().await, left_out, "it is still locked");
+        lock.rollback().await.expect("unlocked");
+        assert_eq!(again().await, []);
+        assert_eq!(state(ids[0]).await, settled, "{answer:?}");
+    }
+}
+
+async fn a_locked_schedule_does_not_keep_other_outcomes_from_being_settled(database: &Database) {
+    for answer in [unknown(), not_taken(), rejected()] {
+        let test = TestStore::open(database).await;
+        let ids = [test.create(DUE, false).await, test.create(DUE, false).await];
+        test.at(DUE);
+        let leased = test.claim(5).await;
+        let lock = database.lock(&ids[0].to_string()).await;
+        let left_out = test.try_settle(&leased, &answer).await;
+        assert_eq!(left_out.len(), 1, "{answer:?}");
+        assert_eq!(left_out[0].schedule_id, ids[0]);
+        lock.rollback().await.expect("unlocked");
+        test.settle(&leased, &answer).await;
+        assert_eq!(states(&test, ids[0]).await, states(&test, ids[1]).await);
+    }
+}
+
+async fn a_cancellation_does_not_wait_for_a_locked_dispatch(database: &Database) {
+    let test = TestStore::open(database).await;
+    let id = test.create(DUE, false).await;
+    test.at(DUE);
+    test.settle(&test.claim(5).await, &unknown()).await;
+    let lock = lock_dispatch(database, id).await;
+    test.cancel(id).await.expect("cancelled");
+    lock.rollback().await.expect("unlocked");
+    test.at("2026-03-20T08:00:01Z");
+    assert_eq!(test.retry(5).await, [], "it is cancelled");
+    assert_eq!(states(&test, id).await, [(1, 1, DispatchState::Abandoned)]);
 }
 
 /// Prevents a row from being written, as the guard of its version does after a concurrent change.
@@ -557,7 +732,7 @@ const CHANGED: &str = "
     CREATE FUNCTION changed() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
     CREATE TRIGGER changed BEFORE UPDATE ON canvas_schedule FOR EACH ROW WHEN (OLD.revision = 2) EXECUTE FUNCTION changed()";
 
-async fn changed(database: &Database) {
+async fn a_row_that_changes_during_its_claim_stays_due(database: &Database) {
     let test = TestStore::open(database).await;
     let (changed, other) = (
         test.create("2026-03-20T09:00:00Z", false).await,
@@ -612,7 +787,7 @@ async fn wait_for_counts(database: &Database) {
     soon(async { while database.count(others).await > 0 {} }).await;
 }
 
-async fn counted(database: &Database) {
+async fn claims_use_indexes_and_updates_change_none(database: &Database) {
     database.sql(MANY, "").await;
     wait_for_counts(database).await;
     let (read, fetched) = (database.count(READ).await, database.count(FETCHED).await);

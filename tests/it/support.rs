@@ -73,6 +73,20 @@ macro_rules! on_both {
 }
 pub(crate) use on_both;
 
+/// Runs tests that need PostgreSQL.
+macro_rules! on_postgres {
+    ($($test:ident),+ $(,)?) => { $(
+        mod $test {
+            #[tokio::test]
+            async fn postgres() {
+                let name = concat!(module_path!(), "::postgres");
+                $crate::support::run($crate::support::Kind::Postgres, name, super::$test).await;
+            }
+        }
+    )+ };
+}
+pub(crate) use on_postgres;
+
 /// Runs a test on its own migrated database, and asserts that no thread of a server has panicked.
 pub(crate) async fn run(kind: Kind, name: &str, test: impl AsyncFnOnce(&Database)) {
     count_panics();

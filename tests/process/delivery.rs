@@ -19,7 +19,7 @@ const SECRET: &str = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz";
 const LEASE: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 4;
 
-fn flags(consumer: &Consumer) -> Vec<String> {
+fn flags(consumer: &Consumer, workers: &str) -> Vec<String> {
     let url = consumer.url();
     [
         "--sink",
@@ -33,7 +33,7 @@ fn flags(consumer: &Consumer) -> Vec<String> {
         "--lease",
         "2s",
         "--workers",
-        "32",
+        workers,
     ]
     .map(str::to_owned)
     .to_vec()
@@ -44,7 +44,11 @@ async fn sender(database: &Database, consumer: &Consumer) -> Server {
 }
 
 pub(crate) async fn sender_over(url: &str, consumer: &Consumer) -> Server {
-    let flags = flags(consumer);
+    sender_with_workers(url, consumer, "32").await
+}
+
+pub(crate) async fn sender_with_workers(url: &str, consumer: &Consumer, workers: &str) -> Server {
+    let flags = flags(consumer, workers);
     Server::start(url, &flags.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 

@@ -4,8 +4,10 @@ use std::time::Instant;
 
 use tonic::Code;
 
+use super::consumer::Consumer;
 use super::database::{Database, test_name};
-use super::load::{create, reason, schedules, unique_time, update, when_available};
+use super::delivery::{arrived, due, sender_with_workers};
+use super::load::{create, now_ms, reason, schedules, unique_time, update, when_available};
 use super::lock_holder::Locked;
 use super::server::{PATIENCE, Server, key};
 
@@ -48,6 +50,26 @@ async fn a_locked_row_does_not_delay_others_of_its_batch_postgres() {
         test_name(),
         ids.len() - 1
     );
+}
+
+/// One worker, so that each claim takes one wave.
+#[tokio::test]
+async fn a_locked_due_schedule_keeps_no_other_from_being_sent_postgres() {
+    let Some(database) = Database::postgres() else {
+        return;
+    };
+    let consumer = Consumer::start().await;
+    let api = Server::start(&database.url(), &["--roles", "api"]).await;
+    let ids = due(&api.connections(1).await, 20, now_ms() - 2_000, 1_000).await;
+    // Ids grow with the time of the creation: this one is due before all others.
+    let first = ids.first().expect("an id").clone();
+    let locked = Locked::row(&database, &first).await;
+    let _sender = sender_with_workers(&database.url(), &consumer, "1").await;
+    let mut others = ids.clone();
+    others.remove(&first);
+    consumer.until(|came| arrived(came) == others).await;
+    drop(locked);
+    consumer.until(|came| arrived(came) == ids).await;
 }
 
 #[tokio::test]

@@ -51,8 +51,7 @@ impl Snapshot {
         if lock == Lock::Skip && read.rows.len() < keys.len() {
             let skipped = |key: &ScheduleKey| !read.rows.contains_key(key);
             let skipped: Vec<ScheduleKey> = keys.into_iter().filter(skipped).collect();
-            let locked = load::read_rows(db, &skipped, Lock::None).await?;
-            read.locked = locked.iter().map(ScheduleKey::of).collect();
+            read.locked = load::locked(db, &skipped).await?;
         }
         // After the rows: a cut-off commit that lands before they are read is found here; one that
         // lands later moves a version, so that this round's write is refused.

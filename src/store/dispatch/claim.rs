@@ -1,27 +1,30 @@
 //! Claims due waves. One short transaction moves due rows to their next waves and inserts their
 //! dispatches, leased to the caller. It never claims more than the caller asked for.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{ConnectionTrait, DbErr};
+use sea_orm::{ConnectionTrait, DbErr, Value};
 
 use crate::domain::{CanvasSchedule, DeliveryPolicy, WorkspaceId, zone};
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
-use crate::store::dispatch::cursor::Position;
-use crate::store::dispatch::payload::{Leased, Payloads, PendingLease};
-use crate::store::dispatch::transitions::{self, REMOVE_ENTRIES, Transitions};
-use crate::store::schema::load::{self, Loaded, Lock, ScheduleKey};
-use crate::store::schema::row::FromRow;
-use crate::store::schema::statement::{Texts, skip_locked};
-use crate::store::schema::tables::wake;
+use crate::store::dispatch::cursor::WakeKey;
+use crate::store::dispatch::payload::{Leased, Payload, PendingLease, joined_payload};
+use crate::store::dispatch::transitions::{self, Taken, Transitions};
+use crate::store::schema::load::{self, Loaded, ScheduleKey};
+use crate::store::schema::row::{FromRow, Row};
+use crate::store::schema::statement::{Columns, Texts, join_in_order, skip_locked};
+use crate::store::schema::tables::{canvas_schedule, dispatch, wake};
 
 /// How long a row that this build cannot read is postponed.
 pub(crate) const UNREADABLE_RETRY_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 
 const POSTPONED: &str = "it is postponed for a minute";
+
+/// The most entries without a schedule that one claim removes.
+const MAX_LEFT_OVER: i64 = 512;
 
 /// The result of one claim or retry.
 #[derive(Debug, Default)]
@@ -33,33 +36,63 @@ pub struct Claimed {
     pub more: bool,
 }
 
-/// Up to as many entries as are asked for, without those that another replica has locked.
+/// Entries that are due, with all that a claim reads except earlier dispatches: one round trip. An
+/// entry that another session has locked, or whose schedule is locked, does not count against the
+/// limit, so that it keeps no other from being claimed.
 static DUE: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let skip = skip_locked(backend);
+        let schedule = Columns::<canvas_schedule::Model>::all().names("s.");
+        let (payload, joined) = (Payload::COLUMNS, joined_payload("s.properties_id"));
+        // The schedule first: while it is locked, its entry is not touched.
+        let (join, skip) = (join_in_order(backend), skip_locked(backend, "s, w"));
         format!(
-            "SELECT w.wake_ms, w.workspace_id, w.id, t.name, t.sending_paused FROM ( \
-               SELECT wake_ms, workspace_id, id FROM canvas_schedule_wake \
-               WHERE wake_ms <= $1 AND (wake_ms, workspace_id, id) >= ($3, $4, $5) \
-                 AND NOT (SELECT paused FROM sending WHERE id = 1) \
-               ORDER BY wake_ms, workspace_id, id LIMIT $2 {skip} \
-             ) AS w JOIN workspace t ON t.id = w.workspace_id"
+            "SELECT w.wake_ms, w.workspace_id, w.id, t.sending_paused, t.name, {payload}, {schedule} \
+             FROM canvas_schedule_wake w \
+             {join} canvas_schedule s ON s.workspace_id = w.workspace_id AND s.id = w.id \
+             {join} workspace t ON t.id = w.workspace_id {joined} \
+             WHERE {DUE_ENTRIES} ORDER BY w.wake_ms, w.workspace_id, w.id LIMIT $2 {skip}"
         )
     })
 });
 
-/// A schedule with due entries.
+const DUE_ENTRIES: &str = "w.wake_ms <= $1 AND (w.wake_ms, w.workspace_id, w.id) >= ($3, $4, $5) \
+     AND NOT (SELECT paused FROM sending WHERE id = 1)";
+
+/// Removes due entries whose schedules were removed.
+static REMOVE_LEFT_OVER: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let skip = skip_locked(backend, "w");
+        format!(
+            "DELETE FROM canvas_schedule_wake WHERE (wake_ms, workspace_id, id) IN ( \
+               SELECT w.wake_ms, w.workspace_id, w.id FROM canvas_schedule_wake w \
+               WHERE {DUE_ENTRIES} AND NOT EXISTS (SELECT 1 FROM canvas_schedule s \
+                 WHERE s.workspace_id = w.workspace_id AND s.id = w.id) \
+               ORDER BY w.wake_ms, w.workspace_id, w.id LIMIT $2 {skip} \
+             )"
+        )
+    })
+});
+
+/// The due entries of a schedule, and what the claim of its wave needs.
 struct DueSchedule {
     entries: Vec<wake::Model>,
     workspace_name: String,
+    payload: Payload,
 }
 
-/// The due entries of the queue.
+/// What a claim reads: the rows are locked, and none is read twice.
 #[derive(Default)]
 struct DueEntries {
-    due: BTreeMap<ScheduleKey, DueSchedule>,
+    rows: Vec<canvas_schedule::Model>,
+    due: HashMap<ScheduleKey, DueSchedule>,
     /// Those of paused workspaces.
     paused: Vec<wake::Model>,
+}
+
+impl DueEntries {
+    fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.paused.is_empty()
+    }
 }
 
 impl DispatchStore {
@@ -75,10 +108,15 @@ impl DispatchStore {
     ) -> Result<Claimed, Error> {
         let claim = async {
             let db = self.claiming.begin().await?;
-            let entries = due_entries(&db, self.cursor.position(), now, limit).await?;
-            if entries.due.is_empty() && entries.paused.is_empty() {
-                db.rollback().await?;
-                return Ok(Claimed::default());
+            let from = self.cursor.position().wake;
+            let entries = due_entries(&db, from, now, limit).await?;
+            if entries.is_empty() {
+                let removed = remove_left_over(&db, from, now).await?;
+                db.commit().await?;
+                return Ok(Claimed {
+                    leased: vec![],
+                    more: removed > 0,
+                });
             }
             let pass = ClaimPass {
                 now,
@@ -99,8 +137,12 @@ impl DispatchStore {
     pub async fn postpone_first(&self, now: DateTime<Utc>) -> Result<(), Error> {
         let postpone = async {
             let db = self.claiming.begin().await?;
-            let DueEntries { due, .. } = due_entries(&db, self.cursor.position(), now, 1).await?;
-            let entries: Vec<wake::Model> = due.into_values().flat_map(|due| due.entries).collect();
+            let from = self.cursor.position().wake;
+            let statement = DUE.with(db.get_database_backend(), due_values(from, now, 1));
+            // Decodes the entry alone: its schedule may be what cannot be decoded.
+            let rows = db.query_all_raw(statement).await?;
+            let entries = rows.iter().map(|row| wake::Model::from_row(row, 0));
+            let entries = entries.collect::<Result<Vec<_>, _>>()?;
             for entry in &entries {
                 tracing::error!(
                     schedule_id = %entry.id,
@@ -114,37 +156,57 @@ impl DispatchStore {
     }
 }
 
-async fn due_entries<C: ConnectionTrait>(
-    db: &C,
-    from: Position,
-    now: DateTime<Utc>,
-    limit: usize,
-) -> Result<DueEntries, DbErr> {
-    let (wake_ms, workspace_id, id) = from.wake;
-    let values = [
+fn due_values((wake_ms, workspace_id, id): WakeKey, now: DateTime<Utc>, limit: i64) -> [Value; 5] {
+    [
         now.timestamp_millis().into(),
-        i64::try_from(limit).unwrap_or(i64::MAX).into(),
+        limit.into(),
         wake_ms.into(),
         workspace_id.into(),
         id.into(),
-    ];
-    let statement = DUE.with(db.get_database_backend(), values);
+    ]
+}
+
+async fn due_entries<C: ConnectionTrait>(
+    db: &C,
+    from: WakeKey,
+    now: DateTime<Utc>,
+    limit: usize,
+) -> Result<DueEntries, DbErr> {
+    const AFTER_ENTRY: usize = wake::Model::COUNT;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let statement = DUE.with(db.get_database_backend(), due_values(from, now, limit));
     let mut entries = DueEntries::default();
     for row in db.query_all_raw(statement).await? {
         let entry = wake::Model::from_row(&row, 0)?;
-        if row.try_get_by_index(4)? {
+        if row.try_get_by_index(AFTER_ENTRY)? {
             entries.paused.push(entry);
             continue;
         }
-        let workspace_name = row.try_get_by_index(3)?;
         let key = ScheduleKey::new(entry.workspace_id, entry.id);
-        let due = entries.due.entry(key).or_insert_with(|| DueSchedule {
-            entries: vec![],
-            workspace_name,
-        });
-        due.entries.push(entry);
+        if let Some(due) = entries.due.get_mut(&key) {
+            due.entries.push(entry);
+            continue;
+        }
+        let due = DueSchedule {
+            entries: vec![entry],
+            workspace_name: row.try_get_by_index(AFTER_ENTRY + 1)?,
+            payload: Payload::from_row(&row, AFTER_ENTRY + 2)?,
+        };
+        let schedule = canvas_schedule::Model::from_row(&row, AFTER_ENTRY + 4)?;
+        entries.rows.push(schedule);
+        entries.due.insert(key, due);
     }
     Ok(entries)
+}
+
+async fn remove_left_over<C: ConnectionTrait>(
+    db: &C,
+    from: WakeKey,
+    now: DateTime<Utc>,
+) -> Result<u64, DbErr> {
+    let values = due_values(from, now, MAX_LEFT_OVER);
+    let statement = REMOVE_LEFT_OVER.with(db.get_database_backend(), values);
+    Ok(db.execute_raw(statement).await?.rows_affected())
 }
 
 async fn claim_all<C: ConnectionTrait>(
@@ -152,10 +214,14 @@ async fn claim_all<C: ConnectionTrait>(
     entries: DueEntries,
     mut pass: ClaimPass<'_>,
 ) -> Result<Claimed, DbErr> {
-    let DueEntries { mut due, paused } = entries;
+    let DueEntries {
+        rows,
+        mut due,
+        paused,
+        ..
+    } = entries;
     transitions::park_entries(db, &paused).await?;
-    let keys: Vec<ScheduleKey> = due.keys().copied().collect();
-    for loaded in load::load(db, &keys, Lock::None).await? {
+    for loaded in load::with_dispatches(db, rows).await? {
         let Some(due) = due.remove(&load::key_of(&loaded)) else {
             continue;
         };
@@ -167,11 +233,8 @@ async fn claim_all<C: ConnectionTrait>(
             }
         }
     }
-    // The rows of those that are left were removed.
-    let left_over: Vec<wake::Model> = due.into_values().flat_map(|due| due.entries).collect();
-    REMOVE_ENTRIES.execute(db, [], &left_over).await?;
     let mut claimed = pass.write(db).await?;
-    claimed.more |= !paused.is_empty() || !left_over.is_empty();
+    claimed.more |= !paused.is_empty();
     Ok(claimed)
 }
 
@@ -219,6 +282,7 @@ impl ClaimPass<'_> {
             workspace_name: due.workspace_name,
             schedule: after.clone(),
             dispatch,
+            payload: due.payload,
         });
         self.decided.push(DecidedSchedule {
             loaded,
@@ -230,24 +294,21 @@ impl ClaimPass<'_> {
     }
 
     async fn write<C: ConnectionTrait>(mut self, db: &C) -> Result<Claimed, DbErr> {
-        let leases = self.decided.iter().filter_map(|one| one.lease.as_ref());
-        let payloads = Payloads::read(db, leases).await?;
         let (mut transitions, mut leased) = (Transitions::default(), HashMap::new());
         for one in self.decided {
-            let before = &one.loaded.row;
-            if let Some(pending) = &one.lease {
-                match payloads.lease(pending, self.now) {
-                    Ok(lease) => leased.insert(before.id, lease),
-                    Err(fault) => {
-                        one.loaded.unreadable(fault).log(POSTPONED);
-                        self.unreadable.extend(one.entries);
-                        continue;
-                    }
-                };
+            let entries = one.entries.clone();
+            let (before, lease) = (&one.loaded.row, one.lease.as_ref());
+            match encoded(lease, self.now).and_then(|(lease, dispatch)| {
+                let taken = Taken { entries, dispatch };
+                transitions.push(before, &one.after, one.examine_ms, self.now, taken)?;
+                Ok(lease)
+            }) {
+                Ok(lease) => leased.extend(lease.map(|lease| (before.id, lease))),
+                Err(fault) => {
+                    one.loaded.unreadable(fault).log(POSTPONED);
+                    self.unreadable.extend(one.entries);
+                }
             }
-            transitions.taken.extend(one.entries);
-            let dispatch = one.lease.as_ref().map(PendingLease::row).transpose()?;
-            transitions.push(before, &one.after, one.examine_ms, self.now, dispatch)?;
         }
         let written = transitions.write(db).await?;
         let more = !written.is_empty() || !self.unreadable.is_empty();
@@ -259,4 +320,14 @@ impl ClaimPass<'_> {
             more,
         })
     }
+}
+
+/// A lease as its worker and as the database get it.
+fn encoded(
+    lease: Option<&PendingLease>,
+    now: DateTime<Utc>,
+) -> Result<(Option<Leased>, Option<dispatch::Model>), DbErr> {
+    lease.map_or(Ok((None, None)), |pending| {
+        Ok((Some(pending.lease(now)?), Some(pending.row()?)))
+    })
 }

@@ -4,9 +4,13 @@
 //! # Claim, lease and settle
 //!
 //! The queue of due schedules (`canvas_schedule_wake`) says when to examine which schedule. A claim
-//! is one short transaction: it locks due entries, passes over those that another replica has
-//! locked, lets the domain decide each schedule, and writes the schedules, their new dispatches and
-//! the queue together. No transaction is open while a sink delivers.
+//! is one short transaction: it locks due entries and their schedules, lets the domain decide each
+//! schedule, and writes the schedules, their new dispatches and the queue together. No transaction
+//! is open while a sink delivers.
+//!
+//! No batch waits for a row that another session has locked, since one lock would hold up all
+//! others: claims and retries pass over it, and a settlement leaves its outcome out, to be settled
+//! later. An entry whose schedule was removed is removed once nothing else is due.
 //!
 //! A new dispatch is leased: until `retry_ms` only the worker that claimed it delivers it. The
 //! worker then settles it with the sink's answer.

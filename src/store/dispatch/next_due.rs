@@ -12,11 +12,13 @@ use crate::store::dispatch::cursor::Position;
 use crate::store::schema::codec;
 use crate::store::schema::statement::statement;
 
-const NEXT_DUE: &str = "SELECT w.wake_ms, w.workspace_id, w.id, r.retry_ms \
+const NEXT_DUE: &str = "SELECT w.wake_ms, w.workspace_id, w.id, r.retry_ms, l.wake_ms \
      FROM (SELECT 1 AS one) AS o \
      LEFT JOIN (SELECT wake_ms, workspace_id, id FROM canvas_schedule_wake \
        WHERE (wake_ms, workspace_id, id) >= ($1, $2, $3) \
        ORDER BY wake_ms, workspace_id, id LIMIT 1) AS w ON true \
+     LEFT JOIN (SELECT wake_ms FROM canvas_schedule_wake WHERE wake_ms > $5 \
+       ORDER BY wake_ms LIMIT 1) AS l ON true \
      LEFT JOIN (SELECT retry_ms FROM dispatch WHERE retry_ms >= $4 \
        ORDER BY retry_ms LIMIT 1) AS r ON true";
 
@@ -27,6 +29,8 @@ const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::i
 pub struct NextDue {
     /// When the first entry of the queue is due.
     pub wake: Option<DateTime<Utc>>,
+    /// When the first entry that is not due yet will be due: those before it may be locked.
+    pub later_wake: Option<DateTime<Utc>>,
     /// When the first retry is due.
     pub retry: Option<DateTime<Utc>>,
 }
@@ -45,6 +49,7 @@ impl DispatchStore {
                 workspace_id.into(),
                 id.into(),
                 retry_ms.into(),
+                now.timestamp_millis().into(),
             ];
             let row = db.query_one_raw(statement(&db, NEXT_DUE, from)).await?;
             db.release();
@@ -60,6 +65,7 @@ impl DispatchStore {
             let instant = |millis: Option<i64>| millis.and_then(DateTime::from_timestamp_millis);
             Ok(NextDue {
                 wake: instant(wake_ms),
+                later_wake: instant(row.try_get_by_index(4)?),
                 retry: instant(retry_ms),
             })
         };

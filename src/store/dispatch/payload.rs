@@ -1,19 +1,12 @@
 //! Builds the message that a sink delivers: a dispatch with its target and the properties that were
 //! fixed when it was claimed.
 
-use std::collections::HashMap;
-use std::sync::LazyLock;
-
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{ConnectionTrait, DbErr};
+use sea_orm::{DbErr, QueryResult};
 use serde::de::DeserializeOwned;
-use uuid::Uuid;
 
 use crate::domain::{CanvasSchedule, Dispatch, DispatchMessage, Properties, Target, WorkspaceId};
 use crate::store::schema::codec;
-use crate::store::schema::load::ScheduleKey;
-use crate::store::schema::row::{Row, row};
-use crate::store::schema::statement::OverBatch;
 use crate::store::schema::tables::dispatch;
 
 /// A dispatch that is leased to the caller.
@@ -30,7 +23,36 @@ pub struct Leased {
     pub lag: TimeDelta,
 }
 
-/// A dispatch to be leased, before its payload is read.
+/// The target and the properties of a dispatch as they are stored, as JSON.
+pub(crate) struct Payload {
+    target: Option<String>,
+    properties: Option<String>,
+}
+
+/// Joins [`Payload::COLUMNS`] of the schedule `s` with the properties named `properties`.
+pub(crate) fn joined_payload(properties: &str) -> String {
+    format!(
+        "LEFT JOIN canvas_schedule_target g \
+           ON g.schedule_id = s.id AND g.workspace_id = s.workspace_id \
+         LEFT JOIN canvas_schedule_properties p \
+           ON p.id = {properties} AND p.workspace_id = s.workspace_id"
+    )
+}
+
+impl Payload {
+    /// The columns of [`joined_payload`].
+    pub(crate) const COLUMNS: &str = "g.body, p.body";
+
+    /// Decodes the columns that begin at `first`.
+    pub(crate) fn from_row(row: &QueryResult, first: usize) -> Result<Self, DbErr> {
+        Ok(Self {
+            target: row.try_get_by_index(first)?,
+            properties: row.try_get_by_index(first + 1)?,
+        })
+    }
+}
+
+/// A dispatch to be leased.
 pub(crate) struct PendingLease {
     /// The tenant.
     pub workspace: WorkspaceId,
@@ -39,6 +61,7 @@ pub(crate) struct PendingLease {
     pub schedule: CanvasSchedule,
     /// The dispatch, as it is to be written.
     pub dispatch: Dispatch,
+    pub payload: Payload,
 }
 
 impl PendingLease {
@@ -46,75 +69,20 @@ impl PendingLease {
         codec::dispatch_row(self.workspace, &self.schedule, &self.dispatch)
     }
 
-    fn key(&self) -> ScheduleKey {
-        ScheduleKey::new(self.workspace.0, self.schedule.id.0)
-    }
-}
-
-/// The targets and properties of dispatches, as JSON.
-pub(crate) struct Payloads {
-    targets: HashMap<Uuid, String>,
-    properties: HashMap<Uuid, String>,
-}
-
-row! {
-    struct PropertiesKey {
-        workspace_id: i32,
-        id: Uuid,
-    }
-}
-
-static TARGETS: LazyLock<OverBatch<ScheduleKey>> = LazyLock::new(|| {
-    OverBatch::new(
-        "SELECT t.schedule_id, t.body FROM batch AS k \
-             JOIN canvas_schedule_target t \
-               ON t.schedule_id = k.id AND t.workspace_id = k.workspace_id",
-    )
-});
-
-static PROPERTIES: LazyLock<OverBatch<PropertiesKey>> = LazyLock::new(|| {
-    OverBatch::new(
-        "SELECT p.id, p.body FROM batch AS k \
-             JOIN canvas_schedule_properties p ON p.id = k.id AND p.workspace_id = k.workspace_id",
-    )
-});
-
-impl Payloads {
-    /// Reads those of these dispatches.
-    pub(crate) async fn read<'a, C: ConnectionTrait>(
-        db: &C,
-        leases: impl Iterator<Item = &'a PendingLease> + Clone,
-    ) -> Result<Self, DbErr> {
-        let keys: Vec<ScheduleKey> = leases.clone().map(PendingLease::key).collect();
-        let properties = leases.filter_map(|pending| {
-            let id = pending.dispatch.properties?.0;
-            Some(PropertiesKey {
-                workspace_id: pending.workspace.0,
-                id,
-            })
-        });
-        let properties: Vec<PropertiesKey> = properties.collect();
-        Ok(Self {
-            targets: bodies(db, &TARGETS, &keys).await?,
-            properties: bodies(db, &PROPERTIES, &properties).await?,
-        })
-    }
-
     /// The lease of an attempt that begins at `now`.
-    pub(crate) fn lease(
-        &self,
-        pending: &PendingLease,
-        now: DateTime<Utc>,
-    ) -> Result<Leased, DbErr> {
-        let (schedule, dispatch) = (&pending.schedule, &pending.dispatch);
-        let target: Target = decode(&self.targets, schedule.id.0, "the target is missing")?;
+    pub(crate) fn lease(&self, now: DateTime<Utc>) -> Result<Leased, DbErr> {
+        let (schedule, dispatch) = (&self.schedule, &self.dispatch);
+        let target: Target = decode(self.payload.target.as_deref(), "the target is missing")?;
         let properties: Properties = match dispatch.properties {
             None => Properties::default(),
-            Some(id) => decode(&self.properties, id.0, "the properties are missing")?,
+            Some(_) => {
+                let body = self.payload.properties.as_deref();
+                decode(body, "the properties are missing")?
+            }
         };
         let message = DispatchMessage {
             id: dispatch.id(schedule.id),
-            workspace: pending.workspace_name.clone(),
+            workspace: self.workspace_name.clone(),
             canvas_id: schedule.canvas_id.clone(),
             schedule_id: schedule.id,
             revision: dispatch.revision,
@@ -129,7 +97,7 @@ impl Payloads {
         let until = dispatch.retry_at.unwrap_or(now);
         let lag = (now - dispatch.wave.time.max(schedule.updated_at)).max(TimeDelta::zero());
         Ok(Leased {
-            workspace: pending.workspace,
+            workspace: self.workspace,
             dispatch: message,
             until,
             lag,
@@ -137,22 +105,7 @@ impl Payloads {
     }
 }
 
-async fn bodies<C: ConnectionTrait, R: Row>(
-    db: &C,
-    statement: &OverBatch<R>,
-    keys: &[R],
-) -> Result<HashMap<Uuid, String>, DbErr> {
-    let rows = statement.query(db, keys).await?;
-    rows.iter()
-        .map(|row| Ok((row.try_get_by_index(0)?, row.try_get_by_index(1)?)))
-        .collect()
-}
-
-fn decode<T: DeserializeOwned>(
-    bodies: &HashMap<Uuid, String>,
-    id: Uuid,
-    missing: &str,
-) -> Result<T, DbErr> {
-    let body = bodies.get(&id).ok_or_else(|| codec::broken(missing))?;
+fn decode<T: DeserializeOwned>(body: Option<&str>, missing: &str) -> Result<T, DbErr> {
+    let body = body.ok_or_else(|| codec::broken(missing))?;
     serde_json::from_str(body).map_err(codec::broken)
 }

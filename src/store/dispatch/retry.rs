@@ -1,37 +1,39 @@
 //! Leases dispatches for another attempt: those of unknown outcome that are due again, and those
 //! whose lease expired.
 
-use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbErr};
-use uuid::Uuid;
 
 use crate::domain::{DeliveryPolicy, DispatchState, Hold, WorkspaceId};
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::claim::{Claimed, UNREADABLE_RETRY_INTERVAL};
-use crate::store::dispatch::cursor::Position;
-use crate::store::dispatch::payload::{Payloads, PendingLease};
+use crate::store::dispatch::payload::{Leased, Payload, PendingLease, joined_payload};
 use crate::store::dispatch::rows;
 use crate::store::schema::codec;
-use crate::store::schema::load::{self, Lock, ScheduleKey};
 use crate::store::schema::row::{FromRow, Row};
-use crate::store::schema::statement::{Columns, Texts, skip_locked};
+use crate::store::schema::statement::{Columns, Texts, join_in_order, skip_locked};
 use crate::store::schema::tables::{canvas_schedule, dispatch};
 
+/// Dispatches that are due for another attempt, with all that a retry reads: one round trip. Their
+/// schedules are locked, so that a cancellation either waits or is seen. A dispatch that another
+/// session has locked, or whose schedule is locked, does not count against the limit; a later retry
+/// finds it.
 static DUE: LazyLock<Texts> = LazyLock::new(|| {
     Texts::of(|backend| {
-        let skip = skip_locked(backend);
-        let columns = Columns::<dispatch::Model>::all().names("d.");
+        let dispatch = Columns::<dispatch::Model>::all().names("d.");
+        let schedule = Columns::<canvas_schedule::Model>::all().names("s.");
+        let (payload, joined) = (Payload::COLUMNS, joined_payload("d.properties_id"));
+        let (join, skip) = (join_in_order(backend), skip_locked(backend, "s, d"));
         format!(
-            "SELECT {columns}, t.name, \
+            "SELECT {dispatch}, {schedule}, {payload}, t.name, \
                t.sending_paused OR (SELECT paused FROM sending WHERE id = 1) \
-             FROM ( \
-               SELECT * FROM dispatch WHERE retry_ms BETWEEN $3 AND $1 \
-               ORDER BY retry_ms LIMIT $2 {skip} \
-             ) AS d JOIN workspace t ON t.id = d.workspace_id"
+             FROM dispatch d \
+             {join} canvas_schedule s ON s.workspace_id = d.workspace_id AND s.id = d.schedule_id \
+             {join} workspace t ON t.id = d.workspace_id {joined} \
+             WHERE d.retry_ms BETWEEN $3 AND $1 ORDER BY d.retry_ms LIMIT $2 {skip}"
         )
     })
 });
@@ -39,6 +41,8 @@ static DUE: LazyLock<Texts> = LazyLock::new(|| {
 /// A dispatch that is due for another attempt.
 struct DueDispatch {
     row: dispatch::Model,
+    schedule: canvas_schedule::Model,
+    payload: Payload,
     workspace_name: String,
     paused: bool,
 }
@@ -55,7 +59,8 @@ impl DispatchStore {
     ) -> Result<Claimed, Error> {
         let retry = async {
             let db = self.claiming.begin().await?;
-            let due = due_dispatches(&db, self.cursor.position(), now, limit).await?;
+            let from_ms = self.cursor.position().retry_ms;
+            let due = due_dispatches(&db, from_ms, now, limit).await?;
             if due.is_empty() {
                 db.rollback().await?;
                 return Ok(Claimed::default());
@@ -71,22 +76,26 @@ impl DispatchStore {
 
 async fn due_dispatches<C: ConnectionTrait>(
     db: &C,
-    from: Position,
+    from_ms: i64,
     now: DateTime<Utc>,
     limit: usize,
 ) -> Result<Vec<DueDispatch>, DbErr> {
     let values = [
         now.timestamp_millis().into(),
         i64::try_from(limit).unwrap_or(i64::MAX).into(),
-        from.retry_ms.into(),
+        from_ms.into(),
     ];
     let statement = DUE.with(db.get_database_backend(), values);
     let rows = db.query_all_raw(statement).await?;
     let due = rows.iter().map(|row| {
+        const AFTER_DISPATCH: usize = dispatch::Model::COUNT;
+        const AFTER_SCHEDULE: usize = AFTER_DISPATCH + canvas_schedule::Model::COUNT;
         Ok(DueDispatch {
             row: dispatch::Model::from_row(row, 0)?,
-            workspace_name: row.try_get_by_index(dispatch::Model::COUNT)?,
-            paused: row.try_get_by_index(dispatch::Model::COUNT + 1)?,
+            schedule: canvas_schedule::Model::from_row(row, AFTER_DISPATCH)?,
+            payload: Payload::from_row(row, AFTER_SCHEDULE)?,
+            workspace_name: row.try_get_by_index(AFTER_SCHEDULE + 2)?,
+            paused: row.try_get_by_index(AFTER_SCHEDULE + 3)?,
         })
     });
     due.collect()
@@ -99,59 +108,52 @@ async fn lease_all<C: ConnectionTrait>(
     now: DateTime<Utc>,
     delivery: &DeliveryPolicy,
 ) -> Result<(Claimed, usize), DbErr> {
-    let schedules = locked_schedules(db, &due).await?;
-    let (mut written, mut decided) = (vec![], vec![]);
+    let (mut written, mut leased, mut dead) = (vec![], vec![], 0);
     for due in due {
-        // Locked by another session, or removed: a later retry finds out.
-        let Some(schedule) = schedules.get(&due.row.schedule_id) else {
-            continue;
-        };
-        match decide(schedule, &due, now, delivery) {
-            Ok(pending) => decided.push(pending),
-            Err(fault) => written.push(postponed(due.row, now, &fault)),
-        }
-    }
-    let in_state = |state| move |one: &&PendingLease| one.dispatch.state == state;
-    let leases = decided.iter().filter(in_state(DispatchState::InFlight));
-    let payloads = Payloads::read(db, leases).await?;
-    let mut leased = vec![];
-    for pending in &decided {
-        let row = pending.row()?;
-        if pending.dispatch.state == DispatchState::InFlight {
-            match payloads.lease(pending, now) {
-                Ok(lease) => leased.push(lease),
-                Err(fault) => {
-                    written.push(postponed(row, now, &fault));
-                    continue;
-                }
+        let before = due.row.clone();
+        match decide(due, now, delivery) {
+            Ok(Decided { row, lease }) => {
+                dead += usize::from(row.state == codec::dispatch_state_code(DispatchState::Dead));
+                leased.extend(lease);
+                written.push(row);
             }
+            Err(fault) => written.push(postponed(before, now, &fault)),
         }
-        written.push(row);
     }
     rows::UPDATE.execute(db, [], &written).await?;
-    let dead = decided.iter().filter(in_state(DispatchState::Dead)).count();
     let more = !written.is_empty();
     Ok((Claimed { leased, more }, dead))
 }
 
+/// A dispatch as it is written, and its lease if it gets one.
+struct Decided {
+    row: dispatch::Model,
+    lease: Option<Leased>,
+}
+
 /// Lets the domain decide whether the dispatch is leased again.
 fn decide(
-    row: &canvas_schedule::Model,
-    due: &DueDispatch,
+    due: DueDispatch,
     now: DateTime<Utc>,
     delivery: &DeliveryPolicy,
-) -> Result<PendingLease, DbErr> {
-    let schedule = codec::schedule(row)?;
+) -> Result<Decided, DbErr> {
+    let schedule = codec::schedule(&due.schedule)?;
     let hold = Hold {
         cancelled: schedule.cancelled_at.is_some(),
         paused: due.paused,
     };
-    let dispatch = codec::dispatch(due.row.clone(), &schedule)?.retry(hold, now, delivery);
-    Ok(PendingLease {
-        workspace: WorkspaceId(row.workspace_id),
-        workspace_name: due.workspace_name.clone(),
+    let dispatch = codec::dispatch(due.row, &schedule)?.retry(hold, now, delivery);
+    let is_leased = dispatch.state == DispatchState::InFlight;
+    let pending = PendingLease {
+        workspace: WorkspaceId(due.schedule.workspace_id),
+        workspace_name: due.workspace_name,
         schedule,
         dispatch,
+        payload: due.payload,
+    };
+    Ok(Decided {
+        row: pending.row()?,
+        lease: is_leased.then(|| pending.lease(now)).transpose()?,
     })
 }
 
@@ -168,17 +170,4 @@ fn postponed(row: dispatch::Model, now: DateTime<Utc>, fault: &DbErr) -> dispatc
         retry_ms: Some((now + UNREADABLE_RETRY_INTERVAL).timestamp_millis()),
         ..row
     }
-}
-
-/// The rows of the dispatches' schedules, locked: a cancellation either waits or is seen.
-async fn locked_schedules<C: ConnectionTrait>(
-    db: &C,
-    due: &[DueDispatch],
-) -> Result<HashMap<Uuid, canvas_schedule::Model>, DbErr> {
-    let key = |due: &DueDispatch| ScheduleKey::new(due.row.workspace_id, due.row.schedule_id);
-    let mut keys: Vec<ScheduleKey> = due.iter().map(key).collect();
-    keys.sort_unstable();
-    keys.dedup();
-    let rows = load::read_rows(db, &keys, Lock::Skip).await?;
-    Ok(rows.into_iter().map(|row| (row.id, row)).collect())
 }

@@ -2,7 +2,7 @@
 //! all. The domain decides the rest under the locks of their schedules, since it may open zones
 //! again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
@@ -17,11 +17,12 @@ use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::payload::Leased;
 use crate::store::dispatch::rows::{self, DispatchKey};
-use crate::store::dispatch::transitions::Transitions;
+use crate::store::dispatch::transitions::{Taken, Transitions};
 use crate::store::schema::codec;
 use crate::store::schema::load::{self, Loaded, Lock, ScheduleKey};
 use crate::store::schema::statement::OverBatch;
 use crate::store::schema::tables::dispatch;
+use crate::store::session::error::lock_timed_out;
 
 /// An attempt and the sink's answer to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,58 +82,143 @@ static DELIVERED: LazyLock<OverBatch<DispatchKey>> = LazyLock::new(|| {
 });
 
 impl DispatchStore {
-    /// Settles these attempts at `now`. If this fails, some may be settled; to settle them again
-    /// changes nothing.
+    /// Settles these attempts at `now`, and returns those that it left out since another session
+    /// has locked their rows. If this fails, some may be settled; to settle them again changes
+    /// nothing. The first row that it finds locked costs up to the `lock_timeout`, since most
+    /// batches meet none; [`Self::settle_left_out`] waits for no lock.
     pub async fn settle(
         &self,
         results: &[AttemptResult],
         now: DateTime<Utc>,
         delivery: &DeliveryPolicy,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<AttemptResult>, Error> {
         let settle = async {
-            let (delivered, others): (Vec<_>, Vec<_>) = results
-                .iter()
-                .partition(|one| one.answer == DeliveryOutcome::Delivered);
-            let db = self.settling.acquire().await?;
-            settle_delivered(&db, &delivered, now).await?;
-            db.release();
-            if others.is_empty() {
-                return Ok(());
-            }
-            let db = self.settling.begin().await?;
-            let dead = settle_others(&db, &others, now, delivery).await?;
-            db.commit().await?;
-            self.metrics.count_dead_letters(dead);
-            Ok(())
+            let (delivered, others) = by_outcome(results);
+            let left_out = match self.settle_delivered(&delivered, now).await {
+                Err(fault) if lock_timed_out(&fault) => self.settle_free(&delivered, now).await?,
+                settled => settled.map(|()| vec![])?,
+            };
+            let others = self.settle_others(&others, now, delivery).await?;
+            Ok([left_out, others].concat())
         };
         self.pool.run(settle).await
     }
+
+    /// As [`Self::settle`], for attempts that it left out.
+    pub async fn settle_left_out(
+        &self,
+        results: &[AttemptResult],
+        now: DateTime<Utc>,
+        delivery: &DeliveryPolicy,
+    ) -> Result<Vec<AttemptResult>, Error> {
+        let settle = async {
+            let (delivered, others) = by_outcome(results);
+            let delivered = self.settle_free(&delivered, now).await?;
+            let others = self.settle_others(&others, now, delivery).await?;
+            Ok([delivered, others].concat())
+        };
+        self.pool.run(settle).await
+    }
+
+    async fn settle_delivered(
+        &self,
+        delivered: &[&AttemptResult],
+        now: DateTime<Utc>,
+    ) -> Result<(), DbErr> {
+        let keys = sorted_keys(delivered)?;
+        let db = self.settling.acquire().await?;
+        if let Err(fault) = set_delivered(&db, &keys, now).await {
+            db.abandon(&fault).await;
+            return Err(fault);
+        }
+        db.release();
+        Ok(())
+    }
+
+    /// Settles those whose rows no other session has locked, and returns the others.
+    async fn settle_free(
+        &self,
+        delivered: &[&AttemptResult],
+        now: DateTime<Utc>,
+    ) -> Result<Vec<AttemptResult>, DbErr> {
+        let mut keys = sorted_keys(delivered)?;
+        if keys.is_empty() {
+            return Ok(vec![]);
+        }
+        let db = self.settling.begin().await?;
+        let locked = rows::lock(&db, &keys).await?;
+        keys.retain(|key| !locked.contains(key));
+        set_delivered(&db, &keys, now).await?;
+        db.commit().await?;
+        let is_locked = |one: &&AttemptResult| one.key().is_ok_and(|key| locked.contains(&key));
+        Ok(delivered
+            .iter()
+            .copied()
+            .filter(is_locked)
+            .cloned()
+            .collect())
+    }
+
+    async fn settle_others(
+        &self,
+        others: &[&AttemptResult],
+        now: DateTime<Utc>,
+        delivery: &DeliveryPolicy,
+    ) -> Result<Vec<AttemptResult>, DbErr> {
+        if others.is_empty() {
+            return Ok(vec![]);
+        }
+        let db = self.settling.begin().await?;
+        let (left_out, dead) = decide_others(&db, others, now, delivery).await?;
+        db.commit().await?;
+        self.metrics.count_dead_letters(dead);
+        Ok(left_out)
+    }
 }
 
-async fn settle_delivered<C: ConnectionTrait>(
-    db: &C,
-    delivered: &[&AttemptResult],
-    now: DateTime<Utc>,
-) -> Result<(), DbErr> {
-    let keys = delivered.iter().map(|one| one.key());
+fn by_outcome(results: &[AttemptResult]) -> (Vec<&AttemptResult>, Vec<&AttemptResult>) {
+    results
+        .iter()
+        .partition(|one| one.answer == DeliveryOutcome::Delivered)
+}
+
+fn sorted_keys(results: &[&AttemptResult]) -> Result<Vec<DispatchKey>, DbErr> {
+    let keys = results.iter().map(|one| one.key());
     let mut keys = keys.collect::<Result<Vec<_>, _>>()?;
     keys.sort_unstable();
-    let now = now.timestamp_millis();
-    DELIVERED.execute(db, [now.into()], &keys).await
+    keys.dedup();
+    Ok(keys)
 }
 
-/// Returns how many became dead letters.
-async fn settle_others<C: ConnectionTrait>(
+async fn set_delivered<C: ConnectionTrait>(
+    db: &C,
+    keys: &[DispatchKey],
+    now: DateTime<Utc>,
+) -> Result<(), DbErr> {
+    let now = now.timestamp_millis();
+    DELIVERED.execute(db, [now.into()], keys).await
+}
+
+/// Returns those that it left out, since their rows are locked, and the number of dispatches that
+/// became dead letters.
+async fn decide_others<C: ConnectionTrait>(
     db: &C,
     results: &[&AttemptResult],
     now: DateTime<Utc>,
     delivery: &DeliveryPolicy,
-) -> Result<usize, DbErr> {
+) -> Result<(Vec<AttemptResult>, usize), DbErr> {
     let mut by_schedule: BTreeMap<ScheduleKey, Vec<&AttemptResult>> = BTreeMap::new();
     for one in results {
         by_schedule.entry(one.schedule_key()).or_default().push(one);
     }
     let keys: Vec<ScheduleKey> = by_schedule.keys().copied().collect();
+    let rows = load::read_rows(db, &keys, Lock::Skip).await?;
+    let read: HashSet<ScheduleKey> = rows.iter().map(ScheduleKey::of).collect();
+    let mut not_read = keys;
+    not_read.retain(|key| !read.contains(key));
+    let mut locked = load::locked(db, &not_read).await?;
+    let dispatches = rows::lock(db, &sorted_keys(results)?).await?;
+    locked.extend(dispatches.iter().map(DispatchKey::schedule));
     let mut settling = Settling {
         now,
         delivery,
@@ -142,21 +228,22 @@ async fn settle_others<C: ConnectionTrait>(
         dead: 0,
     };
     let consequence = "its dispatches are not settled; their leases will expire";
-    for loaded in load::load_readable(db, &keys, Lock::Wait, consequence).await? {
-        let key = loaded.key();
-        let results = by_schedule.remove(&key).unwrap_or_default();
-        if let Err(fault) = settling.schedule(loaded, &results) {
-            tracing::error!(
-                schedule_id = %key.id,
-                %fault,
-                "an outcome cannot be written; the lease of its dispatch will expire"
-            );
+    for loaded in load::with_dispatches(db, rows).await? {
+        let key = load::key_of(&loaded);
+        let Some(results) = by_schedule.get(&key).filter(|_| !locked.contains(&key)) else {
+            continue;
+        };
+        match loaded {
+            Ok(loaded) => settling.schedule_or_log(loaded, results),
+            Err(unreadable) => unreadable.log(consequence),
         }
     }
     rows::UPDATE.execute(db, [], &settling.updated).await?;
     rows::DELETE.execute(db, [], &settling.deleted).await?;
     settling.transitions.write(db).await?;
-    Ok(settling.dead)
+    let is_left_out = |one: &&AttemptResult| locked.contains(&one.schedule_key());
+    let left_out = results.iter().copied().filter(is_left_out).cloned();
+    Ok((left_out.collect(), settling.dead))
 }
 
 /// The rows that the answers change.
@@ -170,6 +257,17 @@ struct Settling<'a> {
 }
 
 impl Settling<'_> {
+    fn schedule_or_log(&mut self, loaded: Loaded, results: &[&AttemptResult]) {
+        let schedule_id = loaded.schedule.id;
+        if let Err(fault) = self.schedule(loaded, results) {
+            tracing::error!(
+                %schedule_id,
+                %fault,
+                "an outcome cannot be written; the lease of its dispatch will expire"
+            );
+        }
+    }
+
     /// Lets the domain decide the answers to one schedule's dispatches.
     fn schedule(&mut self, loaded: Loaded, results: &[&AttemptResult]) -> Result<(), DbErr> {
         let Loaded {
@@ -215,7 +313,7 @@ impl Settling<'_> {
             let reopened = schedule.with_dispatches(&dispatches).replanned();
             let examine_ms = Some(examine_at.timestamp_millis());
             self.transitions
-                .push(&row, &reopened, examine_ms, self.now, None)?;
+                .push(&row, &reopened, examine_ms, self.now, Taken::default())?;
         }
         Ok(())
     }

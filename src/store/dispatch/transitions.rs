@@ -21,7 +21,7 @@ pub(crate) struct Transitions {
     rows: Vec<TransitionRow>,
     /// Entries of the queue that the transaction has locked, to be removed with their row's
     /// transition.
-    pub taken: Vec<wake::Model>,
+    taken: Vec<wake::Model>,
     /// Entries to be added; none is among those taken. One whose row is not written costs one
     /// needless check.
     added: Vec<wake::Model>,
@@ -41,6 +41,15 @@ row! {
         zone_rules: i32,
         done_ms: Option<i64>,
     }
+}
+
+/// The part of a transition that only a claim has.
+#[derive(Default)]
+pub(crate) struct Taken {
+    /// The entries that the claim took from the queue.
+    pub entries: Vec<wake::Model>,
+    /// The dispatch to insert.
+    pub dispatch: Option<dispatch::Model>,
 }
 
 /// A transition and the dispatch that it inserts.
@@ -111,25 +120,19 @@ static SQLITE: LazyLock<[String; 4]> = LazyLock::new(|| {
 });
 
 impl Transitions {
-    /// Moves a row to `after` and inserts its dispatch, if it was claimed. The queue entry is for
-    /// the time of the next wave, or for `examine_ms`.
+    /// Moves a row to `after`, removes the entries that were taken from the queue for it, and
+    /// inserts its dispatch, if it was claimed. The queue entry is for the time of the next wave,
+    /// or for `examine_ms`. Adds nothing if this fails.
     pub(crate) fn push(
         &mut self,
         before: &canvas_schedule::Model,
         after: &CanvasSchedule,
         examine_ms: Option<i64>,
         now: DateTime<Utc>,
-        dispatch: Option<dispatch::Model>,
+        taken: Taken,
     ) -> Result<(), DbErr> {
         let next_wave_ms = after.next_wave.map(|at| at.timestamp_millis());
         let wake_ms = next_wave_ms.map(|next| examine_ms.unwrap_or(next));
-        if let Some(wake_ms) = wake_ms {
-            self.add_entry(wake::Model {
-                wake_ms,
-                workspace_id: before.workspace_id,
-                id: before.id,
-            });
-        }
         let now_ms = now.timestamp_millis();
         let transition = Transition {
             workspace: before.workspace_id,
@@ -146,7 +149,15 @@ impl Transitions {
                 (Some(_), None) => Some(now_ms),
             },
         };
-        self.rows.push((transition, dispatch));
+        self.rows.push((transition, taken.dispatch));
+        self.taken.extend(taken.entries);
+        if let Some(wake_ms) = wake_ms {
+            self.add_entry(wake::Model {
+                wake_ms,
+                workspace_id: before.workspace_id,
+                id: before.id,
+            });
+        }
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use sea_orm::{ConnectionTrait, DbErr};
 use crate::domain::zone;
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
-use crate::store::dispatch::transitions::Transitions;
+use crate::store::dispatch::transitions::{Taken, Transitions};
 use crate::store::schema::load::{self, Lock, ScheduleKey};
 use crate::store::schema::statement::{OverBatch, statement};
 
@@ -83,7 +83,7 @@ impl DispatchStore {
         let mut transitions = Transitions::default();
         for loaded in load::load_readable(&db, &keys, Lock::Skip, consequence).await? {
             let replanned = loaded.schedule.replanned();
-            transitions.push(&loaded.row, &replanned, None, now, None)?;
+            transitions.push(&loaded.row, &replanned, None, now, Taken::default())?;
         }
         let written = transitions.write(&db).await?;
         db.commit().await?;

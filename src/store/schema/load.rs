@@ -1,6 +1,6 @@
 //! Loads schedules with their dispatches.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, Value};
@@ -84,6 +84,16 @@ pub(crate) async fn select_keys<C: ConnectionTrait>(
         .collect::<Result<Vec<_>, _>>()?;
     keys.sort_unstable();
     Ok(keys)
+}
+
+/// Which of the rows that a read with [`Lock::Skip`] left out exist: another session has locked
+/// them.
+pub(crate) async fn locked<C: ConnectionTrait>(
+    db: &C,
+    left_out: &[ScheduleKey],
+) -> Result<HashSet<ScheduleKey>, DbErr> {
+    let rows = read_rows(db, left_out, Lock::None).await?;
+    Ok(rows.iter().map(ScheduleKey::of).collect())
 }
 
 /// Loads the schedules that exist of these keys, in the order of their ids. SQLite locks the whole

@@ -186,12 +186,21 @@ pub(crate) fn expect_all(written: u64, rows: usize) -> Result<(), DbErr> {
     Err(DbErr::Custom(message))
 }
 
-/// Ends a `SELECT`: locks its rows, and leaves out those that another session has locked. SQLite
-/// locks the file.
-pub(crate) fn skip_locked(backend: DbBackend) -> &'static str {
+/// Ends a `SELECT`: locks its rows of the tables `of`, and leaves out those of which another session
+/// has locked one; they do not count against its `LIMIT`. SQLite locks the file.
+pub(crate) fn skip_locked(backend: DbBackend, of: &str) -> String {
     match backend {
-        DbBackend::Postgres => "FOR UPDATE SKIP LOCKED",
-        _ => "",
+        DbBackend::Postgres => format!("FOR UPDATE OF {of} SKIP LOCKED"),
+        _ => String::new(),
+    }
+}
+
+/// Joins the table that follows after those before it. SQLite would choose the order itself, by
+/// statistics that it may not have.
+pub(crate) fn join_in_order(backend: DbBackend) -> &'static str {
+    match backend {
+        DbBackend::Postgres => "JOIN",
+        _ => "CROSS JOIN",
     }
 }
 
@@ -240,9 +249,14 @@ impl<R: Row> OverBatch<R> {
 
     /// A statement whose own parameters, this many, come before those of the batch.
     pub(crate) fn after(parameters: usize, text: &str) -> Self {
+        Self::by_backend(parameters, |_| text.to_owned())
+    }
+
+    /// As [`Self::after`], with a text for each database.
+    pub(crate) fn by_backend(parameters: usize, text: impl Fn(DbBackend) -> String) -> Self {
         let columns = Columns::all();
         let texts = Texts::of(|backend| {
-            let batch = columns.table(backend, parameters + 1);
+            let (batch, text) = (columns.table(backend, parameters + 1), text(backend));
             format!("WITH batch AS {batch} {text}")
         });
         Self { columns, texts }

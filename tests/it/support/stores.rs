@@ -126,8 +126,18 @@ impl TestStore {
             .leased
     }
 
-    /// Settles dispatches with an answer.
+    /// Settles dispatches with an answer. No row may be locked.
     pub(crate) async fn settle(&self, leased: &[Leased], answer: &DeliveryOutcome) {
+        let left_out = self.try_settle(leased, answer).await;
+        assert_eq!(left_out, [], "no row is locked");
+    }
+
+    /// Settles dispatches with an answer, and returns those whose rows are locked.
+    pub(crate) async fn try_settle(
+        &self,
+        leased: &[Leased],
+        answer: &DeliveryOutcome,
+    ) -> Vec<AttemptResult> {
         let finished: Vec<AttemptResult> = leased
             .iter()
             .map(|leased| AttemptResult::of(leased, answer.clone()))
@@ -136,7 +146,7 @@ impl TestStore {
             .dispatch
             .settle(&finished, self.clock.now(), &DeliveryPolicy::default())
             .await
-            .expect("settled");
+            .expect("settled")
     }
 
     /// Moves the clock to an instant.
