@@ -19,7 +19,7 @@ const SECRET: &str = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz";
 const LEASE: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 4;
 
-fn flags(consumer: &Consumer, workers: &str) -> Vec<String> {
+pub(crate) fn flags(consumer: &Consumer, workers: &str) -> Vec<String> {
     let url = consumer.url();
     [
         "--sink",

@@ -35,9 +35,7 @@ pub(crate) struct Call {
 impl Call {
     /// Whether the answer means that nothing was written.
     pub(crate) fn certainly_not_done(&self) -> bool {
-        let refused =
-            |status: &Status| ["STORE_UNAVAILABLE", "BUSY"].contains(&reason(status).as_str());
-        self.end.as_ref().is_err_and(refused) || self.was_never_started()
+        self.end.as_ref().is_err_and(refuses) || self.was_never_started()
     }
 
     /// Whether a GOAWAY arrived before the client's library sent the call, or the GOAWAY stated that
@@ -68,6 +66,27 @@ impl Call {
                 _ => false,
             })
     }
+}
+
+/// A cancellation and how it ended.
+#[derive(Debug)]
+pub(crate) struct Cancellation {
+    /// The schedule.
+    pub schedule_id: String,
+    /// Whom it reached and its revision, or the error.
+    pub end: Result<(v1::Applied, i64), Status>,
+}
+
+impl Cancellation {
+    /// Whether the answer means that nothing was written.
+    pub(crate) fn certainly_not_done(&self) -> bool {
+        self.end.as_ref().is_err_and(refuses)
+    }
+}
+
+/// Whether an error means that nothing was written.
+fn refuses(status: &Status) -> bool {
+    ["STORE_UNAVAILABLE", "BUSY", "INTERNAL"].contains(&reason(status).as_str())
 }
 
 /// The reason in the details of a status, or an empty string.
@@ -173,6 +192,28 @@ pub(crate) async fn update(
         "the answer must be about the requested schedule"
     );
     Ok((told_id, revision))
+}
+
+/// Cancels a schedule.
+pub(crate) async fn cancel(client: &mut Client, schedule_id: &str) -> Cancellation {
+    let request = v1::CancelCanvasScheduleRequest {
+        canvas_id: "canvas".to_owned(),
+        schedule_id: schedule_id.to_owned(),
+        ..Default::default()
+    };
+    let answer = client.cancel_canvas_schedule(request).await;
+    Cancellation {
+        schedule_id: schedule_id.to_owned(),
+        end: answer.map(|answer| {
+            let answer = answer.into_inner();
+            let revision = answer
+                .canvas_schedule
+                .as_ref()
+                .expect("a schedule")
+                .revision;
+            (answer.applied(), revision)
+        }),
+    }
 }
 
 /// The id and revision of an answer, which must have the requested time.
@@ -322,7 +363,7 @@ async fn work(
 }
 
 /// Makes one call. With a request id it repeats the call until its outcome is known.
-async fn one(client: &mut Client, schedule_id: Option<&str>, named: bool) -> Call {
+pub(crate) async fn one(client: &mut Client, schedule_id: Option<&str>, named: bool) -> Call {
     let time_ms = unique_time();
     let request_id = if named {
         format!("request-{time_ms}")

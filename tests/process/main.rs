@@ -33,6 +33,7 @@ mod database;
 mod history;
 #[path = "../support/http.rs"]
 mod http;
+mod injector;
 mod load;
 mod lock_holder;
 mod recorded_load;
@@ -63,6 +64,7 @@ mod replicas;
 mod secrets;
 mod shutdown;
 mod silent_connections;
+mod sqlite_faults;
 mod standby;
 mod terminated_sessions;
 mod tls;

@@ -257,7 +257,18 @@ impl Server {
         key: String,
         tls: Option<ClientConfig>,
     ) -> Self {
-        let mut server = Self::listening(url, more).await;
+        Self::start_in(&[], url, more, key, tls).await
+    }
+
+    /// The same with these variables in its environment.
+    pub(crate) async fn start_in(
+        environment: &[(&'static str, String)],
+        url: &str,
+        more: &[&str],
+        key: String,
+        tls: Option<ClientConfig>,
+    ) -> Self {
+        let mut server = Self::listening_in(environment, url, more).await;
         (server.access.key, server.access.tls) = (key, tls);
         let mut health = server.watch().await;
         let serving = async {
@@ -273,6 +284,14 @@ impl Server {
 
     /// Starts the server and waits until it listens. Its callers have an invalid key.
     pub(crate) async fn listening(url: &str, more: &[&str]) -> Self {
+        Self::listening_in(&[], url, more).await
+    }
+
+    async fn listening_in(
+        environment: &[(&'static str, String)],
+        url: &str,
+        more: &[&str],
+    ) -> Self {
         let addrs = [
             "--grpc-addr",
             "127.0.0.1:0",
@@ -298,8 +317,10 @@ impl Server {
         if everything {
             all.extend(["--log-level", "trace"]);
         }
+        let mut serve = command(&all);
+        serve.envs(environment.iter().cloned());
         let mut running =
-            Running::start(command(&all).stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
+            Running::start(serve.stdout(Stdio::null()).stderr(Stdio::piped())).unwrap();
         let usual = |line: &str| {
             !line.contains("\"level\":\"TRACE\"") && !line.contains("\"level\":\"DEBUG\"")
         };
