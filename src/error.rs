@@ -126,6 +126,40 @@ fn overlap(one: &str, other: &str) -> bool {
     within(one, other) || within(other, one)
 }
 
+/// Why the database cannot be used. The texts are for callers, who must not learn where the database
+/// is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreOutage {
+    /// It cannot be reached, or its schema is not ready.
+    Unreachable,
+    /// Its disk is full.
+    DiskFull,
+    /// It is read-only: a standby, or demoted.
+    ReadOnly,
+    /// Another session holds a lock for too long.
+    Locked,
+    /// It accepts no further connection.
+    TooManyConnections,
+    /// It is out of memory.
+    OutOfMemory,
+    /// It reports an I/O error or damaged data.
+    Faulty,
+}
+
+impl fmt::Display for StoreOutage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unreachable => "the database is unavailable",
+            Self::DiskFull => "the disk of the database is full",
+            Self::ReadOnly => "the database is read-only",
+            Self::Locked => "another session holds a lock in the database",
+            Self::TooManyConnections => "the database accepts no further connection",
+            Self::OutOfMemory => "the database is out of memory",
+            Self::Faulty => "the database reports an I/O error or damaged data",
+        })
+    }
+}
+
 /// Why a call failed. Nothing has changed, except perhaps after [`Error::OutcomeUnknown`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
@@ -205,8 +239,10 @@ pub enum Error {
     },
     /// The process is stopping; nothing was begun.
     Draining,
-    /// The database cannot be reached or its schema is not ready; nothing was written.
+    /// The database cannot be used now, or its schema is not ready; nothing was written.
     StoreUnavailable {
+        /// What is wrong with it.
+        why: StoreOutage,
         /// When to retry.
         retry_after: Duration,
     },
@@ -295,9 +331,7 @@ impl fmt::Display for Error {
             Self::Draining => {
                 f.write_str("the service is shutting down; retry on another connection")
             }
-            Self::StoreUnavailable { .. } => {
-                f.write_str("the database is unavailable; retry later")
-            }
+            Self::StoreUnavailable { why, .. } => write!(f, "{why}; retry later"),
             Self::OutcomeUnknown => f.write_str(
                 "the connection to the database was lost during commit: the change may or may not \
                  have been made; read the schedule, or repeat the call with its request_id",

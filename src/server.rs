@@ -35,7 +35,7 @@ use crate::service::Service;
 use crate::service::access::Access;
 use crate::service::admin::Admin;
 use crate::sink::SharedSink;
-use crate::store::{Store, Writer};
+use crate::store::{Store, StoreSessions, Writer};
 use crate::telemetry::metrics::{DispatchMetrics, Metrics};
 use crate::telemetry::traces::Traces;
 use accept::ConnectionLimits;
@@ -67,6 +67,7 @@ pub struct Server {
     access: Access,
     readiness: Readiness,
     traces: Traces,
+    sessions: StoreSessions,
     phase: watch::Sender<Phase>,
     drain: Duration,
     threads: Vec<oneshot::Receiver<()>>,
@@ -84,11 +85,11 @@ impl Server {
         clock: SharedClock,
         sink: Option<SharedSink>,
     ) -> Result<Self, Error> {
-        let database = OpenDatabase::open(settings, clock.clone()).await?;
+        let database = OpenDatabase::open(settings, clock.clone())?;
         Box::pin(Self::serve(settings, clock, sink, database)).await
     }
 
-    /// [`Self::start`], after applying pending migrations.
+    /// [`Self::start`], after waiting for the database and applying pending migrations.
     ///
     /// # Errors
     /// As [`Self::start`], and those of the migrations.
@@ -97,7 +98,8 @@ impl Server {
         clock: SharedClock,
         sink: Option<SharedSink>,
     ) -> Result<Self, Error> {
-        let database = OpenDatabase::open(settings, clock.clone()).await?;
+        let database = OpenDatabase::open(settings, clock.clone())?;
+        database::judge(database.store.wait_until_usable().await?)?;
         database.store.migrate().await?;
         Box::pin(Self::serve(settings, clock, sink, database)).await
     }
@@ -109,7 +111,6 @@ impl Server {
         sink: Option<SharedSink>,
         database: OpenDatabase,
     ) -> Result<Self, Error> {
-        database.check_durability().await?;
         let (phase, phases) = watch::channel(Phase::Serving);
         let mut listeners = Listeners::bind(settings, phases.clone()).await?;
         let admin_port = AdminPort::bind(settings.admin_addr).await?;
@@ -121,6 +122,7 @@ impl Server {
             threads.push(parts.start_dispatcher(sink).await?);
         }
         let mut tasks = Box::pin(parts.start_tasks()).await?;
+        let sessions = parts.store.sessions.clone();
         let (grpc_addr, gateway_addr) = listeners.addrs();
         tasks.extend(listeners.accept(&parts.connection_limits()));
         Ok(Self {
@@ -133,6 +135,7 @@ impl Server {
             access: parts.access,
             readiness: parts.readiness,
             traces: parts.traces,
+            sessions,
             phase,
             drain: settings.drain,
             threads,
@@ -172,7 +175,8 @@ impl Server {
 
     /// Stops: health reports NOT_SERVING, the ports close, streams end, calls in flight may finish
     /// within the drain timeout, then the rest are answered with UNAVAILABLE, and the writers
-    /// commit what they took. Always returns.
+    /// commit what they took. Then the database is closed; a SQLite file contains everything.
+    /// Always returns.
     pub async fn stop(self) {
         self.readiness.drain().await;
         self.phase.send_replace(Phase::Draining);
@@ -181,8 +185,13 @@ impl Server {
             // dropped for the writers to end.
             task.abort();
         }
+        for task in self.tasks {
+            // An error means that it was aborted, as it should be.
+            let _aborted = task.await;
+        }
         drop((self.service, self.admin, self.access));
         drain(self.threads, &self.phase, self.drain).await;
+        self.sessions.close().await;
         self.traces.flush().await;
     }
 }
@@ -346,20 +355,20 @@ impl<'a> Parts<'a> {
             .await
     }
 
-    /// Starts the tasks of the main thread: clock synchronization, retention, and readiness.
+    /// Starts the tasks of the main thread: clock synchronization, retention, keys and readiness.
     async fn start_tasks(&self) -> Result<Vec<JoinHandle<()>>, Error> {
         let (store, clock) = (self.store.clone(), self.clock.clone());
         let clock_sync = clock_sync::run(store.clone(), clock.clone(), self.readiness.clone());
         let startup = self.startup.clone();
-        let migrated = store.pending_migrations().await?.is_empty();
-        let keys = if migrated {
-            startup.open().await;
+        let watch = database::watch(store.clone(), self.access.clone(), self.readiness.clone());
+        let keys = if startup.try_open(&store).await? {
             tokio::spawn(self.access.clone().keep_fresh())
         } else {
-            tokio::spawn(startup.open_once_migrated(store))
+            tokio::spawn(startup.open_when_possible(store))
         };
         let clean_up = tokio::spawn(clean_up(self.service.clone(), clock));
-        Ok(vec![tokio::spawn(clock_sync), clean_up, keys])
+        let (clock_sync, watch) = (tokio::spawn(clock_sync), tokio::spawn(watch));
+        Ok(vec![clock_sync, clean_up, keys, watch])
     }
 
     fn connection_limits(&self) -> ConnectionLimits {

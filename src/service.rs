@@ -272,19 +272,8 @@ impl Service {
         before: Option<i64>,
         limit: u64,
     ) -> Result<Revisions, Error> {
-        let revisions = self
-            .store
-            .read
-            .revisions((caller.workspace, id), before, limit)
-            .await?;
-        let ids = revisions
-            .iter()
-            .filter_map(|revision| revision.properties)
-            .collect();
-        Ok((
-            revisions,
-            self.store.read.properties(caller.workspace, ids).await?,
-        ))
+        let key = (caller.workspace, id);
+        self.store.read.revisions(key, before, limit).await
     }
 
     /// Removes what has outlived its use, until nothing is left to remove.

@@ -347,7 +347,7 @@ pub fn status(error: &Error) -> Status {
         Error::StaleEtag { schedule_id, .. } => {
             details.add_precondition_failure_violation("ETAG", schedule_id, &message);
         }
-        Error::Busy { retry_after } | Error::StoreUnavailable { retry_after } => {
+        Error::Busy { retry_after } | Error::StoreUnavailable { retry_after, .. } => {
             details.set_retry_info(Some(*retry_after));
         }
         // Nothing was begun: the call can be repeated immediately.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::domain::Permission;
+use crate::error::StoreOutage;
 
 fn violation() -> Violation {
     Violation::new("schedule.time", "\"x\" is wrong")
@@ -155,6 +156,7 @@ fn service_errors() -> Vec<ExpectedRow> {
         (Error::Draining, Code::Unavailable, "DRAINING", has_retry),
         (
             Error::StoreUnavailable {
+                why: StoreOutage::DiskFull,
                 retry_after: SECOND,
             },
             Code::Unavailable,

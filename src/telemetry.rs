@@ -2,36 +2,48 @@
 //! terminal, otherwise as JSON.
 
 pub mod metrics;
+pub mod notices;
 pub mod outage;
 mod settings;
 pub mod traces;
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, filter};
 
 use crate::error::Error;
+use notices::ServerWarnings;
 pub use settings::{LogFormat, LogSettings, TraceArgs};
 
-/// Starts logging for the rest of the process.
-pub fn start(settings: &LogSettings) -> Result<(), Error> {
-    let filter = EnvFilter::builder().parse(&settings.log_level);
+/// Starts logging for the rest of the process. Returns the counter of PostgreSQL's warnings, which
+/// counts also those that the log leaves out.
+pub fn start(settings: &LogSettings) -> Result<ServerWarnings, Error> {
+    let wanted = EnvFilter::builder()
+        .parse(&settings.log_level)
+        .map_err(Error::internal)?;
     let terminal = std::io::stderr().is_terminal();
     let json = match settings.log_format {
         LogFormat::Json => true,
         LogFormat::Text => false,
         LogFormat::Auto => !terminal,
     };
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter.map_err(Error::internal)?)
-        .with_writer(std::io::stderr);
-    let started = if json {
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = if json {
         log.json()
             .flatten_event(true)
             .with_current_span(false)
-            .try_init()
+            .boxed()
     } else {
-        log.with_ansi(terminal).with_target(false).try_init()
+        log.with_ansi(terminal).with_target(false).boxed()
     };
-    started.map_err(|error| Error::internal(format!("failed to start logging: {error}")))
+    let warnings = ServerWarnings::default();
+    let is_notice = filter::filter_fn(|metadata| metadata.target() == notices::TARGET);
+    tracing_subscriber::registry()
+        .with(log.with_filter(wanted))
+        .with(warnings.clone().with_filter(is_notice))
+        .try_init()
+        .map_err(|error| Error::internal(format!("failed to start logging: {error}")))?;
+    Ok(warnings)
 }

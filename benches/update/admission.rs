@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use canvas_scheduler::clock::SystemClock;
+use canvas_scheduler::config::DatabaseUrl;
 use canvas_scheduler::domain::{
     Permission, Permissions, PresentedKey, Quota, QuotaKind, QuotaWindow, SchedulePolicy,
 };
@@ -33,12 +34,9 @@ pub(crate) fn cost() -> Fallible<Duration> {
 
 async fn measure() -> Fallible<Duration> {
     let clock = Arc::new(SystemClock);
-    let (store, _writers) = Store::open(
-        &Options::new("sqlite::memory:"),
-        clock.clone(),
-        SchedulePolicy::default(),
-    )
-    .await?;
+    let url = DatabaseUrl::parse("sqlite::memory:")?;
+    let policy = SchedulePolicy::default();
+    let (store, _writers) = Store::open(&Options::new(&url), clock.clone(), policy);
     store.migrate().await?;
     let admin = Admin::new(store.clone(), clock.clone());
     let quotas = vec![(

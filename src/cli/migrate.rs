@@ -1,12 +1,12 @@
 //! `migrate`: applies pending migrations and exits.
 
-use super::{block_on, open_store};
+use super::{block_on, with_store};
 use crate::config::DatabaseUrl;
 use crate::error::Error;
 
 pub(super) fn run(database_url: &DatabaseUrl) -> Result<(), Error> {
     block_on(async {
-        let applied = open_store(database_url).await?.migrate().await?;
+        let applied = with_store(database_url, async |store| store.migrate().await).await?;
         tracing::info!(
             applied = applied.len(),
             steps = applied.join(", "),

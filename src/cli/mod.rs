@@ -20,6 +20,7 @@ use crate::error::{Error, Violation, Violations};
 use crate::server::ServeArgs;
 use crate::service::admin::Admin;
 use crate::store::{Options, Store};
+use crate::telemetry::notices::ServerWarnings;
 use crate::telemetry::{self, LogSettings};
 
 /// A self-hosted gRPC service that owns the schedules of API-triggered Canvases.
@@ -70,13 +71,13 @@ impl CommandLine {
         let log = &self.log;
         match self.command {
             Subcommands::Dev(args) => {
-                let settings = args.read(&mut violations);
-                start_log(log, violations)?;
+                let mut settings = args.read(&mut violations);
+                settings.warnings = start_log(log, violations)?;
                 dev::run(settings)
             }
             Subcommands::Serve(args) => {
-                let settings = args.read(&mut violations);
-                start_log(log, violations)?;
+                let mut settings = args.read(&mut violations);
+                settings.warnings = start_log(log, violations)?;
                 serve::run(&settings)
             }
             Subcommands::Migrate(args) => {
@@ -104,7 +105,7 @@ impl CommandLine {
 }
 
 /// Starts the log, unless there are violations.
-fn start_log(settings: &LogSettings, violations: Violations) -> Result<(), Error> {
+fn start_log(settings: &LogSettings, violations: Violations) -> Result<ServerWarnings, Error> {
     if violations.is_empty() {
         telemetry::start(settings)
     } else {
@@ -140,12 +141,17 @@ fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error>
     output
 }
 
-/// Opens the database as a command does, without running its writers.
-async fn open_store(url: &DatabaseUrl) -> Result<Store, Error> {
-    let options = Options::of_command(url.text());
-    let (store, _writers) =
-        Store::open(&options, Arc::new(SystemClock), SchedulePolicy::default()).await?;
-    Ok(store)
+/// Does work over the database, without running its writers.
+async fn with_store<T>(
+    url: &DatabaseUrl,
+    work: impl AsyncFnOnce(&Store) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let (clock, policy) = (Arc::new(SystemClock), SchedulePolicy::default());
+    let (store, _writers) = Store::open(&Options::new(url), clock, policy);
+    store.wait_until_usable().await?;
+    let done = work(&store).await;
+    store.sessions.close().await;
+    done
 }
 
 /// Does the work of an operator, over a migrated database.
@@ -153,13 +159,15 @@ async fn with_admin<T>(
     url: &DatabaseUrl,
     work: impl AsyncFnOnce(Admin) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let store = open_store(url).await?;
-    if !store.pending_migrations().await?.is_empty() {
-        return Err(Error::internal(
-            "migrations are pending; run `canvas-scheduler migrate` first",
-        ));
-    }
-    work(Admin::new(store, Arc::new(SystemClock))).await
+    with_store(url, async |store| {
+        if !store.pending_migrations().await?.is_empty() {
+            return Err(Error::internal(
+                "migrations are pending; run `canvas-scheduler migrate` first",
+            ));
+        }
+        work(Admin::new(store.clone(), Arc::new(SystemClock))).await
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -11,12 +11,11 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// The time between samples while it is not.
 const UNSTEADY_SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Samples the database's clock, which also shows whether the database answers. Never returns.
+/// Samples the database's clock. Never returns.
 pub(super) async fn run(store: Store, clock: SharedClock, readiness: Readiness) {
     let mut reported = None;
     loop {
         let sample = store.dispatch.sample_clock().await;
-        readiness.database(sample.is_ok());
         if let Ok(sample) = sample {
             clock.learn(sample);
         }

@@ -8,6 +8,8 @@ use tonic_health::server::HealthReporter;
 
 use super::routes::HEALTH_NAMES;
 use super::settings::Roles;
+use crate::error::StoreOutage;
+use crate::store::StoreFault;
 use crate::telemetry::metrics::DispatchMetrics;
 
 /// The service name of the dispatcher in health checks: it is serving while it may dispatch.
@@ -24,10 +26,11 @@ pub(super) enum Schema {
     Migrated,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct ReadinessState {
     schema: Schema,
-    database_up: bool,
+    fault: Option<StoreFault>,
+    keys_fresh: bool,
     /// Why the clock is not synchronized, if so.
     unsteady: Option<&'static str>,
     draining: bool,
@@ -54,7 +57,8 @@ impl Readiness {
     pub(super) async fn new(roles: Roles, sends: bool, sending: DispatchMetrics) -> Self {
         let state = ReadinessState {
             schema: Schema::Unknown,
-            database_up: true,
+            fault: None,
+            keys_fresh: true,
             unsteady: Some("the clock of the database is unknown"),
             draining: false,
         };
@@ -81,9 +85,14 @@ impl Readiness {
         self.report().await;
     }
 
-    /// Records whether the database answered.
-    pub(super) fn database(&self, up: bool) {
-        self.state.lock().database_up = up;
+    /// Records what is wrong with the database, if anything.
+    pub(super) fn database(&self, fault: Option<StoreFault>) {
+        self.state.lock().fault = fault;
+    }
+
+    /// Records whether the API keys are known.
+    pub(super) fn keys(&self, fresh: bool) {
+        self.state.lock().keys_fresh = fresh;
     }
 
     /// Records why the clock is not synchronized, if so.
@@ -100,7 +109,7 @@ impl Readiness {
 
     /// Why the process is not ready; empty when it is.
     pub(super) fn reasons(&self) -> Vec<Condition> {
-        let state = *self.state.lock();
+        let state = self.state.lock().clone();
         let schema = match state.schema {
             Schema::Unknown => Some((
                 "schema_unknown",
@@ -112,8 +121,22 @@ impl Readiness {
             )),
             Schema::Migrated => None,
         };
-        let database_away = (!state.database_up)
-            .then(|| ("database_away", "the database does not answer".to_owned()));
+        let fault = state.fault.map(|StoreFault { why, message }| {
+            let name = match why {
+                StoreOutage::DiskFull => "database_full",
+                StoreOutage::ReadOnly => "database_read_only",
+                StoreOutage::TooManyConnections => "database_connections",
+                StoreOutage::Unreachable
+                | StoreOutage::Locked
+                | StoreOutage::OutOfMemory
+                | StoreOutage::Faulty => "database_away",
+            };
+            (name, format!("{why}: {message}"))
+        });
+        let keys = (state.schema == Schema::Migrated && !state.keys_fresh).then(|| {
+            let message = "the API keys could not be read lately; every call is refused";
+            ("keys_unknown", message.to_owned())
+        });
         let unsteady = state
             .unsteady
             .filter(|_| self.sends)
@@ -121,7 +144,7 @@ impl Readiness {
         let draining = state
             .draining
             .then(|| ("draining", "the process is stopping".to_owned()));
-        [draining, schema, database_away, unsteady]
+        [draining, schema, fault, keys, unsteady]
             .into_iter()
             .flatten()
             .collect()
@@ -142,9 +165,9 @@ impl Readiness {
             .collect()
     }
 
-    /// Whether the database answered the last query of the clock.
+    /// Whether the last check of the database succeeded.
     pub(super) fn database_up(&self) -> bool {
-        self.state.lock().database_up
+        self.state.lock().fault.is_none()
     }
 
     /// The number of pending migrations; 0 when unknown.
@@ -166,7 +189,7 @@ impl Readiness {
             unsteady,
             draining,
             ..
-        } = *self.state.lock();
+        } = self.state.lock().clone();
         let open = schema == Schema::Migrated && !draining;
         let api = HEALTH_NAMES
             .into_iter()
@@ -223,9 +246,24 @@ mod tests {
         readiness.schema(Schema::Migrated).await;
         readiness.clock(None).await;
         assert_eq!(names(&readiness), Vec::<&str>::new());
-        readiness.database(false);
-        assert_eq!(names(&readiness), ["database_away"]);
-        readiness.database(true);
+        for (why, name) in [
+            (StoreOutage::Unreachable, "database_away"),
+            (StoreOutage::DiskFull, "database_full"),
+            (StoreOutage::ReadOnly, "database_read_only"),
+            (StoreOutage::TooManyConnections, "database_connections"),
+        ] {
+            let message = "a cause".to_owned();
+            readiness.database(Some(StoreFault { why, message }));
+            assert_eq!(
+                readiness.reasons(),
+                [(name, format!("{why}: a cause"))],
+                "{why:?}"
+            );
+        }
+        readiness.database(None);
+        readiness.keys(false);
+        assert_eq!(names(&readiness), ["keys_unknown"]);
+        readiness.keys(true);
         readiness.clock(Some("it has jumped")).await;
         assert_eq!(
             readiness.reasons(),

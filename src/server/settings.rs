@@ -19,6 +19,7 @@ use crate::layers::CallSettings;
 use crate::sink::{SinkArgs, SinkSettings};
 use crate::store::StoreSettings;
 use crate::telemetry::TraceArgs;
+use crate::telemetry::notices::ServerWarnings;
 
 /// The flags of `serve` and `dev`: settings that stand alone, and groups that are validated
 /// together.
@@ -42,6 +43,9 @@ pub struct Serve {
     /// From the flags of the database.
     #[arg(skip)]
     pub database_url: DatabaseUrl,
+    /// Counts the warnings of PostgreSQL that reach the log.
+    #[arg(skip)]
+    pub warnings: ServerWarnings,
     /// From the flags of the collector: `http://host:port`.
     #[arg(skip)]
     pub otlp_endpoint: Option<String>,

@@ -1,4 +1,4 @@
-//! Holds calls and dispatches back until the schema is migrated.
+//! Holds calls and dispatches back until the database is there and its schema migrated.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::database::is_usable;
 use super::readiness::{Readiness, Schema};
+use crate::error::Error;
 use crate::service::access::Access;
 use crate::store::Store;
 use crate::telemetry::outage::OutageLog;
 
-/// The time between checks of the schema while migrations are pending.
+/// The time between checks of the schema until calls are served.
 const SCHEMA_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Whether calls are served and waves dispatched. Cheap to clone.
@@ -40,8 +42,41 @@ impl Startup {
         self.opened.subscribe()
     }
 
+    /// Opens now, if the database is there and its schema migrated.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the database must not be used.
+    pub(super) async fn try_open(&self, store: &Store) -> Result<bool, Error> {
+        if !is_usable(store).await? {
+            let cause = store.fault().map(|fault| fault.message).unwrap_or_default();
+            tracing::warn!(cause, "not ready: waiting for the database");
+            return Ok(false);
+        }
+        match self.schema(store).await {
+            Ok(Schema::Migrated) => self.open().await,
+            Ok(schema) => {
+                tracing::warn!("not ready: migrations are pending; run `canvas-scheduler migrate`");
+                self.readiness.schema(schema).await;
+                return Ok(false);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "not ready: the schema cannot be checked yet");
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn schema(&self, store: &Store) -> Result<Schema, Error> {
+        let pending = store.pending_migrations().await?;
+        Ok(match pending.len() {
+            0 => Schema::Migrated,
+            n => Schema::Pending(n),
+        })
+    }
+
     /// Serves calls and dispatches waves from here on.
-    pub(super) async fn open(self) {
+    async fn open(&self) {
         match self.access.reload().await {
             Ok(()) if self.access.has_no_key() => {
                 tracing::warn!(
@@ -54,31 +89,38 @@ impl Startup {
         }
         self.ready.store(true, Ordering::Relaxed);
         self.opened.send_replace(true);
+        self.readiness.keys(self.access.is_fresh());
         self.readiness.schema(Schema::Migrated).await;
     }
 
-    /// Opens once no migration is pending, and keeps the keys fresh from then on.
-    pub(super) async fn open_once_migrated(self, store: Store) {
-        tracing::warn!("not ready: migrations are pending; run `canvas-scheduler migrate`");
+    /// Opens once the database is there and no migration is pending, and keeps the keys fresh from
+    /// then on.
+    pub(super) async fn open_when_possible(self, store: Store) {
         let mut outages = OutageLog::new(
-            "not ready: the schema cannot be checked; retrying",
-            "the schema can be checked again",
+            "not ready: the database must not be used as it is, or its schema cannot be read; \
+             retrying",
+            "the schema can be read",
         );
         loop {
-            let pending = store.pending_migrations().await;
-            outages.record(&pending);
-            let schema = match pending {
-                Ok(pending) if pending.is_empty() => break,
-                Ok(pending) => Schema::Pending(pending.len()),
-                Err(_) => Schema::Unknown,
-            };
-            self.readiness.schema(schema).await;
             tokio::time::sleep(SCHEMA_INTERVAL).await;
+            let checked = async {
+                if is_usable(&store).await? {
+                    self.schema(&store).await
+                } else {
+                    Ok(Schema::Unknown)
+                }
+            };
+            let schema = checked.await;
+            outages.record(&schema);
+            match schema {
+                Ok(Schema::Migrated) => break,
+                Ok(schema) => self.readiness.schema(schema).await,
+                Err(_) => self.readiness.schema(Schema::Unknown).await,
+            }
         }
         drop(store);
-        let access = self.access.clone();
         self.open().await;
         tracing::info!("ready: the schema is up to date");
-        access.keep_fresh().await;
+        self.access.keep_fresh().await;
     }
 }

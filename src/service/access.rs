@@ -18,7 +18,7 @@ use crate::clock::SharedClock;
 use crate::domain::{
     ApiKey, KeyId, KeyRefusal, Limits, Permission, PresentedKey, Workspace, WorkspaceId,
 };
-use crate::error::Error;
+use crate::error::{Error, StoreOutage};
 use crate::store::{RETRY_AFTER, Store};
 use crate::telemetry::outage::OutageLog;
 
@@ -54,6 +54,7 @@ pub enum Denied {
 /// The error of calls that need the database while it is unavailable.
 pub fn store_unavailable() -> Error {
     Error::StoreUnavailable {
+        why: StoreOutage::Unreachable,
         retry_after: RETRY_AFTER,
     }
 }
@@ -198,6 +199,13 @@ impl Access {
             cached.used.store(true, Ordering::Relaxed);
         }
         Ok(cached)
+    }
+
+    /// Whether the last successful reload is recent enough to admit calls.
+    pub fn is_fresh(&self) -> bool {
+        let snapshot = self.0.snapshot.load();
+        let began = snapshot.as_ref().map(|snapshot| snapshot.began);
+        began.is_some_and(|began| began.elapsed() < STALE_AFTER)
     }
 
     fn cached(&self, id: KeyId) -> Result<Option<Arc<AuthenticatedKey>>, Denied> {

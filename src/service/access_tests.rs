@@ -2,23 +2,24 @@ use chrono::TimeDelta;
 
 use super::*;
 use crate::clock::{Clock, ManualClock};
+use crate::config::DatabaseUrl;
 use crate::domain::{NewKey, Permissions, SchedulePolicy};
 use crate::service::admin::{Admin, KeyOrder};
 use crate::store::{Options, Writer};
+
+async fn in_memory(clock: Arc<ManualClock>) -> (Store, Vec<Writer>) {
+    let url = DatabaseUrl::parse("sqlite::memory:").expect("a valid URL");
+    let (store, writers) = Store::open(&Options::new(&url), clock, SchedulePolicy::default());
+    store.migrate().await.expect("migrated");
+    (store, writers)
+}
 
 /// An access over a database in memory, what operators do with it, and what must live as long.
 async fn access() -> (Access, Admin, Store, Vec<Writer>) {
     let clock = Arc::new(ManualClock::at(
         DateTime::from_timestamp(1_800_000_000, 0).expect("an instant"),
     ));
-    let (store, writers) = Store::open(
-        &Options::new("sqlite::memory:"),
-        clock.clone(),
-        SchedulePolicy::default(),
-    )
-    .await
-    .expect("a store");
-    store.migrate().await.expect("migrated");
+    let (store, writers) = in_memory(clock.clone()).await;
     (
         Access::new(store.clone(), clock.clone()),
         Admin::new(store.clone(), clock),
@@ -127,14 +128,7 @@ async fn a_revoked_or_expired_key_is_reported_as_such_for_a_week() {
     let clock = Arc::new(ManualClock::at(
         DateTime::from_timestamp(1_800_000_000, 0).expect("an instant"),
     ));
-    let (store, _writers) = Store::open(
-        &Options::new("sqlite::memory:"),
-        clock.clone(),
-        SchedulePolicy::default(),
-    )
-    .await
-    .expect("a store");
-    store.migrate().await.expect("migrated");
+    let (store, _writers) = in_memory(clock.clone()).await;
     let (access, admin) = (
         Access::new(store.clone(), clock.clone()),
         Admin::new(store, clock.clone()),

@@ -1,10 +1,9 @@
 //! How full the store's queues and pools are. Read on demand; holds no connection open.
 
-use sea_orm::{DatabaseConnection, DbBackend};
 use tokio::sync::mpsc;
 
 use crate::store::commit::job::Job;
-use crate::store::session::pool::Pool;
+use crate::store::session::sessions::Sessions;
 
 /// How full something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,20 +19,16 @@ pub struct Fill {
 /// Reads the gauges. It keeps no queue of a closed store alive.
 pub struct StoreGauges {
     queues: Vec<mpsc::WeakSender<Job>>,
-    reads: DatabaseConnection,
-    pool: Pool,
+    reads: Sessions,
+    admin: Sessions,
 }
 
 impl StoreGauges {
-    pub(super) fn new(
-        writers: &[mpsc::Sender<Job>],
-        reads: DatabaseConnection,
-        pool: Pool,
-    ) -> Self {
+    pub(super) fn new(writers: &[mpsc::Sender<Job>], reads: Sessions, admin: Sessions) -> Self {
         Self {
             queues: writers.iter().map(mpsc::Sender::downgrade).collect(),
             reads,
-            pool,
+            admin,
         }
     }
 
@@ -49,37 +44,21 @@ impl StoreGauges {
             .collect()
     }
 
-    /// The shared connections, by purpose.
+    /// The shared sessions, by use.
     pub fn pools(&self) -> Vec<(&'static str, Fill)> {
         let mut pools = vec![("read", fill(&self.reads))];
-        // On SQLite, dispatching uses the writer's connection.
-        if self.reads.get_database_backend() == DbBackend::Postgres {
-            pools.push(("dispatch", fill(&self.pool.db())));
+        // On SQLite, everything that writes shares the writer's session.
+        if self.reads.is_postgres() {
+            pools.push(("dispatch", fill(&self.admin)));
         }
         pools
     }
 }
 
-fn fill(db: &DatabaseConnection) -> Fill {
-    let (size, idle, max) = if db.get_database_backend() == DbBackend::Postgres {
-        let pool = db.get_postgres_connection_pool();
-        (
-            pool.size(),
-            pool.num_idle(),
-            pool.options().get_max_connections(),
-        )
-    } else {
-        let pool = db.get_sqlite_connection_pool();
-        (
-            pool.size(),
-            pool.num_idle(),
-            pool.options().get_max_connections(),
-        )
-    };
-    let size = usize::try_from(size).unwrap_or_default();
+fn fill(sessions: &Sessions) -> Fill {
     Fill {
-        used: size.saturating_sub(idle),
-        idle,
-        max: usize::try_from(max).unwrap_or_default(),
+        used: sessions.used(),
+        idle: sessions.idle(),
+        max: sessions.max(),
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{
-    ColumnTrait, DatabaseConnection, DbErr, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder,
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder,
     QuerySelect,
 };
 use uuid::Uuid;
@@ -23,7 +23,7 @@ use crate::store::schema::tables::{
     canvas_schedule, dispatch, properties, request, target, workspace,
 };
 use crate::store::schema::tenant::{Key, Tenant};
-use crate::store::session::error::public;
+use crate::store::session::sessions::Sessions;
 
 /// A schedule with its target, its properties and its dispatches.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,7 +59,9 @@ pub struct DispatchFilter {
 /// Reads for callers. A schedule of another workspace is [`Error::NotFound`].
 #[derive(Clone)]
 pub struct Reads {
-    pub(super) db: DatabaseConnection,
+    pub(super) sessions: Sessions,
+    /// Makes durable what was read back.
+    pub(super) confirming: Sessions,
     pub(super) clock: SharedClock,
     /// The newest revisions of a schedule that are shown.
     pub(super) revisions_kept: i64,
@@ -76,81 +78,28 @@ impl Reads {
         &self,
         key: Key,
     ) -> Result<(CanvasSchedule, Vec<Dispatch>), Error> {
-        let found = self.find(key).await.map_err(public)?;
+        let find = async {
+            let db = self.sessions.snapshot().await?;
+            let found = find(&db, key).await;
+            db.finish(found).await
+        };
+        let found = self.sessions.run(find).await?;
         found.ok_or_else(|| Error::NotFound {
             schedule_id: key.1.to_string(),
         })
     }
 
-    async fn find(
-        &self,
-        (workspace, id): Key,
-    ) -> Result<Option<(CanvasSchedule, Vec<Dispatch>)>, DbErr> {
-        let Some(row) = canvas_schedule::Entity::within(workspace)
-            .filter(canvas_schedule::Column::Id.eq(id.0))
-            .one(&self.db)
-            .await?
-        else {
-            return Ok(None);
-        };
-        let loaded = load::with_dispatches(&self.db, vec![row]).await?.pop();
-        let loaded = loaded.transpose()?;
-        Ok(loaded.map(|one| (one.schedule, one.dispatches)))
-    }
-
     /// One schedule with its target, its properties and its dispatches.
     pub async fn details(&self, key: Key) -> Result<Details, Error> {
-        let (schedule, dispatches) = self.schedule_with_dispatches(key).await?;
-        let (workspace, id) = key;
         let read = async {
-            let target = target::Entity::within(workspace)
-                .filter(target::Column::ScheduleId.eq(id.0))
-                .one(&self.db)
-                .await?;
-            let target = target.ok_or_else(|| codec::broken("the target is missing"))?;
-            let target = serde_json::from_str(&target.body).map_err(codec::broken)?;
-            let mut bodies = self
-                .find_properties(workspace, schedule.properties.into_iter().collect())
-                .await?;
-            let properties = schedule.properties.and_then(|id| bodies.remove(&id));
-            Ok(Details {
-                schedule,
-                dispatches,
-                target,
-                properties,
-            })
+            let db = self.sessions.snapshot().await?;
+            let details = details(&db, key).await;
+            db.finish(details).await
         };
-        read.await.map_err(public)
-    }
-
-    /// The properties of these ids.
-    pub async fn properties(
-        &self,
-        workspace: WorkspaceId,
-        ids: Vec<PropertiesId>,
-    ) -> Result<HashMap<PropertiesId, Properties>, Error> {
-        self.find_properties(workspace, ids).await.map_err(public)
-    }
-
-    async fn find_properties(
-        &self,
-        workspace: WorkspaceId,
-        ids: Vec<PropertiesId>,
-    ) -> Result<HashMap<PropertiesId, Properties>, DbErr> {
-        if ids.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let rows = properties::Entity::within(workspace)
-            .filter(properties::Column::Id.is_in(ids.iter().map(|id| id.0)))
-            .all(&self.db)
-            .await?;
-        let body = |row: properties::Model| {
-            Ok((
-                PropertiesId(row.id),
-                serde_json::from_str(&row.body).map_err(codec::broken)?,
-            ))
-        };
-        rows.into_iter().map(body).collect()
+        let found = self.sessions.run(read).await?;
+        found.ok_or_else(|| Error::NotFound {
+            schedule_id: key.1.to_string(),
+        })
     }
 
     /// The one schedule of a Canvas that can still change; [`Error::NoOpenSchedule`] if there is
@@ -166,25 +115,30 @@ impl Reads {
             .filter(
                 canvas_schedule::Column::State.lte(codec::state_code(ScheduleState::Dispatching)),
             );
-        let first = open
-            .clone()
-            .order_by_asc(canvas_schedule::Column::Id)
-            .limit(2)
-            .all(&self.db)
-            .await
-            .map_err(public)?;
+        let read = async {
+            let db = self.sessions.snapshot().await?;
+            let read = async {
+                let first = open
+                    .clone()
+                    .order_by_asc(canvas_schedule::Column::Id)
+                    .limit(2);
+                let first = first.all(&db).await?;
+                let all = if first.len() < 2 {
+                    0
+                } else {
+                    open.count(&db).await?
+                };
+                Ok((first, all))
+            };
+            let read = read.await;
+            db.finish(read).await
+        };
+        let canvas_id = canvas_id.as_str().to_owned();
+        let (first, open) = self.sessions.run(read).await?;
         match first.as_slice() {
-            [] => Err(Error::NoOpenSchedule {
-                canvas_id: canvas_id.as_str().to_owned(),
-            }),
+            [] => Err(Error::NoOpenSchedule { canvas_id }),
             [one] => Ok(ScheduleId(one.id)),
-            _ => {
-                let open = open.count(&self.db).await.map_err(public)?;
-                Err(Error::ScheduleIdNeeded {
-                    canvas_id: canvas_id.as_str().to_owned(),
-                    open,
-                })
-            }
+            _ => Err(Error::ScheduleIdNeeded { canvas_id, open }),
         }
     }
 
@@ -206,37 +160,56 @@ impl Reads {
         if let Some(after) = after {
             query = query.filter(canvas_schedule::Column::Id.gt(after.0));
         }
+        let query = query.order_by_asc(canvas_schedule::Column::Id).limit(limit);
         let read = async {
-            let rows = query
-                .order_by_asc(canvas_schedule::Column::Id)
-                .limit(limit)
-                .all(&self.db)
-                .await?;
-            let loaded = load::with_dispatches(&self.db, rows).await?.into_iter();
-            loaded
-                .map(|one| Ok(one?.schedule))
-                .collect::<Result<_, DbErr>>()
+            let db = self.sessions.snapshot().await?;
+            let read = async {
+                let rows = query.all(&db).await?;
+                let loaded = load::with_dispatches(&db, rows).await?.into_iter();
+                loaded.map(|one| Ok(one?.schedule)).collect()
+            };
+            let read = read.await;
+            db.finish(read).await
         };
-        read.await.map_err(public)
+        self.sessions.run(read).await
     }
 
-    /// Up to `limit` of the stored revisions before `before`, the newest first.
+    /// Up to `limit` of the stored revisions before `before`, the newest first, with their
+    /// properties.
     pub async fn revisions(
         &self,
         key: Key,
         before: Option<i64>,
         limit: u64,
-    ) -> Result<Vec<Revision>, Error> {
-        let newest = self.schedule(key).await?.revision;
-        let key = ScheduleKey::new(key.0.0, key.1.0);
-        let (before, oldest) = (before.unwrap_or(i64::MAX), newest - self.revisions_kept);
+    ) -> Result<(Vec<Revision>, HashMap<PropertiesId, Properties>), Error> {
+        let before = before.unwrap_or(i64::MAX);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = history::newest(&self.db, key, before, oldest, limit).await;
-        let revisions = rows.and_then(|rows| rows.into_iter().map(codec::revision).collect());
-        revisions.map_err(public)
+        let read = async {
+            let db = self.sessions.snapshot().await?;
+            let read = async {
+                let Some((schedule, _)) = find(&db, key).await? else {
+                    return Ok(None);
+                };
+                let oldest = schedule.revision - self.revisions_kept;
+                let row = ScheduleKey::new(key.0.0, key.1.0);
+                let rows = history::newest(&db, row, before, oldest, limit).await?;
+                let revisions = rows.into_iter().map(codec::revision);
+                let revisions = revisions.collect::<Result<Vec<_>, DbErr>>()?;
+                let ids = revisions.iter().filter_map(|one| one.properties).collect();
+                let properties = find_properties(&db, key.0, ids).await?;
+                Ok(Some((revisions, properties)))
+            };
+            let read = read.await;
+            db.finish(read).await
+        };
+        let found = self.sessions.run(read).await?;
+        found.ok_or_else(|| Error::NotFound {
+            schedule_id: key.1.to_string(),
+        })
     }
 
-    /// The first answer to a request id, if it was answered within 24 hours.
+    /// The first answer to a request id, if it was answered within 24 hours. It is durable: what is
+    /// only visible might be lost with this server.
     pub async fn answered(
         &self,
         workspace: WorkspaceId,
@@ -245,26 +218,31 @@ impl Reads {
         let read = async {
             let named = request::Entity::within(workspace)
                 .filter(request::Column::RequestId.eq(id.as_str()));
-            let Some(row) = named.one(&self.db).await? else {
+            let db = self.sessions.acquire().await?;
+            let row = named.one(&db).await?;
+            drop(db);
+            let Some(row) = row else {
                 return Ok(None);
             };
             let age = self.clock.now().timestamp_millis() - row.created_ms;
             if u128::try_from(age).is_ok_and(|age| age >= REQUEST_KEPT.as_millis()) {
                 return Ok(None);
             }
+            self.confirming.confirm().await?;
             codec::answered(row).map(Some)
         };
-        read.await.map_err(public)
+        self.sessions.run(read).await
     }
 
     /// The zone that new schedules of a workspace apply to users without one.
     pub async fn default_zone(&self, id: WorkspaceId) -> Result<Zone, Error> {
         let read = async {
-            let row = workspace::Entity::find_by_id(id.0).one(&self.db).await?;
+            let db = self.sessions.acquire().await?;
+            let row = workspace::Entity::find_by_id(id.0).one(&db).await?;
             let row = row.ok_or_else(|| codec::broken("the workspace does not exist"))?;
             Zone::parse(&row.default_time_zone).map_err(codec::broken)
         };
-        read.await.map_err(public)
+        self.sessions.run(read).await
     }
 
     /// Up to `limit` dispatches after `after`, in the order of schedule and number.
@@ -302,30 +280,89 @@ impl Reads {
             }
             let query = query
                 .order_by_asc(dispatch::Column::ScheduleId)
-                .order_by_asc(dispatch::Column::N);
-            self.with_schedules(query.limit(limit).all(&self.db).await?)
-                .await
+                .order_by_asc(dispatch::Column::N)
+                .limit(limit);
+            let db = self.sessions.snapshot().await?;
+            let read = async { with_schedules(&db, query.all(&db).await?).await };
+            let read = read.await;
+            db.finish(read).await
         };
-        read.await.map_err(public)
+        self.sessions.run(read).await
     }
+}
 
-    /// Decodes dispatches, whose zones may be those of their schedules.
-    async fn with_schedules(
-        &self,
-        rows: Vec<dispatch::Model>,
-    ) -> Result<Vec<(ScheduleId, Dispatch)>, DbErr> {
-        let key = |row: &dispatch::Model| ScheduleKey::new(row.workspace_id, row.schedule_id);
-        let mut keys: Vec<ScheduleKey> = rows.iter().map(key).collect();
-        keys.dedup();
-        let mut schedules: HashMap<Uuid, CanvasSchedule> = HashMap::new();
-        for row in load::read_rows(&self.db, &keys, Lock::None).await? {
-            schedules.insert(row.id, codec::schedule(&row)?);
-        }
-        // One whose schedule was removed meanwhile is gone, too.
-        let of = |row: dispatch::Model| {
-            let schedule = schedules.get(&row.schedule_id)?;
-            Some(codec::dispatch(row, schedule).map(|dispatch| (schedule.id, dispatch)))
-        };
-        rows.into_iter().filter_map(of).collect()
+async fn find<C: ConnectionTrait>(
+    db: &C,
+    (workspace, id): Key,
+) -> Result<Option<(CanvasSchedule, Vec<Dispatch>)>, DbErr> {
+    let row = canvas_schedule::Entity::within(workspace)
+        .filter(canvas_schedule::Column::Id.eq(id.0))
+        .one(db)
+        .await?;
+    let loaded = load::with_dispatches(db, Vec::from_iter(row)).await?.pop();
+    let loaded = loaded.transpose()?;
+    Ok(loaded.map(|one| (one.schedule, one.dispatches)))
+}
+
+async fn details<C: ConnectionTrait>(db: &C, key: Key) -> Result<Option<Details>, DbErr> {
+    let Some((schedule, dispatches)) = find(db, key).await? else {
+        return Ok(None);
+    };
+    let (workspace, id) = key;
+    let target = target::Entity::within(workspace)
+        .filter(target::Column::ScheduleId.eq(id.0))
+        .one(db)
+        .await?;
+    let target = target.ok_or_else(|| codec::broken("the target is missing"))?;
+    let target = serde_json::from_str(&target.body).map_err(codec::broken)?;
+    let ids = schedule.properties.into_iter().collect();
+    let mut bodies = find_properties(db, workspace, ids).await?;
+    let properties = schedule.properties.and_then(|id| bodies.remove(&id));
+    Ok(Some(Details {
+        schedule,
+        dispatches,
+        target,
+        properties,
+    }))
+}
+
+async fn find_properties<C: ConnectionTrait>(
+    db: &C,
+    workspace: WorkspaceId,
+    ids: Vec<PropertiesId>,
+) -> Result<HashMap<PropertiesId, Properties>, DbErr> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
     }
+    let rows = properties::Entity::within(workspace)
+        .filter(properties::Column::Id.is_in(ids.iter().map(|id| id.0)))
+        .all(db)
+        .await?;
+    let body = |row: properties::Model| {
+        Ok((
+            PropertiesId(row.id),
+            serde_json::from_str(&row.body).map_err(codec::broken)?,
+        ))
+    };
+    rows.into_iter().map(body).collect()
+}
+
+/// Decodes dispatches, whose zones may be those of their schedules.
+async fn with_schedules<C: ConnectionTrait>(
+    db: &C,
+    rows: Vec<dispatch::Model>,
+) -> Result<Vec<(ScheduleId, Dispatch)>, DbErr> {
+    let key = |row: &dispatch::Model| ScheduleKey::new(row.workspace_id, row.schedule_id);
+    let mut keys: Vec<ScheduleKey> = rows.iter().map(key).collect();
+    keys.dedup();
+    let mut schedules: HashMap<Uuid, CanvasSchedule> = HashMap::new();
+    for row in load::read_rows(db, &keys, Lock::None).await? {
+        schedules.insert(row.id, codec::schedule(&row)?);
+    }
+    // One whose schedule was removed meanwhile is gone, too.
+    let of = |row: dispatch::Model| {
+        let schedule = schedules.get(&row.schedule_id)?;
+        Some(codec::dispatch(row, schedule).map(|dispatch| (schedule.id, dispatch)))
+    };
+    rows.into_iter().filter_map(of).collect()
 }

@@ -74,6 +74,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
+    use crate::error::StoreOutage;
 
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -100,6 +101,7 @@ mod tests {
             .finish();
         let _guard = tracing::subscriber::set_default(subscriber);
         let away = || Error::StoreUnavailable {
+            why: StoreOutage::Unreachable,
             retry_after: Duration::from_secs(1),
         };
         let mut log = OutageLog::new("the task failed; retrying", "the task succeeds again");

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use canvas_scheduler::config::DatabaseUrl;
 use canvas_scheduler::domain::SchedulePolicy;
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::canvas_schedule_service_server::SERVICE_NAME;
@@ -246,13 +247,12 @@ mod it_is_not_ready_until_the_schema_exists {
         };
         assert_eq!(next().await, ServingStatus::NotServing);
 
+        let url = DatabaseUrl::parse(database.url()).expect("a valid URL");
         let (store, _writers) = Store::open(
-            &Options::new(database.url()),
+            &Options::new(&url),
             app.clock.clone(),
             SchedulePolicy::default(),
-        )
-        .await
-        .expect("a store");
+        );
         let applied = store.migrate().await.expect("migrated");
         assert!(
             applied

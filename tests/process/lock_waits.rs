@@ -9,6 +9,7 @@ use super::database::{Database, test_name};
 use super::delivery::{arrived, due, sender_with_workers};
 use super::load::{create, now_ms, reason, schedules, unique_time, update, when_available};
 use super::lock_holder::Locked;
+use super::readiness::until;
 use super::server::{PATIENCE, Server, key};
 
 #[tokio::test]
@@ -93,9 +94,8 @@ async fn a_file_that_another_process_writes_to_is_unavailable_not_an_internal_er
     assert_eq!(updated.expect("the lock is gone").1, 2);
 }
 
-/// A failover leaves connections to a server that is read-only now.
 #[tokio::test]
-async fn connections_to_a_read_only_server_are_replaced_postgres() {
+async fn a_read_only_server_is_reported_and_used_once_it_accepts_writes_postgres() {
     let Some(database) = Database::postgres() else {
         return;
     };
@@ -116,19 +116,13 @@ async fn connections_to_a_read_only_server_are_replaced_postgres() {
     };
     let key = key(&database.url());
     read_only("on");
-    let server = Server::start_with_key(&database.url(), &[], key).await;
-    let mut client = server.connect().await;
-    let refused = create(&mut client, unique_time(), String::new())
-        .await
-        .expect_err("the server is read-only");
-    assert_eq!(
-        (refused.code(), reason(&refused).as_str()),
-        (Code::Unavailable, "STORE_UNAVAILABLE"),
-        "{refused:?}"
-    );
+    let mut server = Server::listening(&database.url(), &[]).await;
+    server.set_key(key);
+    until(&server, &["schema_unknown", "database_read_only"]).await;
     read_only("off");
-    // Until the last read-only connection is replaced.
-    when_available(async || create(&mut client, unique_time(), String::new()).await)
+    until(&server, &[]).await;
+    let mut client = server.connect().await;
+    create(&mut client, unique_time(), String::new())
         .await
-        .expect("a new connection can write");
+        .expect("the server accepts writes");
 }

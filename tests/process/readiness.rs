@@ -8,7 +8,7 @@ use super::database::own_postgres;
 use super::server::{PATIENCE, Server, migrate};
 
 /// Polls until the process reports these reasons. It must be live throughout.
-async fn until(server: &Server, wanted: &[&str]) -> Value {
+pub(crate) async fn until(server: &Server, wanted: &[&str]) -> Value {
     let started = Instant::now();
     loop {
         let (status, body) = server.ask("/readyz").await;

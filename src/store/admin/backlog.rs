@@ -40,7 +40,7 @@ impl AdminStore {
     /// The waves that are due at `now` and not claimed.
     pub async fn backlog(&self, now: DateTime<Utc>) -> Result<DueBacklog, Error> {
         let read = async {
-            let db = &self.pool.db();
+            let db = &self.sessions.acquire().await?;
             let values = [now.timestamp_millis().into(), MAX_COUNT.into()];
             let row = db.query_one_raw(statement(db, DUE, values)).await?;
             let Some(row) = row else {
@@ -53,13 +53,13 @@ impl AdminStore {
                 oldest: Duration::from_millis(oldest.max(0).unsigned_abs()),
             })
         };
-        self.pool.run(read).await
+        self.sessions.run(read).await
     }
 
     /// The number of dispatches of all workspaces in each state, and what is paused.
     pub async fn dispatch_totals(&self) -> Result<DispatchTotals, Error> {
         let read = async {
-            let db = &self.pool.db();
+            let db = &self.sessions.acquire().await?;
             let row = db.query_one_raw(statement(db, &TOTALS, [])).await?;
             let Some(row) = row else {
                 return Ok(DispatchTotals::default());
@@ -71,6 +71,6 @@ impl AdminStore {
                 all_paused: row.try_get_by_index(3)?,
             })
         };
-        self.pool.run(read).await
+        self.sessions.run(read).await
     }
 }

@@ -11,10 +11,9 @@ use sea_orm::{
 use crate::domain::key::{SecretHash, networks};
 use crate::domain::{ApiKey, KeyId, Permissions, WorkspaceId};
 use crate::error::Error;
-use crate::store::admin::{AdminStore, invalid};
+use crate::store::admin::{AdminStore, invalid, unless_taken};
 use crate::store::schema::codec::{self, instant};
 use crate::store::schema::tables::api_key;
-use crate::store::session::error::{public, unique_violation};
 
 /// Limits the keys that a process holds in memory: those in use, and those revoked or expired
 /// within [`STOPPED_KEY_RETENTION`]. No more can be created.
@@ -27,11 +26,12 @@ impl AdminStore {
     /// Creates a key. Fails with [`Error::Invalid`] when the name is taken or there are too many
     /// keys.
     pub async fn create_key(&self, key: &ApiKey) -> Result<(), Error> {
-        let count = api_key::Entity::find()
-            .filter(recognized(self.clock.now()))
-            .count(&self.reads)
-            .await;
-        if count.map_err(public)? >= MAX_KEYS {
+        let counted = async {
+            let db = self.sessions.acquire().await?;
+            let recognized = api_key::Entity::find().filter(recognized(self.clock.now()));
+            recognized.count(&db).await
+        };
+        if self.sessions.run(counted).await? >= MAX_KEYS {
             return Err(invalid(
                 "name",
                 format!(
@@ -40,21 +40,22 @@ impl AdminStore {
                 ),
             ));
         }
-        match api_key::Entity::insert(key_row(key).into_active_model())
-            .exec_without_returning(&self.reads)
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(fault) if unique_violation(&fault) => Err(invalid(
-                "name",
-                format!(
-                    "the workspace already has a key named {:?}; \
-                     the history identifies keys by their names",
-                    key.name
-                ),
-            )),
-            Err(fault) => Err(public(fault)),
+        let insert = async {
+            let db = self.sessions.acquire().await?;
+            let insert = api_key::Entity::insert(key_row(key).into_active_model());
+            unless_taken(insert.exec_without_returning(&db).await)
+        };
+        if self.sessions.run(insert).await? {
+            return Ok(());
         }
+        Err(invalid(
+            "name",
+            format!(
+                "the workspace already has a key named {:?}; the history identifies keys by their \
+                 names",
+                key.name
+            ),
+        ))
     }
 
     /// Deletes the key of this name, if it exists. Use this only for a key that a process created
@@ -63,7 +64,11 @@ impl AdminStore {
         let named = api_key::Entity::delete_many()
             .filter(api_key::Column::WorkspaceId.eq(workspace.0))
             .filter(api_key::Column::Name.eq(name));
-        named.exec(&self.reads).await.map(|_| ()).map_err(public)
+        let remove = async {
+            let db = self.sessions.acquire().await?;
+            named.exec(&db).await
+        };
+        self.sessions.run(remove).await.map(drop)
     }
 
     /// Revokes a key. A key that is already revoked keeps the time of its revocation. Fails with
@@ -76,14 +81,17 @@ impl AdminStore {
                 Expr::col(api_key::Column::RevokedMs).if_null(now),
             )
             .filter(api_key::Column::Id.eq(id.to_string()));
-        match revoke.exec(&self.reads).await {
-            Ok(done) if done.rows_affected > 0 => Ok(()),
-            Ok(_) => Err(invalid(
-                "id",
-                format!("no key has the id {id}; list them with `api-key list`"),
-            )),
-            Err(fault) => Err(public(fault)),
+        let revoke = async {
+            let db = self.sessions.acquire().await?;
+            revoke.exec(&db).await
+        };
+        if self.sessions.run(revoke).await?.rows_affected > 0 {
+            return Ok(());
         }
+        Err(invalid(
+            "id",
+            format!("no key has the id {id}; list them with `api-key list`"),
+        ))
     }
 
     /// Up to `limit` keys, including revoked and expired ones, by workspace and time of creation.
@@ -114,7 +122,11 @@ impl AdminStore {
     }
 
     async fn keys_of(&self, rows: Select<api_key::Entity>) -> Result<Vec<ApiKey>, Error> {
-        let rows = self.pool.run(rows.all(&self.pool.db())).await?;
+        let read = async {
+            let db = self.sessions.acquire().await?;
+            rows.all(&db).await
+        };
+        let rows = self.sessions.run(read).await?;
         let readable = |row: api_key::Model| {
             let id = row.id.clone();
             // An unreadable key locks out only its holder.
@@ -139,7 +151,11 @@ impl AdminStore {
                     .add(api_key::Column::LastUsedMs.is_null())
                     .add(api_key::Column::LastUsedMs.lt(now)),
             );
-        self.pool.run(note.exec(&self.pool.db())).await.map(drop)
+        let note = async {
+            let db = self.sessions.acquire().await?;
+            note.exec(&db).await
+        };
+        self.sessions.run(note).await.map(drop)
     }
 }
 

@@ -6,7 +6,7 @@ use sea_orm::{ColumnTrait, DbErr, EntityTrait, IntoActiveModel, PaginatorTrait, 
 use uuid::Uuid;
 
 use crate::domain::{Quota, QuotaRequest, WorkspaceId};
-use crate::error::Error;
+use crate::error::{Error, StoreOutage};
 use crate::store::admin::AdminStore;
 use crate::store::schema::tables::{rate_window, replica};
 use crate::store::schema::tenant::Tenant;
@@ -40,7 +40,7 @@ impl AdminStore {
     ) -> Result<QuotaTaken, Error> {
         for _ in 0..MAX_ROUNDS {
             let taken = self
-                .pool
+                .sessions
                 .run(self.taken(workspace, counted, began_ms))
                 .await?;
             let before = taken.map_or(0, |taken| u64::try_from(taken).unwrap_or_default());
@@ -59,11 +59,11 @@ impl AdminStore {
                 ends_ms: began_ms + quota.window.millis(),
                 taken: i64::try_from(after.in_all).unwrap_or(i64::MAX),
             };
-            if self.pool.run(self.write_count(taken, row)).await? {
+            if self.sessions.run(self.write_count(taken, row)).await? {
                 return Ok(after);
             }
         }
-        Err(unavailable())
+        Err(unavailable(StoreOutage::Locked))
     }
 
     async fn taken(
@@ -72,10 +72,11 @@ impl AdminStore {
         counted: &str,
         began_ms: i64,
     ) -> Result<Option<i64>, DbErr> {
+        let db = self.sessions.acquire().await?;
         let row = rate_window::Entity::within(workspace)
             .filter(rate_window::Column::Counted.eq(counted))
             .filter(rate_window::Column::BeganMs.eq(began_ms))
-            .one(&self.pool.db())
+            .one(&db)
             .await?;
         Ok(row.map(|row| row.taken))
     }
@@ -87,6 +88,7 @@ impl AdminStore {
         before: Option<i64>,
         row: rate_window::Model,
     ) -> Result<bool, DbErr> {
+        let db = self.sessions.acquire().await?;
         let written = match before {
             None => {
                 let key = [
@@ -96,7 +98,7 @@ impl AdminStore {
                 ];
                 let keep = OnConflict::columns(key).do_nothing().to_owned();
                 let insert = rate_window::Entity::insert(row.into_active_model()).on_conflict(keep);
-                match insert.exec_without_returning(&self.pool.db()).await {
+                match insert.exec_without_returning(&db).await {
                     Err(DbErr::RecordNotInserted) => 0,
                     written => written?,
                 }
@@ -107,7 +109,7 @@ impl AdminStore {
                     .filter(rate_window::Column::Counted.eq(row.counted))
                     .filter(rate_window::Column::BeganMs.eq(row.began_ms))
                     .filter(rate_window::Column::Taken.eq(before));
-                update.exec(&self.pool.db()).await?.rows_affected
+                update.exec(&db).await?.rows_affected
             }
         };
         Ok(written == 1)
@@ -117,6 +119,7 @@ impl AdminStore {
     pub async fn see_replica(&self, id: Uuid) -> Result<u32, Error> {
         let now = self.clock.now();
         let see = async {
+            let db = self.sessions.acquire().await?;
             let row = replica::Model {
                 id,
                 seen_ms: now.timestamp_millis(),
@@ -126,15 +129,12 @@ impl AdminStore {
                 .to_owned();
             replica::Entity::insert(row.into_active_model())
                 .on_conflict(update)
-                .exec_without_returning(&self.pool.db())
+                .exec_without_returning(&db)
                 .await?;
             let alive = replica::Column::SeenMs.gt((now - REPLICA_TIMEOUT).timestamp_millis());
-            replica::Entity::find()
-                .filter(alive)
-                .count(&self.pool.db())
-                .await
+            replica::Entity::find().filter(alive).count(&db).await
         };
-        self.pool
+        self.sessions
             .run(see)
             .await
             .map(|count| u32::try_from(count).unwrap_or(u32::MAX))
@@ -144,15 +144,16 @@ impl AdminStore {
     pub async fn remove_old_windows(&self) -> Result<(), Error> {
         let long_ago = (self.clock.now() - TimeDelta::hours(1)).timestamp_millis();
         let remove = async {
+            let db = self.sessions.acquire().await?;
             rate_window::Entity::delete_across_workspaces()
                 .filter(rate_window::Column::EndsMs.lt(long_ago))
-                .exec(&self.pool.db())
+                .exec(&db)
                 .await?;
             replica::Entity::delete_many()
                 .filter(replica::Column::SeenMs.lt(long_ago))
-                .exec(&self.pool.db())
+                .exec(&db)
                 .await
         };
-        self.pool.run(remove).await.map(drop)
+        self.sessions.run(remove).await.map(drop)
     }
 }

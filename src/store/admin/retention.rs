@@ -17,7 +17,6 @@ use crate::store::schema::row::row;
 use crate::store::schema::statement::OverBatch;
 use crate::store::schema::tables::request;
 use crate::store::schema::tenant::Tenant;
-use crate::store::session::error::public;
 
 /// Schedules that may have finished long enough ago; the domain decides for each one.
 const FINISHED: &str = "SELECT id, workspace_id FROM canvas_schedule WHERE finished_ms <= $1 \
@@ -65,23 +64,24 @@ impl AdminStore {
         let oldest = self.clock.now().timestamp_millis()
             - i64::try_from(REQUEST_KEPT.as_millis()).unwrap_or(i64::MAX);
         let remove = async {
+            let db = self.sessions.acquire().await?;
             let too_old = request::Column::CreatedMs.lte(oldest);
             let rows = request::Entity::across_workspaces()
                 .filter(too_old.clone())
                 .order_by_asc(request::Column::CreatedMs)
                 .limit(limit);
-            let rows = rows.all(&self.reads).await?;
+            let rows = rows.all(&db).await?;
             for row in &rows {
                 // Checks the age again: the id may have been reused since it was read.
                 request::Entity::delete_within(WorkspaceId(row.workspace_id))
                     .filter(request::Column::RequestId.eq(row.request_id.as_str()))
                     .filter(too_old.clone())
-                    .exec(&self.reads)
+                    .exec(&db)
                     .await?;
             }
             Ok(rows.len())
         };
-        remove.await.map_err(public)
+        self.sessions.run(remove).await
     }
 
     /// Removes up to `limit` schedules that finished before `before`, and returns how many.
@@ -90,7 +90,7 @@ impl AdminStore {
             let by_finish = self.remove_selected(FINISHED, before, limit).await?;
             Ok(by_finish + self.remove_selected(CANCELLED, before, limit).await?)
         };
-        self.pool.run(remove).await
+        self.sessions.run(remove).await
     }
 
     async fn remove_selected(
@@ -100,7 +100,7 @@ impl AdminStore {
         limit: u64,
     ) -> Result<usize, DbErr> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let db = self.pool.begin().await?;
+        let db = self.sessions.begin().await?;
         let values = [before.timestamp_millis().into(), limit.into()];
         let keys = load::select_keys(&db, query, values).await?;
         let (mut removed, mut retained) = (vec![], vec![]);

@@ -9,11 +9,9 @@ use sea_orm::{
 
 use crate::domain::{Limits, Quota, QuotaKind, QuotaWindow, Workspace, WorkspaceId, Zone};
 use crate::error::Error;
-use crate::store::admin::{AdminStore, invalid};
+use crate::store::admin::{AdminStore, invalid, unless_taken};
 use crate::store::schema::codec;
 use crate::store::schema::tables::{workspace, workspace_limit};
-use crate::store::session::error::{public, unique_violation};
-use crate::store::session::pool::begin;
 
 /// Limits the number of workspaces.
 const MAX_WORKSPACES: u64 = 10_000;
@@ -27,6 +25,13 @@ pub struct WorkspaceChange {
     pub quotas: Vec<(QuotaKind, Quota)>,
 }
 
+/// What became of a new workspace.
+enum Created {
+    Done,
+    TooMany,
+    NameTaken,
+}
+
 impl AdminStore {
     /// Creates a workspace. Fails with [`Error::Invalid`] when the name is taken or there are too
     /// many workspaces.
@@ -36,9 +41,10 @@ impl AdminStore {
         change: &WorkspaceChange,
     ) -> Result<(), Error> {
         let create = async {
-            let transaction = begin(&self.reads).await?;
+            let transaction = self.sessions.begin().await?;
             if workspace::Entity::find().count(&transaction).await? >= MAX_WORKSPACES {
-                return Ok(false);
+                transaction.rollback().await?;
+                return Ok(Created::TooMany);
             }
             let newest = workspace::Entity::find()
                 .order_by_desc(workspace::Column::Id)
@@ -52,23 +58,24 @@ impl AdminStore {
                 default_time_zone,
                 sending_paused: false,
             };
-            workspace::Entity::insert(row.into_active_model())
-                .exec_without_returning(&transaction)
-                .await?;
+            let insert = workspace::Entity::insert(row.into_active_model());
+            if !unless_taken(insert.exec_without_returning(&transaction).await)? {
+                transaction.rollback().await?;
+                return Ok(Created::NameTaken);
+            }
             set_quotas(&transaction, id, &change.quotas).await?;
-            transaction.commit().await.map(|()| true)
+            transaction.commit().await.map(|()| Created::Done)
         };
-        match create.await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(invalid(
+        match self.sessions.run(create).await? {
+            Created::Done => Ok(()),
+            Created::TooMany => Err(invalid(
                 "name",
                 format!("the limit of {MAX_WORKSPACES} workspaces is reached"),
             )),
-            Err(fault) if unique_violation(&fault) => Err(invalid(
+            Created::NameTaken => Err(invalid(
                 "name",
                 format!("a workspace named {name} already exists"),
             )),
-            Err(fault) => Err(public(fault)),
         }
     }
 
@@ -76,7 +83,7 @@ impl AdminStore {
     pub async fn set_workspace(&self, name: &str, change: &WorkspaceChange) -> Result<(), Error> {
         let WorkspaceId(id) = self.workspace_named(name).await?;
         let set = async {
-            let transaction = begin(&self.reads).await?;
+            let transaction = self.sessions.begin().await?;
             if let Some(zone) = change.default_zone {
                 let row = workspace::ActiveModel {
                     id: Set(id),
@@ -88,13 +95,13 @@ impl AdminStore {
             set_quotas(&transaction, id, &change.quotas).await?;
             transaction.commit().await
         };
-        set.await.map_err(public)
+        self.sessions.run(set).await
     }
 
     /// Every workspace, by name.
     pub async fn workspaces(&self) -> Result<Vec<Workspace>, Error> {
         let read = async {
-            let db = self.pool.db();
+            let db = self.sessions.acquire().await?;
             let mut limits: HashMap<i32, Limits> = HashMap::new();
             for limit in workspace_limit::Entity::find().all(&db).await? {
                 let own = limits.entry(limit.workspace_id).or_default();
@@ -118,16 +125,17 @@ impl AdminStore {
                 .map(workspace)
                 .collect::<Result<Vec<_>, DbErr>>()
         };
-        self.pool.run(read).await
+        self.sessions.run(read).await
     }
 
     /// The workspace of this name. Fails with [`Error::Invalid`] when no workspace has this name.
     pub async fn workspace_named(&self, name: &str) -> Result<WorkspaceId, Error> {
-        let row = workspace::Entity::find()
-            .filter(workspace::Column::Name.eq(name))
-            .one(&self.reads)
-            .await;
-        let row = row.map_err(public)?;
+        let find = async {
+            let db = self.sessions.acquire().await?;
+            let named = workspace::Entity::find().filter(workspace::Column::Name.eq(name));
+            named.one(&db).await
+        };
+        let row = self.sessions.run(find).await?;
         row.map(|row| WorkspaceId(row.id)).ok_or_else(|| {
             invalid(
                 "workspace",

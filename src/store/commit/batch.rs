@@ -43,6 +43,9 @@ pub(crate) struct Decision {
     /// Schedules whose revisions up to this number are removed after the commit.
     trims: Vec<(ScheduleKey, i64)>,
     answers: Vec<(Job, Result<Outcome, Error>)>,
+    /// Jobs whose answers were read back: a commit that was cut off, or an earlier answer to the
+    /// request. They are visible, but durable only after a commit that follows the read.
+    known: Vec<(Job, Result<Outcome, Error>)>,
     /// Jobs that wait for the next round.
     postponed: Vec<Job>,
     commit_id: i64,
@@ -57,9 +60,8 @@ struct Entry {
 }
 
 impl<'a> Batch<'a> {
-    /// Lets the domain decide each job on what the jobs before it left. Jobs that need no write are
-    /// answered here: those whose answer is known, and those of rows all of whose changes are
-    /// refused.
+    /// Lets the domain decide each job on what the jobs before it left. Jobs of rows all of whose
+    /// changes are refused need no write and are answered here.
     pub(crate) fn decide(jobs: Vec<Job>, snapshot: Snapshot, context: &'a Context<'a>) -> Decision {
         let mut batch = Self {
             snapshot,
@@ -69,6 +71,7 @@ impl<'a> Batch<'a> {
                 writes: Writes::new(context.now),
                 trims: vec![],
                 answers: vec![],
+                known: vec![],
                 postponed: vec![],
                 commit_id: context.commit_id,
             },
@@ -112,14 +115,14 @@ impl<'a> Batch<'a> {
         batch.decision
     }
 
-    /// Answers a job whose cut-off commit was carried out, or whose request was answered before;
-    /// returns any other.
-    fn unless_known(&self, mut job: Job) -> Option<Job> {
+    /// Keeps the answer of a job whose cut-off commit was carried out, or whose request was answered
+    /// before; returns any other job.
+    fn unless_known(&mut self, job: Job) -> Option<Job> {
         let id = job.work.schedule_id().0;
-        let settled = |cut: &Unsettled| self.snapshot.settled.contains(&(id, cut.commit_id));
-        if let Some(at) = job.unsettled.iter().position(settled) {
-            let outcome = job.unsettled.swap_remove(at).outcome;
-            job.answer(Ok(outcome));
+        let settled = |cut: &&Unsettled| self.snapshot.settled.contains(&(id, cut.commit_id));
+        if let Some(cut) = job.unsettled.iter().find(settled) {
+            let outcome = cut.outcome.clone();
+            self.decision.known.push((job, Ok(outcome)));
             return None;
         }
         let Some(request) = &job.request else {
@@ -130,7 +133,7 @@ impl<'a> Batch<'a> {
             return Some(job);
         };
         let replayed = answered.replay(request);
-        job.answer(replayed);
+        self.decision.known.push((job, replayed));
         None
     }
 
@@ -288,10 +291,18 @@ impl Decision {
         of_written.copied().collect()
     }
 
-    /// Answers every job whose row was written, after its commit. Returns the others, which are
+    /// Whether answers were read back that no commit has followed.
+    pub(crate) fn needs_confirmation(&self, written: &HashSet<Uuid>) -> bool {
+        !self.known.is_empty() && written.is_empty()
+    }
+
+    /// Answers every job whose row was written, after its commit, and those whose answers are known. Returns the others, which are
     /// retried, in their order.
     pub(crate) fn reply(self, written: &HashSet<Uuid>) -> Vec<Job> {
         let mut retried = Vec::new();
+        for (job, known) in self.known {
+            job.answer(known);
+        }
         for (mut job, decided) in self.answers {
             if written.contains(&job.key().id) {
                 job.answer(decided);
@@ -315,7 +326,9 @@ impl Decision {
             }
             job
         };
-        let mut jobs: Vec<Job> = self.answers.into_iter().map(unsettle).collect();
+        let known = self.known.into_iter().map(|(job, _)| job);
+        let mut jobs: Vec<Job> = known.collect();
+        jobs.extend(self.answers.into_iter().map(unsettle));
         jobs.extend(self.postponed);
         jobs
     }

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::domain::{Command, Create, Outcome, ScheduleId, WorkspaceId};
-use crate::error::Error;
+use crate::error::{Error, StoreOutage};
 use crate::store::schema::answered::RequestKey;
 use crate::store::schema::load::ScheduleKey;
 use crate::store::session::error::unavailable;
@@ -130,12 +130,12 @@ impl Job {
     }
 
     /// The job, unless the database was away for too long.
-    pub(crate) fn unless_given_up(self, now: Instant) -> Option<Self> {
+    pub(crate) fn unless_given_up(self, now: Instant, why: StoreOutage) -> Option<Self> {
         if now < self.give_up_at {
             return Some(self);
         }
         let error = if self.unsettled.is_empty() {
-            unavailable()
+            unavailable(why)
         } else {
             Error::OutcomeUnknown
         };

@@ -44,10 +44,14 @@
 //! - A statement fails for another reason: the batch is halved until the faulty change stands
 //!   alone; only its caller sees the error.
 //! - A request id was answered meanwhile: the next round finds that answer and replays it.
-//! - The database is unavailable, full or read-only: the pool is replaced, and changes are retried
-//!   for five seconds; then StoreUnavailable.
-//! - The connection was lost at the commit: the next round looks for the revision that carries the
-//!   `commit_id`; only if there is none is the change decided again.
+//! - The database is unavailable, full or read-only: changes are retried for five seconds; then
+//!   StoreUnavailable.
+//! - The commit failed, and may have been carried out: the next round looks for the revision that
+//!   carries the `commit_id`; only if there is none is the change decided again.
+//! - An answer was read back, of such a commit or of a repeated request: it is sent after a commit
+//!   that follows the read. What a server shows after a restart may be on no standby.
+//! - The server sent a warning with the commit: another commit follows before the answers, since
+//!   the warning may say that the wait for a standby was cancelled.
 //! - No answer within ten seconds: the session is closed, and its callers get OutcomeUnknown.
 
 pub(super) mod batch;

@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sea_orm::DbErr;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::clock::SharedClock;
 use crate::domain::SchedulePolicy;
-use crate::error::Error;
+use crate::error::{Error, StoreOutage};
 use crate::store::commit::batch::{Batch, Context, Decision};
 use crate::store::commit::job::{Job, Work};
 use crate::store::commit::snapshot::Snapshot;
@@ -17,12 +18,13 @@ use crate::store::commit::statements;
 use crate::store::schema::history;
 use crate::store::schema::load::{Lock, ScheduleKey};
 use crate::store::session::error::{
-    away, connection_lost, deadlock, lock_timed_out, unavailable, unique_violation,
+    away, describe, lock_timed_out, may_be_committed, outage, retryable, unavailable,
+    unique_violation,
 };
 use crate::store::session::options::Options;
-use crate::store::session::pool::Pool;
 use crate::store::session::sessions::{Session, Sessions};
 use crate::telemetry::metrics::{CommitFailure, CommitMetrics};
+use crate::telemetry::notices::ServerWarnings;
 use crate::telemetry::outage::OutageLog;
 
 /// After losing this many rounds to another writer, a row is read under a lock.
@@ -31,6 +33,8 @@ const ROUNDS_BEFORE_LOCK: u8 = 2;
 const MAX_ROUNDS: u8 = 10;
 /// How long a round may take. After that its connection counts as lost.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the reading part of a round may take. After that its connection counts as lost.
+const READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// Between rounds while the database is away.
 const OUTAGE_PAUSE: Duration = Duration::from_millis(100);
 /// Between rounds while another session locks a row.
@@ -40,6 +44,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 pub struct Writer {
     queue: mpsc::Receiver<Job>,
     sessions: Sessions,
+    warnings: ServerWarnings,
     clock: SharedClock,
     policy: SchedulePolicy,
     max_batch: usize,
@@ -57,14 +62,15 @@ struct Failed {
 impl Writer {
     pub(crate) fn new(
         queue: mpsc::Receiver<Job>,
-        pool: Pool,
+        sessions: Sessions,
         options: &Options,
         clock: SharedClock,
         policy: SchedulePolicy,
     ) -> Self {
         Self {
             queue,
-            sessions: Sessions::new(pool),
+            sessions,
+            warnings: options.warnings.clone(),
             clock,
             policy,
             max_batch: options.settings.commit_max.get(),
@@ -162,7 +168,7 @@ impl Writer {
         jobs.iter_mut().for_each(|job| job.enter_round(changes));
         let began = Instant::now();
         let round = self.round(jobs);
-        let ended = if self.sessions.pool().is_postgres() {
+        let ended = if self.sessions.is_postgres() {
             tokio::time::timeout(ROUND_TIMEOUT, round).await
         } else {
             Ok(round.await)
@@ -173,7 +179,7 @@ impl Writer {
                 seconds = ROUND_TIMEOUT.as_secs(),
                 "the database did not answer a group commit in time; its connection is closed"
             );
-            self.sessions.pool().replace().await;
+            self.sessions.suspect();
             return Ok(vec![]);
         };
         match &ended {
@@ -188,19 +194,28 @@ impl Writer {
 
     /// Pauses, and returns the jobs that are still to be tried.
     async fn wait_out(&mut self, jobs: Vec<Job>, fault: &DbErr) -> Vec<Job> {
-        self.outage.unavailable(fault);
+        self.outage.unavailable(&describe(fault));
         tokio::time::sleep(OUTAGE_PAUSE).await;
-        self.sessions.pool().replace().await;
-        let now = Instant::now();
+        let (now, why) = (Instant::now(), outage(fault));
+        let why = why.unwrap_or(StoreOutage::Unreachable);
         jobs.into_iter()
-            .filter_map(|job| job.unless_given_up(now))
+            .filter_map(|job| job.unless_given_up(now, why))
             .collect()
     }
 
     /// One round: reads, decides, writes and replies. Returns the jobs that lost it.
     async fn round(&self, jobs: Vec<Job>) -> Result<Vec<Job>, Failed> {
         let (session, decision) = self.decide(jobs).await?;
+        let warnings = self.warnings.count();
         let (decision, written) = write(session, decision).await?;
+        // A warning may say that the wait for a standby was cancelled.
+        let is_confirmed = self.warnings.count() == warnings;
+        if (decision.needs_confirmation(&written) || !is_confirmed)
+            && let Err(fault) = self.sessions.confirm().await
+        {
+            let jobs = decision.into_jobs(true);
+            return Err(Failed { jobs, fault });
+        }
         let trims: Vec<_> = decision.trims_of(&written);
         let retried = decision.reply(&written);
         self.trim(trims).await;
@@ -212,7 +227,7 @@ impl Writer {
     /// on SQLite, reading and writing are one transaction.
     async fn decide(&self, jobs: Vec<Job>) -> Result<(Session<'_>, Decision), Failed> {
         let lock = lock_for(&jobs);
-        let opened = if self.sessions.pool().is_postgres() && lock == Lock::None {
+        let opened = if self.sessions.is_postgres() && lock == Lock::None {
             self.sessions.acquire().await
         } else {
             self.sessions.begin().await
@@ -222,7 +237,7 @@ impl Writer {
             Err(fault) => return Err(Failed { jobs, fault }),
         };
         let now = self.clock.now();
-        let snapshot = match Snapshot::read(&session, &jobs, now, lock).await {
+        let snapshot = match self.read(&session, &jobs, now, lock).await {
             Ok(snapshot) => snapshot,
             Err(fault) => {
                 session.abandon(&fault).await;
@@ -238,18 +253,32 @@ impl Writer {
         Ok((session, Batch::decide(jobs, snapshot, &context)))
     }
 
+    /// Reads what the jobs need, within [`READ_TIMEOUT`]: nothing is written yet, so another
+    /// session can try again.
+    async fn read(
+        &self,
+        session: &Session<'_>,
+        jobs: &[Job],
+        now: DateTime<Utc>,
+        lock: Lock,
+    ) -> Result<Snapshot, DbErr> {
+        let read = Snapshot::read(session, jobs, now, lock);
+        if !self.sessions.is_postgres() {
+            return read.await;
+        }
+        match tokio::time::timeout(READ_TIMEOUT, read).await {
+            Ok(read) => read,
+            Err(_) => Err(self.sessions.suspect()),
+        }
+    }
+
     /// Removes old revisions after the callers have their answers. If a removal fails, the
     /// schedule's next one includes it.
     async fn trim(&self, trims: Vec<(ScheduleKey, i64)>) {
         for (key, newest) in trims {
             let removed = async {
                 let session = self.sessions.acquire().await?;
-                let removed = history::remove(&session, key, newest).await;
-                match &removed {
-                    Ok(()) => session.release(),
-                    Err(fault) => session.abandon(fault).await,
-                }
-                removed
+                history::remove(&session, key, newest).await
             };
             if let Err(fault) = removed.await {
                 tracing::warn!(
@@ -287,17 +316,16 @@ async fn write(
         Err(fault) => {
             session.abandon(&fault).await;
             // What was written in a transaction is rolled back with its connection.
-            let cut_off = !in_transaction && connection_lost(&fault);
+            let cut_off = !in_transaction && may_be_committed(&fault);
             return Err(failed(decision, cut_off, fault));
         }
     };
     if !in_transaction {
-        session.release();
         return Ok((decision, written));
     }
     match session.commit().await {
         Ok(()) => Ok((decision, written)),
-        Err(fault) => Err(failed(decision, connection_lost(&fault), fault)),
+        Err(fault) => Err(failed(decision, may_be_committed(&fault), fault)),
     }
 }
 
@@ -339,7 +367,7 @@ fn after_fault(mut jobs: Vec<Job>, fault: &DbErr) -> AfterFault {
         job.lock_awaited |= lock_timed_out(fault);
         job
     };
-    if deadlock(fault) && jobs.iter().all(|job| job.rounds_lost < MAX_ROUNDS) {
+    if retryable(fault) && jobs.iter().all(|job| job.rounds_lost < MAX_ROUNDS) {
         return AfterFault::Retry(jobs.into_iter().map(lost_round).collect());
     }
     if jobs.len() > 1 {
@@ -355,8 +383,8 @@ fn after_fault(mut jobs: Vec<Job>, fault: &DbErr) -> AfterFault {
         return AfterFault::Retry(vec![lost_round(job)]);
     }
     // A change that waited for a lock to the end was not written, and nothing is wrong with it.
-    job.answer(Err(if deadlock(fault) {
-        unavailable()
+    job.answer(Err(if retryable(fault) {
+        unavailable(StoreOutage::Locked)
     } else {
         Error::internal(fault)
     }));

@@ -129,7 +129,7 @@ impl DispatchStore {
             db.commit().await?;
             Ok(claimed)
         };
-        self.pool.run(claim).await
+        self.claiming.run(claim).await
     }
 
     /// Postpones the first entry that is due at `now`, since it keeps those behind it from being
@@ -152,7 +152,7 @@ impl DispatchStore {
             transitions::postpone_entries(&db, entries, now + UNREADABLE_RETRY_INTERVAL).await?;
             db.commit().await
         };
-        self.pool.run(postpone).await
+        self.claiming.run(postpone).await
     }
 }
 

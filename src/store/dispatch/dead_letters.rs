@@ -22,7 +22,7 @@ impl DispatchStore {
         delivery: &DeliveryPolicy,
     ) -> Result<Dispatch, Error> {
         let retry = async {
-            let db = self.pool.begin().await?;
+            let db = self.other.begin().await?;
             let retried = retry_in(&db, key, id, now, delivery).await?;
             // Rolled back here rather than on drop, which would keep the row locked for a while; a
             // retry passes over a locked row.
@@ -32,7 +32,7 @@ impl DispatchStore {
             }
             Ok(retried)
         };
-        self.pool.run(retry).await?
+        self.other.run(retry).await?
     }
 }
 

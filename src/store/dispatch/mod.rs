@@ -64,29 +64,39 @@ pub(super) mod settle;
 pub(super) mod transitions;
 pub(super) mod zone_rules;
 
-use crate::store::session::pool::Pool;
 use crate::store::session::sessions::Sessions;
 use crate::telemetry::metrics::CommitMetrics;
 use cursor::Cursor;
 
+/// The sessions of the dispatcher, by use: none waits for another.
+pub(super) struct DispatchSessions {
+    pub claiming: Sessions,
+    pub settling: Sessions,
+    pub other: Sessions,
+}
+
 /// Claims due waves, settles outcomes, and pauses sending.
 #[derive(Clone)]
 pub struct DispatchStore {
-    pool: Pool,
-    /// Of `pool`, the connection that claims.
     claiming: Sessions,
-    /// Of `pool`, the connection that settles.
     settling: Sessions,
+    /// For everything else.
+    other: Sessions,
     cursor: Cursor,
     metrics: CommitMetrics,
 }
 
 impl DispatchStore {
-    pub(super) fn new(pool: Pool, metrics: CommitMetrics) -> Self {
+    pub(super) fn new(sessions: DispatchSessions, metrics: CommitMetrics) -> Self {
+        let DispatchSessions {
+            claiming,
+            settling,
+            other,
+        } = sessions;
         Self {
-            claiming: Sessions::new(pool.clone()),
-            settling: Sessions::new(pool.clone()),
-            pool,
+            claiming,
+            settling,
+            other,
             cursor: Cursor::default(),
             metrics,
         }

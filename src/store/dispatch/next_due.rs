@@ -52,7 +52,7 @@ impl DispatchStore {
                 now.timestamp_millis().into(),
             ];
             let row = db.query_one_raw(statement(&db, NEXT_DUE, from)).await?;
-            db.release();
+            drop(db);
             let Some(row) = row else {
                 return Ok(NextDue::default());
             };
@@ -69,14 +69,13 @@ impl DispatchStore {
                 retry: instant(retry_ms),
             })
         };
-        self.pool.run(read).await
+        self.claiming.run(read).await
     }
 
     /// Reads the clock that all replicas share: PostgreSQL's, or with SQLite the machine's.
     pub async fn sample_clock(&self) -> Result<Sample, Error> {
-        let db = &self.pool.db();
-        let asked = Instant::now();
-        if db.get_database_backend() != DbBackend::Postgres {
+        if !self.other.is_postgres() {
+            let asked = Instant::now();
             return Ok(Sample {
                 time: SystemClock.now(),
                 asked,
@@ -84,6 +83,8 @@ impl DispatchStore {
             });
         }
         let read = async {
+            let db = self.other.acquire().await?;
+            let asked = Instant::now();
             let row = db
                 .query_one_raw(Statement::from_string(DbBackend::Postgres, CLOCK))
                 .await?;
@@ -100,6 +101,6 @@ impl DispatchStore {
                 answered,
             })
         };
-        self.pool.run(read).await
+        self.other.run(read).await
     }
 }

@@ -22,7 +22,7 @@ impl DispatchStore {
     /// Pauses or resumes sending of a workspace, or of all. Returns whether the workspace exists.
     pub async fn set_sending(&self, workspace: Option<&str>, paused: bool) -> Result<bool, Error> {
         let set = async {
-            let db = &self.pool.db();
+            let db = &self.other.acquire().await?;
             let Some(name) = workspace else {
                 let all = "UPDATE sending SET paused = $1 WHERE id = 1";
                 db.execute_raw(statement(db, all, [paused.into()])).await?;
@@ -37,7 +37,7 @@ impl DispatchStore {
                 .rows_affected
                 > 0)
         };
-        self.pool.run(set).await
+        self.other.run(set).await
     }
 
     /// Puts up to `limit` parked entries of each workspace whose pause has ended back into the
@@ -45,8 +45,9 @@ impl DispatchStore {
     /// that they delay no other workspace.
     pub async fn unpark(&self, limit: u64) -> Result<usize, Error> {
         let unpark = async {
-            let db = &self.pool.db();
-            let released = db.query_all_raw(statement(db, RELEASED, [])).await?;
+            let db = self.other.acquire().await?;
+            let released = db.query_all_raw(statement(&db, RELEASED, [])).await?;
+            drop(db);
             let mut moved = 0;
             for workspace in released {
                 moved += self
@@ -55,11 +56,11 @@ impl DispatchStore {
             }
             Ok(moved)
         };
-        self.pool.run(unpark).await
+        self.other.run(unpark).await
     }
 
     async fn unpark_one(&self, workspace: i32, limit: u64) -> Result<usize, DbErr> {
-        let db = self.pool.begin().await?;
+        let db = self.other.begin().await?;
         let values = [
             workspace.into(),
             i64::try_from(limit).unwrap_or(i64::MAX).into(),

@@ -70,7 +70,7 @@ impl DispatchStore {
             self.metrics.count_dead_letters(dead);
             Ok(claimed)
         };
-        self.pool.run(retry).await
+        self.claiming.run(retry).await
     }
 }
 

@@ -101,7 +101,7 @@ impl DispatchStore {
             let others = self.settle_others(&others, now, delivery).await?;
             Ok([left_out, others].concat())
         };
-        self.pool.run(settle).await
+        self.settling.run(settle).await
     }
 
     /// As [`Self::settle`], for attempts that it left out.
@@ -117,7 +117,7 @@ impl DispatchStore {
             let others = self.settle_others(&others, now, delivery).await?;
             Ok([delivered, others].concat())
         };
-        self.pool.run(settle).await
+        self.settling.run(settle).await
     }
 
     async fn settle_delivered(
@@ -127,12 +127,11 @@ impl DispatchStore {
     ) -> Result<(), DbErr> {
         let keys = sorted_keys(delivered)?;
         let db = self.settling.acquire().await?;
-        if let Err(fault) = set_delivered(&db, &keys, now).await {
-            db.abandon(&fault).await;
-            return Err(fault);
+        let set = set_delivered(&db, &keys, now).await;
+        if let Err(fault) = &set {
+            db.abandon(fault).await;
         }
-        db.release();
-        Ok(())
+        set
     }
 
     /// Settles those whose rows no other session has locked, and returns the others.

@@ -41,7 +41,7 @@ impl DispatchStore {
     /// Announces this build's zone data, and returns the number of the newest that is in force.
     pub async fn announce_zone_rules(&self, now: DateTime<Utc>) -> Result<i32, Error> {
         let announce = async {
-            let db = &self.pool.db();
+            let db = &self.other.acquire().await?;
             let own = [
                 zone::data_number().into(),
                 zone::data_version().into(),
@@ -56,7 +56,7 @@ impl DispatchStore {
                 .flatten();
             Ok(newest.unwrap_or_else(zone::data_number))
         };
-        self.pool.run(announce).await
+        self.other.run(announce).await
     }
 
     /// Recomputes the next waves of up to `limit` waiting schedules that were computed with other
@@ -66,7 +66,7 @@ impl DispatchStore {
             Ok(self.recompute_selected(OLDER, now, limit).await?
                 + self.recompute_selected(NEWER, now, limit).await?)
         };
-        self.pool.run(recompute).await
+        self.other.run(recompute).await
     }
 
     async fn recompute_selected(
@@ -76,7 +76,7 @@ impl DispatchStore {
         limit: u64,
     ) -> Result<usize, DbErr> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let db = self.pool.begin().await?;
+        let db = self.other.begin().await?;
         let values = [zone::data_number().into(), limit.into()];
         let keys = load::select_keys(&db, query, values).await?;
         let consequence = "its next wave is not recomputed";

@@ -5,10 +5,10 @@ mod m0001_schedules;
 mod m0002_dispatches;
 mod m0003_access;
 
-use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, Statement, TransactionTrait,
-};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, Statement};
 use sea_orm_migration::{MigrationTrait, MigratorTrait, seaql_migrations};
+
+use crate::store::session::sessions::Sessions;
 
 /// Every migration, in order.
 pub(crate) struct Migrator;
@@ -26,23 +26,26 @@ impl MigratorTrait for Migrator {
 /// The key of the advisory lock around migrations: any constant that nothing else in the database
 /// uses.
 const LOCK_KEY: i64 = 0x6361_6e76_6173;
+/// A migration, and the wait for another process's, may take as long as they need. The lock belongs
+/// to the session, so that no transaction is idle meanwhile, which the server may end.
+const UNLIMITED: &str = "SET statement_timeout = 0; SET lock_timeout = 0; \
+     SET idle_in_transaction_session_timeout = 0";
 
 /// Applies every pending migration and returns their names. A process waits while another one
 /// migrates.
-pub(crate) async fn migrate(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
-    if db.get_database_backend() != DbBackend::Postgres {
-        return apply(db).await;
+pub(crate) async fn migrate(sessions: &Sessions) -> Result<Vec<String>, DbErr> {
+    // Keeps a database in memory.
+    drop(sessions.acquire().await?);
+    // The migrator runs on the driver's own pool; this one has one connection, which has the lock.
+    let db = sessions.database().pool_of_one();
+    if sessions.is_postgres() {
+        db.execute_unprepared(UNLIMITED).await?;
+        let lock = format!("SELECT pg_advisory_lock({LOCK_KEY})");
+        db.execute_unprepared(&lock).await?;
     }
-    // The lock ends with its transaction, even if this process is killed.
-    let lock = db.begin().await?;
-    lock.execute_raw(Statement::from_sql_and_values(
-        DbBackend::Postgres,
-        "SELECT pg_advisory_xact_lock($1)",
-        [LOCK_KEY.into()],
-    ))
-    .await?;
-    let applied = apply(db).await;
-    lock.rollback().await?;
+    let applied = apply(&db).await;
+    // Ends the session and with it the lock.
+    db.close().await?;
     applied
 }
 
@@ -59,7 +62,7 @@ async fn apply(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
 /// The names of the migrations that are not applied yet. This needs no right to change the schema,
 /// and ignores migrations that a newer release applied (the migrator's own function would report
 /// them as missing files).
-pub(crate) async fn pending(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
+pub(crate) async fn pending<C: ConnectionTrait>(db: &C) -> Result<Vec<String>, DbErr> {
     let applied = if has_been_migrated(db).await? {
         seaql_migrations::Entity::find().all(db).await?
     } else {
@@ -73,7 +76,7 @@ pub(crate) async fn pending(db: &DatabaseConnection) -> Result<Vec<String>, DbEr
         .collect())
 }
 
-async fn has_been_migrated(db: &DatabaseConnection) -> Result<bool, DbErr> {
+async fn has_been_migrated<C: ConnectionTrait>(db: &C) -> Result<bool, DbErr> {
     let backend = db.get_database_backend();
     let sql = match backend {
         DbBackend::Postgres => {

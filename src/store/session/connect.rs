@@ -1,145 +1,387 @@
-//! Connection pools: how many connections each has, how long they may take, and the settings of
-//! their sessions.
+//! Opens connections: chooses the server, configures the session and verifies it.
+//!
+//! Settings are set by statements after connecting, because poolers drop or refuse them as startup
+//! parameters, and are read back. A server that must not be used is refused with its reason.
 
+use sea_orm::sqlx::{self, ConnectOptions as _};
 use std::time::Duration;
 
-use sea_orm::{ConnectOptions, Database, DatabaseConnection};
+use sea_orm::sqlx::postgres::PgConnectOptions;
+use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sea_orm::{DatabaseConnection, DbErr, QueryResult, SqlxPostgresConnector, SqlxSqliteConnector};
 
-use crate::error::{Error, Violation};
-use crate::store::session::options::Options;
-use crate::store::session::pool::Pool;
+use crate::error::StoreOutage;
+use crate::store::session::connection::{DriverConnection, driver};
+use crate::store::session::error::{ConnectFault, code, describe, driver_error, outage};
+use crate::store::session::options::{Location, Options};
 
-/// One connection each for claiming, settling, maintenance, the gauges, the clock, and keys with
-/// quotas.
-const MAX_DISPATCHER_CONNECTIONS: u32 = 6;
+/// How long SQLite waits for the write lock of another process.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Prepared statements that a PostgreSQL session keeps.
+const STATEMENT_CACHE: usize = 200;
 
-fn base(options: &Options) -> ConnectOptions {
-    let mut connect = ConnectOptions::new(options.url.clone());
-    connect.sqlx_logging(false).record_stmt_in_spans(false);
-    // A lost connection fails its first statement, and the caller knows whether that one is safe to
-    // repeat.
-    connect.test_before_acquire(false);
-    connect
-        .acquire_timeout(options.connect_timeout)
-        .connect_timeout(options.connect_timeout);
-    connect.map_sqlx_postgres_opts(|postgres| {
-        postgres
-            .application_name("canvas-scheduler")
-            .statement_cache_capacity(200)
-    });
-    connect.map_sqlx_sqlite_opts(|sqlite| {
-        use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
-        // FULL: an acknowledged change is on the disk, not only in the operating system's memory.
-        sqlite
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(Duration::from_secs(5))
-            .pragma("cache_size", "-65536")
-            .pragma("mmap_size", "268435456")
-    });
-    connect
+/// What a session is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Reads for callers.
+    Read,
+    /// Group commits.
+    Commit,
+    /// Claiming, settling, and the rest of the dispatcher and of operators.
+    Dispatch,
 }
 
-/// Connects the pool that reads.
-pub(crate) async fn reads(options: &Options) -> Result<DatabaseConnection, Error> {
-    let mut connect = base(options);
-    let max = if options.is_in_memory() {
-        1
-    } else {
-        options.settings.read_connections.get()
-    };
-    connect
-        .max_connections(max)
-        .min_connections(u32::from(options.is_in_memory()));
-    // Reads are not repeated: connections that a restart of the server has closed are found before
-    // they are used.
-    connect.test_before_acquire(!options.is_sqlite());
-    if options.is_in_memory() {
-        // An in-memory database ends with its connection.
-        connect
-            .idle_timeout(None::<Duration>)
-            .max_lifetime(None::<Duration>);
+/// An opened connection and the server that it leads to.
+pub(crate) struct Opened {
+    pub connection: DriverConnection,
+    /// The server's start, which identifies it; empty for SQLite.
+    pub server: String,
+    pub backend: Backend,
+}
+
+/// A backend of PostgreSQL, by its process id and its start; 0 for SQLite.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Backend {
+    pid: i32,
+    started: String,
+}
+
+impl Purpose {
+    fn application_name(self) -> &'static str {
+        match self {
+            Self::Read => "canvas-scheduler",
+            Self::Commit => "canvas-scheduler writer",
+            Self::Dispatch => "canvas-scheduler dispatcher",
+        }
     }
-    open(connect).await
+
+    /// The settings of a PostgreSQL session, as `current_setting` shows them.
+    fn settings(self) -> Vec<(&'static str, &'static str)> {
+        let mut settings = vec![
+            // A row that another session locks for longer is skipped, so that the changes of other
+            // rows go on.
+            ("lock_timeout", "1s"),
+            ("statement_timeout", "9s"),
+            // A process that disappears within a transaction leaves no locks behind.
+            ("idle_in_transaction_session_timeout", "10s"),
+            ("default_transaction_isolation", "read committed"),
+        ];
+        if self != Self::Read {
+            // Its statements are planned once: their arrays differ only in length, and each row is
+            // found by its key.
+            settings.extend([
+                ("plan_cache_mode", "force_generic_plan"),
+                ("enable_seqscan", "off"),
+            ]);
+        }
+        if self == Self::Dispatch {
+            // Each row is found at the front of a queue, whatever the sizes of tables and batches.
+            settings.extend([("enable_hashjoin", "off"), ("enable_mergejoin", "off")]);
+        }
+        settings
+    }
 }
 
-/// Connects a pool for each writer: as many as the settings state on PostgreSQL; SQLite has one
-/// connection that writes.
-pub(crate) async fn writers(
+/// Settings that help the server notice a client that disappeared. Not every version and platform
+/// has them.
+const CLIENT_CHECKS: [(&str, &str); 6] = [
+    ("idle_session_timeout", "0"),
+    ("tcp_keepalives_idle", "10"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "20000"),
+    ("client_connection_check_interval", "2s"),
+];
+
+/// Sets those of the settings that the server knows.
+fn set(settings: &[(impl AsRef<str>, impl AsRef<str>)]) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let rows: Vec<String> = settings
+        .iter()
+        .map(|(name, value)| format!("({}, {})", quoted(name.as_ref()), quoted(value.as_ref())))
+        .collect();
+    format!(
+        "SELECT set_config(name, value, false) FROM (VALUES {}) AS s (name, value) \
+         WHERE current_setting(name, true) IS NOT NULL",
+        rows.join(", ")
+    )
+}
+
+/// What the server says of itself, and then the values of these settings.
+fn verification(settings: &[(&str, &str)]) -> String {
+    let shown: Vec<String> = settings
+        .iter()
+        .map(|(name, _)| format!(", current_setting('{name}')"))
+        .collect();
+    format!(
+        "SELECT pg_postmaster_start_time()::text, current_setting('server_encoding'), \
+         current_setting('transaction_read_only'), pg_backend_pid()::text, \
+         (SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()){}",
+        shown.concat()
+    )
+}
+
+/// Opens a connection to the first usable server, beginning with number `first`. Returns its number
+/// too.
+pub(crate) async fn open(
     options: &Options,
-    reads: &DatabaseConnection,
-) -> Result<Vec<Pool>, Error> {
-    if options.is_in_memory() {
-        return Ok(vec![Pool::new(reads.clone(), None)]);
+    purpose: Purpose,
+    first: usize,
+) -> Result<(Opened, usize), ConnectFault> {
+    let servers = match &options.location {
+        Location::Sqlite { file, .. } => {
+            let connection = sqlite(file, options.connect_timeout).await?;
+            let opened = Opened {
+                connection,
+                server: String::new(),
+                backend: Backend::default(),
+            };
+            return Ok((opened, 0));
+        }
+        Location::Postgres(servers) => servers,
+    };
+    let mut faults: Vec<ConnectFault> = Vec::new();
+    for n in (0..servers.len()).map(|n| (first + n) % servers.len()) {
+        match postgres(&servers[n], purpose, options).await {
+            Ok(opened) => return Ok((opened, n)),
+            Err(fault) => faults.push(fault),
+        }
     }
-    let mut connect = base(options);
-    connect
-        .connect_lazy(true)
-        .idle_timeout(None::<Duration>)
-        .max_lifetime(None::<Duration>);
-    if options.is_sqlite() {
-        connect.max_connections(1);
-        return Ok(vec![Pool::new(open(connect).await?, None)]);
-    }
-    // One that the writer keeps, and one for the time in which a failed one is being closed.
-    connect.max_connections(2);
-    connect.map_sqlx_postgres_opts(|postgres| {
-        // Its few statements are planned once: their arrays differ only in length, and each row is
-        // found by its key.
-        postgres
-            .application_name("canvas-scheduler writer")
-            .options([
-                ("plan_cache_mode", "force_generic_plan"),
-                ("enable_seqscan", "off"),
-                // A row that another session locks for longer is skipped, so that the changes of
-                // other rows go on.
-                ("lock_timeout", "1s"),
-                ("statement_timeout", "9s"),
-            ])
-    });
-    let mut pools = Vec::new();
-    for _ in 0..options.settings.writers.get() {
-        pools.push(Pool::new(
-            open(connect.clone()).await?,
-            Some(connect.clone()),
-        ));
-    }
-    Ok(pools)
-}
-
-/// Connects the dispatcher's pool. On SQLite it is `writer`, which has the one connection that
-/// writes.
-pub(crate) async fn dispatcher(options: &Options, writer: Option<&Pool>) -> Result<Pool, Error> {
-    if let (true, Some(writer)) = (options.is_sqlite(), writer) {
-        return Ok(writer.clone());
-    }
-    let mut connect = base(options);
-    connect
-        .max_connections(MAX_DISPATCHER_CONNECTIONS)
-        .connect_lazy(true);
-    connect.map_sqlx_postgres_opts(|postgres| {
-        // Each row is found by its key or at the front of a queue, whatever the sizes of tables and
-        // batches.
-        postgres
-            .application_name("canvas-scheduler dispatcher")
-            .options([
-                ("plan_cache_mode", "force_generic_plan"),
-                ("enable_seqscan", "off"),
-                ("enable_hashjoin", "off"),
-                ("enable_mergejoin", "off"),
-                ("lock_timeout", "1s"),
-                ("statement_timeout", "9s"),
-            ])
-    });
-    Ok(Pool::new(open(connect.clone()).await?, Some(connect)))
-}
-
-async fn open(connect: ConnectOptions) -> Result<DatabaseConnection, Error> {
-    // The error may repeat the URL's host but never its password, which the driver does not print.
-    Database::connect(connect).await.map_err(|fault| {
-        Error::Invalid(vec![Violation::new(
-            "database-url",
-            format!("the database cannot be opened: {fault}"),
-        )])
+    let messages: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
+    Err(ConnectFault {
+        message: messages.join("; "),
+        permanent: faults.iter().all(|fault| fault.permanent),
+        why: faults
+            .first()
+            .map_or(StoreOutage::Unreachable, |fault| fault.why),
     })
+}
+
+/// The driver's own pool with one connection to server number `host`.
+pub(crate) fn pool_of_one(options: &Options, host: usize) -> DatabaseConnection {
+    use sea_orm::sqlx::pool::PoolOptions;
+    match &options.location {
+        Location::Sqlite { file, .. } => {
+            let pool = PoolOptions::new().max_connections(1);
+            let pool = pool.idle_timeout(None).max_lifetime(None);
+            SqlxSqliteConnector::from_sqlx_sqlite_pool(pool.connect_lazy_with(configured(file)))
+        }
+        Location::Postgres(servers) => {
+            let pool = PoolOptions::new().max_connections(1);
+            let pool = pool.idle_timeout(None).max_lifetime(None);
+            let server = servers.get(host).cloned().unwrap_or_default();
+            let server = server
+                .application_name(Purpose::Dispatch.application_name())
+                .extra_float_digits(None);
+            SqlxPostgresConnector::from_sqlx_postgres_pool(pool.connect_lazy_with(server))
+        }
+    }
+}
+
+/// As every connection to a SQLite file is opened.
+fn configured(file: &SqliteConnectOptions) -> SqliteConnectOptions {
+    file.clone()
+        .journal_mode(SqliteJournalMode::Wal)
+        // FULL: an acknowledged change is on the disk, not only in the operating system's memory.
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(BUSY_TIMEOUT)
+        .pragma("cache_size", "-65536")
+        .pragma("mmap_size", "268435456")
+        .disable_statement_logging()
+}
+
+/// Ends backends whose clients have left them in the middle of something. One that waits for a
+/// standby, or for a network that is gone, would stay for long.
+pub(crate) async fn terminate(
+    connection: &mut DriverConnection,
+    backends: &[Backend],
+) -> Result<(), DbErr> {
+    let rows: Vec<String> = backends
+        .iter()
+        .map(|Backend { pid, started }| format!("({pid}, '{started}')"))
+        .collect();
+    let sql = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE (pid, backend_start::text) IN (VALUES {})",
+        rows.join(", ")
+    );
+    connection.execute_unprepared(&sql).await.map(drop)
+}
+
+async fn sqlite(
+    options: &SqliteConnectOptions,
+    timeout: Duration,
+) -> Result<DriverConnection, ConnectFault> {
+    let options = configured(options);
+    let file = options.get_filename().display().to_string();
+    let refused = |why: StoreOutage, cause: &str| ConnectFault {
+        why,
+        message: format!("cannot open {file}: {cause}"),
+        permanent: why == StoreOutage::Faulty,
+    };
+    match tokio::time::timeout(timeout.max(BUSY_TIMEOUT * 2), options.connect()).await {
+        Ok(Ok(connection)) => Ok(DriverConnection::Sqlite(Box::new(connection))),
+        Ok(Err(fault)) => {
+            let fault = DbErr::Conn(driver(fault));
+            let why = outage(&fault).unwrap_or(StoreOutage::Faulty);
+            let cause = match driver_error(&fault) {
+                Some(sqlx::Error::Database(reported)) => reported.message().to_owned(),
+                _ => describe(&fault),
+            };
+            Err(refused(why, &cause))
+        }
+        Err(_) => Err(refused(
+            StoreOutage::Locked,
+            "another process holds its lock",
+        )),
+    }
+}
+
+async fn postgres(
+    server: &PgConnectOptions,
+    purpose: Purpose,
+    options: &Options,
+) -> Result<Opened, ConnectFault> {
+    let (named, timeout) = (PostgresServer(server), options.connect_timeout);
+    let opening = async {
+        let connection = server
+            .clone()
+            .application_name(purpose.application_name())
+            .statement_cache_capacity(STATEMENT_CACHE)
+            // The service stores no floating-point numbers, and poolers refuse the parameter.
+            .extra_float_digits(None)
+            .disable_statement_logging()
+            .connect()
+            .await
+            .map_err(|fault| named.fault(&DbErr::Conn(driver(fault))))?;
+        let mut connection = DriverConnection::Postgres(Box::new(connection));
+        let settings = purpose.settings();
+        let configured = async {
+            if !options.session_settings.is_empty() {
+                let asked = set(&options.session_settings);
+                connection.execute_unprepared(&asked).await?;
+            }
+            connection.execute_unprepared(&set(&settings)).await?;
+            if let Err(fault) = connection.execute_unprepared(&set(&CLIENT_CHECKS)).await {
+                tracing::debug!(fault = describe(&fault), "the server lacks client checks");
+            }
+            connection.query_unprepared(&verification(&settings)).await
+        };
+        let shown = configured.await.map_err(|fault| named.fault(&fault))?;
+        let (server, backend) = named.verify(shown.as_ref(), &settings)?;
+        Ok(Opened {
+            connection,
+            server,
+            backend,
+        })
+    };
+    tokio::time::timeout(timeout, opening)
+        .await
+        .unwrap_or_else(|_| {
+            let seconds = timeout.as_secs();
+            Err(named.refused(
+                StoreOutage::Unreachable,
+                false,
+                &format!("no answer within {seconds} s"),
+            ))
+        })
+}
+
+/// One PostgreSQL server.
+#[derive(Clone, Copy)]
+struct PostgresServer<'a>(&'a PgConnectOptions);
+
+impl PostgresServer<'_> {
+    fn name(self) -> String {
+        let database = self.0.get_database().unwrap_or_default();
+        match self.0.get_socket() {
+            Some(folder) => format!("{}/{database}", folder.display()),
+            None => {
+                let (host, port) = (self.0.get_host(), self.0.get_port());
+                let host = if host.contains(':') {
+                    format!("[{host}]")
+                } else {
+                    host.to_owned()
+                };
+                format!("{host}:{port}/{database}")
+            }
+        }
+    }
+
+    fn refused(self, why: StoreOutage, permanent: bool, cause: &str) -> ConnectFault {
+        ConnectFault {
+            why,
+            message: format!("cannot use the database at {}: {cause}", self.name()),
+            permanent,
+        }
+    }
+
+    /// The fault of a connection attempt. The server's message may name the user, which is a part
+    /// of the URL.
+    fn fault(self, fault: &DbErr) -> ConnectFault {
+        let why = outage(fault).unwrap_or(StoreOutage::Unreachable);
+        let (permanent, cause) = match (driver_error(fault), code(fault).as_deref()) {
+            (_, Some("28000" | "28P01")) => (
+                true,
+                "the server rejects the user or the password".to_owned(),
+            ),
+            (_, Some("3D000")) => (true, "the database does not exist".to_owned()),
+            (_, Some("53300")) => (false, "too many connections".to_owned()),
+            (Some(sqlx::Error::Database(reported)), code) => {
+                let message = reported.message().replace(self.0.get_username(), "(user)");
+                // 08P01: a pooler refuses a parameter or the mode.
+                (code == Some("08P01"), message)
+            }
+            (Some(sqlx::Error::Io(fault)), _)
+                if fault.kind() == std::io::ErrorKind::ConnectionRefused =>
+            {
+                (false, "connection refused".to_owned())
+            }
+            (Some(sqlx::Error::Io(fault)), _) => (false, fault.to_string()),
+            (Some(sqlx::Error::Tls(fault)), _) => (true, format!("TLS: {fault}")),
+            _ => (false, describe(fault)),
+        };
+        self.refused(why, permanent, &cause)
+    }
+
+    /// The identity of the server and of the backend, if the server may be used.
+    fn verify(
+        self,
+        shown: Option<&QueryResult>,
+        settings: &[(&str, &str)],
+    ) -> Result<(String, Backend), ConnectFault> {
+        let column = |n: usize| -> Result<String, ConnectFault> {
+            let shown = shown.map(|row| row.try_get_by_index(n));
+            shown
+                .unwrap_or_else(|| Ok(String::new()))
+                .map_err(|fault: DbErr| self.fault(&fault))
+        };
+        let (started, encoding, read_only) = (column(0)?, column(1)?, column(2)?);
+        if encoding != "UTF8" {
+            let cause = format!("its encoding is {encoding}; create it with ENCODING 'UTF8'");
+            return Err(self.refused(StoreOutage::Unreachable, true, &cause));
+        }
+        if read_only != "off" {
+            return Err(self.refused(
+                StoreOutage::ReadOnly,
+                false,
+                "it is read-only: a standby, or default_transaction_read_only is on",
+            ));
+        }
+        for (n, (name, wanted)) in (5..).zip(settings) {
+            let found = column(n)?;
+            if found != *wanted {
+                let cause = format!(
+                    "a pooler drops the session's settings ({name} is {found}, not {wanted}); use \
+                     session mode"
+                );
+                return Err(self.refused(StoreOutage::Unreachable, true, &cause));
+            }
+        }
+        let backend = Backend {
+            pid: column(3)?.parse().unwrap_or_default(),
+            started: column(4)?,
+        };
+        Ok((started, backend))
+    }
 }

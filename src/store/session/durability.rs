@@ -1,6 +1,6 @@
 //! Whether an acknowledged change survives a crash of the database.
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
 
 /// Which crashes a commit of the database survives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Durability {
     },
 }
 
-pub(crate) async fn durability(db: &DatabaseConnection) -> Result<Durability, DbErr> {
+pub(crate) async fn durability<C: ConnectionTrait>(db: &C) -> Result<Durability, DbErr> {
     if db.get_database_backend() != DbBackend::Postgres {
         return Ok(Durability::Durable);
     }
@@ -47,7 +47,7 @@ pub(crate) async fn durability(db: &DatabaseConnection) -> Result<Durability, Db
     )
 }
 
-async fn show(db: &DatabaseConnection, setting: &str) -> Result<String, DbErr> {
+async fn show<C: ConnectionTrait>(db: &C, setting: &str) -> Result<String, DbErr> {
     let row = db
         .query_one_raw(Statement::from_string(
             DbBackend::Postgres,

@@ -2,54 +2,136 @@
 
 use std::time::Duration;
 
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sea_orm::sqlx::sqlite::SqliteConnectOptions;
+
+use crate::config::{DatabaseUrl, Host, PostgresUrl, SqliteUrl, SslMode};
 use crate::store::settings::StoreSettings;
 use crate::telemetry::metrics::CommitMetrics;
+use crate::telemetry::notices::ServerWarnings;
 
 /// How long a caller waits for a connection before it is asked to try again.
-const SERVING_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// The same for a command: a release's migration does not fail because the database is slow or just
-/// starting.
-const COMMAND_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where the database is, and the limits of its use.
 #[derive(Clone)]
 pub struct Options {
-    /// `postgres://…` or `sqlite://…`. May hold a password: never logged.
-    pub url: String,
+    pub(super) location: Location,
     /// How it is used.
     pub settings: StoreSettings,
+    /// Settings of PostgreSQL sessions that the URL asks for.
+    pub(super) session_settings: Vec<(String, String)>,
     /// How long to wait for a connection.
     pub connect_timeout: Duration,
     /// Metrics of the commits and of dead letters.
     pub metrics: CommitMetrics,
+    /// The warnings that PostgreSQL sends with its answers.
+    pub warnings: ServerWarnings,
+}
+
+/// What the driver connects to.
+#[derive(Clone)]
+pub(super) enum Location {
+    /// The servers to try, in this order.
+    Postgres(Vec<PgConnectOptions>),
+    Sqlite {
+        file: Box<SqliteConnectOptions>,
+        /// Whether it exists only in its one connection.
+        in_memory: bool,
+    },
 }
 
 impl Options {
     /// The default settings.
-    pub fn new(url: impl Into<String>) -> Self {
+    pub fn new(url: &DatabaseUrl) -> Self {
+        let (location, session_settings, connect_timeout) = match url {
+            DatabaseUrl::Postgres(url) => (
+                Location::Postgres(servers(url)),
+                url.settings.clone(),
+                url.connect_timeout,
+            ),
+            DatabaseUrl::Sqlite(url) => {
+                let in_memory = url.file.is_none();
+                let file = Box::new(file(url));
+                (Location::Sqlite { file, in_memory }, vec![], None)
+            }
+        };
         Self {
-            url: url.into(),
+            location,
             settings: StoreSettings::default(),
-            connect_timeout: SERVING_CONNECT_TIMEOUT,
+            session_settings,
+            connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
             metrics: CommitMetrics::default(),
+            warnings: ServerWarnings::default(),
         }
     }
 
-    /// The settings of a command that ends when its work is done. No caller waits behind it, so it
-    /// may wait longer.
-    pub fn of_command(url: impl Into<String>) -> Self {
-        Self {
-            connect_timeout: COMMAND_CONNECT_TIMEOUT,
-            ..Self::new(url)
-        }
-    }
-
-    pub(super) fn is_sqlite(&self) -> bool {
-        self.url.starts_with("sqlite:")
+    pub(crate) fn is_sqlite(&self) -> bool {
+        matches!(self.location, Location::Sqlite { .. })
     }
 
     /// Whether the database exists only in its one connection.
-    pub(super) fn is_in_memory(&self) -> bool {
-        self.is_sqlite() && (self.url.contains(":memory:") || self.url.contains("mode=memory"))
+    pub(crate) fn is_in_memory(&self) -> bool {
+        matches!(self.location, Location::Sqlite { in_memory, .. } if in_memory)
     }
+}
+
+fn file(url: &SqliteUrl) -> SqliteConnectOptions {
+    let options = match &url.file {
+        Some(file) => SqliteConnectOptions::new().filename(file),
+        // The driver gives each such database another name.
+        None => "sqlite::memory:".parse().unwrap_or_default(),
+    };
+    let options = match &url.vfs {
+        Some(vfs) => options.vfs(vfs.clone()),
+        None => options,
+    };
+    let shares = url.shared_cache || url.file.is_none();
+    options.create_if_missing(url.create).shared_cache(shares)
+}
+
+fn servers(url: &PostgresUrl) -> Vec<PgConnectOptions> {
+    let server = |host: &Host| {
+        let options = PgConnectOptions::new_without_pgpass();
+        match host {
+            Host::Tcp { name, port } => options.host(name).port(*port),
+            Host::Socket { folder, port } => options.socket(folder).port(*port),
+        }
+    };
+    url.hosts
+        .iter()
+        .map(server)
+        .map(|options| with(options, url))
+        .collect()
+}
+
+/// The options of a server with the parts of the URL that are the same for all.
+fn with(mut options: PgConnectOptions, url: &PostgresUrl) -> PgConnectOptions {
+    if let Some(user) = &url.user {
+        options = options.username(user);
+    }
+    if let Some(password) = &url.password {
+        options = options.password(&password.0);
+    }
+    if let Some(database) = url.database.as_ref().or(url.user.as_ref()) {
+        options = options.database(database);
+    }
+    options = options.ssl_mode(match url.ssl_mode {
+        SslMode::Disable => PgSslMode::Disable,
+        SslMode::Allow => PgSslMode::Allow,
+        SslMode::Prefer => PgSslMode::Prefer,
+        SslMode::Require => PgSslMode::Require,
+        SslMode::VerifyCa => PgSslMode::VerifyCa,
+        SslMode::VerifyFull => PgSslMode::VerifyFull,
+    });
+    if let Some(file) = &url.ssl_root_cert {
+        options = options.ssl_root_cert(file);
+    }
+    if let Some(file) = &url.ssl_cert {
+        options = options.ssl_client_cert(file);
+    }
+    if let Some(file) = &url.ssl_key {
+        options = options.ssl_client_key(file);
+    }
+    options
 }

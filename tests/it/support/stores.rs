@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use canvas_scheduler::clock::{Clock, ManualClock};
+use canvas_scheduler::config::DatabaseUrl;
 use canvas_scheduler::domain::{
     Cancel, CanvasId, Command, Create, DeliveryOutcome, DeliveryPolicy, Outcome, Overwrite,
     Schedule, ScheduleId, SchedulePolicy, Target, WorkspaceId, zone,
@@ -30,10 +31,8 @@ impl TestStore {
     /// The same with other rules.
     pub(crate) async fn open_with(database: &Database, policy: SchedulePolicy) -> Self {
         let clock = Arc::new(ManualClock::at(instant(NOW)));
-        let options = Options::new(database.url());
-        let (store, writers) = Store::open(&options, clock.clone(), policy)
-            .await
-            .expect("the store opens");
+        let url = DatabaseUrl::parse(database.url()).expect("a valid URL");
+        let (store, writers) = Store::open(&Options::new(&url), clock.clone(), policy);
         for writer in writers {
             tokio::spawn(writer.run());
         }
