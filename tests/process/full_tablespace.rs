@@ -70,7 +70,7 @@ async fn fill_and_free(times: usize) {
 }
 
 /// Waits until a change is refused, and asserts that it names the cause.
-async fn refused(recorder: &Recorder, from: usize) {
+pub(crate) async fn refused(recorder: &Recorder, from: usize) {
     let began = Instant::now();
     loop {
         let records = recorder.records();

@@ -65,6 +65,7 @@ mod secrets;
 mod shutdown;
 mod silent_connections;
 mod sqlite_faults;
+mod sqlite_full_disk;
 mod standby;
 mod terminated_sessions;
 mod tls;

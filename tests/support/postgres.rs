@@ -401,20 +401,32 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
+    /// Mounts one for an account. Returns `None` where this process may not.
     fn mount(
         folder: PathBuf,
         megabytes: u32,
         owner: Option<Account>,
     ) -> Result<Option<Self>, Problem> {
-        fs::create_dir(&folder)
-            .map_err(|fault| format!("{} cannot be created: {fault}", folder.display()))?;
         let Some(Account { uid, gid }) = owner else {
             return Ok(None);
         };
-        let options = format!("size={megabytes}m,uid={uid},gid={gid},mode=700");
+        Self::mount_with(
+            folder,
+            &format!("size={megabytes}m,uid={uid},gid={gid},mode=700"),
+        )
+    }
+
+    /// Mounts one for this account. Returns `None` where this process may not.
+    pub(crate) fn mount_here(folder: PathBuf, megabytes: u32) -> Result<Option<Self>, Problem> {
+        Self::mount_with(folder, &format!("size={megabytes}m"))
+    }
+
+    fn mount_with(folder: PathBuf, options: &str) -> Result<Option<Self>, Problem> {
+        fs::create_dir(&folder)
+            .map_err(|fault| format!("{} cannot be created: {fault}", folder.display()))?;
         let mut mount = Command::new("mount");
         mount
-            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
             .arg(&folder);
         Ok(run(&mut mount, START_TIMEOUT)
             .is_ok()
