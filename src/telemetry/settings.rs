@@ -11,7 +11,7 @@ use crate::error::Violations;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
 pub struct LogSettings {
-    /// Log level: error, warn, info, debug, trace, or directives such as
+    /// Log level: error, warn, info, debug, trace, off, or directives such as
     /// info,canvas_scheduler=debug
     #[arg(
         long,
@@ -55,11 +55,29 @@ impl FromStr for LogFormat {
     }
 }
 
+/// Levels, each alone or as `target=level`, separated by commas. `EnvFilter` takes any other word
+/// for a target, whose lines are then the only ones.
 fn directives(text: &str) -> Result<String, String> {
-    EnvFilter::builder()
-        .parse(text)
-        .map(|_| text.to_owned())
-        .map_err(|error| format!("is not a level or a list of directives ({error})"))
+    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+    let is_level = |level: &str| LEVELS.contains(&level.to_lowercase().as_str());
+    let is_target = |target: &str| {
+        !target.is_empty()
+            && target
+                .chars()
+                .all(|c| c.is_alphanumeric() || "_:.-".contains(c))
+    };
+    let is_valid = |directive: &str| match directive.split_once('=') {
+        Some((target, level)) => is_target(target) && is_level(level),
+        None => is_level(directive),
+    };
+    if text.split(',').all(is_valid) && EnvFilter::builder().parse(text).is_ok() {
+        return Ok(text.to_owned());
+    }
+    let levels = LEVELS.join(", ");
+    Err(format!(
+        "is not one of the levels {levels}, or a list of them and of target=level, such as \
+         info,canvas_scheduler=debug"
+    ))
 }
 
 /// The collector of traces.
@@ -99,5 +117,44 @@ impl TraceArgs {
             );
         }
         has_host.then(|| url.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_level_is_a_level_or_a_list_of_targets() {
+        for valid in [
+            "info",
+            "ERROR",
+            "off",
+            "info,canvas_scheduler=debug",
+            "warn,h2=off,a::b=trace",
+        ] {
+            assert_eq!(directives(valid), Ok(valid.to_owned()));
+        }
+        for invalid in [
+            "warning",
+            "",
+            "critical",
+            "info,",
+            "info,verbose",
+            "canvas_scheduler",
+            "canvas_scheduler=",
+            "canvas_scheduler=warning",
+            "=info",
+            "=x=",
+            "[span]=info",
+            "a b=info",
+            "5",
+        ] {
+            let error = directives(invalid).expect_err(invalid);
+            assert!(
+                error.contains("error, warn, info, debug, trace, off"),
+                "{invalid}: {error}"
+            );
+        }
     }
 }
