@@ -22,7 +22,7 @@
 //!       │
 //!  1   domain   status   telemetry rules; errors as gRPC statuses; logs, metrics, traces
 //!       │
-//!  0   config    error    clock
+//!  0   config    error    clock    client_tls
 //! ```
 //!
 //! # The path of an update
@@ -53,6 +53,7 @@
 //! process, wakes it earlier.
 
 pub mod cli;
+pub mod client_tls;
 pub mod clock;
 pub mod config;
 pub mod dispatcher;

@@ -23,7 +23,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::clock::{SharedClock, sleep_until};
-use crate::error::{Error, Violation};
+use crate::error::Error;
 use crate::layers::Stack;
 use crate::layers::auth::Authenticator;
 use crate::layers::body_limit::BodyLimit;
@@ -381,10 +381,10 @@ impl<'a> Parts<'a> {
 }
 
 fn traces(settings: &Serve) -> Result<Traces, Error> {
-    let traces = settings.otlp_endpoint.as_deref().map(Traces::export_to);
+    let traces = settings.collector.as_ref().map(Traces::export_to);
     let traces = traces
         .transpose()
-        .map_err(|why| Error::Invalid(vec![Violation::new("otlp-endpoint", why)]))?;
+        .map_err(|why| Error::invalid("otlp-endpoint", why))?;
     Ok(traces.unwrap_or_default())
 }
 

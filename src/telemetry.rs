@@ -15,7 +15,7 @@ use tracing_subscriber::{EnvFilter, filter};
 
 use crate::error::Error;
 use notices::ServerWarnings;
-pub use settings::{LogFormat, LogSettings, TraceArgs};
+pub use settings::{CollectorSettings, LogFormat, LogSettings, TraceArgs};
 
 /// Starts logging for the rest of the process. Returns the counter of PostgreSQL's warnings, which
 /// counts also those that the log leaves out.

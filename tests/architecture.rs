@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The layer of each top module.
-const LAYERS: [(&str, u8); 19] = [
+const LAYERS: [(&str, u8); 20] = [
     ("main", 7),
     ("lib", 7),
     ("cli", 6),
@@ -28,6 +28,7 @@ const LAYERS: [(&str, u8); 19] = [
     ("config", 0),
     ("error", 0),
     ("clock", 0),
+    ("client_tls", 0),
 ];
 /// Imports within one layer: grpc and rest use what layers attach to a call, a sink speaks
 /// protobuf, a parser of a value reports violations.
@@ -48,7 +49,16 @@ const RESERVED: [(&str, &[&str]); 3] = [
     (
         "tonic",
         &[
-            "pb", "grpc", "rest", "sink", "layers", "methods", "status", "server", "cli",
+            "pb",
+            "grpc",
+            "rest",
+            "sink",
+            "layers",
+            "methods",
+            "status",
+            "server",
+            "cli",
+            "telemetry",
         ],
     ),
 ];

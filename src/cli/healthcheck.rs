@@ -1,22 +1,22 @@
 //! `healthcheck`: asks a running server whether it is serving, for the health check of a container.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use http::uri::Authority;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
-use rustls::crypto::ring;
+use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
 use super::block_on;
+use crate::client_tls;
 use crate::config::values;
 use crate::error::{Error, Violations};
 
@@ -140,17 +140,10 @@ async fn connect(args: &HealthcheckArgs, identity: Option<TlsIdentity>) -> Resul
 
 /// Trusts this certificate authority alone.
 fn tls(authority: &Path, identity: Option<TlsIdentity>) -> Result<ClientConfig, String> {
-    let mut roots = RootCertStore::empty();
-    for root in certificates(authority)? {
-        roots
-            .add(root)
-            .map_err(|why| format!("{}: {why}", authority.display()))?;
-    }
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions();
-    let builder = builder
-        .map_err(|why| why.to_string())?
-        .with_root_certificates(roots);
+    let unusable = |why: &dyn Display| format!("{}: {why}", authority.display());
+    let pem = std::fs::read(authority).map_err(|why| unusable(&why))?;
+    let roots = client_tls::roots(Some(&pem)).map_err(|why| unusable(&why))?;
+    let builder = client_tls::trusting(roots).map_err(|why| why.to_string())?;
     let Some((certificate, key)) = identity else {
         return Ok(builder.with_no_client_auth());
     };

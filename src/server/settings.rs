@@ -18,8 +18,8 @@ use crate::error::Violations;
 use crate::layers::CallSettings;
 use crate::sink::{SinkArgs, SinkSettings};
 use crate::store::StoreSettings;
-use crate::telemetry::TraceArgs;
 use crate::telemetry::notices::ServerWarnings;
+use crate::telemetry::{CollectorSettings, TraceArgs};
 
 /// The flags of `serve` and `dev`: settings that stand alone, and groups that are validated
 /// together.
@@ -46,9 +46,9 @@ pub struct Serve {
     /// Counts the warnings of PostgreSQL that reach the log.
     #[arg(skip)]
     pub warnings: ServerWarnings,
-    /// From the flags of the collector: `http://host:port`.
+    /// From the flags of the collector. Without one, no traces are exported.
     #[arg(skip)]
-    pub otlp_endpoint: Option<String>,
+    pub collector: Option<CollectorSettings>,
     /// From the flags of the sink. Without a sink, nothing is sent.
     #[arg(skip)]
     pub sink: Option<SinkSettings>,
@@ -247,7 +247,7 @@ impl ServeArgs {
     pub fn read(self, violations: &mut Violations) -> Serve {
         let serve = Serve {
             database_url: self.database.read(violations),
-            otlp_endpoint: self.traces.read(violations),
+            collector: self.traces.read(violations),
             tls: self.tls.read(violations),
             sink: self.sink.read(violations),
             ..self.serve

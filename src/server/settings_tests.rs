@@ -124,3 +124,48 @@ fn debug_output_shows_no_secret() {
         );
     }
 }
+
+#[test]
+fn the_collector_comes_from_a_flag_or_the_names_of_opentelemetry() {
+    let url = |args: &[&str]| {
+        let collector = serve(args)?.collector;
+        Ok::<_, Vec<String>>(collector.map(|collector| collector.url.0.to_string()))
+    };
+    let all = [
+        "--otlp-endpoint=https://a:1",
+        "--otel-exporter-otlp-traces-endpoint=http://b:1",
+        "--otel-exporter-otlp-endpoint=http://c:1",
+    ];
+    for (args, expected) in [
+        (&all[..], Some("https://a:1/")),
+        (&all[1..], Some("http://b:1/")),
+        (&all[2..], Some("http://c:1/")),
+        (&[], None),
+    ] {
+        assert_eq!(url(args), Ok(expected.map(str::to_owned)), "{args:?}");
+    }
+    for value in ["true", "TRUE"] {
+        let disabled = format!("--otel-sdk-disabled={value}");
+        assert_eq!(url(&[&disabled, "--otlp-endpoint=not a url"]), Ok(None));
+    }
+    let enabled = url(&["--otel-sdk-disabled=1", all[0]]);
+    assert_eq!(enabled, Ok(Some("https://a:1/".to_owned())));
+    for invalid in [
+        "hidden",
+        "grpc://hidden:1",
+        "http://hidden:hidden@a:1",
+        "https://",
+    ] {
+        let error = url(&["--otlp-endpoint", invalid]).expect_err(invalid);
+        assert!(
+            error.len() == 1 && error[0].contains("https://") && !error[0].contains("hidden"),
+            "{error:?}"
+        );
+    }
+    let error = url(&[all[0], "--otel-exporter-otlp-certificate=no/such/file"]);
+    let error = error.expect_err("no such file").concat();
+    assert!(
+        error.contains("certificate: the file cannot be read"),
+        "{error}"
+    );
+}

@@ -3,8 +3,10 @@
 use std::str::FromStr;
 
 use clap::Args;
+use http::Uri;
 use tracing_subscriber::EnvFilter;
 
+use crate::config::{Secret, values};
 use crate::error::Violations;
 
 /// How to log.
@@ -83,40 +85,87 @@ fn directives(text: &str) -> Result<String, String> {
 /// The collector of traces.
 #[derive(Debug, Clone, Args)]
 pub struct TraceArgs {
-    /// The collector that receives traces by OTLP over gRPC, such as http://127.0.0.1:4317
-    /// [default: none; or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or OTEL_EXPORTER_OTLP_ENDPOINT]
-    #[arg(long, env = "CANVAS_SCHEDULER_OTLP_ENDPOINT", value_name = "URL")]
-    otlp_endpoint: Option<String>,
-    /// The name that OpenTelemetry defines.
+    /// The collector that receives traces by OTLP over gRPC, such as http://127.0.0.1:4317 or
+    /// https://collector.example [default: none; or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or
+    /// OTEL_EXPORTER_OTLP_ENDPOINT]
+    #[arg(
+        long,
+        env = "CANVAS_SCHEDULER_OTLP_ENDPOINT",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    otlp_endpoint: Option<Secret<String>>,
+    #[command(flatten)]
+    variables: OtelVariables,
+}
+
+/// The settings whose names OpenTelemetry defines. Its SDK reads the others.
+#[derive(Debug, Clone, Args)]
+struct OtelVariables {
+    /// The endpoint for traces.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", hide = true)]
-    otel_exporter_otlp_traces_endpoint: Option<String>,
-    /// The name that OpenTelemetry defines.
+    otel_exporter_otlp_traces_endpoint: Option<Secret<String>>,
+    /// The endpoint for every signal.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide = true)]
-    otel_exporter_otlp_endpoint: Option<String>,
+    otel_exporter_otlp_endpoint: Option<Secret<String>>,
+    /// Certificates to trust for traces, PEM.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", hide = true)]
+    otel_exporter_otlp_traces_certificate: Option<String>,
+    /// Certificates to trust for every signal, PEM.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_CERTIFICATE", hide = true)]
+    otel_exporter_otlp_certificate: Option<String>,
+    /// Whether nothing is exported: `true`, or anything else.
+    #[arg(long, env = "OTEL_SDK_DISABLED", hide = true)]
+    otel_sdk_disabled: Option<String>,
+}
+
+/// Where traces are exported to.
+#[derive(Debug, Clone)]
+pub struct CollectorSettings {
+    /// `http` or `https`.
+    pub url: Secret<Uri>,
+    /// Certificates to trust, PEM; the system's if none are set.
+    pub ca: Option<Vec<u8>>,
 }
 
 impl TraceArgs {
-    /// The URL of the collector, if one is set. It must be `http`: traces leave unencrypted, so an
-    /// agent on this machine forwards them to a distant collector.
-    pub fn read(&self, violations: &mut Violations) -> Option<String> {
-        let url = [
-            &self.otlp_endpoint,
-            &self.otel_exporter_otlp_traces_endpoint,
-            &self.otel_exporter_otlp_endpoint,
-        ]
-        .into_iter()
-        .flatten()
-        .find(|url| !url.is_empty())?;
-        let has_host = url
-            .strip_prefix("http://")
-            .is_some_and(|rest| !rest.is_empty());
-        if !has_host {
+    /// The collector, if one is set and exports are not disabled.
+    pub fn read(&self, violations: &mut Violations) -> Option<CollectorSettings> {
+        let variables = &self.variables;
+        let disabled = variables.otel_sdk_disabled.as_deref();
+        if disabled.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+            return None;
+        }
+        let url = self
+            .otlp_endpoint
+            .as_ref()
+            .or(variables.otel_exporter_otlp_traces_endpoint.as_ref())
+            .or(variables.otel_exporter_otlp_endpoint.as_ref())?;
+        let ca = variables
+            .otel_exporter_otlp_traces_certificate
+            .as_ref()
+            .or(variables.otel_exporter_otlp_certificate.as_ref())
+            .map(|file| values::file(file));
+        // The violation does not repeat the URL, which may contain a secret.
+        let url = url.0.parse::<Uri>().ok().filter(|url| {
+            let has_host = url.authority().is_some_and(|authority| {
+                !authority.host().is_empty() && !authority.as_str().contains('@')
+            });
+            has_host && matches!(url.scheme_str(), Some("http" | "https"))
+        });
+        if url.is_none() {
             violations.add(
                 "otlp-endpoint",
-                format!("{url:?} is not a URL such as http://127.0.0.1:4317"),
+                "must be http:// or https:// with a host and no user, such as \
+                 http://127.0.0.1:4317",
             );
         }
-        has_host.then(|| url.clone())
+        let ca = ca.transpose().map_err(|why| format!("the file {why}"));
+        let ca = violations.check("otel-exporter-otlp-certificate", ca);
+        Some(CollectorSettings {
+            url: Secret(url?),
+            ca: ca?.map(String::into_bytes),
+        })
     }
 }
 

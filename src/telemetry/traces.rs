@@ -5,15 +5,23 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::client::legacy::connect::HttpConnector;
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{SpanKind, Status, TraceContextExt, Tracer, TracerProvider};
 use opentelemetry::{Context, KeyValue, Value};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{SpanExporter, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use tonic::transport::{Channel, Endpoint};
 
+use super::CollectorSettings;
+use crate::client_tls;
+
+/// How long a connection to the collector may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Limits the export of the last spans when the process stops.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -31,16 +39,15 @@ struct Exporter {
 pub struct SpanStart(Option<SystemTime>);
 
 impl Traces {
-    /// Exports to a collector such as `http://127.0.0.1:4317`, on the current runtime. The
-    /// collector may start later. Sampling, batch sizes and further attributes come from the
-    /// environment variables that OpenTelemetry defines.
-    pub fn export_to(endpoint: &str) -> Result<Self, String> {
+    /// Exports to a collector, on the current runtime. The collector may start later. Sampling,
+    /// batch sizes and further attributes come from the environment variables that OpenTelemetry
+    /// defines.
+    pub fn export_to(collector: &CollectorSettings) -> Result<Self, String> {
         let exporter = SpanExporter::builder()
             .with_tonic()
-            .with_endpoint(endpoint)
+            .with_channel(channel(collector)?)
             .build();
-        let exporter = exporter
-            .map_err(|error| format!("{endpoint:?} is not the URL of a collector: {error}"))?;
+        let exporter = exporter.map_err(|error| format!("cannot be exported to: {error}"))?;
         let resource = Resource::builder_empty()
             .with_service_name("canvas-scheduler")
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
@@ -105,6 +112,28 @@ impl Traces {
             tracing::warn!(%error, "failed to export the last spans");
         }
     }
+}
+
+/// A connection that is opened when it is needed. The connector speaks TLS, not tonic
+/// (`Cargo.toml`).
+fn channel(collector: &CollectorSettings) -> Result<Channel, String> {
+    let url = &collector.url.0;
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    let endpoint = Endpoint::from(url.clone());
+    if url.scheme_str() != Some("https") {
+        return Ok(endpoint.connect_with_connector_lazy(tcp));
+    }
+    let roots = client_tls::roots(collector.ca.as_deref())
+        .map_err(|why| format!("needs OTEL_EXPORTER_OTLP_CERTIFICATE, which {why}"))?;
+    let tls = client_tls::trusting(roots).map_err(|why| why.to_string())?;
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls.with_no_client_auth())
+        .https_only()
+        .enable_http2()
+        .wrap_connector(tcp);
+    Ok(endpoint.connect_with_connector_lazy(connector))
 }
 
 /// A span in progress, or empty. It ends by [`Span::end`] or when its last clone is dropped. Cheap
@@ -231,13 +260,5 @@ mod tests {
                 && span.child("x").0.is_none()
                 && traces.root_span("x", traces.now()).0.is_none()
         );
-    }
-
-    #[test]
-    fn an_invalid_endpoint_is_an_error() {
-        let Err(error) = Traces::export_to("not a url") else {
-            panic!("accepted")
-        };
-        assert!(error.contains("not a url"), "{error}");
     }
 }

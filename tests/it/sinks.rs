@@ -3,7 +3,7 @@
 mod grpc;
 mod log;
 mod nats;
-mod tls;
+pub(crate) mod tls;
 mod webhook;
 
 use std::sync::Arc;

@@ -4,12 +4,16 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use canvas_scheduler::config::Secret;
 use canvas_scheduler::pb::v1::canvas_trigger_service_server::{
     CanvasTriggerService, CanvasTriggerServiceServer,
 };
 use canvas_scheduler::pb::v1::{TriggerCanvasRequest, TriggerCanvasResponse};
 use canvas_scheduler::sink::{SinkEndpoint, SinkSettings};
+use canvas_scheduler::telemetry::CollectorSettings;
+use canvas_scheduler::telemetry::traces::Traces;
 use chrono::TimeDelta;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -21,10 +25,12 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status};
 
+use crate::sinks::tls;
 use crate::support::*;
 
 on_both![one_update_and_one_dispatch_are_each_one_trace];
@@ -128,7 +134,7 @@ async fn one_update_and_one_dispatch_are_each_one_trace(database: &Database) {
     );
     let (endpoint, mut dispatches) = start_engine().await;
     let app = TestApp::start_with(database, |settings| {
-        settings.otlp_endpoint = Some(url);
+        settings.collector = Some(collector_at(&url, None));
         settings.sink = Some(SinkSettings::Grpc {
             endpoint,
             token: None,
@@ -172,6 +178,75 @@ async fn one_update_and_one_dispatch_are_each_one_trace(database: &Database) {
     );
 }
 
+fn collector_at(url: &str, ca: Option<Vec<u8>>) -> CollectorSettings {
+    CollectorSettings {
+        url: Secret(url.parse().expect("a URL")),
+        ca,
+    }
+}
+
+/// A collector that reports the name of each span.
+#[derive(Clone)]
+struct SpanNames(mpsc::UnboundedSender<String>);
+
+#[tonic::async_trait]
+impl TraceService for SpanNames {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let resources = request.into_inner().resource_spans.into_iter();
+        let scopes = resources.flat_map(|resource| resource.scope_spans);
+        for span in scopes.flat_map(|scope| scope.spans) {
+            self.0.send(span.name).expect("the test waits");
+        }
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+/// Serves a collector over TLS, on any number of connections.
+async fn serve_over_tls(listener: TcpListener, acceptor: TlsAcceptor, collector: SpanNames) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let service = TraceServiceServer::new(collector.clone());
+        let routes = tonic::service::Routes::new(service).prepare();
+        let acceptor = acceptor.clone();
+        tokio::spawn(async move {
+            let stream = acceptor.accept(stream).await.ok()?;
+            let service = hyper_util::service::TowerToHyperService::new(routes);
+            hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .await
+                .ok()
+        });
+    }
+}
+
+#[tokio::test]
+async fn traces_reach_a_collector_over_tls_if_its_certificate_is_trusted() {
+    let (ca, acceptor) = tls::certificate(&["h2"]);
+    let (other_ca, _) = tls::certificate(&["h2"]);
+    for (ca, trusted) in [(ca, true), (other_ca, false)] {
+        let (names, mut received) = mpsc::unbounded_channel();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("https://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(serve_over_tls(listener, acceptor.clone(), SpanNames(names)));
+        let traces = Traces::export_to(&collector_at(&url, Some(ca))).expect("a collector");
+        traces.root_span("over-tls", traces.now()).end();
+        if trusted {
+            assert_eq!(soon(received.recv()).await.as_deref(), Some("over-tls"));
+        }
+        // Ends once an export has succeeded or failed.
+        traces.flush().await;
+        assert!(received.try_recv().is_err(), "no other span");
+    }
+    let invalid = Traces::export_to(&collector_at(
+        "https://127.0.0.1:1",
+        Some(b"no PEM".to_vec()),
+    ));
+    let error = invalid.err().expect("a file without certificates");
+    assert!(error.contains("OTEL_EXPORTER_OTLP_CERTIFICATE"), "{error}");
+}
+
 /// Starts a consumer. Returns its endpoint and the traces of the dispatches that it receives.
 async fn start_engine() -> (SinkEndpoint, mpsc::UnboundedReceiver<String>) {
     let ((sender, dispatches), (incoming, url)) = (mpsc::unbounded_channel(), listener().await);
@@ -182,7 +257,7 @@ async fn start_engine() -> (SinkEndpoint, mpsc::UnboundedReceiver<String>) {
     );
     let timeout = Duration::from_secs(30);
     let endpoint = SinkEndpoint {
-        url: canvas_scheduler::config::Secret(url.parse().expect("a URL")),
+        url: Secret(url.parse().expect("a URL")),
         timeout,
         connect_timeout: timeout,
         ca: None,

@@ -10,7 +10,7 @@ use super::*;
 
 /// Creates a self-signed certificate for 127.0.0.1. Returns it as PEM, and an acceptor for these
 /// protocols.
-pub(super) fn certificate(protocols: &[&str]) -> (Vec<u8>, TlsAcceptor) {
+pub(crate) fn certificate(protocols: &[&str]) -> (Vec<u8>, TlsAcceptor) {
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::IpAddress(IpAddr::from([127, 0, 0, 1]))];
