@@ -63,15 +63,6 @@ impl DatabaseUrl {
             _ => Err(problems.0.join("; it ")),
         }
     }
-
-    /// The URL for the driver, without a parameter that the driver does not know, and with the first
-    /// host only. It may contain a password: never log it.
-    pub fn text(&self) -> String {
-        match self {
-            Self::Postgres(url) => url.for_driver(),
-            Self::Sqlite(url) => url.for_driver(),
-        }
-    }
 }
 
 fn after_postgres_scheme(text: &str) -> Option<&str> {
@@ -162,15 +153,6 @@ fn percent_decode(part: &str) -> Option<Vec<u8>> {
         });
     }
     Some(decoded)
-}
-
-/// The text with every byte percent-encoded that has a meaning in a URL.
-fn encoded(text: &str) -> String {
-    let byte = |byte: u8| match char::from(byte) {
-        plain if plain.is_ascii_alphanumeric() || "-_./".contains(plain) => plain.to_string(),
-        _ => format!("%{byte:02X}"),
-    };
-    text.bytes().map(byte).collect()
 }
 
 #[cfg(test)]

@@ -217,22 +217,6 @@ fn a_file_of_sqlite_has_a_mode() {
     );
 }
 
-#[test]
-fn the_driver_gets_every_part() {
-    for text in [
-        "postgres://u%2F:p%40%23@[::1]:7/d?sslmode=allow&sslrootcert=/a%20b&sslcert=c&sslkey=k\
-         &application_name=a%2Bb&options[a.b]=c%20%5C",
-        "postgres://%2Frun%2Fpg/d",
-        "sqlite:///a%23b%3F?mode=rwc&vfs=x",
-        "sqlite:a",
-        "sqlite::memory:",
-        "sqlite::memory:?cache=private",
-    ] {
-        let url = DatabaseUrl::parse(text).expect(text);
-        assert_eq!(DatabaseUrl::parse(&url.text()), Ok(url), "{text}");
-    }
-}
-
 /// Malformed URLs, each with what its error says.
 const MALFORMED: [(&str, &[&str]); 43] = [
     ("", &["does not begin with postgres:// or sqlite:"]),

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Problems, encoded};
+use super::Problems;
 use crate::config::Secret;
 
 const DEFAULT_PORT: u16 = 5432;
@@ -417,55 +417,6 @@ impl fmt::Display for Host {
             Self::Tcp { name, port } => write!(f, "{name}:{port}"),
             Self::Socket { folder, port } => write!(f, "{}:{port}", folder.display()),
         }
-    }
-}
-
-impl PostgresUrl {
-    /// A URL for a driver that takes one host. It contains the password.
-    pub(super) fn for_driver(&self) -> String {
-        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
-        let (host, port) = match self.hosts.first() {
-            Some(Host::Tcp { name, port }) => (Some(name.clone()), Some(*port)),
-            Some(Host::Socket { folder, port }) => (path(&Some(folder.clone())), Some(*port)),
-            None => (None, None),
-        };
-        let escaped = |text: &str| text.replace('\\', "\\\\").replace(' ', "\\ ");
-        let options = self
-            .settings
-            .iter()
-            .map(|(name, value)| format!("-c {}={}", escaped(name), escaped(value)));
-        let options = options.collect::<Vec<_>>().join(" ");
-        let ssl_mode = match self.ssl_mode {
-            SslMode::Disable => "disable",
-            SslMode::Allow => "allow",
-            SslMode::Prefer => "prefer",
-            SslMode::Require => "require",
-            SslMode::VerifyCa => "verify-ca",
-            SslMode::VerifyFull => "verify-full",
-        };
-        let parameters = [
-            ("host", host),
-            ("port", port.map(|port| port.to_string())),
-            ("user", self.user.clone()),
-            (
-                "password",
-                self.password.as_ref().map(|password| password.0.clone()),
-            ),
-            ("dbname", self.database.clone()),
-            ("sslmode", Some(ssl_mode.to_owned())),
-            ("sslrootcert", path(&self.ssl_root_cert)),
-            ("sslcert", path(&self.ssl_cert)),
-            ("sslkey", path(&self.ssl_key)),
-            ("application_name", self.application_name.clone()),
-            (
-                "options",
-                Some(options).filter(|options| !options.is_empty()),
-            ),
-        ];
-        let parameters = parameters
-            .iter()
-            .filter_map(|(name, value)| Some(format!("{name}={}", encoded(value.as_deref()?))));
-        format!("postgres://?{}", parameters.collect::<Vec<_>>().join("&"))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{Problems, encoded};
+use super::Problems;
 
 /// A database of SQLite.
 #[derive(Clone, PartialEq, Eq)]
@@ -67,30 +67,6 @@ pub(super) fn parse(rest: &str, problems: &mut Problems) -> Option<SqliteUrl> {
         shared_cache: shared_cache.unwrap_or(memory),
         vfs,
     })
-}
-
-impl SqliteUrl {
-    pub(super) fn for_driver(&self) -> String {
-        let file = self
-            .file
-            .as_ref()
-            .map(|file| encoded(&file.display().to_string()));
-        let cache = if self.shared_cache {
-            "shared"
-        } else {
-            "private"
-        };
-        let mode = if self.create { "&mode=rwc" } else { "" };
-        let vfs = self
-            .vfs
-            .as_ref()
-            .map(|vfs| format!("&vfs={}", encoded(vfs)));
-        format!(
-            "sqlite:{}?cache={cache}{mode}{}",
-            file.as_deref().unwrap_or(":memory:"),
-            vfs.unwrap_or_default()
-        )
-    }
 }
 
 impl fmt::Display for SqliteUrl {
