@@ -63,6 +63,12 @@
 //! single wave that still fails with an internal fault is postponed, so that those behind it are
 //! claimed.
 //!
+//! # A commit that fails
+//!
+//! The commit of a claim or retry may have been carried out although it failed. The next pass reads
+//! back what it leased and delivers what was committed; until then these dispatches count against
+//! the free workers.
+//!
 //! # At stop
 //!
 //! `stop` ends the loop after the current pass: nothing that was claimed is dropped. Then the
@@ -202,6 +208,7 @@ impl Dispatcher {
         if self.clock.unsteady().is_some() {
             return Ok(Pass::Idle(now + poll_interval()));
         }
+        let settled = self.settle_claims().await;
         if self.in_flight.capacity(now) == 0 {
             self.filled = true;
             return Ok(Pass::Full(self.in_flight.paused_until(now)));
@@ -217,7 +224,7 @@ impl Dispatcher {
             true => self.claim(now).await,
             false => Ok(false),
         };
-        let (more_retries, more_waves) = (retried?, claimed?);
+        let ((), more_retries, more_waves) = (settled?, retried?, claimed?);
         if more_retries || more_waves {
             return Ok(Pass::More);
         }
@@ -229,9 +236,21 @@ impl Dispatcher {
         Ok(Pass::Idle(first.map_or(poll, |at| at.min(poll))))
     }
 
+    /// Delivers what was leased by commits that failed but were carried out.
+    async fn settle_claims(&mut self) -> Result<(), Error> {
+        if self.service.unsettled_claims() > 0 {
+            let began = self.traces.now();
+            let leased = self.service.settle_claims().await?;
+            self.deliver(leased, began);
+        }
+        Ok(())
+    }
+
     /// How many dispatches may be leased, up to `max`.
     fn capacity(&self, now: DateTime<Utc>, max: usize) -> usize {
-        self.in_flight.capacity(now).min(max)
+        let free = self.in_flight.capacity(now);
+        free.saturating_sub(self.service.unsettled_claims())
+            .min(max)
     }
 
     /// Leases dispatches that are due for another attempt. Returns whether more are due.

@@ -68,6 +68,16 @@ impl Service {
             .await
     }
 
+    /// The dispatches that were leased by commits that failed but were carried out.
+    pub async fn settle_claims(&self) -> Result<Vec<Leased>, Error> {
+        self.store.dispatch.settle_claims(self.clock.now()).await
+    }
+
+    /// How many dispatches were perhaps leased by commits that failed.
+    pub fn unsettled_claims(&self) -> usize {
+        self.store.dispatch.unsettled_claims()
+    }
+
     /// Writes the outcomes of attempts, and returns those whose rows another session has locked.
     /// Idempotent: a batch may be settled again after an error.
     pub async fn settle(&self, finished: &[AttemptResult]) -> Result<Vec<AttemptResult>, Error> {

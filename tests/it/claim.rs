@@ -33,6 +33,7 @@ on_both![
     entries_without_a_schedule_are_removed,
     a_wave_that_cannot_be_stored_is_postponed_alone,
     a_retry_that_cannot_be_stored_is_postponed_alone,
+    a_claim_whose_commit_fails_leases_nothing,
 ];
 
 const DUE: &str = "2026-03-20T08:00:00Z";
@@ -557,6 +558,34 @@ async fn entries_without_a_schedule_are_removed(database: &Database) {
     assert_eq!(database.count(entries).await, 0, "no pass may find it due");
 }
 
+/// Lets a transaction that inserts a dispatch fail at its commit.
+const REFUSE_POSTGRES: &str = "
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''refused''; END';
+    CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON dispatch DEFERRABLE INITIALLY DEFERRED
+      FOR EACH ROW EXECUTE FUNCTION refuse()";
+const REFUSE_SQLITE: &str = "
+    CREATE TABLE present (id INTEGER PRIMARY KEY);
+    CREATE TABLE refused (id INTEGER REFERENCES present (id) DEFERRABLE INITIALLY DEFERRED);
+    CREATE TRIGGER refuse AFTER INSERT ON dispatch BEGIN INSERT INTO refused VALUES (1); END";
+
+async fn a_claim_whose_commit_fails_leases_nothing(database: &Database) {
+    let test = TestStore::open(database).await;
+    let id = test.create(DUE, false).await;
+    test.at(DUE);
+    database.sql(REFUSE_POSTGRES, REFUSE_SQLITE).await;
+    let (dispatch, policy) = (&test.store.dispatch, DeliveryPolicy::default());
+    let claim = dispatch.claim(5, test.clock.now(), &policy, zone::data_number());
+    claim.await.expect_err("its commit fails");
+    assert_eq!(dispatch.unsettled_claims(), 1);
+    let committed = dispatch.settle_claims(test.clock.now()).await;
+    assert_eq!(committed, Ok(vec![]));
+    assert_eq!(dispatch.unsettled_claims(), 0);
+    database
+        .sql("DROP TRIGGER refuse ON dispatch", "DROP TRIGGER refuse")
+        .await;
+    assert_eq!(schedules_of(&test.claim(5).await), [id]);
+}
+
 /// The highest number of a dispatch that a row can hold.
 const MAX_NUMBER: &str = "2147483647";
 
@@ -638,10 +667,16 @@ async fn a_locked_dispatch_does_not_keep_others_from_being_retried(database: &Da
     }
     test.at(DUE);
     test.settle(&test.claim(5).await, &unknown()).await;
-    let schedule = database.lock(&ids[0].to_string()).await;
-    let dispatch = lock_dispatch(database, ids[1]).await;
+    // Their pauses have jitter: these two are due first.
+    let [first, second] = [ids[0], ids[1]];
+    let due = format!(
+        "UPDATE dispatch SET retry_ms = retry_ms - 3000 \
+         WHERE schedule_id IN ('{first}', '{second}')"
+    );
+    database.sql(&due, "").await;
+    let schedule = database.lock(&first.to_string()).await;
+    let dispatch = lock_dispatch(database, second).await;
     test.at("2026-03-20T09:00:00Z");
-    // The pauses have jitter, so that their order is any.
     let mut retried = vec![];
     for _ in 0..2 {
         retried.extend(schedules_of(&test.retry(1).await));

@@ -14,7 +14,7 @@ use super::postgres::process::run;
 use super::server::{Client, PATIENCE, Server, command, migrate};
 
 /// The key that signs the webhooks. The consumer does not check it.
-const SECRET: &str = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz";
+pub(crate) const SECRET: &str = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz";
 /// The lease. The test stops a process for longer than this.
 const LEASE: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 4;
@@ -134,7 +134,7 @@ async fn states(client: &mut Client) -> BTreeMap<v1::DispatchState, usize> {
 }
 
 /// Waits until every dispatch has the state `DELIVERED`.
-async fn settled(client: &mut Client, all: usize) {
+pub(crate) async fn settled(client: &mut Client, all: usize) {
     let only_delivered = BTreeMap::from([(v1::DispatchState::Delivered, all)]);
     let delivered = async { while states(client).await != only_delivered {} };
     tokio::time::timeout(PATIENCE, delivered)

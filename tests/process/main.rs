@@ -55,6 +55,7 @@ mod full_tablespace;
 mod gateway;
 mod keys;
 mod lock_waits;
+mod lost_commits;
 mod metrics;
 mod ordering;
 mod poolers;

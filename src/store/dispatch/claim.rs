@@ -13,6 +13,7 @@ use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::cursor::WakeKey;
 use crate::store::dispatch::payload::{Leased, Payload, PendingLease, joined_payload};
 use crate::store::dispatch::transitions::{self, Taken, Transitions};
+use crate::store::dispatch::unsettled::Committing;
 use crate::store::schema::load::{self, Loaded, ScheduleKey};
 use crate::store::schema::row::{FromRow, Row};
 use crate::store::schema::statement::{Columns, Texts, join_in_order, skip_locked};
@@ -97,8 +98,8 @@ impl DueEntries {
 
 impl DispatchStore {
     /// Claims up to `limit` waves that are due at `now`, while the zone data numbered `in_force` is
-    /// in force. If this fails, nothing was claimed, unless the connection was lost at the commit:
-    /// then the leases expire.
+    /// in force. If this fails, nothing was claimed, unless the commit failed: then
+    /// [`Self::settle_claims`] finds out.
     pub async fn claim(
         &self,
         limit: usize,
@@ -122,12 +123,12 @@ impl DispatchStore {
                 now,
                 delivery,
                 in_force,
+                claim_id: fastrand::i64(..),
                 decided: vec![],
                 unreadable: vec![],
             };
-            let claimed = claim_all(&db, entries, pass).await?;
-            db.commit().await?;
-            Ok(claimed)
+            let claim = claim_all(&db, entries, pass).await?;
+            self.commit_claim(db, claim).await
         };
         self.claiming.run(claim).await
     }
@@ -213,7 +214,7 @@ async fn claim_all<C: ConnectionTrait>(
     db: &C,
     entries: DueEntries,
     mut pass: ClaimPass<'_>,
-) -> Result<Claimed, DbErr> {
+) -> Result<Committing, DbErr> {
     let DueEntries {
         rows,
         mut due,
@@ -233,9 +234,9 @@ async fn claim_all<C: ConnectionTrait>(
             }
         }
     }
-    let mut claimed = pass.write(db).await?;
-    claimed.more |= !paused.is_empty();
-    Ok(claimed)
+    let mut claim = pass.write(db).await?;
+    claim.more |= !paused.is_empty();
+    Ok(claim)
 }
 
 /// A schedule and the domain's decision.
@@ -253,6 +254,8 @@ struct ClaimPass<'a> {
     now: DateTime<Utc>,
     delivery: &'a DeliveryPolicy,
     in_force: i32,
+    /// Marks the dispatches.
+    claim_id: i64,
     decided: Vec<DecidedSchedule>,
     unreadable: Vec<wake::Model>,
 }
@@ -293,12 +296,12 @@ impl ClaimPass<'_> {
         });
     }
 
-    async fn write<C: ConnectionTrait>(mut self, db: &C) -> Result<Claimed, DbErr> {
+    async fn write<C: ConnectionTrait>(mut self, db: &C) -> Result<Committing, DbErr> {
         let (mut transitions, mut leased) = (Transitions::default(), HashMap::new());
         for one in self.decided {
             let entries = one.entries.clone();
             let (before, lease) = (&one.loaded.row, one.lease.as_ref());
-            match encoded(lease, self.now).and_then(|(lease, dispatch)| {
+            match encoded(lease, self.now, self.claim_id).and_then(|(lease, dispatch)| {
                 let taken = Taken { entries, dispatch };
                 transitions.push(before, &one.after, one.examine_ms, self.now, taken)?;
                 Ok(lease)
@@ -315,9 +318,12 @@ impl ClaimPass<'_> {
         let later = self.now + UNREADABLE_RETRY_INTERVAL;
         transitions::postpone_entries(db, self.unreadable, later).await?;
         leased.retain(|id, _| written.contains(id));
-        Ok(Claimed {
+        Ok(Committing {
+            claim_id: self.claim_id,
+            at: self.now,
             leased: leased.into_values().collect(),
             more,
+            dead: 0,
         })
     }
 }
@@ -326,8 +332,9 @@ impl ClaimPass<'_> {
 fn encoded(
     lease: Option<&PendingLease>,
     now: DateTime<Utc>,
+    claim_id: i64,
 ) -> Result<(Option<Leased>, Option<dispatch::Model>), DbErr> {
     lease.map_or(Ok((None, None)), |pending| {
-        Ok((Some(pending.lease(now)?), Some(pending.row()?)))
+        Ok((Some(pending.lease(now)?), Some(pending.row(claim_id)?)))
     })
 }

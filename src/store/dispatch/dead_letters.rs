@@ -62,7 +62,7 @@ async fn retry_in<C: ConnectionTrait>(
         Ok(retried) => retried,
         Err(refused) => return Ok(Err(refused)),
     };
-    let row = codec::dispatch_row(workspace, &schedule, &retried)?;
+    let row = codec::dispatch_row(workspace, &schedule, &retried, rows::NO_CLAIM)?;
     rows::UPDATE.execute(db, [], &[row]).await?;
     Ok(Ok(retried))
 }

@@ -45,6 +45,13 @@
 //! A sink that did not take the first attempt leaves no dispatch behind: the wave's zones are open
 //! again, and the schedule is claimed again later.
 //!
+//! # A commit that failed
+//!
+//! The connection may have been lost after the database carried the commit out. A dispatch holds the
+//! number of the claim or retry that leased it (`claim_id`), so the worker reads back, over another
+//! session, which of its dispatches were committed, and delivers those alone. The waves of a commit
+//! that was not carried out are still due.
+//!
 //! # A lease that expired
 //!
 //! The worker crashed, lost the database, or is slow. The outcome is then unknown: the consumer may
@@ -62,11 +69,13 @@ pub(super) mod retry;
 pub(super) mod rows;
 pub(super) mod settle;
 pub(super) mod transitions;
+pub(super) mod unsettled;
 pub(super) mod zone_rules;
 
 use crate::store::session::sessions::Sessions;
 use crate::telemetry::metrics::CommitMetrics;
 use cursor::Cursor;
+use unsettled::Unsettled;
 
 /// The sessions of the dispatcher, by use: none waits for another.
 pub(super) struct DispatchSessions {
@@ -83,6 +92,7 @@ pub struct DispatchStore {
     /// For everything else.
     other: Sessions,
     cursor: Cursor,
+    unsettled: Unsettled,
     metrics: CommitMetrics,
 }
 
@@ -98,6 +108,7 @@ impl DispatchStore {
             settling,
             other,
             cursor: Cursor::default(),
+            unsettled: Unsettled::default(),
             metrics,
         }
     }

@@ -65,8 +65,9 @@ pub(crate) struct PendingLease {
 }
 
 impl PendingLease {
-    pub(crate) fn row(&self) -> Result<dispatch::Model, DbErr> {
-        codec::dispatch_row(self.workspace, &self.schedule, &self.dispatch)
+    /// Its row, written by the claim or retry with this id.
+    pub(crate) fn row(&self, claim_id: i64) -> Result<dispatch::Model, DbErr> {
+        codec::dispatch_row(self.workspace, &self.schedule, &self.dispatch, claim_id)
     }
 
     /// The lease of an attempt that begins at `now`.

@@ -12,6 +12,7 @@ use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::claim::{Claimed, UNREADABLE_RETRY_INTERVAL};
 use crate::store::dispatch::payload::{Leased, Payload, PendingLease, joined_payload};
 use crate::store::dispatch::rows;
+use crate::store::dispatch::unsettled::Committing;
 use crate::store::schema::codec;
 use crate::store::schema::row::{FromRow, Row};
 use crate::store::schema::statement::{Columns, Texts, join_in_order, skip_locked};
@@ -65,10 +66,8 @@ impl DispatchStore {
                 db.rollback().await?;
                 return Ok(Claimed::default());
             }
-            let (claimed, dead) = lease_all(&db, due, now, delivery).await?;
-            db.commit().await?;
-            self.metrics.count_dead_letters(dead);
-            Ok(claimed)
+            let retry = lease_all(&db, due, now, delivery).await?;
+            self.commit_claim(db, retry).await
         };
         self.claiming.run(retry).await
     }
@@ -101,17 +100,18 @@ async fn due_dispatches<C: ConnectionTrait>(
     due.collect()
 }
 
-/// Leases the dispatches, and returns with them how many became dead letters.
+/// Leases the dispatches.
 async fn lease_all<C: ConnectionTrait>(
     db: &C,
     due: Vec<DueDispatch>,
     now: DateTime<Utc>,
     delivery: &DeliveryPolicy,
-) -> Result<(Claimed, usize), DbErr> {
+) -> Result<Committing, DbErr> {
+    let claim_id = fastrand::i64(..);
     let (mut written, mut leased, mut dead) = (vec![], vec![], 0);
     for due in due {
         let before = due.row.clone();
-        match decide(due, now, delivery) {
+        match decide(due, now, delivery, claim_id) {
             Ok(Decided { row, lease }) => {
                 dead += usize::from(row.state == codec::dispatch_state_code(DispatchState::Dead));
                 leased.extend(lease);
@@ -122,7 +122,13 @@ async fn lease_all<C: ConnectionTrait>(
     }
     rows::UPDATE.execute(db, [], &written).await?;
     let more = !written.is_empty();
-    Ok((Claimed { leased, more }, dead))
+    Ok(Committing {
+        claim_id,
+        at: now,
+        leased,
+        more,
+        dead,
+    })
 }
 
 /// A dispatch as it is written, and its lease if it gets one.
@@ -136,6 +142,7 @@ fn decide(
     due: DueDispatch,
     now: DateTime<Utc>,
     delivery: &DeliveryPolicy,
+    claim_id: i64,
 ) -> Result<Decided, DbErr> {
     let schedule = codec::schedule(&due.schedule)?;
     let hold = Hold {
@@ -152,7 +159,7 @@ fn decide(
         payload: due.payload,
     };
     Ok(Decided {
-        row: pending.row()?,
+        row: pending.row(claim_id)?,
         lease: is_leased.then(|| pending.lease(now)).transpose()?,
     })
 }

@@ -32,10 +32,21 @@ impl DispatchKey {
     }
 }
 
-/// Writes the states of dispatches.
+/// The claim of a dispatch that is not leased.
+pub(crate) const NO_CLAIM: i64 = 0;
+
+/// Writes the states of dispatches, and the claims that lease them.
 pub(crate) static UPDATE: LazyLock<OverBatch<dispatch::Model>> = LazyLock::new(|| {
-    use dispatch::Column::{Attempt, FinishedMs, LastAttempt, RetryMs, State, Why};
-    let columns = [RetryMs, FinishedMs, Attempt, LastAttempt, State, Why];
+    use dispatch::Column::{Attempt, ClaimId, FinishedMs, LastAttempt, RetryMs, State, Why};
+    let columns = [
+        RetryMs,
+        FinishedMs,
+        Attempt,
+        LastAttempt,
+        State,
+        Why,
+        ClaimId,
+    ];
     let assignments = Columns::<dispatch::Model>::only(columns).assignments("i");
     OverBatch::new(&format!(
         "UPDATE dispatch AS d SET {assignments} FROM batch AS i \

@@ -16,7 +16,7 @@ use crate::domain::{
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::payload::Leased;
-use crate::store::dispatch::rows::{self, DispatchKey};
+use crate::store::dispatch::rows::{self, DispatchKey, NO_CLAIM};
 use crate::store::dispatch::transitions::{Taken, Transitions};
 use crate::store::schema::codec;
 use crate::store::schema::load::{self, Loaded, Lock, ScheduleKey};
@@ -295,7 +295,7 @@ impl Settling<'_> {
                 Some(Settled::Updated(dispatch)) => {
                     log(&schedule.id, &dispatch);
                     self.dead += usize::from(dispatch.state == DispatchState::Dead);
-                    let row = codec::dispatch_row(workspace, &schedule, &dispatch)?;
+                    let row = codec::dispatch_row(workspace, &schedule, &dispatch, NO_CLAIM)?;
                     self.updated.push(row);
                     dispatches[at] = *dispatch;
                 }

@@ -111,11 +111,12 @@ pub(crate) fn dispatch(row: dispatch::Model, of: &CanvasSchedule) -> Result<Disp
     })
 }
 
-/// The row of a dispatch of the schedule `of`.
+/// The row of a dispatch of the schedule `of`, as the claim or retry with this id leases it.
 pub(crate) fn dispatch_row(
     workspace: WorkspaceId,
     of: &CanvasSchedule,
     dispatch: &Dispatch,
+    claim_id: i64,
 ) -> Result<dispatch::Model, DbErr> {
     let every_zone = dispatch.wave.zones == of.zones();
     let zones = (!every_zone)
@@ -139,6 +140,7 @@ pub(crate) fn dispatch_row(
         properties_id: dispatch.properties.map(|id| id.0),
         zones,
         why: dispatch.why.clone(),
+        claim_id,
     })
 }
 

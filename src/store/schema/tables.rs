@@ -185,6 +185,9 @@ table! {
         zones: Option<String>,
         /// The reason in the consumer's last answer.
         why: String,
+        /// The claim or retry that leased it last: a random number by which a dispatcher that lost
+        /// its connection at commit knows its own.
+        claim_id: i64,
     }
 }
 

@@ -84,6 +84,7 @@ fn dispatch() -> TableCreateStatement {
         .col(uuid_null("properties_id"))
         .col(text_null("zones"))
         .col(text("why"))
+        .col(big_integer("claim_id").default(0))
         .primary_key(
             Index::create()
                 .col("workspace_id")
