@@ -13,7 +13,8 @@ use crate::store::schema::tenant::Key;
 
 impl DispatchStore {
     /// Makes a dead letter due for another attempt. Fails with [`Error::NotFound`],
-    /// [`Error::DispatchNotFound`], and those of the domain.
+    /// [`Error::DispatchNotFound`], those of the domain, and [`Error::OutcomeUnknown`] when the
+    /// commit fails.
     pub async fn retry_dead_letter(
         &self,
         key: Key,
@@ -24,15 +25,16 @@ impl DispatchStore {
         let retry = async {
             let db = self.other.begin().await?;
             let retried = retry_in(&db, key, id, now, delivery).await?;
-            // Rolled back here rather than on drop, which would keep the row locked for a while; a
-            // retry passes over a locked row.
-            match &retried {
-                Ok(_) => db.commit().await?,
-                Err(_) => db.rollback().await?,
-            }
-            Ok(retried)
+            Ok((db, retried))
         };
-        self.other.run(retry).await?
+        let (db, retried) = self.other.run(retry).await?;
+        // Rolled back here rather than on drop, which would keep the row locked for a while; a
+        // retry passes over a locked row.
+        match &retried {
+            Ok(_) => self.commit(db).await?,
+            Err(_) => self.other.run(db.rollback()).await?,
+        }
+        retried
     }
 }
 

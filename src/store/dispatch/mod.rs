@@ -72,7 +72,9 @@ pub(super) mod transitions;
 pub(super) mod unsettled;
 pub(super) mod zone_rules;
 
-use crate::store::session::sessions::Sessions;
+use crate::error::Error;
+use crate::store::session::error::{may_be_committed, public};
+use crate::store::session::sessions::{Session, Sessions};
 use crate::telemetry::metrics::CommitMetrics;
 use cursor::Cursor;
 use unsettled::Unsettled;
@@ -110,6 +112,16 @@ impl DispatchStore {
             cursor: Cursor::default(),
             unsettled: Unsettled::default(),
             metrics,
+        }
+    }
+
+    /// Commits a caller's change. Fails with [`Error::OutcomeUnknown`] when the database may have
+    /// carried it out all the same.
+    async fn commit(&self, db: Session<'_>) -> Result<(), Error> {
+        match self.other.run(async { Ok(db.commit().await) }).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(fault)) if !may_be_committed(&fault) => Err(public(&fault)),
+            Ok(Err(_)) | Err(_) => Err(Error::OutcomeUnknown),
         }
     }
 }

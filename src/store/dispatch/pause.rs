@@ -1,15 +1,14 @@
 //! Pauses sending, of one workspace or of all: while it is paused, nothing is claimed or
 //! retried.
 
-use sea_orm::sea_query::Expr;
-use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter};
+use sea_orm::{ConnectionTrait, DbErr, Value};
 
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::transitions;
 use crate::store::schema::row::FromRow;
 use crate::store::schema::statement::statement;
-use crate::store::schema::tables::{wake, workspace};
+use crate::store::schema::tables::wake;
 
 /// Workspaces with parked entries that are no longer paused.
 const RELEASED: &str = "SELECT t.id FROM workspace t WHERE NOT t.sending_paused \
@@ -20,24 +19,26 @@ const PARKED: &str = "SELECT wake_ms, workspace_id, id FROM canvas_schedule_park
 
 impl DispatchStore {
     /// Pauses or resumes sending of a workspace, or of all. Returns whether the workspace exists.
+    /// Fails with [`Error::OutcomeUnknown`] when the commit fails.
     pub async fn set_sending(&self, workspace: Option<&str>, paused: bool) -> Result<bool, Error> {
         let set = async {
-            let db = &self.other.acquire().await?;
-            let Some(name) = workspace else {
-                let all = "UPDATE sending SET paused = $1 WHERE id = 1";
-                db.execute_raw(statement(db, all, [paused.into()])).await?;
-                return Ok(true);
+            let db = self.other.begin().await?;
+            let (text, values): (&str, Vec<Value>) = match workspace {
+                None => (
+                    "UPDATE sending SET paused = $1 WHERE id = 1",
+                    vec![paused.into()],
+                ),
+                Some(name) => (
+                    "UPDATE workspace SET sending_paused = $1 WHERE name = $2",
+                    vec![paused.into(), name.into()],
+                ),
             };
-            let one = workspace::Entity::update_many()
-                .col_expr(workspace::Column::SendingPaused, Expr::value(paused));
-            Ok(one
-                .filter(workspace::Column::Name.eq(name))
-                .exec(db)
-                .await?
-                .rows_affected
-                > 0)
+            let updated = db.execute_raw(statement(&db, text, values)).await?;
+            Ok((db, updated.rows_affected() > 0))
         };
-        self.other.run(set).await
+        let (db, exists) = self.other.run(set).await?;
+        self.commit(db).await?;
+        Ok(exists)
     }
 
     /// Puts up to `limit` parked entries of each workspace whose pause has ended back into the
