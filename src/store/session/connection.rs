@@ -1,7 +1,10 @@
 //! One connection to either database, on which statements run one after the other.
 
+use futures_util::TryStreamExt;
+use sea_orm::sqlx::sqlite::{SqliteQueryResult, SqliteRow};
 use sea_orm::sqlx::{
-    self, AssertSqlSafe, Connection as _, PgConnection, Postgres, Sqlite, SqliteConnection,
+    self, AssertSqlSafe, Connection as _, Either, Execute, Executor, PgConnection, Postgres,
+    Sqlite, SqliteConnection,
 };
 use sea_orm::{DbErr, ExecResult, QueryResult, RuntimeErr, Statement};
 use sea_query_sqlx::SqlxValues;
@@ -30,6 +33,33 @@ pub(crate) fn driver(why: sqlx::Error) -> RuntimeErr {
     RuntimeErr::SqlxError(why.into())
 }
 
+/// Runs statements of SQLite to their end. The driver's thread panics when memory for a row is
+/// short; the rows then end as if they were complete, but without the result that follows them.
+async fn run_to_end<'q>(
+    connection: &mut SqliteConnection,
+    statements: impl Execute<'q, Sqlite> + 'q,
+) -> Result<(Vec<SqliteRow>, SqliteQueryResult), sqlx::Error> {
+    let (mut rows, mut done) = (Vec::new(), SqliteQueryResult::default());
+    let mut is_complete = false;
+    let mut steps = connection.fetch_many(statements);
+    while let Some(step) = steps.try_next().await? {
+        is_complete = step.is_left();
+        match step {
+            Either::Left(result) => done.extend([result]),
+            Either::Right(row) => rows.push(row),
+        }
+    }
+    if is_complete {
+        Ok((rows, done))
+    } else {
+        Err(sqlx::Error::WorkerCrashed)
+    }
+}
+
+fn first((rows, _): (Vec<SqliteRow>, SqliteQueryResult)) -> Option<QueryResult> {
+    rows.into_iter().next().map(QueryResult::from)
+}
+
 impl DriverConnection {
     pub(crate) async fn execute(&mut self, statement: Statement) -> Result<ExecResult, DbErr> {
         let done = match self {
@@ -37,10 +67,9 @@ impl DriverConnection {
                 .execute(&mut **connection)
                 .await
                 .map(ExecResult::from),
-            Self::Sqlite(connection) => query::<Sqlite>(statement)
-                .execute(&mut **connection)
+            Self::Sqlite(connection) => run_to_end(connection, query(statement))
                 .await
-                .map(ExecResult::from),
+                .map(|(_, done)| ExecResult::from(done)),
         };
         done.map_err(|why| DbErr::Exec(driver(why)))
     }
@@ -52,7 +81,9 @@ impl DriverConnection {
             Self::Postgres(connection) => {
                 text.execute(&mut **connection).await.map(ExecResult::from)
             }
-            Self::Sqlite(connection) => text.execute(&mut **connection).await.map(ExecResult::from),
+            Self::Sqlite(connection) => run_to_end(connection, text)
+                .await
+                .map(|(_, done)| ExecResult::from(done)),
         };
         done.map_err(|why| DbErr::Exec(driver(why)))
     }
@@ -68,10 +99,7 @@ impl DriverConnection {
                 .fetch_optional(&mut **connection)
                 .await
                 .map(|row| row.map(QueryResult::from)),
-            Self::Sqlite(connection) => text
-                .fetch_optional(&mut **connection)
-                .await
-                .map(|row| row.map(QueryResult::from)),
+            Self::Sqlite(connection) => run_to_end(connection, text).await.map(first),
         };
         row.map_err(|why| DbErr::Query(driver(why)))
     }
@@ -85,10 +113,7 @@ impl DriverConnection {
                 .fetch_optional(&mut **connection)
                 .await
                 .map(|row| row.map(QueryResult::from)),
-            Self::Sqlite(connection) => query::<Sqlite>(statement)
-                .fetch_optional(&mut **connection)
-                .await
-                .map(|row| row.map(QueryResult::from)),
+            Self::Sqlite(connection) => run_to_end(connection, query(statement)).await.map(first),
         };
         row.map_err(|why| DbErr::Query(driver(why)))
     }
@@ -102,10 +127,9 @@ impl DriverConnection {
                 .fetch_all(&mut **connection)
                 .await
                 .map(|rows| rows.into_iter().map(QueryResult::from).collect()),
-            Self::Sqlite(connection) => query::<Sqlite>(statement)
-                .fetch_all(&mut **connection)
+            Self::Sqlite(connection) => run_to_end(connection, query(statement))
                 .await
-                .map(|rows| rows.into_iter().map(QueryResult::from).collect()),
+                .map(|(rows, _)| rows.into_iter().map(QueryResult::from).collect()),
         };
         rows.map_err(|why| DbErr::Query(driver(why)))
     }
