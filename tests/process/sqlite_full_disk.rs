@@ -19,7 +19,6 @@ const BETWEEN: u64 = 100;
 const MEGABYTES: u32 = 16;
 
 #[tokio::test]
-#[ignore = "fails until sessions are checked"]
 async fn a_full_disk_is_reported_and_loses_nothing_sqlite() {
     fill_and_free(3).await;
 }
