@@ -90,7 +90,7 @@ pub(super) async fn watch(store: Store, access: Access, readiness: Readiness) {
             None => PROBE_INTERVAL,
         };
         readiness.database(fault);
-        readiness.keys(access.is_fresh());
+        readiness.keys(access.why_stale());
         tokio::time::sleep(pause).await;
     }
 }

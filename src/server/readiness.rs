@@ -30,7 +30,8 @@ pub(super) enum Schema {
 struct ReadinessState {
     schema: Schema,
     fault: Option<StoreFault>,
-    keys_fresh: bool,
+    /// Why the API keys are not known, if so.
+    keys: Option<String>,
     /// Why the clock is not synchronized, if so.
     unsteady: Option<&'static str>,
     draining: bool,
@@ -58,7 +59,7 @@ impl Readiness {
         let state = ReadinessState {
             schema: Schema::Unknown,
             fault: None,
-            keys_fresh: true,
+            keys: None,
             unsteady: Some("the clock of the database is unknown"),
             draining: false,
         };
@@ -90,9 +91,9 @@ impl Readiness {
         self.state.lock().fault = fault;
     }
 
-    /// Records whether the API keys are known.
-    pub(super) fn keys(&self, fresh: bool) {
-        self.state.lock().keys_fresh = fresh;
+    /// Records why the API keys are not known, if so.
+    pub(super) fn keys(&self, why: Option<String>) {
+        self.state.lock().keys = why;
     }
 
     /// Records why the clock is not synchronized, if so.
@@ -121,7 +122,7 @@ impl Readiness {
             )),
             Schema::Migrated => None,
         };
-        let fault = state.fault.map(|StoreFault { why, message }| {
+        let fault = state.fault.map(|StoreFault { why, message, .. }| {
             let name = match why {
                 StoreOutage::DiskFull => "database_full",
                 StoreOutage::ReadOnly => "database_read_only",
@@ -133,9 +134,10 @@ impl Readiness {
             };
             (name, format!("{why}: {message}"))
         });
-        let keys = (state.schema == Schema::Migrated && !state.keys_fresh).then(|| {
-            let message = "the API keys could not be read lately; every call is refused";
-            ("keys_unknown", message.to_owned())
+        let keys = state.keys.filter(|_| state.schema == Schema::Migrated);
+        let keys = keys.map(|why| {
+            let message = format!("the API keys cannot be read, so every call is refused: {why}");
+            ("keys_unknown", message)
         });
         let unsteady = state
             .unsteady
@@ -253,7 +255,12 @@ mod tests {
             (StoreOutage::TooManyConnections, "database_connections"),
         ] {
             let message = "a cause".to_owned();
-            readiness.database(Some(StoreFault { why, message }));
+            let lasts = false;
+            readiness.database(Some(StoreFault {
+                why,
+                message,
+                lasts,
+            }));
             assert_eq!(
                 readiness.reasons(),
                 [(name, format!("{why}: a cause"))],
@@ -261,9 +268,9 @@ mod tests {
             );
         }
         readiness.database(None);
-        readiness.keys(false);
+        readiness.keys(Some("a cause".to_owned()));
         assert_eq!(names(&readiness), ["keys_unknown"]);
-        readiness.keys(true);
+        readiness.keys(None);
         readiness.clock(Some("it has jumped")).await;
         assert_eq!(
             readiness.reasons(),

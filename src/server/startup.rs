@@ -48,8 +48,10 @@ impl Startup {
     /// [`Error::Invalid`] when the database must not be used.
     pub(super) async fn try_open(&self, store: &Store) -> Result<bool, Error> {
         if !is_usable(store).await? {
-            let cause = store.fault().map(|fault| fault.message).unwrap_or_default();
+            let fault = store.fault();
+            let cause = fault.as_ref().map(|fault| fault.message.as_str());
             tracing::warn!(cause, "not ready: waiting for the database");
+            self.readiness.database(fault);
             return Ok(false);
         }
         match self.schema(store).await {
@@ -89,7 +91,7 @@ impl Startup {
         }
         self.ready.store(true, Ordering::Relaxed);
         self.opened.send_replace(true);
-        self.readiness.keys(self.access.is_fresh());
+        self.readiness.keys(self.access.why_stale());
         self.readiness.schema(Schema::Migrated).await;
     }
 

@@ -123,6 +123,8 @@ struct Inner {
     clock: SharedClock,
     /// Absent before the first reload.
     snapshot: ArcSwapOption<KeySnapshot>,
+    /// Why the last reload failed, if it did.
+    failure: parking_lot::Mutex<Option<String>>,
     lookups_left: AtomicU32,
     looking_up: Mutex<()>,
     /// One reload at a time, so that none overwrites the result of a later one.
@@ -146,6 +148,7 @@ impl Access {
             store,
             clock,
             snapshot,
+            failure: parking_lot::Mutex::default(),
             lookups_left,
             looking_up,
             reloading,
@@ -201,11 +204,15 @@ impl Access {
         Ok(cached)
     }
 
-    /// Whether the last successful reload is recent enough to admit calls.
-    pub fn is_fresh(&self) -> bool {
+    /// Why the last successful reload is too old to admit calls, if it is; for operators.
+    pub fn why_stale(&self) -> Option<String> {
         let snapshot = self.0.snapshot.load();
         let began = snapshot.as_ref().map(|snapshot| snapshot.began);
-        began.is_some_and(|began| began.elapsed() < STALE_AFTER)
+        if began.is_some_and(|began| began.elapsed() < STALE_AFTER) {
+            return None;
+        }
+        let failure = self.0.failure.lock().clone();
+        Some(failure.unwrap_or_else(|| "they have not been read yet".to_owned()))
     }
 
     fn cached(&self, id: KeyId) -> Result<Option<Arc<AuthenticatedKey>>, Denied> {
@@ -274,9 +281,13 @@ impl Access {
 
     /// Reloads every key and the limits of every workspace.
     pub async fn reload(&self) -> Result<(), Error> {
-        timeout(RELOAD_TIMEOUT, self.reload_all())
-            .await
-            .map_err(Error::internal)?
+        let reloaded = timeout(RELOAD_TIMEOUT, self.reload_all());
+        let reloaded = reloaded.await.map_err(Error::internal).flatten();
+        *self.0.failure.lock() = reloaded.as_ref().err().map(|error| match error {
+            Error::Internal(cause) => cause.clone(),
+            other => other.to_string(),
+        });
+        reloaded
     }
 
     async fn reload_all(&self) -> Result<(), Error> {

@@ -43,6 +43,7 @@ use schema::migration;
 use schema::statement::statement;
 use session::connect::Purpose;
 use session::database::Database;
+use session::error::Remedy;
 use session::sessions::Sessions;
 use session::{durability, error, pooler};
 
@@ -195,7 +196,7 @@ impl Store {
     /// change survives a crash of its machine.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when an operator must change something first, such as a wrong password;
+    /// [`Error::Invalid`] when another database, or another way to it, must be used;
     /// [`Error::StoreUnavailable`] when the database is away, with its cause in [`Self::fault`].
     pub async fn check(&self) -> Result<Durability, Error> {
         let check = async {
@@ -209,7 +210,7 @@ impl Store {
         check
             .await
             .map_err(|fault| match error::connect_fault(&fault) {
-                Some(refused) if refused.permanent => {
+                Some(refused) if refused.remedy == Remedy::Url => {
                     Error::invalid("database-url", refused.message.clone())
                 }
                 _ => error::public(&fault),
@@ -226,10 +227,10 @@ impl Store {
                 Err(error @ Error::StoreUnavailable { .. }) => error,
                 checked => return checked,
             };
-            let cause = self
-                .fault()
-                .map_or(error.to_string(), |fault| fault.message);
-            if began.elapsed() >= COMMAND_TIMEOUT {
+            let fault = self.fault();
+            let lasts = fault.as_ref().is_some_and(|fault| fault.lasts);
+            let cause = fault.map_or(error.to_string(), |fault| fault.message);
+            if lasts || began.elapsed() >= COMMAND_TIMEOUT {
                 return Err(Error::internal(cause));
             }
             if cause != waited_for {
@@ -296,6 +297,7 @@ impl Store {
                 "the database allows {limit} connections, and this process needs {needed}; raise \
                  the CONNECTION LIMIT of the role or of the database, or lower --read-connections"
             ),
+            lasts: true,
         });
         Ok(())
     }

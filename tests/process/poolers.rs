@@ -97,7 +97,7 @@ fn refused_behind(mode: &str) {
         let refused = run(&mut command, PATIENCE).expect_err("it is refused");
         println!("{}: {program}: {refused}", test_name());
         assert!(
-            refused.contains("transaction mode"),
+            refused.contains(&format!("{mode} mode")),
             "{program} does not name the mode: {refused}"
         );
     }

@@ -12,7 +12,7 @@ use sea_orm::{DatabaseConnection, DbErr, QueryResult, SqlxPostgresConnector, Sql
 
 use crate::error::StoreOutage;
 use crate::store::session::connection::{DriverConnection, driver};
-use crate::store::session::error::{ConnectFault, code, describe, driver_error, outage};
+use crate::store::session::error::{ConnectFault, Remedy, code, describe, driver_error, outage};
 use crate::store::session::options::{Location, Options};
 
 /// How long SQLite waits for the write lock of another process.
@@ -36,12 +36,12 @@ pub(crate) struct Opened {
     pub connection: DriverConnection,
     /// The server's start, which identifies it; empty for SQLite.
     pub server: String,
-    pub backend: Backend,
+    pub backend: ServerProcess,
 }
 
 /// A backend of PostgreSQL, by its process id and its start; 0 for SQLite.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Backend {
+pub(crate) struct ServerProcess {
     pid: i32,
     started: String,
 }
@@ -134,7 +134,7 @@ pub(crate) async fn open(
             let opened = Opened {
                 connection,
                 server: String::new(),
-                backend: Backend::default(),
+                backend: ServerProcess::default(),
             };
             return Ok((opened, 0));
         }
@@ -150,7 +150,11 @@ pub(crate) async fn open(
     let messages: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
     Err(ConnectFault {
         message: messages.join("; "),
-        permanent: faults.iter().all(|fault| fault.permanent),
+        remedy: faults
+            .iter()
+            .map(|fault| fault.remedy)
+            .min()
+            .unwrap_or(Remedy::Wait),
         why: faults
             .first()
             .map_or(StoreOutage::Unreachable, |fault| fault.why),
@@ -194,11 +198,11 @@ fn configured(file: &SqliteConnectOptions) -> SqliteConnectOptions {
 /// standby, or for a network that is gone, would stay for long.
 pub(crate) async fn terminate(
     connection: &mut DriverConnection,
-    backends: &[Backend],
+    backends: &[ServerProcess],
 ) -> Result<(), DbErr> {
     let rows: Vec<String> = backends
         .iter()
-        .map(|Backend { pid, started }| format!("({pid}, '{started}')"))
+        .map(|ServerProcess { pid, started }| format!("({pid}, '{started}')"))
         .collect();
     let sql = format!(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
@@ -217,7 +221,10 @@ async fn sqlite(
     let refused = |why: StoreOutage, cause: &str| ConnectFault {
         why,
         message: format!("cannot open {file}: {cause}"),
-        permanent: why == StoreOutage::Faulty,
+        remedy: match why {
+            StoreOutage::Faulty => Remedy::Url,
+            _ => Remedy::Wait,
+        },
     };
     match tokio::time::timeout(timeout.max(BUSY_TIMEOUT * 2), options.connect()).await {
         Ok(Ok(connection)) => Ok(DriverConnection::Sqlite(Box::new(connection))),
@@ -281,7 +288,7 @@ async fn postgres(
             let seconds = timeout.as_secs();
             Err(named.refused(
                 StoreOutage::Unreachable,
-                false,
+                Remedy::Wait,
                 &format!("no answer within {seconds} s"),
             ))
         })
@@ -308,11 +315,11 @@ impl PostgresServer<'_> {
         }
     }
 
-    fn refused(self, why: StoreOutage, permanent: bool, cause: &str) -> ConnectFault {
+    fn refused(self, why: StoreOutage, remedy: Remedy, cause: &str) -> ConnectFault {
         ConnectFault {
             why,
             message: format!("cannot use the database at {}: {cause}", self.name()),
-            permanent,
+            remedy,
         }
     }
 
@@ -320,28 +327,32 @@ impl PostgresServer<'_> {
     /// of the URL.
     fn fault(self, fault: &DbErr) -> ConnectFault {
         let why = outage(fault).unwrap_or(StoreOutage::Unreachable);
-        let (permanent, cause) = match (driver_error(fault), code(fault).as_deref()) {
+        let (remedy, cause) = match (driver_error(fault), code(fault).as_deref()) {
             (_, Some("28000" | "28P01")) => (
-                true,
+                Remedy::Server,
                 "the server rejects the user or the password".to_owned(),
             ),
-            (_, Some("3D000")) => (true, "the database does not exist".to_owned()),
-            (_, Some("53300")) => (false, "too many connections".to_owned()),
+            (_, Some("3D000")) => (Remedy::Server, "the database does not exist".to_owned()),
+            (_, Some("53300")) => (Remedy::Wait, "too many connections".to_owned()),
             (Some(sqlx::Error::Database(reported)), code) => {
                 let message = reported.message().replace(self.0.get_username(), "(user)");
                 // 08P01: a pooler refuses a parameter or the mode.
-                (code == Some("08P01"), message)
+                let remedy = match code {
+                    Some("08P01") => Remedy::Url,
+                    _ => Remedy::Wait,
+                };
+                (remedy, message)
             }
             (Some(sqlx::Error::Io(fault)), _)
                 if fault.kind() == std::io::ErrorKind::ConnectionRefused =>
             {
-                (false, "connection refused".to_owned())
+                (Remedy::Wait, "connection refused".to_owned())
             }
-            (Some(sqlx::Error::Io(fault)), _) => (false, fault.to_string()),
-            (Some(sqlx::Error::Tls(fault)), _) => (true, format!("TLS: {fault}")),
-            _ => (false, describe(fault)),
+            (Some(sqlx::Error::Io(fault)), _) => (Remedy::Wait, fault.to_string()),
+            (Some(sqlx::Error::Tls(fault)), _) => (Remedy::Server, format!("TLS: {fault}")),
+            _ => (Remedy::Wait, describe(fault)),
         };
-        self.refused(why, permanent, &cause)
+        self.refused(why, remedy, &cause)
     }
 
     /// The identity of the server and of the backend, if the server may be used.
@@ -349,7 +360,7 @@ impl PostgresServer<'_> {
         self,
         shown: Option<&QueryResult>,
         settings: &[(&str, &str)],
-    ) -> Result<(String, Backend), ConnectFault> {
+    ) -> Result<(String, ServerProcess), ConnectFault> {
         let column = |n: usize| -> Result<String, ConnectFault> {
             let shown = shown.map(|row| row.try_get_by_index(n));
             shown
@@ -359,12 +370,12 @@ impl PostgresServer<'_> {
         let (started, encoding, read_only) = (column(0)?, column(1)?, column(2)?);
         if encoding != "UTF8" {
             let cause = format!("its encoding is {encoding}; create it with ENCODING 'UTF8'");
-            return Err(self.refused(StoreOutage::Unreachable, true, &cause));
+            return Err(self.refused(StoreOutage::Unreachable, Remedy::Url, &cause));
         }
         if read_only != "off" {
             return Err(self.refused(
                 StoreOutage::ReadOnly,
-                false,
+                Remedy::Wait,
                 "it is read-only: a standby, or default_transaction_read_only is on",
             ));
         }
@@ -375,10 +386,10 @@ impl PostgresServer<'_> {
                     "a pooler drops the session's settings ({name} is {found}, not {wanted}); use \
                      session mode"
                 );
-                return Err(self.refused(StoreOutage::Unreachable, true, &cause));
+                return Err(self.refused(StoreOutage::Unreachable, Remedy::Url, &cause));
             }
         }
-        let backend = Backend {
+        let backend = ServerProcess {
             pid: column(3)?.parse().unwrap_or_default(),
             started: column(4)?,
         };

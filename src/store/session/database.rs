@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use sea_orm::{DatabaseConnection, DbBackend, DbErr};
 
 use crate::error::StoreOutage;
-use crate::store::session::connect::{self, Backend, Opened, Purpose};
-use crate::store::session::error::{describe, outage};
+use crate::store::session::connect::{self, Opened, Purpose, ServerProcess};
+use crate::store::session::error::{Remedy, connect_fault, describe, outage};
 use crate::store::session::options::{Location, Options};
 
 /// The most backends that are remembered to be ended.
@@ -22,6 +22,8 @@ pub struct StoreFault {
     pub why: StoreOutage,
     /// The server and the cause, without credentials.
     pub message: String,
+    /// Whether waiting does not help: something must be changed at the server.
+    pub lasts: bool,
 }
 
 /// The database of a process. Cheap to clone.
@@ -45,7 +47,7 @@ struct State {
     suspected: Option<Instant>,
     fault: Option<(StoreFault, Instant)>,
     /// Backends whose connections were dropped in the middle of something.
-    abandoned: Vec<Backend>,
+    abandoned: Vec<ServerProcess>,
 }
 
 impl Database {
@@ -96,7 +98,7 @@ impl Database {
 
     /// Remembers the backend of a connection that was dropped in the middle of something, to end it
     /// with the next connection that is opened.
-    pub(crate) fn abandon(&self, backend: Backend) {
+    pub(crate) fn abandon(&self, backend: ServerProcess) {
         let mut state = self.0.state.lock();
         if self.backend() == DbBackend::Postgres && state.abandoned.len() < MAX_ABANDONED {
             state.abandoned.push(backend);
@@ -122,8 +124,13 @@ impl Database {
     /// Records a fault of a session, if it is one of the database.
     pub(crate) fn note(&self, fault: &DbErr) {
         if let Some(why) = outage(fault) {
+            let lasts = connect_fault(fault).is_some_and(|fault| fault.remedy > Remedy::Wait);
             let message = describe(fault);
-            self.report(StoreFault { why, message });
+            self.report(StoreFault {
+                why,
+                message,
+                lasts,
+            });
         }
     }
 

@@ -18,8 +18,20 @@ pub(crate) struct ConnectFault {
     pub why: StoreOutage,
     /// The server and the cause, without credentials.
     pub message: String,
-    /// Whether only an operator can remove the cause: a wrong password, a wrong encoding.
-    pub permanent: bool,
+    /// Who can remove the cause.
+    pub remedy: Remedy,
+}
+
+/// What makes a connection possible that could not be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Remedy {
+    /// Time: the server is restarting, its connections are all in use.
+    Wait,
+    /// A change at the server: a role, a database, a certificate. A server waits for it, and a
+    /// command gives up.
+    Server,
+    /// Another database or another way to it: nothing waits.
+    Url,
 }
 
 impl fmt::Display for ConnectFault {

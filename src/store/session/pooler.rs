@@ -7,7 +7,7 @@ use crate::error::StoreOutage;
 use crate::store::session::connect::Purpose;
 use crate::store::session::connection::DriverConnection;
 use crate::store::session::database::Database;
-use crate::store::session::error::{ConnectFault, describe};
+use crate::store::session::error::{ConnectFault, Remedy, describe};
 
 const PID: &str = "SELECT pg_backend_pid()";
 
@@ -24,12 +24,10 @@ pub(crate) async fn check(database: &Database) -> Result<(), DbErr> {
     };
     let other = match begun.await {
         Ok(other) => other,
-        Err(fault) => {
-            return Err(refused(&format!(
-                "refuses a transaction ({})",
-                describe(&fault)
-            )));
+        Err(fault) if describe(&fault).contains("statement pooling") => {
+            return Err(refused("is in statement mode"));
         }
+        Err(fault) => return Err(fault),
     };
     let is_shared = other == before || pid(first.query_unprepared(PID).await?)? != before;
     second.execute_unprepared("ROLLBACK").await?;
@@ -62,6 +60,6 @@ fn refused(what: &str) -> DbErr {
             "the pooler before the database {what}; sessions must be kept: use session mode \
              (PgBouncer: pool_mode=session)"
         ),
-        permanent: true,
+        remedy: Remedy::Url,
     })
 }

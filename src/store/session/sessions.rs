@@ -14,11 +14,11 @@ use sea_orm::{
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::error::{Error, StoreOutage};
-use crate::store::session::connect::{Backend, Purpose};
+use crate::store::session::connect::{Purpose, ServerProcess};
 use crate::store::session::connection::DriverConnection;
 use crate::store::session::database::Database;
 use crate::store::session::error::{
-    ConnectFault, connection_is_spent, describe, public, unavailable,
+    ConnectFault, Remedy, connection_is_spent, describe, public, unavailable,
 };
 
 /// How long a piece of work may take: longer than PostgreSQL's `statement_timeout`. After that its
@@ -52,7 +52,7 @@ struct SharedSessions {
 /// An open connection.
 struct Open {
     connection: DriverConnection,
-    backend: Backend,
+    backend: ServerProcess,
     /// The server that it leads to.
     generation: u64,
     replace_at: Instant,
@@ -163,7 +163,7 @@ impl Sessions {
         let fault = DbErr::from(ConnectFault {
             why: StoreOutage::Unreachable,
             message: "the database does not answer".to_owned(),
-            permanent: false,
+            remedy: Remedy::Wait,
         });
         self.0.database.note(&fault);
         fault
@@ -257,7 +257,7 @@ async fn check(connection: &mut DriverConnection) -> Result<(), DbErr> {
     Err(DbErr::from(ConnectFault {
         why: StoreOutage::ReadOnly,
         message: "the server has become read-only".to_owned(),
-        permanent: false,
+        remedy: Remedy::Wait,
     }))
 }
 
