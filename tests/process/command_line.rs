@@ -1,9 +1,12 @@
 //! The command line: settings, exit codes, migrations.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use canvas_scheduler::cli::CommandLine;
+use clap::CommandFactory;
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::database::{Database, Folder, own_postgres};
@@ -145,6 +148,63 @@ fn help_lists_every_setting_with_its_variable() {
         assert!(
             help.contains(&format!("--{flag} ")) && help.contains(&variable),
             "{flag}: {help}"
+        );
+    }
+}
+
+/// Every variable of every command, hidden ones included.
+fn variables() -> BTreeSet<String> {
+    fn collect(command: &clap::Command, variables: &mut BTreeSet<String>) {
+        let names = command.get_arguments().filter_map(|arg| arg.get_env());
+        variables.extend(names.map(|name| name.to_str().unwrap().to_owned()));
+        for subcommand in command.get_subcommands() {
+            collect(subcommand, variables);
+        }
+    }
+    let mut variables = BTreeSet::new();
+    collect(&CommandLine::command(), &mut variables);
+    variables
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset() {
+    let variables = variables();
+    for name in ["CANVAS_SCHEDULER_LEASE", "OTEL_SDK_DISABLED", "PGPORT"] {
+        assert!(variables.contains(name), "{name}: {variables:?}");
+    }
+    let refused = ["serve", "--grpc-addr", "192.0.2.1:1"];
+    let errors = |set: &[&str]| {
+        let mut command = command(&refused);
+        command.env_clear().envs(set.iter().map(|name| (name, "")));
+        run(&mut command, PATIENCE).expect_err("a public address needs TLS")
+    };
+    let unset = errors(&[]);
+    assert!(unset.contains("--grpc-addr"), "{unset}");
+    for name in &variables {
+        assert_eq!(errors(&[name]), unset, "{name}");
+    }
+    let all: Vec<&str> = variables.iter().map(String::as_str).collect();
+    assert_eq!(errors(&all), unset);
+    for args in [
+        &["migrate", "--database-url", "sqlite::memory:"][..],
+        &["healthcheck", "--grpc-addr", "127.0.0.1:1"],
+    ] {
+        let mut command = command(args);
+        command.envs(all.iter().map(|name| (name, "")));
+        let ended = run(&mut command, PATIENCE);
+        assert_eq!(ended.is_ok(), args[0] == "migrate", "{ended:?}");
+        let errors = ended.err().unwrap_or_default();
+        assert!(!errors.contains("--"), "{errors}");
+    }
+}
+
+#[test]
+fn an_unknown_log_level_is_refused_with_the_known_ones() {
+    for level in ["warning", "info,verbose", "canvas_scheduler", "a=loud", ""] {
+        let errors = refused(&["--log-level", level]);
+        assert!(
+            errors.contains("--log-level") && errors.contains("error, warn, info, debug, trace"),
+            "{level:?}: {errors}"
         );
     }
 }
