@@ -29,7 +29,10 @@ pub fn start(settings: &LogSettings) -> Result<ServerWarnings, Error> {
         LogFormat::Text => false,
         LogFormat::Auto => !terminal,
     };
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // Where standard error is full, reporting that a line is lost there would be a panic.
+    let log = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     let log = if json {
         log.json()
             .flatten_event(true)

@@ -61,7 +61,7 @@ async fn measure() -> Fallible<Duration> {
         expires_at: None,
         allowlist: vec![],
     };
-    let key = admin.create_key("default", order).await?;
+    let key = admin.create_key("default", order, |_| Ok(())).await?;
     let access = Access::new(store, clock);
     access.reload().await?;
     let mut took = Duration::ZERO;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 
-use super::{block_on, with_admin};
+use super::{block_on, output, with_admin};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{DatabaseArgs, DatabaseUrl};
 use crate::domain::key::{check_name, networks};
@@ -93,9 +93,14 @@ impl ApiKeyTask {
     pub(super) fn run(self, url: &DatabaseUrl) -> Result<(), Error> {
         match self {
             Self::Create { workspace, order } => {
-                let create =
-                    with_admin(url, async |admin| admin.create_key(&workspace, order).await);
-                print_key(&block_on(create)?);
+                output::check_kept()?;
+                // The key alone on standard output, so that a script can take it.
+                let show = |new: &NewKey| output::print(&format!("{}\n", new.reveal()));
+                let create = with_admin(url, async |admin| {
+                    admin.create_key(&workspace, order, show).await
+                });
+                let id = block_on(create)?.id;
+                tracing::info!(%id, "created an API key; it cannot be shown again");
             }
             Self::List => {
                 let list = with_admin(url, async |admin| {
@@ -107,7 +112,7 @@ impl ApiKeyTask {
                     Ok((names, admin.keys().await?))
                 });
                 let (names, keys) = block_on(list)?;
-                print_list(&names, &keys, SystemClock.now());
+                output::print(&list_of(&names, &keys, SystemClock.now()))?;
             }
             Self::Revoke(id) => {
                 block_on(with_admin(url, async |admin| admin.revoke_key(id).await))?;
@@ -143,31 +148,25 @@ fn future(text: &str) -> Result<DateTime<Utc>, String> {
     instant.ok_or_else(|| format!("{text:?} is not a future instant such as 2027-01-31T00:00:00Z"))
 }
 
-/// The key alone on standard output, so that a script can take it.
-#[allow(clippy::print_stdout, reason = "the one place that shows the key")]
-fn print_key(new: &NewKey) {
-    println!("{}", new.reveal());
-    tracing::info!(id = %new.id, "created an API key; it cannot be shown again");
-}
-
-#[allow(clippy::print_stdout, reason = "the list is the output")]
-fn print_list(names: &HashMap<WorkspaceId, String>, keys: &[ApiKey], now: DateTime<Utc>) {
+/// A line for each key, with a heading.
+fn list_of(names: &HashMap<WorkspaceId, String>, keys: &[ApiKey], now: DateTime<Utc>) -> String {
     let at = |instant: Option<DateTime<Utc>>| {
         instant.map_or_else(
             || "-".to_owned(),
             |at| at.to_rfc3339_opts(SecondsFormat::Secs, true),
         )
     };
-    println!("ID\tWORKSPACE\tNAME\tSTATE\tPERMISSIONS\tNETWORKS\tCREATED\tEXPIRES\tLAST USED");
-    for key in keys {
+    let heading =
+        "ID\tWORKSPACE\tNAME\tSTATE\tPERMISSIONS\tNETWORKS\tCREATED\tEXPIRES\tLAST USED\n";
+    let line = |key: &ApiKey| {
         let state = match (key.revoked_at, key.expires_at) {
             (Some(_), _) => "revoked",
             (None, Some(at)) if at <= now => "expired",
             (None, _) => "good",
         };
         let networks: Vec<String> = key.allowlist.iter().map(ToString::to_string).collect();
-        println!(
-            "{}\t{}\t{}\t{state}\t{}\t{}\t{}\t{}\t{}",
+        format!(
+            "{}\t{}\t{}\t{state}\t{}\t{}\t{}\t{}\t{}\n",
             key.id,
             names.get(&key.workspace).map_or("-", String::as_str),
             key.name,
@@ -180,6 +179,9 @@ fn print_list(names: &HashMap<WorkspaceId, String>, keys: &[ApiKey], now: DateTi
             at(Some(key.created_at)),
             at(key.expires_at),
             at(key.last_used_at),
-        );
-    }
+        )
+    };
+    std::iter::once(heading.to_owned())
+        .chain(keys.iter().map(line))
+        .collect()
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Datelike, TimeDelta, Utc};
 
-use super::block_on;
 use super::serve::{StopSignals, drain};
+use super::{block_on, output};
 use crate::clock::{Clock, SteadyClock};
 use crate::domain::{
     CanvasId, CanvasSchedule, Create, NewKey, Permissions, Schedule, Target, WorkspaceId,
@@ -22,29 +22,49 @@ use crate::telemetry::traces::Span;
 const CANVASES: [&str; 2] = ["welcome", "spring-sale"];
 
 pub(super) fn run(mut settings: Serve) -> Result<(), Error> {
+    output::check_kept()?;
     settings.sink.get_or_insert(SinkSettings::Log);
     block_on(async {
         let mut signals = StopSignals::listen()?;
         let clock = Arc::new(SteadyClock::new());
-        let server = Server::start_migrated(&settings, clock.clone(), None).await?;
-        let samples = samples(server.service(), clock.now()).await?;
-        let order = KeyOrder {
-            name: "dev".to_owned(),
-            permissions: Permissions::all(),
-            expires_at: None,
-            allowlist: vec![],
+        // Waits for the database.
+        let server = tokio::select! {
+            started = Server::start_migrated(&settings, clock.clone(), None) => started?,
+            () = signals.recv() => return Ok(()),
         };
-        let key = server.admin().replace_key(order).await?;
-        server.read_keys().await?;
-        print_lines(&server.grpc_addr().to_string(), &key, &samples, clock.now());
-        if let Some(addr) = server.gateway_addr() {
-            print_curl_lines(&addr.to_string(), &key, &samples, clock.now());
+        let prepared = prepare(&server, clock.now()).await;
+        if prepared.is_ok() {
+            signals.recv().await;
         }
-        print_end();
-        signals.recv().await;
         drain(server, signals).await;
-        Ok(())
+        prepared
     })
+}
+
+/// Creates the samples and a key, and prints commands that use them.
+async fn prepare(server: &Server, now: DateTime<Utc>) -> Result<(), Error> {
+    let samples = samples(server.service(), now).await?;
+    let order = KeyOrder {
+        name: "dev".to_owned(),
+        permissions: Permissions::all(),
+        expires_at: None,
+        allowlist: vec![],
+    };
+    let show = |key: &NewKey| {
+        output::print(&grpc_commands(
+            &server.grpc_addr().to_string(),
+            key,
+            &samples,
+            now,
+        ))?;
+        match server.gateway_addr() {
+            Some(addr) => output::print(&curl_commands(&addr.to_string(), key, &samples, now)),
+            None => Ok(()),
+        }
+    };
+    server.admin().replace_key(order, show).await?;
+    server.read_keys().await?;
+    output::print("\nCtrl-C stops the server. The schedules stay in the database file.\n")
 }
 
 /// The sample schedules that can still change; creates those that are missing.
@@ -99,20 +119,23 @@ fn next_week(now: DateTime<Utc>, time: &str) -> String {
     )
 }
 
-/// Prints commands that work as they are, in this order.
-#[allow(clippy::print_stdout, reason = "dev prints to the terminal")]
-fn print_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTime<Utc>) {
-    println!(
-        "canvas-scheduler listens for gRPC at {addr} (workspace default; the key is valid until \
-         dev starts again). Paste these commands, one at a time:\n"
-    );
+/// Commands that work as they are, in this order.
+fn grpc_commands(
+    addr: &str,
+    key: &NewKey,
+    samples: &[CanvasSchedule],
+    now: DateTime<Utc>,
+) -> String {
     let call = format!("grpcurl -plaintext {addr}");
-    println!("{call} list");
-    println!("{call} describe canvas.schedule.v1.CanvasScheduleService");
+    let mut text = format!(
+        "canvas-scheduler listens for gRPC at {addr} (workspace default; the key is valid until \
+         dev starts again). Paste these commands, one at a time:\n\n{call} list\n{call} describe \
+         canvas.schedule.v1.CanvasScheduleService\n"
+    );
     let method = "canvas.schedule.v1.CanvasScheduleService";
     let header = format!("authorization: Bearer {}", key.reveal());
-    let data = |data: serde_json::Value, rpc: &str| {
-        println!("grpcurl -plaintext -H '{header}' -d '{data}' {addr} {method}/{rpc}")
+    let mut data = |data: serde_json::Value, rpc: &str| {
+        text += &format!("grpcurl -plaintext -H '{header}' -d '{data}' {addr} {method}/{rpc}\n");
     };
     // A new Canvas at each start, so that it has one schedule and the update needs no id.
     let canvas_id = format!("my-canvas-{}", now.timestamp_millis());
@@ -160,19 +183,24 @@ fn print_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTi
         );
     }
     data(serde_json::json!({}), "ListCanvasSchedules");
+    text
 }
 
-/// Prints the same for the documented JSON.
-#[allow(clippy::print_stdout, reason = "dev prints to the terminal")]
-fn print_curl_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: DateTime<Utc>) {
-    println!("\nThe same with JSON over HTTP:\n");
+/// The same for the documented JSON.
+fn curl_commands(
+    addr: &str,
+    key: &NewKey,
+    samples: &[CanvasSchedule],
+    now: DateTime<Utc>,
+) -> String {
+    let mut text = "\nThe same with JSON over HTTP:\n\n".to_owned();
     let call = format!(
         "curl -sS --fail-with-body -H 'Authorization: Bearer {}'",
         key.reveal()
     );
     let base = format!("http://{addr}/canvas/trigger/schedule");
-    let post = |path: &str, body: serde_json::Value| {
-        println!("{call} -H 'Content-Type: application/json' -d '{body}' {base}/{path}");
+    let mut post = |path: &str, body: serde_json::Value| {
+        text += &format!("{call} -H 'Content-Type: application/json' -d '{body}' {base}/{path}\n");
     };
     let canvas_id = format!("my-json-canvas-{}", now.timestamp_millis());
     let schedule = serde_json::json!({ "time": next_week(now, "09:30:00"), "in_local_time": true });
@@ -193,12 +221,7 @@ fn print_curl_lines(addr: &str, key: &NewKey, samples: &[CanvasSchedule], now: D
         }),
     );
     for sample in samples.iter().take(1) {
-        println!("{call} {base}/{}", sample.id);
+        text += &format!("{call} {base}/{}\n", sample.id);
     }
-    println!("{call} '{base}?state=pending&page_size=10'");
-}
-
-#[allow(clippy::print_stdout, reason = "dev prints to the terminal")]
-fn print_end() {
-    println!("\nCtrl-C stops the server. The schedules stay in the database file.");
+    text + &format!("{call} '{base}?state=pending&page_size=10'\n")
 }

@@ -4,10 +4,12 @@ mod api_key;
 mod dev;
 mod healthcheck;
 mod migrate;
+mod output;
 mod serve;
 mod workspace;
 
 use std::future::Future;
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -53,8 +55,10 @@ enum Subcommands {
 
 /// Runs the process's command line. Prints errors to standard error.
 pub fn run() -> ExitCode {
-    let (line, violations) = config::parse::<CommandLine>(std::env::args_os().collect())
-        .unwrap_or_else(|error| error.exit());
+    let (line, violations) = match config::parse::<CommandLine>(std::env::args_os().collect()) {
+        Ok(read) => read,
+        Err(answer) => return print_answer(&answer),
+    };
     match line.run(violations) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -113,20 +117,30 @@ fn start_log(settings: &LogSettings, violations: Violations) -> Result<ServerWar
     }
 }
 
-/// Prints an error, with a line for each violation. The operator may read internal causes.
-#[allow(clippy::print_stderr, reason = "errors of a command line go there")]
-fn print_error(error: &Error) {
-    match error {
-        Error::Invalid(violations) => {
-            for Violation { field, message } in violations {
-                // A positional argument is named as in the usage: <NAME>.
-                let dashes = if field.starts_with('<') { "" } else { "--" };
-                eprintln!("canvas-scheduler: {dashes}{field}: {message}");
-            }
-        }
-        Error::Internal(cause) => eprintln!("canvas-scheduler: {cause}"),
-        other => eprintln!("canvas-scheduler: {other}"),
+/// Prints the help, the version or an error of clap.
+fn print_answer(answer: &clap::Error) -> ExitCode {
+    match (answer.print(), answer.exit_code()) {
+        (Ok(()), 0) => ExitCode::SUCCESS,
+        (Ok(()), _) => ExitCode::from(2),
+        (Err(_), _) => ExitCode::FAILURE,
     }
+}
+
+/// Prints an error, with a line for each violation. The operator may read internal causes.
+fn print_error(error: &Error) {
+    let text = match error {
+        Error::Invalid(violations) => violations.iter().map(line).collect(),
+        Error::Internal(cause) => format!("canvas-scheduler: {cause}\n"),
+        other => format!("canvas-scheduler: {other}\n"),
+    };
+    // Nothing is left to report to where standard error is closed or full.
+    let _printed = std::io::stderr().write_all(text.as_bytes());
+}
+
+fn line(Violation { field, message }: &Violation) -> String {
+    // A positional argument is named as in the usage: <NAME>.
+    let dashes = if field.starts_with('<') { "" } else { "--" };
+    format!("canvas-scheduler: {dashes}{field}: {message}\n")
 }
 
 /// Runs a future on this thread until it ends.

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::{block_on, with_admin};
+use super::{block_on, output, with_admin};
 use crate::config::{DatabaseArgs, DatabaseUrl};
 use crate::domain::{Quota, QuotaKind, Workspace, Zone, workspace};
 use crate::error::{Error, Violations};
@@ -192,7 +192,7 @@ impl WorkspaceTask {
             }
             Self::List => {
                 let list = with_admin(url, async |admin| admin.workspaces().await);
-                print_list(&block_on(list)?);
+                output::print(&list_of(&block_on(list)?))?;
             }
             Self::Set {
                 name,
@@ -231,17 +231,20 @@ async fn set(
     }
 }
 
-#[allow(clippy::print_stdout, reason = "the list is the output")]
-fn print_list(workspaces: &[Workspace]) {
-    println!("NAME\tDEFAULT TIME ZONE\tREQUESTS\tBROADCASTS\tSAME AUDIENCE\tSENDING");
-    for one in workspaces {
+/// A line for each workspace, with a heading.
+fn list_of(workspaces: &[Workspace]) -> String {
+    let heading = "NAME\tDEFAULT TIME ZONE\tREQUESTS\tBROADCASTS\tSAME AUDIENCE\tSENDING\n";
+    let line = |one: &Workspace| {
         let [requests, broadcasts, same_audience] =
             QuotaKind::ALL.map(|counted| one.limits.of(counted).to_string());
         let sending = if one.sending_paused { "paused" } else { "on" };
-        println!(
-            "{}\t{}\t{requests}\t{broadcasts}\t{same_audience}\t{sending}",
+        format!(
+            "{}\t{}\t{requests}\t{broadcasts}\t{same_audience}\t{sending}\n",
             one.name,
             one.default_zone.name()
-        );
-    }
+        )
+    };
+    std::iter::once(heading.to_owned())
+        .chain(workspaces.iter().map(line))
+        .collect()
 }

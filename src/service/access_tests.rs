@@ -35,7 +35,12 @@ async fn key(admin: &Admin, name: &str) -> PresentedKey {
         expires_at: None,
         allowlist: vec![],
     };
-    presented(&admin.create_key("default", order).await.expect("made"))
+    presented(
+        &admin
+            .create_key("default", order, |_| Ok(()))
+            .await
+            .expect("made"),
+    )
 }
 
 fn presented(new: &NewKey) -> PresentedKey {
@@ -142,7 +147,12 @@ async fn a_revoked_or_expired_key_is_reported_as_such_for_a_week() {
         expires_at,
         allowlist: vec![],
     };
-    let expires = presented(&admin.create_key("default", order).await.expect("made"));
+    let expires = presented(
+        &admin
+            .create_key("default", order, |_| Ok(()))
+            .await
+            .expect("made"),
+    );
     access.reload().await.expect("read");
     assert_eq!(
         admitted(&access, &revoked).await,

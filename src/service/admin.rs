@@ -40,11 +40,19 @@ impl Admin {
         Self { store, clock }
     }
 
-    /// Makes a key in the workspace of this name. Its text is in the answer and nowhere else.
+    /// Makes a key in the workspace of this name. Its text is in the answer and nowhere else. `show`
+    /// gets it before the key is stored: wherever the process ends, a key that was not shown is
+    /// never active.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an unknown workspace or a name that is taken, and the store's.
-    pub async fn create_key(&self, workspace: &str, order: KeyOrder) -> Result<NewKey, Error> {
+    /// [`Error::Invalid`] for an unknown workspace or a name that is taken, those of `show`, and
+    /// the store's.
+    pub async fn create_key(
+        &self,
+        workspace: &str,
+        order: KeyOrder,
+        show: impl FnOnce(&NewKey) -> Result<(), Error>,
+    ) -> Result<NewKey, Error> {
         let workspace = self.store.admin.workspace_named(workspace).await?;
         let mut random = [0; RANDOM_BYTES];
         getrandom::fill(&mut random).map_err(Error::internal)?;
@@ -61,17 +69,28 @@ impl Admin {
             revoked_at: None,
             last_used_at: None,
         };
-        self.store.admin.create_key(&key).await?;
+        self.store.admin.check_new_key(workspace, &key.name).await?;
+        show(&new)?;
+        self.store.admin.create_key(&key).await.inspect_err(|_| {
+            tracing::error!(
+                id = %key.id,
+                "the key was shown but perhaps not stored; `api-key list` shows whether it is"
+            );
+        })?;
         Ok(new)
     }
 
     /// As [`Self::create_key`] in the workspace `default`. Replaces the key of this name, if any.
-    pub async fn replace_key(&self, order: KeyOrder) -> Result<NewKey, Error> {
+    pub async fn replace_key(
+        &self,
+        order: KeyOrder,
+        show: impl FnOnce(&NewKey) -> Result<(), Error>,
+    ) -> Result<NewKey, Error> {
         self.store
             .admin
             .remove_key(WorkspaceId::DEFAULT, &order.name)
             .await?;
-        self.create_key("default", order).await
+        self.create_key("default", order, show).await
     }
 
     /// Every key, by workspace and age.

@@ -575,7 +575,7 @@ async fn key(server: &Server, workspace: &str, change: impl FnOnce(&mut KeyOrder
     change(&mut order);
     server
         .admin()
-        .create_key(workspace, order)
+        .create_key(workspace, order, |_| Ok(()))
         .await
         .expect("a key")
         .reveal()

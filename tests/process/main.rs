@@ -42,6 +42,7 @@ mod server;
 
 mod abuse;
 mod backup;
+mod broken_output;
 mod chart;
 mod clock;
 mod command_line;

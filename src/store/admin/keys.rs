@@ -23,15 +23,19 @@ const MAX_KEYS: u64 = 10_000;
 const STOPPED_KEY_RETENTION: TimeDelta = TimeDelta::days(7);
 
 impl AdminStore {
-    /// Creates a key. Fails with [`Error::Invalid`] when the name is taken or there are too many
-    /// keys.
-    pub async fn create_key(&self, key: &ApiKey) -> Result<(), Error> {
+    /// Checks that a key can be created. Fails with [`Error::Invalid`] when the name is taken or
+    /// there are too many keys.
+    pub async fn check_new_key(&self, workspace: WorkspaceId, name: &str) -> Result<(), Error> {
         let counted = async {
             let db = self.sessions.acquire().await?;
             let recognized = api_key::Entity::find().filter(recognized(self.clock.now()));
-            recognized.count(&db).await
+            let named = api_key::Entity::find()
+                .filter(api_key::Column::WorkspaceId.eq(workspace.0))
+                .filter(api_key::Column::Name.eq(name));
+            Ok((recognized.count(&db).await?, named.count(&db).await?))
         };
-        if self.sessions.run(counted).await? >= MAX_KEYS {
+        let (recognized, named) = self.sessions.run(counted).await?;
+        if recognized >= MAX_KEYS {
             return Err(invalid(
                 "name",
                 format!(
@@ -40,6 +44,14 @@ impl AdminStore {
                 ),
             ));
         }
+        if named > 0 {
+            return Err(taken(name));
+        }
+        Ok(())
+    }
+
+    /// Creates a key. Fails with [`Error::Invalid`] when the name is taken.
+    pub async fn create_key(&self, key: &ApiKey) -> Result<(), Error> {
         let insert = async {
             let db = self.sessions.acquire().await?;
             let insert = api_key::Entity::insert(key_row(key).into_active_model());
@@ -48,14 +60,7 @@ impl AdminStore {
         if self.sessions.run(insert).await? {
             return Ok(());
         }
-        Err(invalid(
-            "name",
-            format!(
-                "the workspace already has a key named {:?}; the history identifies keys by their \
-                 names",
-                key.name
-            ),
-        ))
+        Err(taken(&key.name))
     }
 
     /// Deletes the key of this name, if it exists. Use this only for a key that a process created
@@ -157,6 +162,16 @@ impl AdminStore {
         };
         self.sessions.run(note).await.map(drop)
     }
+}
+
+fn taken(name: &str) -> Error {
+    invalid(
+        "name",
+        format!(
+            "the workspace already has a key named {name:?}; the history identifies keys by their \
+             names"
+        ),
+    )
 }
 
 fn recognized(now: DateTime<Utc>) -> Condition {
