@@ -19,6 +19,7 @@ pub(crate) const SECRET: &str = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz";
 const LEASE: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 4;
 
+/// The flags of a process that sends to a consumer.
 pub(crate) fn flags(consumer: &Consumer, workers: &str) -> Vec<String> {
     let url = consumer.url();
     [
@@ -90,13 +91,20 @@ pub(crate) async fn due(
 
 /// A recipient with one zone, so that lists of dispatches stay short.
 pub(crate) fn in_utc() -> v1::Recipient {
-    let utc = prost_types::Value {
-        kind: Some(prost_types::value::Kind::StringValue("UTC".to_owned())),
+    in_zone("UTC")
+}
+
+/// A recipient in this zone.
+pub(crate) fn in_zone(name: &str) -> v1::Recipient {
+    let zone = prost_types::Value {
+        kind: Some(prost_types::value::Kind::StringValue(name.to_owned())),
     };
     v1::Recipient {
-        identifier: Some(v1::recipient::Identifier::ExternalUserId("user".to_owned())),
+        identifier: Some(v1::recipient::Identifier::ExternalUserId(format!(
+            "user in {name}"
+        ))),
         attributes: Some(prost_types::Struct {
-            fields: [("time_zone".to_owned(), utc)].into(),
+            fields: [("time_zone".to_owned(), zone)].into(),
         }),
         ..Default::default()
     }

@@ -66,6 +66,7 @@ mod replicas;
 mod secrets;
 mod shutdown;
 mod silent_connections;
+mod snapshots;
 mod sqlite_faults;
 mod sqlite_full_disk;
 mod standby;
