@@ -27,13 +27,11 @@ fn pooled(mode: &str, ignored: &str) -> Option<(Database, PgBouncer)> {
 }
 
 #[tokio::test]
-#[ignore = "fails until sessions are checked"]
 async fn a_pooler_in_session_mode_serves_postgres() {
     serves_behind("extra_float_digits").await;
 }
 
 #[tokio::test]
-#[ignore = "fails until sessions are checked"]
 async fn a_pooler_that_drops_options_keeps_no_limit_from_the_sessions_postgres() {
     serves_behind("extra_float_digits,options").await;
 }
@@ -72,13 +70,11 @@ async fn serves_behind(ignored: &str) {
 }
 
 #[test]
-#[ignore = "fails until sessions are checked"]
 fn a_pooler_in_transaction_mode_is_refused_by_name_postgres() {
     refused_behind("transaction");
 }
 
 #[test]
-#[ignore = "fails until sessions are checked"]
 fn a_pooler_in_statement_mode_is_refused_by_name_postgres() {
     refused_behind("statement");
 }

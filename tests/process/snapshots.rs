@@ -26,7 +26,6 @@ const READS_DELAY: Duration = Duration::from_millis(50);
 const CLAIMS_DELAY: Duration = Duration::from_millis(5);
 
 #[tokio::test]
-#[ignore = "fails until sessions are checked"]
 async fn a_schedule_and_its_dispatches_are_of_one_state_postgres() {
     let Some(database) = Database::postgres() else {
         return;

@@ -97,7 +97,6 @@ fn end_backend(postgres: &Postgres, n: u64) -> Fault {
 
 /// Limits that an administrator sets for other programs.
 #[tokio::test]
-#[ignore = "fails until sessions are checked"]
 async fn limits_of_the_database_do_not_reach_the_sessions_of_the_service_postgres() {
     let Some(postgres) = own_postgres(&[]) else {
         return;
