@@ -1,6 +1,7 @@
 //! The command line: one file for each subcommand.
 
 mod api_key;
+mod backup;
 mod dev;
 mod healthcheck;
 mod migrate;
@@ -43,6 +44,8 @@ enum Subcommands {
     Serve(ServeArgs),
     /// Apply pending migrations and exit
     Migrate(DatabaseArgs),
+    /// Copy a SQLite database into a file, also while the service runs
+    Backup(backup::BackupArgs),
     /// Create, list and revoke API keys
     #[command(subcommand)]
     ApiKey(api_key::ApiKeyCommand),
@@ -88,6 +91,11 @@ impl CommandLine {
                 let url = args.read(&mut violations);
                 start_log(log, violations)?;
                 migrate::run(&url)
+            }
+            Subcommands::Backup(args) => {
+                let backup = args.read(&mut violations);
+                start_log(log, violations)?;
+                backup.map_or(Ok(()), |backup| backup.run())
             }
             Subcommands::ApiKey(command) => {
                 let (url, task) = command.read(&mut violations);

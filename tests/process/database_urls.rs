@@ -15,10 +15,11 @@ const URL: &str = "CANVAS_SCHEDULER_DATABASE_URL";
 const URL_FILE: &str = "CANVAS_SCHEDULER_DATABASE_URL_FILE";
 
 /// Every command that uses a database.
-const COMMANDS: [&[&str]; 9] = [
+const COMMANDS: [&[&str]; 10] = [
     &["migrate"],
     &["serve", "--grpc-addr", "127.0.0.1:0", "--gateway", "off"],
     &["dev", "--grpc-addr", "127.0.0.1:0", "--gateway", "off"],
+    &["backup", "copy.db"],
     &["api-key", "create", "--name", "n", "--permissions", "all"],
     &["api-key", "list"],
     &["api-key", "revoke", "cs_0000000000000000"],
@@ -58,7 +59,7 @@ const MALFORMED: [&str; 26] = [
 ];
 
 /// Command lines with a URL, or libpq's other form, where none belongs.
-const MISTYPED: [&[&str]; 29] = [
+const MISTYPED: [&[&str]; 30] = [
     &["URL"],
     &["migrate", "URL"],
     &["migrate", "--database-ur", "URL"],
@@ -67,6 +68,7 @@ const MISTYPED: [&[&str]; 29] = [
     &["migrate", "--database-url", "sqlite:a", "URL"],
     &["migrate", "--database-url-file", "URL"],
     &["migrate", "--", "URL"],
+    &["backup", "URL"],
     &["api-key", "URL"],
     &["api-key", "create", "URL"],
     &["api-key", "create", "--name", "URL"],
@@ -297,6 +299,8 @@ async fn a_reachable_server_is_used_without_showing_the_url_postgres() {
             "level\":\"INFO",
             "NAME",
             "no key has",
+            // The refusal to back up PostgreSQL.
+            "use pg_dump",
         ];
         let worked = |line: &String| worked.iter().any(|text| line.contains(text));
         assert!(all.iter().any(worked), "{args:?}: {all:?}");

@@ -1,7 +1,8 @@
-//! Operations for operators and for the process itself: keys, workspaces, quotas, retention and the
-//! backlog.
+//! Operations for operators and for the process itself: keys, workspaces, quotas, retention, the
+//! backlog and backups.
 
 pub(super) mod backlog;
+pub(super) mod backup;
 pub(super) mod keys;
 pub(super) mod quota;
 pub(super) mod retention;
@@ -14,7 +15,7 @@ use crate::error::{Error, Violation};
 use crate::store::session::error::unique_violation;
 use crate::store::session::sessions::Sessions;
 
-/// Keys, workspaces, quotas, retention and backlog.
+/// Keys, workspaces, quotas, retention, backlog and backups.
 #[derive(Clone)]
 pub struct AdminStore {
     pub(super) sessions: Sessions,
