@@ -48,8 +48,10 @@ const LONGER: u64 = 20;
 const FOREVER: u64 = u64::MAX / 2;
 /// Lines of the server's log in a finding.
 const LOG_LINES: usize = 8;
-/// One allocation in this many fails in the long run.
+/// Of the allocations, and of the writes of a checkpoint, one in this many fails in the long run:
+/// they are many and alike.
 const ALLOCATION_STEP: usize = 20;
+const CHECKPOINT_STEP: usize = 5;
 
 /// A kind of fault, as SQLite reports it.
 #[derive(Debug, Clone, Copy)]
@@ -1017,10 +1019,10 @@ async fn no_fault_of_any_call_loses_an_acknowledged_write() {
     let (calls, mut totals) = calls_by_kind(&template).await;
     let mut points = killed(&calls, u64::MAX);
     for (kind, count) in calls {
-        let step = if kind.operation == Operation::Allocate {
-            ALLOCATION_STEP
-        } else {
-            1
+        let step = match (kind.operation, kind.target) {
+            (Operation::Allocate, _) => ALLOCATION_STEP,
+            (Operation::Write, Target::Main) => CHECKPOINT_STEP,
+            _ => 1,
         };
         for nth in (1..=count).step_by(step) {
             points.push(Point {
