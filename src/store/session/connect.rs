@@ -328,11 +328,13 @@ impl PostgresServer<'_> {
     fn fault(self, fault: &DbErr) -> ConnectFault {
         let why = outage(fault).unwrap_or(StoreOutage::Unreachable);
         let (remedy, cause) = match (driver_error(fault), code(fault).as_deref()) {
-            (_, Some("28000" | "28P01")) => (
-                Remedy::Server,
-                "the server rejects the user or the password".to_owned(),
-            ),
-            (_, Some("3D000")) => (Remedy::Server, "the database does not exist".to_owned()),
+            (_, Some("28P01")) => (Remedy::Server, "password authentication failed".to_owned()),
+            (_, Some("28000")) => (Remedy::Server, "the server rejects the user".to_owned()),
+            (_, Some("3D000")) => {
+                let database = self.0.get_database().unwrap_or_default();
+                let cause = format!("the database \"{database}\" does not exist");
+                (Remedy::Server, cause)
+            }
             (_, Some("53300")) => (Remedy::Wait, "too many connections".to_owned()),
             (Some(sqlx::Error::Database(reported)), code) => {
                 let message = reported.message().replace(self.0.get_username(), "(user)");

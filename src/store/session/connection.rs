@@ -134,6 +134,15 @@ impl DriverConnection {
         rows.map_err(|why| DbErr::Query(driver(why)))
     }
 
+    /// Waits until no statement runs on the connection any more, and checks that it answers.
+    pub(crate) async fn ping(&mut self) -> Result<(), DbErr> {
+        let answered = match self {
+            Self::Postgres(connection) => connection.ping().await,
+            Self::Sqlite(connection) => connection.ping().await,
+        };
+        answered.map_err(|why| DbErr::Conn(driver(why)))
+    }
+
     /// Closes the connection, and waits until it is closed.
     pub(crate) async fn close(self) -> Result<(), DbErr> {
         let closed = match self {

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use sea_orm::{
     ConnAcquireErr, ConnectionTrait, DbBackend, DbErr, ExecResult, QueryResult, Statement,
 };
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, StoreOutage};
 use crate::store::session::connect::{Purpose, ServerProcess};
@@ -44,7 +44,7 @@ struct SharedSessions {
     database: Database,
     purpose: Purpose,
     max: usize,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     /// The connections that no session uses, the last used one last.
     idle: Mutex<Vec<Open>>,
 }
@@ -66,7 +66,7 @@ impl Sessions {
             database,
             purpose,
             max,
-            permits: Semaphore::new(max),
+            permits: Arc::new(Semaphore::new(max)),
             idle: Mutex::default(),
         }))
     }
@@ -99,7 +99,8 @@ impl Sessions {
     /// Opens a session for single statements, each of which commits.
     pub(crate) async fn acquire(&self) -> Result<Session<'_>, DbErr> {
         let timeout = self.0.database.options().connect_timeout;
-        let permit = match tokio::time::timeout(timeout, self.0.permits.acquire()).await {
+        let permit = self.0.permits.clone().acquire_owned();
+        let permit = match tokio::time::timeout(timeout, permit).await {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) => return Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed)),
             // Nothing is wrong with the database: its sessions are busy.
@@ -108,17 +109,17 @@ impl Sessions {
         self.session(permit).await
     }
 
-    async fn session<'a>(&'a self, permit: SemaphorePermit<'a>) -> Result<Session<'a>, DbErr> {
+    async fn session(&self, permit: OwnedSemaphorePermit) -> Result<Session<'_>, DbErr> {
         let open = match self.usable().await {
             Some(open) => open,
             None => self.open().await?,
         };
         Ok(Session {
             sessions: self,
-            _permit: permit,
+            permit: Some(permit),
             held: tokio::sync::Mutex::new(Held {
                 open: Some(open),
-                is_clean: true,
+                state: ConnectionState::Ready,
             }),
             in_transaction: false,
         })
@@ -180,7 +181,7 @@ impl Sessions {
 
     /// Whether a session can be opened. If all are in use, their own outcomes show it.
     pub(crate) async fn probe(&self) -> Result<(), DbErr> {
-        let Ok(permit) = self.0.permits.try_acquire() else {
+        let Ok(permit) = self.0.permits.clone().try_acquire_owned() else {
             return Ok(());
         };
         let session = self.session(permit).await?;
@@ -228,6 +229,30 @@ impl Sessions {
                 Err(_) => tracing::debug!("an idle connection does not answer; it is replaced"),
             }
             self.0.database.abandon(open.backend);
+        }
+    }
+
+    /// Keeps a connection for the next session.
+    fn keep(&self, mut open: Open) {
+        if !self.0.permits.is_closed() {
+            open.used = Instant::now();
+            self.0.idle.lock().push(open);
+        }
+    }
+
+    /// Waits for the statement that a connection is still busy with, rolls back its transaction, and
+    /// keeps it; closes it if that takes too long.
+    async fn recover(&self, mut open: Open, in_transaction: bool) {
+        let recovered = async {
+            open.connection.ping().await?;
+            if in_transaction {
+                open.connection.execute_unprepared("ROLLBACK").await?;
+            }
+            Ok::<_, DbErr>(())
+        };
+        match tokio::time::timeout(CHECK_TIMEOUT, recovered).await {
+            Ok(Ok(())) => self.keep(open),
+            _ => self.0.database.abandon(open.backend),
         }
     }
 
@@ -282,11 +307,14 @@ impl Open {
     }
 }
 
-/// A session. Dropping it keeps its connection for the next one, unless a statement is unfinished
-/// or a transaction open: then it is closed, with all that is not committed.
+/// A session. Dropping it keeps its connection for the next one. If a statement is unfinished then,
+/// because its caller has gone, or a transaction open, the statement is waited for and the
+/// transaction rolled back first. A connection that failed is closed, with all that is not
+/// committed.
 pub(crate) struct Session<'a> {
     sessions: &'a Sessions,
-    _permit: SemaphorePermit<'a>,
+    /// Absent only while the session is dropped.
+    permit: Option<OwnedSemaphorePermit>,
     held: tokio::sync::Mutex<Held>,
     in_transaction: bool,
 }
@@ -294,8 +322,18 @@ pub(crate) struct Session<'a> {
 struct Held {
     /// Absent only while the session is dropped.
     open: Option<Open>,
-    /// Whether no statement is unfinished and the connection may be used again.
-    is_clean: bool,
+    state: ConnectionState,
+}
+
+/// The state of a session's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ConnectionState {
+    /// The next statement may run on it.
+    Ready,
+    /// A statement runs on it.
+    Busy,
+    /// It must not be used again.
+    Spent,
 }
 
 impl Session<'_> {
@@ -372,7 +410,7 @@ impl Session<'_> {
     /// The connection for one statement. Until the statement ends, it is not to be used again.
     async fn connection(&self) -> Result<Using<'_>, DbErr> {
         let mut held = self.held.lock().await;
-        held.is_clean = false;
+        held.state = ConnectionState::Busy;
         if held.open.is_none() {
             return Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed));
         }
@@ -384,14 +422,24 @@ impl Session<'_> {
 impl Drop for Session<'_> {
     fn drop(&mut self) {
         let held = self.held.get_mut();
-        let Some(mut open) = held.open.take() else {
+        let (Some(open), permit) = (held.open.take(), self.permit.take()) else {
             return;
         };
-        if !held.is_clean || self.in_transaction {
-            self.sessions.0.database.abandon(open.backend);
-        } else if !self.sessions.0.permits.is_closed() {
-            open.used = Instant::now();
-            self.sessions.0.idle.lock().push(open);
+        let sessions = self.sessions.clone();
+        match held.state {
+            ConnectionState::Ready if !self.in_transaction => sessions.keep(open),
+            ConnectionState::Spent => sessions.0.database.abandon(open.backend),
+            ConnectionState::Ready | ConnectionState::Busy => {
+                let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+                    return sessions.0.database.abandon(open.backend);
+                };
+                let in_transaction = self.in_transaction;
+                runtime.spawn(async move {
+                    sessions.recover(open, in_transaction).await;
+                    // Only now may another session take its place.
+                    drop(permit);
+                });
+            }
         }
     }
 }
@@ -412,9 +460,13 @@ impl Using<'_> {
     /// Records how the statement ended.
     fn ended<T>(mut self, result: Result<T, DbErr>) -> Result<T, DbErr> {
         match &result {
-            Ok(_) => self.held.is_clean = true,
+            Ok(_) => self.held.state = ConnectionState::Ready,
             Err(fault) => {
-                self.held.is_clean = !connection_is_spent(fault);
+                self.held.state = if connection_is_spent(fault) {
+                    ConnectionState::Spent
+                } else {
+                    ConnectionState::Ready
+                };
                 self.sessions.0.database.note(fault);
             }
         }
