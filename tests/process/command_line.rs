@@ -10,6 +10,7 @@ use clap::CommandFactory;
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::database::{Database, Folder, own_postgres};
+use super::database_urls::CommandOutput;
 use super::load::schedules;
 use super::postgres::process::{Running, run, send};
 use super::server::{PATIENCE, Server, command, key, migrate, next_status};
@@ -195,6 +196,35 @@ fn an_empty_variable_counts_as_unset() {
         assert_eq!(ended.is_ok(), args[0] == "migrate", "{ended:?}");
         let errors = ended.err().unwrap_or_default();
         assert!(!errors.contains("--"), "{errors}");
+    }
+}
+
+#[tokio::test]
+async fn an_https_collector_in_the_environment_does_not_stop_the_server() {
+    let folder = Folder::new();
+    let pem = folder.path().join("ca.pem");
+    let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    std::fs::write(&pem, certified.cert.pem()).unwrap();
+    let pem = pem.to_str().unwrap();
+    let database = Database::sqlite();
+    let url = database.url();
+    let endpoint = "OTEL_EXPORTER_OTLP_ENDPOINT";
+    for variables in [
+        [
+            (endpoint, "https://127.0.0.1:1"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", pem),
+        ],
+        [(endpoint, "no URL"), ("OTEL_SDK_DISABLED", "true")],
+    ] {
+        let ports = ["--grpc-addr", "127.0.0.1:0", "--gateway", "off"];
+        let mut serve = command(&[&["serve", "--database-url", &url][..], &ports].concat());
+        let output = CommandOutput::of(serve.envs(variables));
+        let is_listening = |line: &str| line.contains("\"listening\"");
+        let all = output.until(is_listening).await;
+        assert!(
+            all.iter().any(|line| is_listening(line)),
+            "{variables:?}: {all:?}"
+        );
     }
 }
 
