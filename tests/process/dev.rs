@@ -8,7 +8,7 @@ use super::postgres::process::{Running, run};
 use super::server::{Lines, PATIENCE, command};
 
 /// Starts `dev` in a folder, waits for its last line, and returns everything that it printed.
-async fn start(folder: &Folder) -> (Running, Vec<String>) {
+pub(crate) async fn start(folder: &Folder) -> (Running, Vec<String>) {
     let mut dev = command(&[
         "dev",
         "--grpc-addr",
@@ -29,7 +29,7 @@ async fn start(folder: &Folder) -> (Running, Vec<String>) {
     (running, screen.all())
 }
 
-fn interrupt(mut running: Running) {
+pub(crate) fn interrupt(mut running: Running) {
     let status = running.stop("INT", PATIENCE).unwrap();
     assert!(status.success(), "{status}");
 }

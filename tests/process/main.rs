@@ -44,6 +44,7 @@ mod abuse;
 mod backup;
 mod broken_output;
 mod chart;
+mod clean_stop;
 mod clock;
 mod command_line;
 mod connecting;
