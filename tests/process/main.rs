@@ -53,6 +53,7 @@ mod cuts;
 mod database_urls;
 mod delivery;
 mod dev;
+mod faults;
 mod full_tablespace;
 mod gateway;
 mod keys;
