@@ -90,7 +90,7 @@ use tokio::time::Instant;
 
 use crate::clock::{SharedClock, jitter, sleep_until};
 use crate::error::Error;
-use crate::service::{AttemptResult, Leased, POLL_INTERVAL, Service};
+use crate::service::{AttemptResult, Leased, NextDue, POLL_INTERVAL, Service};
 use crate::sink::SharedSink;
 use crate::telemetry::metrics::DispatchMetrics;
 use crate::telemetry::outage::OutageLog;
@@ -126,6 +126,9 @@ pub struct Dispatcher {
     claim_limit: usize,
     /// Whether the last pass claimed as many as it was allowed to, so that more may be due.
     filled: bool,
+    /// When something is due next, if the last pass read it: a wave that was known in advance is
+    /// then claimed at its instant without another read.
+    next_due: Option<NextDue>,
     outages: OutageLog,
 }
 
@@ -167,6 +170,7 @@ impl Dispatcher {
             settling,
             claim_limit: MAX_BATCH,
             filled: false,
+            next_due: None,
             outages: OutageLog::new("dispatching failed; retrying", "dispatching recovered"),
         }
     }
@@ -213,7 +217,11 @@ impl Dispatcher {
             self.filled = true;
             return Ok(Pass::Full(self.in_flight.paused_until(now)));
         }
-        let next = self.service.next_due().await?;
+        let known = self.next_due.take().filter(|known| known.is_due(now));
+        let next = match known {
+            Some(known) => known,
+            None => self.service.next_due().await?,
+        };
         let is_due = |at: Option<DateTime<Utc>>| at.is_some_and(|at| at <= now);
         // A fault of one does not keep the others from running.
         let retried = match is_due(next.retry) {
@@ -225,7 +233,15 @@ impl Dispatcher {
             false => Ok(false),
         };
         let ((), more_retries, more_waves) = (settled?, retried?, claimed?);
-        if more_retries || more_waves {
+        let more = more_retries || more_waves;
+        if known.is_some() {
+            // It may say too little of what comes next.
+            return Ok(Pass::More);
+        }
+        // What is due but was not claimed is locked: only another read finds out more.
+        let is_current = if more { self.filled } else { !next.is_due(now) };
+        self.next_due = is_current.then_some(next);
+        if more {
             return Ok(Pass::More);
         }
         let ahead = [next.wake, next.later_wake, next.retry]

@@ -20,6 +20,7 @@ mod quotas;
 mod rest;
 mod rest_examples;
 mod rest_keys;
+mod round_trips;
 mod sinks;
 mod store;
 mod support;

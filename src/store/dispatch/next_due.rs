@@ -35,6 +35,14 @@ pub struct NextDue {
     pub retry: Option<DateTime<Utc>>,
 }
 
+impl NextDue {
+    /// Whether something is due at `now`.
+    pub fn is_due(&self, now: DateTime<Utc>) -> bool {
+        let first = self.wake.into_iter().chain(self.retry).min();
+        first.is_some_and(|at| at <= now)
+    }
+}
+
 impl DispatchStore {
     /// When the dispatcher has something to do next, as of `now`. Takes no locks.
     pub async fn next_due(&self, now: DateTime<Utc>) -> Result<NextDue, Error> {

@@ -3,6 +3,8 @@
 
 #[path = "../../support/postgres.rs"]
 pub(crate) mod postgres;
+#[path = "../../support/proxy.rs"]
+pub(crate) mod proxy;
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;

@@ -30,8 +30,13 @@ impl TestStore {
 
     /// The same with other rules.
     pub(crate) async fn open_with(database: &Database, policy: SchedulePolicy) -> Self {
+        Self::open_at(database.url(), policy).await
+    }
+
+    /// The same for a database at this URL.
+    pub(crate) async fn open_at(url: &str, policy: SchedulePolicy) -> Self {
         let clock = Arc::new(ManualClock::at(instant(NOW)));
-        let url = DatabaseUrl::parse(database.url()).expect("a valid URL");
+        let url = DatabaseUrl::parse(url).expect("a valid URL");
         let (store, writers) = Store::open(&Options::new(&url), clock.clone(), policy);
         for writer in writers {
             tokio::spawn(writer.run());
