@@ -10,7 +10,7 @@ use canvas_scheduler::domain::{
 use canvas_scheduler::error::Error;
 use canvas_scheduler::store::{AttemptResult, Leased, Store};
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
+use sea_orm::DatabaseTransaction;
 use tokio::task::JoinSet;
 
 use crate::support::stores::*;
@@ -691,15 +691,8 @@ async fn a_locked_dispatch_does_not_keep_others_from_being_retried(database: &Da
 
 /// Locks the dispatches of a schedule until a rollback.
 async fn lock_dispatch(database: &Database, schedule: ScheduleId) -> DatabaseTransaction {
-    let locked = database
-        .connect()
-        .await
-        .begin()
-        .await
-        .expect("a transaction");
-    let lock = format!("SELECT 1 FROM dispatch WHERE schedule_id = '{schedule}' FOR UPDATE");
-    locked.execute_unprepared(&lock).await.expect("the lock");
-    locked
+    let dispatches = format!("SELECT 1 FROM dispatch WHERE schedule_id = '{schedule}'");
+    database.lock_rows(&dispatches).await
 }
 
 async fn a_locked_dispatch_does_not_keep_others_from_being_settled(database: &Database) {

@@ -15,6 +15,12 @@ on_both![
     a_retry_waits_while_sending_is_paused,
     finished_schedules_are_removed_after_their_retention_and_others_are_not,
 ];
+
+on_postgres![
+    a_locked_schedule_keeps_no_other_from_being_removed,
+    a_locked_answer_keeps_no_other_from_being_removed,
+    a_locked_entry_keeps_no_other_from_being_unparked,
+];
 on_both![file: a_dispatcher_continues_when_sending_is_resumed, a_removed_schedule_leaves_no_rows];
 
 const DUE: &str = "2026-03-20T08:00:00Z";
@@ -236,6 +242,82 @@ async fn finished_schedules_are_removed_after_their_retention_and_others_are_not
         [there(waiting).await, there(unknown_outcome).await],
         [true, false]
     );
+}
+
+/// Each batch has one place, so that a locked row at the front would take it.
+async fn a_locked_schedule_keeps_no_other_from_being_removed(database: &Database) {
+    let test = TestStore::open(database).await;
+    let mut ids = vec![];
+    for n in 0..3 {
+        ids.push(test.create(&format!("2026-03-20T08:00:0{n}Z"), false).await);
+        test.at(&format!("2026-03-20T08:00:0{n}Z"));
+        test.settle(&test.claim(1).await, &DeliveryOutcome::Delivered)
+            .await;
+    }
+    let schedule = database.lock(&ids[0].to_string()).await;
+    let before = instant("2026-03-21T08:00:00Z");
+    let remove = async |limit| {
+        let removed = test.store.admin.remove_finished(before, limit).await;
+        removed.expect("removed")
+    };
+    assert_eq!(remove(1).await, 1);
+    let left = "SELECT id::text FROM canvas_schedule ORDER BY id";
+    let expected = [ids[0].to_string(), ids[2].to_string()];
+    assert_eq!(database.rows(left).await, expected);
+    schedule.rollback().await.expect("unlocked");
+    let first = ids[0];
+    let dispatch = format!("SELECT 1 FROM dispatch WHERE schedule_id = '{first}'");
+    let dispatch = database.lock_rows(&dispatch).await;
+    assert_eq!(remove(5).await, 1);
+    assert_eq!(database.rows(left).await, [first.to_string()]);
+    dispatch.rollback().await.expect("unlocked");
+    assert_eq!(remove(5).await, 1);
+}
+
+async fn a_locked_answer_keeps_no_other_from_being_removed(database: &Database) {
+    let test = TestStore::open(database).await;
+    let insert = "INSERT INTO answered_request VALUES (1, 'first', '', '{}', 1),
+      (1, 'second', '', '{}', 2)";
+    database.sql(insert, "").await;
+    let lock = database
+        .lock_rows("SELECT 1 FROM answered_request WHERE request_id = 'first'")
+        .await;
+    let remove = async || {
+        test.store
+            .admin
+            .remove_old_answers(1)
+            .await
+            .expect("removed")
+    };
+    assert_eq!((remove().await, remove().await), (1, 0));
+    lock.rollback().await.expect("unlocked");
+    assert_eq!(remove().await, 1);
+}
+
+async fn a_locked_entry_keeps_no_other_from_being_unparked(database: &Database) {
+    let test = TestStore::open(database).await;
+    let dispatch = &test.store.dispatch;
+    dispatch
+        .set_sending(Some("default"), true)
+        .await
+        .expect("set");
+    for n in 0..2 {
+        test.create(&format!("2026-03-20T08:00:0{n}Z"), false).await;
+    }
+    test.at("2026-03-20T08:00:01Z");
+    assert_eq!(test.claim(5).await, []);
+    dispatch
+        .set_sending(Some("default"), false)
+        .await
+        .expect("set");
+    let lock = database
+        .lock_rows("SELECT 1 FROM canvas_schedule_parked ORDER BY wake_ms LIMIT 1")
+        .await;
+    let unpark = async || dispatch.unpark(1).await.expect("unparked");
+    assert_eq!((unpark().await, unpark().await), (1, 0));
+    lock.rollback().await.expect("unlocked");
+    assert_eq!(unpark().await, 1);
+    assert_eq!(test.claim(5).await.len(), 2);
 }
 
 async fn a_removed_schedule_leaves_no_rows(database: &Database) {

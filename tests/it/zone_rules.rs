@@ -13,6 +13,8 @@ on_both![file:
     an_update_by_other_rules_is_marked_with_them,
 ];
 
+on_postgres![a_locked_schedule_keeps_no_other_from_being_recomputed];
+
 const LOCAL: &str = "2026-03-02T12:00:00";
 
 /// Puts a schedule into the state of a release with this zone data: its first wave is an hour later
@@ -177,4 +179,22 @@ async fn an_update_by_other_rules_is_marked_with_them(database: &Database) {
             "it must be marked with the rules of its next wave"
         );
     }
+}
+
+async fn a_locked_schedule_keeps_no_other_from_being_recomputed(database: &Database) {
+    let test = TestStore::open(database).await;
+    let mut ids = vec![];
+    for _ in 0..2 {
+        let id = test.create("2026-03-20T08:00:00", true).await;
+        computed_by(database, id, 1).await;
+        ids.push(id);
+    }
+    let lock = database.lock(&ids[0].to_string()).await;
+    let recompute = async || {
+        let recomputed = test.store.dispatch.recompute(test.clock.now(), 1).await;
+        recomputed.expect("recomputed")
+    };
+    assert_eq!((recompute().await, recompute().await), (1, 0));
+    lock.rollback().await.expect("unlocked");
+    assert_eq!(recompute().await, 1);
 }

@@ -1,13 +1,18 @@
 //! The quotas that all replicas share, and the replicas that are alive.
 
+use std::sync::LazyLock;
+
 use chrono::TimeDelta;
 use sea_orm::sea_query::{Expr, OnConflict};
-use sea_orm::{ColumnTrait, DbErr, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter,
+};
 use uuid::Uuid;
 
 use crate::domain::{Quota, QuotaRequest, WorkspaceId};
 use crate::error::{Error, StoreOutage};
 use crate::store::admin::AdminStore;
+use crate::store::schema::statement::{Texts, skip_locked};
 use crate::store::schema::tables::{rate_window, replica};
 use crate::store::schema::tenant::Tenant;
 use crate::store::session::error::unavailable;
@@ -16,6 +21,26 @@ use crate::store::session::error::unavailable;
 const REPLICA_TIMEOUT: TimeDelta = TimeDelta::seconds(30);
 /// Attempts to write a count that other replicas write too.
 const MAX_ROUNDS: usize = 50;
+
+static OLD_WINDOWS: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let skip = skip_locked(backend, "w");
+        format!(
+            "DELETE FROM rate_window WHERE (workspace_id, counted, began_ms) IN ( \
+               SELECT w.workspace_id, w.counted, w.began_ms FROM rate_window w \
+               WHERE w.ends_ms < $1 {skip})"
+        )
+    })
+});
+
+static OLD_REPLICAS: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let skip = skip_locked(backend, "r");
+        format!(
+            "DELETE FROM replica WHERE id IN (SELECT r.id FROM replica r WHERE r.seen_ms < $1 {skip})"
+        )
+    })
+});
 
 /// The calls that were counted against a quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,15 +170,12 @@ impl AdminStore {
         let long_ago = (self.clock.now() - TimeDelta::hours(1)).timestamp_millis();
         let remove = async {
             let db = self.sessions.acquire().await?;
-            rate_window::Entity::delete_across_workspaces()
-                .filter(rate_window::Column::EndsMs.lt(long_ago))
-                .exec(&db)
-                .await?;
-            replica::Entity::delete_many()
-                .filter(replica::Column::SeenMs.lt(long_ago))
-                .exec(&db)
-                .await
+            for old in [&*OLD_WINDOWS, &*OLD_REPLICAS] {
+                let remove = old.with(db.get_database_backend(), [long_ago.into()]);
+                db.execute_raw(remove).await?;
+            }
+            Ok(())
         };
-        self.sessions.run(remove).await.map(drop)
+        self.sessions.run(remove).await
     }
 }

@@ -1,21 +1,31 @@
 //! Pauses sending, of one workspace or of all: while it is paused, nothing is claimed or
 //! retried.
 
+use std::sync::LazyLock;
+
 use sea_orm::{ConnectionTrait, DbErr, Value};
 
 use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::transitions;
 use crate::store::schema::row::FromRow;
-use crate::store::schema::statement::statement;
+use crate::store::schema::statement::{Texts, skip_locked, statement};
 use crate::store::schema::tables::wake;
 
 /// Workspaces with parked entries that are no longer paused.
 const RELEASED: &str = "SELECT t.id FROM workspace t WHERE NOT t.sending_paused \
      AND EXISTS (SELECT 1 FROM canvas_schedule_parked p WHERE p.workspace_id = t.id)";
 
-const PARKED: &str = "SELECT wake_ms, workspace_id, id FROM canvas_schedule_parked \
-     WHERE workspace_id = $1 ORDER BY wake_ms LIMIT $2";
+/// Parked entries, without those that another session has locked.
+static PARKED: LazyLock<Texts> = LazyLock::new(|| {
+    Texts::of(|backend| {
+        let skip = skip_locked(backend, "p");
+        format!(
+            "SELECT p.wake_ms, p.workspace_id, p.id FROM canvas_schedule_parked p \
+             WHERE p.workspace_id = $1 ORDER BY p.wake_ms LIMIT $2 {skip}"
+        )
+    })
+});
 
 impl DispatchStore {
     /// Pauses or resumes sending of a workspace, or of all. Returns whether the workspace exists.
@@ -66,7 +76,8 @@ impl DispatchStore {
             workspace.into(),
             i64::try_from(limit).unwrap_or(i64::MAX).into(),
         ];
-        let rows = db.query_all_raw(statement(&db, PARKED, values)).await?;
+        let parked = PARKED.with(db.get_database_backend(), values);
+        let rows = db.query_all_raw(parked).await?;
         let entries = rows
             .iter()
             .map(|row| wake::Model::from_row(row, 0))

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::store::dispatch::DispatchStore;
 use crate::store::dispatch::transitions::{Taken, Transitions};
 use crate::store::schema::load::{self, Lock, ScheduleKey};
-use crate::store::schema::statement::{OverBatch, statement};
+use crate::store::schema::statement::{OverBatch, Texts, statement};
 
 /// How long an announcement holds.
 const ANNOUNCEMENT_LIFETIME: TimeDelta = TimeDelta::minutes(1);
@@ -23,11 +23,15 @@ const ANNOUNCE: &str = "INSERT INTO zone_rules (number, version, seen_ms) VALUES
 
 const IN_FORCE: &str = "SELECT max(number) FROM zone_rules WHERE seen_ms > $1";
 
-/// Waiting schedules, with the condition of their partial index.
-const OLDER: &str = "SELECT id, workspace_id FROM canvas_schedule \
-     WHERE state <= 1 AND (in_local_time OR at_optimal_time) AND zone_rules < $1 LIMIT $2";
-const NEWER: &str = "SELECT id, workspace_id FROM canvas_schedule \
-     WHERE state <= 1 AND (in_local_time OR at_optimal_time) AND zone_rules > $1 LIMIT $2";
+static OLDER: LazyLock<Texts> = LazyLock::new(|| waiting("zone_rules < $1"));
+static NEWER: LazyLock<Texts> = LazyLock::new(|| waiting("zone_rules > $1"));
+
+/// Selects waiting schedules, with the condition of their partial index.
+fn waiting(condition: &str) -> Texts {
+    load::selection(&format!(
+        "state <= 1 AND (in_local_time OR at_optimal_time) AND {condition}"
+    ))
+}
 
 static STAMP: LazyLock<OverBatch<ScheduleKey>> = LazyLock::new(|| {
     OverBatch::after(
@@ -63,15 +67,15 @@ impl DispatchStore {
     /// zone data than this build's, and returns how many it wrote.
     pub async fn recompute(&self, now: DateTime<Utc>, limit: u64) -> Result<usize, Error> {
         let recompute = async {
-            Ok(self.recompute_selected(OLDER, now, limit).await?
-                + self.recompute_selected(NEWER, now, limit).await?)
+            Ok(self.recompute_selected(&OLDER, now, limit).await?
+                + self.recompute_selected(&NEWER, now, limit).await?)
         };
         self.other.run(recompute).await
     }
 
     async fn recompute_selected(
         &self,
-        query: &str,
+        query: &Texts,
         now: DateTime<Utc>,
         limit: u64,
     ) -> Result<usize, DbErr> {
@@ -81,7 +85,7 @@ impl DispatchStore {
         let keys = load::select_keys(&db, query, values).await?;
         let consequence = "its next wave is not recomputed";
         let mut transitions = Transitions::default();
-        for loaded in load::load_readable(&db, &keys, Lock::Skip, consequence).await? {
+        for loaded in load::load_readable(&db, &keys, Lock::None, consequence).await? {
             let replanned = loaded.schedule.replanned();
             transitions.push(&loaded.row, &replanned, None, now, Taken::default())?;
         }

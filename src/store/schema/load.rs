@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::domain::{CanvasSchedule, Dispatch};
 use crate::store::schema::codec;
 use crate::store::schema::row::{FromRow, row};
-use crate::store::schema::statement::{Columns, OverBatch, statement};
+use crate::store::schema::statement::{Columns, OverBatch, Texts, skip_locked};
 use crate::store::schema::tables::{canvas_schedule, dispatch};
 use crate::store::schema::values::ValuesStatement;
 
@@ -71,13 +71,26 @@ impl From<Unreadable> for DbErr {
     }
 }
 
-/// The keys that a query selects as `id, workspace_id`, sorted.
+/// Selects the keys of the schedules `s` for which a condition holds, in the order that it may end
+/// with, without those that another session has locked, which do not count against the limit. The
+/// parameters are one of the condition and the limit.
+pub(crate) fn selection(condition: &str) -> Texts {
+    Texts::of(|backend| {
+        let skip = skip_locked(backend, "s");
+        format!(
+            "SELECT s.id, s.workspace_id FROM canvas_schedule s WHERE {condition} LIMIT $2 {skip}"
+        )
+    })
+}
+
+/// The keys that a [`selection`] selects, sorted.
 pub(crate) async fn select_keys<C: ConnectionTrait>(
     db: &C,
-    query: &str,
+    query: &Texts,
     values: [Value; 2],
 ) -> Result<Vec<ScheduleKey>, DbErr> {
-    let rows = db.query_all_raw(statement(db, query, values)).await?;
+    let query = query.with(db.get_database_backend(), values);
+    let rows = db.query_all_raw(query).await?;
     let mut keys = rows
         .iter()
         .map(|row| ScheduleKey::from_row(row, 0))

@@ -26,16 +26,6 @@ pub(crate) trait Tenant: EntityTrait {
     fn delete_within(workspace: WorkspaceId) -> DeleteMany<Self> {
         Self::delete_many().filter(Self::WORKSPACE.eq(workspace.0))
     }
-
-    /// The rows of all workspaces: for the process itself, never for a caller.
-    fn across_workspaces() -> Select<Self> {
-        Self::find()
-    }
-
-    /// As [`Self::across_workspaces`].
-    fn delete_across_workspaces() -> DeleteMany<Self> {
-        Self::delete_many()
-    }
 }
 
 macro_rules! tenants {

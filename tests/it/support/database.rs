@@ -148,6 +148,16 @@ impl Database {
     }
 }
 
+impl Database {
+    /// Locks the rows that a query of PostgreSQL selects, until a rollback.
+    pub(crate) async fn lock_rows(&self, query: &str) -> DatabaseTransaction {
+        let locked = self.connect().await.begin().await.expect("a transaction");
+        let lock = format!("{query} FOR UPDATE");
+        locked.execute_unprepared(&lock).await.expect("the lock");
+        locked
+    }
+}
+
 impl Drop for Database {
     fn drop(&mut self) {
         match &self.storage {
