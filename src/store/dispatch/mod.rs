@@ -77,7 +77,7 @@ use crate::store::session::error::{may_be_committed, public};
 use crate::store::session::sessions::{Session, Sessions};
 use crate::telemetry::metrics::CommitMetrics;
 use cursor::Cursor;
-use unsettled::Unsettled;
+use unsettled::UnsettledClaims;
 
 /// The sessions of the dispatcher, by use: none waits for another.
 pub(super) struct DispatchSessions {
@@ -94,7 +94,7 @@ pub struct DispatchStore {
     /// For everything else.
     other: Sessions,
     cursor: Cursor,
-    unsettled: Unsettled,
+    unsettled: UnsettledClaims,
     metrics: CommitMetrics,
 }
 
@@ -110,7 +110,7 @@ impl DispatchStore {
             settling,
             other,
             cursor: Cursor::default(),
-            unsettled: Unsettled::default(),
+            unsettled: UnsettledClaims::default(),
             metrics,
         }
     }

@@ -36,9 +36,9 @@ pub(crate) struct Committing {
 
 /// The claims and retries whose commit failed.
 #[derive(Clone, Default)]
-pub(crate) struct Unsettled(Arc<Mutex<Vec<Committing>>>);
+pub(crate) struct UnsettledClaims(Arc<Mutex<Vec<Committing>>>);
 
-impl Unsettled {
+impl UnsettledClaims {
     fn add(&self, claim: Committing) {
         if !claim.leased.is_empty() {
             self.0.lock().push(claim);
@@ -48,7 +48,7 @@ impl Unsettled {
 
 /// Adds its claim to the unsettled ones when it is dropped, unless the commit succeeded.
 struct UntilCommitted<'a> {
-    unsettled: &'a Unsettled,
+    unsettled: &'a UnsettledClaims,
     claim: Option<Committing>,
 }
 
