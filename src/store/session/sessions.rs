@@ -119,7 +119,7 @@ impl Sessions {
             permit: Some(permit),
             held: tokio::sync::Mutex::new(Held {
                 open: Some(open),
-                state: ConnectionState::Ready,
+                state: SessionState::Ready,
             }),
             in_transaction: false,
         })
@@ -322,12 +322,12 @@ pub(crate) struct Session<'a> {
 struct Held {
     /// Absent only while the session is dropped.
     open: Option<Open>,
-    state: ConnectionState,
+    state: SessionState,
 }
 
 /// The state of a session's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ConnectionState {
+enum SessionState {
     /// The next statement may run on it.
     Ready,
     /// A statement runs on it.
@@ -410,7 +410,7 @@ impl Session<'_> {
     /// The connection for one statement. Until the statement ends, it is not to be used again.
     async fn connection(&self) -> Result<Using<'_>, DbErr> {
         let mut held = self.held.lock().await;
-        held.state = ConnectionState::Busy;
+        held.state = SessionState::Busy;
         if held.open.is_none() {
             return Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed));
         }
@@ -427,9 +427,9 @@ impl Drop for Session<'_> {
         };
         let sessions = self.sessions.clone();
         match held.state {
-            ConnectionState::Ready if !self.in_transaction => sessions.keep(open),
-            ConnectionState::Spent => sessions.0.database.abandon(open.backend),
-            ConnectionState::Ready | ConnectionState::Busy => {
+            SessionState::Ready if !self.in_transaction => sessions.keep(open),
+            SessionState::Spent => sessions.0.database.abandon(open.backend),
+            SessionState::Ready | SessionState::Busy => {
                 let Ok(runtime) = tokio::runtime::Handle::try_current() else {
                     return sessions.0.database.abandon(open.backend);
                 };
@@ -460,12 +460,12 @@ impl Using<'_> {
     /// Records how the statement ended.
     fn ended<T>(mut self, result: Result<T, DbErr>) -> Result<T, DbErr> {
         match &result {
-            Ok(_) => self.held.state = ConnectionState::Ready,
+            Ok(_) => self.held.state = SessionState::Ready,
             Err(fault) => {
                 self.held.state = if connection_is_spent(fault) {
-                    ConnectionState::Spent
+                    SessionState::Spent
                 } else {
-                    ConnectionState::Ready
+                    SessionState::Ready
                 };
                 self.sessions.0.database.note(fault);
             }
