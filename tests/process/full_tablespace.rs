@@ -19,7 +19,7 @@ const MEGABYTES: u32 = 48;
 
 #[tokio::test]
 async fn a_full_disk_is_reported_and_loses_nothing_postgres() {
-    fill_and_free(3).await;
+    fill_and_free(2).await;
 }
 
 #[tokio::test]
