@@ -4,14 +4,17 @@
 //! A fixed workload runs again and again. Each time, another call of SQLite fails. After some of
 //! these runs the server is killed, and a new one has everything that was acknowledged.
 
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use canvas_scheduler::pb::v1;
 use canvas_scheduler::pb::v1::batch_update_canvas_schedules_result::Result as Entry;
+use futures_util::FutureExt;
 use prost::Message;
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
@@ -76,20 +79,28 @@ enum Setting {
     Unmapped,
     /// Small changes, after a failed commit, so that the store opens connections.
     Reopening,
+    /// The start of the server.
+    Starting,
 }
 
 impl Setting {
-    const ALL: [Self; 4] = [Self::Light, Self::Heavy, Self::Unmapped, Self::Reopening];
+    const ALL: [Self; 5] = [
+        Self::Light,
+        Self::Heavy,
+        Self::Unmapped,
+        Self::Reopening,
+        Self::Starting,
+    ];
 
     fn is_heavy(self) -> bool {
         matches!(self, Self::Heavy | Self::Unmapped)
     }
 
     fn runs(self) -> usize {
-        if self.is_heavy() {
-            HEAVY_RUNS
-        } else {
-            LIGHT_RUNS
+        match self {
+            Self::Light | Self::Reopening => LIGHT_RUNS,
+            Self::Heavy | Self::Unmapped => HEAVY_RUNS,
+            Self::Starting => 1,
         }
     }
 
@@ -122,10 +133,10 @@ const fn kind(
     }
 }
 
-const KINDS: [Kind; 24] = {
+const KINDS: [Kind; 31] = {
     use Effect::{Corrupt, Errno, ShortWrite};
     use Operation::{Allocate, Lock, Map, Open, Read, Sync, Truncate, Write};
-    use Setting::{Heavy, Light, Reopening, Unmapped};
+    use Setting::{Heavy, Light, Reopening, Starting, Unmapped};
     use Target::{Main, Memory, Shm, Wal};
     [
         kind("FULL", (Write, Wal), Errno(ENOSPC), Light, 8),
@@ -144,14 +155,21 @@ const KINDS: [Kind; 24] = {
         kind("IOERR_WRITE", (Write, Main), Errno(EIO), Heavy, 1),
         kind("IOERR_FSYNC", (Sync, Main), Errno(EIO), Heavy, 1),
         kind("IOERR_TRUNCATE", (Truncate, Main), Errno(EIO), Heavy, 1),
-        kind("READONLY", (Open, Main), Errno(EACCES), Reopening, 2),
-        kind("READONLY", (Open, Main), Errno(EROFS), Reopening, 1),
         kind("CANTOPEN", (Open, Wal), Errno(EMFILE), Reopening, 1),
-        kind("READONLY", (Open, Shm), Errno(EACCES), Reopening, 1),
-        kind("BUSY", (Lock, Main), Errno(EAGAIN), Reopening, 1),
-        kind("IOERR_LOCK", (Lock, Main), Errno(EIO), Reopening, 1),
-        kind("IOERR_SHMMAP", (Map, Shm), Errno(ENOMEM), Reopening, 2),
         kind("NOMEM", (Allocate, Memory), Errno(ENOMEM), Reopening, 4),
+        kind("CANTOPEN", (Open, Main), Errno(EMFILE), Starting, 1),
+        kind("READONLY", (Open, Main), Errno(EACCES), Starting, 1),
+        kind("READONLY", (Open, Main), Errno(EROFS), Starting, 1),
+        kind("CANTOPEN", (Open, Wal), Errno(EMFILE), Starting, 1),
+        kind("READONLY", (Open, Shm), Errno(EACCES), Starting, 1),
+        kind("BUSY", (Lock, Main), Errno(EAGAIN), Starting, 1),
+        kind("IOERR_LOCK", (Lock, Main), Errno(EIO), Starting, 1),
+        kind("BUSY", (Lock, Shm), Errno(EAGAIN), Starting, 1),
+        kind("IOERR_SHMMAP", (Map, Shm), Errno(ENOMEM), Starting, 1),
+        kind("IOERR_READ", (Read, Main), Errno(EIO), Starting, 1),
+        kind("NOTADB", (Read, Main), Corrupt, Starting, 1),
+        kind("IOERR_READ", (Read, Wal), Errno(EIO), Starting, 1),
+        kind("NOMEM", (Allocate, Memory), Errno(ENOMEM), Starting, 2),
     ]
 };
 
@@ -271,6 +289,18 @@ struct Outcome {
     recovered_after: Duration,
 }
 
+/// How often each kind of call was made.
+type Calls = BTreeMap<(Operation, Target), u64>;
+
+/// The calls since the server started.
+fn counted(injector: &Injector) -> Calls {
+    KINDS
+        .iter()
+        .map(|kind| (kind.operation, kind.target))
+        .map(|(operation, target)| ((operation, target), injector.count(operation, target)))
+        .collect()
+}
+
 /// A server over SQLite whose calls can fail.
 struct Service {
     folder: Folder,
@@ -279,6 +309,7 @@ struct Service {
     server: Server,
     client: Client,
     setting: Setting,
+    calls_of_start: Calls,
     schedules: Vec<String>,
     record: Record,
     /// The point of each run.
@@ -288,7 +319,8 @@ struct Service {
 }
 
 impl Service {
-    async fn start(template: &Template, setting: Setting) -> Self {
+    /// Starts it; with a point of [`Setting::Starting`], while its calls fail.
+    async fn start(template: &Template, setting: Setting, point: Option<Point>) -> Self {
         let folder = template.copy();
         let injector = Injector::new(
             &template.library,
@@ -297,6 +329,14 @@ impl Service {
         );
         if setting == Setting::Unmapped {
             injector.refuse_to_map();
+        }
+        let points: Vec<_> = point
+            .filter(|_| setting == Setting::Starting)
+            .map(|point| (point, Outcome::default()))
+            .into_iter()
+            .collect();
+        for (point, _) in &points {
+            injector.arm(&point.rules());
         }
         let consumer = Consumer::start().await;
         let flags = flags(&consumer, "32");
@@ -314,7 +354,9 @@ impl Service {
             "the server has not loaded the library"
         );
         let client = server.connect().await;
+        let calls_of_start = counted(&injector);
         let mut service = Self {
+            calls_of_start,
             folder,
             injector,
             consumer,
@@ -323,10 +365,12 @@ impl Service {
             setting,
             schedules: vec![],
             record: Record::default(),
-            points: vec![],
-            step: "setup",
+            points,
+            step: "start",
             findings: Findings::default(),
         };
+        service.step("setup");
+        service.injector.disarm();
         let schedules = if setting.is_heavy() {
             HEAVY_BATCH
         } else {
@@ -554,14 +598,7 @@ impl Service {
     }
 
     /// Runs the workload without a fault, and returns how often it makes each call.
-    async fn calls_of_workload(&mut self) -> BTreeMap<(Operation, Target), u64> {
-        let counted = |injector: &Injector| -> BTreeMap<_, _> {
-            KINDS
-                .iter()
-                .map(|kind| (kind.operation, kind.target))
-                .map(|(operation, target)| ((operation, target), injector.count(operation, target)))
-                .collect()
-        };
+    async fn calls_of_workload(&mut self) -> Calls {
         let cancelled = self.create_due(unique_due(Due::Later)).await;
         let before = counted(&self.injector);
         let rules: Vec<Rule> = self.setting.first().into_iter().collect();
@@ -572,7 +609,11 @@ impl Service {
         for (call, count) in &mut after {
             *count -= before[call];
         }
-        after
+        if self.setting == Setting::Starting {
+            self.calls_of_start.clone()
+        } else {
+            after
+        }
     }
 
     /// Runs the workload with a fault. Returns whether the service recovered.
@@ -582,8 +623,10 @@ impl Service {
             self.findings.add("no creation", || place);
             return false;
         };
-        self.points.push((point, Outcome::default()));
-        self.injector.arm(&point.rules());
+        if self.setting != Setting::Starting {
+            self.points.push((point, Outcome::default()));
+            self.injector.arm(&point.rules());
+        }
         if point.times == FOREVER {
             self.until_refused(&cancelled).await;
             return false;
@@ -713,6 +756,7 @@ struct Totals {
     refused: usize,
     unknown: usize,
     kills: usize,
+    refused_starts: usize,
     slowest_recovery: Duration,
     findings: Findings,
 }
@@ -735,6 +779,17 @@ impl Findings {
 }
 
 impl Totals {
+    /// Counts a server that ended at its start. It must have said why.
+    fn add_refused_start(&mut self, point: Point, panic: &Box<dyn Any + Send>) {
+        let why = panic.downcast_ref::<String>().map_or("", String::as_str);
+        if point.kind.setting == Setting::Starting && why.contains("cannot open") {
+            self.refused_starts += 1;
+        } else {
+            let place = format!("{}, call {}: {why}", point.kind, point.nth);
+            self.findings.add("no start", || place);
+        }
+    }
+
     fn add(&mut self, other: Self) {
         for (kind, (failed, missed)) in other.kinds {
             let sum = self.kinds.entry(kind).or_default();
@@ -748,6 +803,7 @@ impl Totals {
         self.refused += other.refused;
         self.unknown += other.unknown;
         self.kills += other.kills;
+        self.refused_starts += other.refused_starts;
         self.slowest_recovery = self.slowest_recovery.max(other.slowest_recovery);
         self.findings.extend(other.findings);
     }
@@ -763,14 +819,15 @@ impl Totals {
         let points: usize = self.kinds.values().map(|(failed, _)| failed).sum();
         println!(
             "{test}: {points} faults, {} kills: {} writes acknowledged, {} found after kill -9, \
-             {} lost; {} refused, {} of unknown outcome; slowest recovery {:?}",
+             {} lost; {} refused, {} of unknown outcome; slowest recovery {:?}; {} starts refused",
             self.kills,
             self.acknowledged,
             self.found,
             self.acknowledged - self.found,
             self.refused,
             self.unknown,
-            self.slowest_recovery
+            self.slowest_recovery,
+            self.refused_starts
         );
     }
 
@@ -918,8 +975,17 @@ async fn inject(template: &Arc<Template>, points: Vec<Point>) -> Totals {
                     return totals;
                 };
                 let mut rest = VecDeque::from(portion);
-                while let Some(first) = rest.front() {
-                    let mut service = Service::start(&template, first.kind.setting).await;
+                while let Some(first) = rest.front().copied() {
+                    let start = Service::start(&template, first.kind.setting, Some(first));
+                    // It panics if the server does not start.
+                    let mut service = match AssertUnwindSafe(start).catch_unwind().await {
+                        Ok(service) => service,
+                        Err(panic) => {
+                            totals.add_refused_start(first, &panic);
+                            rest.pop_front();
+                            continue;
+                        }
+                    };
                     while let Some(point) = rest.pop_front() {
                         if !service.run(point).await {
                             break;
@@ -943,7 +1009,7 @@ async fn calls_by_kind(template: &Arc<Template>) -> (Vec<(Kind, u64)>, Totals) {
     for setting in Setting::ALL {
         let template = template.clone();
         runs.spawn(async move {
-            let mut service = Service::start(&template, setting).await;
+            let mut service = Service::start(&template, setting, None).await;
             let counts = service.calls_of_workload().await;
             (setting, counts, service.finish(&template).await)
         });
