@@ -258,7 +258,7 @@ impl Store {
             }
             self.check_connection_limit().await?;
             if was_faulty {
-                sessions.admin.confirm().await?;
+                sessions.admin.recover_from_fault().await?;
             }
             Ok(())
         };

@@ -15,8 +15,8 @@ use super::server::{Server, migrate};
 const CALLERS: usize = 16;
 /// Acknowledged changes between two faults.
 const BETWEEN: u64 = 100;
-/// The disk holds the `-wal` file before its first checkpoint, 4 MB, and some thousand schedules.
-const MEGABYTES: u32 = 16;
+/// The disk holds the `-wal` file before its first checkpoint, 1.6 MB, and some thousand schedules.
+const MEGABYTES: u32 = 3;
 
 #[tokio::test]
 async fn a_full_disk_is_reported_and_loses_nothing_sqlite() {

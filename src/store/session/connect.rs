@@ -12,11 +12,17 @@ use sea_orm::{DatabaseConnection, DbErr, QueryResult, SqlxPostgresConnector, Sql
 
 use crate::error::StoreOutage;
 use crate::store::session::connection::{DriverConnection, driver};
-use crate::store::session::error::{ConnectFault, Remedy, code, describe, driver_error, outage};
+use crate::store::session::error::{
+    ConnectFault, Remedy, code, describe, driver_error, outage, sqlite_code,
+};
 use crate::store::session::options::{Location, Options};
 
 /// How long SQLite waits for the write lock of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// SQLite's code for a file that cannot be opened.
+const CANTOPEN: u32 = 14;
+/// SQLite's code for a file that is not a database.
+const NOTADB: u32 = 26;
 /// Prepared statements that a PostgreSQL session keeps.
 const STATEMENT_CACHE: usize = 200;
 
@@ -189,8 +195,11 @@ fn configured(file: &SqliteConnectOptions) -> SqliteConnectOptions {
         // FULL: an acknowledged change is on the disk, not only in the operating system's memory.
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(BUSY_TIMEOUT)
+        // Not mapped: an I/O error on a mapped page would end the process by a signal.
         .pragma("cache_size", "-65536")
-        .pragma("mmap_size", "268435456")
+        // In pages: 1.6 MB. A log that fills a small disk cannot be moved into the file any more,
+        // because the file has to grow first.
+        .pragma("wal_autocheckpoint", "400")
         .disable_statement_logging()
 }
 
@@ -218,13 +227,10 @@ async fn sqlite(
 ) -> Result<DriverConnection, ConnectFault> {
     let options = configured(options);
     let file = options.get_filename().display().to_string();
-    let refused = |why: StoreOutage, cause: &str| ConnectFault {
+    let refused = |why: StoreOutage, remedy: Remedy, cause: &str| ConnectFault {
         why,
         message: format!("cannot open {file}: {cause}"),
-        remedy: match why {
-            StoreOutage::Faulty => Remedy::Url,
-            _ => Remedy::Wait,
-        },
+        remedy,
     };
     match tokio::time::timeout(timeout.max(BUSY_TIMEOUT * 2), options.connect()).await {
         Ok(Ok(connection)) => Ok(DriverConnection::Sqlite(Box::new(connection))),
@@ -235,10 +241,16 @@ async fn sqlite(
                 Some(sqlx::Error::Database(reported)) => reported.message().to_owned(),
                 _ => describe(&fault),
             };
-            Err(refused(why, &cause))
+            // An I/O error may pass; a path that does not exist, or another kind of file, does not.
+            let remedy = match sqlite_code(&fault) {
+                Some(CANTOPEN | NOTADB) | None => Remedy::Url,
+                Some(_) => Remedy::Wait,
+            };
+            Err(refused(why, remedy, &cause))
         }
         Err(_) => Err(refused(
             StoreOutage::Locked,
+            Remedy::Wait,
             "another process holds its lock",
         )),
     }

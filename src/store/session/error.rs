@@ -176,7 +176,7 @@ pub(crate) fn code(fault: &DbErr) -> Option<Cow<'_, str>> {
 
 /// The primary code of an error that SQLite reports. The driver's codes have a refinement above the
 /// lowest byte; PostgreSQL's have five characters.
-fn sqlite_code(fault: &DbErr) -> Option<u32> {
+pub(crate) fn sqlite_code(fault: &DbErr) -> Option<u32> {
     let code = code(fault)?;
     let number: Option<u32> = code.parse().ok();
     number

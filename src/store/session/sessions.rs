@@ -179,6 +179,17 @@ impl Sessions {
         db.commit().await
     }
 
+    /// Makes everything durable as [`Self::confirm`] does, after a fault. On SQLite it first moves
+    /// the log into the file: on a small disk, the log alone may have filled it.
+    pub(crate) async fn recover_from_fault(&self) -> Result<(), DbErr> {
+        if !self.is_postgres() {
+            let db = self.acquire().await?;
+            db.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)")
+                .await?;
+        }
+        self.confirm().await
+    }
+
     /// Whether a session can be opened. If all are in use, their own outcomes show it.
     pub(crate) async fn probe(&self) -> Result<(), DbErr> {
         let Ok(permit) = self.0.permits.clone().try_acquire_owned() else {
