@@ -114,9 +114,10 @@ const CALLS: [(Operation, Target, Effect); 9] = [
 /// Where the database is, and what can go wrong there.
 struct Place {
     url: String,
-    base: Base,
-    /// A small disk with the database, where this process may mount one.
+    /// A small disk with the database, where this process may mount one. It is unmounted before
+    /// the folder around it is removed.
     disk: Option<Disk>,
+    base: Base,
 }
 
 enum Base {
