@@ -1,6 +1,6 @@
 //! Reads when the next wave and the next retry are due, and the database's clock.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
@@ -23,6 +23,10 @@ const NEXT_DUE: &str = "SELECT w.wake_ms, w.workspace_id, w.id, r.retry_ms, l.wa
        ORDER BY retry_ms LIMIT 1) AS r ON true";
 
 const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8";
+
+/// How long a poll may take. It is a short read, and polls are so frequent that the connection is
+/// never checked for having been idle: an unanswered poll shows that it was dropped.
+const POLL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// When the dispatcher has something to do next.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -77,7 +81,7 @@ impl DispatchStore {
                 retry: instant(retry_ms),
             })
         };
-        self.claiming.run(read).await
+        self.claiming.run_within(POLL_TIMEOUT, read).await
     }
 
     /// Reads the clock that all replicas share: PostgreSQL's, or with SQLite the machine's.

@@ -145,11 +145,20 @@ impl Sessions {
         &self,
         work: impl Future<Output = Result<T, DbErr>>,
     ) -> Result<T, Error> {
-        match tokio::time::timeout(WORK_TIMEOUT, work).await {
+        self.run_within(WORK_TIMEOUT, work).await
+    }
+
+    /// Runs a piece of work within this time.
+    pub(crate) async fn run_within<T>(
+        &self,
+        timeout: Duration,
+        work: impl Future<Output = Result<T, DbErr>>,
+    ) -> Result<T, Error> {
+        match tokio::time::timeout(timeout, work).await {
             Ok(done) => done.map_err(|fault| public(&fault)),
             Err(_) => {
                 tracing::error!(
-                    seconds = WORK_TIMEOUT.as_secs(),
+                    seconds = timeout.as_secs(),
                     "the database did not answer in time; the connection is closed"
                 );
                 self.suspect();
@@ -237,7 +246,14 @@ impl Sessions {
                 Ok(Err(fault)) => {
                     tracing::debug!(fault = describe(&fault), "an idle connection is replaced");
                 }
-                Err(_) => tracing::debug!("an idle connection does not answer; it is replaced"),
+                Err(_) => {
+                    tracing::debug!("an idle connection does not answer; all are replaced");
+                    // Whatever made this one silent, such as a firewall, made the others silent.
+                    let silent = std::mem::take(&mut *self.0.idle.lock());
+                    for open in silent {
+                        self.0.database.abandon(open.backend);
+                    }
+                }
             }
             self.0.database.abandon(open.backend);
         }
