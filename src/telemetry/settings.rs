@@ -86,7 +86,7 @@ fn directives(text: &str) -> Result<String, String> {
 #[derive(Debug, Clone, Args)]
 pub struct TraceArgs {
     /// The collector that receives traces by OTLP over gRPC, such as http://127.0.0.1:4317 or
-    /// https://collector.example [default: none; or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or
+    /// https://collector:4317 [default: none; or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or
     /// OTEL_EXPORTER_OTLP_ENDPOINT]
     #[arg(
         long,
