@@ -99,7 +99,7 @@ impl Server {
         sink: Option<SharedSink>,
     ) -> Result<Self, Error> {
         let database = OpenDatabase::open(settings, clock.clone())?;
-        database::judge(database.store.wait_until_usable().await?)?;
+        database::judge(database.store.sessions.wait_until_usable().await?)?;
         database.store.migrate().await?;
         Box::pin(Self::serve(settings, clock, sink, database)).await
     }

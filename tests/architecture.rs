@@ -147,10 +147,11 @@ fn violation(own: &str, file: &Path, line: &str) -> Option<String> {
 }
 
 /// The layer of each module inside the store; `mod` is the store as others see it.
-const STORE_LAYERS: [(&str, u8); 9] = [
+const STORE_LAYERS: [(&str, u8); 10] = [
     ("mod", 6),
     ("admin", 5),
     ("read", 5),
+    ("availability", 5),
     ("gauges", 5),
     ("commit", 4),
     ("dispatch", 3),

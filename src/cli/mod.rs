@@ -170,7 +170,7 @@ async fn with_store<T>(
 ) -> Result<T, Error> {
     let (clock, policy) = (Arc::new(SystemClock), SchedulePolicy::default());
     let (store, _writers) = Store::open(&Options::new(url), clock, policy);
-    store.wait_until_usable().await?;
+    store.sessions.wait_until_usable().await?;
     let done = work(&store).await;
     store.sessions.close().await;
     done

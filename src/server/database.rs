@@ -45,7 +45,7 @@ impl OpenDatabase {
 /// [`Error::Invalid`] when it must not be used: it loses acknowledged changes in a crash, or an
 /// operator must change something first.
 pub(super) async fn is_usable(store: &Store) -> Result<bool, Error> {
-    match store.check().await {
+    match store.sessions.check().await {
         Ok(durability) => judge(durability).map(|()| true),
         Err(Error::StoreUnavailable { .. }) => Ok(false),
         Err(error) => Err(error),
@@ -83,8 +83,8 @@ pub(super) async fn watch(store: Store, access: Access, readiness: Readiness) {
         "the database can be used again",
     );
     loop {
-        store.probe(&mut log).await;
-        let fault = store.fault();
+        store.sessions.probe(&mut log).await;
+        let fault = store.sessions.fault();
         let pause = match fault {
             Some(_) => OUTAGE_PROBE_INTERVAL,
             None => PROBE_INTERVAL,

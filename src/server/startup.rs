@@ -48,7 +48,7 @@ impl Startup {
     /// [`Error::Invalid`] when the database must not be used.
     pub(super) async fn try_open(&self, store: &Store) -> Result<bool, Error> {
         if !is_usable(store).await? {
-            let fault = store.fault();
+            let fault = store.sessions.fault();
             let cause = fault.as_ref().map(|fault| fault.message.as_str());
             tracing::warn!(cause, "not ready: waiting for the database");
             self.readiness.database(fault);

@@ -1,6 +1,7 @@
 //! The store: the only module that uses sea-orm.
 
 mod admin;
+mod availability;
 mod commit;
 mod dispatch;
 mod gauges;
@@ -9,9 +10,6 @@ mod schema;
 mod session;
 mod settings;
 
-use std::time::{Duration, Instant};
-
-use sea_orm::{ConnectionTrait as _, DbErr};
 use tokio::sync::mpsc;
 
 pub use admin::AdminStore;
@@ -32,28 +30,16 @@ pub use session::database::StoreFault;
 pub use session::durability::Durability;
 pub use session::error::RETRY_AFTER;
 pub use session::options::Options;
+pub use session::store_sessions::StoreSessions;
 pub use settings::StoreSettings;
 
 use crate::clock::SharedClock;
 use crate::domain::SchedulePolicy;
-use crate::error::{Error, StoreOutage};
-use crate::telemetry::outage::OutageLog;
+use crate::error::Error;
 use dispatch::DispatchSessions;
 use schema::migration;
-use schema::statement::statement;
-use session::connect::Purpose;
 use session::database::Database;
-use session::error::Remedy;
-use session::sessions::Sessions;
-use session::{durability, error, pooler};
-
-/// The time between attempts of a command to reach the database.
-const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// How long a command waits for the database: a release's migration does not fail because the
-/// database is slow or just starting.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
-/// Sessions of a process on PostgreSQL for keys, quotas, maintenance and the clock.
-const ADMIN_SESSIONS: usize = 4;
+use session::error;
 
 /// The database, in four parts, one for each kind of user.
 #[derive(Clone)]
@@ -68,69 +54,6 @@ pub struct Store {
     pub admin: AdminStore,
     /// The sessions of all of them, to be closed.
     pub sessions: StoreSessions,
-}
-
-/// The sessions of a process, by use. They keep no queue open.
-#[derive(Clone)]
-pub struct StoreSessions {
-    reads: Sessions,
-    writers: Vec<Sessions>,
-    claiming: Sessions,
-    settling: Sessions,
-    admin: Sessions,
-}
-
-impl StoreSessions {
-    /// On SQLite, everything that writes shares the one connection that may write at a time; a
-    /// database in memory has only one connection.
-    fn new(database: &Database, settings: &StoreSettings) -> Self {
-        let sessions = |purpose, max| Sessions::new(database.clone(), purpose, max);
-        let reads = usize::try_from(settings.read_connections.get()).unwrap_or(usize::MAX);
-        if database.options().is_sqlite() {
-            let writer = sessions(Purpose::Commit, 1);
-            let reads = if database.options().is_in_memory() {
-                writer.clone()
-            } else {
-                sessions(Purpose::Read, reads)
-            };
-            return Self {
-                reads,
-                writers: vec![writer.clone()],
-                claiming: writer.clone(),
-                settling: writer.clone(),
-                admin: writer,
-            };
-        }
-        let writers = (0..settings.writers.get()).map(|_| sessions(Purpose::Commit, 1));
-        Self {
-            reads: sessions(Purpose::Read, reads),
-            writers: writers.collect(),
-            claiming: sessions(Purpose::Dispatch, 1),
-            settling: sessions(Purpose::Dispatch, 1),
-            admin: sessions(Purpose::Dispatch, ADMIN_SESSIONS),
-        }
-    }
-
-    /// Each once; on SQLite, the one that writes comes last.
-    fn distinct(&self) -> Vec<&Sessions> {
-        let database = self.reads.database().options();
-        let mut distinct = vec![&self.reads];
-        if !database.is_in_memory() {
-            distinct.extend(&self.writers);
-        }
-        if !database.is_sqlite() {
-            distinct.extend([&self.claiming, &self.settling, &self.admin]);
-        }
-        distinct
-    }
-
-    /// Waits for the sessions in use, for at most a few seconds, and closes every connection. The
-    /// last connection to a SQLite file moves everything into the file.
-    pub async fn close(&self) {
-        for sessions in self.distinct() {
-            sessions.close().await;
-        }
-    }
 }
 
 impl Store {
@@ -192,126 +115,9 @@ impl Store {
         self.sessions.admin.run(pending).await
     }
 
-    /// Checks that this database can hold the service's data, and returns whether an acknowledged
-    /// change survives a crash of its machine.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] when another database, or another way to it, must be used;
-    /// [`Error::StoreUnavailable`] when the database is away, with its cause in [`Self::fault`].
-    pub async fn check(&self) -> Result<Durability, Error> {
-        let check = async {
-            let database = self.sessions.admin.database();
-            if !database.options().is_sqlite() {
-                pooler::check(database).await?;
-            }
-            let db = self.sessions.admin.acquire().await?;
-            durability::durability(&db).await
-        };
-        check
-            .await
-            .map_err(|fault| match error::connect_fault(&fault) {
-                Some(refused) if refused.remedy == Remedy::Url => {
-                    Error::invalid("database-url", refused.message.clone())
-                }
-                _ => error::public(&fault),
-            })
-    }
-
-    /// [`Self::check`], repeated while the database is away, for at most 30 seconds. Logs what it
-    /// waits for.
-    pub async fn wait_until_usable(&self) -> Result<Durability, Error> {
-        let began = Instant::now();
-        let mut waited_for = String::new();
-        loop {
-            let error = match self.check().await {
-                Err(error @ Error::StoreUnavailable { .. }) => error,
-                checked => return checked,
-            };
-            let fault = self.fault();
-            let lasts = fault.as_ref().is_some_and(|fault| fault.lasts);
-            let cause = fault.map_or(error.to_string(), |fault| fault.message);
-            if lasts || began.elapsed() >= COMMAND_TIMEOUT {
-                return Err(Error::internal(cause));
-            }
-            if cause != waited_for {
-                let seconds = COMMAND_TIMEOUT.as_secs();
-                tracing::warn!(cause, "waiting up to {seconds} s for the database");
-                waited_for = cause;
-            }
-            tokio::time::sleep(RETRY_INTERVAL).await;
-        }
-    }
-
-    /// What is wrong with the database, as far as this process has noticed.
-    pub fn fault(&self) -> Option<StoreFault> {
-        self.sessions.admin.database().fault()
-    }
-
-    /// Checks every kind of session, and after a fault that a write succeeds, so that
-    /// [`Self::fault`] is up to date. `log` gets the end and the beginning of an outage.
-    pub async fn probe(&self, log: &mut OutageLog) {
-        let (began, sessions) = (Instant::now(), &self.sessions);
-        let was_faulty = self.fault().is_some();
-        let probe = async {
-            for sessions in sessions.distinct() {
-                sessions.probe().await?;
-            }
-            self.check_connection_limit().await?;
-            if was_faulty {
-                sessions.admin.recover_from_fault().await?;
-            }
-            Ok(())
-        };
-        match sessions.admin.run(probe).await {
-            Ok(()) => sessions.admin.database().recovered(began),
-            Err(error) if self.fault().is_none() => log.failed(&error),
-            Err(_) => {}
-        }
-        match self.fault() {
-            Some(fault) => log.unavailable(&fault.message),
-            None => log.succeeded(),
-        }
-    }
-
-    /// Reports a limit that is lower than the number of sessions of this process.
-    async fn check_connection_limit(&self) -> Result<(), DbErr> {
-        if self.sessions.reads.database().options().is_sqlite() {
-            return Ok(());
-        }
-        let db = self.sessions.admin.acquire().await?;
-        let row = db
-            .query_one_raw(statement(&db, CONNECTION_LIMIT, []))
-            .await?;
-        let limit: Option<i32> = row
-            .map(|row| row.try_get_by_index(0))
-            .transpose()?
-            .flatten();
-        let needed: usize = self.sessions.distinct().iter().map(|one| one.max()).sum();
-        let Some(limit) = limit.filter(|limit| usize::try_from(*limit).is_ok_and(|n| n < needed))
-        else {
-            return Ok(());
-        };
-        self.sessions.admin.database().report(StoreFault {
-            why: StoreOutage::TooManyConnections,
-            message: format!(
-                "the database allows {limit} connections, and this process needs {needed}; raise \
-                 the CONNECTION LIMIT of the role or of the database, or lower --read-connections"
-            ),
-            lasts: true,
-        });
-        Ok(())
-    }
-
     /// The gauges of the queues and of the sessions.
     pub fn gauges(&self) -> StoreGauges {
         let (reads, admin) = (self.sessions.reads.clone(), self.sessions.admin.clone());
         StoreGauges::new(self.commit.writers(), reads, admin)
     }
 }
-
-/// The smallest limit on this role's connections to this database; superusers have none.
-const CONNECTION_LIMIT: &str = "SELECT min(n) FROM ( \
-       SELECT rolconnlimit FROM pg_roles WHERE rolname = session_user AND NOT rolsuper \
-       UNION ALL SELECT datconnlimit FROM pg_database WHERE datname = current_database() \
-         AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = session_user) \
-     ) AS limits (n) WHERE n >= 0";

@@ -9,3 +9,4 @@ pub(super) mod error;
 pub(super) mod options;
 pub(super) mod pooler;
 pub(super) mod sessions;
+pub(super) mod store_sessions;
