@@ -9,9 +9,9 @@ pub mod traces;
 
 use std::io::IsTerminal;
 
+use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, filter};
 
 use crate::error::Error;
 use notices::ServerWarnings;
@@ -42,10 +42,9 @@ pub fn start(settings: &LogSettings) -> Result<ServerWarnings, Error> {
         log.with_ansi(terminal).with_target(false).boxed()
     };
     let warnings = ServerWarnings::default();
-    let is_notice = filter::filter_fn(|metadata| metadata.target() == notices::TARGET);
     tracing_subscriber::registry()
         .with(log.with_filter(wanted))
-        .with(warnings.clone().with_filter(is_notice))
+        .with(warnings.clone().with_filter(notices::filter()))
         .try_init()
         .map_err(|error| Error::internal(format!("failed to start logging: {error}")))?;
     Ok(warnings)

@@ -4,12 +4,21 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tracing::{Event, Level, Subscriber};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
+use tracing_subscriber::filter::FilterFn;
 use tracing_subscriber::layer::Context;
 
 /// The target under which the driver logs them.
-pub(super) const TARGET: &str = "sqlx::postgres::notice";
+const TARGET: &str = "sqlx::postgres::notice";
+
+/// Lets only warnings through. It states its level, since without it every event of every crate
+/// would be built, at trace level too.
+pub(super) fn filter() -> FilterFn {
+    let is_notice: fn(&Metadata<'_>) -> bool = |metadata| metadata.target() == TARGET;
+    FilterFn::new(is_notice).with_max_level_hint(LevelFilter::WARN)
+}
 
 /// Counts warnings. One that comes with a commit may say that no standby has it: "canceling wait
 /// for synchronous replication". Cheap to clone; the default counts nothing.
@@ -29,5 +38,26 @@ impl<S: Subscriber> Layer<S> for ServerWarnings {
         if metadata.target() == TARGET && *metadata.level() <= Level::WARN {
             self.0.fetch_add(1, Ordering::AcqRel);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+
+    #[test]
+    fn warnings_of_the_server_are_counted_and_no_other_level_is_enabled() {
+        let warnings = ServerWarnings::default();
+        let layer = warnings.clone().with_filter(filter());
+        let subscriber = tracing_subscriber::registry().with(layer);
+        assert_eq!(subscriber.max_level_hint(), Some(LevelFilter::WARN));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(target: TARGET, "a warning");
+            tracing::info!(target: TARGET, "a notice");
+            tracing::warn!("another target");
+        });
+        assert_eq!(warnings.count(), 1);
     }
 }
