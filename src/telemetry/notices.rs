@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::FilterFn;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::Context;
 
 /// The target under which the driver logs them.
@@ -15,9 +15,8 @@ const TARGET: &str = "sqlx::postgres::notice";
 
 /// Lets only warnings through. It states its level, since without it every event of every crate
 /// would be built, at trace level too.
-pub(super) fn filter() -> FilterFn {
-    let is_notice: fn(&Metadata<'_>) -> bool = |metadata| metadata.target() == TARGET;
-    FilterFn::new(is_notice).with_max_level_hint(LevelFilter::WARN)
+pub(super) fn filter() -> Targets {
+    Targets::new().with_target(TARGET, LevelFilter::WARN)
 }
 
 /// Counts warnings. One that comes with a commit may say that no standby has it: "canceling wait
@@ -56,6 +55,7 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!(target: TARGET, "a warning");
             tracing::info!(target: TARGET, "a notice");
+            assert!(!tracing::enabled!(target: TARGET, Level::INFO));
             tracing::warn!("another target");
         });
         assert_eq!(warnings.count(), 1);
