@@ -13,6 +13,10 @@ use crate::service::{AttemptResult, Service};
 /// The pause between two attempts to settle outcomes whose rows another session has locked.
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
+/// The most outcomes that wait for locks. Further ones stay in the queue and hold their workers, so
+/// that fewer waves are claimed.
+const MAX_LEFT_OUT: usize = 10_000;
+
 /// Settles as many outcomes at a time as wait in `queue`, until every sender is dropped and no
 /// outcome waits for a lock.
 pub(super) async fn run(
@@ -24,7 +28,9 @@ pub(super) async fn run(
     let mut is_open = true;
     while is_open || !left_out.results.is_empty() {
         tokio::select! {
-            received = queue.recv_many(&mut batch, MAX_BATCH), if is_open => {
+            received = queue.recv_many(&mut batch, MAX_BATCH),
+                if is_open && left_out.results.len() < MAX_LEFT_OUT =>
+            {
                 is_open = received > 0;
                 let give_up_at = Instant::now() + service.delivery_timeout();
                 let locked = settle(&service, &batch, give_up_at).await;
