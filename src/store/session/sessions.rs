@@ -429,7 +429,8 @@ impl Session<'_> {
         let mark = match self.get_database_backend() {
             // A record in the write-ahead log, which locks no row.
             DbBackend::Postgres => "SELECT pg_logical_emit_message(true, 'canvas-scheduler', '')",
-            _ => "UPDATE sending SET paused = paused WHERE id = 1",
+            // The header of the file, which needs no table.
+            _ => "PRAGMA user_version = 0",
         };
         self.execute_unprepared(mark).await.map(drop)
     }
