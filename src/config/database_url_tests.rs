@@ -131,7 +131,6 @@ fn parameters_have_the_names_of_libpq() {
     assert_eq!(url.ssl_root_cert.as_deref(), Some(Path::new("/ca")));
     assert_eq!(url.ssl_cert.as_deref(), Some(Path::new("c")));
     assert_eq!(url.ssl_key.as_deref(), Some(Path::new("k")));
-    assert!(url.read_write);
     assert_eq!(url.connect_timeout, Some(Duration::from_secs(3)));
     assert_eq!(url.application_name.as_deref(), Some("app"));
     let settings = [("jit", "off"), ("search_path", "a b"), ("work_mem", "1MB")];
@@ -144,8 +143,8 @@ fn parameters_have_the_names_of_libpq() {
         "postgres://h?ssl-mode=disable&ssl-ca=x&target_session_attrs=any&connect_timeout=0",
     );
     assert_eq!(
-        (url.ssl_mode, url.read_write, url.connect_timeout),
-        (SslMode::Disable, false, None)
+        (url.ssl_mode, url.connect_timeout),
+        (SslMode::Disable, None)
     );
     assert_eq!(url.ssl_root_cert.as_deref(), Some(Path::new("x")));
     let url = postgres("postgres://h");

@@ -305,3 +305,32 @@ async fn connections_stay_within_the_formula_during_outages_postgres() {
     assert!(seen <= formula, "{seen} connections, {formula} documented");
     insist(async || recorder.update(&mut client, &ids[0], "").await).await;
 }
+
+/// The tables are created where the sessions look for them.
+#[tokio::test]
+async fn settings_of_the_url_hold_for_migrations_and_sessions_postgres() {
+    let Some(database) = Database::postgres_empty() else {
+        return;
+    };
+    let (postgres, name) = database.server();
+    postgres.psql(name, "CREATE SCHEMA elsewhere").unwrap();
+    let url = format!(
+        "{}?options=-c%20search_path%3Delsewhere&application_name=elsewhere",
+        database.url()
+    );
+    migrate(&url);
+    let tables = "SELECT DISTINCT schemaname FROM pg_tables WHERE tablename LIKE 'canvas%'";
+    assert_eq!(postgres.psql(name, tables).unwrap(), "elsewhere");
+    let server = Server::start(&url, &[]).await;
+    schedules(&mut server.connect().await, 1).await;
+    let writers =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'elsewhere writer'";
+    assert_ne!(postgres.psql(name, writers).unwrap(), "0");
+    let unknown = format!("{}?options=-c%20no_such_setting%3D1", database.url());
+    let refused = run(
+        &mut command(&["migrate", "--database-url", &unknown]),
+        PATIENCE,
+    );
+    let refused = refused.expect_err("the server does not know the setting");
+    assert!(refused.contains("no_such_setting"), "{refused}");
+}

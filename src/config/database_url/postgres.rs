@@ -36,9 +36,6 @@ pub struct PostgresUrl {
     pub ssl_cert: Option<PathBuf>,
     /// Its private key, PEM.
     pub ssl_key: Option<PathBuf>,
-    /// Whether the URL asks for a server that accepts writes: `target_session_attrs` is
-    /// `read-write` or `primary`.
-    pub read_write: bool,
     /// Timeout for connecting to one host; `None` if the URL has none, or 0.
     pub connect_timeout: Option<Duration>,
     /// The name of the sessions in PostgreSQL's views and logs.
@@ -231,7 +228,7 @@ impl Parameters {
         let ports = self.ports(problems);
         let hosts = self.hosts(ports, problems);
         let ssl_mode = self.ssl_mode(problems);
-        let read_write = self.read_write(problems);
+        let attributes_fit = self.session_attributes_fit(problems);
         let connect_timeout = self.connect_timeout(problems);
         if let Some(options) = self.take("options") {
             let settings = parse_options(&options);
@@ -240,6 +237,7 @@ impl Parameters {
             }
             self.settings.extend(settings.unwrap_or_default());
         }
+        attributes_fit.then_some(())?;
         Some(PostgresUrl {
             hosts: hosts?,
             user: self.take("user"),
@@ -249,7 +247,6 @@ impl Parameters {
             ssl_root_cert: self.take("sslrootcert").map(PathBuf::from),
             ssl_cert: self.take("sslcert").map(PathBuf::from),
             ssl_key: self.take("sslkey").map(PathBuf::from),
-            read_write: read_write?,
             connect_timeout,
             application_name: self.take("application_name"),
             settings: self.settings,
@@ -320,20 +317,21 @@ impl Parameters {
         })
     }
 
-    fn read_write(&mut self, problems: &mut Problems) -> Option<bool> {
+    /// Checks `target_session_attrs`. The service uses only servers that accept writes, whichever
+    /// of the valid values is set.
+    fn session_attributes_fit(&mut self, problems: &mut Problems) -> bool {
         match self.take("target_session_attrs").as_deref() {
-            None | Some("any") => Some(false),
-            Some("read-write" | "primary") => Some(true),
+            None | Some("any" | "read-write" | "primary") => true,
             Some("read-only" | "standby" | "prefer-standby") => {
                 problems.add(
                     "has a target_session_attrs that may lead to a standby, but the service \
                      writes; set read-write, primary or any",
                 );
-                None
+                false
             }
             Some(_) => {
                 problems.add("has an unknown target_session_attrs; set read-write, primary or any");
-                None
+                false
             }
         }
     }

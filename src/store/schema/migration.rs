@@ -37,7 +37,7 @@ pub(crate) async fn migrate(sessions: &Sessions) -> Result<Vec<String>, DbErr> {
     // Keeps a database in memory.
     drop(sessions.acquire().await?);
     // The migrator runs on the driver's own pool; this one has one connection, which has the lock.
-    let db = sessions.database().pool_of_one();
+    let db = sessions.database().pool_of_one().await?;
     if sessions.is_postgres() {
         db.execute_unprepared(UNLIMITED).await?;
         let lock = format!("SELECT pg_advisory_lock({LOCK_KEY})");

@@ -3,11 +3,11 @@
 //! Settings are set by statements after connecting, because poolers drop or refuse them as startup
 //! parameters, and are read back. A server that must not be used is refused with its reason.
 
-use sea_orm::sqlx::{self, ConnectOptions as _};
 use std::time::Duration;
 
 use sea_orm::sqlx::postgres::PgConnectOptions;
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sea_orm::sqlx::{self, ConnectOptions as _};
 use sea_orm::{DatabaseConnection, DbErr, QueryResult, SqlxPostgresConnector, SqlxSqliteConnector};
 
 use crate::error::StoreOutage;
@@ -53,11 +53,12 @@ pub(crate) struct ServerProcess {
 }
 
 impl Purpose {
-    fn application_name(self) -> &'static str {
+    fn application_name(self, options: &Options) -> String {
+        let name = &options.application_name;
         match self {
-            Self::Read => "canvas-scheduler",
-            Self::Commit => "canvas-scheduler writer",
-            Self::Dispatch => "canvas-scheduler dispatcher",
+            Self::Read => name.clone(),
+            Self::Commit => format!("{name} writer"),
+            Self::Dispatch => format!("{name} dispatcher"),
         }
     }
 
@@ -99,18 +100,23 @@ const CLIENT_CHECKS: [(&str, &str); 6] = [
     ("client_connection_check_interval", "2s"),
 ];
 
-/// Sets those of the settings that the server knows.
-fn set(settings: &[(impl AsRef<str>, impl AsRef<str>)]) -> String {
+/// Sets the settings. The server refuses one that it does not know.
+pub(crate) fn set(settings: &[(impl AsRef<str>, impl AsRef<str>)]) -> String {
     let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
     let rows: Vec<String> = settings
         .iter()
         .map(|(name, value)| format!("({}, {})", quoted(name.as_ref()), quoted(value.as_ref())))
         .collect();
     format!(
-        "SELECT set_config(name, value, false) FROM (VALUES {}) AS s (name, value) \
-         WHERE current_setting(name, true) IS NOT NULL",
+        "SELECT set_config(name, value, false) FROM (VALUES {}) AS s (name, value)",
         rows.join(", ")
     )
+}
+
+/// Sets those of the settings that the server knows.
+fn set_known(settings: &[(&str, &str)]) -> String {
+    let set = set(settings);
+    format!("{set} WHERE current_setting(name, true) IS NOT NULL")
 }
 
 /// What the server says of itself, and then the values of these settings.
@@ -181,7 +187,7 @@ pub(crate) fn pool_of_one(options: &Options, host: usize) -> DatabaseConnection 
             let pool = pool.idle_timeout(None).max_lifetime(None);
             let server = servers.get(host).cloned().unwrap_or_default();
             let server = server
-                .application_name(Purpose::Dispatch.application_name())
+                .application_name(&Purpose::Dispatch.application_name(options))
                 .extra_float_digits(None);
             SqlxPostgresConnector::from_sqlx_postgres_pool(pool.connect_lazy_with(server))
         }
@@ -195,7 +201,8 @@ fn configured(file: &SqliteConnectOptions) -> SqliteConnectOptions {
         // FULL: an acknowledged change is on the disk, not only in the operating system's memory.
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(BUSY_TIMEOUT)
-        // Not mapped: an I/O error on a mapped page would end the process by a signal.
+        // 64 MB. The file is not mapped: an I/O error on a mapped page would end the process by a
+        // signal.
         .pragma("cache_size", "-65536")
         // In pages: 1.6 MB. A log that fills a small disk cannot be moved into the file any more,
         // because the file has to grow first.
@@ -265,7 +272,7 @@ async fn postgres(
     let opening = async {
         let connection = server
             .clone()
-            .application_name(purpose.application_name())
+            .application_name(&purpose.application_name(options))
             .statement_cache_capacity(STATEMENT_CACHE)
             // The service stores no floating-point numbers, and poolers refuse the parameter.
             .extra_float_digits(None)
@@ -281,7 +288,10 @@ async fn postgres(
                 connection.execute_unprepared(&asked).await?;
             }
             connection.execute_unprepared(&set(&settings)).await?;
-            if let Err(fault) = connection.execute_unprepared(&set(&CLIENT_CHECKS)).await {
+            if let Err(fault) = connection
+                .execute_unprepared(&set_known(&CLIENT_CHECKS))
+                .await
+            {
                 tracing::debug!(fault = describe(&fault), "the server lacks client checks");
             }
             connection.query_unprepared(&verification(&settings)).await
@@ -350,9 +360,10 @@ impl PostgresServer<'_> {
             (_, Some("53300")) => (Remedy::Wait, "too many connections".to_owned()),
             (Some(sqlx::Error::Database(reported)), code) => {
                 let message = reported.message().replace(self.0.get_username(), "(user)");
-                // 08P01: a pooler refuses a parameter or the mode.
+                // 08P01: a pooler refuses a parameter or the mode. 22023, 42704, 42501: the server
+                // refuses a setting that the URL asks for.
                 let remedy = match code {
-                    Some("08P01") => Remedy::Url,
+                    Some("08P01" | "22023" | "42704" | "42501") => Remedy::Url,
                     _ => Remedy::Wait,
                 };
                 (remedy, message)

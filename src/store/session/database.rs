@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use sea_orm::{DatabaseConnection, DbBackend, DbErr};
+use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr};
 
 use crate::error::StoreOutage;
 use crate::store::session::connect::{self, Opened, Purpose, ServerProcess};
-use crate::store::session::error::{Remedy, connect_fault, describe, outage};
+use crate::store::session::connection::DriverConnection;
+use crate::store::session::error::{Remedy, connect_fault, connection_is_spent, describe, outage};
 use crate::store::session::options::{Location, Options};
 
 /// The most backends that are remembered to be ended.
@@ -80,10 +81,7 @@ impl Database {
             self.note(&fault);
             fault
         })?;
-        let abandoned = std::mem::take(&mut self.0.state.lock().abandoned);
-        if !abandoned.is_empty() {
-            connect::terminate(&mut opened.connection, &abandoned).await?;
-        }
+        self.end_abandoned(&mut opened.connection).await?;
         let mut state = self.0.state.lock();
         state.host = host;
         if state.server != opened.server {
@@ -96,6 +94,24 @@ impl Database {
         Ok((opened, state.generation))
     }
 
+    /// Ends the abandoned backends. Fails only if the connection cannot be used any more: a role may
+    /// lack the right to end backends, whose own timeouts then end them.
+    async fn end_abandoned(&self, connection: &mut DriverConnection) -> Result<(), DbErr> {
+        let abandoned = std::mem::take(&mut self.0.state.lock().abandoned);
+        if abandoned.is_empty() {
+            return Ok(());
+        }
+        let Err(fault) = connect::terminate(connection, &abandoned).await else {
+            return Ok(());
+        };
+        self.note(&fault);
+        tracing::debug!(fault = describe(&fault), "abandoned backends are not ended");
+        if connection_is_spent(&fault) {
+            return Err(fault);
+        }
+        Ok(())
+    }
+
     /// Remembers the backend of a connection that was dropped in the middle of something, to end it
     /// with the next connection that is opened.
     pub(crate) fn abandon(&self, backend: ServerProcess) {
@@ -105,10 +121,16 @@ impl Database {
         }
     }
 
-    /// The driver's own pool with one connection to the current server, which it keeps.
-    pub(crate) fn pool_of_one(&self) -> DatabaseConnection {
+    /// The driver's own pool with one connection to the current server, which it keeps, with the
+    /// settings that the URL asks for.
+    pub(crate) async fn pool_of_one(&self) -> Result<DatabaseConnection, DbErr> {
         let host = self.0.state.lock().host;
-        connect::pool_of_one(&self.0.options, host)
+        let db = connect::pool_of_one(&self.0.options, host);
+        if !self.0.options.session_settings.is_empty() {
+            let set = connect::set(&self.0.options.session_settings);
+            db.execute_unprepared(&set).await?;
+        }
+        Ok(db)
     }
 
     /// Whether a connection that was last used at `used` may be used without a check.

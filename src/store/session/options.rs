@@ -21,6 +21,8 @@ pub struct Options {
     pub settings: StoreSettings,
     /// Settings of PostgreSQL sessions that the URL asks for.
     pub(super) session_settings: Vec<(String, String)>,
+    /// The name of the sessions in PostgreSQL's views and logs; each use of them adds its own.
+    pub(super) application_name: String,
     /// How long to wait for a connection.
     pub connect_timeout: Duration,
     /// Metrics of the commits and of dead letters.
@@ -44,23 +46,22 @@ pub(super) enum Location {
 impl Options {
     /// The default settings.
     pub fn new(url: &DatabaseUrl) -> Self {
-        let (location, session_settings, connect_timeout) = match url {
-            DatabaseUrl::Postgres(url) => (
-                Location::Postgres(servers(url)),
-                url.settings.clone(),
-                url.connect_timeout,
-            ),
+        let (location, postgres) = match url {
+            DatabaseUrl::Postgres(url) => (Location::Postgres(servers(url)), Some(url)),
             DatabaseUrl::Sqlite(url) => {
                 let in_memory = url.file.is_none();
                 let file = Box::new(file(url));
-                (Location::Sqlite { file, in_memory }, vec![], None)
+                (Location::Sqlite { file, in_memory }, None)
             }
         };
+        let name = postgres.and_then(|url| url.application_name.clone());
+        let timeout = postgres.and_then(|url| url.connect_timeout);
         Self {
             location,
             settings: StoreSettings::default(),
-            session_settings,
-            connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+            session_settings: postgres.map_or(vec![], |url| url.settings.clone()),
+            application_name: name.unwrap_or_else(|| "canvas-scheduler".to_owned()),
+            connect_timeout: timeout.unwrap_or(CONNECT_TIMEOUT),
             metrics: CommitMetrics::default(),
             warnings: ServerWarnings::default(),
         }
