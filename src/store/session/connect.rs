@@ -188,7 +188,9 @@ pub(crate) fn pool_of_one(options: &Options, host: usize) -> DatabaseConnection 
             let server = servers.get(host).cloned().unwrap_or_default();
             let server = server
                 .application_name(&Purpose::Dispatch.application_name(options))
-                .extra_float_digits(None);
+                .extra_float_digits(None)
+                // A log of the statement that sets them would show the settings of the URL.
+                .disable_statement_logging();
             SqlxPostgresConnector::from_sqlx_postgres_pool(pool.connect_lazy_with(server))
         }
     }
